@@ -1,0 +1,171 @@
+"""The errors that a task can end with.
+
+One class for each kind of cause, so that a callback can tell them apart. Those that a retry
+cannot help are also :class:`AirflowFailException`: Airflow fails the task at once, whatever its
+``retries``. Each message says what happened, whether money was spent, what to do, and what a
+retry will do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from airflow_provider_jojokey.img2.errors import Billed, Img2Error, Kind
+
+
+class JojoKeyError(AirflowException):
+    """A generation, or what belongs to it, failed.
+
+    :param message: what happened, whether it cost money, what to do
+    :param status_code: the HTTP status of the gateway's answer, if there was one
+    :param code: the ``error.code`` in its body, or Cloudflare's error number
+    :param request_id: the gateway's request id, for JojoKey's support
+    :param cf_ray: Cloudflare's ray id, for JojoKey's support
+    :param retry_after: seconds after which trying again makes sense, where known
+    :param billed: whether this attempt cost money: ``"no"``, ``"yes"`` or ``"unknown"``
+    """
+
+    retry: ClassVar[str] = "A retry is safe: it pays nothing twice."
+    """What a retry will do: the message's last sentence."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status_code: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        cf_ray: str | None = None,
+        retry_after: float | None = None,
+        billed: Billed = "no",
+    ) -> None:
+        super().__init__(f"{message} {self.retry}".strip())
+        self.message = message
+        self.status_code = status_code  # type: ignore[assignment]
+        self.code = code
+        self.request_id = request_id
+        self.cf_ray = cf_ray
+        self.retry_after = retry_after
+        self.billed: Billed = billed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), dict(vars(self)))  # keyword arguments would be lost otherwise
+
+    @staticmethod
+    def of(error: Img2Error) -> JojoKeyError:
+        """Return the exception for an error of the API."""
+        return _CLASS_OF_KIND[error.kind](
+            str(error),
+            status_code=error.status_code,
+            code=error.code,
+            request_id=error.request_id,
+            cf_ray=error.cf_ray,
+            retry_after=error.retry_after,
+            billed=error.billed,
+        )
+
+
+def _rebuild(cls: type[JojoKeyError], state: dict[str, Any]) -> JojoKeyError:
+    return cls(**state)
+
+
+class JojoKeyFailure(JojoKeyError, AirflowFailException):
+    """A failure that a retry cannot help: the task fails at once."""
+
+    retry = "Airflow does not retry it: a retry would end the same way."
+
+
+class JojoKeyConnectionError(JojoKeyFailure):
+    """The Airflow connection is missing something or holds something that cannot be used."""
+
+
+class JojoKeyRequestError(JojoKeyFailure, ValueError):
+    """The request breaks a rule of the API."""
+
+
+class JojoKeyTokenError(JojoKeyFailure):
+    """The token is wrong, disabled, expired or used up (401)."""
+
+
+class JojoKeyAccessError(JojoKeyFailure):
+    """The token may not use this model, group or address (403)."""
+
+
+class JojoKeyEdgeBlockedError(JojoKeyFailure):
+    """The network edge refused this machine before the gateway saw the request."""
+
+
+class JojoKeyQuotaError(JojoKeyFailure):
+    """The account's balance or the token's quota is not enough."""
+
+
+class JojoKeyContentError(JojoKeyFailure):
+    """The content check refused the prompt."""
+
+
+class JojoKeyBaseUrlError(JojoKeyFailure):
+    """There is no image API at the connection's host (404, a web page, a redirect)."""
+
+
+class JojoKeyTLSError(JojoKeyFailure):
+    """TLS failed before anything was sent."""
+
+
+class JojoKeyRateLimitError(JojoKeyError):
+    """Too many requests (429)."""
+
+    retry = "Airflow retries it; nothing was paid so far."
+
+
+class JojoKeyNoChannelError(JojoKeyError):
+    """No channel serves the model in the token's group at the moment (503)."""
+
+    retry = "Airflow retries it; nothing was paid so far."
+
+
+class JojoKeyOverloadedError(JojoKeyError):
+    """The gateway or the model behind it is overloaded or failing; what it had taken it refunded."""
+
+    retry = "Airflow retries it; nothing was paid so far."
+
+
+class JojoKeyUnreachableError(JojoKeyError):
+    """No connection to the gateway."""
+
+    retry = "Airflow retries it; nothing was paid so far."
+
+
+class JojoKeyUnknownOutcomeError(JojoKeyFailure):
+    """The request was sent, its answer was lost, and it may have been billed."""
+
+    retry = "Airflow does not retry it: a retry might pay a second time."
+
+
+class JojoKeyReplyError(JojoKeyFailure):
+    """The gateway reported success, and billed it, but its reply holds no usable image."""
+
+    retry = "Airflow does not retry it: a retry would pay a second time."
+
+
+class JojoKeyStoreError(JojoKeyError):
+    """S3 refused something or could not be reached."""
+
+
+_CLASS_OF_KIND: dict[Kind, type[JojoKeyError]] = {
+    Kind.REQUEST: JojoKeyRequestError,
+    Kind.TOKEN: JojoKeyTokenError,
+    Kind.ACCESS: JojoKeyAccessError,
+    Kind.EDGE_BLOCKED: JojoKeyEdgeBlockedError,
+    Kind.QUOTA: JojoKeyQuotaError,
+    Kind.CONTENT: JojoKeyContentError,
+    Kind.BASE_URL: JojoKeyBaseUrlError,
+    Kind.TLS: JojoKeyTLSError,
+    Kind.RATE_LIMIT: JojoKeyRateLimitError,
+    Kind.NO_CHANNEL: JojoKeyNoChannelError,
+    Kind.OVERLOADED: JojoKeyOverloadedError,
+    Kind.UNREACHABLE: JojoKeyUnreachableError,
+    Kind.UNKNOWN_OUTCOME: JojoKeyUnknownOutcomeError,
+    Kind.REPLY: JojoKeyReplyError,
+}

@@ -1,0 +1,90 @@
+"""What Airflow reads to know this provider. Read in many processes: it imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_jojokey import __version__
+
+DISTRIBUTION = "airflow-provider-jojokey"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata, after Airflow's ``provider_info.schema.json``."""
+    return {
+        "package-name": DISTRIBUTION,
+        "name": "JojoKey",
+        "description": "Images from `JojoKey's IMG2 API <https://api.jojokey.com>`__: "
+        "each paid once, stored in S3, accounted for.",
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": "JojoKey",
+                "external-doc-url": "https://api.jojokey.com",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": [
+            {
+                "integration-name": "JojoKey",
+                "python-modules": ["airflow_provider_jojokey.hooks.jojokey"],
+            }
+        ],
+        "operators": [
+            {
+                "integration-name": "JojoKey",
+                "python-modules": ["airflow_provider_jojokey.operators.jojokey"],
+            }
+        ],
+        "connection-types": [
+            {
+                "connection-type": "jojokey",
+                "hook-class-name": "airflow_provider_jojokey.hooks.jojokey.JojoKeyHook",
+                "hook-name": "JojoKey",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "port", "login"],
+                    "relabeling": {"host": "Base URL", "password": "Token"},
+                    "placeholders": {"host": "https://api.jojokey.com", "password": "sk-…"},
+                },
+                "conn-fields": {
+                    "default_model": {
+                        "label": "Default model",
+                        "description": "Used where an operator names no model. Empty: gpt-image-2.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "connect_timeout": {
+                        "label": "Connect timeout",
+                        "description": "Seconds to wait for a connection. Empty: 10.",
+                        "schema": {"type": ["number", "null"], "minimum": 0.1},
+                    },
+                    "read_timeout": {
+                        "label": "Read timeout",
+                        "description": "Seconds of silence to bear. A high-quality image takes about two "
+                        "minutes, and an answer that is not waited for is billed all the same. Empty: 300.",
+                        "schema": {"type": ["number", "null"], "minimum": 1},
+                    },
+                    "max_resends": {
+                        "label": "Resends",
+                        "description": "How often a request that surely was not billed (rate limit, no channel, "
+                        "gateway not reached) is sent again before Airflow's own retries. Empty: 2.",
+                        "schema": {"type": ["integer", "null"], "minimum": 0, "maximum": 10},
+                    },
+                    "max_resend_wait": {
+                        "label": "Resend wait",
+                        "description": "Seconds that the waits between resends may take together. Empty: 60.",
+                        "schema": {"type": ["number", "null"], "minimum": 0},
+                    },
+                    "verify": {
+                        "label": "Verify TLS",
+                        "description": "true, false, or the path of a CA bundle. Empty: true.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "proxy": {
+                        "label": "Proxy",
+                        "description": "The URL of an HTTP proxy. Empty: the worker's HTTPS_PROXY, if set.",
+                        "schema": {"type": ["string", "null"], "format": "password"},
+                    },
+                },
+            }
+        ],
+    }

@@ -1,0 +1,322 @@
+"""The hook: an Airflow connection in, the image API out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_jojokey.exceptions import JojoKeyConnectionError, JojoKeyError
+from airflow_provider_jojokey.img2.errors import Img2Error, Kind
+from airflow_provider_jojokey.img2.request import DEFAULT_MODEL, ImageRequest
+
+if TYPE_CHECKING:
+    import requests
+
+    from airflow_provider_jojokey.img2.client import Client, Generation, OpenFile
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ConnectionSettings:
+    """What an Airflow connection of type ``jojokey`` says.
+
+    :param token: the JojoKey token
+    :param host: the base URL as written; ``None`` for the vendor's
+    :param default_model: the model where an operator names none
+    :param connect_timeout: seconds
+    :param read_timeout: seconds
+    :param max_resends: how often a request that was surely not billed is sent again by the hook
+    :param max_resend_wait: seconds that the waits in between may take together
+    :param verify: check TLS certificates; a path names a CA bundle
+    :param proxy: a proxy's URL
+    """
+
+    token: str
+    host: str | None
+    default_model: str = DEFAULT_MODEL
+    connect_timeout: float = 10.0
+    read_timeout: float = 300.0
+    max_resends: int = 2
+    max_resend_wait: float = 60.0
+    verify: bool | str = True
+    proxy: str | None = None
+
+    @classmethod
+    def of(cls, connection: Any) -> ConnectionSettings:
+        """Read an Airflow connection. A saved form holds ``null`` for each empty field: unset.
+
+        :raises JojoKeyConnectionError: if there is no token, or a setting cannot be understood
+        """
+        conn_id = connection.conn_id
+        token = (connection.password or "").strip()
+        if token.lower().startswith("bearer "):
+            token = token[7:].strip()
+        if not token:
+            raise JojoKeyConnectionError(
+                f"The connection {conn_id!r} has no token. Nothing was sent. "
+                "Put the JojoKey token (sk-…) into its password."
+            )
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            raise JojoKeyConnectionError(
+                f"The token in the connection {conn_id!r} holds characters that no token has. "
+                "Nothing was sent. Copy it again from JojoKey's console."
+            )
+        extra = {name: value for name, value in connection.extra_dejson.items() if value not in (None, "")}
+        settings: dict[str, Any] = {}
+        try:
+            for name, read in _EXTRAS.items():
+                if name in extra:
+                    settings[name] = read(extra[name])
+        except ValueError:
+            raise JojoKeyConnectionError(
+                f"The connection {conn_id!r} has {name}={str(extra[name])[:50]!r} in its extra, which is "
+                f"{_EXPECTED[name]}. Nothing was sent. Correct it or leave it empty."
+            ) from None
+        return cls(token=token, host=_host(connection), **settings)
+
+
+class JojoKeyHook(BaseHook):
+    """Make images with JojoKey's IMG2 API.
+
+    :param jojokey_conn_id: the Airflow connection: the token in its password, the base URL in its
+        host (default ``https://api.jojokey.com``)
+    """
+
+    conn_name_attr = "jojokey_conn_id"
+    default_conn_name = "jojokey_default"
+    conn_type = "jojokey"
+    hook_name = "JojoKey"
+
+    def __init__(self, jojokey_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.jojokey_conn_id = jojokey_conn_id
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return the form's field behaviour; Airflow before 3.2 reads it here."""
+        return {
+            "hidden_fields": ["schema", "port", "login"],
+            "relabeling": {"host": "Base URL", "password": "Token"},
+            "placeholders": {"host": "https://api.jojokey.com", "password": "sk-…"},
+        }
+
+    @cached_property
+    def settings(self) -> ConnectionSettings:
+        """The connection's settings.
+
+        :raises JojoKeyConnectionError: if it cannot be used
+        """
+        return ConnectionSettings.of(self.get_connection(self.jojokey_conn_id))
+
+    @cached_property
+    def client(self) -> Client:
+        """The API's client for this connection; threads may share it.
+
+        :raises JojoKeyConnectionError: if the connection cannot be used
+        """
+        from airflow_provider_jojokey.img2.client import Client
+
+        settings = self.settings
+        try:
+            return Client(
+                settings.token,
+                settings.host,
+                connect_timeout=settings.connect_timeout,
+                read_timeout=settings.read_timeout,
+                verify=settings.verify,
+                proxy=settings.proxy,
+            )
+        except ValueError as error:
+            raise JojoKeyConnectionError(
+                f"The connection {self.jojokey_conn_id!r} has a base URL that cannot be used: {error}. "
+                "Nothing was sent."
+            ) from None
+
+    def get_conn(self) -> requests.Session:
+        """Return an authenticated session, for calls that this hook has no method for.
+
+        :raises JojoKeyConnectionError: if the connection cannot be used
+        """
+        return self.client.session
+
+    def generate(self, request: ImageRequest, open_file: OpenFile | None = None) -> Generation:
+        """Generate images. Sent again only where surely nothing was billed and the wait is short.
+
+        :param request: what to draw
+        :param open_file: makes the file for image 0, 1, 2 …; by default one without a name
+        :raises JojoKeyError: if there are no images; the class tells the kind of cause, and
+            ``billed`` whether it cost money
+        """
+        import tenacity
+
+        settings = self.settings
+        resending = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_resend_may_help),
+            wait=_wait_before_resending,
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(1 + settings.max_resends),
+                _stop_before_waiting_longer_than(settings.max_resend_wait),
+            ),
+            before_sleep=self._log_resend,
+            reraise=True,
+        )
+        try:
+            return resending(self.client.generate, request, open_file)
+        except Img2Error as error:
+            self._explain(error)
+            raise JojoKeyError.of(error) from None
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Tell whether images can be made with this connection. Costs nothing; takes 10 s at most.
+
+        :return: whether all is well, and a sentence for people
+        """
+        try:
+            models = self.list_models()
+        except JojoKeyError as error:
+            return False, error.message
+        model = self.settings.default_model
+        if model not in models:
+            others = f" It sees {', '.join(sorted(models)[:10])}." if models else " It sees none."
+            return False, (
+                f"The token works, but the model {model} is not visible to it.{others} "
+                "Make a token in the image group that has the model."
+            )
+        return True, f"All is well: {self.client.base_url} accepts the token, and it may use {model}."
+
+    def list_models(self) -> list[str]:
+        """Return the names of the models that the token may use. Costs nothing.
+
+        :raises JojoKeyError: if the gateway does not tell
+        """
+        return self._free(self.client.list_models)
+
+    def get_token_usage(self) -> dict[str, Any]:
+        """Return what the gateway tells of the token: its quota, what is used, when it expires.
+
+        Costs nothing, and works for a token that has expired or is used up.
+
+        :raises JojoKeyError: if the gateway does not tell
+        """
+        return self._free(self.client.token_usage)
+
+    def cut(self) -> None:
+        """Break off what is in flight, when the task is killed. JojoKey bills it all the same."""
+        if "client" in vars(self):
+            self.client.cut()
+
+    def _free(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except Img2Error as error:
+            self._explain(error)
+            raise JojoKeyError.of(error) from None
+
+    def _explain(self, error: Img2Error) -> None:
+        """Ask the gateway why it refused the token, where it tells: wrong, expired or used up."""
+        if error.kind is Kind.TOKEN and (reason := self.client.why_refused()):
+            error.advice = reason
+
+    def _log_resend(self, state: Any) -> None:
+        self.log.warning(
+            "%s Sending it again in %.0f s (attempt %d of %d).",
+            state.outcome.exception(),
+            state.next_action.sleep,
+            state.attempt_number + 1,
+            1 + self.settings.max_resends,
+        )
+
+
+def _resend_may_help(error: BaseException) -> bool:
+    return isinstance(error, Img2Error) and error.resend_is_safe
+
+
+def _wait_before_resending(state: Any) -> float:
+    """Return the seconds to wait: what the server asks for, else 2, 4, 8 … with some chance in it."""
+    import random
+
+    error = state.outcome.exception()
+    if error.retry_after is not None:
+        return float(error.retry_after)
+    return float(2**state.attempt_number) * random.uniform(0.75, 1.25)
+
+
+def _stop_before_waiting_longer_than(seconds: float) -> Any:
+    def stop(state: Any) -> bool:
+        return bool(state.idle_for + state.upcoming_sleep > seconds)
+
+    return stop
+
+
+def _host(connection: Any) -> str | None:
+    """Return the base URL: of the host alone, or with the schema and port that a URI brings along."""
+    host = (connection.host or "").strip()
+    if not host:
+        return None
+    if "://" not in host:
+        scheme = connection.schema if connection.schema in ("http", "https") else "https"
+        host = f"{scheme}://{host}"
+    if connection.port:
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(host)
+        if parts.port is None and not parts.path.strip("/"):
+            host = f"{parts.scheme}://{parts.netloc}:{connection.port}"
+    return host
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < 86_400:
+        raise ValueError
+    return number
+
+
+def _not_negative(value: Any) -> float:
+    return 0.0 if float(value) == 0 else _positive(value)
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number <= 10 or isinstance(value, bool):
+        raise ValueError
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value.strip()
+
+
+def _verify(value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    text = _text(value)
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+_EXTRAS: dict[str, Callable[[Any], Any]] = {
+    "default_model": _text,
+    "connect_timeout": _positive,
+    "read_timeout": _positive,
+    "max_resends": _count,
+    "max_resend_wait": _not_negative,
+    "verify": _verify,
+    "proxy": _text,
+}
+_EXPECTED = {
+    "default_model": "not a name",
+    "connect_timeout": "not a number of seconds above 0",
+    "read_timeout": "not a number of seconds above 0",
+    "max_resends": "not a whole number from 0 to 10",
+    "max_resend_wait": "not a number of seconds",
+    "verify": "not true, false or a path",
+    "proxy": "not a URL",
+}

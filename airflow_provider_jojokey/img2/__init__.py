@@ -1,0 +1,53 @@
+"""The IMG2 image API itself, free of Airflow: it works in a notebook or a plain script.
+
+    from airflow_provider_jojokey.img2 import Client, ImageRequest
+
+    with Client("sk-…") as client:
+        generation = client.generate(ImageRequest("a fox in the snow, poster"))
+        generation.images[0].save("fox.png")
+
+What needs ``requests`` or ``pybase64`` is imported when it is first used, because Airflow
+imports the operator, and with it this package, at every parse of a Dag file.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.img2.request import ImageRequest
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.img2.client import Client, Generation
+    from airflow_provider_jojokey.img2.errors import Img2Error, Kind
+    from airflow_provider_jojokey.img2.images import Image
+    from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError
+
+__all__ = [
+    "Client",
+    "Generation",
+    "Image",
+    "ImageRequest",
+    "Img2Error",
+    "Kind",
+    "Reply",
+    "ReplyDecoder",
+    "ReplyError",
+]
+
+_MODULES = {
+    "Client": "client",
+    "Generation": "client",
+    "Image": "images",
+    "Img2Error": "errors",
+    "Kind": "errors",
+    "Reply": "reply",
+    "ReplyDecoder": "reply",
+    "ReplyError": "reply",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,517 @@
+"""The client of the image API: one request out, images in files back.
+
+``Client.generate`` sends one POST and, as the reply arrives, decodes it into files; the reply is
+never whole in memory. It never sends a paid request again on its own: an answer that is lost may
+have been billed, and whether to pay again is not for a transport to decide.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+
+from airflow_provider_jojokey.img2 import transport
+from airflow_provider_jojokey.img2.errors import Img2Error, Kind, clean, from_response
+from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
+from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError
+from airflow_provider_jojokey.img2.request import ImageRequest
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 512 * 1024
+"""Measured: pieces of 16 KiB cost three times the CPU, 1 MiB gains nothing."""
+MAX_ERROR_BYTES = 64 * 1024
+MAX_REDIRECTS = 3
+CONNECT_TIMEOUT = 10.0
+READ_TIMEOUT = 300.0
+FREE_CALL_TIMEOUT = 10.0
+
+OpenFile = Callable[[int], ImageFile]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one paid request gave.
+
+    :param images: the images, whole and checked
+    :param usage: the tokens that were billed, as the gateway told them; ``None`` where it did not
+    :param created: when, in seconds since 1970, by the gateway's clock
+    :param model: the model, as the gateway told it or else as it was asked for
+    :param size: likewise
+    :param quality: likewise
+    :param request_id: the gateway's, for its support
+    :param seconds: from sending to the last byte
+    """
+
+    images: list[Image]
+    usage: dict[str, Any] | None
+    created: int | None
+    model: str
+    size: str
+    quality: str
+    request_id: str | None
+    seconds: float
+
+    def close(self) -> None:
+        """Close the images' files; those without a name are gone then."""
+        for image in self.images:
+            image.file.close()
+
+
+class Client:
+    """A client of one gateway with one token. It may be used by many threads at once.
+
+    :param token: the JojoKey token (``sk-…``); not needed with ``session``
+    :param base_url: the gateway, with or without ``/v1``
+    :param connect_timeout: seconds to wait for a connection
+    :param read_timeout: seconds to wait for the next byte of an answer; a generation of high
+        quality is silent for about two minutes
+    :param verify: check TLS certificates; a path names a CA bundle
+    :param proxy: a proxy's URL; without it, the environment's
+    :param session: an authenticated session to use instead of making one
+    :raises ValueError: if ``base_url`` is no http(s) address
+    """
+
+    def __init__(
+        self,
+        token: str | None = None,
+        base_url: str | None = None,
+        *,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        read_timeout: float = READ_TIMEOUT,
+        verify: bool | str = True,
+        proxy: str | None = None,
+        session: requests.Session | None = None,
+    ) -> None:
+        self.base_url = transport.base_url_of(base_url)
+        self.timeout = (connect_timeout, read_timeout)
+        self.session = session or transport.open_session(token, verify=verify, proxy=proxy)
+        self._takes_response_format = True
+        if transport.sends_token_in_the_clear(self.base_url):
+            log.warning(
+                "The token for %s travels unencrypted: anyone on the way can read and use it. "
+                "Give the connection an https:// host.",
+                self.base_url,
+            )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self.session.close()
+
+    def cut(self) -> None:
+        """Break off what is in flight: whoever waits gets an error now. It is billed all the same."""
+        transport.cut(self.session)
+
+    def generate(self, request: ImageRequest, open_file: OpenFile | None = None) -> Generation:
+        """Generate images: one paid POST.
+
+        :param request: what to draw
+        :param open_file: makes the file for image 0, 1, 2 …; by default one without a name, gone
+            when it is closed
+        :raises Img2Error: if there are no images; its ``billed`` tells whether it cost money, and
+            its ``salvaged`` holds the images that had arrived before a reply broke off
+        """
+        for warning in request.warnings():
+            log.warning(warning)
+        started = time.monotonic()
+        with self._post(request) as response:
+            request_id = response.headers.get("X-Oneapi-Request-Id")
+            reply, images = self._receive(response, open_file or (lambda _: ImageFile()))
+        document = reply.document
+        usage = document.get("usage")
+        return Generation(
+            images=images,
+            usage=usage if isinstance(usage, dict) else None,
+            created=document.get("created") if isinstance(document.get("created"), int) else None,
+            model=_told(document, "model") or request.model,
+            size=_told(document, "size") or request.size,
+            quality=_told(document, "quality") or request.quality,
+            request_id=clean(request_id or "", self._secret) or None,
+            seconds=time.monotonic() - started,
+        )
+
+    def list_models(self) -> list[str]:
+        """Return the names of the models that this token may use. Costs nothing.
+
+        :raises Img2Error: if the gateway does not answer with a list of models within 10 s
+        """
+        document = self._get("/v1/models")
+        rows = document.get("data") if isinstance(document, dict) else None
+        if not isinstance(rows, list):
+            raise Img2Error(Kind.BASE_URL, "The answer to GET /v1/models is not a list of models")
+        return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+
+    def token_usage(self) -> dict[str, Any]:
+        """Return what the gateway tells of the token: its quota, what was used, when it expires.
+
+        Costs nothing, and works for a token that is expired or used up.
+
+        :raises Img2Error: if the gateway does not know ``GET /api/usage/token/``
+        """
+        document = self._get("/api/usage/token/")
+        data = document.get("data") if isinstance(document, dict) else None
+        if not isinstance(data, dict):
+            raise Img2Error(Kind.BASE_URL, "This gateway does not tell a token's usage")
+        return data
+
+    def why_refused(self) -> str | None:
+        """Return why the gateway refuses the token, a sentence, or ``None`` where it does not tell."""
+        try:
+            told = self.token_usage()
+        except Img2Error as error:
+            if error.kind is Kind.TOKEN:
+                return "The gateway does not know this token: copy it again from JojoKey's console."
+            return None
+        expires = told.get("expires_at")
+        if isinstance(expires, (int, float)) and 0 < expires < time.time():
+            day = time.strftime("%Y-%m-%d", time.gmtime(expires))
+            return f"The token expired on {day}: make a new one in JojoKey's console."
+        available = told.get("total_available")
+        if not told.get("unlimited_quota") and isinstance(available, (int, float)) and available <= 0:
+            return "The token's quota is used up: raise it in JojoKey's console, or make a new token."
+        return "The gateway knows the token, but it is disabled: enable it in JojoKey's console."
+
+    @property
+    def _secret(self) -> str:
+        return getattr(self.session.auth, "token", "")
+
+    @contextmanager
+    def _post(self, request: ImageRequest) -> Iterator[requests.Response]:
+        body = request.body()
+        if self._takes_response_format:
+            body.setdefault("response_format", "b64_json")
+        response = self._send(body)
+        try:
+            if response.status_code != 200:
+                error = self._error(response)
+                if "response_format" in body and _is_about_response_format(error):
+                    # The API behind some channels always sends base64 and refuses to be asked for it.
+                    # It was refused, so nothing was billed.
+                    log.info("This gateway refuses 'response_format': sending the request without it")
+                    self._takes_response_format = False
+                    response.close()
+                    del body["response_format"]
+                    response = self._send(body)
+                    if response.status_code != 200:
+                        raise self._error(response)
+                else:
+                    raise error
+            yield response
+        finally:
+            response.close()
+
+    def _send(self, body: dict[str, Any]) -> requests.Response:
+        try:
+            return self.session.post(
+                f"{self.base_url}/v1/images/generations",
+                json=body,
+                # A connection of its own: on one that was kept, a reset may mean that the server had
+                # closed it before the request, and nobody could tell whether it was billed.
+                # base64 hardly shrinks, so identity; a gateway that compresses anyway is understood.
+                headers={"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"},
+                timeout=self.timeout,
+                stream=True,
+                allow_redirects=False,
+            )
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise _not_answered(error, self._secret) from None
+
+    def _receive(self, response: requests.Response, open_file: OpenFile) -> tuple[Reply, list[Image]]:
+        """Decode the reply of a 200 as it arrives."""
+        files: list[ImageFile] = []
+
+        def open_and_keep(index: int) -> ImageFile:
+            files.append(open_file(index))
+            return files[-1]
+
+        decoder = ReplyDecoder(open_and_keep)
+        beginning = b""
+        try:
+            for piece in pieces(response):
+                if len(beginning) < MAX_ERROR_BYTES:
+                    beginning += piece[:MAX_ERROR_BYTES]
+                decoder.feed(piece)
+            reply = decoder.finish()
+            document = reply.document
+            if not isinstance(document, dict) or document.get("error"):
+                raise from_response(200, response.headers, beginning, secret=self._secret, document=document)
+            images = [self._image(element, open_file) for element in reply.images]
+            if not images:
+                raise from_response(200, response.headers, b"", secret=self._secret, document=document)
+            return reply, images
+        except (ReplyError, NotAnImage) as error:
+            if not files and beginning.lstrip()[:1] not in (b"{", b"["):
+                raise from_response(200, response.headers, beginning, secret=self._secret) from None
+            raise self._unusable(response, str(error), decoder) from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            if _is_disk(error):
+                reason = f"it could not be kept on this machine's disk: {_reason(error)}"
+                raise self._unusable(response, reason, decoder) from None
+            raise self._unusable(response, f"it broke off: {_reason(error)}", decoder) from None
+        except BaseException:
+            decoder.close()
+            raise
+
+    def _unusable(self, response: requests.Response, reason: str, decoder: ReplyDecoder) -> Img2Error:
+        error = Img2Error(
+            Kind.REPLY,
+            f"JojoKey's reply cannot be used: {clean(reason, self._secret)}",
+            billed="yes",
+            status_code=response.status_code,
+            request_id=response.headers.get("X-Oneapi-Request-Id"),
+            cf_ray=response.headers.get("cf-ray"),
+        )
+        for index, file in enumerate(decoder.whole_sinks):
+            try:
+                header = file.header()
+                error.salvaged.append(Image(index, file, header.content_type, header.width, header.height))
+            except NotAnImage:
+                continue
+        return error
+
+    def _image(self, element: Any, open_file: OpenFile) -> Image:
+        file = element.sink
+        if file is None and element.url:
+            file = open_file(element.index)
+            self._download(element.url, file)
+        if file is None:
+            raise ReplyError(f"image {element.index + 1} of the reply is missing")
+        try:
+            header = file.header()
+        except NotAnImage as error:
+            raise NotAnImage(f"image {element.index + 1} is {error}, not PNG, JPEG or WebP") from None
+        return Image(
+            element.index, file, header.content_type, header.width, header.height, element.revised_prompt
+        )
+
+    def _download(self, url: str, file: ImageFile) -> None:
+        """Fetch an image that the reply only links to, without the token.
+
+        A link is hostile input: https to a public address, or the gateway's own host and port.
+        """
+        verify = True if self.session.verify is None else self.session.verify
+        with transport.open_session(None, verify=verify, public_only=True) as anywhere:
+            for _ in range(1 + MAX_REDIRECTS):
+                own = _origin(url) == _origin(self.base_url)
+                if not own:
+                    _check_link(url)
+                session = transport.open_session(None, verify=verify) if own else anywhere
+                session.proxies = dict(self.session.proxies)
+                try:
+                    response = session.get(url, timeout=self.timeout, stream=True, allow_redirects=False)
+                except (
+                    requests.RequestException,
+                    urllib3.exceptions.HTTPError,
+                    OSError,
+                    ValueError,
+                ) as error:
+                    raise ReplyError(f"the linked image cannot be fetched: {_reason(error)}") from None
+                with response:
+                    if response.is_redirect:
+                        url = urljoin(url, response.headers["location"])
+                        continue
+                    if response.status_code != 200:
+                        raise ReplyError(f"the linked image cannot be fetched: HTTP {response.status_code}")
+                    for piece in pieces(response):
+                        file.write(piece)
+                    return
+        raise ReplyError(f"the linked image redirects more than {MAX_REDIRECTS} times")
+
+    def _get(self, path: str) -> Any:
+        try:
+            response = self.session.get(
+                f"{self.base_url}{path}",
+                headers={"Accept": "application/json"},
+                timeout=(min(self.timeout[0], FREE_CALL_TIMEOUT), FREE_CALL_TIMEOUT),
+                stream=True,
+                allow_redirects=False,
+            )
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise _not_answered(error, self._secret, paid=False) from None
+        with response:
+            body = _beginning(response, 4 * 1024 * 1024)
+            document = None
+            if response.status_code == 200:
+                try:
+                    document = json.loads(body)
+                except ValueError:
+                    document = None
+            if not isinstance(document, dict) or document.get("error") or document.get("success") is False:
+                refusal = from_response(response.status_code, response.headers, body, secret=self._secret)
+                refusal.billed = "no"
+                raise refusal
+            return document
+
+    def _error(self, response: requests.Response) -> Img2Error:
+        return from_response(
+            response.status_code,
+            response.headers,
+            _beginning(response, MAX_ERROR_BYTES),
+            secret=self._secret,
+        )
+
+
+def pieces(response: requests.Response) -> Iterator[bytes]:
+    """Yield the body in pieces of some 512 KiB, and what has come before an error before the error.
+
+    ``read`` would lose the bytes it had gathered when the connection breaks, and with them perhaps
+    a whole image; so each receive is taken as it comes, and gathered here.
+    """
+    gathered = bytearray()
+    raw = response.raw
+    failure: BaseException | None = None
+    while True:
+        try:
+            piece = raw.read1(READ_BYTES, decode_content=True)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            failure, piece = error, b""
+        if not piece:
+            break
+        if not gathered and len(piece) >= READ_BYTES // 2:
+            yield piece
+            continue
+        gathered += piece
+        if len(gathered) >= READ_BYTES // 2:
+            yield bytes(gathered)
+            gathered.clear()
+    if gathered:
+        yield bytes(gathered)
+    if failure is not None:
+        raise failure
+
+
+def _beginning(response: requests.Response, limit: int) -> bytes:
+    """Return the body's first ``limit`` bytes; what breaks off on the way is no further matter."""
+    body = b""
+    try:
+        for piece in pieces(response):
+            body += piece
+            if len(body) >= limit:
+                break
+    except (urllib3.exceptions.HTTPError, OSError):
+        pass
+    return body[:limit]
+
+
+def _told(document: dict[str, Any], name: str) -> str | None:
+    value = document.get(name)
+    return clean(value)[:100] if isinstance(value, str) and value else None
+
+
+def _is_about_response_format(error: Img2Error) -> bool:
+    return error.kind is Kind.REQUEST and "response_format" in error.detail
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+
+
+def _check_link(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname or parts.username or parts.password:
+        raise ReplyError("the reply links to an image at an address that is not https")
+    try:
+        transport.require_public(parts.hostname)
+    except transport.ForbiddenAddress as error:
+        raise ReplyError(f"the reply links to an image where {error}") from None
+    except ValueError:
+        return  # a name: where it leads is checked once connected
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield ``error`` and what it wraps: requests and urllib3 wrap by cause, context, reason and args."""
+    seen: set[int] = set()
+    todo: list[Any] = [error]
+    while todo:
+        one = todo.pop(0)
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            todo += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost cause, in a few words and without addresses of objects."""
+    *_, innermost = _causes(error)
+    if isinstance(innermost, OSError) and innermost.strerror:
+        return innermost.strerror
+    text = clean(str(innermost))[:200]
+    return text or type(innermost).__name__
+
+
+def _is_disk(error: BaseException) -> bool:
+    network = (ConnectionError, TimeoutError, requests.RequestException, ssl.SSLError)
+    return isinstance(error, OSError) and not isinstance(error, network)
+
+
+def _not_answered(error: BaseException, secret: str, paid: bool = True) -> Img2Error:
+    """Return what it means that no answer's head arrived."""
+    causes = list(_causes(error))
+    reason = clean(_reason(error), secret)
+
+    def caused_by(*types: type[BaseException]) -> bool:
+        return any(isinstance(cause, types) for cause in causes)
+
+    if caused_by(requests.exceptions.InvalidHeader, UnicodeEncodeError):
+        return Img2Error(Kind.TOKEN, "The token holds characters that no token has")
+    if caused_by(
+        requests.exceptions.InvalidURL,
+        requests.exceptions.MissingSchema,
+        requests.exceptions.InvalidSchema,
+        urllib3.exceptions.LocationParseError,
+    ):
+        return Img2Error(Kind.BASE_URL, f"The address of the image API is not valid: {reason}")
+    if caused_by(requests.exceptions.ProxyError):
+        return Img2Error(Kind.UNREACHABLE, f"The proxy did not let the request through: {reason}")
+    if _is_handshake(causes):
+        return Img2Error(Kind.TLS, f"No trusted connection to JojoKey could be made: {reason}")
+    if caused_by(
+        urllib3.exceptions.NewConnectionError,
+        urllib3.exceptions.ConnectTimeoutError,
+        requests.exceptions.ConnectTimeout,
+    ):
+        return Img2Error(Kind.UNREACHABLE, f"JojoKey could not be reached: {reason}")
+    if not paid:
+        return Img2Error(Kind.UNREACHABLE, f"JojoKey did not answer: {reason}")
+    return Img2Error(
+        Kind.UNKNOWN_OUTCOME, f"The answer of JojoKey was lost after sending: {reason}", billed="unknown"
+    )
+
+
+def _is_handshake(causes: list[BaseException]) -> bool:
+    """Tell whether TLS failed before a request could be sent on it."""
+    return any(
+        isinstance(cause, ssl.SSLCertVerificationError)
+        or (isinstance(cause, ssl.SSLError) and cause.reason in _HANDSHAKE_REASONS)
+        for cause in causes
+    )
+
+
+_HANDSHAKE_REASONS = {
+    "WRONG_VERSION_NUMBER",
+    "UNSUPPORTED_PROTOCOL",
+    "TLSV1_ALERT_PROTOCOL_VERSION",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE",
+    "TLSV1_ALERT_INTERNAL_ERROR",
+    "TLSV1_UNRECOGNIZED_NAME",
+    "NO_PROTOCOLS_AVAILABLE",
+    "HTTP_REQUEST",
+    "RECORD_LAYER_FAILURE",
+}

@@ -1,0 +1,198 @@
+"""Connections to the gateway: how they are made, kept alive, cut, and where they may lead."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import weakref
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.auth import AuthBase
+from requests_toolbelt.adapters.socket_options import TCPKeepAliveAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from airflow_provider_jojokey import __version__
+
+USER_AGENT = f"airflow-provider-jojokey/{__version__} python-requests/{requests.__version__}"
+
+DEFAULT_BASE_URL = "https://api.jojokey.com"
+
+
+class BearerAuth(AuthBase):
+    """``Authorization: Bearer …``. As an auth object it beats a ``.netrc`` entry for the same host."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Sign one request."""
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
+    def __repr__(self) -> str:
+        return "BearerAuth(sk-…)"
+
+
+class ForbiddenAddress(OSError):
+    """An image URL that leads to an address which is not public."""
+
+
+class GatewaySession(requests.Session):
+    """A session whose own ``verify`` and ``proxies`` beat the environment's.
+
+    In plain requests, ``REQUESTS_CA_BUNDLE`` undoes ``session.verify = False`` and ``HTTPS_PROXY``
+    undoes ``session.proxies``: what a person wrote into the connection would be ignored.
+    """
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        """Return the settings of one request."""
+        if verify is None and self.verify is not True:
+            verify = self.verify
+        return super().merge_environment_settings(
+            url, {**self.proxies, **(proxies or {})}, stream, verify, cert
+        )
+
+
+class GatewayAdapter(TCPKeepAliveAdapter):
+    """Keep quiet connections alive, and know them, so that they can be cut while they wait.
+
+    TCP keep-alive starts after 60 s of silence: a NAT forgets a connection that says nothing for
+    the two minutes that a generation takes.
+
+    :param public_only: refuse to talk to an address that is not public, checked on the connected
+        socket, so that no DNS answer can change in between
+    """
+
+    def __init__(self, public_only: bool = False) -> None:
+        self._live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._public_only = public_only
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pool manager with connections that this adapter knows."""
+        super().init_poolmanager(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.poolmanager.pool_classes_by_scheme = self._pool_classes()
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        """Make the proxy's pool manager with connections that this adapter knows."""
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = self._pool_classes()
+        return manager
+
+    def cut(self) -> None:
+        """Break off every connection that is open; whoever waits on one gets an error now."""
+        for connection in list(self._live):
+            if (sock := getattr(connection, "sock", None)) is not None:
+                try:
+                    # A closed descriptor would not wake a waiting recv; a shut-down one does.
+                    getattr(sock, "_sock", sock).shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue
+
+    def _pool_classes(self) -> dict[str, Any]:
+        adapter = self
+
+        class Known:
+            sock: Any
+
+            def connect(self) -> None:
+                super().connect()  # type: ignore[misc]
+                # Through a proxy the peer is the proxy, and what it may reach is the proxy's to say.
+                if adapter._public_only and not getattr(self, "proxy", None):
+                    require_public(self.sock.getpeername()[0])
+                adapter._live.add(self)  # type: ignore[arg-type]
+
+        class KnownHTTP(Known, HTTPConnection):
+            pass
+
+        class KnownHTTPS(Known, HTTPSConnection):
+            pass
+
+        class HTTPPool(HTTPConnectionPool):
+            ConnectionCls = KnownHTTP
+
+        class HTTPSPool(HTTPSConnectionPool):
+            ConnectionCls = KnownHTTPS
+
+        return {"http": HTTPPool, "https": HTTPSPool}
+
+
+def open_session(
+    token: str | None, *, verify: bool | str = True, proxy: str | None = None, public_only: bool = False
+) -> requests.Session:
+    """Return a session, authenticated if there is a token.
+
+    :param token: the JojoKey token, without ``Bearer``
+    :param verify: check TLS certificates; a path names a CA bundle
+    :param proxy: a proxy's URL for all requests; without it, the environment's, as requests knows them
+    :param public_only: see :class:`GatewayAdapter`
+    """
+    session = GatewaySession()
+    session.headers["User-Agent"] = USER_AGENT
+    if token:
+        session.auth = BearerAuth(token)
+    session.verify = verify
+    if proxy:
+        session.proxies = {"http": proxy, "https": proxy}
+    adapter = GatewayAdapter(public_only)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session
+
+
+def cut(session: requests.Session) -> None:
+    """Break off all that ``session`` waits for."""
+    for adapter in session.adapters.values():
+        if isinstance(adapter, GatewayAdapter):
+            adapter.cut()
+
+
+def base_url_of(address: str | None) -> str:
+    """Return the gateway's base URL, without ``/v1`` and without a slash at the end.
+
+    :param address: a host or URL, with or without scheme (then https), ``/v1`` or a slash
+    :raises ValueError: if it is no http(s) address, or has a user, a query or a fragment in it
+    """
+    text = (address or "").strip() or DEFAULT_BASE_URL
+    if "://" not in text:
+        text = f"https://{text}"
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+        raise ValueError(f"the host must be an http(s) address such as {DEFAULT_BASE_URL}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("the host must not hold a user, a password, a query or a fragment")
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def sends_token_in_the_clear(base_url: str) -> bool:
+    """Tell whether the token would cross a network unencrypted: plain http, not to this machine."""
+    parts = urlsplit(base_url)
+    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def require_public(address: str) -> None:
+    """Let the IP address of a public host pass.
+
+    :raises ForbiddenAddress: for any other: loopback, private, link-local, multicast …
+    """
+    ip = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # An IPv4 address in IPv6 clothes leads where the IPv4 address leads.
+        ip = ip.ipv4_mapped or ip.sixtofour or ip
+    if not ip.is_global or ip.is_multicast:
+        raise ForbiddenAddress("the address is not public")

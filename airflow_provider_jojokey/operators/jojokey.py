@@ -1,0 +1,240 @@
+"""The operators. Importing this module costs a Dag file next to nothing: what is heavy waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+from airflow_provider_jojokey.generation import generate_images
+from airflow_provider_jojokey.img2.request import ImageRequest, problems
+from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+PROMPT_IN_LOG = 200
+
+
+class GenerateImageOperator(BaseOperator):
+    """Turn a prompt into images in S3.
+
+    All that describes the image and its place is templated. What is written literally is checked
+    when the Dag is parsed; what templates give is checked before anything is sent.
+
+    XCom: ``keys`` (the images' S3 keys), ``usage`` (the tokens billed) and, as the return value,
+    a manifest of what was made. Never image data.
+
+    :param prompt: what to draw, 1 to 32,000 characters, or the name of a ``.prompt`` file beside the Dag
+    :param s3_bucket: the bucket; leave it out where ``s3_key`` is a full ``s3://`` URL
+    :param s3_key: the key; ``{index}`` is filled in with 0, 1, 2 …, ``{ext}`` with the image's real
+        type (``png``, ``jpg``, ``webp``). With ``n`` above 1 and no ``{index}``, ``hero.png``
+        gives ``hero-0.png``, ``hero-1.png`` …
+    :param model: the model; by default the connection's, which by default is ``gpt-image-2``
+    :param size: ``"auto"`` or ``"WIDTHxHEIGHT"`` in pixels: multiples of 16, the long edge at most
+        3,840 and at most three times the short one, 655,360 to 8,294,400 pixels in all
+    :param quality: ``"low"``, ``"medium"``, ``"high"`` or ``"auto"``
+    :param n: how many images, 1 to 10
+    :param background: ``"auto"``, ``"opaque"`` or ``"transparent"`` (PNG and WebP)
+    :param output_format: ``"png"``, ``"jpeg"`` or ``"webp"``
+    :param output_compression: 0 to 100 (JPEG and WebP)
+    :param moderation: ``"auto"`` or ``"low"``
+    :param extra_body: more fields of the request's body, as the gateway understands them
+    :param jojokey_conn_id: the connection to JojoKey
+    :param aws_conn_id: the connection to S3
+    :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
+    """
+
+    template_fields: Sequence[str] = (
+        "prompt",
+        "s3_bucket",
+        "s3_key",
+        "model",
+        "size",
+        "quality",
+        "n",
+        "background",
+        "output_format",
+        "output_compression",
+        "moderation",
+        "extra_body",
+        "jojokey_conn_id",
+        "aws_conn_id",
+    )
+    template_ext: Sequence[str] = (".prompt",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {"extra_body": "json"}
+    ui_color = "#ece7fb"
+    ui_fgcolor = "#2b1a66"
+
+    def __init__(
+        self,
+        *,
+        prompt: str,
+        s3_key: str,
+        s3_bucket: str | None = None,
+        model: str | None = None,
+        size: str = "1024x1024",
+        quality: str = "low",
+        n: int = 1,
+        background: str | None = None,
+        output_format: str | None = None,
+        output_compression: int | None = None,
+        moderation: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        jojokey_conn_id: str = "jojokey_default",
+        aws_conn_id: str | None = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        # Mapped tasks are told apart in the UI by what they make.
+        kwargs["map_index_template"] = kwargs.get("map_index_template") or "{{ task.s3_key }}"
+        super().__init__(**kwargs)
+        self.prompt = prompt
+        self.s3_bucket = s3_bucket
+        self.s3_key = s3_key
+        self.model = model
+        self.size = size
+        self.quality = quality
+        self.n = n
+        self.background = background
+        self.output_format = output_format
+        self.output_compression = output_compression
+        self.moderation = moderation
+        self.extra_body = extra_body
+        self.jojokey_conn_id = jojokey_conn_id
+        self.aws_conn_id = aws_conn_id
+        self._check_literals()
+
+    @cached_property
+    def hook(self) -> JojoKeyHook:
+        """The hook to JojoKey."""
+        from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+
+        return JojoKeyHook(self.jojokey_conn_id)
+
+    @cached_property
+    def store(self) -> ImageStore:
+        """The place of the images."""
+        from airflow_provider_jojokey.store.s3 import ImageStore
+
+        return ImageStore(self.aws_conn_id)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Generate the images, store them, and return the manifest.
+
+        :raises JojoKeyError: if there are no images; the message says whether it cost money
+        """
+        request = self._request()
+        destination = self._destination(request.n)
+        self.log.info(
+            "Generating %d of %s %s: %s", request.n, request.size, request.quality, self._short_prompt()
+        )
+        manifest = generate_images(
+            request, destination, jojokey=self.hook, store=self.store, labels=_labels(context)
+        )
+        if self.do_xcom_push:
+            context["ti"].xcom_push("keys", [image["key"] for image in manifest["images"]])
+            context["ti"].xcom_push("usage", manifest["usage"])
+        return manifest
+
+    def on_kill(self) -> None:
+        """Close the connection. What was sent is billed all the same."""
+        if "hook" in vars(self):
+            self.hook.cut()
+
+    def _request(self) -> ImageRequest:
+        values = {name: _filled(getattr(self, name)) for name in _REQUEST_FIELDS}
+        values["model"] = values["model"] or self.hook.settings.default_model
+        values["prompt"] = (self.prompt or "").strip()
+        try:
+            for name in ("n", "output_compression"):
+                values[name] = _whole_number(name, values[name])
+            return ImageRequest(**values)
+        except ValueError as error:
+            raise JojoKeyRequestError(
+                f"The request is not valid: {error}. Nothing was sent or billed."
+            ) from None
+
+    def _destination(self, n: int) -> Destination:
+        try:
+            return Destination.parse(_filled(self.s3_bucket), self.s3_key, n)
+        except ValueError as error:
+            raise JojoKeyRequestError(
+                f"The place in S3 is not valid: {error}. Nothing was sent or billed."
+            ) from None
+
+    def _check_literals(self) -> None:
+        """Check what is known when the Dag is parsed."""
+        literals = {
+            name: value
+            for name in _REQUEST_FIELDS
+            if _is_literal(value := getattr(self, name)) and not (name == "model" and value is None)
+        }
+        if str(literals.get("prompt", "")).endswith(".prompt"):
+            del literals["prompt"]
+        found = list(problems(literals))
+        if _is_literal(self.s3_key) and _is_literal(self.s3_bucket):
+            try:
+                bucket, key = split(self.s3_bucket, self.s3_key)
+                found += [*(bucket_problems(bucket) if bucket else ()), *key_problems(key)]
+            except ValueError as error:
+                found.append(str(error))
+        if found:
+            raise ValueError(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")
+
+    def _short_prompt(self) -> str:
+        text = " ".join(self.prompt.split())
+        return text if len(text) <= PROMPT_IN_LOG else f"{text[:PROMPT_IN_LOG]}… ({len(text):,} characters)"
+
+
+_REQUEST_FIELDS = (
+    "prompt",
+    "model",
+    "size",
+    "quality",
+    "n",
+    "background",
+    "output_format",
+    "output_compression",
+    "moderation",
+    "extra_body",
+)
+
+
+def _is_literal(value: Any) -> bool:
+    """Tell whether ``value`` is known now: no template, and nothing that another task will give."""
+    if value is None or isinstance(value, (int, float)):
+        return True
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    if isinstance(value, Mapping):
+        return all(_is_literal(one) for one in value.values())
+    return isinstance(value, (list, tuple)) and all(_is_literal(one) for one in value)
+
+
+def _filled(value: Any) -> Any:
+    """Return ``value``, or ``None`` where a template rendered to nothing: ``"{{ params.background }}"``."""
+    return None if isinstance(value, str) and value.strip() in ("", "None") else value
+
+
+def _whole_number(name: str, value: Any) -> Any:
+    """Return the number that a template rendered as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, not {value[:50]!r}") from None
+
+
+def _labels(context: Context) -> dict[str, str]:
+    ti = context["ti"]
+    labels = {"dag-id": ti.dag_id, "run-id": ti.run_id, "task-id": ti.task_id}
+    if (map_index := getattr(ti, "map_index", -1)) is not None and map_index >= 0:
+        labels["map-index"] = str(map_index)
+    return labels

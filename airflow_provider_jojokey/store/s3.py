@@ -1,0 +1,122 @@
+"""Images into S3, through the user's own AWS connection."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+from airflow_provider_jojokey.store.keys import Destination
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.img2.images import Image
+
+MAX_METADATA_VALUE = 180
+"""Bytes. S3 refuses more than 2 KB of metadata in all; at most eight values are written."""
+
+
+class ImageStore:
+    """S3, as far as images need it. Threads may share it.
+
+    :param aws_conn_id: the Airflow connection to AWS or to an S3-compatible store
+    """
+
+    def __init__(self, aws_conn_id: str | None) -> None:
+        self.aws_conn_id = aws_conn_id
+
+    @cached_property
+    def client(self) -> Any:
+        """The boto3 client.
+
+        :raises JojoKeyStoreError: if the connection does not exist or cannot be used
+        """
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        return S3Hook(aws_conn_id=self.aws_conn_id).get_conn()
+
+    @cached_property
+    def _sends_checksums(self) -> bool:
+        # Who sets "when_required" has a store that does not know them.
+        return bool(self.client.meta.config.request_checksum_calculation != "when_required")
+
+    def put_image(self, destination: Destination, key: str, image: Image, labels: Mapping[str, str]) -> None:
+        """Store one image, with its type and a checksum that S3 compares.
+
+        :param destination: the bucket
+        :param key: the object's key
+        :param image: the image
+        :param labels: what to keep as the object's metadata
+        :raises JojoKeyStoreError: if S3 does not take it
+        """
+        checksum = {}
+        if self._sends_checksums:
+            # Known since the image was decoded: it saves boto3 a pass, and covers the spool as well.
+            checksum["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(image.file.sha256)).decode()
+        image.file.file.seek(0)
+        with store_errors(f"write {destination.uri(key)}"):
+            self.client.put_object(
+                Bucket=destination.bucket,
+                Key=key,
+                Body=image.file.file,
+                ContentLength=image.file.size,
+                ContentType=image.content_type,
+                Metadata=metadata(labels),
+                **checksum,
+            )
+
+
+class store_errors:
+    """Turn what boto3 raises inside into a :class:`JojoKeyStoreError` that says what could not be done."""
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if error is None:
+            return
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(error, ClientError):
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            raise JojoKeyStoreError(
+                f"S3 refused to {self.doing} ({code}, HTTP {status}). {_TODO.get(code, _TODO_ELSE)}",
+                status_code=status,
+                code=code,
+            ) from None
+        if isinstance(error, BotoCoreError):
+            reason = type(error).__name__.removesuffix("Error")
+            raise JojoKeyStoreError(
+                f"Could not {self.doing}: {reason}. Check the AWS connection's endpoint, region and credentials."
+            ) from None
+
+
+_TODO_ELSE = "Check the AWS connection and what it may do in this bucket."
+_TODO = {
+    "NoSuchBucket": "Create the bucket, or correct s3_bucket.",
+    "AccessDenied": "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) there.",
+    "InvalidAccessKeyId": "The AWS connection's access key is not known to this store.",
+    "SignatureDoesNotMatch": "The AWS connection's secret key is wrong, or its endpoint or region is another's.",
+}
+
+
+_HALF_AN_ESCAPE = re.compile("%[0-9A-F]?$")
+
+
+def metadata(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return ``labels`` as S3 metadata: ASCII, percent-encoded where it is not, and never too long."""
+    kept = {}
+    for name, value in labels.items():
+        encoded = quote(value, safe=" !#$&'()*+,/:;=?@[]-._~|{}<>^`\"").strip()
+        if len(encoded) > MAX_METADATA_VALUE:
+            encoded = _HALF_AN_ESCAPE.sub("", encoded[: MAX_METADATA_VALUE - 3]) + "..."
+        if encoded:
+            kept[name] = encoded
+    return kept

@@ -1,0 +1,40 @@
+"""A poster a day: the logical date chooses the words, the trigger form the rest."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from airflow.sdk import DAG, Param
+
+from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+
+with DAG(
+    dag_id="poster_daily",
+    description="One poster a day, from a prompt that knows the date, to S3.",
+    schedule="0 6 * * *",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    doc_md=__doc__,
+    tags=["jojokey", "poster"],
+    params={
+        "theme": Param("a quiet harbour", type="string", title="Theme", description="What the poster shows."),
+        "size": Param(
+            "1024x1536", enum=["1024x1024", "1024x1536", "1536x1024"], title="Size", description="In pixels."
+        ),
+        "quality": Param(
+            "low", enum=["low", "medium", "high"], title="Quality", description="High costs 36 times as much as low."
+        ),
+    },
+):
+    GenerateImageOperator(
+        task_id="poster",
+        prompt="""\
+A screen-printed poster: {{ params.theme }}, on a {{ logical_date.strftime("%A in %B") }}.
+Three flat colours, generous margins, the date "{{ logical_date.strftime("%-d %B %Y") }}" set small at the foot.
+""",
+        s3_bucket="posters",
+        s3_key="daily/{{ logical_date.strftime('%Y-%m-%d') }}.{ext}",
+        size="{{ params.size }}",
+        quality="{{ params.quality }}",
+    )
