@@ -49,6 +49,8 @@ class JojoKeyError(AirflowException):
         self.cf_ray = cf_ray
         self.retry_after = retry_after
         self.billed: Billed = billed
+        self.usage: dict[str, Any] | None = None
+        """The tokens that were billed to the task in its Dag run so far, where that is known."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(vars(self)))  # keyword arguments would be lost otherwise
@@ -68,7 +70,10 @@ class JojoKeyError(AirflowException):
 
 
 def _rebuild(cls: type[JojoKeyError], state: dict[str, Any]) -> JojoKeyError:
-    return cls(**state)
+    error = cls.__new__(cls, state.get("message", ""))
+    AirflowException.__init__(error, f"{state['message']} {cls.retry}".strip())
+    vars(error).update(state)
+    return error
 
 
 class JojoKeyFailure(JojoKeyError, AirflowFailException):
@@ -137,20 +142,48 @@ class JojoKeyUnreachableError(JojoKeyError):
     retry = "Airflow retries it; nothing was paid so far."
 
 
-class JojoKeyUnknownOutcomeError(JojoKeyFailure):
+class JojoKeyUnknownOutcomeError(JojoKeyError):
     """The request was sent, its answer was lost, and it may have been billed."""
 
-    retry = "Airflow does not retry it: a retry might pay a second time."
+    retry = (
+        "A retry first asks the gateway's log, and pays again only if that shows that nothing was billed, "
+        "or with on_unknown_outcome='regenerate'."
+    )
+
+
+class JojoKeyAlreadyBilledError(JojoKeyUnknownOutcomeError, AirflowFailException):
+    """An earlier attempt gave no images and was billed, or nobody can tell: a person has to decide."""
+
+    retry = (
+        "Airflow does not retry it. To pay for a new image, clear the task with "
+        "on_unknown_outcome='regenerate' or reuse='never'."
+    )
 
 
 class JojoKeyReplyError(JojoKeyFailure):
     """The gateway reported success, and billed it, but its reply holds no usable image."""
 
-    retry = "Airflow does not retry it: a retry would pay a second time."
+    retry = (
+        "Airflow does not retry it: that would pay a second time. To pay for a new image, clear the task with "
+        "on_unknown_outcome='regenerate' or reuse='never'."
+    )
 
 
 class JojoKeyStoreError(JojoKeyError):
-    """S3 refused something or could not be reached."""
+    """S3 refused something or could not be reached.
+
+    :param passing: whether the same may succeed later without anyone doing anything
+    """
+
+    def __init__(self, message: str = "", *, passing: bool = False, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.passing = passing
+
+
+class JojoKeyReceiptError(JojoKeyFailure):
+    """The receipt of earlier attempts forbids to pay: it cannot be read, or another task has the same key."""
+
+    retry = "Airflow does not retry it: a person has to look first."
 
 
 _CLASS_OF_KIND: dict[Kind, type[JojoKeyError]] = {

@@ -1,114 +1,586 @@
-"""The way of one image, from a checked request to objects in S3.
+"""The way of one image, from a checked request to objects in S3, paid for once.
 
-Operators, and whatever else pays for images, go this way and no other.
+Operators, and whatever else pays for images, go this way and no other: :func:`generate_images`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_provider_jojokey.exceptions import (
+    JojoKeyAlreadyBilledError,
+    JojoKeyError,
+    JojoKeyReceiptError,
+    JojoKeyReplyError,
+    JojoKeyStoreError,
+    JojoKeyUnknownOutcomeError,
+)
 from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.keys import Destination, extension_warning
+from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Owner, Receipt, Step, decide
+from airflow_provider_jojokey.store.spool import Spool
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.client import Generation
     from airflow_provider_jojokey.img2.images import Image
+    from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 MANIFEST_VERSION = 1
+REUSE = ("run", "always", "never")
+ON_UNKNOWN_OUTCOME = ("fail", "regenerate")
+POLL = 2.0
+"""Seconds between two looks at an attempt that another process makes."""
+LEASE_MARGIN = 60.0
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-def generate_images(
-    request: ImageRequest,
-    destination: Destination,
-    *,
-    jojokey: JojoKeyHook,
-    store: ImageStore,
-    labels: Mapping[str, str],
-) -> dict[str, Any]:
-    """Generate images and store them.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What somebody wants.
 
     :param request: what to draw
     :param destination: where to put it
+    :param owner: the task that wants it
+    :param reuse: which earlier payment counts: ``"run"`` (of this Dag run), ``"always"`` (of any run,
+        for the same request at the same key), ``"never"``
+    :param on_unknown_outcome: what to do where an earlier attempt was, or may have been, billed and
+        gave nothing: ``"fail"``, or ``"regenerate"``, which may pay twice
+    """
+
+    request: ImageRequest
+    destination: Destination
+    owner: Owner
+    reuse: str = "run"
+    on_unknown_outcome: str = "fail"
+
+    @property
+    def may_pay_again(self) -> bool:
+        """Whether somebody has said that paying again is fine."""
+        return self.on_unknown_outcome == "regenerate" or self.reuse == "never"
+
+
+def generate_images(
+    order: Order, *, jojokey: JojoKeyHook, store: ImageStore, settings: Settings
+) -> dict[str, Any]:
+    """Return the manifest of images that are in S3 and were paid for once.
+
+    :param order: what is wanted
     :param jojokey: who draws
     :param store: who keeps
-    :param labels: whose images they are (Dag, run, task), for the objects' metadata
-    :return: the manifest: what the images are, where they lie and what they cost
-    :raises JojoKeyError: if there are no images
+    :param settings: the worker's
+    :raises JojoKeyError: if there are no images; its ``billed`` and its message tell whether this cost money
     """
-    store.client  # noqa: B018 - credentials that do not resolve must fail before money is spent
-    generation = jojokey.generate(request)
+    till = _Till(order, jojokey, store, settings)
+    attempt, paid = till.claim()  # from here on there is an intent in S3, or somebody has paid before
+    if paid is not None:
+        return till.manifest(paid, reused=True)
     try:
-        labels = {**labels, **_labels(generation)}
-        images = [_store(image, destination, store, labels) for image in generation.images]
+        spool = till.open_spool(attempt)
+        try:
+            generation = jojokey.generate(order.request, spool.open)  # the one paid request
+        except JojoKeyError as error:
+            generation = till.give_up(attempt, error)  # raises, unless all images had arrived all the same
+        spool.keep(generation)
+        return till.complete(attempt, generation)
     finally:
-        generation.close()
-    _log_result(images, generation)
-    return _manifest(images, generation)
+        till.release(attempt)
 
 
-def _store(
-    image: Image, destination: Destination, store: ImageStore, labels: Mapping[str, str]
-) -> dict[str, Any]:
-    key = destination.key_for(image.index, image.extension)
-    if warning := extension_warning(key, image.extension):
-        log.warning(warning)
-    store.put_image(destination, key, image, labels)
+class _Till:
+    """The steps around the paid request: what was paid before, what came of it, what is written down."""
+
+    def __init__(self, order: Order, jojokey: JojoKeyHook, store: ImageStore, settings: Settings) -> None:
+        from airflow_provider_jojokey.store.ledger import Ledger
+
+        self.order = order
+        self.jojokey = jojokey
+        self.store = store
+        self.settings = settings
+        self.host = jojokey.client.base_url  # needs a token: without one, nothing else is tried
+        self.fingerprint = order.request.fingerprint(self.host)
+        self.ledger = Ledger(store, order.destination)
+        self.receipt: Receipt
+        try:
+            self.spool_id = spools.prepare(settings.spool_directory)
+        except OSError as error:
+            raise _spool_error(settings.spool_directory, error) from None
+
+    # Before money is spent
+
+    def claim(self) -> tuple[Attempt, Attempt | None]:
+        """Return a new attempt that may pay; or, beside it, the complete one that makes it needless.
+
+        :raises JojoKeyError: if nothing may be paid
+        """
+        from airflow_provider_jojokey.store.ledger import begin, may_be_alive, new_attempt
+
+        spools.clean(self.settings.spool_directory, self.settings.spool_max_age)
+        regenerate: str | None = None
+        waiting = False
+        while True:
+            self.receipt = self.ledger.read()
+            alive = {
+                one.id: may_be_alive(one) for one in self.receipt.attempts if one.outcome is Outcome.OPEN
+            }
+            decision = decide(self.receipt, self.order.owner, self.fingerprint, self.order.reuse, alive)
+            earlier = decision.attempt
+            attempt = new_attempt(self.fingerprint, self.order.owner, self._lease(), self.spool_id)
+            if earlier is not None:
+                if decision.step is Step.CONFLICT:
+                    raise self._conflict(earlier)
+                if decision.step is Step.WAIT:
+                    self._wait_for(earlier, first=not waiting)
+                    waiting = True
+                    continue
+                if decision.step is Step.REUSE and self._is_still_there(earlier):
+                    return attempt, earlier
+                if decision.step is Step.SETTLE and earlier.id != regenerate:
+                    if (settled := self._settle(earlier)) is not None:
+                        return attempt, settled
+                    regenerate = earlier.id
+                    continue
+            begin(attempt)
+            claimed = False
+            try:
+                receipt = self.receipt.with_attempt(attempt, self.host, self.order.request.body())
+                if claimed := self.ledger.claim(receipt, attempt):
+                    self.receipt = receipt
+                    return attempt, None
+            finally:
+                if not claimed:
+                    self.release(attempt)
+
+    def release(self, attempt: Attempt) -> None:
+        """Tell others in this process that ``attempt`` is no longer under way."""
+        from airflow_provider_jojokey.store.ledger import end
+
+        end(attempt)
+
+    def open_spool(self, attempt: Attempt) -> Spool:
+        """Return the attempt's spool, made now.
+
+        :raises JojoKeyStoreError: if it cannot be made; nothing is sent then
+        """
+        spool = self.spool_of(attempt)
+        try:
+            spool.create()
+        except OSError as error:
+            self.receipt = self.ledger.record(
+                replace(attempt, outcome=Outcome.NOT_BILLED, ended_at=_utcnow())
+            )
+            raise _spool_error(spool.folder, error) from None
+        return spool
+
+    def _lease(self) -> float:
+        settings = self.jojokey.settings
+        return settings.connect_timeout + settings.max_resend_wait + settings.read_timeout + LEASE_MARGIN
+
+    def _conflict(self, other: Attempt) -> JojoKeyError:
+        mapped = f"[{other.owner.map_index}]" if other.owner.map_index >= 0 else ""
+        return JojoKeyReceiptError(
+            f"The task {other.owner.task_id}{mapped} of the same Dag run already writes to "
+            f"{self.order.destination.uri(self.order.destination.key)}: one of the two images would be paid for "
+            "and lost. Nothing was sent or billed by this task. Give each task a key of its own, "
+            "with {{ task.task_id }} or {{ ti.map_index }} in s3_key, for example."
+        )
+
+    def _wait_for(self, other: Attempt, first: bool) -> None:
+        if first:
+            log.info(
+                "These images are being made by another process (%s, process %d) since %s: waiting for it.",
+                other.worker.host,
+                other.worker.pid,
+                other.started_at.isoformat(timespec="seconds"),
+            )
+        if self.jojokey.stopping.wait(POLL):
+            raise JojoKeyError("The task was killed while it waited for another attempt. Nothing was sent.")
+
+    def _is_still_there(self, earlier: Attempt) -> bool:
+        """Tell whether a complete attempt's images are in S3 as they were stored.
+
+        :raises JojoKeyReceiptError: if not, and this very Dag run has paid for them
+        """
+        index = self.receipt.attempts.index(earlier)
+        keys = {image["key"] for image in earlier.images}
+        later = [
+            one for one in self.receipt.attempts[index + 1 :] for image in one.images if image["key"] in keys
+        ]
+        gone = "another Dag run has overwritten it" if later else ""
+        for image in earlier.images:
+            gone = gone or (
+                ""
+                if self.store.size_of(image["bucket"], image["key"]) == image["bytes"]
+                else f"{image['uri']} is missing or has changed"
+            )
+        if not gone:
+            return True
+        if not earlier.owner.is_task_of(self.order.owner):
+            return False
+        raise JojoKeyReceiptError(
+            f"This Dag run has paid for its image, but {gone}. Nothing was sent or billed by this attempt. "
+            "Restore the object, or clear the task with reuse='never' to pay for a new image. "
+            "A date or run id in s3_key keeps runs from overwriting each other."
+        )
+
+    # An earlier attempt that was, or may have been, billed and gave nothing
+
+    def _settle(self, earlier: Attempt) -> Attempt | None:
+        """Return the earlier attempt as complete, if its images are on this host; ``None`` to pay.
+
+        :raises JojoKeyUnknownOutcomeError: if paying might be paying twice, and nobody said that this is fine
+        """
+        spool = self.spool_of(earlier)
+        generation = spool.whole_reply() or self._all_images(earlier, spool)
+        if generation is not None:
+            log.info("The images of an earlier attempt had arrived and wait on this host: storing them.")
+            self.complete(earlier, generation)
+            return self.receipt.attempt(earlier.id)
+        settled, final = self._salvaged(earlier, spool.whole_images()), True
+        if earlier.outcome is Outcome.OPEN and earlier.worker.spool == self.spool_id and not spool.exists:
+            settled = replace(
+                earlier, outcome=Outcome.NOT_BILLED, billed="no", error="it died before it sent anything"
+            )
+        elif settled.outcome is not Outcome.BILLED:
+            settled, final = self._asked(settled)
+        if settled != earlier:
+            self.receipt = self.ledger.record(settled)
+        if final:
+            spool.discard()
+        if settled.outcome is Outcome.NOT_BILLED:
+            log.info("The attempt of %s was not billed: %s.", _when(settled), settled.error)
+            return None
+        if self.order.may_pay_again:
+            log.warning("%s Paying again, as %s.", self._story(settled), self._permission())
+            return None
+        kind = JojoKeyAlreadyBilledError if final else JojoKeyUnknownOutcomeError
+        raise self._with_usage(
+            kind(
+                self._story(settled),
+                billed=settled.billed,  # type: ignore[arg-type]
+                request_id=settled.request_id,
+                cf_ray=settled.cf_ray,
+                retry_after=None if final else max(0.0, self._finished_by(settled) - _now()),
+            )
+        )
+
+    def _all_images(self, attempt: Attempt, spool: Spool) -> Generation | None:
+        """Return what had arrived if that is all that was asked for, though the reply's end is missing."""
+        images = spool.whole_images()
+        if len(images) < self.order.request.n:
+            return None
+        from airflow_provider_jojokey.img2.client import Generation
+
+        request = self.order.request
+        asked, _ = self._asked(attempt)
+        return Generation(
+            images=images[: request.n],
+            usage=attempt.usage or asked.usage,
+            created=None,
+            model=request.model,
+            size=request.size,
+            quality=request.quality,
+            request_id=attempt.request_id or asked.request_id,
+            seconds=0.0,
+        )
+
+    def _permission(self) -> str:
+        return (
+            "on_unknown_outcome='regenerate' says"
+            if self.order.on_unknown_outcome == "regenerate"
+            else "reuse='never' says"
+        )
+
+    def _salvaged(self, attempt: Attempt, images: list[Image]) -> Attempt:
+        """Return the attempt with the images stored that had arrived before its reply broke off."""
+        if not images:
+            return attempt
+        stored = self._patiently(lambda: [self._store(image, attempt, None) for image in images])
+        return replace(attempt, outcome=Outcome.BILLED, billed="yes", images=stored, ended_at=_utcnow())
+
+    def _asked(self, attempt: Attempt) -> tuple[Attempt, bool]:
+        """Return the attempt with what the gateway's log says of it, and whether asking later is in vain."""
+        from airflow_provider_jojokey.img2.billing import was_billed
+        from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
+
+        ended_at = attempt.ended_at or _utcnow()
+        try:
+            rows, skew = self.jojokey.client.billing_log()
+        except Img2Error as error:
+            why = f"the gateway's log cannot be asked: {error.summary}"
+            unknown = replace(attempt, outcome=Outcome.UNKNOWN, ended_at=ended_at, error=why)
+            return unknown, not ADVICE[error.kind].passing
+        sent_at = attempt.started_at.timestamp() + skew
+        verdict = was_billed(
+            rows,
+            model=self.order.request.model,
+            sent_at=sent_at,
+            sent_by=sent_at + self.jojokey.settings.max_resend_wait,
+            now=_now() + skew,
+            finished_by=self._finished_by(attempt) + skew,
+            others=[one.request_id for one in self.receipt.attempts if one.id != attempt.id],
+        )
+        outcome = {"yes": Outcome.BILLED, "no": Outcome.NOT_BILLED, "unknown": Outcome.UNKNOWN}[
+            verdict.billed
+        ]
+        asked = replace(
+            attempt,
+            outcome=outcome,
+            billed=verdict.billed,
+            ended_at=ended_at,
+            request_id=attempt.request_id or verdict.request_id,
+            usage=attempt.usage or verdict.usage,
+            error=verdict.why,
+        )
+        return asked, verdict.final
+
+    def _finished_by(self, attempt: Attempt) -> float:
+        settings = self.jojokey.settings
+        return (
+            attempt.started_at.timestamp()
+            + settings.connect_timeout
+            + settings.max_resend_wait
+            + self.settings.longest_generation
+        )
+
+    def _story(self, attempt: Attempt) -> str:
+        billed = {"yes": "was billed", "unknown": "may have been billed"}.get(
+            attempt.billed, "was not billed"
+        )
+        arrived = "no image arrived"
+        if attempt.images:
+            places = ", ".join(image["uri"] for image in attempt.images)
+            arrived = f"{len(attempt.images)} of {self.order.request.n} images arrived: {places}"
+        marks = [f"request id {attempt.request_id}"] if attempt.request_id else []
+        marks += [f"cf-ray {attempt.cf_ray}"] if attempt.cf_ray else []
+        known = f" ({', '.join(marks)})" if marks else ""
+        why = f"; {attempt.error}" if attempt.error else ""
+        return (
+            f"The attempt of {_when(attempt)}{known} {billed}, and {arrived}{why}. Nothing was sent by this attempt. "
+            "JojoKey's support can look it up by its time and id."
+        )
+
+    # After the paid request
+
+    def complete(self, attempt: Attempt, generation: Generation) -> dict[str, Any]:
+        """Store the images, then the receipt; return the manifest.
+
+        An outage of S3 is waited out. What S3 has not confirmed stays in the spool.
+        """
+        spool = self.spool_of(attempt)
+        try:
+            images = [
+                self._patiently(lambda image=image: self._store(image, attempt, generation))  # type: ignore[misc]
+                for image in generation.images
+            ]
+            done = replace(
+                attempt,
+                outcome=Outcome.COMPLETE,
+                ended_at=_utcnow(),
+                billed="yes",
+                usage=generation.usage,
+                images=images,
+                model=generation.model,
+                size=generation.size,
+                quality=generation.quality,
+                created=generation.created,
+                seconds=round(generation.seconds, 3),
+                request_id=generation.request_id,
+                error=None,
+            )
+            self.receipt = self._patiently(lambda: self.ledger.record(done))
+        except JojoKeyStoreError as error:
+            raise JojoKeyStoreError(
+                f"{error.message} The images are paid for and safe on this host in {spool.folder}: "
+                "a retry on this host stores them without paying again; one on another host does not pay either, "
+                "but cannot reach them.",
+                passing=error.passing,
+                status_code=error.status_code,
+                code=error.code,
+                billed="yes",
+            ) from None
+        finally:
+            generation.close()
+        spool.discard()
+        _log_result(done)
+        return self.manifest(done, reused=False)
+
+    def give_up(self, attempt: Attempt, error: JojoKeyError) -> Generation:
+        """Write down that the paid request failed, and raise; unless all images had arrived all the same.
+
+        :raises JojoKeyError: ``error``, or what has become of it
+        """
+        spool = self.spool_of(attempt)
+        ended = replace(
+            attempt,
+            outcome={"no": Outcome.NOT_BILLED, "yes": Outcome.BILLED}.get(error.billed, Outcome.UNKNOWN),
+            ended_at=_utcnow(),
+            billed=error.billed,
+            request_id=error.request_id,
+            cf_ray=error.cf_ray,
+            code=error.code,
+            error=type(error).__name__,
+        )
+        if (generation := self._all_images(ended, spool)) is not None:
+            log.warning("%s All its images had arrived, though.", error.message)
+            return generation
+        try:
+            ended = self._salvaged(ended, spool.whole_images())
+            if ended.outcome is Outcome.UNKNOWN:
+                ended, final = self._asked(ended)
+                error = self._after_asking(error, ended, final)
+                ended = replace(ended, error=type(error).__name__)
+            self.receipt = self.ledger.record(ended)
+            spool.discard()
+        except JojoKeyStoreError as failure:
+            log.error("The receipt could not be brought up to date: %s", failure.message)
+        if ended.images:
+            places = ", ".join(image["uri"] for image in ended.images)
+            error.message += f" {len(ended.images)} of {self.order.request.n} images had arrived: {places}."
+        kind = type(error)
+        if isinstance(error, JojoKeyReplyError) and self.order.may_pay_again:
+            kind = JojoKeyUnknownOutcomeError
+        raise self._with_usage(kind(error.message, **_facts(error)))
+
+    def _after_asking(self, error: JojoKeyError, asked: Attempt, final: bool) -> JojoKeyError:
+        facts = {**_facts(error), "billed": asked.billed, "request_id": asked.request_id}
+        unknown = "Whether it was billed is not known"
+        known = {"yes": "It was billed", "no": "Nothing was billed"}.get(asked.billed, unknown)
+        message = error.message.replace(f"{unknown}.", f"{known}: {asked.error}.")
+        if not final:
+            facts["retry_after"] = max(0.0, self._finished_by(asked) - _now())
+        if final and asked.billed != "no" and not self.order.may_pay_again:
+            return JojoKeyAlreadyBilledError(message, **facts)
+        return JojoKeyUnknownOutcomeError(message, **facts)
+
+    def _store(self, image: Image, attempt: Attempt, generation: Generation | None) -> dict[str, Any]:
+        destination = self.order.destination
+        key = destination.key_for(image.index, image.extension)
+        if warning := extension_warning(key, image.extension):
+            log.warning(warning)
+        self.store.put_image(destination, key, image, self._labels(attempt, generation))
+        return {
+            "uri": destination.uri(key),
+            "bucket": destination.bucket,
+            "key": key,
+            "content_type": image.content_type,
+            "width": image.width,
+            "height": image.height,
+            "bytes": image.file.size,
+            "sha256": image.file.sha256,
+        }
+
+    def _labels(self, attempt: Attempt, generation: Generation | None) -> dict[str, str]:
+        owner, request = attempt.owner, self.order.request
+        labels = {
+            "dag-id": owner.dag_id,
+            "run-id": owner.run_id,
+            "task-id": owner.task_id,
+            "model": generation.model if generation else request.model,
+            "size": generation.size if generation else request.size,
+            "request-id": (generation.request_id if generation else attempt.request_id) or "",
+        }
+        return {**labels, "map-index": str(owner.map_index)} if owner.map_index >= 0 else labels
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Do what S3 must not refuse any more, waiting out an outage."""
+        import tenacity
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: getattr(error, "passing", False)),
+            wait=tenacity.wait_exponential_jitter(initial=1, max=30),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_delay(self.settings.upload_patience),
+                tenacity.stop_when_event_set(self.jojokey.stopping),
+            ),
+            sleep=tenacity.sleep_using_event(self.jojokey.stopping),
+            before_sleep=lambda state: log.warning(
+                "%s The images are paid for and safe in %s: waiting for S3 (%d of %d s).",
+                state.outcome.exception().message if state.outcome else "",  # type: ignore[union-attr]
+                self.settings.spool_directory,
+                state.seconds_since_start or 0,
+                self.settings.upload_patience,
+            ),
+            reraise=True,
+        )
+        return retrying(call)
+
+    def _with_usage(self, error: JojoKeyError) -> JojoKeyError:
+        error.usage = self.receipt.usage_of(self.order.owner)
+        return error
+
+    def spool_of(self, attempt: Attempt) -> Spool:
+        """Return the folder where an attempt's images wait."""
+        place = self.order.destination.uri(self.order.destination.key)
+        return Spool.of(self.settings.spool_directory, place, attempt.id)
+
+    def manifest(self, attempt: Attempt, reused: bool) -> dict[str, Any]:
+        """Return what is told of a complete attempt: what the images are, where they lie, what was billed."""
+        request = self.order.request
+        return {
+            "version": MANIFEST_VERSION,
+            "images": attempt.images,
+            "usage": self.receipt.usage_of(self.order.owner),
+            "model": attempt.model or request.model,
+            "size": attempt.size or request.size,
+            "quality": attempt.quality or request.quality,
+            "request_id": attempt.request_id,
+            "created": attempt.created,
+            "reused": reused,
+            "receipt": self.ledger.uri,
+        }
+
+
+def _facts(error: JojoKeyError) -> dict[str, Any]:
     return {
-        "uri": destination.uri(key),
-        "bucket": destination.bucket,
-        "key": key,
-        "content_type": image.content_type,
-        "width": image.width,
-        "height": image.height,
-        "bytes": image.file.size,
-        "sha256": image.file.sha256,
+        name: getattr(error, name)
+        for name in ("status_code", "code", "request_id", "cf_ray", "retry_after", "billed")
     }
 
 
-def _labels(generation: Generation) -> dict[str, str]:
-    return {
-        "model": generation.model,
-        "size": generation.size,
-        "request-id": generation.request_id or "",
-    }
+def _spool_error(place: Path, error: OSError) -> JojoKeyStoreError:
+    return JojoKeyStoreError(
+        f"The spool {place} cannot be used: {error.strerror}. Nothing was sent or billed. "
+        "Set [jojokey] spool_directory to a place where this worker may write."
+    )
 
 
-def _manifest(images: list[dict[str, Any]], generation: Generation) -> dict[str, Any]:
-    return {
-        "version": MANIFEST_VERSION,
-        "images": images,
-        "usage": generation.usage or {},
-        "model": generation.model,
-        "size": generation.size,
-        "quality": generation.quality,
-        "request_id": generation.request_id,
-        "created": generation.created,
-        "reused": False,
-        "receipt": None,
-    }
+def _when(attempt: Attempt) -> str:
+    return attempt.started_at.isoformat(timespec="seconds")
 
 
-def _log_result(images: list[dict[str, Any]], generation: Generation) -> None:
-    first = images[0]
-    more = f" and {len(images) - 1} more" if len(images) > 1 else ""
-    tokens = (generation.usage or {}).get("total_tokens")
+def _now() -> float:
+    return _utcnow().timestamp()
+
+
+def _utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def _log_result(attempt: Attempt) -> None:
+    first, *more = attempt.images
+    tokens = (attempt.usage or {}).get("total_tokens")
     log.info(
         "%d image%s, %dx%d %s, %s bytes, in %.1f s for %s tokens (request id %s): %s%s",
-        len(images),
-        "" if len(images) == 1 else "s",
+        len(attempt.images),
+        "s" if more else "",
         first["width"],
         first["height"],
         first["content_type"],
-        f"{sum(image['bytes'] for image in images):,}",
-        generation.seconds,
+        f"{sum(image['bytes'] for image in attempt.images):,}",
+        attempt.seconds or 0.0,
         "untold" if tokens is None else f"{tokens:,}",
-        generation.request_id or "unknown",
+        attempt.request_id or "unknown",
         first["uri"],
-        more,
+        f" and {len(more)} more" if more else "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,6 +97,8 @@ class JojoKeyHook(BaseHook):
     def __init__(self, jojokey_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.jojokey_conn_id = jojokey_conn_id
+        self.stopping = threading.Event()
+        """Set when the task is killed: from then on nothing is sent and nothing is waited for."""
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -160,17 +163,24 @@ class JojoKeyHook(BaseHook):
             retry=tenacity.retry_if_exception(_resend_may_help),
             wait=_wait_before_resending,
             stop=tenacity.stop_any(
+                tenacity.stop_when_event_set(self.stopping),
                 tenacity.stop_after_attempt(1 + settings.max_resends),
                 _stop_before_waiting_longer_than(settings.max_resend_wait),
             ),
             before_sleep=self._log_resend,
+            sleep=tenacity.sleep_using_event(self.stopping),
             reraise=True,
         )
         try:
-            return resending(self.client.generate, request, open_file)
+            return resending(self._generate_once, request, open_file)
         except Img2Error as error:
             self._explain(error)
             raise JojoKeyError.of(error) from None
+
+    def _generate_once(self, request: ImageRequest, open_file: OpenFile | None) -> Generation:
+        if self.stopping.is_set():
+            raise Img2Error(Kind.UNREACHABLE, "The task was killed before the request was sent")
+        return self.client.generate(request, open_file)
 
     def test_connection(self) -> tuple[bool, str]:
         """Tell whether images can be made with this connection. Costs nothing; takes 10 s at most.
@@ -208,6 +218,7 @@ class JojoKeyHook(BaseHook):
 
     def cut(self) -> None:
         """Break off what is in flight, when the task is killed. JojoKey bills it all the same."""
+        self.stopping.set()
         if "client" in vars(self):
             self.client.cut()
 

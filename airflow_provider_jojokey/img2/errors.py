@@ -23,6 +23,7 @@ from typing import Any, Literal
 Billed = Literal["no", "yes", "unknown"]
 
 MAX_DETAIL_CHARACTERS = 500
+MAX_CODE_CHARACTERS = 100
 
 
 class Kind(StrEnum):
@@ -258,12 +259,13 @@ def from_response(
     if document is None:
         document = _parse(body)
     error = _error_object(document)
-    message = clean(str(error.get("message") or ""), secret)
+    message = str(error.get("message") or "")
     code = str(error.get("code") or "")
     request_id = headers.get("x-oneapi-request-id") or _request_id_in(message)
     cloudflare = document if isinstance(document, dict) and document.get("cloudflare_error") else {}
     edge_code = _edge_code(status, headers, body, cloudflare)
-    by_gateway = bool(request_id or error) and not cloudflare
+    # {"error": "a text"} is what many a proxy says; the gateway's errors are objects.
+    by_gateway = not cloudflare and bool(request_id or (error and not isinstance(document.get("error"), str)))
 
     billed: Billed = "no"
     kind = _kind_of_code(code, status)
@@ -271,7 +273,7 @@ def from_response(
         if edge_code:
             kind = _kind_of_edge(edge_code)
         elif by_gateway:
-            kind = _GATEWAY_STATUS.get(status, Kind.OVERLOADED if status >= 500 else Kind.REPLY)
+            kind = _kind_of_gateway(status)
         else:
             kind = _kind_of_stranger(status, headers)
     if code.startswith("violation_fee"):
@@ -279,10 +281,9 @@ def from_response(
     if kind is Kind.UNKNOWN_OUTCOME:
         billed = "unknown"
     summary = _SUMMARIES[kind]
-    advice = ""
     if 300 <= status < 400:
         summary = "The address of the image API redirects, and a paid request is never redirected"
-    if status == 200:
+    if 200 <= status < 300:
         kind, billed, summary = _inside_a_200(kind, bool(error), headers, body, billed)
     if kind is Kind.UNKNOWN_OUTCOME and "524" in (edge_code, str(status)):
         summary = "JojoKey was still generating when Cloudflare cut the wait (100 to 125 seconds)"
@@ -290,13 +291,12 @@ def from_response(
         kind,
         summary,
         billed=billed,
-        detail=message or clean(_plain_text(headers, body, cloudflare), secret),
+        detail=clean(message or _plain_text(headers, body, cloudflare), secret),
         status_code=status,
-        code=code or edge_code or None,
+        code=clean(code, secret)[:MAX_CODE_CHARACTERS] or edge_code or None,
         request_id=clean(request_id, secret) or None,
         cf_ray=clean(headers.get("cf-ray") or str(cloudflare.get("ray_id") or ""), secret) or None,
         retry_after=_retry_after(headers, cloudflare) if ADVICE[kind].passing else None,
-        advice=advice,
     )
 
 
@@ -327,6 +327,16 @@ def _kind_of_code(code: str, status: int) -> Kind | None:
     return _CODES.get(code)
 
 
+def _kind_of_gateway(status: int) -> Kind:
+    if status < 300:
+        return Kind.REPLY
+    if status < 400:
+        return Kind.BASE_URL
+    return _GATEWAY_STATUS.get(
+        status, Kind.OVERLOADED if status >= 500 or status in (408, 425) else Kind.REQUEST
+    )
+
+
 def _kind_of_edge(code: str) -> Kind:
     if code == "1015":
         return Kind.RATE_LIMIT
@@ -336,12 +346,12 @@ def _kind_of_edge(code: str) -> Kind:
 
 
 def _kind_of_stranger(status: int, headers: Mapping[str, str]) -> Kind:
-    if 300 <= status < 400:
-        return Kind.BASE_URL
+    if status < 400:
+        return Kind.REPLY if status < 300 else Kind.BASE_URL
     if status == 503 and "retry-after" in headers:
         return Kind.OVERLOADED
     return _STRANGER_STATUS.get(
-        status, Kind.UNKNOWN_OUTCOME if status >= 500 or status == 408 else Kind.REPLY
+        status, Kind.UNKNOWN_OUTCOME if status >= 500 or status == 408 else Kind.EDGE_BLOCKED
     )
 
 
@@ -392,7 +402,7 @@ def _error_object(document: Any) -> Mapping[str, Any]:
 
 
 def _is_html(headers: Mapping[str, str], body: bytes) -> bool:
-    return "html" in headers.get("content-type", "") or body.lstrip()[:1] == b"<"
+    return "html" in headers.get("content-type", "").lower() or body.lstrip()[:1] == b"<"
 
 
 def _plain_text(headers: Mapping[str, str], body: bytes, cloudflare: Mapping[str, Any]) -> str:
@@ -428,17 +438,25 @@ def _retry_after(headers: Mapping[str, str], cloudflare: Mapping[str, Any]) -> f
     return max(0.0, seconds) if seconds == seconds and seconds < 1e6 else None  # NaN and nonsense
 
 
-_TOKEN = re.compile(r"\b(sk|Bearer)[-\s][A-Za-z0-9_*.-]{6,}")
-_BASE64 = re.compile(r"(?:data:[a-z/+.-]+;base64,)?[A-Za-z0-9+/_=-]{64,}")
-_URL_QUERY = re.compile(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>]+")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+# No \b before these: a Chinese character is a word character too, and may stand right before a token.
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:(sk)-[A-Za-z0-9_*.-]{6,}|(Bearer)\s+[A-Za-z0-9_*.~+/=-]{16,})", re.IGNORECASE)
+_BASE64 = re.compile(r"(?:data:[a-z/+.-]+;base64,)?[A-Za-z0-9+/_=-]{48,}")
+_URL_LOGIN = re.compile(r"(://)[^\s/@\"'<>]*@")
+_URL_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?\"'<>]+)\?[^\s\"'<>]+", re.IGNORECASE)
+_SIGNATURE = re.compile(r"(X-Amz-[A-Za-z-]+=)[^\s&\"'<>]+", re.IGNORECASE)
+# Controls, line separators, what turns or hides text, and half characters, which no file takes.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]+"
+)
 
 
 def clean(text: str, secret: str = "") -> str:
     """Return ``text`` fit for logs and messages: no secret, no image data, no query, one short line."""
     if secret:
         text = text.replace(secret, "sk-…")
-    text = _URL_QUERY.sub(r"\1", text[:20_000])
-    text = _BASE64.sub("…", _TOKEN.sub(r"\1-…", text))
+        if len(bare := secret.removeprefix("sk-")) >= 8:  # the gateway calls a token by its name without sk-
+            text = text.replace(bare, "…")
+    text = _SIGNATURE.sub(r"\1…", _URL_LOGIN.sub(r"\1", _URL_QUERY.sub(r"\1", text[:20_000])))
+    text = _BASE64.sub("…", _TOKEN.sub(lambda found: f"{found[1] or found[2]}-…", text))
     text = " ".join(_UNPRINTABLE.sub(" ", text).split())
     return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"

@@ -76,6 +76,28 @@ class ImageFile:
         """
         return read_header(self.file)
 
+    def seal(self) -> None:
+        """Mark the image as whole: a file named ``….part`` is renamed to ``….image``.
+
+        Who finds the file after this process was killed can tell by its name what it is worth.
+        """
+        if self.path is not None and self.path.suffix == ".part":
+            self.path = self.path.rename(self.path.with_suffix(".image"))
+
+    @classmethod
+    def reopen(cls, path: Path) -> ImageFile:
+        """Open a file that another process has left.
+
+        :raises OSError: if it cannot be read
+        """
+        image = cls.__new__(cls)
+        image.file, image.path, image.size = open(path, "rb", buffering=0), path, 0  # noqa: SIM115
+        image._sha256 = hashlib.sha256()
+        while piece := image.file.read(1024 * 1024):
+            image.size += len(piece)
+            image._sha256.update(piece)
+        return image
+
     def close(self) -> None:
         """Close the file; one without a name is gone then."""
         self.file.close()

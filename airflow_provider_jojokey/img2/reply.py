@@ -3,7 +3,8 @@
 No socket in sight. A reply is a small JSON document with a few very large strings in it, the
 images in base64. It is split in two while it arrives:
 
-* each string at ``data[i].b64_json`` is decoded piece by piece into a sink of its own;
+* each string at ``data[i].b64_json``, and each ``data:`` URI at ``data[i].url``, is decoded piece
+  by piece into a sink of its own;
 * everything else, some hundred bytes, is kept, with a placeholder where an image was, and given
   to :func:`json.loads` at the end. That is what checks the grammar, so the scanner here only has
   to know strings, brackets, commas and colons, and what it misreads in a broken document is
@@ -38,6 +39,7 @@ Path = list["str | int | None"]
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _STRING_STOP = re.compile(rb'["\\]')
 _WHITE_SPACE = b" \t\r\n"
+_DATA_URI = b"data:"
 _MAX_DATA_URI_HEAD = 256
 
 
@@ -60,8 +62,8 @@ class ReplyImage:
     """One element of the reply's ``data``.
 
     :param index: its place in ``data``, from 0
-    :param sink: its decoded bytes, or ``None`` where ``b64_json`` is absent or empty
-    :param url: where to fetch it instead, or ``None`` where absent or empty
+    :param sink: its decoded bytes, or ``None`` where there are none in the reply
+    :param url: where to fetch it instead, or ``None`` where absent, empty or decoded
     :param revised_prompt: the prompt as the model rewrote it
     """
 
@@ -75,7 +77,7 @@ class ReplyImage:
 class Reply:
     """A whole reply.
 
-    :param document: the JSON document; where an image was decoded, ``b64_json`` is ``None``
+    :param document: the JSON document; where an image was decoded, there is ``None``
     :param images: the elements of ``data``
     """
 
@@ -89,10 +91,15 @@ class ReplyDecoder:
     :param open_sink: called with 0, 1, 2 … for each image's first bytes; returns what has
         ``write(bytes)`` and ``close()``. The default is a temporary file,
         :class:`~airflow_provider_jojokey.img2.images.ImageFile`.
+    :param on_whole: called with each sink whose image has arrived whole, at that moment
     """
 
-    def __init__(self, open_sink: Callable[[int], Sink] | None = None) -> None:
-        self._splitter = Splitter(_is_data_image, open_sink)
+    def __init__(
+        self,
+        open_sink: Callable[[int], Sink] | None = None,
+        on_whole: Callable[[Any], object] | None = None,
+    ) -> None:
+        self._splitter = Splitter(_is_data_image, open_sink, on_whole, is_link=_is_data_link)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body, in pieces of any length.
@@ -114,9 +121,12 @@ class ReplyDecoder:
         for index, element in enumerate(elements):
             if not isinstance(element, dict):
                 continue
-            sink = self._splitter.claim(element.get("b64_json"))
-            if sink is not None:
-                element["b64_json"] = None
+            sink = None
+            for name in ("b64_json", "url"):
+                if self._splitter.is_placeholder(value := element.get(name)):
+                    element[name] = None
+                    if sink is None:
+                        sink = self._splitter.claim(value)
             images.append(
                 ReplyImage(index, sink, _text(element.get("url")), _text(element.get("revised_prompt")))
             )
@@ -134,7 +144,11 @@ class ReplyDecoder:
 
 
 def _is_data_image(path: Path) -> bool:
-    return len(path) == 3 and path[0] == "data" and isinstance(path[1], int) and path[2] == "b64_json"
+    return len(path) == 3 and path[2] == "b64_json" and path[0] == "data" and isinstance(path[1], int)
+
+
+def _is_data_link(path: Path) -> bool:
+    return len(path) == 3 and path[2] == "url" and path[0] == "data" and isinstance(path[1], int)
 
 
 def _text(value: Any) -> str | None:
@@ -147,13 +161,22 @@ class Splitter:
     :param is_image: tells from a path (keys and indexes from the root) whether the string there
         is an image
     :param open_sink: as for :class:`ReplyDecoder`
+    :param on_whole: likewise
+    :param is_link: tells from a path whether the string there is an image if it is a ``data:`` URI
     """
 
     def __init__(
-        self, is_image: Callable[[Path], bool], open_sink: Callable[[int], Sink] | None = None
+        self,
+        is_image: Callable[[Path], bool],
+        open_sink: Callable[[int], Sink] | None = None,
+        on_whole: Callable[[Any], object] | None = None,
+        *,
+        is_link: Callable[[Path], bool] = lambda _: False,
     ) -> None:
         self._is_image = is_image
+        self._is_link = is_link
         self._open_sink = open_sink or (lambda _: ImageFile())
+        self._on_whole = on_whole
         self._nonce = secrets.token_hex(16)
         self._values: list[_Base64Value] = []
         self._opened = 0
@@ -164,6 +187,7 @@ class Splitter:
         self._key: str | None = None
         self._string_start = 0
         self._escaped = False
+        self._link = b""  # the first characters of a link that may be "data:"
         self._step = self._outside
 
     def feed(self, data: bytes) -> None:
@@ -191,9 +215,13 @@ class Splitter:
 
     def claim(self, value: Any) -> Any | None:
         """Return the sink that ``value`` is the placeholder of, if it is one; it is the caller's now."""
-        if isinstance(value, str) and value.startswith(self._nonce):
+        if self.is_placeholder(value):
             return self._values[int(value[len(self._nonce) :])].take_sink()
         return None
+
+    def is_placeholder(self, value: Any) -> bool:
+        """Tell whether ``value`` stands for a string that was decoded, be it an empty one."""
+        return isinstance(value, str) and value.startswith(self._nonce)
 
     @property
     def whole_sinks(self) -> list[Any]:
@@ -223,7 +251,7 @@ class Splitter:
                     self._begin_image()
                 else:
                     self._string_start = len(self._text) - 1
-                    self._step = self._in_string
+                    self._step = self._in_link if self._is_link(path) else self._in_string
             case 0x7B:  # {
                 path.append(None)
             case 0x5B:  # [
@@ -236,6 +264,19 @@ class Splitter:
                     path[-1] = path[-1] + 1 if isinstance(path[-1], int) else None
             case 0x3A if path and path[-1] is None:  # :
                 path[-1] = self._key
+
+    def _in_link(self, data: bytes, position: int) -> int:
+        end = position + len(_DATA_URI) - len(self._link)
+        link, self._link = self._link + data[position:end], b""
+        if link.lower() == _DATA_URI:
+            self._begin_image()
+            self._values[-1].feed(link, 0, len(link))
+        elif _DATA_URI.startswith(link.lower()):
+            self._link = link
+        else:
+            self._step = self._in_string
+            self.feed(link)
+        return min(end, len(data))
 
     def _in_string(self, data: bytes, position: int) -> int:
         if self._escaped:
@@ -279,6 +320,8 @@ class Splitter:
         value.feed(data, position, quote)
         value.finish()
         self._whole.append(value)
+        if self._on_whole and value.sink is not None:
+            self._on_whole(value.sink)
         self._text += b'"'
         self._step = self._outside
         return quote + 1
@@ -342,9 +385,9 @@ class _Base64Value:
         cut = data.rfind(b"\\", max(0, len(data) - 5))
         whole = cut < 0 or (cut + 1 < len(data) and (data[cut + 1] != 0x75 or cut + 6 <= len(data)))
         data, self._escape = (data, b"") if whole else (data[:cut], data[cut:])
-        data = data.replace(b"\\/", b"/")  # the only escape that real gateways send
-        if b"\\" not in data:
-            return data
+        slashes_only = data.replace(b"\\/", b"/")
+        if b"\\" not in slashes_only:
+            return slashes_only
         try:
             text: str = json.loads('"' + data.decode("ascii") + '"', strict=False)
             return text.encode("ascii")
@@ -353,7 +396,7 @@ class _Base64Value:
 
     def _without_data_uri(self, data: bytes) -> bytes:
         """Return what follows ``data:image/png;base64,``; nothing while that is not known."""
-        if data[:5].lower() != b"data:"[: len(data)]:
+        if not _DATA_URI.startswith(data[: len(_DATA_URI)].lower()):
             self._head = None
             return data
         comma = data.find(b",", 0, _MAX_DATA_URI_HEAD)
@@ -369,7 +412,7 @@ class _Base64Value:
 
     def _decode(self, data: bytes, start: int, end: int) -> None:
         try:
-            self._decode_fours(data, start, end)
+            parts = self._decode_fours(data, start, end)
         except ValueError:
             # White space is legal in base64, rare, and not worth a pass over every image.
             piece = self._carry + data[start:end]
@@ -378,11 +421,16 @@ class _Base64Value:
                 raise ReplyError("an image's base64 is broken") from None
             self._carry = b""
             try:
-                self._decode_fours(dense, 0, len(dense))
+                parts = self._decode_fours(dense, 0, len(dense))
             except ValueError:
                 raise ReplyError("an image's base64 is broken") from None
+        for part in parts:
+            if part:
+                if self.sink is None:
+                    self.sink = self._open_sink()
+                self.sink.write(part)
 
-    def _decode_fours(self, data: bytes, start: int, end: int) -> None:
+    def _decode_fours(self, data: bytes, start: int, end: int) -> tuple[bytes, ...]:
         """Decode or raise ``ValueError`` with nothing changed."""
         joined = b""
         if carry := self._carry:
@@ -390,7 +438,7 @@ class _Base64Value:
             joined = carry + data[start : min(end, start + missing)]
             if len(joined) < 4:
                 self._carry = joined
-                return
+                return ()
             start += missing
         stop = end - (end - start) % 4
         fours = memoryview(data)[start:stop]
@@ -402,8 +450,4 @@ class _Base64Value:
             raise ValueError
         self._padded = padded or (bool(fours) and fours[-1] == 0x3D)
         self._carry = data[stop:end]
-        if self.sink is None and (first or rest):
-            self.sink = self._open_sink()
-        for part in (first, rest):
-            if part:
-                self.sink.write(part)  # type: ignore[union-attr]
+        return first, rest

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_jojokey.exceptions import JojoKeyRequestError
-from airflow_provider_jojokey.generation import generate_images
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyRequestError
+from airflow_provider_jojokey.generation import ON_UNKNOWN_OUTCOME, REUSE, Order, generate_images
 from airflow_provider_jojokey.img2.request import ImageRequest, problems
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
+from airflow_provider_jojokey.store.receipts import Owner
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -46,6 +47,11 @@ class GenerateImageOperator(BaseOperator):
     :param output_compression: 0 to 100 (JPEG and WebP)
     :param moderation: ``"auto"`` or ``"low"``
     :param extra_body: more fields of the request's body, as the gateway understands them
+    :param reuse: which earlier payment for the same images counts. ``"run"``: a retry or a cleared task
+        takes what its Dag run has paid for, a new Dag run pays for a new image. ``"always"``: so does any
+        earlier run with the same request and key. ``"never"``: each attempt pays
+    :param on_unknown_outcome: what to do where an earlier attempt gave no images and was, or may have
+        been, billed: ``"fail"``, or ``"regenerate"``, which may pay twice
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
@@ -64,6 +70,8 @@ class GenerateImageOperator(BaseOperator):
         "output_compression",
         "moderation",
         "extra_body",
+        "reuse",
+        "on_unknown_outcome",
         "jojokey_conn_id",
         "aws_conn_id",
     )
@@ -87,6 +95,8 @@ class GenerateImageOperator(BaseOperator):
         output_compression: int | None = None,
         moderation: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        reuse: str = "run",
+        on_unknown_outcome: str = "fail",
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
         **kwargs: Any,
@@ -106,6 +116,8 @@ class GenerateImageOperator(BaseOperator):
         self.output_compression = output_compression
         self.moderation = moderation
         self.extra_body = extra_body
+        self.reuse = reuse
+        self.on_unknown_outcome = on_unknown_outcome
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
         self._check_literals()
@@ -129,17 +141,29 @@ class GenerateImageOperator(BaseOperator):
 
         :raises JojoKeyError: if there are no images; the message says whether it cost money
         """
+        from airflow_provider_jojokey.settings import Settings
+
         request = self._request()
-        destination = self._destination(request.n)
+        order = Order(
+            request=request,
+            destination=self._destination(request.n),
+            owner=_owner(context),
+            reuse=self._choice("reuse", REUSE),
+            on_unknown_outcome=self._choice("on_unknown_outcome", ON_UNKNOWN_OUTCOME),
+        )
         self.log.info(
             "Generating %d of %s %s: %s", request.n, request.size, request.quality, self._short_prompt()
         )
-        manifest = generate_images(
-            request, destination, jojokey=self.hook, store=self.store, labels=_labels(context)
-        )
-        if self.do_xcom_push:
-            context["ti"].xcom_push("keys", [image["key"] for image in manifest["images"]])
-            context["ti"].xcom_push("usage", manifest["usage"])
+        try:
+            manifest = generate_images(
+                order, jojokey=self.hook, store=self.store, settings=Settings.of_airflow()
+            )
+        except JojoKeyError as error:
+            if error.usage:
+                self._push(context, "usage", error.usage)
+            raise
+        self._push(context, "keys", [image["key"] for image in manifest["images"]])
+        self._push(context, "usage", manifest["usage"])
         return manifest
 
     def on_kill(self) -> None:
@@ -168,6 +192,18 @@ class GenerateImageOperator(BaseOperator):
                 f"The place in S3 is not valid: {error}. Nothing was sent or billed."
             ) from None
 
+    def _choice(self, name: str, choices: tuple[str, ...]) -> str:
+        value = getattr(self, name)
+        if value not in choices:
+            raise JojoKeyRequestError(
+                f"{name} must be one of {', '.join(choices)}, not {value!r}. Nothing was sent or billed."
+            )
+        return str(value)
+
+    def _push(self, context: Context, key: str, value: Any) -> None:
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key, value)
+
     def _check_literals(self) -> None:
         """Check what is known when the Dag is parsed."""
         literals = {
@@ -178,6 +214,9 @@ class GenerateImageOperator(BaseOperator):
         if str(literals.get("prompt", "")).endswith(".prompt"):
             del literals["prompt"]
         found = list(problems(literals))
+        for name, choices in (("reuse", REUSE), ("on_unknown_outcome", ON_UNKNOWN_OUTCOME)):
+            if _is_literal(value := getattr(self, name)) and value not in choices:
+                found.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         if _is_literal(self.s3_key) and _is_literal(self.s3_bucket):
             try:
                 bucket, key = split(self.s3_bucket, self.s3_key)
@@ -232,9 +271,13 @@ def _whole_number(name: str, value: Any) -> Any:
         raise ValueError(f"{name} must be a whole number, not {value[:50]!r}") from None
 
 
-def _labels(context: Context) -> dict[str, str]:
+def _owner(context: Context) -> Owner:
     ti = context["ti"]
-    labels = {"dag-id": ti.dag_id, "run-id": ti.run_id, "task-id": ti.task_id}
-    if (map_index := getattr(ti, "map_index", -1)) is not None and map_index >= 0:
-        labels["map-index"] = str(map_index)
-    return labels
+    map_index = getattr(ti, "map_index", -1)
+    return Owner(
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=-1 if map_index is None else map_index,
+        try_number=ti.try_number,
+    )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.store.keys import Destination
@@ -27,6 +27,8 @@ class ImageStore:
 
     def __init__(self, aws_conn_id: str | None) -> None:
         self.aws_conn_id = aws_conn_id
+        self._knows_conditions = True
+        self._conditions_proven: bool | None = None
 
     @cached_property
     def client(self) -> Any:
@@ -36,12 +38,8 @@ class ImageStore:
         """
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        return S3Hook(aws_conn_id=self.aws_conn_id).get_conn()
-
-    @cached_property
-    def _sends_checksums(self) -> bool:
-        # Who sets "when_required" has a store that does not know them.
-        return bool(self.client.meta.config.request_checksum_calculation != "when_required")
+        with store_errors("use the AWS connection"):
+            return S3Hook(aws_conn_id=self.aws_conn_id).get_conn()
 
     def put_image(self, destination: Destination, key: str, image: Image, labels: Mapping[str, str]) -> None:
         """Store one image, with its type and a checksum that S3 compares.
@@ -68,6 +66,101 @@ class ImageStore:
                 **checksum,
             )
 
+    def size_of(self, bucket: str, key: str) -> int | None:
+        """Return an object's size in bytes, or ``None`` if there is none.
+
+        :raises JojoKeyStoreError: if S3 does not tell
+        """
+        with store_errors(f"look at s3://{bucket}/{key}"):
+            try:
+                return int(self.client.head_object(Bucket=bucket, Key=key)["ContentLength"])
+            except self.client.exceptions.ClientError as error:
+                if _code(error) in ("404", "NoSuchKey", "NotFound"):
+                    return None
+                raise
+
+    def read(self, bucket: str, key: str) -> tuple[bytes, str] | None:
+        """Return a small object and its ETag, or ``None`` if surely there is none.
+
+        :raises JojoKeyStoreError: if S3 does not tell; that is not the same as "there is none"
+        """
+        with store_errors(f"read s3://{bucket}/{key}"):
+            try:
+                answer = self.client.get_object(Bucket=bucket, Key=key)
+                with answer["Body"] as body:
+                    return body.read(), answer["ETag"]
+            except self.client.exceptions.ClientError as error:
+                if _code(error) in ("NoSuchKey", "404"):
+                    return None
+                raise
+
+    def write(self, bucket: str, key: str, data: bytes, replacing: str | None) -> str | None:
+        """Write a small object if nobody else has written it meanwhile, where the store knows such conditions.
+
+        :param replacing: the ETag of what it replaces; ``None`` where nothing was there
+        :return: the new ETag, or ``None`` if somebody else was faster
+        :raises JojoKeyStoreError: if S3 does not take it
+        """
+        condition = {}
+        if self._knows_conditions:
+            condition = {"IfNoneMatch": "*"} if replacing is None else {"IfMatch": replacing}
+        with store_errors(f"write s3://{bucket}/{key}"):
+            try:
+                answer = self.client.put_object(
+                    Bucket=bucket,
+                    Key=key,
+                    Body=data,
+                    ContentType="application/json; charset=utf-8",
+                    **condition,
+                )
+            except self.client.exceptions.ClientError as error:
+                if condition and _code(error) in (
+                    "PreconditionFailed",
+                    "412",
+                    "ConditionalRequestConflict",
+                    "409",
+                ):
+                    return None
+                if condition and _code(error) in ("NotImplemented", "501"):
+                    self._knows_conditions = False
+                    return self.write(bucket, key, data, replacing)
+                raise
+        return str(answer["ETag"])
+
+    def honours_conditions(self, bucket: str, key: str, data: bytes) -> bool:
+        """Tell whether this store lets only one of two writers win. Asked once, then known.
+
+        :param key: an object that is there
+        :param data: what it holds: written over itself where the store does not honour the condition
+        :raises JojoKeyStoreError: if S3 does not tell
+        """
+        if self._conditions_proven is None and _is_aws(self.client.meta.endpoint_url):
+            self._conditions_proven = True
+        if self._conditions_proven is None:
+            self._conditions_proven = (
+                self._knows_conditions and self.write(bucket, key, data, replacing=None) is None
+            )
+        return self._conditions_proven
+
+    @property
+    def proven(self) -> bool:
+        """Whether this store is known to let only one of two writers win."""
+        return bool(self._conditions_proven)
+
+    @cached_property
+    def _sends_checksums(self) -> bool:
+        # Who sets "when_required" has a store that does not know them.
+        return bool(self.client.meta.config.request_checksum_calculation != "when_required")
+
+
+def _is_aws(endpoint_url: str) -> bool:
+    host = urlsplit(endpoint_url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
 
 class store_errors:
     """Turn what boto3 raises inside into a :class:`JojoKeyStoreError` that says what could not be done."""
@@ -81,23 +174,34 @@ class store_errors:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if error is None:
             return
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            NoCredentialsError,
+            ParamValidationError,
+            PartialCredentialsError,
+        )
 
         if isinstance(error, ClientError):
-            code = str(error.response.get("Error", {}).get("Code", ""))
+            code = _code(error)
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             raise JojoKeyStoreError(
                 f"S3 refused to {self.doing} ({code}, HTTP {status}). {_TODO.get(code, _TODO_ELSE)}",
                 status_code=status,
                 code=code,
+                passing=status is None or status >= 500 or status == 429 or code in _PASSING,
             ) from None
         if isinstance(error, BotoCoreError):
             reason = type(error).__name__.removesuffix("Error")
             raise JojoKeyStoreError(
-                f"Could not {self.doing}: {reason}. Check the AWS connection's endpoint, region and credentials."
+                f"Could not {self.doing}: {reason}. Check the AWS connection's endpoint, region and credentials.",
+                passing=not isinstance(
+                    error, (NoCredentialsError, PartialCredentialsError, ParamValidationError)
+                ),
             ) from None
 
 
+_PASSING = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "RequestTimeTooSkewed"}
 _TODO_ELSE = "Check the AWS connection and what it may do in this bucket."
 _TODO = {
     "NoSuchBucket": "Create the bucket, or correct s3_bucket.",

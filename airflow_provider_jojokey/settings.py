@@ -1,0 +1,44 @@
+"""The provider's own settings, section ``[jojokey]`` of Airflow's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airflow_provider_jojokey.store import spool
+
+UPLOAD_PATIENCE = 600.0
+LONGEST_GENERATION = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for all tasks of a worker.
+
+    :param spool_directory: where images wait until S3 has confirmed them
+    :param spool_max_age: seconds after which images that nobody came back for are deleted
+    :param upload_patience: seconds for which an outage of S3 is waited out, once images are paid for
+    :param longest_generation: seconds after which a generation has surely ended, one way or the other:
+        only then does it mean anything that the gateway's log does not have it
+    """
+
+    spool_directory: Path = field(default_factory=spool.default_root)
+    spool_max_age: float = spool.MAX_AGE
+    upload_patience: float = UPLOAD_PATIENCE
+    longest_generation: float = LONGEST_GENERATION
+
+    @classmethod
+    def of_airflow(cls) -> Settings:
+        """Read Airflow's configuration.
+
+        :raises AirflowConfigException: if a number is none
+        """
+        from airflow.providers.common.compat.sdk import conf
+
+        directory = conf.get("jojokey", "spool_directory", fallback="")
+        return cls(
+            spool_directory=Path(directory).expanduser() if directory else spool.default_root(),
+            spool_max_age=conf.getfloat("jojokey", "spool_max_age", fallback=spool.MAX_AGE),
+            upload_patience=conf.getfloat("jojokey", "upload_patience", fallback=UPLOAD_PATIENCE),
+            longest_generation=conf.getfloat("jojokey", "longest_generation", fallback=LONGEST_GENERATION),
+        )

@@ -1,0 +1,188 @@
+"""The spool: what was received stays on this machine's disk until S3 has confirmed it.
+
+One folder an attempt. An image that is still arriving is ``0.part``; whole, it is ``0.image``;
+and when the whole reply is there, ``reply.json`` says what belongs to it. So whatever moment a
+process dies at, the next attempt on this host can tell what had arrived, and need not pay again.
+
+A process may be killed at any moment and lose nothing; a machine that loses its power may lose
+the last seconds, because nothing here waits for the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.img2.client import Generation
+
+log = logging.getLogger(__name__)
+
+MAX_AGE = 7 * 24 * 3600.0
+"""Seconds after which a spool that nobody came back for is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """The folder of one attempt.
+
+    :param folder: its path
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, root: Path, place: str, attempt_id: str) -> Spool:
+        """Return the spool of an attempt, which need not exist.
+
+        :param root: where all spools are
+        :param place: the images' place, ``s3://bucket/key``
+        :param attempt_id: the attempt
+        """
+        return cls(root / hashlib.sha256(place.encode()).hexdigest()[:32] / attempt_id)
+
+    def create(self) -> None:
+        """Make the folder, for this user's eyes only.
+
+        It is made just before the paid request is sent and deleted only once the receipt is up to
+        date: where it should be and is not, nothing was sent.
+
+        :raises OSError: if it cannot be made
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder was made."""
+        return self.folder.is_dir()
+
+    def open(self, index: int) -> ImageFile:
+        """Open the file for an image."""
+        return ImageFile(self.folder / f"{index}.part")
+
+    def keep(self, generation: Generation) -> None:
+        """Write down that the whole reply has arrived."""
+        reply = {
+            "usage": generation.usage,
+            "created": generation.created,
+            "model": generation.model,
+            "size": generation.size,
+            "quality": generation.quality,
+            "request_id": generation.request_id,
+            "seconds": generation.seconds,
+            "images": [
+                {"file": image.file.path.name, "index": image.index, "revised_prompt": image.revised_prompt}
+                for image in generation.images
+                if image.file.path
+            ],
+        }
+        draft = self.folder / "reply.json.part"
+        draft.write_text(json.dumps(reply), encoding="utf-8")
+        draft.replace(self.folder / "reply.json")
+
+    def whole_reply(self) -> Generation | None:
+        """Return the reply that had arrived whole, or ``None``."""
+        from airflow_provider_jojokey.img2.client import Generation
+
+        try:
+            reply = json.loads((self.folder / "reply.json").read_bytes())
+            images = [
+                self._image(self.folder / Path(one["file"]).name, one["index"], one["revised_prompt"])
+                for one in reply.pop("images")
+            ]
+            return Generation(images=images, **reply)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def whole_images(self) -> list[Image]:
+        """Return the images that had arrived whole, of a reply that had not."""
+        images = []
+        for path in sorted(self.folder.glob("*.image"), key=lambda path: int(path.stem)):
+            try:
+                images.append(self._image(path, int(path.stem)))
+            except (OSError, NotAnImage):
+                continue
+        return images
+
+    def discard(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.folder.parent.rmdir()
+        except OSError:
+            return  # another attempt's spool is still in it
+
+    def _image(self, path: Path, index: int, revised_prompt: str | None = None) -> Image:
+        file = ImageFile.reopen(path)
+        header = file.header()
+        return Image(index, file, header.content_type, header.width, header.height, revised_prompt)
+
+
+def default_root() -> Path:
+    """Return where spools are unless ``[jojokey] spool_directory`` says otherwise."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"airflow-jojokey-{user}"
+
+
+def prepare(root: Path) -> str:
+    """Make the folder of all spools, for this user's eyes only, and return its id.
+
+    The id is written into each attempt. A machine's name may come back without its disk; the id does not.
+
+    :raises OSError: if it cannot be made, or somebody else owns it
+    """
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if hasattr(os, "getuid") and root.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(root))
+    path = root / "id"
+    try:
+        if known := path.read_text(encoding="ascii"):
+            return known
+    except FileNotFoundError:
+        pass
+    draft = root / f"id.{uuid.uuid4().hex}"
+    draft.write_text(uuid.uuid4().hex, encoding="ascii")
+    try:
+        os.link(draft, path)  # of several processes that start at once, one wins
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return path.read_text(encoding="ascii")
+
+
+def clean(root: Path, max_age: float = MAX_AGE) -> None:
+    """Delete spools that nobody came back for.
+
+    :param root: where all spools are
+    :param max_age: seconds
+    """
+    for folder in _attempt_folders(root):
+        try:
+            if time.time() - folder.stat().st_mtime > max_age:
+                log.warning("Deleting images that were paid for and never stored: %s", folder)
+                Spool(folder).discard()
+        except OSError:
+            continue
+
+
+def _attempt_folders(root: Path) -> Iterator[Path]:
+    try:
+        for place in root.iterdir():
+            if place.is_dir():
+                yield from place.iterdir()
+    except OSError:
+        return
