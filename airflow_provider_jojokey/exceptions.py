@@ -55,6 +55,17 @@ class JojoKeyError(AirflowException):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(vars(self)))  # keyword arguments would be lost otherwise
 
+    def to_json(self) -> dict[str, Any]:
+        """Return all that another process needs to raise the same error."""
+        return {"class": type(self).__name__, **vars(self)}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> JojoKeyError:
+        """Return the error that :meth:`to_json` told of."""
+        state = dict(values)
+        known = {one.__name__: one for one in _all_classes(JojoKeyError)}
+        return _rebuild(known.get(state.pop("class"), JojoKeyError), state)
+
     @staticmethod
     def of(error: Img2Error) -> JojoKeyError:
         """Return the exception for an error of the API."""
@@ -74,6 +85,10 @@ def _rebuild(cls: type[JojoKeyError], state: dict[str, Any]) -> JojoKeyError:
     AirflowException.__init__(error, f"{state['message']} {cls.retry}".strip())
     vars(error).update(state)
     return error
+
+
+def _all_classes(cls: type[JojoKeyError]) -> list[type[JojoKeyError]]:
+    return [cls, *(one for child in cls.__subclasses__() for one in _all_classes(child))]
 
 
 class JojoKeyFailure(JojoKeyError, AirflowFailException):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,6 +63,24 @@ class Order:
     owner: Owner
     reuse: str = "run"
     on_unknown_outcome: str = "fail"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the order for another process."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Order:
+        """Return the order that :meth:`to_json` told of.
+
+        :raises ValueError: if it is none
+        """
+        return cls(
+            request=ImageRequest(**values["request"]),
+            destination=Destination(**values["destination"]),
+            owner=Owner(**values["owner"]),
+            reuse=values["reuse"],
+            on_unknown_outcome=values["on_unknown_outcome"],
+        )
 
     @property
     def may_pay_again(self) -> bool:
@@ -249,7 +267,7 @@ class _Till:
         settled, final = self._salvaged(earlier, spool.whole_images()), True
         if earlier.outcome is Outcome.OPEN and earlier.worker.spool == self.spool_id and not spool.exists:
             settled = replace(
-                earlier, outcome=Outcome.NOT_BILLED, billed="no", error="it died before it sent anything"
+                earlier, outcome=Outcome.NOT_BILLED, billed="no", note="it died before it sent anything"
             )
         elif settled.outcome is not Outcome.BILLED:
             settled, final = self._asked(settled)
@@ -258,7 +276,7 @@ class _Till:
         if final:
             spool.discard()
         if settled.outcome is Outcome.NOT_BILLED:
-            log.info("The attempt of %s was not billed: %s.", _when(settled), settled.error)
+            log.info("The attempt of %s was not billed: %s.", _when(settled), settled.note)
             return None
         if self.order.may_pay_again:
             log.warning("%s Paying again, as %s.", self._story(settled), self._permission())
@@ -318,7 +336,7 @@ class _Till:
             rows, skew = self.jojokey.client.billing_log()
         except Img2Error as error:
             why = f"the gateway's log cannot be asked: {error.summary}"
-            unknown = replace(attempt, outcome=Outcome.UNKNOWN, ended_at=ended_at, error=why)
+            unknown = replace(attempt, outcome=Outcome.UNKNOWN, ended_at=ended_at, note=why)
             return unknown, not ADVICE[error.kind].passing
         sent_at = attempt.started_at.timestamp() + skew
         verdict = was_billed(
@@ -340,7 +358,7 @@ class _Till:
             ended_at=ended_at,
             request_id=attempt.request_id or verdict.request_id,
             usage=attempt.usage or verdict.usage,
-            error=verdict.why,
+            note=verdict.why,
         )
         return asked, verdict.final
 
@@ -364,7 +382,7 @@ class _Till:
         marks = [f"request id {attempt.request_id}"] if attempt.request_id else []
         marks += [f"cf-ray {attempt.cf_ray}"] if attempt.cf_ray else []
         known = f" ({', '.join(marks)})" if marks else ""
-        why = f"; {attempt.error}" if attempt.error else ""
+        why = f"; {attempt.note}" if attempt.note else ""
         return (
             f"The attempt of {_when(attempt)}{known} {billed}, and {arrived}{why}. Nothing was sent by this attempt. "
             "JojoKey's support can look it up by its time and id."
@@ -436,6 +454,8 @@ class _Till:
             return generation
         try:
             ended = self._salvaged(ended, spool.whole_images())
+            if (preview := spool.preview()) is not None:
+                ended = replace(ended, preview=self._patiently(lambda: self._store_preview(preview, ended)))
             if ended.outcome is Outcome.UNKNOWN:
                 ended, final = self._asked(ended)
                 error = self._after_asking(error, ended, final)
@@ -447,6 +467,8 @@ class _Till:
         if ended.images:
             places = ", ".join(image["uri"] for image in ended.images)
             error.message += f" {len(ended.images)} of {self.order.request.n} images had arrived: {places}."
+        if ended.preview:
+            error.message += f" A preview had arrived and is kept: {ended.preview['uri']}."
         kind = type(error)
         if isinstance(error, JojoKeyReplyError) and self.order.may_pay_again:
             kind = JojoKeyUnknownOutcomeError
@@ -456,7 +478,7 @@ class _Till:
         facts = {**_facts(error), "billed": asked.billed, "request_id": asked.request_id}
         unknown = "Whether it was billed is not known"
         known = {"yes": "It was billed", "no": "Nothing was billed"}.get(asked.billed, unknown)
-        message = error.message.replace(f"{unknown}.", f"{known}: {asked.error}.")
+        message = error.message.replace(f"{unknown}.", f"{known}: {asked.note}.")
         if not final:
             facts["retry_after"] = max(0.0, self._finished_by(asked) - _now())
         if final and asked.billed != "no" and not self.order.may_pay_again:
@@ -468,6 +490,15 @@ class _Till:
         key = destination.key_for(image.index, image.extension)
         if warning := extension_warning(key, image.extension):
             log.warning(warning)
+        return self._put(key, image, attempt, generation)
+
+    def _store_preview(self, image: Image, attempt: Attempt) -> dict[str, Any]:
+        """Store what was painted so far of an image that never came: it was paid for, and can be looked at."""
+        key = self.order.destination.receipt_key.removesuffix(".json") + f".preview.{image.extension}"
+        return self._put(key, image, attempt, None)
+
+    def _put(self, key: str, image: Image, attempt: Attempt, generation: Generation | None) -> dict[str, Any]:
+        destination = self.order.destination
         self.store.put_image(destination, key, image, self._labels(attempt, generation))
         return {
             "uri": destination.uri(key),

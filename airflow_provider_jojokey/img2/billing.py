@@ -77,11 +77,15 @@ def was_billed(
         why = f"the gateway's log has one request that fits, and it was billed{name}"
         return Verdict("yes", why, True, request_id, _usage(row))
     if fitting and consumed:
-        return Verdict("unknown", f"{len(fitting)} requests in the gateway's log fit, and no one can tell which", True)
+        return Verdict(
+            "unknown", f"{len(fitting)} requests in the gateway's log fit, and no one can tell which", True
+        )
     if fitting:
         return Verdict("no", "the gateway's log has it as failed, and failed requests are not billed", True)
     if now < finished_by:
-        return Verdict("unknown", "the gateway's log does not have it yet; the model may still be at work", False)
+        return Verdict(
+            "unknown", "the gateway's log does not have it yet; the model may still be at work", False
+        )
     if len(rows) >= MAX_ROWS and min(_number(row.get("created_at")) for row in rows) > sent_at:
         return Verdict("unknown", "the gateway's log does not reach back that far", True)
     return Verdict("no", "the gateway's log has no such request", True)

@@ -26,11 +26,13 @@ from airflow_provider_jojokey.img2.errors import Img2Error, Kind, clean, from_re
 from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
 from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError
 from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.img2.stream import EventStreamDecoder
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 512 * 1024
 """Measured: pieces of 16 KiB cost three times the CPU, 1 MiB gains nothing."""
+TLS_RECORD_BYTES = 16 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_REDIRECTS = 3
 CONNECT_TIMEOUT = 10.0
@@ -233,14 +235,14 @@ class Client:
             response.close()
 
     def _send(self, body: dict[str, Any]) -> requests.Response:
+        # Cloudflare explains its errors in JSON to who accepts JSON.
+        accept = "text/event-stream, application/json" if body.get("stream") else "application/json"
         try:
             return self.session.post(
                 f"{self.base_url}/v1/images/generations",
                 json=body,
-                # A connection of its own: on one that was kept, a reset may mean that the server had
-                # closed it before the request, and nobody could tell whether it was billed.
                 # base64 hardly shrinks, so identity; a gateway that compresses anyway is understood.
-                headers={"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"},
+                headers={"Accept": accept, "Accept-Encoding": "identity", "Connection": "close"},
                 timeout=self.timeout,
                 stream=True,
                 allow_redirects=False,
@@ -249,17 +251,32 @@ class Client:
             raise _not_answered(error, self._secret) from None
 
     def _receive(self, response: requests.Response, open_file: OpenFile) -> tuple[Reply, list[Image]]:
-        """Decode the reply of a 200 as it arrives."""
+        """Decode the reply of a 200 as it arrives; where that fails, only what is whole stays open."""
         files: list[ImageFile] = []
 
         def open_and_keep(index: int) -> ImageFile:
             files.append(open_file(index))
             return files[-1]
 
-        decoder = ReplyDecoder(open_and_keep, on_whole=ImageFile.seal)
+        try:
+            return self._decode(response, open_and_keep, files)
+        except BaseException as error:
+            whole = [image.file for image in getattr(error, "salvaged", ())]
+            for file in files:
+                if file not in whole:
+                    file.close()
+            raise
+
+    def _decode(
+        self, response: requests.Response, open_and_keep: OpenFile, files: list[ImageFile]
+    ) -> tuple[Reply, list[Image]]:
+        decoder: ReplyDecoder | EventStreamDecoder = ReplyDecoder(open_and_keep, on_whole=ImageFile.seal)
         beginning = b""
+        images: list[Image] = []
         try:
             for piece in pieces(response):
+                if not beginning and _begins_an_event_stream(response, piece):
+                    decoder = EventStreamDecoder(open_and_keep, ImageFile.seal, ImageFile.seal_preview)
                 if len(beginning) < MAX_ERROR_BYTES:
                     beginning += piece[:MAX_ERROR_BYTES]
                 decoder.feed(piece)
@@ -267,33 +284,41 @@ class Client:
             document = reply.document
             if not isinstance(document, dict) or document.get("error"):
                 raise from_response(200, response.headers, beginning, secret=self._secret, document=document)
-            images = [self._image(element, open_file) for element in reply.images]
+            for element in reply.images:
+                images.append(self._image(element, open_and_keep))
             if not images:
                 raise from_response(200, response.headers, b"", secret=self._secret, document=document)
             return reply, images
         except (ReplyError, NotAnImage) as error:
-            if not files and beginning.lstrip()[:1] not in (b"{", b"["):
+            if not files and type(decoder) is ReplyDecoder and beginning.lstrip()[:1] not in (b"{", b"["):
                 raise from_response(200, response.headers, beginning, secret=self._secret) from None
-            raise self._unusable(response, str(error), decoder) from None
+            raise self._unusable(response, str(error), decoder, images) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if _is_disk(error):
                 reason = f"it could not be kept on this machine's disk: {_reason(error)}"
-                raise self._unusable(response, reason, decoder) from None
-            raise self._unusable(response, f"it broke off: {_reason(error)}", decoder) from None
-        except BaseException:
-            decoder.close()
-            raise
+                raise self._unusable(response, reason, decoder, images) from None
+            raise self._unusable(response, f"it broke off: {_reason(error)}", decoder, images) from None
 
-    def _unusable(self, response: requests.Response, reason: str, decoder: ReplyDecoder) -> Img2Error:
+    def _unusable(
+        self,
+        response: requests.Response,
+        reason: str,
+        decoder: ReplyDecoder | EventStreamDecoder,
+        images: list[Image],
+    ) -> Img2Error:
         error = Img2Error(
             Kind.REPLY,
             f"JojoKey's reply cannot be used: {clean(reason, self._secret)}",
             billed="yes",
             status_code=response.status_code,
-            request_id=response.headers.get("X-Oneapi-Request-Id"),
-            cf_ray=response.headers.get("cf-ray"),
+            request_id=clean(response.headers.get("X-Oneapi-Request-Id", ""), self._secret) or None,
+            cf_ray=clean(response.headers.get("cf-ray", ""), self._secret) or None,
         )
+        error.salvaged += images
+        known = [image.file for image in images]
         for index, file in enumerate(decoder.whole_sinks):
+            if file in known or file.file.closed:
+                continue
             try:
                 header = file.header()
                 error.salvaged.append(Image(index, file, header.content_type, header.width, header.height))
@@ -301,10 +326,10 @@ class Client:
                 continue
         return error
 
-    def _image(self, element: Any, open_file: OpenFile) -> Image:
+    def _image(self, element: Any, open_and_keep: OpenFile) -> Image:
         file = element.sink
         if file is None and element.url:
-            file = open_file(element.index)
+            file = open_and_keep(element.index)
             self._download(element.url, file)
             file.seal()
         if file is None:
@@ -325,9 +350,7 @@ class Client:
         verify = True if self.session.verify is None else self.session.verify
         with transport.open_session(None, verify=verify, public_only=True) as anywhere:
             for _ in range(1 + MAX_REDIRECTS):
-                own = _origin(url) == _origin(self.base_url)
-                if not own:
-                    _check_link(url)
+                own = _is_own_link(url, self.base_url)
                 session = transport.open_session(None, verify=verify) if own else anywhere
                 session.proxies = dict(self.session.proxies)
                 try:
@@ -341,7 +364,7 @@ class Client:
                     raise ReplyError(f"the linked image cannot be fetched: {_reason(error)}") from None
                 with response:
                     if response.is_redirect:
-                        url = urljoin(url, response.headers["location"])
+                        url = _redirected(url, response.headers["location"])
                         continue
                     if response.status_code != 200:
                         raise ReplyError(f"the linked image cannot be fetched: HTTP {response.status_code}")
@@ -354,7 +377,7 @@ class Client:
         try:
             response = self.session.get(
                 f"{self.base_url}{path}",
-                headers={"Accept": "application/json"},
+                headers={"Accept": "application/json", "Connection": "close"},
                 timeout=(min(self.timeout[0], FREE_CALL_TIMEOUT), FREE_CALL_TIMEOUT),
                 stream=True,
                 allow_redirects=False,
@@ -371,6 +394,8 @@ class Client:
                 except ValueError:
                     document = None
             if not isinstance(document, dict) or document.get("error") or document.get("success") is False:
+                if document is not None and not isinstance(document, dict):
+                    raise Img2Error(Kind.BASE_URL, f"The answer to GET {path} is not what JojoKey answers")
                 refusal = from_response(response.status_code, response.headers, body, secret=self._secret)
                 refusal.billed = "no"
                 raise refusal
@@ -386,30 +411,26 @@ class Client:
 
 
 def pieces(response: requests.Response) -> Iterator[bytes]:
-    """Yield the body in pieces of some 512 KiB, and what has come before an error before the error.
+    """Yield the body as it arrives, and what has come before an error before the error.
 
     ``read`` would lose the bytes it had gathered when the connection breaks, and with them perhaps
-    a whole image; so each receive is taken as it comes, and gathered here.
+    a whole image; so each receive is taken as it comes. TLS hands out records of 16 KiB, which
+    would cost three times the CPU: whole records are gathered while more are likely to follow.
     """
-    gathered = bytearray()
-    raw = response.raw
+    gathered: list[bytes] = []
     failure: BaseException | None = None
     while True:
         try:
-            piece = raw.read1(READ_BYTES, decode_content=True)
+            piece = response.raw.read1(READ_BYTES, decode_content=True)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             failure, piece = error, b""
+        if piece:
+            gathered.append(piece)
+        if gathered and (len(piece) != TLS_RECORD_BYTES or len(gathered) == READ_BYTES // TLS_RECORD_BYTES):
+            yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            gathered.clear()
         if not piece:
             break
-        if not gathered and len(piece) >= READ_BYTES // 2:
-            yield piece
-            continue
-        gathered += piece
-        if len(gathered) >= READ_BYTES // 2:
-            yield bytes(gathered)
-            gathered.clear()
-    if gathered:
-        yield bytes(gathered)
     if failure is not None:
         raise failure
 
@@ -425,6 +446,14 @@ def _beginning(response: requests.Response, limit: int) -> bytes:
     except (urllib3.exceptions.HTTPError, OSError):
         pass
     return body[:limit]
+
+
+def _begins_an_event_stream(response: requests.Response, beginning: bytes) -> bool:
+    """Tell from the reply itself: a gateway may ignore ``stream``, or name the type wrongly."""
+    if beginning.lstrip()[:1] in (b"{", b"[", b"<"):
+        return False
+    named = response.headers.get("Content-Type", "").startswith("text/event-stream")
+    return named or beginning.lstrip().startswith((b"data:", b"event:", b":"))
 
 
 def _clock_skew(date: str | None) -> float:
@@ -450,16 +479,36 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
 
 
-def _check_link(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname or parts.username or parts.password:
+def _is_own_link(url: str, base_url: str) -> bool:
+    """Tell whether ``url`` leads to the gateway itself.
+
+    :raises ReplyError: if it leads where no image may be fetched from
+    """
+    try:
+        parts = urlsplit(url)
+        own = _origin(url) == _origin(base_url)
+    except ValueError:
+        raise ReplyError("the reply links to an image at an address that is none") from None
+    if parts.username is not None or parts.password is not None:
+        raise ReplyError("the reply links to an image at an address with a login in it")
+    if own:
+        return True
+    if parts.scheme != "https" or not parts.hostname:
         raise ReplyError("the reply links to an image at an address that is not https")
     try:
         transport.require_public(parts.hostname)
     except transport.ForbiddenAddress as error:
         raise ReplyError(f"the reply links to an image where {error}") from None
     except ValueError:
-        return  # a name: where it leads is checked once connected
+        pass  # a name: where it leads is checked once connected
+    return False
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise ReplyError("the linked image redirects to an address that is none") from None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -507,9 +556,13 @@ def _not_answered(error: BaseException, secret: str, paid: bool = True) -> Img2E
         return Img2Error(Kind.BASE_URL, f"The address of the image API is not valid: {reason}")
     if caused_by(requests.exceptions.ProxyError):
         return Img2Error(Kind.UNREACHABLE, f"The proxy did not let the request through: {reason}")
-    if _is_handshake(causes):
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        # Only what requests reads before it connects comes through as it is: the CA bundle.
+        return Img2Error(Kind.TLS, f"The CA bundle cannot be read: {reason}")
+    unsent = any(map(transport.failed_before_sending, causes))
+    if caused_by(ssl.SSLCertVerificationError) or (unsent and caused_by(ssl.SSLError)):
         return Img2Error(Kind.TLS, f"No trusted connection to JojoKey could be made: {reason}")
-    if caused_by(
+    if unsent or caused_by(
         urllib3.exceptions.NewConnectionError,
         urllib3.exceptions.ConnectTimeoutError,
         requests.exceptions.ConnectTimeout,
@@ -520,25 +573,3 @@ def _not_answered(error: BaseException, secret: str, paid: bool = True) -> Img2E
     return Img2Error(
         Kind.UNKNOWN_OUTCOME, f"The answer of JojoKey was lost after sending: {reason}", billed="unknown"
     )
-
-
-def _is_handshake(causes: list[BaseException]) -> bool:
-    """Tell whether TLS failed before a request could be sent on it."""
-    return any(
-        isinstance(cause, ssl.SSLCertVerificationError)
-        or (isinstance(cause, ssl.SSLError) and cause.reason in _HANDSHAKE_REASONS)
-        for cause in causes
-    )
-
-
-_HANDSHAKE_REASONS = {
-    "WRONG_VERSION_NUMBER",
-    "UNSUPPORTED_PROTOCOL",
-    "TLSV1_ALERT_PROTOCOL_VERSION",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE",
-    "TLSV1_ALERT_INTERNAL_ERROR",
-    "TLSV1_UNRECOGNIZED_NAME",
-    "NO_PROTOCOLS_AVAILABLE",
-    "HTTP_REQUEST",
-    "RECORD_LAYER_FAILURE",
-}

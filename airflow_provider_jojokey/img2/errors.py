@@ -167,7 +167,7 @@ class Img2Error(Exception):
         return f"{self.summary}{self._marks()}{said}. {_BILLING[self.billed]} {self.advice}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {name: value for name, value in vars(self).items() if name != "salvaged"}
+        state = {name: value for name, value in vars(self).items() if name not in ("salvaged", "__notes__")}
         return _rebuild, (type(self), state)
 
     def _marks(self) -> str:
@@ -409,7 +409,7 @@ def _plain_text(headers: Mapping[str, str], body: bytes, cloudflare: Mapping[str
     if cloudflare:
         return str(cloudflare.get("detail") or cloudflare.get("title") or "")
     if _is_html(headers, body):
-        title = re.search(rb"<title[^>]*>(.*?)</title>", body, re.IGNORECASE | re.DOTALL)
+        title = re.search(rb"<title[^<>]{0,200}>([^<]{0,500})</title>", body, re.IGNORECASE)
         body = title[1] if title else b""
     elif body.lstrip()[:1] in (b"{", b"["):
         return ""  # JSON without an error: nothing in it is written for people
@@ -430,19 +430,22 @@ def _retry_after(headers: Mapping[str, str], cloudflare: Mapping[str, Any]) -> f
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         try:
-            seconds = parsedate_to_datetime(str(value)).timestamp() - time.time()
-        except (TypeError, ValueError):
+            seconds = parsedate_to_datetime(str(value)[:100]).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
             return None
     return max(0.0, seconds) if seconds == seconds and seconds < 1e6 else None  # NaN and nonsense
 
 
 # No \b before these: a Chinese character is a word character too, and may stand right before a token.
-_TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:(sk)-[A-Za-z0-9_*.-]{6,}|(Bearer)\s+[A-Za-z0-9_*.~+/=-]{16,})", re.IGNORECASE)
-_BASE64 = re.compile(r"(?:data:[a-z/+.-]+;base64,)?[A-Za-z0-9+/_=-]{48,}")
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:(sk)-[A-Za-z0-9_*.-]{6,}|(Bearer)\s+[A-Za-z0-9_*.~+/=-]{16,})", re.IGNORECASE
+)
+_BASE64 = re.compile(r"(?:data:[a-z/+.-]{1,60};base64,)?[A-Za-z0-9+/_=-]{48,}")
 _URL_LOGIN = re.compile(r"(://)[^\s/@\"'<>]*@")
-_URL_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?\"'<>]+)\?[^\s\"'<>]+", re.IGNORECASE)
+# Bounded, because a hostile answer would make an unbounded one search for seconds.
+_URL_QUERY = re.compile(r"(://[^\s?\"'<>]{1,2000})\?[^\s\"'<>]+")
 _SIGNATURE = re.compile(r"(X-Amz-[A-Za-z-]+=)[^\s&\"'<>]+", re.IGNORECASE)
 # Controls, line separators, what turns or hides text, and half characters, which no file takes.
 _UNPRINTABLE = re.compile(

@@ -76,13 +76,17 @@ class ImageFile:
         """
         return read_header(self.file)
 
-    def seal(self) -> None:
+    def seal(self, suffix: str = ".image") -> None:
         """Mark the image as whole: a file named ``….part`` is renamed to ``….image``.
 
         Who finds the file after this process was killed can tell by its name what it is worth.
         """
         if self.path is not None and self.path.suffix == ".part":
-            self.path = self.path.rename(self.path.with_suffix(".image"))
+            self.path = self.path.rename(self.path.with_suffix(suffix))
+
+    def seal_preview(self) -> None:
+        """Mark a whole preview: it is renamed to ``….preview``, and never taken for the image."""
+        self.seal(".preview")
 
     @classmethod
     def reopen(cls, path: Path) -> ImageFile:

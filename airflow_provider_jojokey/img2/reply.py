@@ -213,6 +213,11 @@ class Splitter:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise ReplyError(f"the reply is not one whole JSON document ({reason})") from None
 
+    @property
+    def text(self) -> bytes:
+        """What has come beside the images, with a placeholder for each."""
+        return bytes(self._text)
+
     def claim(self, value: Any) -> Any | None:
         """Return the sink that ``value`` is the placeholder of, if it is one; it is the caller's now."""
         if self.is_placeholder(value):

@@ -15,9 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
+from airflow_provider_jojokey.img2.estimate import EDGE_PATIENCE, expected_seconds
+
 DEFAULT_MODEL = "gpt-image-2"
 MAX_PROMPT_CHARACTERS = 32_000
 MAX_IMAGES = 10
+DEFAULT_PARTIAL_IMAGES = 2
 QUALITIES = ("low", "medium", "high", "auto", "xhigh", "max")
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 BACKGROUNDS = ("auto", "opaque", "transparent")
@@ -47,7 +50,8 @@ class ImageRequest:
     :param output_compression: 0 to 100, JPEG and WebP only
     :param moderation: ``"auto"`` or ``"low"``
     :param stream: ask for the event stream, which keeps a long generation's connection alive
-    :param partial_images: previews in an event stream, 0 to 3; each costs output tokens
+    :param partial_images: previews in an event stream, 0 to 3 (by default 2); each costs some 100
+        output tokens, and keeps the connection from falling silent
     :param extra_body: further fields of the request body, as the gateway understands them
     :raises ValueError: if a rule is broken; the message lists every problem and a way out
     """
@@ -90,18 +94,19 @@ class ImageRequest:
                 body[name] = value
         if self.stream:
             body["stream"] = True
-            if self.partial_images is not None:
-                body["partial_images"] = self.partial_images
+            body["partial_images"] = (
+                DEFAULT_PARTIAL_IMAGES if self.partial_images is None else self.partial_images
+            )
         return {**body, **(self.extra_body or {})}
 
     def fingerprint(self, host: str) -> str:
         """Return 64 hex digits that are equal for equal images asked of the same ``host``.
 
-        All that changes the image counts. How the reply travels (``stream``, ``partial_images``)
-        and who pays (the token) do not.
+        All that changes the image counts. How the reply travels (``stream``, ``partial_images``,
+        ``response_format``) and who pays (the token) do not.
         """
         body = self.body()
-        for transport in ("stream", "partial_images"):
+        for transport in ("stream", "partial_images", "response_format"):
             body.pop(transport, None)
         canonical = json.dumps([host, body], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -117,6 +122,13 @@ class ImageRequest:
         if self.quality not in QUALITIES:
             unusual.append(
                 f"quality={self.quality!r} is not a known quality ({', '.join(QUALITIES)}): the gateway decides"
+            )
+        seconds = expected_seconds(self)
+        if seconds > EDGE_PATIENCE and not self.stream:
+            unusual.append(
+                f"{self.size} at quality {self.quality} takes about {seconds:.0f} s, and Cloudflare gives up after "
+                "100 to 125 s with a 524 that is billed all the same. stream=True keeps the connection alive "
+                "where the gateway knows it; lower quality or a smaller size is quicker"
             )
         return unusual
 
@@ -221,7 +233,7 @@ def _extra_body_problems(value: Any) -> Iterator[str]:
     if own := sorted(set(value) & {field.name for field in _FIELDS}):
         yield f"extra_body repeats {', '.join(own)}: use the argument of that name, which is checked"
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False, sort_keys=True)  # as it is sent, and as it is fingerprinted
     except (TypeError, ValueError) as error:
         yield f"extra_body cannot be sent as JSON: {error}"
 

@@ -21,6 +21,14 @@ USER_AGENT = f"airflow-provider-jojokey/{__version__} python-requests/{requests.
 DEFAULT_BASE_URL = "https://api.jojokey.com"
 
 
+class NoAuth(AuthBase):
+    """Nothing. As an auth object it keeps ``.netrc`` from sending its logins to whoever is linked to."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Leave the request as it is."""
+        return request
+
+
 class BearerAuth(AuthBase):
     """``Authorization: Bearer …``. As an auth object it beats a ``.netrc`` entry for the same host."""
 
@@ -62,12 +70,16 @@ class GatewayAdapter(TCPKeepAliveAdapter):
     TCP keep-alive starts after 60 s of silence: a NAT forgets a connection that says nothing for
     the two minutes that a generation takes.
 
+    Each request has a connection of its own. On one that was kept, a reset may mean that the server
+    had closed it before the request came, and nobody could tell whether that was billed.
+
     :param public_only: refuse to talk to an address that is not public, checked on the connected
         socket, so that no DNS answer can change in between
     """
 
     def __init__(self, public_only: bool = False) -> None:
-        self._live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        # Sockets, because a connection gives its own away with a response after which it closes.
+        self._live: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._public_only = public_only
         super().__init__()  # type: ignore[no-untyped-call]
 
@@ -84,12 +96,13 @@ class GatewayAdapter(TCPKeepAliveAdapter):
 
     def cut(self) -> None:
         """Break off every connection that is open; whoever waits on one gets an error now."""
-        for connection in list(self._live):
-            if (sock := getattr(connection, "sock", None)) is not None:
+        for reference in self._live.valuerefs():  # a copy at one go: others may connect meanwhile
+            if (sock := reference()) is not None:
                 try:
-                    # A closed descriptor would not wake a waiting recv; a shut-down one does.
-                    getattr(sock, "_sock", sock).shutdown(socket.SHUT_RDWR)
-                except OSError:
+                    # A closed descriptor would not wake a waiting recv; a shut-down one does. TLS
+                    # must not be asked: it would change under the feet of the thread that reads.
+                    socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
+                except (OSError, TypeError):
                     continue
 
     def _pool_classes(self) -> dict[str, Any]:
@@ -99,11 +112,15 @@ class GatewayAdapter(TCPKeepAliveAdapter):
             sock: Any
 
             def connect(self) -> None:
-                super().connect()  # type: ignore[misc]
-                # Through a proxy the peer is the proxy, and what it may reach is the proxy's to say.
-                if adapter._public_only and not getattr(self, "proxy", None):
-                    require_public(self.sock.getpeername()[0])
-                adapter._live.add(self)  # type: ignore[arg-type]
+                try:
+                    super().connect()  # type: ignore[misc]
+                    # Through a proxy the peer is the proxy, and what it may reach is the proxy's to say.
+                    if adapter._public_only and not getattr(self, "proxy", None):
+                        require_public(self.sock.getpeername()[0])
+                except Exception as error:
+                    error.before_sending = True  # type: ignore[attr-defined]
+                    raise
+                adapter._live[id(self.sock)] = self.sock
 
         class KnownHTTP(Known, HTTPConnection):
             pass
@@ -113,11 +130,19 @@ class GatewayAdapter(TCPKeepAliveAdapter):
 
         class HTTPPool(HTTPConnectionPool):
             ConnectionCls = KnownHTTP
+            _put_conn = _close_connection
 
         class HTTPSPool(HTTPSConnectionPool):
             ConnectionCls = KnownHTTPS
+            _put_conn = _close_connection
 
         return {"http": HTTPPool, "https": HTTPSPool}
+
+
+def _close_connection(_: Any, connection: Any) -> None:
+    """Close a connection instead of putting it back into its pool."""
+    if connection is not None:
+        connection.close()
 
 
 def open_session(
@@ -132,8 +157,7 @@ def open_session(
     """
     session = GatewaySession()
     session.headers["User-Agent"] = USER_AGENT
-    if token:
-        session.auth = BearerAuth(token)
+    session.auth = BearerAuth(token) if token else NoAuth()
     session.verify = verify
     if proxy:
         session.proxies = {"http": proxy, "https": proxy}
@@ -148,6 +172,11 @@ def cut(session: requests.Session) -> None:
     for adapter in session.adapters.values():
         if isinstance(adapter, GatewayAdapter):
             adapter.cut()
+
+
+def failed_before_sending(error: BaseException) -> bool:
+    """Tell whether ``error`` arose while a connection was being made, so that no request was sent on it."""
+    return getattr(error, "before_sending", False)
 
 
 def base_url_of(address: str | None) -> str:

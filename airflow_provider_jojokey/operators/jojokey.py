@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyRequestError
 from airflow_provider_jojokey.generation import ON_UNKNOWN_OUTCOME, REUSE, Order, generate_images
 from airflow_provider_jojokey.img2.request import ImageRequest, problems
+from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 from airflow_provider_jojokey.store.receipts import Owner
 
@@ -47,6 +48,9 @@ class GenerateImageOperator(BaseOperator):
     :param output_compression: 0 to 100 (JPEG and WebP)
     :param moderation: ``"auto"`` or ``"low"``
     :param extra_body: more fields of the request's body, as the gateway understands them
+    :param stream: ask for the event stream, which keeps the connection of a long generation alive where
+        the gateway knows it; one that does not answers as usual
+    :param partial_images: previews in the event stream, 0 to 3; each costs some 100 output tokens
     :param reuse: which earlier payment for the same images counts. ``"run"``: a retry or a cleared task
         takes what its Dag run has paid for, a new Dag run pays for a new image. ``"always"``: so does any
         earlier run with the same request and key. ``"never"``: each attempt pays
@@ -54,6 +58,8 @@ class GenerateImageOperator(BaseOperator):
         been, billed: ``"fail"``, or ``"regenerate"``, which may pay twice
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
+    :param deferrable: free the worker's slot while the image is made; by default what
+        ``[operators] default_deferrable`` says
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
     """
 
@@ -95,10 +101,13 @@ class GenerateImageOperator(BaseOperator):
         output_compression: int | None = None,
         moderation: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        partial_images: int | None = None,
         reuse: str = "run",
         on_unknown_outcome: str = "fail",
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
+        deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
         # Mapped tasks are told apart in the UI by what they make.
@@ -116,10 +125,15 @@ class GenerateImageOperator(BaseOperator):
         self.output_compression = output_compression
         self.moderation = moderation
         self.extra_body = extra_body
+        self.stream = stream
+        self.partial_images = partial_images
         self.reuse = reuse
         self.on_unknown_outcome = on_unknown_outcome
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
+        self.deferrable = _default_deferrable() if deferrable is None else deferrable
+        if getattr(self, "retry_policy", self) is None:
+            self.retry_policy = JojoKeyRetryPolicy()
         self._check_literals()
 
     @cached_property
@@ -154,17 +168,43 @@ class GenerateImageOperator(BaseOperator):
         self.log.info(
             "Generating %d of %s %s: %s", request.n, request.size, request.quality, self._short_prompt()
         )
+        if self.deferrable:
+            self._defer(order)
         try:
             manifest = generate_images(
                 order, jojokey=self.hook, store=self.store, settings=Settings.of_airflow()
             )
         except JojoKeyError as error:
-            if error.usage:
-                self._push(context, "usage", error.usage)
-            raise
+            raise self._failed(context, error) from None
+        return self._succeeded(context, manifest)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Go on where the trigger has ended.
+
+        :raises JojoKeyError: what the trigger met
+        """
+        if event and "manifest" in event:
+            return self._succeeded(context, event["manifest"])
+        raise self._failed(context, JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT))
+
+    def _defer(self, order: Order) -> None:
+        from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
+
+        self.defer(
+            trigger=GenerateImageTrigger(order.to_json(), self.jojokey_conn_id, self.aws_conn_id),
+            method_name="execute_complete",
+        )
+
+    def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
         return manifest
+
+    def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
+        # What a failed attempt has cost is told as well: nothing else would show it.
+        if error.usage and error.usage.get("total_tokens"):
+            self._push(context, "usage", error.usage)
+        return error
 
     def on_kill(self) -> None:
         """Close the connection. What was sent is billed all the same."""
@@ -231,6 +271,8 @@ class GenerateImageOperator(BaseOperator):
         return text if len(text) <= PROMPT_IN_LOG else f"{text[:PROMPT_IN_LOG]}… ({len(text):,} characters)"
 
 
+_NO_EVENT = {"class": "JojoKeyError", "message": "The trigger ended without a result."}
+
 _REQUEST_FIELDS = (
     "prompt",
     "model",
@@ -241,8 +283,16 @@ _REQUEST_FIELDS = (
     "output_format",
     "output_compression",
     "moderation",
+    "stream",
+    "partial_images",
     "extra_body",
 )
+
+
+def _default_deferrable() -> bool:
+    from airflow.providers.common.compat.sdk import conf
+
+    return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
 
 
 def _is_literal(value: Any) -> bool:

@@ -17,7 +17,7 @@ Everything in this module is pure: no S3, no clock, no process is touched.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
@@ -99,7 +99,9 @@ class Attempt:
     :param billed: whether it cost money: ``"no"``, ``"yes"`` or ``"unknown"``
     :param usage: the tokens that were billed, where they are known
     :param images: what it stored, as in the manifest
+    :param preview: what an event stream showed of an image that never came
     :param error: the exception's class
+    :param note: why it is believed to have been billed, or not
     """
 
     id: str
@@ -113,6 +115,7 @@ class Attempt:
     billed: str = "unknown"
     usage: dict[str, Any] | None = None
     images: list[dict[str, Any]] = field(default_factory=list)
+    preview: dict[str, Any] | None = None
     model: str | None = None
     size: str | None = None
     quality: str | None = None
@@ -122,6 +125,7 @@ class Attempt:
     cf_ray: str | None = None
     code: str | None = None
     error: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ class Receipt:
         """Return the attempt with this id."""
         return next((one for one in self.attempts if one.id == attempt_id), None)
 
-    def usage_of(self, owner: Owner) -> dict[str, int]:
+    def usage_of(self, owner: Owner) -> dict[str, Any]:
         """Return the tokens that were billed to ``owner``'s task in its Dag run, over all its tries."""
         return total_usage(one.usage for one in self.attempts if one.owner.is_task_of(owner))
 
@@ -269,14 +273,21 @@ def decide(
     return Decision(Step.SETTLE, latest)
 
 
-def total_usage(usages: Any) -> dict[str, int]:
-    """Return the sum of several ``usage`` objects: of their numbers, the three totals always among them."""
-    total = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+def total_usage(usages: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Return the sum of several ``usage`` objects, details included, the three totals always among them."""
+    total: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     for usage in usages:
-        for name, value in (usage or {}).items():
-            if isinstance(value, int) and not isinstance(value, bool):
-                total[name] = total.get(name, 0) + value
+        _add(total, usage or {})
     return total
+
+
+def _add(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
+    for name, value in usage.items():
+        if isinstance(value, Mapping):
+            if isinstance(details := total.setdefault(name, {}), dict):
+                _add(details, value)
+        elif isinstance(value, int) and not isinstance(value, bool) and isinstance(total.get(name, 0), int):
+            total[name] = total.get(name, 0) + value
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -109,13 +109,11 @@ class Spool:
 
     def whole_images(self) -> list[Image]:
         """Return the images that had arrived whole, of a reply that had not."""
-        images = []
-        for path in sorted(self.folder.glob("*.image"), key=lambda path: int(path.stem)):
-            try:
-                images.append(self._image(path, int(path.stem)))
-            except (OSError, NotAnImage):
-                continue
-        return images
+        return self._images(".image")
+
+    def preview(self) -> Image | None:
+        """Return the latest preview of an image that did not arrive, if the reply was a stream."""
+        return next(iter(reversed(self._images(".preview"))), None)
 
     def discard(self) -> None:
         """Delete the folder."""
@@ -124,6 +122,15 @@ class Spool:
             self.folder.parent.rmdir()
         except OSError:
             return  # another attempt's spool is still in it
+
+    def _images(self, suffix: str) -> list[Image]:
+        images: list[Image] = []
+        for path in sorted(self.folder.glob(f"*{suffix}"), key=lambda path: int(path.stem)):
+            try:
+                images.append(self._image(path, len(images)))
+            except (OSError, NotAnImage):
+                continue
+        return images
 
     def _image(self, path: Path, index: int, revised_prompt: str | None = None) -> Image:
         file = ImageFile.reopen(path)

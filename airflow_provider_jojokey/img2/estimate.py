@@ -1,0 +1,39 @@
+"""What a request will take, before it is sent: tokens and seconds.
+
+Tokens are the published ones for 1024x1024, scaled by area; seconds are what such images were
+seen to take. Both are estimates, for warnings and budgets, never for bills.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.img2.request import ImageRequest
+
+SQUARE_PIXELS = 1024 * 1024
+OUTPUT_TOKENS = {"low": 196, "medium": 1_756, "high": 7_024}
+SECONDS = {"low": 10.0, "medium": 48.0, "high": 126.0}
+PARTIAL_IMAGE_TOKENS = 100
+"""Output tokens that each preview of an event stream costs on top (API reference)."""
+
+EDGE_PATIENCE = 100.0
+"""Seconds of silence after which Cloudflare answers 524 in the gateway's place (100 to 125)."""
+
+
+def expected_output_tokens(request: ImageRequest) -> int:
+    """Return about how many output tokens a request will be billed."""
+    each = OUTPUT_TOKENS.get(request.quality, OUTPUT_TOKENS["high"]) * _area(request)
+    if request.stream:
+        each += PARTIAL_IMAGE_TOKENS * (request.partial_images or 0)
+    return round(each * request.n)
+
+
+def expected_seconds(request: ImageRequest) -> float:
+    """Return about how many seconds a request will take."""
+    return SECONDS.get(request.quality, SECONDS["high"]) * max(1.0, _area(request))
+
+
+def _area(request: ImageRequest) -> float:
+    width, height = request.pixels or (1024, 1024)
+    return width * height / SQUARE_PIXELS
