@@ -39,6 +39,8 @@ ON_UNKNOWN_OUTCOME = ("fail", "regenerate")
 POLL = 2.0
 """Seconds between two looks at an attempt that another process makes."""
 LEASE_MARGIN = 60.0
+START_WITHIN = 30.0
+"""Seconds after its intent at which an attempt no longer sends: by then others may take it for dead."""
 
 T = TypeVar("T")
 
@@ -102,6 +104,7 @@ def generate_images(
     till = _Till(order, jojokey, store, settings)
     attempt, paid = till.claim()  # from here on there is an intent in S3, or somebody has paid before
     if paid is not None:
+        _log_reuse(paid)
         return till.manifest(paid, reused=True)
     try:
         spool = till.open_spool(attempt)
@@ -109,7 +112,7 @@ def generate_images(
             generation = jojokey.generate(order.request, spool.open)  # the one paid request
         except JojoKeyError as error:
             generation = till.give_up(attempt, error)  # raises, unless all images had arrived all the same
-        spool.keep(generation)
+        till.keep(generation, spool)
         return till.complete(attempt, generation)
     finally:
         till.release(attempt)
@@ -141,6 +144,19 @@ class _Till:
 
         :raises JojoKeyError: if nothing may be paid
         """
+        try:
+            return self._claim()
+        except JojoKeyStoreError as error:
+            if error.billed != "no":
+                raise
+            raise JojoKeyStoreError(
+                f"{error.message} Nothing was sent or billed by this attempt.",
+                passing=error.passing,
+                status_code=error.status_code,
+                code=error.code,
+            ) from None
+
+    def _claim(self) -> tuple[Attempt, Attempt | None]:
         from airflow_provider_jojokey.store.ledger import begin, may_be_alive, new_attempt
 
         spools.clean(self.settings.spool_directory, self.settings.spool_max_age)
@@ -164,9 +180,8 @@ class _Till:
                 if decision.step is Step.REUSE and self._is_still_there(earlier):
                     return attempt, earlier
                 if decision.step is Step.SETTLE and earlier.id != regenerate:
-                    if (settled := self._settle(earlier)) is not None:
-                        return attempt, settled
-                    regenerate = earlier.id
+                    if self._settle(earlier):
+                        regenerate = earlier.id
                     continue
             begin(attempt)
             claimed = False
@@ -188,17 +203,31 @@ class _Till:
     def open_spool(self, attempt: Attempt) -> Spool:
         """Return the attempt's spool, made now.
 
-        :raises JojoKeyStoreError: if it cannot be made; nothing is sent then
+        :raises JojoKeyStoreError: if it cannot be made, or it is too late to send; nothing is sent then
         """
         spool = self.spool_of(attempt)
+        taken = _now() - attempt.started_at.timestamp()
         try:
+            if taken > START_WITHIN:
+                raise JojoKeyStoreError(
+                    f"It took {taken:.0f} s to write {self.ledger.uri}: too long to be sure that nobody else "
+                    "pays for the same images meanwhile. Nothing was sent or billed by this attempt.",
+                    passing=True,
+                )
             spool.create()
-        except OSError as error:
+        except (OSError, JojoKeyStoreError) as error:
             self.receipt = self.ledger.record(
-                replace(attempt, outcome=Outcome.NOT_BILLED, ended_at=_utcnow())
+                replace(attempt, outcome=Outcome.NOT_BILLED, billed="no", ended_at=_utcnow())
             )
-            raise _spool_error(spool.folder, error) from None
+            raise (_spool_error(spool.folder, error) if isinstance(error, OSError) else error) from None
         return spool
+
+    def keep(self, generation: Generation, spool: Spool) -> None:
+        """Write down on disk that the whole reply has arrived. A full disk keeps no image from S3."""
+        try:
+            spool.keep(generation)
+        except OSError as error:
+            log.warning("The spool %s cannot be written: %s.", spool.folder, error.strerror)
 
     def _lease(self) -> float:
         settings = self.jojokey.settings
@@ -253,34 +282,38 @@ class _Till:
 
     # An earlier attempt that was, or may have been, billed and gave nothing
 
-    def _settle(self, earlier: Attempt) -> Attempt | None:
-        """Return the earlier attempt as complete, if its images are on this host; ``None`` to pay.
+    def _settle(self, earlier: Attempt) -> bool:
+        """Write down what has become of an earlier attempt, storing what it left on this host.
 
+        :return: whether to pay although it was, or may have been, billed and gave nothing; else what the
+            receipt says now decides
         :raises JojoKeyUnknownOutcomeError: if paying might be paying twice, and nobody said that this is fine
         """
         spool = self.spool_of(earlier)
         generation = spool.whole_reply() or self._all_images(earlier, spool)
         if generation is not None:
             log.info("The images of an earlier attempt had arrived and wait on this host: storing them.")
-            self.complete(earlier, generation)
-            return self.receipt.attempt(earlier.id)
-        settled, final = self._salvaged(earlier, spool.whole_images()), True
-        if earlier.outcome is Outcome.OPEN and earlier.worker.spool == self.spool_id and not spool.exists:
+            self.complete(earlier, generation, instead_of=earlier)
+            return False
+        settled, final = self._salvaged(earlier, spool), True
+        if self._never_sent(earlier, spool):
             settled = replace(
                 earlier, outcome=Outcome.NOT_BILLED, billed="no", note="it died before it sent anything"
             )
         elif settled.outcome is not Outcome.BILLED:
             settled, final = self._asked(settled)
         if settled != earlier:
-            self.receipt = self.ledger.record(settled)
+            self.receipt = self.ledger.record(settled, instead_of=earlier)
+            if self.receipt.attempt(earlier.id) != settled:
+                return False  # it was not dead but has ended meanwhile, or another process has settled it
         if final:
             spool.discard()
         if settled.outcome is Outcome.NOT_BILLED:
             log.info("The attempt of %s was not billed: %s.", _when(settled), settled.note)
-            return None
+            return False
         if self.order.may_pay_again:
             log.warning("%s Paying again, as %s.", self._story(settled), self._permission())
-            return None
+            return True
         kind = JojoKeyAlreadyBilledError if final else JojoKeyUnknownOutcomeError
         raise self._with_usage(
             kind(
@@ -290,6 +323,19 @@ class _Till:
                 cf_ray=settled.cf_ray,
                 retry_after=None if final else max(0.0, self._finished_by(settled) - _now()),
             )
+        )
+
+    def _never_sent(self, attempt: Attempt, spool: Spool) -> bool:
+        """Tell whether a dead attempt surely died before it sent anything: its spool was not made yet.
+
+        A spool is deleted once the receipt is up to date, and when it is very old.
+        """
+        age = _now() - attempt.started_at.timestamp()
+        return (
+            attempt.outcome is Outcome.OPEN
+            and attempt.worker.spool == self.spool_id
+            and age < min(self.settings.spool_max_age, spools.MAX_AGE)
+            and not spool.exists
         )
 
     def _all_images(self, attempt: Attempt, spool: Spool) -> Generation | None:
@@ -319,12 +365,16 @@ class _Till:
             else "reuse='never' says"
         )
 
-    def _salvaged(self, attempt: Attempt, images: list[Image]) -> Attempt:
-        """Return the attempt with the images stored that had arrived before its reply broke off."""
-        if not images:
-            return attempt
-        stored = self._patiently(lambda: [self._store(image, attempt, None) for image in images])
-        return replace(attempt, outcome=Outcome.BILLED, billed="yes", images=stored, ended_at=_utcnow())
+    def _salvaged(self, attempt: Attempt, spool: Spool) -> Attempt:
+        """Return the attempt with what is stored now of a reply that broke off: whole images, a preview."""
+        if images := spool.whole_images():
+            stored = self._patiently(lambda: [self._store(image, attempt, None) for image in images])
+            ended_at = attempt.ended_at or _utcnow()
+            attempt = replace(attempt, outcome=Outcome.BILLED, billed="yes", images=stored, ended_at=ended_at)
+        if (preview := spool.preview()) is not None:
+            kept = self._patiently(lambda: self._store_preview(preview, attempt))
+            attempt = replace(attempt, preview=kept)
+        return attempt
 
     def _asked(self, attempt: Attempt) -> tuple[Attempt, bool]:
         """Return the attempt with what the gateway's log says of it, and whether asking later is in vain."""
@@ -343,7 +393,7 @@ class _Till:
             rows,
             model=self.order.request.model,
             sent_at=sent_at,
-            sent_by=sent_at + self.jojokey.settings.max_resend_wait,
+            sent_by=self._sent_by(attempt) + skew,
             now=_now() + skew,
             finished_by=self._finished_by(attempt) + skew,
             others=[one.request_id for one in self.receipt.attempts if one.id != attempt.id],
@@ -362,14 +412,15 @@ class _Till:
         )
         return asked, verdict.final
 
-    def _finished_by(self, attempt: Attempt) -> float:
+    def _sent_by(self, attempt: Attempt) -> float:
+        """Return when the attempt's paid request was sent at the latest."""
         settings = self.jojokey.settings
-        return (
-            attempt.started_at.timestamp()
-            + settings.connect_timeout
-            + settings.max_resend_wait
-            + self.settings.longest_generation
-        )
+        connecting = settings.connect_timeout * (1 + settings.max_resends)
+        latest = attempt.started_at.timestamp() + START_WITHIN + connecting + settings.max_resend_wait
+        return min(latest, attempt.ended_at.timestamp()) if attempt.ended_at else latest
+
+    def _finished_by(self, attempt: Attempt) -> float:
+        return self._sent_by(attempt) + self.settings.longest_generation
 
     def _story(self, attempt: Attempt) -> str:
         billed = {"yes": "was billed", "unknown": "may have been billed"}.get(
@@ -390,12 +441,18 @@ class _Till:
 
     # After the paid request
 
-    def complete(self, attempt: Attempt, generation: Generation) -> dict[str, Any]:
+    def complete(
+        self, attempt: Attempt, generation: Generation, *, instead_of: Attempt | None = None
+    ) -> dict[str, Any]:
         """Store the images, then the receipt; return the manifest.
 
         An outage of S3 is waited out. What S3 has not confirmed stays in the spool.
+
+        :param instead_of: what the receipt says of the attempt, where it is not this process's own
         """
         spool = self.spool_of(attempt)
+        if (missing := self.order.request.n - len(generation.images)) > 0:
+            log.warning("%d of %d images are missing in the reply.", missing, self.order.request.n)
         try:
             images = [
                 self._patiently(lambda image=image: self._store(image, attempt, generation))  # type: ignore[misc]
@@ -416,7 +473,7 @@ class _Till:
                 request_id=generation.request_id,
                 error=None,
             )
-            self.receipt = self._patiently(lambda: self.ledger.record(done))
+            self.receipt = self._patiently(lambda: self.ledger.record(done, instead_of))
         except JojoKeyStoreError as error:
             raise JojoKeyStoreError(
                 f"{error.message} The images are paid for and safe on this host in {spool.folder}: "
@@ -453,16 +510,19 @@ class _Till:
             log.warning("%s All its images had arrived, though.", error.message)
             return generation
         try:
-            ended = self._salvaged(ended, spool.whole_images())
-            if (preview := spool.preview()) is not None:
-                ended = replace(ended, preview=self._patiently(lambda: self._store_preview(preview, ended)))
+            ended = self._salvaged(ended, spool)
             if ended.outcome is Outcome.UNKNOWN:
                 ended, final = self._asked(ended)
                 error = self._after_asking(error, ended, final)
                 ended = replace(ended, error=type(error).__name__)
-            self.receipt = self.ledger.record(ended)
+            if ended.outcome is Outcome.NOT_BILLED:
+                self.receipt = self.ledger.record(ended)
+            else:
+                self.receipt = self._patiently(lambda: self.ledger.record(ended))
             spool.discard()
         except JojoKeyStoreError as failure:
+            if arrived := spool.whole_images():
+                raise self._with_usage(self._unstored(error, failure, len(arrived), spool)) from None
             log.error("The receipt could not be brought up to date: %s", failure.message)
         if ended.images:
             places = ", ".join(image["uri"] for image in ended.images)
@@ -473,6 +533,17 @@ class _Till:
         if isinstance(error, JojoKeyReplyError) and self.order.may_pay_again:
             kind = JojoKeyUnknownOutcomeError
         raise self._with_usage(kind(error.message, **_facts(error)))
+
+    def _unstored(
+        self, error: JojoKeyError, failure: JojoKeyStoreError, arrived: int, spool: Spool
+    ) -> JojoKeyError:
+        """Return what to raise where S3 takes neither the images of a broken reply nor the receipt."""
+        return JojoKeyStoreError(
+            f"{error.message} {arrived} of {self.order.request.n} images had arrived. {failure.message} "
+            f"They are safe on this host in {spool.folder}: a retry on this host stores them.",
+            passing=failure.passing,
+            **{**_facts(error), "billed": "yes"},
+        )
 
     def _after_asking(self, error: JojoKeyError, asked: Attempt, final: bool) -> JojoKeyError:
         facts = {**_facts(error), "billed": asked.billed, "request_id": asked.request_id}
@@ -596,6 +667,16 @@ def _now() -> float:
 
 def _utcnow() -> datetime:
     return datetime.now(UTC)
+
+
+def _log_reuse(attempt: Attempt) -> None:
+    log.info(
+        "Nothing was sent: %s was paid for at %s by %s, run %s.",
+        ", ".join(image["uri"] for image in attempt.images),
+        _when(attempt),
+        attempt.owner.dag_id,
+        attempt.owner.run_id,
+    )
 
 
 def _log_result(attempt: Attempt) -> None:

@@ -18,23 +18,34 @@ with DAG(
     doc_md=__doc__,
     tags=["jojokey", "poster"],
     params={
-        "theme": Param("a quiet harbour", type="string", title="Theme", description="What the poster shows."),
+        "theme": Param("A quiet harbour", type="string", title="Theme", description="What the poster shows."),
         "size": Param(
             "1024x1536", enum=["1024x1024", "1024x1536", "1536x1024"], title="Size", description="In pixels."
         ),
         "quality": Param(
-            "low", enum=["low", "medium", "high"], title="Quality", description="High costs 36 times as much as low."
+            "low",
+            enum=["low", "medium", "high"],
+            title="Quality",
+            description="High costs 36 times as much as low.",
+        ),
+        "reuse": Param(
+            "run",
+            enum=["run", "always", "never"],
+            title="Reuse",
+            description="You do not like the picture? Clear the task with 'never': it pays for a new one.",
         ),
     },
 ):
     GenerateImageOperator(
         task_id="poster",
         prompt="""\
-A screen-printed poster: {{ params.theme }}, on a {{ logical_date.strftime("%A in %B") }}.
+{{ params.theme }}: a screen-printed poster for a {{ logical_date.strftime("%A in %B") }}.
 Three flat colours, generous margins, the date "{{ logical_date.strftime("%-d %B %Y") }}" set small at the foot.
 """,
-        s3_bucket="posters",
+        s3_bucket="{{ var.value.get('posters_bucket', 'posters') }}",
         s3_key="daily/{{ logical_date.strftime('%Y-%m-%d') }}.{ext}",
         size="{{ params.size }}",
         quality="{{ params.quality }}",
+        reuse="{{ params.reuse }}",
+        retries=3,
     )

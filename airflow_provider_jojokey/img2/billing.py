@@ -80,14 +80,15 @@ def was_billed(
         return Verdict(
             "unknown", f"{len(fitting)} requests in the gateway's log fit, and no one can tell which", True
         )
-    if fitting:
-        return Verdict("no", "the gateway's log has it as failed, and failed requests are not billed", True)
+    # A failed row alone may be another request's, or that of a first sending: ours may still be at work.
     if now < finished_by:
         return Verdict(
             "unknown", "the gateway's log does not have it yet; the model may still be at work", False
         )
     if len(rows) >= MAX_ROWS and min(_number(row.get("created_at")) for row in rows) > sent_at:
         return Verdict("unknown", "the gateway's log does not reach back that far", True)
+    if fitting:
+        return Verdict("no", "the gateway's log has it as failed, and failed requests are not billed", True)
     return Verdict("no", "the gateway's log has no such request", True)
 
 
@@ -95,11 +96,11 @@ def _began_between(row: Mapping[str, Any], sent_at: float, sent_by: float, finis
     """Tell whether the row's request began when ours was sent.
 
     A row is written when its request ends. Where it tells how long that took, its beginning is known;
-    where not, it only has to lie between.
+    where not, it only has to lie between. A failure may well take no whole second.
     """
     ended = _number(row.get("created_at"))
     took = _number(row.get("use_time"))
-    if took > 0:
+    if took > 0 or row["type"] == FAILED:
         return sent_at - TOLERANCE <= ended - took <= sent_by + TOLERANCE
     return sent_at - TOLERANCE <= ended <= finished_by + TOLERANCE
 

@@ -139,10 +139,10 @@ class GatewayAdapter(TCPKeepAliveAdapter):
         return {"http": HTTPPool, "https": HTTPSPool}
 
 
-def _close_connection(_: Any, connection: Any) -> None:
-    """Close a connection instead of putting it back into its pool."""
-    if connection is not None:
-        connection.close()
+def _close_connection(self: Any, conn: Any) -> None:  # as a pool's method
+    """Close a connection instead of putting it back."""
+    if conn is not None:
+        conn.close()
 
 
 def open_session(

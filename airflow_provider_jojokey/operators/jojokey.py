@@ -110,8 +110,6 @@ class GenerateImageOperator(BaseOperator):
         deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        # Mapped tasks are told apart in the UI by what they make.
-        kwargs["map_index_template"] = kwargs.get("map_index_template") or "{{ task.s3_key }}"
         super().__init__(**kwargs)
         self.prompt = prompt
         self.s3_bucket = s3_bucket
@@ -157,6 +155,7 @@ class GenerateImageOperator(BaseOperator):
         """
         from airflow_provider_jojokey.settings import Settings
 
+        _label_by_key(context)
         request = self._request()
         order = Order(
             request=request,
@@ -183,6 +182,7 @@ class GenerateImageOperator(BaseOperator):
 
         :raises JojoKeyError: what the trigger met
         """
+        _label_by_key(context)
         if event and "manifest" in event:
             return self._succeeded(context, event["manifest"])
         raise self._failed(context, JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT))
@@ -319,6 +319,15 @@ def _whole_number(name: str, value: Any) -> Any:
         return int(value)
     except ValueError:
         raise ValueError(f"{name} must be a whole number, not {value[:50]!r}") from None
+
+
+def _label_by_key(context: Context) -> None:
+    """Tell mapped tasks apart in the UI by what they make, where the Dag's author has not said how.
+
+    Not a default of the operator's argument: Airflow reads that before it makes a mapped task's operator.
+    """
+    if not context.get("map_index_template") and getattr(context["ti"], "map_index", -1) >= 0:
+        context["map_index_template"] = "{{ task.s3_key }}"
 
 
 def _owner(context: Context) -> Owner:

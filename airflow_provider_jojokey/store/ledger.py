@@ -86,21 +86,26 @@ class Ledger:
         if self.store.honours_conditions(self.bucket, self.key, data):
             return True
         # Such a store takes both of two writers' claims. The later one stands; the earlier one sees that
-        # here, unless the other was slower than this between its reading and its writing.
+        # here, unless the other was slower than this between its reading and its writing. Who has read
+        # this claim keeps it and adds to it, so it stands wherever it is found.
         time.sleep(SETTLING)
-        standing = self.read()
-        return bool(standing.attempts) and standing.attempts[-1].id == attempt.id
+        return self.read().attempt(attempt.id) is not None
 
-    def record(self, attempt: Attempt) -> Receipt:
+    def record(self, attempt: Attempt, instead_of: Attempt | None = None) -> Receipt:
         """Write down what became of ``attempt``, whatever others have written meanwhile.
 
+        :param instead_of: what was read of an attempt that is not this process's own: if others have
+            written something else of it since then, that stands
         :return: the receipt as it is now
         :raises JojoKeyStoreError: if S3 does not take it
         """
         for again in range(20):
             # Nobody else can have written where conditions hold; if somebody has, the write says so.
             unchanged = self._receipt if self.store.proven and not again else None
-            receipt = (unchanged or self.read()).with_attempt(attempt)
+            receipt = unchanged or self.read()
+            if instead_of is not None and receipt.attempt(attempt.id) != instead_of:
+                return receipt
+            receipt = receipt.with_attempt(attempt)
             etag = self.store.write(self.bucket, self.key, receipt.to_json(), replacing=self._etag)
             if etag is not None:
                 self._etag, self._receipt = etag, receipt

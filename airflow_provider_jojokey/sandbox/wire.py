@@ -1,0 +1,196 @@
+"""Putting a reply on a socket, whole or broken in the ways that networks break things."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Literal
+
+Framing = Literal["length", "chunked", "close"]
+Ending = Literal["keep", "fin", "rst"]
+
+_SEGMENT = 64 * 1024
+_PHRASES = {
+    520: "Web Server Returned an Unknown Error",
+    521: "Web Server Is Down",
+    522: "Connection Timed Out",
+    523: "Origin Is Unreachable",
+    524: "A Timeout Occurred",
+    525: "SSL Handshake Failed",
+    526: "Invalid SSL Certificate",
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP reply and how it travels.
+
+    ``status`` of ``None`` sends nothing at all. ``body`` is either a sequence of pieces, whose length is known, or
+    an iterator that makes them as it goes, which needs ``framing="chunked"``.
+    """
+
+    status: int | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Sequence[bytes] | Iterator[bytes] = ()
+    framing: Framing = "length"
+    cut: int | None = None
+    """Break off after so many bytes of the body."""
+    whole: bool = True
+    """Whether the framing is closed properly once the body is out; a cut reply never is."""
+    end: Ending = "keep"
+    """What happens to the connection afterwards: kept alive, closed (FIN), or reset (RST)."""
+    hang: bool = False
+    """Once everything is sent, wait until the client goes away."""
+    drip: float = 0.0
+    """Seconds over which the body is spread evenly; 0 sends it at full speed."""
+
+
+class Wire:
+    """One connection's socket.
+
+    :param connection: the socket.
+    :param stopping: set when the server shuts down: nothing here waits on after that.
+    """
+
+    def __init__(self, connection: socket.socket, stopping: threading.Event) -> None:
+        self._socket = connection
+        self._stopping = stopping
+
+    def send(self, reply: Reply, before_last: Callable[[bool], None]) -> bool:
+        """Send ``reply``.
+
+        :param before_last: called just before the last byte of a whole body leaves, with whether the client is still
+            there: whoever has read the whole reply finds what this has noted.
+        :returns: whether the connection can serve another request.
+        :raises OSError: if the client is gone.
+        """
+        if reply.status is not None:
+            if (
+                isinstance(reply.body, Sequence)
+                and not any(reply.body)
+                and reply.framing == "length"
+                and reply.whole
+            ):
+                before_last(not self.is_gone())  # the head is all there is
+            self._socket.sendall(_head(reply))
+            if isinstance(reply.body, Sequence):
+                self._send_known(reply, before_last)
+            else:
+                self._send_made(reply)
+        if reply.hang:
+            self.wait_until_gone()
+            return False
+        if reply.end == "rst":
+            self._reset()
+        return reply.end == "keep" and reply.framing != "close"
+
+    def is_gone(self) -> bool:
+        """Return whether the client has closed or reset the connection."""
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+
+    def wait_until_gone(self) -> None:
+        """Block until the client goes away or the server stops."""
+        with contextlib.suppress(OSError):
+            # What else the client may still say on this connection is of no interest.
+            while not self._stopping.is_set() and self._socket.recv(_SEGMENT):
+                pass
+
+    def _send_known(self, reply: Reply, before_last: Callable[[bool], None]) -> None:
+        assert isinstance(reply.body, Sequence)
+        total = sum(len(piece) for piece in reply.body)
+        limit = total if reply.cut is None else min(reply.cut, total)
+        drips = max(2, min(200, int(reply.drip / 0.02))) if reply.drip > 0 else 1
+        segment = min(_SEGMENT, max(1, limit // drips))
+        started = time.monotonic()
+        sent = 0
+        breaks = reply.cut is not None or not reply.whole
+        if not limit and not breaks and reply.framing != "length":
+            before_last(not self.is_gone())
+        for part in _segments(reply.body, segment, limit):
+            sent += len(part)
+            if sent == limit and not breaks:
+                before_last(not self.is_gone())
+            self._sendall(part, reply.framing)
+            early = started + reply.drip * sent / limit - time.monotonic()
+            if reply.drip > 0 and early > 0 and not self._stopping.wait(early) and self.is_gone():
+                raise ConnectionResetError("the client went away")
+        if reply.framing == "chunked" and not breaks:
+            self._socket.sendall(b"0\r\n\r\n")
+
+    def _send_made(self, reply: Reply) -> None:
+        for piece in reply.body:
+            self._sendall(memoryview(piece), reply.framing)
+        if reply.framing == "chunked" and reply.whole:
+            self._socket.sendall(b"0\r\n\r\n")
+
+    def _sendall(self, part: memoryview, framing: Framing) -> None:
+        if framing == "chunked":
+            self._socket.sendall(b"%x\r\n" % len(part))
+            self._socket.sendall(part)
+            self._socket.sendall(b"\r\n")
+        else:
+            self._socket.sendall(part)
+
+    def _reset(self) -> None:
+        self._drain()
+        # Lingering for no time at all turns the close into a reset. It must be the very next thing that happens: a
+        # server that shuts the connection down first, as is polite, would end it in the ordinary way.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.close(self._socket.detach())
+
+    def _drain(self) -> None:
+        """Wait until the client's side has all that was sent: a reset throws away what is still on its way."""
+        try:
+            from fcntl import ioctl
+            from termios import TIOCOUTQ
+        except ImportError:  # pragma: no cover - not on this platform
+            time.sleep(0.1)
+            return
+        give_up = time.monotonic() + 5
+        with contextlib.suppress(OSError):
+            while time.monotonic() < give_up and not self._stopping.is_set():
+                waiting = struct.unpack("i", ioctl(self._socket.fileno(), TIOCOUTQ, b"\0\0\0\0"))[0]
+                if waiting == 0:
+                    return
+                self._stopping.wait(0.002)
+
+
+def _head(reply: Reply) -> bytes:
+    assert reply.status is not None
+    try:
+        phrase = HTTPStatus(reply.status).phrase
+    except ValueError:
+        phrase = _PHRASES.get(reply.status, "Unknown")
+    lines = [f"HTTP/1.1 {reply.status} {phrase}"]
+    lines += [f"{name}: {value}" for name, value in reply.headers.items()]
+    if reply.framing == "length":
+        assert isinstance(reply.body, Sequence)
+        lines.append(f"Content-Length: {sum(len(piece) for piece in reply.body)}")
+    elif reply.framing == "chunked":
+        lines.append("Transfer-Encoding: chunked")
+    else:
+        lines.append("Connection: close")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _segments(pieces: Iterable[bytes], size: int, limit: int) -> Iterator[memoryview]:
+    """Cut ``pieces`` into parts of at most ``size`` bytes, ``limit`` bytes in all, without copying."""
+    left = limit
+    for piece in pieces:
+        view = memoryview(piece)[:left]
+        left -= len(view)
+        for start in range(0, len(view), size):
+            yield view[start : start + size]
+        if left <= 0:
+            return

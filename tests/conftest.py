@@ -1,0 +1,78 @@
+"""Every test process has an Airflow home of its own, and nothing of the machine's settings reaches it."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+# Before anything imports Airflow, which reads its home once and for all.
+_HOME = tempfile.mkdtemp(prefix="jojokey-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+for _name in list(os.environ):
+    if _name.startswith(("AIRFLOW", "JOJOKEY_", "AWS_ACCESS", "AWS_SECRET", "AWS_SESSION", "AWS_PROFILE")):
+        del os.environ[_name]
+os.environ.update(
+    AIRFLOW_HOME=_HOME,
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    AIRFLOW__CORE__DAGS_FOLDER=os.path.join(_HOME, "dags"),
+    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{_HOME}/airflow.db",
+    AIRFLOW__JOJOKEY__SPOOL_DIRECTORY=os.path.join(_HOME, "spool"),
+    AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
+    NO_PROXY="127.0.0.1,localhost",
+)
+
+import pytest  # noqa: E402
+from airflow_provider_jojokey.sandbox import Gateway  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from loopback import Authority  # noqa: E402
+from PIL import Image  # noqa: E402
+
+settings.register_profile("tests", deadline=None, database=None)
+settings.load_profile("tests")
+
+TOKENS = {
+    f"sk-{state}": state for state in ("disabled", "expired", "exhausted", "no_model", "no_group", "ip")
+}
+
+_OF_THIS_COMPUTER = [
+    name
+    for scheme in ("http", "https", "all", "no")
+    for name in (f"{scheme}_proxy", f"{scheme}_PROXY".upper())
+] + ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _OF_THIS_COMPUTER:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    """A small picture whose base64 has every character."""
+    out = io.BytesIO()
+    Image.effect_noise((96, 64), 90).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def _one_gateway(png: bytes) -> Iterator[Gateway]:
+    with Gateway(image=png, tokens=TOKENS, log_limit=None) as running:
+        yield running
+
+
+@pytest.fixture
+def gateway(_one_gateway: Gateway) -> Gateway:
+    """The stand-in for JojoKey, as if it had just been started."""
+    _one_gateway.reset()
+    return _one_gateway
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority that nobody knows."""
+    return Authority.make(tmp_path_factory.mktemp("ca"))

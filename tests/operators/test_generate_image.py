@@ -1,0 +1,279 @@
+"""GenerateImageOperator in a real Airflow, against real servers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+
+ONE = """
+    GenerateImageOperator(
+        task_id="image", prompt="{prompt}", s3_bucket="posters", s3_key="{key}", {more}
+    )
+"""
+
+
+def one(prompt: str = "a fox in the snow", key: str = "fox.png", more: str = "") -> str:
+    return ONE.format(prompt=prompt, key=key, more=more)
+
+
+def test_a_prompt_becomes_an_image_in_s3_and_keys_and_usage_in_xcom(
+    airflow: Any, gateway: Any, any_store: Any
+) -> None:
+    run = airflow.run("single", one(more='size="1536x1024", quality="medium"'))
+
+    assert run.state == "success"
+    assert run.xcom("keys") == ["fox.png"]
+    (billed,) = gateway.ledger
+    assert run.xcom("usage")["total_tokens"] == billed.total_tokens
+    manifest = run.xcom()
+    (image,) = manifest["images"]
+    stored = any_store.objects()["fox.png"]
+    assert Image.open(io.BytesIO(stored)).size == (1536, 1024) == (image["width"], image["height"])
+    assert image == {
+        "uri": "s3://posters/fox.png",
+        "bucket": "posters",
+        "key": "fox.png",
+        "content_type": "image/png",
+        "width": 1536,
+        "height": 1024,
+        "bytes": len(stored),
+        "sha256": hashlib.sha256(stored).hexdigest(),
+    }
+    assert manifest["version"] == 1
+    assert manifest["request_id"] == billed.request_id
+    assert (manifest["model"], manifest["size"], manifest["quality"]) == (
+        "gpt-image-2",
+        "1536x1024",
+        "medium",
+    )
+    assert manifest["reused"] is False
+    assert manifest["receipt"] == "s3://posters/_jojokey/fox.png.json"
+
+
+def test_the_object_has_its_type_and_says_whose_it_is(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("labelled", one(key="海报.webp", more='output_format="webp"'))
+
+    head = store.client.head_object(Bucket="posters", Key="海报.webp")
+    assert head["ContentType"] == "image/webp"
+    assert head["Metadata"]["dag-id"] == "labelled"
+    assert head["Metadata"]["run-id"] == run.run_id
+    assert head["Metadata"]["request-id"] == gateway.ledger[0].request_id
+
+
+def test_several_images_have_keys_of_their_own(airflow: Any, gateway: Any, any_store: Any) -> None:
+    run = airflow.run("several", one(key="hero.png", more="n=3"))
+
+    assert run.xcom("keys") == ["hero-0.png", "hero-1.png", "hero-2.png"]
+    assert len(gateway.ledger) == 1
+    assert {"hero-0.png", "hero-1.png", "hero-2.png"} < set(any_store.objects())
+
+
+def test_index_and_ext_are_filled_in(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run(
+        "filled", one(key="a/{index}.{ext}", more='n=2, output_format="jpeg"').replace("{{", "{")
+    )
+
+    assert run.xcom("keys") == ["a/0.jpg", "a/1.jpg"]
+
+
+def test_mapped_tasks_make_an_image_each_and_are_labelled_by_it(
+    airflow: Any, gateway: Any, any_store: Any
+) -> None:
+    run = airflow.run(
+        "mapped",
+        """
+        GenerateImageOperator.partial(task_id="image", s3_bucket="posters").expand_kwargs(
+            [{"prompt": "a cat", "s3_key": "cat.png"}, {"prompt": "a dog", "s3_key": "dog.png"}]
+        )
+        """,
+    )
+
+    assert run.state == "success"
+    assert [run.xcom("keys", map_index=index) for index in (0, 1)] == [["cat.png"], ["dog.png"]]
+    assert [run.labels["image", index] for index in (0, 1)] == ["cat.png", "dog.png"]
+    assert sorted(request.prompt for request in gateway.requests) == ["a cat", "a dog"]
+
+
+def test_two_mapped_tasks_with_one_key_do_not_pay_for_an_image_that_would_be_lost(
+    airflow: Any, gateway: Any, any_store: Any
+) -> None:
+    run = airflow.run(
+        "clash",
+        """
+        GenerateImageOperator.partial(task_id="image", s3_bucket="posters", s3_key="same.png", retries=3).expand(
+            prompt=["a cat", "a dog"]
+        )
+        """,
+    )
+
+    assert sorted(run.states.values()) == ["failed", "success"]
+    assert len(gateway.requests) == 1
+
+
+def test_the_prompt_may_be_a_file_beside_the_dag(airflow: Any, gateway: Any, store: Any) -> None:
+    airflow.write("hero.prompt", "A hero, drawn on {{ logical_date.strftime('%A') }}\n")
+
+    run = airflow.run("from_file", one(prompt="hero.prompt"))
+
+    assert run.state == "success"
+    day = datetime.now(UTC).strftime("%A")
+    assert [request.prompt for request in gateway.requests] == [f"A hero, drawn on {day}"]
+
+
+def test_templates_may_give_numbers_and_leave_options_out(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run(
+        "templated",
+        one(
+            key="{{ params.name }}.png",
+            more='n="{{ params.n }}", background="{{ params.none }}", output_compression="{{ params.none }}"',
+        ),
+        params={"n": 2, "none": None, "name": "x"},
+    )
+
+    assert run.xcom("keys") == ["x-0.png", "x-1.png"]
+    assert "background" not in gateway.requests[0].body
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ('size="{{ params.bad }}"', "nearest valid size is '1008x1008'"),
+        ('n="{{ 11 }}"', "whole number from 1 to 10"),
+        ("n=\"{{ 'many' }}\"", "must be a whole number"),
+        ("reuse=\"{{ 'maybe' }}\"", "run, always, never"),
+    ],
+)
+def test_a_rendered_value_that_is_wrong_fails_before_anything_is_sent(
+    airflow: Any, gateway: Any, store: Any, argument: str, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = airflow.run("wrong", one(more=f"{argument}, retries=3"), params={"bad": "1000x1000"})
+
+    assert run.state == "failed"
+    assert run.tries["image", -1] == 1
+    assert gateway.requests == ()
+    assert store.objects() == {}
+    assert told in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"size": "1000x1000"}, "'1008x1008'"),
+        ({"size": "1024×1024"}, "plain x"),  # noqa: RUF001
+        ({"n": 0}, "from 1 to 10"),
+        ({"prompt": ""}, "empty"),
+        ({"output_compression": 50}, "lossless"),
+        ({"output_format": "jpeg", "background": "transparent"}, "no transparency"),
+        ({"s3_key": "folder/"}, "names no object"),
+        ({"s3_key": "_jojokey/x.png"}, "receipts"),
+        ({"s3_key": "s3://other/x.png"}, "two buckets"),
+        ({"reuse": "sometimes"}, "run, always, never"),
+        ({"on_unknown_outcome": "shrug"}, "fail, regenerate"),
+        ({"extra_body": {"n": 3}}, "use the argument"),
+    ],
+)
+def test_a_literal_that_is_wrong_is_told_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:
+    good = {"task_id": "image", "prompt": "x", "s3_bucket": "b", "s3_key": "x.png"}
+    with pytest.raises(ValueError, match=told):
+        GenerateImageOperator(**{**good, **arguments})
+
+
+def test_what_other_tasks_give_is_not_checked_when_the_dag_is_parsed() -> None:
+    from airflow.sdk import DAG, task
+
+    with DAG("given", schedule=None):
+
+        @task
+        def words() -> str:
+            return "x"
+
+        operator = GenerateImageOperator(
+            task_id="image", prompt=words(), s3_bucket="{{ var.value.b }}", s3_key="{{ ds }}/", size="{{ s }}"
+        )
+    assert operator.size == "{{ s }}"
+
+
+def test_a_failure_that_passes_is_retried_by_airflow_and_paid_once(
+    airflow: Any, gateway: Any, store: Any
+) -> None:
+    run = airflow.run(
+        "passing",
+        one("[sandbox: no_channel times=3] a fox", more="retries=3, retry_delay=timedelta(seconds=0)"),
+    )
+
+    assert run.state == "success"
+    assert len(gateway.requests) == 4
+    assert len(gateway.ledger) == 1
+    assert run.tries["image", -1] == 4
+    outcomes = [one["outcome"] for one in store.receipt("fox.png")["attempts"]]
+    assert outcomes == ["not_billed", "not_billed", "not_billed", "complete"]
+
+
+def test_a_failure_that_a_retry_cannot_help_fails_at_once(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("hopeless", one("[sandbox: wallet_empty] a fox", more="retries=5"))
+
+    assert run.state == "failed"
+    assert len(gateway.requests) == 1
+    assert run.tries["image", -1] == 1
+
+
+def test_a_cleared_task_takes_what_its_run_has_paid_for_and_tells_the_same_usage(
+    airflow: Any, gateway: Any, any_store: Any
+) -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    day = datetime(2026, 3, 1, tzinfo=UTC)
+    path = airflow.write(
+        "cleared.py",
+        """
+        from airflow.sdk import DAG
+        from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+        with DAG("cleared", schedule=None):
+            GenerateImageOperator(task_id="image", prompt="a fox", s3_bucket="posters", s3_key="fox.png", reuse="always")
+        """,
+    )
+    first = airflow.run_file("cleared", path, logical_date=day)
+    second = airflow.run_file("cleared", path, logical_date=day)
+
+    assert len(gateway.requests) == 1
+    assert second.xcom()["reused"] is True
+    assert second.xcom("keys") == first.xcom("keys")
+    assert first.run_id != second.run_id  # `dag.test` makes a new run of the same day
+    assert second.xcom("usage") == {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    with create_session() as session:
+        assert session.scalar(select(DagRun).filter_by(run_id=second.run_id)) is not None
+
+
+def test_a_deferred_task_gives_the_same_result(airflow: Any, gateway: Any, any_store: Any) -> None:
+    run = airflow.run("deferred", one(more="deferrable=True, n=2"))
+
+    assert run.state == "success"
+    assert run.xcom("keys") == ["fox-0.png", "fox-1.png"]
+    assert run.xcom("usage")["total_tokens"] == gateway.ledger[0].total_tokens
+    assert run.xcom()["images"][0]["content_type"] == "image/png"
+
+
+def test_a_deferred_task_fails_with_the_same_error(
+    airflow: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = airflow.run("deferred_failure", one("[sandbox: wallet_empty] x", more="deferrable=True, retries=2"))
+
+    assert run.state == "failed"
+    assert len(gateway.requests) == 1
+    assert "JojoKeyQuotaError" in capfd.readouterr().out
+
+
+def test_without_xcom_nothing_is_pushed(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("quiet", one(more="do_xcom_push=False"))
+
+    assert run.state == "success"
+    assert run.xcoms == {}

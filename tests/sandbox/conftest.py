@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from airflow_provider_jojokey.sandbox import Gateway, S3Server
+
+Post = Callable[..., requests.Response]
+
+
+def small_png() -> bytes:
+    out = io.BytesIO()
+    # Noise, so that its base64 has every character, and is long enough to be broken in the middle.
+    Image.effect_noise((96, 96), 90).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def image() -> bytes:
+    return small_png()
+
+
+@pytest.fixture
+def gateway(image: bytes) -> Iterator[Gateway]:
+    """Skips the drawing: every image is the same small PNG."""
+    with Gateway(image=image) as running:
+        yield running
+
+
+@pytest.fixture
+def artist() -> Iterator[Gateway]:
+    """Draws what it is asked for."""
+    with Gateway() as running:
+        yield running
+
+
+def post_to(
+    gateway: Gateway, prompt: str = "a fox", *, timeout: float = 10, **body: Any
+) -> requests.Response:
+    headers = {"Authorization": f"Bearer {gateway.token}", **body.pop("headers", {})}
+    return requests.post(
+        f"{gateway.url}/v1/images/generations",
+        json={"model": "gpt-image-2", "prompt": prompt, **body},
+        headers=headers,
+        timeout=timeout,
+        allow_redirects=False,
+    )
+
+
+@pytest.fixture
+def post(gateway: Gateway) -> Post:
+    def send(prompt: str = "a fox", **body: Any) -> requests.Response:
+        return post_to(gateway, prompt, **body)
+
+    return send
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    directory: Path = tmp_path_factory.mktemp("s3") / "objects"
+    with S3Server(directory) as server:
+        server.create_bucket("posters")
+        yield server

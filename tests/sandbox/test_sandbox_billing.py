@@ -1,0 +1,187 @@
+"""The ledger tells the truth about money, as the real gateway's does."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from airflow_provider_jojokey.sandbox import CASES, Gateway, read_ledger
+
+from .conftest import Post, post_to
+
+
+def test_a_good_image_is_billed_once_at_its_price(gateway: Gateway, post: Post) -> None:
+    usage = post("a fox", quality="low", size="1024x1024").json()["usage"]
+
+    (record,) = gateway.ledger
+    assert record.output_tokens == usage["output_tokens"] == 196
+    assert record.total_tokens == usage["total_tokens"]
+    assert record.cost_usd == pytest.approx(usage["input_tokens"] * 5e-6 + 196 * 30e-6, rel=1e-3)
+    assert record.delivered
+    assert gateway.spent_usd == record.cost_usd
+
+
+def test_tokens_grow_with_the_area(gateway: Gateway, post: Post) -> None:
+    small = post("a fox", quality="high", size="1024x1024").json()["usage"]["output_tokens"]
+    large = post("a fox", quality="high", size="2048x2048").json()["usage"]["output_tokens"]
+
+    assert large == 4 * small
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_pays_all_the_same(stream: bool, gateway: Gateway) -> None:
+    address = urlsplit(gateway.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port)
+    body = {"model": "gpt-image-2", "prompt": "a fox [sandbox: delay=0.3]", "stream": stream}
+    headers = {"Authorization": f"Bearer {gateway.token}"}
+    connection.request("POST", "/v1/images/generations", json.dumps(body), headers)
+    gateway.wait_for_request(1)
+    assert not gateway.ledger  # the upstream is still at work
+    connection.close()
+
+    (record,) = gateway.wait_for_ledger(1)
+    gateway.wait_until_idle()
+    assert not record.delivered
+    assert not gateway.ledger[0].delivered
+
+
+def test_an_error_of_the_upstream_is_refunded(gateway: Gateway, post: Post) -> None:
+    post("a fox [sandbox: upstream_unreachable]")
+
+    (record,) = gateway.settlements
+    assert record.refunded
+    assert record.quota == 0
+    assert gateway.spent_usd == 0
+
+
+def test_a_fee_for_breaking_the_rules_is_kept(gateway: Gateway, post: Post) -> None:
+    assert post("a fox [sandbox: violation_fee]").json()["error"]["code"].startswith("violation_fee.")
+
+    assert gateway.spent_usd == 0.05
+    assert gateway.ledger[0].total_tokens == 0
+
+
+@pytest.mark.parametrize("billed", ["yes", "no"])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("cloudflare_52", "nginx"))])
+def test_whether_a_lost_request_was_billed_can_be_chosen(
+    name: str, billed: str, gateway: Gateway, post: Post
+) -> None:
+    post(f"a fox [sandbox: {name} billed={billed}]")
+
+    assert bool(gateway.ledger) == (billed == "yes")
+
+
+def test_what_is_refused_is_not_in_the_ledger(gateway: Gateway, post: Post) -> None:
+    assert post("a fox", n=11).status_code == 400
+    assert requests.post(f"{gateway.url}/v1/images/generations", json={}, timeout=10).status_code == 401
+
+    assert gateway.settlements == ()
+    assert len(gateway.requests) == 2
+
+
+def test_the_ledger_is_a_file_that_others_can_read(tmp_path: Path, image: bytes) -> None:
+    path = tmp_path / "deep" / "ledger.jsonl"
+    with Gateway(image=image, ledger=path) as gateway:
+        post_to(gateway, "一只狐狸")
+        post_to(gateway, "a fox [sandbox: no_channel]")
+        while_running = read_ledger(path)
+        assert while_running == gateway.ledger
+    assert len(read_ledger(path, everything=True)) == 2
+    assert read_ledger(path)[0].prompt == "一只狐狸"
+
+    with Gateway(image=image, ledger=path) as again:
+        assert len(again.ledger) == 1  # carried on
+
+
+def test_a_half_written_line_is_left_for_later(tmp_path: Path, image: bytes) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Gateway(image=image, ledger=path) as gateway:
+        post_to(gateway)
+    with path.open("a") as ledger:
+        ledger.write('{"time": 1')
+
+    assert len(read_ledger(path)) == 1
+
+
+def test_the_ledger_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    code = (
+        "import sys; from airflow_provider_jojokey.sandbox import Gateway\n"
+        f"with Gateway(image=b'x', ledger={str(path)!r}) as g: print(g.url, flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdin
+    url = process.stdout.readline().strip()
+    headers = {"Authorization": "Bearer sk-sandbox-not-a-secret"}
+    body = {"model": "gpt-image-2", "prompt": "a fox"}
+    requests.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=10)
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+    assert [record.prompt for record in read_ledger(path)] == ["a fox"]
+
+
+def test_hundreds_of_slow_requests_are_served_at_a_time(image: bytes) -> None:
+    with Gateway(image=image, delay=1.0) as gateway:
+        with ThreadPoolExecutor(200) as pool:
+            replies = [pool.submit(post_to, gateway, f"fox {number}", timeout=30) for number in range(200)]
+            gateway.wait_for_request(200, timeout=30)
+            assert gateway.peak_in_flight > 100
+        assert {reply.result().status_code for reply in replies} == {200}
+        assert len(gateway.ledger) == 200
+        assert len({record.request_id for record in gateway.ledger}) == 200
+
+
+def test_connections_are_kept_alive(gateway: Gateway) -> None:
+    address = urlsplit(gateway.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port)
+    connection.connect()
+    same = connection.sock
+    for prompt in (
+        "one",
+        "two [sandbox: chunked]",
+        "three [sandbox: no_channel]",
+        "four [sandbox: sse]",
+        "five",
+    ):
+        body = json.dumps({"model": "gpt-image-2", "prompt": prompt})
+        connection.request(
+            "POST", "/v1/images/generations", body, {"Authorization": f"Bearer {gateway.token}"}
+        )
+        assert connection.getresponse().read()
+        assert connection.sock is same
+    connection.close()
+
+
+def test_a_body_in_chunks_is_read(gateway: Gateway) -> None:
+    body = json.dumps({"model": "gpt-image-2", "prompt": "a fox"}).encode()
+    reply = requests.post(
+        f"{gateway.url}/v1/images/generations",
+        data=iter([body[:10], body[10:]]),
+        headers={"Authorization": f"Bearer {gateway.token}"},
+        timeout=10,
+    )
+
+    assert reply.ok
+
+
+def test_a_client_that_speaks_no_http_harms_nobody(gateway: Gateway, post: Post) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        connection.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
+        connection.recv(1000)
+
+    assert post().ok
