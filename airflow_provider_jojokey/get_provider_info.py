@@ -36,6 +36,50 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_provider_jojokey.operators.jojokey"],
             }
         ],
+        "triggers": [
+            {
+                "integration-name": "JojoKey",
+                "python-modules": ["airflow_provider_jojokey.triggers.jojokey"],
+            }
+        ],
+        "config": {
+            "jojokey": {
+                "description": "Images from JojoKey: what holds for all tasks of a worker.",
+                "options": {
+                    "spool_directory": {
+                        "description": "Where images that were paid for wait until S3 has confirmed them. "
+                        "Empty: airflow-jojokey-UID in the temporary directory. In containers, a volume that "
+                        "outlives the container.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "/var/lib/airflow/jojokey",
+                        "default": "",
+                    },
+                    "spool_max_age": {
+                        "description": "Seconds after which images that nobody came back for are deleted.",
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": None,
+                        "default": "604800",
+                    },
+                    "upload_patience": {
+                        "description": "Seconds for which an outage of S3 is waited out, once images are paid for.",
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": None,
+                        "default": "600",
+                    },
+                    "longest_generation": {
+                        "description": "Seconds after which a generation has surely ended. Only then does it mean "
+                        "anything that the gateway's log does not have it.",
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": None,
+                        "default": "300",
+                    },
+                },
+            }
+        },
         "connection-types": [
             {
                 "connection-type": "jojokey",
