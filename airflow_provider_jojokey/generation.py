@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 MANIFEST_VERSION = 1
-REUSE = ("run", "always", "never")
-ON_UNKNOWN_OUTCOME = ("fail", "regenerate")
 POLL = 2.0
 """Seconds between two looks at an attempt that another process makes."""
 LEASE_MARGIN = 60.0
@@ -342,6 +340,7 @@ class _Till:
         """Return what had arrived if that is all that was asked for, though the reply's end is missing."""
         images = spool.whole_images()
         if len(images) < self.order.request.n:
+            _close(*images)
             return None
         from airflow_provider_jojokey.img2.client import Generation
 
@@ -367,13 +366,19 @@ class _Till:
 
     def _salvaged(self, attempt: Attempt, spool: Spool) -> Attempt:
         """Return the attempt with what is stored now of a reply that broke off: whole images, a preview."""
-        if images := spool.whole_images():
-            stored = self._patiently(lambda: [self._store(image, attempt, None) for image in images])
-            ended_at = attempt.ended_at or _utcnow()
-            attempt = replace(attempt, outcome=Outcome.BILLED, billed="yes", images=stored, ended_at=ended_at)
-        if (preview := spool.preview()) is not None:
-            kept = self._patiently(lambda: self._store_preview(preview, attempt))
-            attempt = replace(attempt, preview=kept)
+        images, preview = spool.whole_images(), spool.preview()
+        try:
+            if images:
+                stored = self._patiently(lambda: [self._store(image, attempt, None) for image in images])
+                ended_at = attempt.ended_at or _utcnow()
+                attempt = replace(
+                    attempt, outcome=Outcome.BILLED, billed="yes", images=stored, ended_at=ended_at
+                )
+            if preview is not None:
+                kept = self._patiently(lambda: self._store_preview(preview, attempt))
+                attempt = replace(attempt, preview=kept)
+        finally:
+            _close(*images, preview)
         return attempt
 
     def _asked(self, attempt: Attempt) -> tuple[Attempt, bool]:
@@ -522,6 +527,7 @@ class _Till:
             spool.discard()
         except JojoKeyStoreError as failure:
             if arrived := spool.whole_images():
+                _close(*arrived)
                 raise self._with_usage(self._unstored(error, failure, len(arrived), spool)) from None
             log.error("The receipt could not be brought up to date: %s", failure.message)
         if ended.images:
@@ -655,6 +661,12 @@ def _spool_error(place: Path, error: OSError) -> JojoKeyStoreError:
         f"The spool {place} cannot be used: {error.strerror}. Nothing was sent or billed. "
         "Set [jojokey] spool_directory to a place where this worker may write."
     )
+
+
+def _close(*images: Image | None) -> None:
+    for image in images:
+        if image is not None:
+            image.file.close()
 
 
 def _when(attempt: Attempt) -> str:

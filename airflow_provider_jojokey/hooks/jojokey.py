@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -55,9 +59,7 @@ class ConnectionSettings:
         :raises JojoKeyConnectionError: if there is no token, or a setting cannot be understood
         """
         conn_id = connection.conn_id
-        token = (connection.password or "").strip()
-        if token.lower().startswith("bearer "):
-            token = token[7:].strip()
+        token = re.sub(r"(?i)^bearer(\s+|$)", "", (connection.password or "").strip())
         if not token:
             raise JojoKeyConnectionError(
                 f"The connection {conn_id!r} has no token. Nothing was sent. "
@@ -68,15 +70,18 @@ class ConnectionSettings:
                 f"The token in the connection {conn_id!r} holds characters that no token has. "
                 "Nothing was sent. Copy it again from JojoKey's console."
             )
-        extra = {name: value for name, value in connection.extra_dejson.items() if value not in (None, "")}
+        extra = {name: value for name, value in _extra(connection).items() if value not in (None, "")}
         settings: dict[str, Any] = {}
         try:
             for name, read in _EXTRAS.items():
                 if name in extra:
                     settings[name] = read(extra[name])
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
+            value = (
+                "" if name == "proxy" else f"={str(extra[name])[:50]!r}"
+            )  # a proxy's URL may hold a password
             raise JojoKeyConnectionError(
-                f"The connection {conn_id!r} has {name}={str(extra[name])[:50]!r} in its extra, which is "
+                f"The connection {conn_id!r} has {name}{value} in its extra, which is "
                 f"{_EXPECTED[name]}. Nothing was sent. Correct it or leave it empty."
             ) from None
         return cls(token=token, host=_host(connection), **settings)
@@ -265,6 +270,20 @@ def _stop_before_waiting_longer_than(seconds: float) -> Any:
     return stop
 
 
+def _extra(connection: Any) -> dict[str, Any]:
+    """Return the extra. Airflow itself takes one that it cannot read for an empty one."""
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except ValueError:
+        extra = ...
+    if not isinstance(extra, dict | None):
+        raise JojoKeyConnectionError(
+            f"The extra of the connection {connection.conn_id!r} is not a JSON object. Nothing was sent. "
+            'Write it as {"read_timeout": 300}, or leave it empty.'
+        )
+    return extra or {}
+
+
 def _host(connection: Any) -> str | None:
     """Return the base URL: of the host alone, or with the schema and port that a URI brings along."""
     host = (connection.host or "").strip()
@@ -272,32 +291,39 @@ def _host(connection: Any) -> str | None:
         return None
     if "://" not in host:
         scheme = connection.schema if connection.schema in ("http", "https") else "https"
+        if host.count(":") > 1 and not host.startswith("["):
+            host = f"[{host}]"  # an IPv6 address: a URI loses its brackets on the way here
         host = f"{scheme}://{host}"
     if connection.port:
-        from urllib.parse import urlsplit
-
-        parts = urlsplit(host)
-        if parts.port is None and not parts.path.strip("/"):
-            host = f"{parts.scheme}://{parts.netloc}:{connection.port}"
+        scheme, _, rest = host.partition("://")
+        place, slash, path = rest.partition("/")
+        if not re.search(r":[^:\]]*$", place):
+            host = f"{scheme}://{place}:{connection.port}{slash}{path}"
     return host
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
 def _positive(value: Any) -> float:
-    number = float(value)
+    number = _number(value)
     if not 0 < number < 86_400:
         raise ValueError
     return number
 
 
 def _not_negative(value: Any) -> float:
-    return 0.0 if float(value) == 0 else _positive(value)
+    return 0.0 if _number(value) == 0 else _positive(value)
 
 
 def _count(value: Any) -> int:
-    number = int(value)
-    if not 0 <= number <= 10 or isinstance(value, bool):
+    number = _number(value)
+    if not (0 <= number <= 10 and number.is_integer()):
         raise ValueError
-    return number
+    return int(number)
 
 
 def _text(value: Any) -> str:
@@ -310,7 +336,22 @@ def _verify(value: Any) -> bool | str:
     if isinstance(value, bool):
         return value
     text = _text(value)
-    return {"true": True, "false": False}.get(text.lower(), text)
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if not os.path.exists(text):
+        raise ValueError
+    return text
+
+
+def _proxy(value: Any) -> str:
+    text = _text(value)
+    if "://" not in text:
+        text = f"http://{text}"
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https", "socks4", "socks4a", "socks5", "socks5h") or not parts.hostname:
+        raise ValueError
+    parts.port  # noqa: B018 - raises ValueError where it is no number
+    return text
 
 
 _EXTRAS: dict[str, Callable[[Any], Any]] = {
@@ -320,7 +361,7 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
     "max_resends": _count,
     "max_resend_wait": _not_negative,
     "verify": _verify,
-    "proxy": _text,
+    "proxy": _proxy,
 }
 _EXPECTED = {
     "default_model": "not a name",
@@ -328,6 +369,6 @@ _EXPECTED = {
     "read_timeout": "not a number of seconds above 0",
     "max_resends": "not a whole number from 0 to 10",
     "max_resend_wait": "not a number of seconds",
-    "verify": "not true, false or a path",
-    "proxy": "not a URL",
+    "verify": "not true, false or the path of a file that is there",
+    "proxy": "not the URL of a proxy",
 }

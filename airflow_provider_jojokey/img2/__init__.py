@@ -6,7 +6,7 @@
         generation = client.generate(ImageRequest("a fox in the snow, poster"))
         generation.images[0].save("fox.png")
 
-What needs ``requests`` or ``pybase64`` is imported when it is first used, because Airflow
+All names are imported when they are first used, because Airflow
 imports the operator, and with it this package, at every parse of a Dag file.
 """
 
@@ -15,13 +15,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.img2.request import ImageRequest
-
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.client import Client, Generation
     from airflow_provider_jojokey.img2.errors import Img2Error, Kind
     from airflow_provider_jojokey.img2.images import Image
     from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError
+    from airflow_provider_jojokey.img2.request import ImageRequest
 
 __all__ = [
     "Client",
@@ -39,6 +38,7 @@ _MODULES = {
     "Client": "client",
     "Generation": "client",
     "Image": "images",
+    "ImageRequest": "request",
     "Img2Error": "errors",
     "Kind": "errors",
     "Reply": "reply",

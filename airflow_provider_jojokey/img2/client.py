@@ -194,7 +194,11 @@ class Client:
             told = self.token_usage()
         except Img2Error as error:
             if error.kind is Kind.TOKEN:
-                return "The gateway does not know this token: copy it again from JojoKey's console."
+                said = f' ("{error.detail}")' if error.detail else ""
+                return (
+                    f"The gateway does not know this token, or it is disabled{said}: look it up in "
+                    "JojoKey's console, and copy it again."
+                )
             return None
         expires = told.get("expires_at")
         if isinstance(expires, (int, float)) and 0 < expires < time.time():
@@ -394,9 +398,9 @@ class Client:
                 except ValueError:
                     document = None
             if not isinstance(document, dict) or document.get("error") or document.get("success") is False:
-                if document is not None and not isinstance(document, dict):
-                    raise Img2Error(Kind.BASE_URL, f"The answer to GET {path} is not what JojoKey answers")
                 refusal = from_response(response.status_code, response.headers, body, secret=self._secret)
+                if refusal.kind is Kind.REPLY:
+                    raise Img2Error(Kind.BASE_URL, f"The answer to GET {path} is not what JojoKey answers")
                 refusal.billed = "no"
                 raise refusal
             return document
@@ -545,7 +549,9 @@ def _not_answered(error: BaseException, secret: str, paid: bool = True) -> Img2E
     def caused_by(*types: type[BaseException]) -> bool:
         return any(isinstance(cause, types) for cause in causes)
 
-    if caused_by(requests.exceptions.InvalidHeader, UnicodeEncodeError):
+    if caused_by(requests.exceptions.InvalidHeader, UnicodeEncodeError) or (
+        type(error) is ValueError and "header" in reason
+    ):
         return Img2Error(Kind.TOKEN, "The token holds characters that no token has")
     if caused_by(
         requests.exceptions.InvalidURL,
@@ -554,12 +560,13 @@ def _not_answered(error: BaseException, secret: str, paid: bool = True) -> Img2E
         urllib3.exceptions.LocationParseError,
     ):
         return Img2Error(Kind.BASE_URL, f"The address of the image API is not valid: {reason}")
-    if caused_by(requests.exceptions.ProxyError):
+    # A ProxyError alone proves nothing: urllib3 says so too when an answer through a proxy is lost.
+    unsent = any(map(transport.failed_before_sending, causes))
+    if unsent and caused_by(requests.exceptions.ProxyError):
         return Img2Error(Kind.UNREACHABLE, f"The proxy did not let the request through: {reason}")
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         # Only what requests reads before it connects comes through as it is: the CA bundle.
         return Img2Error(Kind.TLS, f"The CA bundle cannot be read: {reason}")
-    unsent = any(map(transport.failed_before_sending, causes))
     if caused_by(ssl.SSLCertVerificationError) or (unsent and caused_by(ssl.SSLError)):
         return Img2Error(Kind.TLS, f"No trusted connection to JojoKey could be made: {reason}")
     if unsent or caused_by(

@@ -291,7 +291,7 @@ def from_response(
         kind,
         summary,
         billed=billed,
-        detail=clean(message or _plain_text(headers, body, cloudflare), secret),
+        detail=clean(_REQUEST_ID.sub("", message) or _plain_text(headers, body, cloudflare), secret),
         status_code=status,
         code=clean(code, secret)[:MAX_CODE_CHARACTERS] or edge_code or None,
         request_id=clean(request_id, secret) or None,

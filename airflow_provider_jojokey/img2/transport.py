@@ -20,6 +20,8 @@ USER_AGENT = f"airflow-provider-jojokey/{__version__} python-requests/{requests.
 
 DEFAULT_BASE_URL = "https://api.jojokey.com"
 
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
 
 class NoAuth(AuthBase):
     """Nothing. As an auth object it keeps ``.netrc`` from sending its logins to whoever is linked to."""
@@ -222,6 +224,7 @@ def require_public(address: str) -> None:
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         # An IPv4 address in IPv6 clothes leads where the IPv4 address leads.
-        ip = ip.ipv4_mapped or ip.sixtofour or ip
+        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+        ip = ip.ipv4_mapped or ip.sixtofour or nat64 or ip
     if not ip.is_global or ip.is_multicast:
         raise ForbiddenAddress("the address is not public")

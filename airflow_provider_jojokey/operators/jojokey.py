@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyRequestError
-from airflow_provider_jojokey.generation import ON_UNKNOWN_OUTCOME, REUSE, Order, generate_images
-from airflow_provider_jojokey.img2.request import ImageRequest, problems
+from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
-from airflow_provider_jojokey.store.receipts import Owner
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_jojokey.exceptions import JojoKeyError
+    from airflow_provider_jojokey.generation import Order
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+    from airflow_provider_jojokey.img2.request import ImageRequest
+    from airflow_provider_jojokey.store.receipts import Owner
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 PROMPT_IN_LOG = 200
@@ -153,6 +155,8 @@ class GenerateImageOperator(BaseOperator):
 
         :raises JojoKeyError: if there are no images; the message says whether it cost money
         """
+        from airflow_provider_jojokey.exceptions import JojoKeyError
+        from airflow_provider_jojokey.generation import Order, generate_images
         from airflow_provider_jojokey.settings import Settings
 
         _label_by_key(context)
@@ -182,6 +186,8 @@ class GenerateImageOperator(BaseOperator):
 
         :raises JojoKeyError: what the trigger met
         """
+        from airflow_provider_jojokey.exceptions import JojoKeyError
+
         _label_by_key(context)
         if event and "manifest" in event:
             return self._succeeded(context, event["manifest"])
@@ -212,7 +218,10 @@ class GenerateImageOperator(BaseOperator):
             self.hook.cut()
 
     def _request(self) -> ImageRequest:
-        values = {name: _filled(getattr(self, name)) for name in _REQUEST_FIELDS}
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+        from airflow_provider_jojokey.img2.request import ImageRequest
+
+        values = {name: _filled(getattr(self, name)) for name in FIELDS}
         values["model"] = values["model"] or self.hook.settings.default_model
         values["prompt"] = (self.prompt or "").strip()
         try:
@@ -225,6 +234,8 @@ class GenerateImageOperator(BaseOperator):
             ) from None
 
     def _destination(self, n: int) -> Destination:
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
         try:
             return Destination.parse(_filled(self.s3_bucket), self.s3_key, n)
         except ValueError as error:
@@ -233,6 +244,8 @@ class GenerateImageOperator(BaseOperator):
             ) from None
 
     def _choice(self, name: str, choices: tuple[str, ...]) -> str:
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
         value = getattr(self, name)
         if value not in choices:
             raise JojoKeyRequestError(
@@ -248,7 +261,7 @@ class GenerateImageOperator(BaseOperator):
         """Check what is known when the Dag is parsed."""
         literals = {
             name: value
-            for name in _REQUEST_FIELDS
+            for name in FIELDS
             if _is_literal(value := getattr(self, name)) and not (name == "model" and value is None)
         }
         if str(literals.get("prompt", "")).endswith(".prompt"):
@@ -272,21 +285,6 @@ class GenerateImageOperator(BaseOperator):
 
 
 _NO_EVENT = {"class": "JojoKeyError", "message": "The trigger ended without a result."}
-
-_REQUEST_FIELDS = (
-    "prompt",
-    "model",
-    "size",
-    "quality",
-    "n",
-    "background",
-    "output_format",
-    "output_compression",
-    "moderation",
-    "stream",
-    "partial_images",
-    "extra_body",
-)
 
 
 def _default_deferrable() -> bool:
@@ -331,6 +329,8 @@ def _label_by_key(context: Context) -> None:
 
 
 def _owner(context: Context) -> Owner:
+    from airflow_provider_jojokey.store.receipts import Owner
+
     ti = context["ti"]
     map_index = getattr(ti, "map_index", -1)
     return Owner(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyFailure, JojoKeyUnknownOutcomeError
-
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
@@ -34,6 +32,12 @@ class JojoKeyRetryPolicy(RetryPolicy):
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
         """Return what to do after ``exception``."""
+        from airflow_provider_jojokey.exceptions import (
+            JojoKeyError,
+            JojoKeyFailure,
+            JojoKeyUnknownOutcomeError,
+        )
+
         if not isinstance(exception, JojoKeyError):
             return RetryDecision.default()
         if isinstance(exception, JojoKeyFailure):

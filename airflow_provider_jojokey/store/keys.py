@@ -52,7 +52,7 @@ class Destination:
         :param extension: ``png``, ``jpg`` or ``webp``, after its real type
         """
         key = self.key
-        if self.n > 1 and "{index}" not in key:
+        if (self.n > 1 or index > 0) and "{index}" not in key:  # a gateway may send more than was asked for
             path = PurePosixPath(key)
             key = key.removesuffix(path.suffix) + "-{index}" + path.suffix
         return key.replace("{index}", str(index)).replace("{ext}", extension)
@@ -94,8 +94,8 @@ def key_problems(key: str) -> Iterator[str]:
         yield f"s3_key={key[:80]!r} has an empty, '.' or '..' part, which S3 tools cannot address"
     elif key.startswith(RECEIPTS):
         yield f"s3_key={key[:80]!r} is inside {RECEIPTS}, where the receipts are"
-    if any(ord(character) < 32 or ord(character) == 127 for character in key):
-        yield "s3_key holds control characters"
+    if any(ord(one) < 32 or ord(one) == 127 or 0xD800 <= ord(one) < 0xE000 for one in key):
+        yield "s3_key holds control characters, or half characters"
     if len(key.encode(errors="replace")) > MAX_KEY_BYTES - len(RECEIPTS) - 64:
         yield f"s3_key is longer than S3 allows, {MAX_KEY_BYTES:,} bytes with its receipt's"
 

@@ -21,9 +21,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
+from types import NoneType
 from typing import Any
 
 VERSION = 1
+_IN_AN_IMAGE = {"uri", "bucket", "key", "bytes"}
 
 
 class ReceiptUnreadable(ValueError):
@@ -303,8 +305,12 @@ def _attempt(values: Mapping[str, Any]) -> Attempt:
     told["worker"] = Worker(**told["worker"])
     told["outcome"] = Outcome(told["outcome"])
     for name in ("started_at", "lease_until", "ended_at"):
-        if told.get(name) is not None:
+        if name != "ended_at" or told.get(name) is not None:
             told[name] = datetime.fromisoformat(told[name])
             if told[name].tzinfo is None:
                 raise ReceiptUnreadable(f"{name} has no time zone")
+    if not isinstance(told.get("usage"), (dict, NoneType)):
+        raise ReceiptUnreadable("the usage of an attempt is no object")
+    if not all(_IN_AN_IMAGE.issubset(image) for image in told.get("images", ())):
+        raise ReceiptUnreadable("an image of an attempt has no place")
     return Attempt(**told)

@@ -38,8 +38,12 @@ class ImageStore:
         """
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+        from airflow_provider_jojokey.store.signing import use_known_digest
+
         with store_errors("use the AWS connection"):
-            return S3Hook(aws_conn_id=self.aws_conn_id).get_conn()
+            client = S3Hook(aws_conn_id=self.aws_conn_id).get_conn()
+            use_known_digest(client)
+            return client
 
     def put_image(self, destination: Destination, key: str, image: Image, labels: Mapping[str, str]) -> None:
         """Store one image, with its type and a checksum that S3 compares.
@@ -52,7 +56,7 @@ class ImageStore:
         """
         checksum = {}
         if self._sends_checksums:
-            # Known since the image was decoded: it saves boto3 a pass, and covers the spool as well.
+            # Known since the image was decoded: it covers the spool as well, and saves boto3 its own passes.
             checksum["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(image.file.sha256)).decode()
         image.file.file.seek(0)
         with store_errors(f"write {destination.uri(key)}"):
