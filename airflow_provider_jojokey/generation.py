@@ -176,6 +176,7 @@ class _Till:
                     waiting = True
                     continue
                 if decision.step is Step.REUSE and self._is_still_there(earlier):
+                    self.spool_of(earlier).discard()  # its process may have died before it came to that
                     return attempt, earlier
                 if decision.step is Step.SETTLE and earlier.id != regenerate:
                     if self._settle(earlier):
@@ -300,6 +301,8 @@ class _Till:
             )
         elif settled.outcome is not Outcome.BILLED:
             settled, final = self._asked(settled)
+        else:
+            settled = self._with_logged_usage(settled)
         if settled != earlier:
             self.receipt = self.ledger.record(settled, instead_of=earlier)
             if self.receipt.attempt(earlier.id) != settled:
@@ -402,6 +405,7 @@ class _Till:
             now=_now() + skew,
             finished_by=self._finished_by(attempt) + skew,
             others=[one.request_id for one in self.receipt.attempts if one.id != attempt.id],
+            request_id=attempt.request_id,
         )
         outcome = {"yes": Outcome.BILLED, "no": Outcome.NOT_BILLED, "unknown": Outcome.UNKNOWN}[
             verdict.billed
@@ -416,6 +420,15 @@ class _Till:
             note=verdict.why,
         )
         return asked, verdict.final
+
+    def _with_logged_usage(self, attempt: Attempt) -> Attempt:
+        """Return the attempt with what it cost, where that is certain, its reply told none, and the log does."""
+        if attempt.outcome is not Outcome.BILLED or attempt.usage is not None:
+            return attempt
+        asked, _ = self._asked(attempt)
+        if asked.billed != "yes":
+            return attempt
+        return replace(attempt, usage=asked.usage, request_id=asked.request_id)
 
     def _sent_by(self, attempt: Attempt) -> float:
         """Return when the attempt's paid request was sent at the latest."""
@@ -520,6 +533,7 @@ class _Till:
                 ended, final = self._asked(ended)
                 error = self._after_asking(error, ended, final)
                 ended = replace(ended, error=type(error).__name__)
+            ended = self._with_logged_usage(ended)
             if ended.outcome is Outcome.NOT_BILLED:
                 self.receipt = self.ledger.record(ended)
             else:
@@ -556,8 +570,8 @@ class _Till:
         unknown = "Whether it was billed is not known"
         known = {"yes": "It was billed", "no": "Nothing was billed"}.get(asked.billed, unknown)
         message = error.message.replace(f"{unknown}.", f"{known}: {asked.note}.")
-        if not final:
-            facts["retry_after"] = max(0.0, self._finished_by(asked) - _now())
+        # When Cloudflare would have it tried again is no matter: it knows nothing of money.
+        facts["retry_after"] = None if final else max(0.0, self._finished_by(asked) - _now())
         if final and asked.billed != "no" and not self.order.may_pay_again:
             return JojoKeyAlreadyBilledError(message, **facts)
         return JojoKeyUnknownOutcomeError(message, **facts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,6 +17,10 @@ from world import HOME, airflow_environment, open_sandbox
 
 AIRFLOW = [sys.executable, "-m", "airflow"]
 LOG = HOME / "demo.log"
+OF_THE_PROVIDER = re.compile(
+    r"\S+ \[\w+ *\] (?P<said>.+?)\s+\[[\w.]*airflow_provider_jojokey[\w.]*\]"
+    r"|airflow_provider_jojokey\.exceptions\.(?P<error>\w+: .+)"
+)
 
 
 def main() -> int:
@@ -52,11 +57,8 @@ def run_dag(day: str, conf: dict[str, str], environment: dict[str, str], log: ob
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="", file=log)  # type: ignore[call-overload]
-        if "airflow_provider_jojokey" in line and "Rendered" not in line:
-            _, _, told = line.partition("] ")
-            print(f"          {told.split(' [airflow')[0].strip()}", flush=True)
-        elif "JojoKey" in line and "Error" in line:
-            print(f"          {line.strip()[:1000]}", flush=True)
+        if told := OF_THE_PROVIDER.match(line):
+            print(f"          {(told['said'] or told['error'])[:1000]}", flush=True)
     return process.wait()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from airflow_provider_jojokey.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
-HOME = ROOT / ".demo"
+HOME = Path(os.environ.get("DEMO_HOME") or ROOT / ".demo")
 GATEWAY_PORT, S3_PORT = 4870, 4871
 
 
@@ -46,7 +47,11 @@ def airflow_environment(sandbox: Sandbox) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
     }
     if not sandbox.uses_real_api:
-        environment["AIRFLOW__JOJOKEY__LONGEST_GENERATION"] = "5"
+        # A stand-in is quick: nobody has to wait for minutes until its log must know a lost request.
+        connection = json.loads(environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"])
+        connection["extra"] = {"connect_timeout": 2, "max_resend_wait": 2}
+        environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"] = json.dumps(connection)
+        environment["AIRFLOW__JOJOKEY__LONGEST_GENERATION"] = "10"
     return environment
 
 

@@ -26,10 +26,11 @@ os.environ.update(
 )
 
 import pytest  # noqa: E402
-from airflow_provider_jojokey.sandbox import Gateway  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from loopback import Authority  # noqa: E402
 from PIL import Image  # noqa: E402
+
+from airflow_provider_jojokey.sandbox import Gateway  # noqa: E402
 
 settings.register_profile("tests", deadline=None, database=None)
 settings.load_profile("tests")

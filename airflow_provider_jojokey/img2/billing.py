@@ -48,6 +48,7 @@ def was_billed(
     now: float,
     finished_by: float,
     others: Iterable[str | None] = (),
+    request_id: str | None = None,
 ) -> Verdict:
     """Return whether a request was billed.
 
@@ -58,10 +59,13 @@ def was_billed(
     :param now: the time now, by the same clock
     :param finished_by: when the model must have finished: only after it does the lack of a row mean anything
     :param others: request ids that are known to belong to other requests
+    :param request_id: the request's own, where its answer got as far as telling it
     """
     rows = list(rows)
     known = {one for one in others if one}
-    fitting = [
+    own = [row for row in rows if request_id and row.get("request_id") == request_id]
+    own = [row for row in own if row.get("type") in (CONSUMED, FAILED)]
+    fitting = own or [
         row
         for row in rows
         if row.get("model_name") == model
@@ -80,6 +84,8 @@ def was_billed(
         return Verdict(
             "unknown", f"{len(fitting)} requests in the gateway's log fit, and no one can tell which", True
         )
+    if own and not consumed:
+        return Verdict("no", _FAILED, True)
     # A failed row alone may be another request's, or that of a first sending: ours may still be at work.
     if now < finished_by:
         return Verdict(
@@ -88,8 +94,11 @@ def was_billed(
     if len(rows) >= MAX_ROWS and min(_number(row.get("created_at")) for row in rows) > sent_at:
         return Verdict("unknown", "the gateway's log does not reach back that far", True)
     if fitting:
-        return Verdict("no", "the gateway's log has it as failed, and failed requests are not billed", True)
+        return Verdict("no", _FAILED, True)
     return Verdict("no", "the gateway's log has no such request", True)
+
+
+_FAILED = "the gateway's log has it as failed, and failed requests are not billed"
 
 
 def _began_between(row: Mapping[str, Any], sent_at: float, sent_by: float, finished_by: float) -> bool:

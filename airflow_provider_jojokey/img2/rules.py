@@ -82,9 +82,7 @@ def nearest_size(width: int, height: int) -> str:
         first, last = math.ceil(shortest / EDGE_STEP) * EDGE_STEP, int(longest) // EDGE_STEP * EDGE_STEP
         if first <= last:
             valid += [(edge, min(max(other, first), last)) for other in (below, below + EDGE_STEP)]
-    nearest = min(
-        valid, key=lambda size: math.log(size[0] / width) ** 2 + math.log(size[1] / height) ** 2
-    )
+    nearest = min(valid, key=lambda size: math.log(size[0] / width) ** 2 + math.log(size[1] / height) ** 2)
     return f"{nearest[0]}x{nearest[1]}"
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 from airflow_provider_jojokey.img2.images import ImageFile
@@ -56,6 +57,7 @@ class EventStreamDecoder:
         self._event_name = ""
         self._line = bytearray()  # a line's beginning, until it is known to be a data line
         self._in_data = False
+        self._given = False
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body, in pieces of any length.
@@ -81,6 +83,9 @@ class EventStreamDecoder:
         self._dispatch()
         if not self._images and not self._document.get("error"):
             raise ReplyError("the event stream ended before an image was complete")
+        if self._preview is not None:
+            self._preview.close()  # nobody is given it; what was kept of it on disk stays
+        self._given = True
         return Reply(self._document, self._images)
 
     @property
@@ -97,7 +102,7 @@ class EventStreamDecoder:
         """Close every sink that nobody has been given."""
         if self._event is not None:
             self._event.close()
-        for sink in (*self.whole_sinks, self._preview):
+        for sink in (*([] if self._given else self.whole_sinks), self._preview):
             if sink is not None:
                 sink.close()
 
@@ -153,6 +158,7 @@ class EventStreamDecoder:
         if not isinstance(document, dict):
             return
         if document.get("error"):
+            event.close()
             self._document.setdefault("error", document["error"])
             return
         kind = document.get("type") or name
@@ -213,10 +219,11 @@ def _added(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
     """Return the sum of two ``usage`` objects: each completed event tells its own."""
     total = dict(one or {})
     for name, value in other.items():
-        if isinstance(value, dict):
-            total[name] = _added(total.get(name), value)
-        elif isinstance(value, (int, float)) and isinstance(total.get(name, 0), (int, float)):
-            total[name] = total.get(name, 0) + value
-        else:
+        before = total.get(name)
+        if isinstance(value, dict) and isinstance(before, (dict, NoneType)):
+            total[name] = _added(before, value)
+        elif isinstance(value, (int, float)) and isinstance(before, (int, float)):
+            total[name] = before + value
+        elif before is None:
             total[name] = value
     return total

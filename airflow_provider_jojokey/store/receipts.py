@@ -201,11 +201,13 @@ class Receipt:
                 raise ReceiptUnreadable(
                     f"it has version {document['version']!r}, and this package reads {VERSION}"
                 )
+            if not isinstance(document["attempts"], list) or not isinstance(document["request"], dict):
+                raise ReceiptUnreadable("its attempts are no list, or its request is no object")
             return cls(
                 bucket=document["bucket"],
                 key=document["key"],
                 host=document["host"],
-                request=dict(document["request"]),
+                request=document["request"],
                 attempts=tuple(_attempt(one) for one in document["attempts"]),
             )
         except ReceiptUnreadable:

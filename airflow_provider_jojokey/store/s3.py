@@ -94,7 +94,7 @@ class ImageStore:
                 with answer["Body"] as body:
                     return body.read(), answer["ETag"]
             except self.client.exceptions.ClientError as error:
-                if _code(error) in ("NoSuchKey", "404"):
+                if _code(error) == "NoSuchKey":  # a bare 404 may come from anything on the way
                     return None
                 raise
 
@@ -211,7 +211,8 @@ _PASSING = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable",
 _TODO_ELSE = "Check the AWS connection and what it may do in this bucket."
 _TODO = {
     "NoSuchBucket": "Create the bucket, or correct s3_bucket.",
-    "AccessDenied": "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) there.",
+    "AccessDenied": "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) and list "
+    "the bucket (s3:ListBucket): without that, S3 does not tell a missing object from a forbidden one.",
     "InvalidAccessKeyId": "The AWS connection's access key is not known to this store.",
     "SignatureDoesNotMatch": "The AWS connection's secret key is wrong, or its endpoint or region is another's.",
 }
@@ -224,7 +225,7 @@ def metadata(labels: Mapping[str, str]) -> dict[str, str]:
     """Return ``labels`` as S3 metadata: ASCII, percent-encoded where it is not, and never too long."""
     kept = {}
     for name, value in labels.items():
-        encoded = quote(value, safe=" !#$&'()*+,/:;=?@[]-._~|{}<>^`\"").strip()
+        encoded = quote(value, safe=" !#$&'()*+,/:;=?@[]-._~|{}<>^`\"", errors="replace").strip()
         if len(encoded) > MAX_METADATA_VALUE:
             encoded = _HALF_AN_ESCAPE.sub("", encoded[: MAX_METADATA_VALUE - 3]) + "..."
         if encoded:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 MAX_AGE = 7 * 24 * 3600.0
 """Seconds after which a spool that nobody came back for is deleted."""
+
+
+_OURS = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +107,15 @@ class Spool:
         """Return the reply that had arrived whole, or ``None``."""
         from airflow_provider_jojokey.img2.client import Generation
 
+        images: list[Image] = []
         try:
             reply = json.loads((self.folder / "reply.json").read_bytes())
-            images = [
-                self._image(self.folder / Path(one["file"]).name, one["index"], one["revised_prompt"])
-                for one in reply.pop("images")
-            ]
+            for one in reply.pop("images"):
+                path = self.folder / Path(one["file"]).name
+                images.append(self._image(path, one["index"], one["revised_prompt"]))
             return Generation(images=images, **reply)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            _close(images)
             return None
 
     def whole_images(self) -> list[Image]:
@@ -119,7 +124,9 @@ class Spool:
 
     def preview(self) -> Image | None:
         """Return the latest preview of an image that did not arrive, if the reply was a stream."""
-        return next(iter(reversed(self._images(".preview"))), None)
+        previews = self._images(".preview")
+        _close(previews[:-1])
+        return previews[-1] if previews else None
 
     def discard(self) -> None:
         """Delete the folder."""
@@ -131,7 +138,8 @@ class Spool:
 
     def _images(self, suffix: str) -> list[Image]:
         images: list[Image] = []
-        for path in sorted(self.folder.glob(f"*{suffix}"), key=lambda path: int(path.stem)):
+        paths = [path for path in self.folder.glob(f"*{suffix}") if path.stem.isdecimal()]
+        for path in sorted(paths, key=lambda path: int(path.stem)):
             try:
                 images.append(self._image(path, len(images)))
             except (OSError, NotAnImage):
@@ -140,8 +148,17 @@ class Spool:
 
     def _image(self, path: Path, index: int, revised_prompt: str | None = None) -> Image:
         file = ImageFile.reopen(path)
-        header = file.header()
+        try:
+            header = file.header()
+        except NotAnImage:
+            file.close()
+            raise
         return Image(index, file, header.content_type, header.width, header.height, revised_prompt)
+
+
+def _close(images: list[Image]) -> None:
+    for image in images:
+        image.file.close()
 
 
 def default_root() -> Path:
@@ -158,7 +175,8 @@ def prepare(root: Path) -> str:
     :raises OSError: if it cannot be made, or somebody else owns it
     """
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if hasattr(os, "getuid") and root.stat().st_uid != os.getuid():
+    # Neither the folder nor a link to it: links in a folder that all may write to can lead anywhere.
+    if hasattr(os, "getuid") and {root.lstat().st_uid, root.stat().st_uid} != {os.getuid()}:
         raise PermissionError(errno.EPERM, "it belongs to another user", str(root))
     path = root / "id"
     try:
@@ -171,9 +189,10 @@ def prepare(root: Path) -> str:
     try:
         os.link(draft, path)  # of several processes that start at once, one wins
     except FileExistsError:
-        pass
+        if not path.stat().st_size:  # a power cut left it empty, and so perhaps another machine's
+            draft.replace(path)
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     return path.read_text(encoding="ascii")
 
 
@@ -193,9 +212,10 @@ def clean(root: Path, max_age: float = MAX_AGE) -> None:
 
 
 def _attempt_folders(root: Path) -> Iterator[Path]:
+    """Yield what bears the names of spools: somebody may keep other things in that folder as well."""
     try:
         for place in root.iterdir():
-            if place.is_dir():
-                yield from place.iterdir()
+            if _OURS.fullmatch(place.name) and place.is_dir():
+                yield from (folder for folder in place.iterdir() if _OURS.fullmatch(folder.name))
     except OSError:
         return

@@ -1,0 +1,79 @@
+"""What a newcomer sees first: `make demo`, once, again, and killed half-way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_jojokey.sandbox import read_ledger
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(home: Path, theme: str) -> subprocess.Popen[str]:
+    # What this test process has set for an Airflow of its own is not the demo's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    return subprocess.Popen(
+        [sys.executable, "scripts/demo.py"],
+        cwd=ROOT,
+        env={**environment, "DEMO_HOME": str(home), "THEME": theme},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def demo(home: Path, theme: str) -> str:
+    process = start(home, theme)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
+
+
+def receipt(home: Path) -> dict[str, Any] | None:
+    found = list((home / "world" / "s3" / "posters" / "_jojokey").rglob("*.json"))
+    try:
+        return json.loads(found[0].read_bytes()) if found else None
+    except ValueError:  # caught half-written
+        return None
+
+
+def billed(home: Path) -> int:
+    path = home / "world" / "ledger.jsonl"
+    return len(read_ledger(path)) if path.exists() else 0  # it is made with its first entry
+
+
+def test_the_demo_killed_half_way_and_started_again_pays_once_and_again_not_at_all(tmp_path: Path) -> None:
+    theme = "A red fox [sandbox: delay=5]"
+    first = start(tmp_path, theme)
+    deadline = time.monotonic() + 240
+    while not (receipt(tmp_path) and list((tmp_path / "spool").glob("*/*"))):  # the request is being sent
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert billed(tmp_path) == 0
+
+    second = demo(tmp_path, theme)
+
+    assert billed(tmp_path) == 1
+    told = receipt(tmp_path)
+    assert told is not None
+    assert [one["outcome"] for one in told["attempts"]] == ["not_billed", "complete"]
+    (place,) = [line.split(maxsplit=2)[2] for line in second.splitlines() if line.startswith("On disk")]
+    assert Path(place).read_bytes().startswith(b"\x89PNG")
+    assert told["images"][0]["uri"] in second
+    assert "tokens in" in second
+
+    third = demo(tmp_path, theme)
+
+    assert billed(tmp_path) == 1
+    assert "Nothing was sent" in third
