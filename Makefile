@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 UV     := 0.11.14
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test check format bench constraints clean
+.PHONY: help install demo ui test kill check format bench constraints clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -32,6 +32,9 @@ ui: install ## The same world in Airflow's UI, without a login; Ctrl-C ends it
 
 test: install ## The whole test suite, servers included
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+kill: install ## 240 randomised kill -9 trials, counted by the stand-in's own ledger (some minutes)
+	$(BIN)/python -m tests.kill --trials 240
 
 check: install ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

@@ -506,6 +506,8 @@ class _Till:
             generation.close()
         spool.discard()
         _log_result(done)
+        if len(images) < self.order.request.n:
+            log.warning("%d of %d images came; the gateway says no more.", len(images), self.order.request.n)
         return self.manifest(done, reused=False)
 
     def give_up(self, attempt: Attempt, error: JojoKeyError) -> Generation:

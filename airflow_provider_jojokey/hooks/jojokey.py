@@ -179,12 +179,18 @@ class JojoKeyHook(BaseHook):
         try:
             return resending(self._generate_once, request, open_file)
         except Img2Error as error:
+            for image in error.salvaged:  # their files stay where open_file made them
+                image.file.close()
             self._explain(error)
             raise JojoKeyError.of(error) from None
 
     def _generate_once(self, request: ImageRequest, open_file: OpenFile | None) -> Generation:
         if self.stopping.is_set():
-            raise Img2Error(Kind.UNREACHABLE, "The task was killed before the request was sent")
+            raise Img2Error(
+                Kind.UNREACHABLE,
+                "The task was killed before the request was sent",
+                advice="Clear the task to try again.",
+            )
         return self.client.generate(request, open_file)
 
     def test_connection(self) -> tuple[bool, str]:

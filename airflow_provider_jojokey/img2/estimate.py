@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from airflow_provider_jojokey.img2.rules import DEFAULT_PARTIAL_IMAGES
+
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.request import ImageRequest
 
 SQUARE_PIXELS = 1024 * 1024
-OUTPUT_TOKENS = {"low": 196, "medium": 1_756, "high": 7_024}
-SECONDS = {"low": 10.0, "medium": 48.0, "high": 126.0}
+# What "auto" comes to is the model's choice; the middle is the least wrong.
+OUTPUT_TOKENS = {"low": 196, "medium": 1_756, "auto": 1_756, "high": 7_024}
+SECONDS = {"low": 10.0, "medium": 48.0, "auto": 48.0, "high": 126.0}
 PARTIAL_IMAGE_TOKENS = 100
 """Output tokens that each preview of an event stream costs on top (API reference)."""
 
@@ -25,7 +28,8 @@ def expected_output_tokens(request: ImageRequest) -> int:
     """Return about how many output tokens a request will be billed."""
     each = OUTPUT_TOKENS.get(request.quality, OUTPUT_TOKENS["high"]) * _area(request)
     if request.stream:
-        each += PARTIAL_IMAGE_TOKENS * (request.partial_images or 0)
+        previews = DEFAULT_PARTIAL_IMAGES if request.partial_images is None else request.partial_images
+        each += PARTIAL_IMAGE_TOKENS * previews
     return round(each * request.n)
 
 

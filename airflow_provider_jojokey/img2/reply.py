@@ -389,13 +389,18 @@ class _Base64Value:
         # "\/" is all that real gateways send; anything else goes through json for its rules.
         cut = data.rfind(b"\\", max(0, len(data) - 5))
         whole = cut < 0 or (cut + 1 < len(data) and (data[cut + 1] != 0x75 or cut + 6 <= len(data)))
+        if not whole:
+            # The second half of a pair escapes nothing.
+            run = cut + 1 - len(data[: cut + 1].rstrip(b"\\"))
+            whole = run % 2 == 0
         data, self._escape = (data, b"") if whole else (data[:cut], data[cut:])
         slashes_only = data.replace(b"\\/", b"/")
         if b"\\" not in slashes_only:
             return slashes_only
         try:
-            text: str = json.loads('"' + data.decode("ascii") + '"', strict=False)
-            return text.encode("ascii")
+            # Latin-1 keeps every byte as it is, wherever the pieces were cut; what it lacks is no base64.
+            text: str = json.loads('"' + data.decode("latin-1") + '"', strict=False)
+            return text.encode("latin-1", errors="replace")
         except ValueError:
             raise ReplyError("an image's base64 has a bad escape") from None
 

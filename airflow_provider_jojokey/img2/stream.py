@@ -47,7 +47,7 @@ class EventStreamDecoder:
         on_preview: Callable[[Any], object] | None = None,
     ) -> None:
         self._open = open_sink or (lambda _: ImageFile())
-        self._opened = 0
+        self._opened = self._opened_before = 0
         self._on_whole = on_whole
         self._on_preview = on_preview
         self._images: list[ReplyImage] = []
@@ -80,7 +80,7 @@ class EventStreamDecoder:
         :raises ReplyError: if the stream ended without a completed image and without an error
         """
         self._end_line()
-        self._dispatch()
+        self._dispatch(cut=True)
         if not self._images and not self._document.get("error"):
             raise ReplyError("the event stream ended before an image was complete")
         if self._preview is not None:
@@ -136,6 +136,7 @@ class EventStreamDecoder:
     def _feed_event(self, part: bytes) -> None:
         if self._event is None:
             self._event = Splitter(_is_image, self._next_sink)
+            self._opened_before = self._opened
         self._event.feed(part)
 
     def _next_sink(self, _: int) -> Sink:
@@ -144,17 +145,19 @@ class EventStreamDecoder:
         self._opened += 1
         return self._open(self._opened - 1)
 
-    def _dispatch(self) -> None:
-        """Take the event that has just ended."""
+    def _dispatch(self, cut: bool = False) -> None:
+        """Take the event that has just ended, or was cut off. One in other words than JSON is no concern of ours."""
         event, self._event = self._event, None
         name, self._event_name = self._event_name, ""
-        if event is None or event.text.strip() == b"[DONE]":
+        if event is None or event.text.strip() in (b"", b"[DONE]"):
             return
         try:
             document = event.finish()
         except ReplyError:
             event.close()
-            raise
+            if cut or self._opened > self._opened_before:
+                raise
+            return
         if not isinstance(document, dict):
             return
         if document.get("error"):

@@ -1,0 +1,532 @@
+"""The hook: what a connection may look like, what is sent again and what never is, what a test tells."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from airflow.providers.common.compat.sdk import AirflowFailException
+from loopback import Authority, Server, proxy
+
+from airflow_provider_jojokey import exceptions as errors
+from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
+from airflow_provider_jojokey.img2 import ImageRequest
+from airflow_provider_jojokey.img2.images import ImageFile
+from airflow_provider_jojokey.sandbox import Gateway
+
+TOKEN = "sk-only-for-tests-0123456789"
+FOX = ImageRequest("a fox")
+
+Connect = Callable[..., JojoKeyHook]
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """Make a hook for a connection, given as a URI, or as the fields of its JSON form."""
+
+    def make(uri: str | None = None, **fields: Any) -> JojoKeyHook:
+        conn = uri or json.dumps({"conn_type": "jojokey", "password": TOKEN, **fields})
+        monkeypatch.setenv("AIRFLOW_CONN_JOJOKEY_TEST", conn)
+        return JojoKeyHook("jojokey_test")
+
+    return make
+
+
+@pytest.fixture
+def hook(gateway: Gateway, connect: Connect) -> JojoKeyHook:
+    """A hook that sends again at once where the gateway says so."""
+    return connect(host=gateway.url, password=gateway.token, extra={"read_timeout": 10})
+
+
+@pytest.fixture
+def logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """Tell all that was logged so far, wherever Airflow sends it."""
+    seen: list[str] = []
+
+    def read() -> str:
+        seen.extend(capsys.readouterr())
+        return "".join(seen) + caplog.text
+
+    return read
+
+
+def asking(directive: str, **fields: Any) -> ImageRequest:
+    return ImageRequest(f"a fox [sandbox: {directive}]", **fields)
+
+
+def refused(call: Callable[[], Any]) -> errors.JojoKeyError:
+    with pytest.raises(errors.JojoKeyError) as caught:
+        call()
+    return caught.value
+
+
+# --- the connection ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("connection", "base_url"),
+    [
+        (f"jojokey://:{TOKEN}@", "https://api.jojokey.com"),
+        (f"jojokey://:{TOKEN}@api.jojokey.com", "https://api.jojokey.com"),
+        (f"jojokey://:{TOKEN}@api.jojokey.com/", "https://api.jojokey.com"),
+        (f"jojokey://:{TOKEN}@api.jojokey.com/v1", "https://api.jojokey.com"),
+        (f"jojokey://:{TOKEN}@api.jojokey.com:8443/v1", "https://api.jojokey.com:8443"),
+        (f"jojokey://:{TOKEN}@127.0.0.1:8080/http", "http://127.0.0.1:8080"),
+        (f"jojokey://:{TOKEN}@127.0.0.1:8080/https", "https://127.0.0.1:8080"),
+        (f"jojokey://:{TOKEN}@[::1]:8080/http", "http://[::1]:8080"),
+        (f"jojokey://http://:{TOKEN}@127.0.0.1:8080/v1", "http://127.0.0.1:8080"),
+        (f"jojokey://:{TOKEN}@http%3A%2F%2F127.0.0.1%3A8080%2Fv1%2F", "http://127.0.0.1:8080"),
+        ({}, "https://api.jojokey.com"),
+        (
+            {"host": None, "schema": None, "port": None, "login": None, "extra": None},
+            "https://api.jojokey.com",
+        ),
+        ({"host": "", "schema": "", "port": 0, "extra": ""}, "https://api.jojokey.com"),
+        ({"host": " https://api.jojokey.com/v1/ "}, "https://api.jojokey.com"),
+        ({"host": "http://127.0.0.1", "port": 8080}, "http://127.0.0.1:8080"),
+        ({"host": "http://127.0.0.1/v1", "port": 8080}, "http://127.0.0.1:8080"),
+        ({"host": "http://127.0.0.1:9090/v1", "port": 8080}, "http://127.0.0.1:9090"),
+        ({"host": "http://[::1]", "port": 8080}, "http://[::1]:8080"),
+        ({"host": "http://[::1]:9090", "port": 8080}, "http://[::1]:9090"),
+        ({"host": "localhost:8080", "schema": "http"}, "http://localhost:8080"),
+        ({"host": "gateway.example.com/jojokey/v1"}, "https://gateway.example.com/jojokey"),
+        ({"host": "::1", "schema": "http", "port": 80}, "http://[::1]:80"),
+    ],
+)
+def test_the_base_url_is_read_from_any_form_of_connection(
+    connect: Connect, connection: str | dict[str, Any], base_url: str
+) -> None:
+    hook = connect(connection) if isinstance(connection, str) else connect(**connection)
+    assert hook.client.base_url == base_url
+    assert hook.settings.token == TOKEN
+
+
+@pytest.mark.parametrize("written", [TOKEN, f" {TOKEN}\n", f"Bearer {TOKEN}", f"bearer  {TOKEN}"])
+def test_a_token_is_read_as_people_paste_it(connect: Connect, written: str) -> None:
+    assert connect(password=written).settings.token == TOKEN
+
+
+def test_without_extra_everything_has_its_default(connect: Connect) -> None:
+    assert connect().settings == ConnectionSettings(
+        token=TOKEN,
+        host=None,
+        default_model="gpt-image-2",
+        connect_timeout=10,
+        read_timeout=300,
+        max_resends=2,
+        max_resend_wait=60,
+        verify=True,
+        proxy=None,
+    )
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_the_empty_fields_of_a_saved_form_are_unset(connect: Connect, empty: str | None) -> None:
+    names = (
+        "default_model",
+        "connect_timeout",
+        "read_timeout",
+        "max_resends",
+        "max_resend_wait",
+        "verify",
+        "proxy",
+    )
+    assert connect(extra=dict.fromkeys(names, empty)).settings == connect().settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("default_model", " gpt-image-3 ", "gpt-image-3"),
+        ("connect_timeout", 2.5, 2.5),
+        ("connect_timeout", "2.5", 2.5),
+        ("read_timeout", 600, 600.0),
+        ("read_timeout", "600", 600.0),
+        ("max_resends", 0, 0),
+        ("max_resends", "3", 3),
+        ("max_resends", 3.0, 3),
+        ("max_resend_wait", 0, 0.0),
+        ("max_resend_wait", "1.5", 1.5),
+        ("verify", True, True),
+        ("verify", False, False),
+        ("verify", "true", True),
+        ("verify", "False", False),
+        ("verify", __file__, __file__),
+        ("proxy", "http://proxy.example.com:3128", "http://proxy.example.com:3128"),
+        ("proxy", "proxy.example.com:3128", "http://proxy.example.com:3128"),
+        ("proxy", "socks5h://proxy.example.com", "socks5h://proxy.example.com"),
+    ],
+)
+def test_an_extra_is_read_in_json_and_in_a_uri(connect: Connect, name: str, value: Any, read: Any) -> None:
+    found = getattr(connect(extra={name: value}).settings, name)
+    assert (found, type(found)) == (read, type(read))
+    if isinstance(value, str):
+        from urllib.parse import urlencode
+
+        query = urlencode({name: value})
+        assert getattr(connect(f"jojokey://:{TOKEN}@?{query}").settings, name) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("default_model", 5),
+        *[(name, value) for name in ("connect_timeout", "read_timeout")
+          for value in (0, -1, "soon", True, [10], {"s": 1}, float("nan"), float("inf"), 1e9)],
+        *[("max_resends", value) for value in (-1, 11, 1.5, "two", True, [1], float("inf"))],
+        *[("max_resend_wait", value) for value in (-1, "long", False, [1], float("nan"))],
+        *[("verify", value) for value in (0, 1, "yes", "/nowhere/ca.pem", [])],
+        *[("proxy", value) for value in (5, "://", "http://", "ftp://joe:s3cret@proxy", "http://joe:s3cret@proxy:port")],
+    ],
+)  # fmt: skip
+def test_an_extra_that_cannot_be_understood_is_named(connect: Connect, name: str, value: Any) -> None:
+    error = refused(lambda: connect(extra={name: value}).settings)
+    assert isinstance(error, errors.JojoKeyConnectionError)
+    for words in (name, "jojokey_test", "Nothing was sent"):
+        assert words in str(error)
+    assert "s3cret" not in str(error)
+    assert TOKEN not in str(error)
+
+
+@pytest.mark.parametrize("extra", ["no json", "[1]", '"text"', "7", "{"])
+def test_an_extra_that_is_no_object_is_refused(connect: Connect, extra: str) -> None:
+    error = refused(lambda: connect(extra=extra).settings)
+    assert isinstance(error, errors.JojoKeyConnectionError)
+    assert "extra" in str(error)
+
+
+@pytest.mark.parametrize("password", [None, "", "   ", "Bearer "])
+def test_a_connection_without_a_token_is_refused(connect: Connect, password: str | None) -> None:
+    error = refused(lambda: connect(password=password).get_conn())
+    assert isinstance(error, errors.JojoKeyConnectionError)
+    assert "password" in str(error)
+
+
+@pytest.mark.parametrize("password", ["sk-令牌", "sk-a b", "sk-a\x00b", "sk-a\nb"])
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown(connect: Connect, password: str) -> None:
+    error = refused(lambda: connect(password=password).get_conn())
+    assert isinstance(error, errors.JojoKeyConnectionError)
+    assert password not in str(error)
+    assert "token" in str(error)
+
+
+@pytest.mark.parametrize(
+    "host", ["ftp://api.jojokey.com", "https://joe:s3cret@host", "https://host:port", "https://[::1"]
+)
+@pytest.mark.parametrize("port", [None, 8080])
+def test_a_base_url_that_is_none_is_refused(connect: Connect, host: str, port: int | None) -> None:
+    error = refused(lambda: connect(host=host, port=port).client)
+    assert isinstance(error, errors.JojoKeyConnectionError)
+    assert "base URL" in str(error)
+    assert "s3cret" not in str(error)
+
+
+def test_the_settings_do_not_show_the_token(connect: Connect) -> None:
+    assert TOKEN not in repr(connect().settings)
+
+
+def test_get_conn_is_an_authenticated_session(gateway: Gateway, hook: JojoKeyHook) -> None:
+    session = hook.get_conn()
+    assert isinstance(session, requests.Session)
+    assert session.get(f"{gateway.url}/v1/models", timeout=10).json()["data"][0]["id"] == "gpt-image-2"
+
+
+def test_the_connections_settings_reach_the_client(
+    connect: Connect, gateway: Gateway, authority: Authority
+) -> None:
+    with proxy() as way:
+        hook = connect(
+            host=gateway.url,
+            password=gateway.token,
+            extra={
+                "connect_timeout": 3,
+                "read_timeout": 4,
+                "proxy": way.url,
+                "verify": str(authority.bundle),
+            },
+        )
+        hook.list_models()
+    assert len(way.requests) == 1
+    assert hook.client.timeout == (3, 4)
+    assert hook.get_conn().verify == str(authority.bundle)
+
+
+# --- generating ----------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_made(gateway: Gateway, hook: JojoKeyHook, png: bytes, tmp_path: Path) -> None:
+    generation = hook.generate(FOX, lambda index: ImageFile(tmp_path / f"{index}.part"))
+    generation.close()
+    assert (tmp_path / "0.image").read_bytes() == png
+    assert generation.request_id == gateway.ledger[0].request_id
+
+
+GOOD_AT_LAST = ["no_channel", "overloaded_cpu", "rate_limited_retry_after", "rate_limited_empty", "upstream_500",
+                "upstream_unreachable", "cloudflare_521", "cloudflare_523"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GOOD_AT_LAST)
+def test_what_surely_was_not_billed_and_may_pass_is_sent_again(
+    gateway: Gateway, hook: JojoKeyHook, case: str, logged: Callable[[], str]
+) -> None:
+    hook.generate(asking(f"{case} times=2 retry_after=0.01 body=html")).close()
+    assert len(gateway.requests) == 3
+    assert len(gateway.ledger) == 1
+    assert logged().count("Sending it again") == 2
+    assert gateway.token not in logged()
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("no_channel", errors.JojoKeyNoChannelError),
+        ("overloaded_memory", errors.JojoKeyOverloadedError),
+        ("rate_limited", errors.JojoKeyRateLimitError),
+        ("upstream_garbled", errors.JojoKeyOverloadedError),
+        ("cloudflare_521 body=html", errors.JojoKeyUnreachableError),
+    ],
+)
+def test_it_is_sent_three_times_at_most(
+    gateway: Gateway, hook: JojoKeyHook, case: str, expected: type[errors.JojoKeyError]
+) -> None:
+    error = refused(lambda: hook.generate(asking(f"{case} retry_after=0.01")))
+    assert type(error) is expected
+    assert len(gateway.requests) == 3
+    assert gateway.ledger == ()
+    assert error.billed == "no"
+
+
+@pytest.mark.parametrize(
+    ("case", "expected", "billed"),
+    [
+        ("invalid_token", errors.JojoKeyTokenError, "no"),
+        ("group_denied", errors.JojoKeyAccessError, "no"),
+        ("ip_denied", errors.JojoKeyAccessError, "no"),
+        ("wallet_empty", errors.JojoKeyQuotaError, "no"),
+        ("token_quota_short", errors.JojoKeyQuotaError, "no"),
+        ("bad_json", errors.JojoKeyRequestError, "no"),
+        ("invalid_request", errors.JojoKeyRequestError, "no"),
+        ("sensitive_words", errors.JojoKeyContentError, "no"),
+        ("moderation_blocked", errors.JojoKeyContentError, "no"),
+        ("violation_fee", errors.JojoKeyContentError, "yes"),
+        ("cloudflare_502", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("cloudflare_520 retry_after=0.01", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("cloudflare_522", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("cloudflare_524 retry_after=0.01", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("cloudflare_525", errors.JojoKeyTLSError, "no"),
+        ("cloudflare_1020", errors.JojoKeyEdgeBlockedError, "no"),
+        ("nginx_502", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("nginx_504", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("reset", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("close", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("redirect_307", errors.JojoKeyBaseUrlError, "no"),
+        ("error_in_200", errors.JojoKeyUnknownOutcomeError, "unknown"),
+        ("html_in_200", errors.JojoKeyBaseUrlError, "no"),
+        ("no_data", errors.JojoKeyReplyError, "yes"),
+        ("bad_base64", errors.JojoKeyReplyError, "yes"),
+        ("not_an_image", errors.JojoKeyReplyError, "yes"),
+        ("truncated_mid_image", errors.JojoKeyReplyError, "yes"),
+    ],
+)
+def test_what_may_have_been_billed_or_will_not_pass_is_sent_once(
+    gateway: Gateway, hook: JojoKeyHook, case: str, expected: type[errors.JojoKeyError], billed: str
+) -> None:
+    error = refused(lambda: hook.generate(asking(case)))
+    assert type(error) is expected
+    assert error.billed == billed
+    assert len(gateway.requests) == 1
+    assert (gateway.ledger == ()) or billed != "no" or case == "html_in_200"
+
+
+@pytest.mark.parametrize("resends", [0, 1, 4])
+def test_the_connection_says_how_often(gateway: Gateway, connect: Connect, resends: int) -> None:
+    hook = connect(host=gateway.url, password=gateway.token, extra={"max_resends": resends})
+    refused(lambda: hook.generate(asking("no_channel retry_after=0.01")))
+    assert len(gateway.requests) == 1 + resends
+
+
+def test_retry_after_is_waited_for(gateway: Gateway, hook: JojoKeyHook) -> None:
+    hook.generate(asking("rate_limited times=1 retry_after=0.3")).close()
+    first, second = gateway.requests
+    assert 0.3 <= second.time - first.time < 2
+
+
+def test_a_wait_longer_than_allowed_is_left_to_airflow(gateway: Gateway, connect: Connect) -> None:
+    hook = connect(host=gateway.url, password=gateway.token, extra={"max_resend_wait": 0.25})
+    error = refused(lambda: hook.generate(asking("rate_limited retry_after=0.3")))
+    assert len(gateway.requests) == 1
+    assert error.retry_after == 0.3
+
+    error = refused(lambda: hook.generate(asking("no_channel retry_after=0.15")))
+    assert len(gateway.requests) == 3, "the waits count together"
+    assert error.retry_after == 0.15
+
+
+def test_without_a_retry_after_the_wait_grows_and_counts(gateway: Gateway, connect: Connect) -> None:
+    hook = connect(host=gateway.url, password=gateway.token, extra={"max_resend_wait": 1})
+    refused(lambda: hook.generate(asking("no_channel")))
+    assert len(gateway.requests) == 1, "the first wait alone is about two seconds"
+
+
+def test_a_gateway_that_is_not_there_is_tried_again(connect: Connect, logged: Callable[[], str]) -> None:
+    hook = connect(host="http://127.0.0.1:9", extra={"max_resend_wait": 2.6, "max_resends": 1})
+    error = refused(lambda: hook.generate(FOX))
+    assert type(error) is errors.JojoKeyUnreachableError
+    assert logged().count("Sending it again") == 1
+
+
+def test_a_refused_token_is_explained(gateway: Gateway, connect: Connect) -> None:
+    for token, words in (
+        ("sk-expired", "expired on"),
+        ("sk-exhausted", "used up"),
+        ("sk-unknown", "does not know"),
+    ):
+        error = refused(lambda t=token: connect(host=gateway.url, password=t).generate(FOX))
+        assert type(error) is errors.JojoKeyTokenError
+        assert words in str(error)
+        assert token not in str(error)
+    assert gateway.ledger == ()
+
+
+def test_cut_ends_what_is_in_flight_and_what_waits(
+    gateway: Gateway, hook: JojoKeyHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_rest = threading.Event()
+    monkeypatch.setattr(hook, "_log_resend", lambda state: at_rest.set())
+    with ThreadPoolExecutor() as pool:
+        flying = pool.submit(refused, lambda: hook.generate(asking("hang")))
+        resting = pool.submit(refused, lambda: hook.generate(asking("no_channel retry_after=50")))
+        gateway.wait_for_request(2)
+        assert at_rest.wait(10)
+        started = time.monotonic()
+        hook.cut()
+        assert flying.result(5).billed == "unknown"
+        assert resting.result(5).billed == "no"
+        assert time.monotonic() - started < 5
+    refused(lambda: hook.generate(FOX))
+    assert len(gateway.requests) == 2, "after the cut nothing is sent"
+
+
+def test_cut_before_anything_was_sent_needs_no_connection() -> None:
+    JojoKeyHook("there_is_no_such_connection").cut()
+
+
+def test_threads_share_a_hook(gateway: Gateway, hook: JojoKeyHook) -> None:
+    barrier = threading.Barrier(8)
+
+    def one(_: int) -> None:
+        barrier.wait(10)
+        hook.generate(FOX).close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(8)))
+    assert len(gateway.ledger) == 8
+
+
+# --- testing the connection ---------------------------------------------------------------------------------------
+
+
+def test_all_well(gateway: Gateway, hook: JojoKeyHook) -> None:
+    well, message = hook.test_connection()
+    assert well
+    assert gateway.url in message
+    assert "gpt-image-2" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"password": "sk-unknown"}, ["does not know this token", "console"]),
+        ({"password": "sk-disabled"}, ["disabled"]),
+        ({"password": "sk-expired"}, ["expired on", "make a new one"]),
+        ({"password": "sk-exhausted"}, ["quota is used up"]),
+        ({"password": "sk-no_model"}, ["gpt-image-2 is not visible", "gpt-4o-mini", "image group"]),
+        ({"password": "sk-no_group"}, ["group"]),
+        ({"password": "sk-ip"}, ["addresses"]),
+        ({"password": None}, ["has no token"]),
+        ({"extra": {"default_model": "gpt-image-9"}}, ["gpt-image-9 is not visible", "gpt-image-2"]),
+        ({"extra": {"read_timeout": "soon"}}, ["read_timeout"]),
+        ({"host": "http://127.0.0.1:9"}, ["could not be reached", "refused"]),
+        ({"host": "https://jojokey.invalid"}, ["could not be reached"]),
+        ({"host": "ftp://127.0.0.1"}, ["base URL"]),
+        ({"extra": {"proxy": "http://127.0.0.1:9"}}, ["proxy"]),
+    ],
+)
+def test_what_is_wrong_is_told_apart(
+    gateway: Gateway, connect: Connect, fields: dict[str, Any], words: list[str]
+) -> None:
+    well, message = connect(**{"host": gateway.url, "password": gateway.token, **fields}).test_connection()
+    assert not well
+    for word in words:
+        assert word in message
+    assert "billed" not in message or "Nothing was billed" in message
+    assert gateway.token not in message
+    assert gateway.requests == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "words"),
+    [
+        (404, {"Content_Type": "text/html"}, b"<title>Not Found</title>", ["HTTP 404", "base URL"]),
+        (200, {"Content_Type": "text/html"}, b"<!doctype html><title>Shop</title>", ["web page", "base URL"]),
+        (403, {"CF_RAY": "8f2c", "Server": "cloudflare", "Content_Type": "text/plain"}, b"error code: 1010",
+         ["blocked", "cf-ray 8f2c"]),
+        (403, {"CF_RAY": "8f2c", "Server": "cloudflare", "Content_Type": "text/html", "cf_mitigated": "challenge"},
+         b"<title>Just a moment...</title>", ["blocked", "cf-ray 8f2c"]),
+        (502, {"Server": "nginx"}, b"<title>502 Bad Gateway</title>", ["HTTP 502"]),
+        (301, {"Location": "https://example.com/"}, b"", ["redirects"]),
+        (200, {}, b"[]", ["not what JojoKey answers"]),
+    ],
+)  # fmt: skip
+def test_other_servers_are_recognised(
+    connect: Connect, status: int, headers: dict[str, str], body: bytes, words: list[str]
+) -> None:
+    with Server(lambda exchange: exchange.answer(status, body, **headers)) as server:
+        well, message = connect(host=server.url).test_connection()
+        assert {request.method for request in server.requests} == {"GET"}
+    assert not well
+    for word in words:
+        assert word in message
+    assert "Nothing was billed" in message
+
+
+def test_a_certificate_that_cannot_be_trusted_is_told(connect: Connect, authority: Authority) -> None:
+    with Server(lambda exchange: exchange.answer(200), tls=authority.server) as server:
+        well, message = connect(host=server.url).test_connection()
+        assert not well
+        assert "trusted" in message
+        assert "verify" in message
+        assert server.requests == []
+
+
+def test_a_wrong_path_is_told(gateway: Gateway, connect: Connect) -> None:
+    well, message = connect(host=f"{gateway.url}/app", password=gateway.token).test_connection()
+    assert not well
+    assert "base URL" in message
+
+
+def test_usage_is_told(gateway: Gateway, hook: JojoKeyHook) -> None:
+    assert hook.get_token_usage()["total_used"] == 0
+    assert gateway.requests == ()
+
+
+def test_free_calls_raise_the_same_exceptions(gateway: Gateway, connect: Connect) -> None:
+    hook = connect(host=gateway.url, password="sk-unknown")
+    for call in (hook.list_models, hook.get_token_usage):
+        error = refused(call)
+        assert isinstance(error, errors.JojoKeyTokenError)
+        assert isinstance(error, AirflowFailException)
+
+
+def test_a_token_over_plain_http_is_warned_of(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    connect(host="http://jojokey.example.com").get_conn()
+    assert "unencrypted" in caplog.text

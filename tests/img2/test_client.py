@@ -1,0 +1,1235 @@
+"""The client against real servers: the stand-in gateway, and raw ones where it is too well-behaved."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import gzip
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback import Authority, Exchange, Server, proxy
+
+import airflow_provider_jojokey
+from airflow_provider_jojokey.img2 import (
+    Client,
+    ImageRequest,
+    Img2Error,
+    Kind,
+    client,
+    images,
+    transport,
+)
+from airflow_provider_jojokey.img2.images import ImageFile
+from airflow_provider_jojokey.sandbox import CASES, Gateway
+
+TOKEN = "sk-only-for-tests-0123456789"
+FOX = ImageRequest("a fox")
+
+
+def asking(directive: str, **fields: Any) -> ImageRequest:
+    return ImageRequest(f"a fox [sandbox: {directive}]", **fields)
+
+
+def bytes_of(image: images.Image) -> bytes:
+    image.file.file.seek(0)
+    return image.file.file.read()
+
+
+def refused(call: Callable[[], Any]) -> Img2Error:
+    with pytest.raises(Img2Error) as caught:
+        call()
+    return caught.value
+
+
+@pytest.fixture
+def calls(gateway: Gateway) -> Iterator[Client]:
+    with Client(gateway.token, gateway.url, read_timeout=10) as one:
+        yield one
+
+
+@contextmanager
+def raw(behave: Callable[[Exchange], object], **options: Any) -> Iterator[tuple[Server, Client]]:
+    with Server(behave) as server, Client(TOKEN, server.url, **{"read_timeout": 10, **options}) as one:
+        yield server, one
+
+
+def document_of(*pictures: bytes, **fields: Any) -> bytes:
+    data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]
+    return json.dumps({"created": 1, "data": data, **fields}).encode()
+
+
+# --- what is sent ------------------------------------------------------------------------------------------------
+
+
+def test_the_request_is_sent_as_the_vendor_documents_it(gateway: Gateway, calls: Client) -> None:
+    calls.generate(
+        ImageRequest("一张海报", size="1536x1024", quality="low", extra_body={"user": "me"})
+    ).close()
+
+    (sent,) = gateway.requests
+    assert (sent.method, sent.path) == ("POST", "/v1/images/generations")
+    assert sent.body == {
+        "model": "gpt-image-2",
+        "prompt": "一张海报",
+        "size": "1536x1024",
+        "quality": "low",
+        "n": 1,
+        "response_format": "b64_json",
+        "user": "me",
+    }
+    assert sent.headers["content-type"] == "application/json"
+    assert sent.headers["accept"] == "application/json"
+    assert sent.headers["accept-encoding"] == "identity"
+    assert sent.headers["user-agent"].startswith(
+        f"airflow-provider-jojokey/{airflow_provider_jojokey.__version__} "
+    )
+
+
+def test_the_token_is_sent_as_a_bearer() -> None:
+    with raw(lambda exchange: exchange.answer(200)) as (server, one):
+        refused(lambda: one.generate(FOX))
+    assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+
+def test_an_event_stream_is_asked_for_in_accept_too(gateway: Gateway, calls: Client) -> None:
+    calls.generate(ImageRequest("a fox", stream=True)).close()
+    assert "text/event-stream" in gateway.requests[0].headers["accept"]
+    assert gateway.requests[0].body["stream"] is True
+
+
+def test_what_comes_back_is_the_image_with_its_facts(gateway: Gateway, calls: Client, png: bytes) -> None:
+    generation = calls.generate(FOX)
+
+    (image,) = generation.images
+    assert bytes_of(image) == png
+    assert (image.index, image.content_type, image.extension, image.width, image.height) == (
+        0,
+        "image/png",
+        "png",
+        96,
+        64,
+    )
+    assert image.file.size == len(png)
+    assert image.file.sha256 == hashlib.sha256(png).hexdigest()
+    (billed,) = gateway.ledger
+    assert generation.usage is not None
+    assert generation.usage["total_tokens"] == billed.total_tokens
+    assert generation.request_id == billed.request_id
+    assert generation.created == int(billed.started)
+    assert (generation.model, generation.size, generation.quality) == ("gpt-image-2", "1024x1024", "low")
+    assert 0 < generation.seconds < 10
+    generation.close()
+    assert image.file.file.closed
+
+
+def test_an_image_can_be_saved(calls: Client, png: bytes, tmp_path: Path) -> None:
+    generation = calls.generate(FOX)
+    generation.images[0].save(tmp_path / "fox.png")
+    generation.images[0].save(str(tmp_path / "again.png"))
+    generation.close()
+    assert (tmp_path / "fox.png").read_bytes() == (tmp_path / "again.png").read_bytes() == png
+
+
+def test_files_can_be_named_by_the_caller(calls: Client, png: bytes, tmp_path: Path) -> None:
+    generation = calls.generate(
+        ImageRequest("a fox", n=3), lambda index: ImageFile(tmp_path / f"{index}.part")
+    )
+    generation.close()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["0.image", "1.image", "2.image"]
+    assert all(path.read_bytes() == png for path in tmp_path.iterdir())
+
+
+def test_several_images_are_told_apart() -> None:
+    pictures = [small_png(width) for width in (16, 32, 48)]
+    with raw(lambda exchange: exchange.answer(200, document_of(*pictures))) as (_, one):
+        generation = one.generate(ImageRequest("a fox", n=3))
+    assert [(image.index, image.width) for image in generation.images] == [(0, 16), (1, 32), (2, 48)]
+    generation.close()
+
+
+def test_the_facts_are_the_gateways_where_it_tells_them() -> None:
+    body = document_of(
+        small_png(), model="gpt-image-2-2026", size="auto", quality="high\n", created="soon", usage=[]
+    )
+    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
+        generation = one.generate(FOX)
+    assert (generation.model, generation.size, generation.quality) == ("gpt-image-2-2026", "auto", "high")
+    assert generation.created is None
+    assert generation.usage is None
+    assert generation.request_id is None
+    generation.close()
+
+
+def test_unusual_names_are_warned_of_and_sent(caplog: pytest.LogCaptureFixture) -> None:
+    with raw(lambda exchange: exchange.answer(200, document_of(small_png()))) as (server, one):
+        one.generate(ImageRequest("a fox", model="gpt-image-3", quality="ultra")).close()
+    assert "gpt-image-3" in caplog.text
+    assert "ultra" in caplog.text
+    assert json.loads(server.requests[0].body)["quality"] == "ultra"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_paid_request_is_never_redirected(status: int) -> None:
+    with Server(lambda exchange: exchange.answer(200, document_of(small_png()))) as elsewhere:
+        with raw(lambda exchange: exchange.answer(status, Location=f"{elsewhere.url}/v1")) as (server, one):
+            error = refused(lambda: one.generate(FOX))
+        assert elsewhere.connections == 0
+    assert len(server.requests) == 1
+    assert (error.kind, error.billed) == (Kind.BASE_URL, "no")
+    assert "redirect" in str(error)
+
+
+def test_a_quiet_connection_is_kept_alive() -> None:
+    options: list[int] = []
+
+    def look(exchange: Exchange) -> None:
+        adapter = one.session.get_adapter(server.url)
+        (sock,) = adapter._live.values()  # type: ignore[attr-defined]
+        options.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        options.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+        exchange.answer(200)
+
+    with raw(look) as (server, one):
+        refused(lambda: one.generate(FOX))
+    assert options[0] == 1
+    assert 0 < options[1] <= 60
+
+
+def test_each_request_has_a_connection_of_its_own(calls: Client) -> None:
+    def behave(exchange: Exchange) -> None:
+        # This server would keep its connections, and forget to say when it closes them.
+        body = b'{"data":[]}' if exchange.request.method == "GET" else document_of(small_png())
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        exchange.wait_until_gone()
+
+    with raw(behave) as (server, one):
+        one.list_models()
+        one.generate(FOX).close()
+        one.list_models()
+        one.generate(FOX).close()
+        assert server.connections == 4
+        assert len(server.requests) == 4
+
+
+# --- response_format ----------------------------------------------------------------------------------------------
+
+
+def test_a_gateway_that_refuses_response_format_gets_the_request_once_more_without_it(png: bytes) -> None:
+    with Gateway(image=png, response_format="rejected") as gateway, Client(gateway.token, gateway.url) as one:
+        one.generate(FOX).close()
+        assert ["response_format" in request.body for request in gateway.requests] == [True, False]
+        with_it, without_it = (request.body for request in gateway.requests)
+        assert with_it == {**without_it, "response_format": "b64_json"}
+
+        one.generate(FOX).close()
+        assert ["response_format" in request.body for request in gateway.requests] == [True, False, False]
+        assert len(gateway.ledger) == 2
+
+
+def test_the_second_refusal_is_final() -> None:
+    body = json.dumps(
+        {"error": {"message": "Unknown parameter: 'response_format'.", "code": "unknown_parameter"}}
+    )
+    with raw(lambda exchange: exchange.answer(400, body.encode())) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+        assert len(server.requests) == 2
+    assert error.kind is Kind.REQUEST
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "Unknown parameter: 'quality'."),
+        (500, "response_format"),
+        (503, "response_format"),
+        (401, "response_format"),
+    ],
+)
+def test_any_other_refusal_is_not_answered_with_another_request(status: int, message: str) -> None:
+    body = json.dumps({"error": {"message": message, "code": ""}}).encode()
+    with raw(lambda exchange: exchange.answer(status, body)) as (server, one):
+        refused(lambda: one.generate(FOX))
+        assert len(server.requests) == 1
+
+
+# --- how replies travel -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [case.name for case in CASES.values() if case.good])
+def test_every_good_reply_gives_its_images(gateway: Gateway, calls: Client, png: bytes, case: str) -> None:
+    generation = calls.generate(asking(case, n=2))
+    assert [bytes_of(image) for image in generation.images] == [png, png]
+    assert len(gateway.requests) == 1
+    generation.close()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_the_body_may_end_in_any_way(calls: Client, png: bytes, framing: str) -> None:
+    generation = calls.generate(asking(f"ok framing={framing} drip=0.05"))
+    assert bytes_of(generation.images[0]) == png
+    generation.close()
+
+
+def test_a_compressed_reply_in_small_pieces_is_understood() -> None:
+    body = gzip.compress(document_of(*[small_png(64)] * 3))
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for start in range(0, len(body), 7):
+            piece = body[start : start + 7]
+            exchange.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+        exchange.send(b"0\r\n\r\n")
+
+    with raw(behave) as (_, one):
+        generation = one.generate(FOX)
+    assert [bytes_of(image) for image in generation.images] == [small_png(64)] * 3
+    generation.close()
+
+
+def test_a_compressed_reply_that_breaks_off_is_refused() -> None:
+    body = gzip.compress(document_of(small_png(64)))
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n" + body[:-100])
+
+    with raw(behave) as (_, one):
+        error = refused(lambda: one.generate(FOX))
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+
+
+def test_an_image_larger_than_any_piece_arrives_whole(png: bytes) -> None:
+    large = png + os.urandom(3_000_000)
+    with raw(lambda exchange: exchange.answer(200, document_of(large, large))) as (_, one):
+        generation = one.generate(FOX)
+    assert [image.file.sha256 for image in generation.images] == [hashlib.sha256(large).hexdigest()] * 2
+    generation.close()
+
+
+def test_type_and_size_come_from_the_image_not_from_the_request() -> None:
+    with raw(lambda exchange: exchange.answer(200, document_of(small_png(32, "WEBP"), size="9x9"))) as (
+        _,
+        one,
+    ):
+        generation = one.generate(ImageRequest("a fox", output_format="png"))
+    assert (generation.images[0].content_type, generation.images[0].width) == ("image/webp", 32)
+    generation.close()
+
+
+# --- replies that cannot be used ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "billed"),
+    [
+        ("error_in_200", Kind.UNKNOWN_OUTCOME, "unknown"),
+        ("html_in_200", Kind.BASE_URL, "no"),
+        ("empty_body", Kind.REPLY, "yes"),
+        ("no_data", Kind.REPLY, "yes"),
+        ("null_data", Kind.REPLY, "yes"),
+        ("empty_data", Kind.REPLY, "yes"),
+        ("empty_b64", Kind.REPLY, "yes"),
+        ("bad_base64", Kind.REPLY, "yes"),
+        ("not_an_image", Kind.REPLY, "yes"),
+        ("url_missing", Kind.REPLY, "yes"),
+        ("url_elsewhere", Kind.REPLY, "yes"),
+        ("truncated_mid_image", Kind.REPLY, "yes"),
+        ("truncated truncate_after=0", Kind.REPLY, "yes"),
+        ("reset", Kind.UNKNOWN_OUTCOME, "unknown"),
+        ("close", Kind.UNKNOWN_OUTCOME, "unknown"),
+    ],
+)
+def test_a_200_without_images_is_an_error(
+    gateway: Gateway, calls: Client, case: str, kind: Kind, billed: str
+) -> None:
+    error = refused(lambda: calls.generate(asking(case)))
+    assert (error.kind, error.billed) == (kind, billed)
+    assert len(gateway.requests) == 1
+    if case not in ("reset", "close"):
+        assert error.status_code == 200
+        assert error.request_id == gateway.requests[0].request_id
+    assert TOKEN not in str(error)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("end", ["fin", "rst"])
+@pytest.mark.parametrize("case", ["truncated", "truncated_mid_image"])
+def test_images_that_arrived_whole_are_kept_when_a_reply_breaks_off(
+    calls: Client, png: bytes, case: str, end: str, framing: str
+) -> None:
+    error = refused(
+        lambda: calls.generate(asking(f"{case} truncate_after=2 end={end} framing={framing}", n=4))
+    )
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+    assert [(image.index, bytes_of(image)) for image in error.salvaged] == [(0, png), (1, png)]
+    for image in error.salvaged:
+        image.file.close()
+
+
+def test_images_beside_a_broken_one_are_kept(png: bytes) -> None:
+    bodies = [document_of(png, b"no picture", png), document_of(png, png)[:-30]]
+    for body in bodies:
+        with raw(lambda exchange, body=body: exchange.answer(200, body)) as (_, one):
+            error = refused(lambda: one.generate(FOX))
+        assert bytes_of(error.salvaged[0]) == png
+        for image in error.salvaged:
+            image.file.close()
+
+
+def test_linked_images_beside_a_broken_one_are_kept(gateway: Gateway, png: bytes) -> None:
+    def behave(exchange: Exchange) -> None:
+        if exchange.request.target == "/fox.png":
+            exchange.answer(200, png)
+        elif exchange.request.method == "GET":
+            exchange.answer(404)
+        else:
+            data = [{"url": f"{server.url}/fox.png"}, {"url": f"{server.url}/gone.png"}]
+            exchange.answer(200, json.dumps({"data": data}).encode())
+
+    with raw(behave) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+    (image,) = error.salvaged
+    assert (image.index, bytes_of(image)) == (0, png)
+    image.file.close()
+
+
+def test_a_key_that_stands_twice_in_a_broken_reply_is_no_trap(png: bytes) -> None:
+    encoded = base64.b64encode(png)
+    body = b'{"data":[{"b64_json":"%s","b64_json":"%s"},{}]}' % (encoded, encoded)
+    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
+        error = refused(lambda: one.generate(FOX))
+    assert [bytes_of(image) for image in error.salvaged] == [png]
+    error.salvaged[0].file.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"data":[{"b64_json":"QUJD"},{"b64_json":"QUJ',
+        b'{"data":[{"b64_json":"QUJD"}]',
+        b'{"data":[{"b64_json":"QUJD"}],"error":{"message":"no"}}',
+        b'{"data":[{"b64_json":"QUJD"}]}',
+        b'[{"b64_json":"QUJD"}]',
+    ],
+)
+def test_files_of_a_reply_that_cannot_be_used_are_closed(body: bytes, tmp_path: Path) -> None:
+    files: list[ImageFile] = []
+
+    def open_file(index: int) -> ImageFile:
+        files.append(ImageFile(tmp_path / f"{index}.part"))
+        return files[-1]
+
+    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
+        error = refused(lambda: one.generate(FOX, open_file))
+    assert error.salvaged == []
+    assert all(file.file.closed for file in files)
+
+
+def test_nothing_is_left_open_whatever_happens(calls: Client, gateway: Gateway) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        for case in (
+            "ok",
+            "bad_base64",
+            "truncated_mid_image",
+            "not_an_image",
+            "url_missing",
+            "url_reply",
+            "close",
+            "no_channel",
+        ):
+            try:
+                calls.generate(asking(case)).close()
+            except Img2Error:
+                pass
+        gc.collect()
+    assert [str(one.message) for one in seen if issubclass(one.category, ResourceWarning)] == []
+
+
+def test_a_full_disk_is_told_apart_from_a_broken_reply() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+
+    class OnFullDisk(ImageFile):
+        def write(self, data: bytes) -> None:
+            with full.open("wb", buffering=0) as disk:
+                disk.write(data)
+
+    with raw(lambda exchange: exchange.answer(200, document_of(small_png()))) as (_, one):
+        error = refused(lambda: one.generate(FOX, lambda _: OnFullDisk()))
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+    assert "disk: No space left on device" in str(error)
+
+
+@pytest.mark.parametrize("how", ["base64", "link"])
+def test_an_image_past_the_size_limit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, how: str, png: bytes
+) -> None:
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 1000)
+
+    def behave(exchange: Exchange) -> None:
+        if exchange.request.method == "GET":
+            exchange.answer(200, png)
+        elif how == "link":
+            exchange.answer(200, json.dumps({"data": [{"url": f"{server.url}/fox.png"}]}).encode())
+        else:
+            exchange.answer(200, document_of(png))
+
+    with raw(behave) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+    assert "more than 1,000 bytes" in str(error)
+
+
+def test_neither_image_data_nor_the_token_gets_into_an_error() -> None:
+    secret = base64.b64encode(os.urandom(60)).decode()
+    answers = [
+        (500, json.dumps({"error": {"message": f"{TOKEN} {secret}", "code": TOKEN}})),
+        (200, json.dumps({"error": {"message": f"{TOKEN} {secret}"}})),
+        (400, f"<html><title>{TOKEN} {secret}</title>"),
+        (502, f"{TOKEN} {secret}"),
+        (200, f'{{"data":[{{"b64_json":"{secret}!"}}]}}'),
+        (200, f'{{"data":[{{"url":"https://{TOKEN}.invalid/?{secret}"}}]}}'),
+    ]
+    for status, body in answers:
+        headers = {"X_Oneapi_Request_Id": TOKEN, "CF_RAY": TOKEN}
+        with raw(lambda exchange, s=status, b=body, h=headers: exchange.answer(s, b.encode(), **h)) as (
+            _,
+            one,
+        ):
+            error = refused(lambda: one.generate(FOX))
+        for text in (str(error), repr(error), error.request_id, error.cf_ray, error.code, error.detail):
+            assert TOKEN[3:] not in (text or "")
+            assert secret[:40] not in (text or "")
+
+
+def test_the_token_is_not_shown_by_what_holds_it(calls: Client, gateway: Gateway) -> None:
+    for thing in (calls, calls.session, calls.session.auth):
+        assert gateway.token not in repr(thing)
+
+
+# --- links --------------------------------------------------------------------------------------------------------
+
+
+def linking_to(url: str) -> Callable[[Exchange], None]:
+    return lambda exchange: exchange.answer(200, json.dumps({"data": [{"url": url}]}).encode())
+
+
+def test_an_image_on_the_gateways_own_host_is_fetched_without_the_token(
+    gateway: Gateway, calls: Client, png: bytes
+) -> None:
+    generation = calls.generate(asking("url_reply"))
+    assert bytes_of(generation.images[0]) == png
+    (fetch,) = gateway.fetches
+    assert not fetch.authorised
+    generation.close()
+
+
+def test_netrc_logins_are_not_sent_to_an_image_host(
+    calls: Client, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login joe password s3cret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    calls.generate(asking("url_reply")).close()
+    assert not gateway.fetches[0].authorised
+
+
+def forbidden_links(port: int) -> list[str]:
+    return [
+        f"http://127.0.0.1:{port}/fox.png",
+        f"https://127.0.0.1:{port}/fox.png",
+        f"https://127.1:{port}/fox.png",
+        f"https://2130706433:{port}/fox.png",
+        f"https://localhost:{port}/fox.png",
+        f"https://[::1]:{port}/fox.png",
+        f"https://[::ffff:127.0.0.1]:{port}/fox.png",
+        f"https://[::ffff:7f00:1]:{port}/fox.png",
+        f"https://joe:secret@example.com:{port}/fox.png",
+        f"https://joe@example.com:{port}/fox.png",
+        f"//127.0.0.1:{port}/fox.png",
+        f"ftp://127.0.0.1:{port}/fox.png",
+        f"file:///etc/passwd?{port}",
+        "https://10.0.0.1/fox.png",
+        "https://192.168.1.1/fox.png",
+        "https://172.16.0.1/fox.png",
+        "https://169.254.169.254/latest/meta-data/",
+        "http://169.254.169.254/latest/meta-data/",
+        "https://100.64.0.1/fox.png",
+        "https://0.0.0.0/fox.png",
+        "https://224.0.0.1/fox.png",
+        "https://[fe80::1]/fox.png",
+        "https://[fd00::1]/fox.png",
+        "https://[2002:7f00:1::]/fox.png",
+        "https://[64:ff9b::7f00:1]/fox.png",
+        "https://[::]/fox.png",
+        "http://example.com/fox.png",
+        "https://",
+        "https:///fox.png",
+        "fox.png",
+        "/fox.png",
+        "https://[::1",
+        "https://example.com:99999/fox.png",
+        "https://example.com:port/fox.png",
+        "https://exa mple.invalid/fox.png",
+        "javascript:alert(1)",
+        "\\\\host\\share",
+    ]
+
+
+@pytest.mark.parametrize(
+    "number", range(len(forbidden_links(0))), ids=lambda number: forbidden_links(0)[number]
+)
+def test_a_link_to_where_no_image_may_come_from_is_not_followed(number: int, authority: Authority) -> None:
+    with Server(lambda exchange: exchange.answer(200, small_png()), tls=authority.server) as forbidden:
+        link = forbidden_links(forbidden.port)[number]
+        with raw(linking_to(link), verify=str(authority.bundle)) as (_, one):
+            error = refused(lambda: one.generate(FOX))
+        assert forbidden.requests == []
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+    assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "number", range(len(forbidden_links(0))), ids=lambda number: forbidden_links(0)[number]
+)
+def test_a_redirect_to_where_no_image_may_come_from_is_not_followed(
+    number: int, authority: Authority
+) -> None:
+    def behave(exchange: Exchange) -> None:
+        if exchange.request.method == "POST":
+            linking_to(f"{server.url}/fox.png")(exchange)
+        else:
+            exchange.answer(302, Location=link)
+
+    with Server(lambda exchange: exchange.answer(200, small_png()), tls=authority.server) as forbidden:
+        link = forbidden_links(forbidden.port)[number]
+        with raw(behave, verify=str(authority.bundle)) as (server, one):
+            error = refused(lambda: one.generate(FOX))
+        assert forbidden.requests == []
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+
+
+def test_a_login_in_a_link_to_the_own_host_is_refused_too(png: bytes) -> None:
+    def behave(exchange: Exchange) -> None:
+        linking_to(f"http://joe:secret@127.0.0.1:{server.port}/fox.png")(exchange)
+
+    with raw(behave) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+        assert len(server.requests) == 1
+    assert "login" in str(error)
+
+
+def test_a_redirect_on_the_own_host_is_followed_a_few_times(png: bytes) -> None:
+    def behave(exchange: Exchange) -> None:
+        step = exchange.request.target.removeprefix("/step/")
+        if exchange.request.method == "POST":
+            linking_to(f"{server.url}/step/{start}")(exchange)
+        elif step == "0":
+            exchange.answer(200, png)
+        else:
+            exchange.answer(302, Location=f"/step/{int(step) - 1}")
+
+    with raw(behave) as (server, one):
+        start = client.MAX_REDIRECTS
+        generation = one.generate(FOX)
+        assert bytes_of(generation.images[0]) == png
+        generation.close()
+        start += 1
+        error = refused(lambda: one.generate(FOX))
+    assert "redirects more than" in str(error)
+    assert len(server.requests) == 2 * (2 + client.MAX_REDIRECTS)
+
+
+def test_a_link_that_is_no_image_is_refused() -> None:
+    def behave(exchange: Exchange) -> None:
+        if exchange.request.method == "POST":
+            linking_to(f"{server.url}/fox.png")(exchange)
+        else:
+            exchange.answer(200, b"<html>gone</html>")
+
+    with raw(behave) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+    assert "not PNG, JPEG or WebP" in str(error)
+
+
+def test_a_download_that_breaks_off_is_refused(png: bytes) -> None:
+    def behave(exchange: Exchange) -> None:
+        if exchange.request.method == "POST":
+            linking_to(f"{server.url}/fox.png")(exchange)
+        else:
+            exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(png) + png[:-1])
+
+    with raw(behave) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+
+
+@given(st.ip_addresses(v=4))
+def test_an_ipv4_address_in_ipv6_clothes_is_judged_as_what_it_is(address: Any) -> None:
+    def is_public(text: str) -> bool:
+        try:
+            transport.require_public(text)
+        except transport.ForbiddenAddress:
+            return False
+        return True
+
+    assert is_public(f"::ffff:{address}") == is_public(str(address))
+    if not address.is_global:
+        assert not is_public(str(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "224.0.0.1", "::1", "fe80::1%eth0", "fd00::1",
+     "2002:7f00:1::", "64:ff9b::a00:1", "64:ff9b::169.254.169.254", "::ffff:10.0.0.1"],
+)  # fmt: skip
+def test_addresses_that_are_not_public_do_not_pass(address: str) -> None:
+    with pytest.raises(transport.ForbiddenAddress):
+        transport.require_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_public_addresses_pass(address: str) -> None:
+    transport.require_public(address)
+
+
+# --- when the network fails ---------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_there_was_not_paid() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    error = refused(lambda: Client(TOKEN, f"http://127.0.0.1:{port}").generate(FOX))
+    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNREACHABLE, "no", True)
+    assert "Connection refused" in str(error)
+
+
+def test_a_name_that_does_not_exist_was_not_paid() -> None:
+    error = refused(lambda: Client(TOKEN, "https://jojokey.invalid").generate(FOX))
+    assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
+
+
+def test_an_answer_that_does_not_come_may_have_been_billed(gateway: Gateway) -> None:
+    with Client(gateway.token, gateway.url, read_timeout=0.2) as one:
+        error = refused(lambda: one.generate(asking("hang")))
+    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert "timed out" in str(error).lower()
+    assert len(gateway.requests) == 1
+
+
+def test_a_reply_that_stalls_is_given_up_and_was_billed(gateway: Gateway) -> None:
+    with Client(gateway.token, gateway.url, read_timeout=0.2) as one:
+        error = refused(lambda: one.generate(asking("stalls")))
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+    gateway.wait_until_idle()
+
+
+@pytest.mark.parametrize("before", [b"", b"HTTP/1.1", b"garbage\r\n\r\n"])
+def test_an_answer_without_a_whole_head_may_have_been_billed(before: bytes) -> None:
+    with raw(lambda exchange: exchange.send(before) if before else None) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+        assert len(server.requests) == 1
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+
+
+def test_a_reset_after_sending_may_have_been_billed() -> None:
+    with raw(lambda exchange: exchange.reset()) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+        assert len(server.requests) == 1
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+    assert "reset" in str(error)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_error_whose_body_breaks_off_is_still_that_error(status: int) -> None:
+    body = b'{"error":{"message":"No channel","code":"model_not_found'
+
+    def behave(exchange: Exchange) -> None:
+        head = f"HTTP/1.1 {status} No\r\nX-Oneapi-Request-Id: abc\r\nContent-Length: 500\r\n\r\n"
+        exchange.send(head.encode() + body)
+
+    with raw(behave) as (_, one):
+        error = refused(lambda: one.generate(FOX))
+    assert (error.kind, error.billed, error.request_id) == (Kind.OVERLOADED, "no", "abc")
+
+
+def test_an_endless_error_page_is_read_only_so_far() -> None:
+    def behave(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 500 No\r\nConnection: close\r\n\r\n")
+        while True:
+            exchange.send(b"x" * 65536)  # until the client goes away
+
+    with raw(behave) as (_, one):
+        error = refused(lambda: one.generate(FOX))
+    assert len(error.detail) <= 500
+
+
+# --- TLS ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def secure(authority: Authority) -> Iterator[Server]:
+    with Server(
+        lambda exchange: exchange.answer(200, document_of(small_png())), tls=authority.server
+    ) as server:
+        yield server
+
+
+def test_a_certificate_nobody_vouches_for_is_refused_before_anything_is_sent(secure: Server) -> None:
+    error = refused(lambda: Client(TOKEN, secure.url).generate(FOX))
+    assert (error.kind, error.billed) == (Kind.TLS, "no")
+    assert secure.requests == []
+
+
+def test_a_ca_bundle_of_ones_own_is_trusted(secure: Server, authority: Authority) -> None:
+    Client(TOKEN, secure.url, verify=str(authority.bundle)).generate(FOX).close()
+
+
+def test_the_environments_ca_bundle_is_used_where_the_connection_says_nothing(
+    secure: Server, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.bundle))
+    Client(TOKEN, secure.url).generate(FOX).close()
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_the_environments_ca_bundle_does_not_undo_verify_false(
+    secure: Server, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, requests.certs.where())
+    Client(TOKEN, secure.url, verify=False).generate(FOX).close()
+
+
+def test_the_environments_ca_bundle_does_not_replace_ones_own(
+    secure: Server, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.certs.where())
+    Client(TOKEN, secure.url, verify=str(authority.bundle)).generate(FOX).close()
+
+
+def test_https_to_a_server_without_tls_was_not_paid() -> None:
+    with Server(lambda exchange: exchange.answer(400)) as server:
+        error = refused(lambda: Client(TOKEN, server.url.replace("http:", "https:")).generate(FOX))
+    assert (error.kind, error.billed) == (Kind.TLS, "no")
+
+
+def test_a_handshake_that_never_ends_was_not_paid() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        error = refused(lambda: Client(TOKEN, f"https://127.0.0.1:{port}", connect_timeout=0.2).generate(FOX))
+    assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_ca_bundle_that_cannot_be_read_was_not_paid(
+    secure: Server, tmp_path: Path, content: str | None
+) -> None:
+    bundle = tmp_path / "ca.pem"
+    if content:
+        bundle.write_text(content)
+    error = refused(lambda: Client(TOKEN, secure.url, verify=str(bundle)).generate(FOX))
+    assert (error.kind, error.billed) == (Kind.TLS, "no")
+    assert secure.requests == []
+
+
+def test_tls_that_breaks_after_sending_may_have_been_billed(authority: Authority) -> None:
+    def break_tls(exchange: Exchange) -> None:
+        with socket.socket(fileno=os.dup(exchange.socket.fileno())) as plain:
+            plain.sendall(b"this is no TLS record at all" * 20)
+
+    with Server(break_tls, tls=authority.server) as server:
+        error = refused(lambda: Client(TOKEN, server.url, verify=str(authority.bundle)).generate(FOX))
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+
+
+def test_images_come_whole_over_tls(authority: Authority, png: bytes) -> None:
+    large = png + os.urandom(1_500_000)
+    with Server(lambda exchange: exchange.answer(200, document_of(large)), tls=authority.server) as server:
+        generation = Client(TOKEN, server.url, verify=str(authority.bundle)).generate(FOX)
+    assert generation.images[0].file.sha256 == hashlib.sha256(large).hexdigest()
+    generation.close()
+
+
+# --- the environment ------------------------------------------------------------------------------------------------
+
+
+def test_netrc_does_not_replace_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login joe password s3cret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with raw(lambda exchange: exchange.answer(200)) as (server, one):
+        refused(lambda: one.generate(FOX))
+    assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+
+def test_the_proxy_of_the_connection_is_used(gateway: Gateway) -> None:
+    with proxy() as way, Client(gateway.token, gateway.url, proxy=way.url) as one:
+        one.generate(FOX).close()
+        assert "gpt-image-2" in one.list_models()
+    assert [request.method for request in way.requests] == ["POST", "GET"]
+
+
+def test_https_goes_through_the_proxy_in_a_tunnel(secure: Server, authority: Authority) -> None:
+    with proxy() as way:
+        Client(TOKEN, secure.url, proxy=way.url, verify=str(authority.bundle)).generate(FOX).close()
+    (tunnel,) = way.requests
+    assert tunnel.method == "CONNECT"
+    assert "authorization" not in tunnel.headers
+
+
+def test_the_environments_proxy_is_used_where_the_connection_says_nothing(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxy() as way:
+        monkeypatch.setenv("HTTP_PROXY", way.url)
+        Client(gateway.token, gateway.url).generate(FOX).close()
+    assert len(way.requests) == 1
+
+
+def test_the_environments_proxy_does_not_replace_ones_own(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with proxy() as way:
+        Client(gateway.token, gateway.url, proxy=way.url).generate(FOX).close()
+    assert len(way.requests) == 1
+
+
+def test_a_proxys_login_is_sent_to_the_proxy_and_shown_nowhere(gateway: Gateway) -> None:
+    login = "Basic " + base64.b64encode(b"joe:s3cret").decode()
+    with proxy(login) as way:
+        Client(gateway.token, gateway.url, proxy=way.url.replace("//", "//joe:s3cret@")).generate(FOX).close()
+        error = refused(
+            lambda: Client(
+                TOKEN, "https://127.0.0.1:9", proxy=way.url.replace("//", "//joe:wr0ng@")
+            ).generate(FOX)
+        )
+    assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
+    assert "wr0ng" not in str(error)
+    assert "407" in str(error)
+
+
+def test_a_proxy_that_is_not_there_was_not_paid(gateway: Gateway) -> None:
+    error = refused(lambda: Client(gateway.token, gateway.url, proxy="http://127.0.0.1:9").generate(FOX))
+    assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
+    assert "proxy" in str(error)
+    assert gateway.requests == ()
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "tunnel"])
+def test_an_answer_lost_on_the_way_through_a_proxy_may_have_been_billed(
+    secured: bool, authority: Authority
+) -> None:
+    with Server(lambda exchange: None, tls=authority.server if secured else None) as server, proxy() as way:
+        one = Client(TOKEN, server.url, proxy=way.url, verify=str(authority.bundle))
+        error = refused(lambda: one.generate(FOX))
+        assert len(server.requests) == 1
+    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://127.0.0.1:8000", False),
+        ("http://localhost", False),
+        ("http://api.localhost", False),
+        ("http://[::1]:80", False),
+        ("https://api.jojokey.com", False),
+        ("http://api.jojokey.com", True),
+        ("http://10.0.0.1", True),
+        ("http://localhost.example.com", True),
+    ],
+)
+def test_a_token_that_would_cross_a_network_unencrypted_is_warned_of(
+    url: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    Client(TOKEN, url)
+    assert ("unencrypted" in caplog.text) is warned
+    assert TOKEN not in caplog.text
+
+
+# --- the base URL --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "base"),
+    [
+        (None, "https://api.jojokey.com"),
+        ("", "https://api.jojokey.com"),
+        ("  ", "https://api.jojokey.com"),
+        ("api.jojokey.com", "https://api.jojokey.com"),
+        ("api.jojokey.com/v1", "https://api.jojokey.com"),
+        ("api.jojokey.com/v1/", "https://api.jojokey.com"),
+        ("https://api.jojokey.com//", "https://api.jojokey.com"),
+        ("HTTPS://api.jojokey.com/v1", "https://api.jojokey.com"),
+        ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080"),
+        ("localhost:8080", "https://localhost:8080"),
+        ("https://gateway.example.com/jojokey/v1", "https://gateway.example.com/jojokey"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
+    ],
+)
+def test_a_base_url_is_read_as_people_write_it(written: str | None, base: str) -> None:
+    assert Client(TOKEN, written).base_url == base
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["ftp://api.jojokey.com", "https://", "https://host:port", "https://host:99999", "https://[::1", "s3://bucket",
+     "https://joe@host", "https://joe:secret@host", "https://host/?key=1", "https://host/#v1"],
+)  # fmt: skip
+def test_a_base_url_that_is_none_is_refused(written: str) -> None:
+    with pytest.raises(ValueError, match=r"host|URL") as caught:
+        Client(TOKEN, written)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_token_that_no_header_can_hold_was_not_sent(gateway: Gateway) -> None:
+    for token in ("sk-令牌", "sk-a\nb"):
+        error = refused(lambda token=token: Client(token, gateway.url).generate(FOX))
+        assert (error.kind, error.billed) == (Kind.TOKEN, "no")
+    assert gateway.requests == ()
+
+
+# --- what is free ---------------------------------------------------------------------------------------------------
+
+
+def test_listing_models_pays_nothing(gateway: Gateway, calls: Client) -> None:
+    assert calls.list_models() == ["gpt-image-2"]
+    assert gateway.requests == ()
+    assert gateway.ledger == ()
+
+
+def test_a_tokens_usage_is_told(gateway: Gateway, calls: Client) -> None:
+    calls.generate(FOX).close()
+    assert calls.token_usage()["total_used"] == gateway.ledger[0].quota
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("sk-unknown", "does not know this token"),
+        ("sk-expired", "expired on 20"),
+        ("sk-exhausted", "quota is used up"),
+    ],
+)
+def test_a_refused_token_is_explained(gateway: Gateway, token: str, words: str) -> None:
+    assert words in (Client(token, gateway.url).why_refused() or "")
+
+
+def test_a_token_is_not_explained_where_the_gateway_does_not_tell() -> None:
+    with raw(lambda exchange: exchange.answer(200, b"<html>", Content_Type="text/html")) as (_, one):
+        assert one.why_refused() is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"7", b"null", b"{}", b'{"data":"x"}', b'{"data":null}', b"", b"<html>", b"OK"]
+)
+@pytest.mark.parametrize("call", ["list_models", "token_usage", "billing_log"])
+def test_a_free_call_never_talks_of_money(call: str, body: bytes) -> None:
+    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
+        error = refused(getattr(one, call))
+    assert error.kind is Kind.BASE_URL
+    assert error.billed == "no"
+    assert "Nothing was billed." in str(error)
+
+
+@pytest.mark.parametrize("status", [500, 502, 524])
+def test_a_free_call_that_fails_was_not_billed(status: int) -> None:
+    with raw(lambda exchange: exchange.answer(status)) as (_, one):
+        error = refused(one.list_models)
+    assert error.billed == "no"
+
+
+def test_a_free_call_gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.FREE_CALL_TIMEOUT <= 10
+    monkeypatch.setattr(client, "FREE_CALL_TIMEOUT", 0.2)
+    with raw(lambda exchange: exchange.wait_until_gone(), read_timeout=300) as (_, one):
+        error = refused(one.list_models)
+    assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
+
+
+# --- cutting --------------------------------------------------------------------------------------------------------
+
+
+def waiting(exchange: Exchange) -> None:
+    exchange.wait_until_gone()
+
+
+def stalling(exchange: Exchange) -> None:
+    """Send a head, after which the connection closes, and half an image."""
+    exchange.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + document_of(small_png())[:-30])
+    exchange.wait_until_gone()
+
+
+@pytest.mark.parametrize(
+    ("behave", "kind"), [(waiting, Kind.UNKNOWN_OUTCOME), (stalling, Kind.REPLY)], ids=["waiting", "stalling"]
+)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_cut_wakes_who_waits_at_once(
+    behave: Callable[[Exchange], None], kind: Kind, tls: bool, authority: Authority
+) -> None:
+    with Server(behave, tls=authority.server if tls else None) as server, ThreadPoolExecutor() as pool:
+        one = Client(TOKEN, server.url, read_timeout=60, verify=str(authority.bundle))
+        begun = threading.Event()
+
+        def open_file(_: int) -> ImageFile:
+            begun.set()
+            return ImageFile()
+
+        answer = pool.submit(refused, lambda: one.generate(FOX, open_file))
+        server.wait_for_request()
+        if behave is stalling:
+            assert begun.wait(10)
+        one.cut()
+        error = answer.result(5)
+    assert error.kind is kind
+    assert error.billed in ("unknown", "yes")
+
+
+def test_cut_works_from_a_signal_handler(gateway: Gateway, calls: Client) -> None:
+    def handler(*_: object) -> None:
+        calls.cut()
+
+    def kill() -> None:
+        gateway.wait_for_request()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    killer = threading.Thread(target=kill)
+    try:
+        killer.start()
+        started = time.monotonic()
+        error = refused(lambda: calls.generate(asking("hang")))
+        assert time.monotonic() - started < 5
+    finally:
+        killer.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+
+
+def test_cut_through_a_proxy(gateway: Gateway) -> None:
+    with proxy() as way, ThreadPoolExecutor() as pool:
+        one = Client(gateway.token, gateway.url, proxy=way.url, read_timeout=60)
+        answer = pool.submit(refused, lambda: one.generate(asking("hang")))
+        gateway.wait_for_request()
+        one.cut()
+        assert answer.result(5).billed == "unknown"
+
+
+def test_cut_wakes_all_of_many_at_once(gateway: Gateway, calls: Client) -> None:
+    with ThreadPoolExecutor(30) as pool:
+        answers = [pool.submit(refused, lambda: calls.generate(asking("hang"))) for _ in range(30)]
+        gateway.wait_for_request(30)
+        calls.cut()
+        assert {answer.result(5).billed for answer in answers} == {"unknown"}
+
+
+def test_cut_with_nothing_in_flight_does_nothing(gateway: Gateway, calls: Client) -> None:
+    calls.cut()
+    calls.generate(FOX).close()
+    calls.cut()
+    calls.generate(FOX).close()
+    assert len(gateway.ledger) == 2
+
+
+def test_cut_while_others_come_and_go(gateway: Gateway, calls: Client) -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> set[Kind]:
+        seen = set()
+        while not stop.is_set():
+            try:
+                calls.generate(FOX).close()
+            except Img2Error as error:
+                seen.add(error.kind)
+        return seen
+
+    with ThreadPoolExecutor(8) as pool:
+        runs = [pool.submit(come_and_go) for _ in range(8)]
+        gateway.wait_for_request(8)
+        for _ in range(300):
+            calls.cut()
+        stop.set()
+        seen = set().union(*(run.result(10) for run in runs))
+    assert seen <= {Kind.UNKNOWN_OUTCOME, Kind.REPLY, Kind.UNREACHABLE}
+
+
+# --- many at once ---------------------------------------------------------------------------------------------------
+
+
+def test_many_threads_share_one_client(png: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    together = threading.Barrier(40)
+
+    def behave(exchange: Exchange) -> None:
+        together.wait(20)  # all of them are in flight, or none is answered
+        number = json.loads(exchange.request.body)["prompt"]
+        exchange.answer(200, document_of(png), X_Oneapi_Request_Id=number)
+
+    with raw(behave, read_timeout=30) as (server, one), ThreadPoolExecutor(40) as pool:
+        generations = list(pool.map(lambda number: one.generate(ImageRequest(str(number))), range(80)))
+    assert [generation.request_id for generation in generations] == [str(number) for number in range(80)]
+    assert {generation.images[0].file.sha256 for generation in generations} == {
+        hashlib.sha256(png).hexdigest()
+    }
+    assert len(server.requests) == 80
+    assert caplog.text == "", "a full connection pool is nothing to warn of"
+    for generation in generations:
+        generation.close()
+
+
+def test_connections_are_forgotten_when_they_end(gateway: Gateway, calls: Client) -> None:
+    for _ in range(5):
+        calls.generate(FOX).close()
+    gc.collect()
+    adapter = calls.session.get_adapter(gateway.url)
+    assert isinstance(adapter, transport.GatewayAdapter)
+    assert len(adapter._live) == 0
+
+
+def test_a_client_that_is_dropped_is_freed(gateway: Gateway) -> None:
+    one = Client(gateway.token, gateway.url)
+    one.generate(FOX).close()
+    one.close()
+    seen = weakref.ref(one)
+    del one
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_session_of_ones_own_is_used_as_it_is(gateway: Gateway) -> None:
+    session = requests.Session()
+    session.headers["Authorization"] = f"Bearer {gateway.token}"
+    session.headers["X-Team"] = "posters"
+    Client(base_url=gateway.url, session=session).generate(FOX).close()
+    assert gateway.requests[0].headers["x-team"] == "posters"
+
+
+def small_png(width: int = 16, kind: str = "PNG") -> bytes:
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (width, 16), (200, 80, 20)).save(out, kind)
+    return out.getvalue()

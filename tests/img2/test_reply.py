@@ -1,0 +1,579 @@
+"""The reply decoder against ``json`` and ``base64``, which it must agree with wherever bytes are cut."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_jojokey.img2 import reply as reply_module
+from airflow_provider_jojokey.img2.images import ImageFile
+from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.data = b""
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert data, "an empty write is a wasted system call"
+        self.data += data
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Desk:
+    """A decoder whose sinks are kept."""
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
+        self.decoder = ReplyDecoder(self._open)
+
+    def _open(self, index: int) -> Sink:
+        assert index == len(self.sinks)
+        self.sinks.append(Sink())
+        return self.sinks[-1]
+
+    def decode(self, document: bytes, cuts: list[int] | None = None) -> Reply:
+        start = 0
+        for cut in [*(cuts or []), len(document)]:
+            self.decoder.feed(document[start:cut])
+            start = cut
+        return self.decoder.finish()
+
+
+def decode(document: bytes | str, cuts: list[int] | None = None) -> Reply:
+    return Desk().decode(document.encode() if isinstance(document, str) else document, cuts)
+
+
+def images_of(reply: Reply) -> list[tuple[int, bytes | None, str | None, str | None]]:
+    return [
+        (one.index, one.sink.data if one.sink else None, one.url, one.revised_prompt) for one in reply.images
+    ]
+
+
+def refused(document: bytes | str, cuts: list[int] | None = None) -> str:
+    with pytest.raises(ReplyError) as caught:
+        decode(document, cuts)
+    return str(caught.value)
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+# --- the oracle: the same by json and base64 ---------------------------------------------------------------------
+
+CONTROL = 0xE000
+"""Raw control characters are put here, so that json reads past them and it can be told where they were."""
+
+
+class Pairs(list[Any]):
+    """A JSON object that keeps its duplicates."""
+
+
+def loads(document: bytes, **options: Any) -> Any:
+    text = document.decode("utf-8-sig", "replace")
+    while True:
+        try:
+            return json.loads(text, **options)
+        except json.JSONDecodeError as error:
+            if not error.msg.startswith("Invalid control character"):
+                raise
+            at = error.pos
+            text = text[:at] + chr(CONTROL + ord(text[at])) + text[at + 1 :]
+
+
+def is_image(path: tuple[Any, ...], value: str) -> bool:
+    if len(path) != 3 or path[0] != "data" or not isinstance(path[1], int):
+        return False
+    return path[2] == "b64_json" or (path[2] == "url" and value[:5].lower() == "data:")
+
+
+def image_bytes(value: str) -> bytes:
+    text = "".join(chr(ord(c) - CONTROL) if CONTROL <= ord(c) < CONTROL + 32 else c for c in value)
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or len(head) >= 256 or not head.lower().endswith(";base64"):
+            raise ValueError("not a base64 data URI")
+        # A quotation mark may be there as \u0022 and not as \", which json does not tell apart.
+        assume('"' not in head)
+    text = re.sub("[ \t\r\n]", "", text)
+    if text.endswith("=") and len(text.rstrip("=")) % 4 == 0:
+        raise ValueError("padding without need, which some versions of Python let pass")
+    return base64.b64decode(text, validate=True)
+
+
+def check_strings(value: Any, path: tuple[Any, ...] = ()) -> None:
+    """Refuse what json refuses everywhere but in an image, and check every image, also those that lose."""
+    if isinstance(value, Pairs):
+        for key, one in value:
+            check_strings(key, ("a key",))
+            check_strings(one, (*path, key))
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            check_strings(one, (*path, index))
+    elif isinstance(value, str):
+        if is_image(path, value):
+            image_bytes(value)
+        elif re.search("[\ue000-\ue01f]", value):
+            raise ValueError("control character")
+
+
+def oracle(document: bytes) -> tuple[Any, list[tuple[int, bytes | None, str | None, str | None]]]:
+    check_strings(loads(document, object_pairs_hook=Pairs))
+    parsed = loads(document)
+    images = []
+    elements = parsed.get("data") if isinstance(parsed, dict) else None
+    for index, element in enumerate(elements if isinstance(elements, list) else []):
+        if not isinstance(element, dict):
+            continue
+        found = None
+        for name in ("b64_json", "url"):
+            value = element.get(name)
+            if isinstance(value, str) and is_image(("data", index, name), value):
+                found = found or image_bytes(value) or None
+                element[name] = None
+        texts = [element.get(name) or None for name in ("url", "revised_prompt")]
+        images.append((index, found, *(text if isinstance(text, str) else None for text in texts)))
+    return parsed, images
+
+
+# --- random replies ----------------------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(
+    [
+        "",
+        "b64_json",
+        "data",
+        "url",
+        "a fox",
+        'he said "b64_json":"AAAA"',
+        "\\",
+        "{}[],:",
+        "中文",
+        "\U0001f98a",
+        "/",
+        "\n",
+    ]
+)
+KEYS = st.sampled_from(["b64_json", "data", "url", "usage", "error", "", "中", 'q"uote', "x"])
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-5, 10**6), st.just(1.5), WORDS)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.lists(st.tuples(KEYS, inner), max_size=3).map(Pairs)
+    ),
+    max_leaves=8,
+)
+RAW = st.one_of(st.binary(max_size=12), st.binary(min_size=30, max_size=200))
+HEADS = st.sampled_from(
+    [
+        "data:image/png;base64,",
+        "data:image/webp;charset=x;base64,",
+        "DATA:image/jpeg;BASE64,",
+        "data:;base64,",
+    ]
+)
+
+
+@st.composite
+def encoded_images(draw: Callable[..., Any]) -> str:
+    return (draw(HEADS) if draw(st.booleans()) else "") + b64(draw(RAW))
+
+
+ELEMENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("b64_json"), st.one_of(encoded_images(), st.none(), st.just(""))),
+        st.tuples(
+            st.just("url"), st.sampled_from(["", "https://example.com/a.png", "data:image/png;base64,AAAA"])
+        ),
+        st.tuples(st.just("revised_prompt"), WORDS),
+        st.tuples(st.sampled_from(["x", "data"]), VALUES),
+    ),
+    max_size=4,
+).map(Pairs)
+FIELDS = st.one_of(
+    st.tuples(st.just("data"), st.lists(st.one_of(ELEMENTS, ELEMENTS, SCALARS), max_size=4)),
+    st.tuples(st.just("usage"), VALUES),
+    st.tuples(KEYS, VALUES),
+)
+
+
+def write(value: Any, rnd: random.Random) -> str:
+    """Write JSON as oddly as the grammar allows."""
+    blank = "".join(rnd.choices(" \t\r\n", k=rnd.choice([0, 0, 0, 1, 3])))
+    if isinstance(value, Pairs):
+        inside = ",".join(f"{write(key, rnd)}:{write(one, rnd)}" for key, one in value)
+        return f"{blank}{{{inside}{blank}}}"
+    if isinstance(value, list):
+        return f"{blank}[{','.join(write(one, rnd) for one in value)}{blank}]{blank}"
+    if isinstance(value, str):
+        return blank + write_string(value, rnd) + blank
+    return blank + json.dumps(value) + blank
+
+
+def write_string(value: str, rnd: random.Random) -> str:
+    written = json.dumps(value, ensure_ascii=rnd.random() < 0.5)[1:-1]
+    if "\\" not in written and written.isascii() and rnd.random() < 0.2:
+        # A url is an image only after a plain "data:".
+        plain = 5 if value[:5].lower() == "data:" else 0
+        written = written[:plain] + "".join(
+            f"\\u{ord(c):04{rnd.choice('xX')}}" if rnd.random() < 0.2 else c for c in written[plain:]
+        )
+    elif rnd.random() < 0.3:
+        written = written.replace("/", "\\/")
+    return f'"{written}"'
+
+
+@st.composite
+def replies(draw: Callable[..., Any]) -> bytes:
+    fields = draw(st.lists(FIELDS, max_size=4))
+    fields.insert(0, ("data", draw(st.lists(ELEMENTS, max_size=3))))
+    rnd = draw(st.randoms(use_true_random=False))
+    rnd.shuffle(fields)
+    return write(Pairs(fields), rnd).encode()
+
+
+@st.composite
+def cuts_of(draw: Callable[..., Any], document: bytes) -> list[int]:
+    how = draw(st.sampled_from(["whole", "bytes", "some"]))
+    if how == "whole" or not document:
+        return []
+    if how == "bytes":
+        return list(range(1, len(document)))
+    return sorted(draw(st.lists(st.integers(0, len(document)), max_size=8)))
+
+
+BREAKAGE = [b"=", b"==", b"\\", b'"', b"A", b"\xff", b"\\/", b"\\\\/", b"\\u0041", b"\\u00", b"\\n", b"\n", b" ", b"-",
+            b"\x00", b"\x07", b",", b":", b"}", b"]", b"{", b"[", b"data:", b";base64,", b"\\ud83d",
+            "é".encode()]  # fmt: skip
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_it_decodes_what_json_and_base64_decode(data: st.DataObject) -> None:
+    document = data.draw(replies())
+    cuts = data.draw(cuts_of(document))
+
+    reply = decode(document, cuts)
+
+    parsed, images = oracle(document)
+    assert images_of(reply) == images
+    assert reply.document == parsed
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_it_refuses_what_json_and_base64_refuse(data: st.DataObject) -> None:
+    broken = bytearray(data.draw(replies()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(broken)))
+        until = at + data.draw(st.sampled_from([0, 0, 1, 2, 1000]))
+        broken[at:until] = data.draw(st.sampled_from([b"", *BREAKAGE]))
+    document = bytes(broken)
+    try:
+        parsed, images = oracle(document)
+    except ValueError:
+        parsed, images = None, None
+    cuts = data.draw(cuts_of(document))
+    desk = Desk()
+
+    try:
+        reply = desk.decode(document, cuts)
+    except ReplyError:
+        assert images is None, "refused, but json and base64 read it"
+        desk.decoder.close()
+        assert all(sink.closed for sink in desk.sinks)
+    else:
+        assert images is not None, "read, but json or base64 refuses it"
+        assert images_of(reply) == images
+        assert reply.document == parsed
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b'{"created":1,"data":[{"b64_json":"QUJDREVGRw==","revised_prompt":"a \\"fox\\""}],"usage":{"total_tokens":3}}',
+        b'{"data":[{"url":"","b64_json":"data:image/png;base64,QUJD\\/EVG"},{"b64_json":"QUI="}]}',
+        b'[{"data":1}]',
+    ],
+)
+def test_a_reply_cut_short_at_any_byte_is_refused(document: bytes) -> None:
+    decode(document)
+    for length in range(len(document)):
+        refused(document[:length])
+
+
+# --- what is an image, and what is not ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_every_length_of_padding_is_read_whatever_the_pieces(length: int) -> None:
+    image = bytes(range(length))
+    document = json.dumps({"data": [{"b64_json": b64(image)}]}).encode()
+    for piece in range(1, 9):
+        cuts = list(range(piece, len(document), piece))
+        assert images_of(decode(document, cuts)) == [(0, image or None, None, None)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "A",
+        "AB",
+        "ABC",
+        "ABCDE",
+        "AB=",
+        "AB==CDEF",
+        "AB==AB==",
+        "=",
+        "====",
+        "A===",
+        "AB=C",
+        "ABCD=",
+        "ABCD====",
+        "AB-_",
+        "AB*D",
+        "ABCDé",
+        "data:image/png,plain",
+        "data:image/png;base64",
+        "data:image/png;base64;x,QUJD",
+        "data:" + "x" * 300 + ";base64,QUJD",
+        "QUJDdata:image/png;base64,QUJD",
+    ],
+)
+def test_broken_base64_is_refused_whatever_the_pieces(value: str) -> None:
+    document = json.dumps({"data": [{"b64_json": value}]}, ensure_ascii=False).encode()
+    for piece in (len(document), 1, 2, 3, 5, 7):
+        refused(document, list(range(piece, len(document), piece)))
+
+
+@pytest.mark.parametrize(
+    "written", ["QUJD\\\\/EVG", "QUJD\\\\u0041EVG", 'QUJD\\"EVG', "QUJD\\bEVG", "QUJD\\u00e9"]
+)
+def test_an_escape_that_stands_for_no_base64_is_refused(written: str) -> None:
+    document = f'{{"data":[{{"b64_json":"{written}"}}]}}'
+    for piece in (len(document), 1, 2, 3):
+        refused(document, list(range(piece, len(document), piece)))
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\r\n", "\\n", "\\r\\n", "\t", "\\u0020"])
+def test_white_space_inside_base64_is_passed_over(blank: str) -> None:
+    image = bytes(range(100))
+    value = blank.join(re.findall(".{1,7}", b64(image))) + blank
+    document = f'{{"data":[{{"b64_json":"{value}"}}]}}'
+    for piece in (len(document), 1, 2, 3, 11):
+        assert images_of(decode(document, list(range(piece, len(document), piece))))[0][1] == image
+
+
+@pytest.mark.parametrize(
+    "head", ["data:image/png;é=\\u4e2d;base64,", "data:image\\/png;中;base64,", "data:a\\\\/\\\\u;base64,"]
+)
+def test_a_data_uris_head_may_hold_anything(head: str) -> None:
+    document = f'{{"data":[{{"b64_json":"{head}QUJD"}}]}}'.encode()
+    for piece in (len(document), 1, 2, 3, 7):
+        assert images_of(decode(document, list(range(piece, len(document), piece))))[0][1] == b"ABC"
+
+
+def test_a_stray_byte_in_a_text_does_not_lose_the_image() -> None:
+    reply = decode(b'{"note":"\xff\xfe","data":[{"b64_json":"QUJD","revised_prompt":"a \xe9"}]}')
+    assert images_of(reply) == [(0, b"ABC", None, "a �")]
+
+
+def test_only_the_path_makes_an_image() -> None:
+    reply = decode(
+        '{"b64_json":"!","usage":{"b64_json":"!","data":[{"b64_json":"!"}]},"data":[["b64_json","!"],'
+        '{"x":{"b64_json":"!"},"b64_json":{"b64_json":"!"}},"b64_json",{"b64_json":["!"]}]}'
+    )
+    assert [one.sink for one in reply.images] == [None, None]
+    assert reply.document["data"][1] == {"x": {"b64_json": "!"}, "b64_json": {"b64_json": "!"}}
+
+
+def test_an_escaped_key_is_the_same_key() -> None:
+    reply = decode('{"d\\u0061ta":[{"b64\\u005fjson":"QUJD"}]}')
+    assert images_of(reply) == [(0, b"ABC", None, None)]
+
+
+def test_images_keep_their_place_among_elements_that_are_none() -> None:
+    reply = decode('{"data":[null,{"b64_json":"QUJD"},7,{"url":"https://example.com/x"},{}]}')
+    assert images_of(reply) == [
+        (1, b"ABC", None, None),
+        (3, None, "https://example.com/x", None),
+        (4, None, None, None),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "null"])
+def test_empty_and_null_mean_absent(text: str) -> None:
+    value = text or '""'
+    reply = decode(f'{{"data":[{{"b64_json":{value},"url":{value},"revised_prompt":{value}}}]}}')
+    assert images_of(reply) == [(0, None, None, None)]
+    assert reply.document["data"][0]["b64_json"] is None
+
+
+def test_a_data_uri_in_url_is_an_image_like_any_other() -> None:
+    image = bytes(range(256)) * 40
+    reply = decode(json.dumps({"data": [{"url": f"data:image/png;base64,{b64(image)}"}, {"url": "data"}]}))
+    assert images_of(reply) == [(0, image, None, None), (1, None, "data", None)]
+    assert reply.document["data"][0]["url"] is None
+
+
+def test_a_data_uri_in_url_may_be_larger_than_the_texts_limit() -> None:
+    image = bytes(reply_module.MAX_TEXT_BYTES)
+    reply = decode(json.dumps({"data": [{"url": f"data:image/png;base64,{b64(image)}"}]}))
+    assert images_of(reply)[0][1] == image
+
+
+def test_b64_json_goes_before_url_and_the_other_sink_is_closed() -> None:
+    for fields in (
+        '"b64_json":"QUJD","url":"data:;base64,WFla"',
+        '"url":"data:;base64,WFla","b64_json":"QUJD"',
+    ):
+        desk = Desk()
+        reply = desk.decode(f'{{"data":[{{{fields}}}]}}'.encode())
+        assert images_of(reply) == [(0, b"ABC", None, None)]
+        assert [sink.data for sink in desk.sinks if sink.closed] == [b"XYZ"]
+
+
+def test_a_placeholder_cannot_be_guessed() -> None:
+    documents = [b'{"data":[{"b64_json":"QUJD"}]}', b'{"data":[{"revised_prompt":"%s0","url":"%s0"}]}']
+    decoder = Desk().decoder
+    nonces = {Desk().decoder._splitter._nonce for _ in range(50)}
+    assert len(nonces) == 50
+    assert min(map(len, nonces)) >= 32
+    decoder.feed(documents[0])
+    assert decoder.finish().images[0].sink.data == b"ABC"
+
+
+# --- sinks -------------------------------------------------------------------------------------------------------
+
+
+def test_of_two_values_under_a_key_the_later_counts_and_the_other_sink_is_closed() -> None:
+    desk = Desk()
+    reply = desk.decode(
+        b'{"data":[{"b64_json":"T0xE"}],"data":[{"b64_json":"Rk9Y","b64_json":"QUJD"},{"b64_json":"WFla"}]}'
+    )
+    assert [one.sink.data for one in reply.images] == [b"ABC", b"XYZ"]
+    assert [(sink.data, sink.closed) for sink in desk.sinks] == [
+        (b"OLD", True),
+        (b"FOX", True),
+        (b"ABC", False),
+        (b"XYZ", False),
+    ]
+
+
+def test_an_image_that_a_later_empty_value_replaces_is_none() -> None:
+    desk = Desk()
+    reply = desk.decode(b'{"data":[{"b64_json":"QUJD","b64_json":""}]}')
+    assert images_of(reply) == [(0, None, None, None)]
+    assert desk.sinks[0].closed
+
+
+def test_close_closes_every_sink_that_nobody_was_given() -> None:
+    desk = Desk()
+    desk.decoder.feed(b'{"data":[{"b64_json":"QUJD"},{"b64_json":"WFlaWFla')
+    assert [sink.closed for sink in desk.sinks] == [False, False]
+    assert desk.decoder.whole_sinks == desk.sinks[:1]
+    desk.decoder.close()
+    assert [sink.closed for sink in desk.sinks] == [True, True]
+
+
+def test_close_leaves_the_sinks_of_a_reply_open() -> None:
+    desk = Desk()
+    desk.decode(b'{"data":[{"b64_json":"QUJD"}]}')
+    desk.decoder.close()
+    assert not desk.sinks[0].closed
+
+
+def test_an_empty_image_opens_no_sink() -> None:
+    desk = Desk()
+    desk.decode(b'{"data":[{"b64_json":""},{"b64_json":"data:image/png;base64,"}]}')
+    assert desk.sinks == []
+
+
+def test_a_full_disk_is_told_as_such() -> None:
+    class Full(Sink):
+        def write(self, data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+    decoder = ReplyDecoder(lambda _: Full())
+    with pytest.raises(OSError, match="No space left"):
+        decoder.feed(b'{"data":[{"b64_json":"QUJD"}]}')
+
+
+def test_an_image_past_the_limit_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_jojokey.img2.images.MAX_IMAGE_BYTES", 10)
+    decoder = ReplyDecoder()
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        decoder.feed(json.dumps({"data": [{"b64_json": b64(bytes(30))}]}).encode())
+    decoder.close()
+
+
+def test_the_default_sink_is_a_file_with_a_digest() -> None:
+    decoder = ReplyDecoder()
+    decoder.feed(b'{"data":[{"b64_json":"QUJD"}]}')
+    sink = decoder.finish().images[0].sink
+    assert isinstance(sink, ImageFile)
+    assert sink.size == 3
+    assert sink.sha256 == "b5d4045c3f466fa91fe2cc6abe79232a1a57cdf104f7a26e716e0a1e2789df78"
+    sink.close()
+
+
+# --- limits and hostile replies -----------------------------------------------------------------------------------
+
+
+def test_four_mebibytes_of_text_are_read_and_no_more() -> None:
+    frame = len(b'{"x":""}')
+    assert decode(b'{"x":"%s"}' % (b"a" * (reply_module.MAX_TEXT_BYTES - frame))).images == []
+    for filler in (b"a", b" "):
+        text = b'{"x":"' + filler * (reply_module.MAX_TEXT_BYTES + 1 - frame) + b'"}'
+        assert "4,194,304" in refused(text, list(range(0, len(text), 65536)))
+
+
+def test_text_beyond_the_limit_is_refused_at_once_not_at_the_end() -> None:
+    decoder = Desk().decoder
+    for _ in range(64):
+        decoder.feed(b" " * 65536)
+    with pytest.raises(ReplyError):
+        decoder.feed(b" ")
+
+
+def test_images_do_not_count_as_text() -> None:
+    image = bytes(reply_module.MAX_TEXT_BYTES * 2)
+    assert images_of(decode(json.dumps({"data": [{"b64_json": b64(image)}]})))[0][1] == image
+
+
+def test_a_hundred_and_twenty_eight_images_are_read_and_no_more() -> None:
+    many = [{"b64_json": "QUJD"}] * reply_module.MAX_VALUES
+    assert len(decode(json.dumps({"data": many})).images) == 128
+    assert "128" in refused(json.dumps({"data": [*many, *many[:1]]}))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"", b" ", b"{", b"[" * 200_000, b'{"a":' * 100_000, b"]" * 200_000, b"{}}", b"{}{}", b'{"data":[]} x', b"<html>",
+     b"\x00", b'{"data":[{"b64_json":"QUJD"}]}\x00', b'{"data":[{"b64_json" "QUJD"}]}', b"," * 200_000],
+)  # fmt: skip
+def test_what_is_no_document_is_refused(document: bytes) -> None:
+    refused(document)
+
+
+@pytest.mark.parametrize(
+    "document", [b"null", b"7", b'"b64_json"', b"[]", b"{}", b'{"data":null}', b'{"data":{"0":{}}}']
+)
+def test_a_document_without_data_has_no_images(document: bytes) -> None:
+    assert decode(document).images == []
+
+
+def test_a_reply_can_be_read_once_a_byte_order_mark_is_before_it() -> None:
+    assert images_of(decode(b'\xef\xbb\xbf{"data":[{"b64_json":"QUJD"}]}'))[0][1] == b"ABC"

@@ -1,0 +1,312 @@
+"""The event stream decoder: whatever comes, and wherever it is cut, the same pictures come out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error, Kind
+from airflow_provider_jojokey.img2.images import ImageFile
+from airflow_provider_jojokey.img2.reply import Reply, ReplyError
+from airflow_provider_jojokey.img2.stream import EventStreamDecoder
+from airflow_provider_jojokey.sandbox import Gateway
+
+PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
+USAGE = {
+    "input_tokens": 10,
+    "output_tokens": 200,
+    "total_tokens": 210,
+    "input_tokens_details": {"text_tokens": 10},
+}
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.data = b""
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Desk:
+    """A decoder whose sinks are kept, with what it has told of them."""
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
+        self.whole: list[bytes] = []
+        self.previews: list[bytes] = []
+        self.decoder = EventStreamDecoder(
+            self._open,
+            lambda sink: self.whole.append(sink.data),
+            lambda sink: self.previews.append(sink.data),
+        )
+
+    def _open(self, index: int) -> Sink:
+        assert index == len(self.sinks)
+        self.sinks.append(Sink())
+        return self.sinks[-1]
+
+    def feed(self, stream: bytes, cuts: list[int] | None = None) -> Desk:
+        start = 0
+        for cut in [*sorted(cuts or []), len(stream)]:
+            self.decoder.feed(stream[start:cut])
+            start = cut
+        return self
+
+
+def decode(stream: bytes, cuts: list[int] | None = None) -> tuple[Reply, Desk]:
+    desk = Desk().feed(stream, cuts)
+    return desk.decoder.finish(), desk
+
+
+def pictures(reply: Reply) -> list[bytes]:
+    return [image.sink.data for image in reply.images if image.sink]
+
+
+def event(kind: str, picture: bytes, *, first: bool = False, name: bool = True, **fields: Any) -> bytes:
+    document = {"b64_json": base64.b64encode(picture).decode(), **fields}
+    document = {"type": kind, **document} if first else {**document, "type": kind}
+    head = f"event: {kind}\n" if name else ""
+    return f"{head}data: {json.dumps(document)}\n\n".encode()
+
+
+PICTURE = bytes(range(256)) * 5
+ROUGH = b"\x00\xff rough" * 40
+STREAM = (
+    b": PING\n\n"
+    + event(PARTIAL, ROUGH, partial_image_index=0)
+    + b": PING\n\n"
+    + event(COMPLETED, PICTURE, usage=USAGE, created_at=7, size="1024x1024", quality="low")
+    + b"data: [DONE]\n\n"
+)
+
+
+def test_previews_are_told_apart_from_the_image() -> None:
+    reply, desk = decode(STREAM)
+
+    assert pictures(reply) == desk.whole == [PICTURE]
+    assert desk.previews == [ROUGH]
+    assert reply.document["usage"] == USAGE
+    assert (reply.document["created"], reply.document["size"], reply.document["quality"]) == (
+        7,
+        "1024x1024",
+        "low",
+    )
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_it_does_not_matter_where_the_bytes_are_cut(data: st.DataObject) -> None:
+    cuts = data.draw(st.lists(st.integers(0, len(STREAM)), max_size=40))
+    reply, desk = decode(STREAM, cuts)
+    assert (pictures(reply), desk.previews, reply.document["usage"]) == ([PICTURE], [ROUGH], USAGE)
+
+
+def test_every_single_byte_may_come_alone() -> None:
+    reply, desk = decode(STREAM, list(range(len(STREAM))))
+    assert (pictures(reply), desk.previews) == ([PICTURE], [ROUGH])
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), st.booleans(), st.integers(1, 97)
+)
+def test_several_images_come_in_their_order_and_their_usage_adds_up(
+    images: list[bytes], first: bool, step: int
+) -> None:
+    stream = b"".join(event(COMPLETED, image, first=first, usage=USAGE) for image in images)
+
+    reply, desk = decode(stream, list(range(0, len(stream), step)))
+
+    assert pictures(reply) == desk.whole == images
+    assert [image.index for image in reply.images] == list(range(len(images)))
+    assert reply.document["usage"]["total_tokens"] == 210 * len(images)
+    assert reply.document["usage"]["input_tokens_details"]["text_tokens"] == 10 * len(images)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["type before the image", "type after the image"])
+@pytest.mark.parametrize("name", [True, False], ids=["named event", "unnamed event"])
+def test_the_type_may_stand_before_or_after_the_image(first: bool, name: bool) -> None:
+    stream = event(PARTIAL, ROUGH, first=first, name=name) + event(COMPLETED, PICTURE, first=first, name=name)
+    reply, desk = decode(stream)
+    assert (pictures(reply), desk.previews) == ([PICTURE], [ROUGH])
+
+
+def test_the_events_name_is_enough() -> None:
+    encoded = base64.b64encode(ROUGH).decode()
+    stream = f'event: {PARTIAL}\ndata: {{"b64_json": "{encoded}"}}\n\n'.encode()
+    reply, desk = decode(stream + event(COMPLETED, PICTURE))
+    assert (pictures(reply), desk.previews) == ([PICTURE], [ROUGH])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        STREAM.replace(b"\n", b"\r\n"),
+        STREAM.replace(b"data: ", b"data:"),
+        STREAM.removesuffix(b"data: [DONE]\n\n"),
+        STREAM.removesuffix(b"\n"),
+        STREAM.removesuffix(b"data: [DONE]\n\n").removesuffix(b"\n\n"),
+        STREAM.replace(b"data: [DONE]", b"data: [DONE] "),
+        STREAM.replace(b": PING\n\n", b": PING\n" * 5 + b"\n"),
+        STREAM.replace(b": PING\n\n", b"id: 7\nretry: 100\n\n\n\n"),
+        b"\n\n" + STREAM,
+        STREAM + b": PING\n\n",
+        STREAM + b"data: \n\n",
+    ],
+    ids=[
+        "CRLF",
+        "no blank after the colon",
+        "no [DONE]",
+        "ends with one line break",
+        "ends within the last event's lines",
+        "blank after [DONE]",
+        "many comments",
+        "ids and retries",
+        "begins with empty lines",
+        "comment at the end",
+        "empty event at the end",
+    ],
+)
+def test_what_servers_write_differently_means_the_same(changed: bytes) -> None:
+    for cuts in ([], list(range(len(changed))), list(range(0, len(changed), 7))):
+        reply, desk = decode(changed, cuts)
+        assert (pictures(reply), desk.previews) == ([PICTURE], [ROUGH])
+
+
+def test_several_data_lines_are_one_document() -> None:
+    encoded = base64.b64encode(PICTURE).decode()
+    stream = f'data: {{"type": "{COMPLETED}",\ndata:  "b64_json": "{encoded}",\ndata: "usage": {json.dumps(USAGE)}}}\n\n'
+    for cuts in ([], list(range(len(stream)))):
+        reply, _ = decode(stream.encode(), cuts)
+        assert pictures(reply) == [PICTURE]
+        assert reply.document["usage"] == USAGE
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'{"error": {"message": "busy", "code": "server_error"}}\n\n',
+        b'event: error\ndata: {"type": "error", "error": {"message": "busy", "code": "server_error"}}\n\n',
+        b'data: {"error": {"message": "busy", "code": "server_error"}}\n\n',
+    ],
+    ids=["bare JSON", "event named error", "error in an event"],
+)
+def test_an_error_in_the_middle_is_told_and_what_came_before_is_kept(error: bytes) -> None:
+    reply, desk = decode(event(PARTIAL, ROUGH) + event(COMPLETED, PICTURE) + error + b"data: [DONE]\n\n")
+
+    assert reply.document["error"]["code"] == "server_error"
+    assert (desk.whole, desk.previews) == ([PICTURE], [ROUGH])
+
+
+def test_an_end_without_a_completed_image_is_no_success_and_the_preview_stays() -> None:
+    desk = Desk().feed(event(PARTIAL, ROUGH) + event(PARTIAL, ROUGH * 2) + b"data: [DONE]\n\n")
+
+    with pytest.raises(ReplyError, match="before an image was complete"):
+        desk.decoder.finish()
+
+    assert desk.decoder.preview.data == desk.previews[-1] == ROUGH * 2
+    assert desk.whole == []
+    desk.decoder.close()
+    assert all(sink.closed for sink in desk.sinks)
+
+
+@given(st.integers(0, len(STREAM) - 1))
+def test_a_stream_that_breaks_off_never_passes_half_an_image_off_as_whole(end: int) -> None:
+    desk = Desk().feed(STREAM[:end])
+    try:
+        reply = desk.decoder.finish()
+    except ReplyError:
+        assert desk.whole == []
+    else:
+        assert pictures(reply) == [PICTURE]
+    assert all(preview == ROUGH for preview in desk.previews)
+
+
+def test_an_event_with_a_list_of_images_is_understood() -> None:
+    document = {
+        "type": COMPLETED,
+        "data": [{"b64_json": base64.b64encode(one).decode()} for one in (PICTURE, ROUGH)],
+    }
+    reply, _ = decode(f"data: {json.dumps(document)}\n\n".encode())
+    assert pictures(reply) == [PICTURE, ROUGH]
+
+
+def test_bad_base64_is_refused() -> None:
+    with pytest.raises(ReplyError):
+        decode(STREAM.replace(base64.b64encode(PICTURE)[8:16], b"!!!!!!!!"))
+
+
+def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
+    piece = base64.b64encode(bytes(range(256)) * 3 * 64)
+    decoder = EventStreamDecoder(lambda index: ImageFile(tmp_path / f"{index}.part"), ImageFile.seal)
+    tracemalloc.start()
+    try:
+        decoder.feed(b'event: x\ndata: {"type": "image_generation.completed", "b64_json": "')
+        for _ in range(400):  # 26 MB of base64
+            decoder.feed(piece)
+        decoder.feed(b'"}\n\n')
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    (image,) = decoder.finish().images
+    assert image.sink.size == 400 * len(piece) * 3 // 4
+    assert peak < 2 * 1024 * 1024
+    image.sink.close()
+
+
+# --- against the gateway -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["with [DONE]", "without [DONE]"])
+@pytest.mark.parametrize("streams", ["supported", "ignored"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_gateway_that_ignores_the_wish_gives_the_same_images(
+    png: bytes, streams: Any, n: int, done: bool
+) -> None:
+    with Gateway(image=png, stream=streams, stream_done=done, ping=0.02, delay=0.1) as gateway:
+        request = ImageRequest("a fox", stream=True, partial_images=2, n=n)
+        with Client(gateway.token, gateway.url, read_timeout=10) as client:
+            generation = client.generate(request)
+
+        for image in generation.images:
+            image.file.file.seek(0)
+            assert image.file.file.read() == png
+        assert [image.index for image in generation.images] == list(range(n))
+        (record,) = gateway.ledger
+        assert generation.usage
+        assert generation.usage["total_tokens"] == record.total_tokens
+        generation.close()
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        ("sse_broken", Kind.REPLY),
+        ("sse_broken end=rst", Kind.REPLY),
+        ("sse_hang", Kind.REPLY),
+        ("sse_no_completed", Kind.REPLY),
+        ("sse_raw_error", Kind.UNKNOWN_OUTCOME),
+        ("sse_error_event", Kind.UNKNOWN_OUTCOME),
+    ],
+)
+def test_the_images_before_a_break_are_salvaged_and_the_preview_is_kept(
+    gateway: Gateway, tmp_path: Path, png: bytes, case: str, kind: Kind
+) -> None:
+    request = ImageRequest(f"a fox [sandbox: {case}]", stream=True, partial_images=1, n=1)
+    with Client(gateway.token, gateway.url, read_timeout=0.4) as client, pytest.raises(Img2Error) as caught:
+        client.generate(request, lambda index: ImageFile(tmp_path / f"{index}.part"))
+
+    assert (caught.value.kind, caught.value.billed) == (kind, "yes" if kind is Kind.REPLY else "unknown")
+    assert (tmp_path / "0.preview").read_bytes() == png
+    assert not list(tmp_path.glob("*.image"))

@@ -1,0 +1,24 @@
+"""A sample of the trials, each accident once on each store; the environment's ``KILL_TRIALS`` asks for more."""
+
+from __future__ import annotations
+
+import os
+import random
+
+from .trials import ACCIDENTS, run_trials, summary
+
+
+def test_nothing_is_paid_twice_and_nothing_that_arrived_is_lost() -> None:
+    trials = int(os.environ.get("KILL_TRIALS") or 2 * len(ACCIDENTS))
+    seed = int(os.environ.get("KILL_SEED") or random.randrange(1_000_000))
+
+    reports = run_trials(trials, seed)
+
+    print(summary(reports, seed))
+    wrong = [
+        f"trial {one.number} ({one.accident}, {one.store}, n={one.n}): {'; '.join(one.wrong)}\n{one.log}"
+        for one in reports
+        if one.wrong
+    ]
+    assert not wrong, f"seed {seed}\n" + "\n".join(wrong)
+    assert len(reports) == trials

@@ -1,0 +1,163 @@
+"""The retry policy, alone and on operators. It is there from Airflow 3.3 on."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from airflow_provider_jojokey import exceptions as kinds
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyFailure
+from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+from airflow_provider_jojokey.policies import AVAILABLE, MARGIN, JojoKeyRetryPolicy
+
+needs_policies = pytest.mark.skipif(not AVAILABLE, reason="this Airflow has no retry policies")
+
+CLASSES = [one for one in vars(kinds).values() if isinstance(one, type) and issubclass(one, JojoKeyError)]
+FAILURES = [one for one in CLASSES if issubclass(one, JojoKeyFailure)]
+PASSING = [
+    kinds.JojoKeyError,
+    kinds.JojoKeyRateLimitError,
+    kinds.JojoKeyNoChannelError,
+    kinds.JojoKeyOverloadedError,
+    kinds.JojoKeyUnreachableError,
+    kinds.JojoKeyUnknownOutcomeError,
+    kinds.JojoKeyStoreError,
+]
+
+
+def decide(error: BaseException) -> tuple[str, timedelta | None, str | None]:
+    decision = JojoKeyRetryPolicy().evaluate(error, 1, 3)
+    return decision.action.value, decision.retry_delay, decision.reason
+
+
+@needs_policies
+@pytest.mark.parametrize("kind", FAILURES)
+def test_what_a_retry_cannot_help_fails_whatever_the_gateway_asks_for(kind: type[JojoKeyError]) -> None:
+    assert decide(kind("no", retry_after=30)) == ("fail", None, kind.retry)
+
+
+@needs_policies
+@pytest.mark.parametrize("kind", PASSING)
+def test_where_the_gateway_asks_for_a_pause_the_retry_comes_after_it(kind: type[JojoKeyError]) -> None:
+    action, delay, reason = decide(kind("later", retry_after=30))
+    assert (action, delay) == ("retry", timedelta(seconds=30 + MARGIN))
+    assert "35 s" in str(reason)
+
+
+@needs_policies
+@pytest.mark.parametrize("kind", PASSING)
+def test_where_it_asks_for_nothing_airflows_own_delay_holds(kind: type[JojoKeyError]) -> None:
+    assert decide(kind("later")) == ("default", None, None)
+
+
+@needs_policies
+def test_a_pause_of_no_seconds_is_a_pause() -> None:
+    assert decide(kinds.JojoKeyUnknownOutcomeError("lost", retry_after=0.0))[:2] == (
+        "retry",
+        timedelta(seconds=MARGIN),
+    )
+
+
+@needs_policies
+def test_the_reason_tells_who_is_waited_for() -> None:
+    assert "asked for it" in str(decide(kinds.JojoKeyRateLimitError("x", retry_after=1))[2])
+    assert "log" in str(decide(kinds.JojoKeyUnknownOutcomeError("x", retry_after=1))[2])
+
+
+@needs_policies
+@pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), KeyboardInterrupt()])
+def test_errors_of_others_are_airflows_own_matter(error: BaseException) -> None:
+    assert decide(error) == ("default", None, None)
+
+
+@needs_policies
+def test_every_class_is_decided_on_in_one_of_these_ways() -> None:
+    # A person has to decide on it, and Airflow never asks a policy about an AirflowFailException.
+    assert {*FAILURES, *PASSING, kinds.JojoKeyAlreadyBilledError} == set(CLASSES)
+
+
+@needs_policies
+def test_the_policy_survives_serialisation() -> None:
+    data = json.loads(json.dumps(JojoKeyRetryPolicy().serialize()))
+    assert isinstance(JojoKeyRetryPolicy.deserialize(data), JojoKeyRetryPolicy)
+
+
+# --- on operators --------------------------------------------------------------------------------------------------
+
+IMAGE: dict[str, Any] = {"task_id": "image", "prompt": "a fox", "s3_bucket": "posters", "s3_key": "fox.png"}
+
+
+def dag(**more: Any) -> DAG:
+    return DAG("posters", schedule=None, start_date=datetime(2026, 1, 1), **more)
+
+
+def _of_the_author() -> Any:
+    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+
+    class OfTheAuthor(RetryPolicy):
+        def evaluate(self, *_: Any, **__: Any) -> RetryDecision:
+            return RetryDecision.default()
+
+        def serialize(self) -> dict[str, Any]:
+            return {}
+
+    return OfTheAuthor()
+
+
+@needs_policies
+def test_an_operator_has_the_policy_by_default() -> None:
+    with dag():
+        assert isinstance(GenerateImageOperator(**IMAGE).retry_policy, JojoKeyRetryPolicy)
+
+
+@needs_policies
+def test_an_operator_keeps_the_policy_of_the_dags_author() -> None:
+    policy = _of_the_author()
+    with dag():
+        assert GenerateImageOperator(**IMAGE, retry_policy=policy).retry_policy is policy
+
+
+@needs_policies
+def test_an_operator_keeps_the_policy_of_default_args() -> None:
+    policy = _of_the_author()
+    with dag(default_args={"retry_policy": policy}):
+        assert GenerateImageOperator(**IMAGE).retry_policy is policy
+
+
+def _unmapped(one: DAG, **partial: Any) -> Any:
+    rest = {name: value for name, value in IMAGE.items() if name != "prompt"}
+    with one:
+        mapped = GenerateImageOperator.partial(**rest, **partial).expand(prompt=["a fox", "an owl"])
+    return mapped.unmap({"prompt": "a fox"})
+
+
+@needs_policies
+def test_a_mapped_task_has_the_policy_by_default() -> None:
+    assert isinstance(_unmapped(dag()).retry_policy, JojoKeyRetryPolicy)
+
+
+@needs_policies
+def test_a_mapped_task_keeps_the_policy_of_the_dags_author() -> None:
+    policy = _of_the_author()
+    assert _unmapped(dag(), retry_policy=policy).retry_policy is policy
+    assert _unmapped(dag(default_args={"retry_policy": policy})).retry_policy is policy
+
+
+@needs_policies
+def test_a_dag_with_the_policy_can_be_serialised() -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    with dag() as one:
+        GenerateImageOperator(**IMAGE)
+    data = json.loads(json.dumps(DagSerialization.to_dict(one)))
+    restored = DagSerialization.from_dict(data)
+    assert restored.get_task("image").has_retry_policy
+
+
+def test_an_operator_can_be_made_on_every_airflow() -> None:
+    with dag():
+        assert GenerateImageOperator(**IMAGE).retries == 0

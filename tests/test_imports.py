@@ -1,0 +1,95 @@
+"""What an import costs: Airflow imports the operator at each parse of each Dag file that uses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("requests", "requests_toolbelt", "urllib3", "boto3", "botocore", "pybase64", "PIL", "tenacity",
+         "airflow.providers.amazon", "cryptography.hazmat.backends", "numpy")  # fmt: skip
+
+AIRFLOW_ITSELF = (
+    "import airflow.sdk, airflow.providers.common.compat.sdk; from airflow.sdk import BaseOperator, DAG"
+)
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the modules that a fresh Python has loaded after ``code``."""
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print('MODULES', *sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return set(run.stdout.rpartition("MODULES")[2].split())
+
+
+def within(modules: set[str], packages: tuple[str, ...]) -> list[str]:
+    return sorted(
+        name for name in modules if name.startswith(tuple(f"{one}." for one in packages)) or name in packages
+    )
+
+
+@pytest.fixture(scope="module")
+def airflows_own() -> set[str]:
+    return modules_after(AIRFLOW_ITSELF)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "airflow_provider_jojokey.operators.jojokey",
+        "airflow_provider_jojokey.triggers.jojokey",
+        "airflow_provider_jojokey.hooks.jojokey",
+        "airflow_provider_jojokey.exceptions",
+    ],
+)
+def test_what_a_dag_file_imports_loads_nothing_heavy(module: str, airflows_own: set[str]) -> None:
+    added = modules_after(f"{AIRFLOW_ITSELF}\nimport {module}") - airflows_own
+    assert within(added, HEAVY) == []
+    assert module in added
+
+
+def test_making_an_operator_loads_nothing_heavy_either(airflows_own: set[str]) -> None:
+    code = (
+        f"{AIRFLOW_ITSELF}\nfrom airflow_provider_jojokey.operators.jojokey import GenerateImageOperator\n"
+        "with DAG('d') as dag: GenerateImageOperator(task_id='t', prompt='a fox', s3_bucket='b-b', s3_key='k.png')"
+    )
+    assert within(modules_after(code) - airflows_own, HEAVY) == []
+
+
+def test_a_dag_file_loads_no_more_of_this_package_than_the_operator_needs(airflows_own: set[str]) -> None:
+    added = (
+        modules_after(f"{AIRFLOW_ITSELF}\nimport airflow_provider_jojokey.operators.jojokey") - airflows_own
+    )
+    own = within(added, ("airflow_provider_jojokey",))
+    for part in ("sandbox", "plugins", "img2.client", "img2.reply", "img2.transport", "store.s3"):
+        assert not any(name.startswith(f"airflow_provider_jojokey.{part}") for name in own)
+
+
+def test_the_api_alone_does_not_need_airflow() -> None:
+    code = (
+        "from airflow_provider_jojokey import img2\n"
+        "for name in img2.__all__: getattr(img2, name)\n"
+        "img2.Client('sk-x').close()\n"
+        "decoder = img2.ReplyDecoder(); decoder.feed(b'{\"data\":[]}'); decoder.finish()\n"
+        "img2.ImageRequest('a fox').warnings()"
+    )
+    assert within(modules_after(code), ("airflow",)) == []
+
+
+def test_the_apis_package_loads_only_what_is_asked_for() -> None:
+    assert (
+        within(modules_after("from airflow_provider_jojokey.img2 import ImageRequest"), (*HEAVY, "airflow"))
+        == []
+    )
+
+
+def test_a_name_that_the_api_does_not_have_is_an_attribute_error() -> None:
+    from airflow_provider_jojokey import img2
+
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = img2.Nonsense

@@ -1,0 +1,167 @@
+"""What Airflow is told of this provider, by Airflow's own schemas, commands and code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import airflow_provider_jojokey
+from airflow_provider_jojokey.get_provider_info import DISTRIBUTION, get_provider_info
+from airflow_provider_jojokey.hooks import jojokey as hook_module
+from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
+
+INFO = get_provider_info()
+(CONNECTION,) = INFO["connection-types"]
+
+
+def schema(name: str) -> dict[str, Any]:
+    loaded = json.loads((files("airflow") / name).read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def airflow(tmp_path: Path, *arguments: str) -> str:
+    """Run an Airflow command in a home of its own."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "COLUMNS": "300",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow", *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_is_valid_after_airflows_schema() -> None:
+    jsonschema.validate(INFO, schema("provider_info.schema.json"))
+
+
+def test_the_connection_form_is_valid_after_airflows_schema() -> None:
+    whole = schema("provider.yaml.schema.json")
+    form = {**whole["properties"]["connection-types"], "definitions": whole.get("definitions", {})}
+    jsonschema.validate(INFO["connection-types"], form)
+
+
+def test_the_settings_are_valid_after_airflows_schema() -> None:
+    whole = schema("provider.yaml.schema.json")
+    jsonschema.validate(
+        INFO["config"], {**whole["properties"]["config"], "definitions": whole.get("definitions", {})}
+    )
+
+
+def test_it_is_found_by_its_entry_point() -> None:
+    (found,) = (
+        one
+        for one in entry_points(group="apache_airflow_provider")
+        if one.dist and one.dist.name == DISTRIBUTION
+    )
+    assert found.load()() == INFO
+    assert found.dist is not None
+    assert found.dist.version == airflow_provider_jojokey.__version__ == INFO["versions"][0]
+    assert INFO["package-name"] == found.dist.name
+
+
+def test_everything_it_names_is_there() -> None:
+    for kind in ("hooks", "operators", "triggers"):
+        for one in INFO.get(kind, []):
+            for module in one["python-modules"]:
+                importlib.import_module(module)
+    for name in INFO.get("extra-links", []):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_the_connection_is_the_hooks() -> None:
+    module, _, name = CONNECTION["hook-class-name"].rpartition(".")
+    assert getattr(importlib.import_module(module), name) is JojoKeyHook
+    assert CONNECTION["connection-type"] == JojoKeyHook.conn_type
+    assert CONNECTION["hook-name"] == JojoKeyHook.hook_name
+    assert "_" not in JojoKeyHook.conn_type
+
+
+def test_old_and_new_airflow_show_the_same_form() -> None:
+    old = JojoKeyHook.get_ui_field_behaviour()
+    assert {name.replace("_", "-"): value for name, value in old.items()} == CONNECTION["ui-field-behaviour"]
+
+
+def test_the_forms_fields_are_those_that_the_hook_reads() -> None:
+    assert set(CONNECTION["conn-fields"]) == set(hook_module._EXTRAS) == set(hook_module._EXPECTED)
+    settings = set(ConnectionSettings.__dataclass_fields__)
+    assert set(CONNECTION["conn-fields"]) == settings - {"token", "host"}
+
+
+@pytest.mark.parametrize("name", CONNECTION["conn-fields"])
+def test_each_field_of_the_form_may_be_empty_and_says_what_empty_means(name: str) -> None:
+    field = CONNECTION["conn-fields"][name]
+    assert "null" in field["schema"]["type"]
+    assert "Empty: " in field["description"]
+    default = ConnectionSettings(token="", host=None).__getattribute__(name)
+    told = re.search(r"Empty: ([^.]+(?:\.\d+)?)", field["description"])
+    assert told
+    if isinstance(default, float):
+        assert told[1] == f"{default:g}"
+    elif default is not None:
+        assert told[1] == str(default).lower()
+
+
+@pytest.mark.parametrize("name", CONNECTION["conn-fields"])
+def test_the_hook_takes_what_the_form_allows(name: str) -> None:
+    field = CONNECTION["conn-fields"][name]["schema"]
+    for limit in ("minimum", "maximum"):
+        if limit in field:
+            assert hook_module._EXTRAS[name](field[limit]) == field[limit]
+
+
+def test_the_token_is_asked_for_as_a_token() -> None:
+    behaviour = CONNECTION["ui-field-behaviour"]
+    assert "password" not in behaviour["hidden-fields"]
+    assert behaviour["relabeling"]["password"] == "Token"
+    assert behaviour["placeholders"]["password"].startswith("sk-")
+
+
+def test_reading_it_imports_nothing_heavy() -> None:
+    code = (
+        "from airflow_provider_jojokey.get_provider_info import get_provider_info\n"
+        "get_provider_info()\nimport sys\nprint(*sys.modules)"
+    )
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"airflow", "requests", "boto3", "pybase64", "PIL"} & set(modules)
+
+
+def test_airflow_lists_the_provider(tmp_path: Path) -> None:
+    assert DISTRIBUTION in airflow(tmp_path, "providers", "list", "-o", "plain")
+
+
+def test_airflow_shows_the_provider(tmp_path: Path) -> None:
+    told = airflow(tmp_path, "providers", "get", DISTRIBUTION, "--full", "-o", "json")
+    assert "JojoKey" in told
+    assert airflow_provider_jojokey.__version__ in told
+
+
+def test_airflow_knows_the_connection_type(tmp_path: Path) -> None:
+    told = airflow(tmp_path, "providers", "hooks", "-o", "plain")
+    (row,) = (line for line in told.splitlines() if "JojoKeyHook" in line)
+    assert row.split()[0] == "jojokey"
+    assert "jojokey_conn_id" in row
