@@ -149,7 +149,7 @@ class EventStreamDecoder:
         """Take the event that has just ended, or was cut off. One in other words than JSON is no concern of ours."""
         event, self._event = self._event, None
         name, self._event_name = self._event_name, ""
-        if event is None or event.text.strip() in (b"", b"[DONE]"):
+        if event is None or b"[DONE]".startswith(event.text.strip()):  # it may have been cut off, too
             return
         try:
             document = event.finish()

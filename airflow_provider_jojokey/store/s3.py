@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -91,7 +92,7 @@ class ImageStore:
         with store_errors(f"read s3://{bucket}/{key}"):
             try:
                 answer = self.client.get_object(Bucket=bucket, Key=key)
-                with answer["Body"] as body:
+                with closing(answer["Body"]) as body:  # not "with" alone: that gives the stream without its checks
                     return body.read(), answer["ETag"]
             except self.client.exceptions.ClientError as error:
                 if _code(error) == "NoSuchKey":  # a bare 404 may come from anything on the way

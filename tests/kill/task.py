@@ -31,6 +31,7 @@ from airflow_provider_jojokey.store.spool import Spool
 from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
 STEPS: dict[str, tuple[Any, str]] = {
+    "settle": (generation._Till, "_settle"),
     "claim": (Ledger, "claim"),
     "write": (ImageStore, "write"),
     "create": (Spool, "create"),
@@ -50,7 +51,7 @@ class Act:
     :param when: ``before`` or ``after``
     :param nth: at which call of the step's method, from 1
     :param what: ``kill`` this process; ``pull`` the cable to the store, for ``seconds`` or for good; ``lose`` the
-        reply to the next request to the store
+        reply to the next request to the store; ``meet``, wait until the other process has come as far
     """
 
     step: str
@@ -121,7 +122,8 @@ def run(job: Job, pipe: Connection) -> None:
 async def _run_triggers(job: Job) -> End:
     async def one() -> dict[str, Any]:
         trigger = GenerateImageTrigger(job.order, "jojokey_default", "aws_default")
-        return [event.payload async for event in trigger.run()][0]
+        (event,) = [event async for event in trigger.run()]
+        return dict(event.payload)
 
     payloads = await asyncio.gather(*(one() for _ in range(job.triggers)))
     for payload in payloads:

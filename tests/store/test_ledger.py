@@ -30,7 +30,7 @@ ME = Owner("posters", "monday", "hero")
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["moto", "rclone"])
+@pytest.fixture(params=["moto"])
 def bucket(request: pytest.FixtureRequest) -> Bucket:
     return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
 
@@ -121,41 +121,6 @@ def test_who_was_slower_and_reads_again_may_add_its_own(bucket: Bucket, place: D
     one = claim(ledger_in(bucket, place))
     other = claim(ledger_in(bucket, place))
     assert stored(bucket, place).attempts == (one, other)
-
-
-def test_without_conditions_the_later_of_two_claims_stands(
-    rclone: Bucket, place: Destination, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = ledger_in(rclone, place), ledger_in(rclone, place)
-    one, other = attempt(), attempt()
-    for ledger in (first, second):
-        ledger.read()
-    results: list[bool] = []
-
-    def meanwhile(_: float) -> None:
-        monkeypatch.setattr(ledgers.time, "sleep", lambda _: None)
-        results.append(second.claim(Receipt(BUCKET, place.key, attempts=(other,)), other))
-
-    monkeypatch.setattr(ledgers.time, "sleep", meanwhile)
-    assert not first.claim(Receipt(BUCKET, place.key, attempts=(one,)), one)
-    assert results == [True]
-    assert stored(rclone, place).attempts == (other,)
-
-
-def test_without_conditions_a_claim_that_others_have_added_to_stands(
-    rclone: Bucket, place: Destination, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = ledger_in(rclone, place), ledger_in(rclone, place)
-    one, other = attempt(), attempt()
-    first.read()
-
-    def meanwhile(_: float) -> None:
-        monkeypatch.setattr(ledgers.time, "sleep", lambda _: None)
-        claim(second, other)
-
-    monkeypatch.setattr(ledgers.time, "sleep", meanwhile)
-    assert first.claim(Receipt(BUCKET, place.key, attempts=(one,)), one)
-    assert stored(rclone, place).attempts == (one, other)
 
 
 def test_only_a_store_without_conditions_is_waited_for(

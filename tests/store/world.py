@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 from airflow.providers.common.compat.sdk import AirflowFailException
 from botocore.config import Config
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyUnknownOutcomeError
@@ -80,6 +81,15 @@ _stores: dict[str, Any] = {}
 @contextmanager
 def moto_bucket() -> Iterator[Bucket]:
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    put_object, lock = S3Response.put_object, threading.Lock()
+
+    def one_at_a_time(self: Any) -> Any:
+        # moto looks at a condition and then writes, and another thread may write in between: of 600 races of two
+        # writers, both won 2. S3 does not do that.
+        with lock:
+            return put_object(self)
+
+    S3Response.put_object = one_at_a_time
     server.start()
     try:
         host, port = server.get_host_and_port()
@@ -90,6 +100,7 @@ def moto_bucket() -> Iterator[Bucket]:
         yield bucket
     finally:
         server.stop()
+        S3Response.put_object = put_object
 
 
 def bucket_of(server: S3Server) -> Bucket:
