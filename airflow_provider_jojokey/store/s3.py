@@ -92,7 +92,9 @@ class ImageStore:
         with store_errors(f"read s3://{bucket}/{key}"):
             try:
                 answer = self.client.get_object(Bucket=bucket, Key=key)
-                with closing(answer["Body"]) as body:  # not "with" alone: that gives the stream without its checks
+                with closing(
+                    answer["Body"]
+                ) as body:  # not "with" alone: that gives the stream without its checks
                     return body.read(), answer["ETag"]
             except self.client.exceptions.ClientError as error:
                 if _code(error) == "NoSuchKey":  # a bare 404 may come from anything on the way
