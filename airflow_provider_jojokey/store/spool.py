@@ -66,11 +66,11 @@ class Spool:
 
         :raises OSError: if it cannot be made
         """
-        for _ in range(5):  # another process may just be deleting the folder above, as nothing else is in it
+        for _ in range(50):  # another process may just be deleting the folder above, as nothing else is in it
             try:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 return
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 continue
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
