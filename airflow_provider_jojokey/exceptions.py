@@ -51,6 +51,10 @@ class JojoKeyError(AirflowException):
         self.billed: Billed = billed
         self.usage: dict[str, Any] | None = None
         """The tokens that were billed to the task in its Dag run so far, where that is known."""
+        self.images: list[dict[str, Any]] | None = None
+        """Images that had arrived all the same and are in S3, as in the manifest."""
+        self.receipt: str | None = None
+        """The ``s3://`` place of the receipt, once something was written there."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(vars(self)))  # keyword arguments would be lost otherwise

@@ -421,6 +421,23 @@ class _Till:
         )
         return asked, verdict.final
 
+    def _look_again(self) -> None:
+        """Ask once more about attempts that were paid over with their outcome unknown: the bill should add up.
+
+        The gateway's log may have been silent because the model was still at work. Nothing depends on it now.
+        """
+        for earlier in self.receipt.attempts:
+            if earlier.outcome is Outcome.UNKNOWN and earlier.owner.is_task_of(self.order.owner):
+                asked, _ = self._asked(earlier)
+                if asked.outcome is Outcome.UNKNOWN:
+                    continue
+                try:
+                    self.receipt = self.ledger.record(asked, instead_of=earlier)
+                except JojoKeyError as error:
+                    log.warning(
+                        "The images are safe; the receipt of an earlier attempt is not: %s", error.message
+                    )
+
     def _with_logged_usage(self, attempt: Attempt) -> Attempt:
         """Return the attempt with what it cost, where that is certain, its reply told none, and the log does."""
         if attempt.outcome is not Outcome.BILLED or attempt.usage is not None:
@@ -505,6 +522,7 @@ class _Till:
         finally:
             generation.close()
         spool.discard()
+        self._look_again()
         _log_result(done)
         if len(images) < self.order.request.n:
             log.warning("%d of %d images came; the gateway says no more.", len(images), self.order.request.n)
@@ -641,6 +659,13 @@ class _Till:
 
     def _with_usage(self, error: JojoKeyError) -> JojoKeyError:
         error.usage = self.receipt.usage_of(self.order.owner)
+        error.receipt = self.ledger.uri
+        error.images = [
+            image
+            for attempt in self.receipt.attempts
+            if attempt.owner.is_task_of(self.order.owner) and attempt.fingerprint == self.fingerprint
+            for image in attempt.images
+        ]
         return error
 
     def spool_of(self, attempt: Attempt) -> Spool:
@@ -660,6 +685,7 @@ class _Till:
             "quality": attempt.quality or request.quality,
             "request_id": attempt.request_id,
             "created": attempt.created,
+            "seconds": attempt.seconds,
             "reused": reused,
             "receipt": self.ledger.uri,
         }

@@ -487,6 +487,22 @@ def test_what_all_tries_of_a_task_cost_adds_up(shop: Shop) -> None:
     assert cleared["usage"]["total_tokens"] + other["usage"]["total_tokens"] == sum(each) == shop.tokens
 
 
+def test_what_was_paid_over_before_the_gateways_log_knew_of_it_is_added_to_the_bill(shop: Shop) -> None:
+    prompt = "a fox [sandbox: delay=1]"
+    shop.connect(read_timeout=0.3)
+    unknown = shop.refused(prompt)
+    assert unknown.billed == "unknown"
+    shop.connect(read_timeout=30)
+
+    made = shop.make(prompt, try_number=2, on_unknown_outcome="regenerate")
+
+    assert shop.billed == 2
+    assert made["usage"]["total_tokens"] == shop.tokens
+    first, second = shop.receipt().attempts
+    assert (first.outcome, second.outcome) == (Outcome.BILLED, Outcome.COMPLETE)
+    assert first.request_id != second.request_id
+
+
 # --- S3 fails after the money is gone ----------------------------------------------------------------------------
 
 

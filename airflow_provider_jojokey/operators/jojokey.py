@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_jojokey import results
 from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
@@ -33,7 +34,7 @@ class GenerateImageOperator(BaseOperator):
     when the Dag is parsed; what templates give is checked before anything is sent.
 
     XCom: ``keys`` (the images' S3 keys), ``usage`` (the tokens billed) and, as the return value,
-    a manifest of what was made. Never image data.
+    a manifest of what was made. Never image data. One more, ``jojokey_images``, is for the UI.
 
     :param prompt: what to draw, 1 to 32,000 characters, or the name of a ``.prompt`` file beside the Dag
     :param s3_bucket: the bucket; leave it out where ``s3_key`` is a full ``s3://`` URL
@@ -204,12 +205,23 @@ class GenerateImageOperator(BaseOperator):
     def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
+        self._push(
+            context,
+            results.XCOM_KEY,
+            results.of_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id),
+        )
         return manifest
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
         # What a failed attempt has cost is told as well: nothing else would show it.
         if error.usage and error.usage.get("total_tokens"):
             self._push(context, "usage", error.usage)
+        options = {name: getattr(self, name) for name in ("model", "size", "quality")}
+        self._push(
+            context,
+            results.XCOM_KEY,
+            results.of_error(error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options),
+        )
         return error
 
     def on_kill(self) -> None:
