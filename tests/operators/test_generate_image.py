@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+from airflow_provider_jojokey.results import XCOM_KEY, Result
 
 ONE = """
     GenerateImageOperator(
@@ -55,6 +56,34 @@ def test_a_prompt_becomes_an_image_in_s3_and_keys_and_usage_in_xcom(
     )
     assert manifest["reused"] is False
     assert manifest["receipt"] == "s3://posters/_jojokey/fox.png.json"
+
+
+def test_a_task_tells_the_ui_what_it_made(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("told", one("a fox <b>in</b> the snow", more="n=2"))
+
+    result = Result.of_xcom(run.xcom(XCOM_KEY))
+    assert result is not None
+    assert (result.state, result.count, result.prompt) == ("complete", 2, "a fox <b>in</b> the snow")
+    assert [one.key for one in result.images] == run.xcom("keys")
+    assert result.usage == run.xcom("usage")
+    assert result.receipt == run.xcom()["receipt"]
+    assert result.aws_conn_id == "aws_default"
+    assert result.seconds == run.xcom()["seconds"]
+
+
+def test_a_task_that_failed_tells_the_ui_what_it_cost_and_what_had_arrived(
+    airflow: Any, gateway: Any, store: Any
+) -> None:
+    run = airflow.run("told_failed", one("a fox [sandbox: truncated]", more="n=2"))
+
+    result = Result.of_xcom(run.xcom(XCOM_KEY))
+    assert run.state == "failed"
+    assert result is not None
+    assert (result.state, result.error) == ("failed", "JojoKeyReplyError")
+    assert [one.key for one in result.images] == ["fox-0.png"]
+    assert "fox-0.png" in store.objects()
+    assert result.usage["total_tokens"] == gateway.ledger[0].total_tokens == run.xcom("usage")["total_tokens"]
+    assert result.message is not None
 
 
 def test_the_object_has_its_type_and_says_whose_it_is(airflow: Any, gateway: Any, store: Any) -> None:

@@ -1,0 +1,134 @@
+"""What a task tells the UI, and what the UI believes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_jojokey import results
+from airflow_provider_jojokey.exceptions import JojoKeyReplyError
+from airflow_provider_jojokey.results import Result
+
+IMAGE = {
+    "uri": "s3://posters/a/fox.png",
+    "bucket": "posters",
+    "key": "a/fox.png",
+    "content_type": "image/png",
+    "width": 1024,
+    "height": 1536,
+    "bytes": 12_345,
+    "sha256": "0f" * 32,
+}
+MANIFEST = {
+    "version": 1,
+    "images": [IMAGE],
+    "usage": {"input_tokens": 9, "output_tokens": 196, "total_tokens": 205},
+    "model": "gpt-image-2",
+    "size": "1024x1536",
+    "quality": "low",
+    "request_id": "2026",
+    "created": 1_700_000_000,
+    "seconds": 9.7,
+    "reused": False,
+    "receipt": "s3://posters/_jojokey/a/fox.png.json",
+}
+
+
+def value() -> dict[str, Any]:
+    return copy.deepcopy(results.of_manifest(MANIFEST, prompt="a fox", aws_conn_id="aws_default"))
+
+
+def test_what_was_made_is_read_as_it_was_told() -> None:
+    result = Result.of_xcom(json.loads(json.dumps(value())))
+
+    assert result is not None
+    assert result.state == "complete"
+    assert (result.prompt, result.count, result.seconds, result.aws_conn_id) == (
+        "a fox",
+        1,
+        9.7,
+        "aws_default",
+    )
+    assert result.usage["total_tokens"] == 205
+    (image,) = result.images
+    assert (image.uri, image.name, image.width, image.height) == (IMAGE["uri"], "fox.png", 1024, 1536)
+
+
+def test_a_failure_tells_what_it_cost_and_what_had_arrived() -> None:
+    error = JojoKeyReplyError("The reply broke off.", request_id="2026", billed="yes")
+    error.usage, error.images, error.receipt = {"total_tokens": 205}, [IMAGE], MANIFEST["receipt"]
+
+    result = Result.of_xcom(
+        results.of_error(error, prompt="a fox", aws_conn_id=None, options={"model": None, "size": "auto"})
+    )
+
+    assert result is not None
+    assert (result.state, result.error, result.size) == ("failed", "JojoKeyReplyError", "auto")
+    assert result.usage == {"total_tokens": 205}
+    assert len(result.images) == 1
+    assert result.message is not None
+    assert "broke off" in result.message
+
+
+def test_a_long_prompt_is_shortened_visibly() -> None:
+    told = results.of_manifest(MANIFEST, prompt="x" * 32_000, aws_conn_id=None)
+
+    assert len(told["prompt"]) == results.MAX_PROMPT
+    assert told["prompt"].endswith("…")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None,
+        [],
+        "result",
+        {},
+        {"version": 2},
+        {"state": "other"},
+        {"images": None},
+        {"images": [None]},
+        {"images": [{**IMAGE, "sha256": "../../etc/passwd"}]},
+        {"images": [{**IMAGE, "width": -1}]},
+        {"images": [{**IMAGE, "bytes": True}]},
+        {"images": [{**IMAGE, "key": ""}]},
+        {"images": [{**IMAGE, "bucket": ["posters"]}]},
+        {"seconds": "soon"},
+    ],
+    ids=repr,
+)
+def test_what_is_no_result_is_none(broken: Any) -> None:
+    assert Result.of_xcom({**value(), **broken} if isinstance(broken, dict) and broken else broken) is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(sorted(value())), json_values)
+def test_no_value_of_any_field_does_harm(name: str, other: Any) -> None:
+    result = Result.of_xcom({**value(), name: other})
+
+    assert result is None or all(one.uri.startswith("s3://") for one in result.images)
+
+
+@given(st.sampled_from(sorted(IMAGE)), json_values)
+def test_no_value_of_any_field_of_an_image_does_harm(name: str, other: Any) -> None:
+    result = Result.of_xcom({**value(), "images": [{**IMAGE, name: other}]})
+
+    assert result is None or result.images[0].bytes >= 0
+
+
+def test_paths_hold_whatever_a_run_is_called() -> None:
+    assert results.tab_path("d", "manual__2026-01-01T00:00:00+00:00/x?#", "g.t", 3) == (
+        "/dags/d/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00%2Fx%3F%23/tasks/g.t/mapped/3/plugin/jojokey-images"
+    )
+    assert results.image_path("d", "r", "t") == "/jojokey/images/d/r/t/-1/0"
