@@ -194,7 +194,10 @@ class JojoKeyHook(BaseHook):
         return self.client.generate(request, open_file)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Tell whether images can be made with this connection. Costs nothing; takes 10 s at most.
+        """Tell whether images can be made with this connection. Costs nothing.
+
+        It waits 10 s at most for the answer to ``GET /v1/models``; where that refuses the token, as long
+        again for the gateway to say why.
 
         :return: whether all is well, and a sentence for people
         """

@@ -390,7 +390,7 @@ class Client:
             raise _not_answered(error, self._secret, paid=False) from None
         with response:
             self._clock_skew = _clock_skew(response.headers.get("Date"))
-            body = _beginning(response, 4 * 1024 * 1024)
+            body = _beginning(response, 4 * 1024 * 1024, within=FREE_CALL_TIMEOUT)
             document = None
             if response.status_code == 200:
                 try:
@@ -439,13 +439,17 @@ def pieces(response: requests.Response) -> Iterator[bytes]:
         raise failure
 
 
-def _beginning(response: requests.Response, limit: int) -> bytes:
-    """Return the body's first ``limit`` bytes; what breaks off on the way is no further matter."""
+def _beginning(response: requests.Response, limit: int, within: float = 60.0) -> bytes:
+    """Return the body's first ``limit`` bytes; what breaks off on the way is no further matter.
+
+    :param within: seconds after which no more is waited for, however busily it drips
+    """
     body = b""
+    end = time.monotonic() + within
     try:
         for piece in pieces(response):
             body += piece
-            if len(body) >= limit:
+            if len(body) >= limit or time.monotonic() > end:
                 break
     except (urllib3.exceptions.HTTPError, OSError):
         pass

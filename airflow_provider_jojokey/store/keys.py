@@ -59,8 +59,8 @@ class Destination:
 
     @property
     def receipt_key(self) -> str:
-        """The key of the request's receipt: one for all its images."""
-        return f"{RECEIPTS}{self.key.replace('{index}', 'index').replace('{ext}', 'ext')}.json"
+        """The key of the request's receipt: one for all its images, so ``{index}`` and ``{ext}`` stay as they are."""
+        return f"{RECEIPTS}{self.key}.json"
 
     def uri(self, key: str) -> str:
         """Return the ``s3://`` URI of a key."""

@@ -83,8 +83,6 @@ def test_a_receipt_never_lies_where_an_image_does(
 @given(KEYS, KEYS)
 def test_two_places_have_two_receipts(one: str, other: str) -> None:
     assume(one != other)
-    assume("index" not in one.replace("{index}", "") and "ext" not in one.replace("{ext}", ""))
-    assume("index" not in other.replace("{index}", "") and "ext" not in other.replace("{ext}", ""))
     assert Destination("posters", one).receipt_key != Destination("posters", other).receipt_key
 
 
@@ -95,7 +93,7 @@ def test_a_receipt_does_not_move_with_the_number_of_images(key: str, n: int, oth
 
 def test_a_receipt_is_beside_its_images() -> None:
     assert (
-        Destination("posters", "2026/hero-{index}.{ext}").receipt_key == "_jojokey/2026/hero-index.ext.json"
+        Destination("posters", "2026/hero-{index}.{ext}").receipt_key == "_jojokey/2026/hero-{index}.{ext}.json"
     )
 
 
