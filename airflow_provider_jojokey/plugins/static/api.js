@@ -1,0 +1,105 @@
+// The provider's routes, and the one thing that is asked of Airflow's own API: whether a task still works.
+import { t } from "./text.js";
+
+// Both lie beside this file's folder, whatever prefix Airflow is served under.
+const ROUTES = new URL("../api/", import.meta.url);
+const AIRFLOW = new URL("../../api/v2/", import.meta.url);
+
+const STATES_WITH_A_FUTURE = new Set([
+  null,
+  "deferred",
+  "none",
+  "queued",
+  "restarting",
+  "running",
+  "scheduled",
+  "up_for_reschedule",
+  "up_for_retry",
+]);
+
+export class ApiError extends Error {
+  constructor(status, detail = "") {
+    super(inPlainWords(status));
+    this.status = status;
+    this.detail = detail;
+  }
+}
+
+function inPlainWords(status) {
+  if (status === 0) return t("Airflow cannot be reached. Is the network up?");
+  if (status === 401) return t("Your session has ended. Sign in again to see the images.");
+  if (status === 403) return t("You may not see the images of this Dag.");
+  if (status === 404) return t("There is no such task any more.");
+  if (status === 422) return t("Airflow does not understand these filters.");
+  if (status >= 500) return t("Airflow could not look up the images.");
+  return t("Airflow did not answer as expected.");
+}
+
+async function get(url, signal) {
+  let response;
+  try {
+    response = await fetch(url, { credentials: "same-origin", headers: { Accept: "application/json" }, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0);
+  }
+  let body = null;
+  try {
+    body = await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+  }
+  if (!response.ok || body === null) {
+    const detail = typeof body?.detail === "string" ? body.detail.slice(0, 300) : "";
+    throw new ApiError(response.ok ? 502 : response.status, detail);
+  }
+  return body;
+}
+
+function withQuery(url, query) {
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== "" && value !== null && value !== undefined) url.searchParams.set(name, value);
+  }
+  return url;
+}
+
+export function getResults(filters, cursor, limit, signal) {
+  return get(withQuery(new URL("results", ROUTES), { ...filters, cursor, limit }), signal);
+}
+
+export function getTotals(filters, signal) {
+  return get(withQuery(new URL("totals", ROUTES), filters), signal);
+}
+
+export function getTask({ dagId, runId, taskId, mapIndex }, page, signal) {
+  const [dag, run, task] = [dagId, runId, taskId].map(encodeURIComponent);
+  const path = `dags/${dag}/runs/${run}/tasks/${task}/${mapIndex}`;
+  return get(withQuery(new URL(path, ROUTES), { page }), signal);
+}
+
+// Whether the task may still make something: what is not known counts as "no".
+export async function isUnderWay({ dagId, runId, taskId, mapIndex }, signal) {
+  const [dag, run, task] = [dagId, runId, taskId].map(encodeURIComponent);
+  const mapped = mapIndex >= 0 ? `/${mapIndex}` : "";
+  try {
+    const url = new URL(`dags/${dag}/dagRuns/${run}/taskInstances/${task}${mapped}`, AIRFLOW);
+    const { state } = await get(url, signal);
+    return STATES_WITH_A_FUTURE.has(state);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    // A mapped task as a whole has no instance of its own: ask for all of them.
+    return mapIndex < 0 && error.status === 404 ? anyUnderWay(dag, run, taskId, signal) : false;
+  }
+}
+
+async function anyUnderWay(dag, run, taskId, signal) {
+  try {
+    const url = new URL(`dags/${dag}/dagRuns/${run}/taskInstances/${encodeURIComponent(taskId)}/listMapped`, AIRFLOW);
+    url.searchParams.set("limit", "1");
+    for (const state of STATES_WITH_A_FUTURE) if (state) url.searchParams.append("state", state);
+    return (await get(url, signal)).total_entries > 0;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return false;
+  }
+}

@@ -1,0 +1,91 @@
+// Numbers, sizes and times as people read them; times in the zone that they have chosen in Airflow.
+import { language, t } from "./text.js";
+
+const KILO = 1000;
+
+export function number(value) {
+  return new Intl.NumberFormat(language()).format(value ?? 0);
+}
+
+export function compact(value) {
+  return new Intl.NumberFormat(language(), { notation: "compact", maximumFractionDigits: 1 }).format(value ?? 0);
+}
+
+export function count(value, one, many) {
+  return t(value === 1 ? one : many, { n: number(value) });
+}
+
+export function fileSize(bytes) {
+  if (!Number.isFinite(bytes)) return "";
+  const units = ["byte", "kilobyte", "megabyte", "gigabyte"];
+  const power = Math.min(units.length - 1, bytes < KILO ? 0 : Math.floor(Math.log(bytes) / Math.log(KILO)));
+  return new Intl.NumberFormat(language(), {
+    style: "unit",
+    unit: units[power],
+    unitDisplay: power ? "short" : "long",
+    maximumFractionDigits: power > 1 ? 1 : 0,
+  }).format(bytes / KILO ** power);
+}
+
+export function seconds(value) {
+  return new Intl.NumberFormat(language(), {
+    style: "unit",
+    unit: "second",
+    unitDisplay: "narrow",
+    maximumFractionDigits: value < 10 ? 1 : 0,
+  }).format(value);
+}
+
+function timezone() {
+  try {
+    return JSON.parse(globalThis.localStorage.getItem("timezone")) || "UTC";
+  } catch {
+    return "UTC";
+  }
+}
+
+// As everywhere in Airflow: 2026-11-23 06:15:14.
+export function exactTime(iso) {
+  const date = new Date(iso);
+  if (Number.isNaN(date.getTime())) return "";
+  const format = (timeZone) =>
+    new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeStyle: "medium", timeZone }).format(date);
+  try {
+    return format(timezone());
+  } catch {
+    return format("UTC");
+  }
+}
+
+const STEPS = [
+  ["second", 60],
+  ["minute", 60],
+  ["hour", 24],
+  ["day", 7],
+  ["week", 4.345],
+  ["month", 12],
+  ["year", Number.POSITIVE_INFINITY],
+];
+
+export function relativeTime(iso, now = Date.now()) {
+  let value = (new Date(iso).getTime() - now) / 1000;
+  if (Number.isNaN(value)) return "";
+  const format = new Intl.RelativeTimeFormat(language(), { numeric: "auto" });
+  for (const [unit, size] of STEPS) {
+    // Seconds would be wrong as soon as they are read.
+    if (unit === "second" && Math.abs(value) < 45) return t("just now");
+    if (Math.abs(value) < size - 0.5) return format.format(Math.round(value), unit);
+    value /= size;
+  }
+  return "";
+}
+
+// A day such as 2026-11-23, which is a day in UTC, without making it a moment somewhere else.
+export function day(text, options = { day: "numeric", month: "short" }) {
+  return new Intl.DateTimeFormat(language(), { ...options, timeZone: "UTC" }).format(new Date(`${text}T00:00:00Z`));
+}
+
+export function shortened(text, length = 120) {
+  const line = String(text ?? "").replace(/\s+/g, " ").trim();
+  return line.length <= length ? line : `${line.slice(0, length - 1).trimEnd()}…`;
+}

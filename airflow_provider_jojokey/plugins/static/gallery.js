@@ -1,0 +1,272 @@
+// The page "Images" in the navigation: the latest images of all Dags that the user may read, and their cost.
+import { getResults, getTotals } from "./api.js";
+import { TokensByDag, TokensByDay } from "./charts.js";
+import { FilterBar, isFiltered, useFilters } from "./filters.js";
+import { count } from "./format.js";
+import { Lightbox, slidesOf } from "./lightbox.js";
+import { Button, CopyButton, Empty, Failure, Spinner } from "./parts.js";
+import { h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
+import { Card, Cards, keyOf } from "./results.js";
+import { t } from "./text.js";
+
+const PAGE = 60;
+const KEPT_FOR = 60_000;
+const MOST_KEPT = 8;
+
+const FIRST_DAG = `from airflow.sdk import DAG
+from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+
+with DAG("first_image"):
+    GenerateImageOperator(task_id="image", prompt="A quiet harbour at dawn", s3_key="s3://my-bucket/harbour.png")
+`;
+
+// What was loaded for each filter: who looks at a task and comes back finds the page as it was.
+const kept = new Map();
+
+function keep(key, values) {
+  const old = kept.get(key);
+  kept.delete(key);
+  kept.set(key, { at: Date.now(), ...old, ...values });
+  if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
+}
+
+function fresh(key) {
+  const found = kept.get(key);
+  return found && Date.now() - found.at < KEPT_FOR ? found : null;
+}
+
+const NOTHING = { cards: [], next: null, totals: null };
+
+function useImages(filters) {
+  const key = JSON.stringify(filters);
+  const [round, setRound] = useState(0);
+  const [state, setState] = useState(() => ({ ...NOTHING, ...fresh(key), loading: !fresh(key), error: null }));
+  const controller = useRef(new AbortController());
+  const busy = useRef(false);
+
+  useEffect(() => {
+    controller.current = new AbortController();
+    const { signal } = controller.current;
+    const found = fresh(key);
+    busy.current = false;
+    if (found) {
+      setState({ ...NOTHING, ...found, loading: false, error: null });
+    } else {
+      // What is on the page stays until there is something to put in its place.
+      setState((old) => ({ ...old, loading: true, error: null }));
+      Promise.all([getResults(filters, null, PAGE, signal), getTotals(filters, signal)]).then(
+        ([page, totals]) => {
+          const values = { cards: page.results, next: page.next, totals };
+          keep(key, { ...values, at: Date.now(), scroll: 0 });
+          setState({ ...values, loading: false, error: null });
+        },
+        (error) => signal.aborted || setState((old) => ({ ...old, loading: false, error })),
+      );
+    }
+    return () => controller.current.abort();
+  }, [key, round]);
+
+  const loadMore = useCallback(async () => {
+    if (busy.current || state.loading || state.next === null) return;
+    busy.current = true;
+    const { signal } = controller.current;
+    setState((old) => ({ ...old, error: null, loadingMore: true }));
+    try {
+      const page = await getResults(filters, state.next, PAGE, signal);
+      setState((old) => {
+        const there = new Set(old.cards.map(keyOf));
+        const cards = [...old.cards, ...page.results.filter((card) => !there.has(keyOf(card)))];
+        keep(key, { cards, next: page.next });
+        return { ...old, cards, next: page.next, loadingMore: false };
+      });
+    } catch (error) {
+      if (!signal.aborted) setState((old) => ({ ...old, error, loadingMore: false }));
+    } finally {
+      if (!signal.aborted) busy.current = false;
+    }
+  }, [key, state.next, state.loading]);
+
+  const reload = useCallback(() => {
+    kept.delete(key);
+    setRound((one) => one + 1);
+  }, [key]);
+
+  return { ...state, key, loadMore, reload };
+}
+
+// The names of all Dags that have images, whatever the filter.
+function useDags(filters, totals) {
+  const [dags, setDags] = useState([]);
+  const needed = isFiltered(filters);
+  useEffect(() => {
+    if (!needed) {
+      if (totals) setDags(totals.by_dag.map((one) => one.dag_id).sort());
+      return undefined;
+    }
+    if (dags.length) return undefined;
+    const controller = new AbortController();
+    getTotals({}, controller.signal).then(
+      (all) => setDags(all.by_dag.map((one) => one.dag_id).sort()),
+      () => {}, // without them the filter still takes what is in the address
+    );
+    return () => controller.abort();
+  }, [needed, totals]);
+  return dags;
+}
+
+function scrollerOf(element) {
+  for (let one = element?.parentElement; one; one = one.parentElement) {
+    if (/auto|scroll/.test(getComputedStyle(one).overflowY)) return one;
+  }
+  return document.scrollingElement;
+}
+
+function useScrollPosition(root, key) {
+  useLayoutEffect(() => {
+    const scroller = scrollerOf(root.current);
+    const top = fresh(key)?.scroll;
+    if (top) scroller.scrollTop = top;
+    const onScroll = () => kept.has(key) && keep(key, { scroll: scroller.scrollTop });
+    scroller.addEventListener("scroll", onScroll, { passive: true });
+    return () => scroller.removeEventListener("scroll", onScroll);
+  }, [key]);
+}
+
+export function Gallery() {
+  const [filters, change] = useFilters();
+  const images = useImages(filters);
+  const { cards, next, totals, loading, loadingMore, error, loadMore } = images;
+  const dags = useDags(filters, totals);
+  const [open, setOpen] = useState(null);
+  const root = useRef(null);
+  useScrollPosition(root, images.key);
+
+  // The dialog walks through all that is loaded, not only the card that it was opened from.
+  const slides = useMemo(() => (open ? cards.flatMap((card) => slidesOf(card, true)) : []), [open !== null, cards]);
+  const show = useCallback(
+    (card, position) => {
+      const before = cards.slice(0, cards.indexOf(card)).reduce((sum, one) => sum + one.images.length, 0);
+      setOpen(before + position);
+    },
+    [cards],
+  );
+
+  const nothing = !loading && !error && cards.length === 0;
+  const first = nothing && !isFiltered(filters);
+  return h(
+    "section",
+    { ref: root, className: "jojokey-root jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
+    !first && h(FilterBar, { filters, dags, onChange: change }),
+    !first && totals && h(Totals, { totals, onReload: images.reload, loading }),
+    !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
+    loading && !cards.length && h(Spinner, { label: t("Looking for images …") }),
+    h(
+      "div",
+      { className: `jojokey-results${loading ? " jojokey-stale" : ""}` },
+      cards.length > 0 &&
+        h(
+          Cards,
+          null,
+          cards.map((card) =>
+            h(Card, { key: keyOf(card), card, title: card.dag_id, subtitle: subtitleOf(card), onOpen: show }),
+          ),
+        ),
+      next !== null && !loading && !error && h(Sentinel, { onSeen: loadMore, key: cards.length }),
+    ),
+    error && h(Failure, { error, onRetry: cards.length && next !== null ? loadMore : images.reload }),
+    next !== null &&
+      !error &&
+      cards.length > 0 &&
+      h(
+        "div",
+        { className: "jojokey-show-more" },
+        h(Button, { onClick: loadMore, disabled: loadingMore }, loadingMore ? t("Loading …") : t("Load more")),
+      ),
+    first && h(First),
+    nothing && !first && h(NoMatch, { onClear: change }),
+    open !== null &&
+      slides.length > 0 &&
+      h(Lightbox, { slides, start: open, onClose: () => setOpen(null), onNearEnd: loadMore }),
+  );
+}
+
+function subtitleOf(card) {
+  const label = card.map_index >= 0 ? ` · ${card.label ?? `[${card.map_index}]`}` : "";
+  return `${card.task_id}${label} · ${card.run_id}`;
+}
+
+function Totals({ totals, onReload, loading }) {
+  const { usage = {} } = totals;
+  return h(
+    "div",
+    { className: "jojokey-totals", role: "status" },
+    h("h2", { className: "jojokey-heading" }, count(totals.images, "{n} Image", "{n} Images")),
+    h(
+      "span",
+      { className: "jojokey-muted" },
+      [
+        count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
+        t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
+        totals.failed ? count(totals.failed, "{n} failed", "{n} failed") : null,
+      ]
+        .filter(Boolean)
+        .join(" · "),
+    ),
+    h(Button, { icon: "reload", label: t("Refresh"), variant: "ghost", onClick: onReload, disabled: loading }),
+  );
+}
+
+function Charts({ totals, filters, onChange }) {
+  return h(
+    "div",
+    { className: "jojokey-charts" },
+    h(TokensByDay, { byDay: totals.by_day, filters, onChange }),
+    h(TokensByDag, { byDag: totals.by_dag, onChange }),
+  );
+}
+
+// It lies above the end of the list, and is seen before the end is.
+function Sentinel({ onSeen }) {
+  const element = useRef(null);
+  const seen = useRef(onSeen);
+  seen.current = onSeen;
+  useEffect(() => {
+    const observer = new IntersectionObserver(([entry]) => entry.isIntersecting && seen.current());
+    observer.observe(element.current);
+    return () => observer.disconnect();
+  }, []);
+  return h("div", { ref: element, className: "jojokey-sentinel", "aria-hidden": true });
+}
+
+function NoMatch({ onClear }) {
+  const nothing = { q: "", dag_id: "", run_id: "", day_from: "", day_to: "" };
+  return h(
+    Empty,
+    { icon: "search", title: t("No images match these filters") },
+    h("p", null, t("Try fewer words, another Dag or more days.")),
+    h(Button, { onClick: () => onClear(nothing) }, t("Clear filters")),
+  );
+}
+
+function First() {
+  return h(
+    Empty,
+    { title: t("No images yet") },
+    h(
+      "p",
+      null,
+      t("Images that your Dags make with JojoKey appear here, with what they cost. This Dag makes the first one:"),
+    ),
+    h(
+      "div",
+      { className: "jojokey-code" },
+      h("pre", { tabIndex: 0 }, h("code", null, FIRST_DAG)),
+      h(CopyButton, { text: FIRST_DAG, label: t("Copy the Dag") }, t("Copy")),
+    ),
+    h(
+      "p",
+      { className: "jojokey-muted" },
+      t("It needs a connection jojokey_default with your token, and aws_default for S3."),
+    ),
+  );
+}

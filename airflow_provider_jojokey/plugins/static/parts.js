@@ -1,0 +1,233 @@
+// The small parts of which the tab and the page are made, in the looks of Airflow's own.
+import { exactTime, relativeTime } from "./format.js";
+import { h, RouterLink, useEffect, useId, useLayoutEffect, useRef, useState } from "./react.js";
+import { t } from "./text.js";
+
+const SHAPES = {
+  check: "M5 12.5l4.5 4.5L19 7.5",
+  close: "M6 6l12 12M18 6L6 18",
+  copy: "M9 9h11v11H9zM5 15H4V4h11v1",
+  download: "M12 4v11M7.5 11l4.5 4.5 4.5-4.5M4 20h16",
+  external: "M9 5H5v14h14v-4M13 5h6v6M19 5l-9 9",
+  image: "M4 5h16v14H4zM4 16l4.5-4.5 4 4 3-3L20 17M15.5 9.2v.1",
+  left: "M15 5l-7 7 7 7",
+  reload: "M19.5 12a7.5 7.5 0 11-2.2-5.3M19.5 3.5v4.3h-4.3",
+  right: "M9 5l7 7-7 7",
+  search: "M11 5a6 6 0 100 12 6 6 0 000-12zM15.5 15.5L20 20",
+  warning: "M12 4l9 16H3zM12 10v4.5M12 17.2v.1",
+};
+
+export function Icon({ name }) {
+  return h(
+    "svg",
+    { className: "jojokey-icon", viewBox: "0 0 24 24", "aria-hidden": true, focusable: false },
+    h("path", { d: SHAPES[name] }),
+  );
+}
+
+export function Button({ icon, children, variant = "outline", label, ...rest }) {
+  const only = icon && !children;
+  return h(
+    "button",
+    {
+      type: "button",
+      className: `jojokey-button jojokey-button-${variant}${only ? " jojokey-button-icon" : ""}`,
+      "aria-label": label,
+      title: label,
+      ...rest,
+    },
+    icon && h(Icon, { name: icon }),
+    children,
+  );
+}
+
+// Nothing but pages and files: an address that would run is no address.
+export function safeUrl(url) {
+  try {
+    const { href, protocol } = new URL(url, document.baseURI);
+    return protocol === "https:" || protocol === "http:" ? href : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+// A link within Airflow, which opens without loading the page again.
+export function AppLink({ to, children, ...rest }) {
+  const href = safeUrl(to);
+  if (!href) return h("span", rest, children);
+  // The router takes an address of its own origin for one of its pages, prefix and all.
+  return h(RouterLink, { to: href, ...rest }, children);
+}
+
+export function ButtonLink({ href, icon, children, label, variant = "outline", ...rest }) {
+  const only = icon && !children;
+  return h(
+    "a",
+    {
+      className: `jojokey-button jojokey-button-${variant}${only ? " jojokey-button-icon" : ""}`,
+      href: safeUrl(href),
+      "aria-label": label,
+      title: label,
+      ...rest,
+    },
+    icon && h(Icon, { name: icon }),
+    children,
+  );
+}
+
+async function copyText(text, from) {
+  // Browsers give a page on plain http no clipboard, and many an Airflow is served so.
+  if (navigator.clipboard && globalThis.isSecureContext) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      // A browser that has one may still refuse it; there is the old way.
+    }
+  }
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.setAttribute("aria-hidden", "true");
+  area.className = "jojokey-hidden";
+  // Within an open dialog, all outside is inert and cannot be selected.
+  (from.closest("dialog") ?? document.body).append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  from.focus();
+  return done;
+}
+
+export function CopyButton({ text, label, children, variant = "outline" }) {
+  const [state, setState] = useState(null);
+  useEffect(() => {
+    if (state === null) return undefined;
+    const timer = setTimeout(() => setState(null), 2000);
+    return () => clearTimeout(timer);
+  }, [state]);
+  const said = state === "done" ? t("Copied") : state === "refused" ? t("Copying was refused") : "";
+  return h(
+    Button,
+    {
+      icon: state === "done" ? "check" : "copy",
+      label,
+      variant,
+      onClick: async (event) => setState((await copyText(text, event.currentTarget)) ? "done" : "refused"),
+    },
+    children && h("span", null, said || children),
+    h("span", { className: "jojokey-hidden", role: "status" }, said),
+  );
+}
+
+export function Badge({ kind, children, title }) {
+  return h("span", { className: `jojokey-badge jojokey-badge-${kind}`, title }, children);
+}
+
+// What a result was to the bill.
+export function BillBadge({ result }) {
+  if (result.state === "failed") {
+    return result.usage?.total_tokens
+      ? h(Badge, { kind: "failed", title: t("It failed, and was billed all the same.") }, t("Failed, paid"))
+      : h(Badge, { kind: "failed" }, t("Failed"));
+  }
+  return result.reused
+    ? h(Badge, { kind: "muted", title: t("An earlier attempt had paid for it: nothing was billed again.") }, t("Reused"))
+    : h(Badge, { kind: "success", title: t("These tokens were billed to this task.") }, t("Paid"));
+}
+
+export function Time({ iso, relative = false }) {
+  const exact = exactTime(iso);
+  return h("time", { dateTime: iso, title: relative ? exact : undefined }, relative ? relativeTime(iso) : exact);
+}
+
+export function Spinner({ label }) {
+  return h(
+    "div",
+    { className: "jojokey-waiting", role: "status" },
+    h("span", { className: "jojokey-spinner", "aria-hidden": true }),
+    label,
+  );
+}
+
+export function Notice({ kind = "info", title, children, action }) {
+  return h(
+    "div",
+    { className: `jojokey-notice jojokey-notice-${kind}`, role: kind === "error" ? "alert" : undefined },
+    kind !== "info" && h(Icon, { name: "warning" }),
+    h(
+      "div",
+      { className: "jojokey-notice-text" },
+      title && h("strong", null, title),
+      children && h("div", null, children),
+    ),
+    action,
+  );
+}
+
+export function Failure({ error, onRetry }) {
+  const signIn = error.status === 401;
+  return h(
+    Notice,
+    {
+      kind: "error",
+      title: error.message,
+      // Airflow's own page knows the way to the login.
+      action: h(
+        Button,
+        { onClick: signIn ? () => globalThis.location.reload() : onRetry },
+        signIn ? t("Sign in") : t("Try again"),
+      ),
+    },
+    error.detail,
+  );
+}
+
+export function Empty({ icon = "image", title, children }) {
+  return h(
+    "div",
+    { className: "jojokey-empty" },
+    h("span", { className: "jojokey-empty-icon" }, h(Icon, { name: icon })),
+    title && h("h3", null, title),
+    children,
+  );
+}
+
+// A prompt is shown as it was written, and folded where it is long.
+export function Prompt({ text }) {
+  const [open, setOpen] = useState(false);
+  const [long, setLong] = useState(false);
+  const element = useRef(null);
+  const id = useId();
+  useLayoutEffect(() => {
+    const measured = element.current;
+    if (open || !measured) return undefined;
+    const measure = () => setLong(measured.scrollHeight > measured.clientHeight + 1);
+    measure();
+    const observer = new ResizeObserver(measure);
+    observer.observe(measured);
+    return () => observer.disconnect();
+  }, [text, open]);
+  return h(
+    "div",
+    null,
+    h("p", { ref: element, id, className: `jojokey-prompt${open ? "" : " jojokey-clamped"}`, dir: "auto" }, text),
+    (long || open) &&
+      h(
+        "button",
+        {
+          type: "button",
+          className: "jojokey-link",
+          "aria-expanded": open,
+          "aria-controls": id,
+          onClick: () => setOpen(!open),
+        },
+        open ? t("Show less") : t("Show all"),
+      ),
+  );
+}
+
+export function Fact({ label, children }) {
+  return children === null || children === undefined || children === ""
+    ? null
+    : h("div", { className: "jojokey-fact" }, h("dt", null, label), h("dd", null, children));
+}

@@ -1,0 +1,99 @@
+// A result as a card, as it stands in the gallery, under a mapped task and in a batch.
+import { count } from "./format.js";
+import { alt } from "./lightbox.js";
+import { AppLink, BillBadge, Icon, safeUrl, Time } from "./parts.js";
+import { h, useState } from "./react.js";
+import { t } from "./text.js";
+
+const IN_A_MOSAIC = 4;
+
+export function keyOf(card) {
+  return JSON.stringify([card.dag_id, card.run_id, card.task_id, card.map_index, card.index ?? null]);
+}
+
+export function Thumbnail({ image, prompt, eager = false }) {
+  const [broken, setBroken] = useState(false);
+  if (broken) {
+    return h(
+      "span",
+      { className: "jojokey-broken", role: "img", "aria-label": t("An image that cannot be read from S3 any more") },
+      h(Icon, { name: "image" }),
+    );
+  }
+  return h("img", {
+    src: safeUrl(image.thumbnail),
+    alt: alt(prompt),
+    width: image.width,
+    height: image.height,
+    loading: eager ? "eager" : "lazy",
+    decoding: "async",
+    onError: () => setBroken(true),
+  });
+}
+
+// The pictures of a result in a square that is there before they are: nothing jumps.
+function Pictures({ card, onOpen }) {
+  const shown = card.images.slice(0, card.count > 1 ? IN_A_MOSAIC : 1);
+  if (!shown.length) {
+    return h(
+      "div",
+      { className: "jojokey-pictures jojokey-pictures-none" },
+      h(Icon, { name: card.state === "failed" ? "warning" : "image" }),
+      h("span", null, card.state === "failed" ? t("No image came of it") : t("No image")),
+    );
+  }
+  const more = card.count - shown.length;
+  return h(
+    "div",
+    { className: `jojokey-pictures${shown.length > 1 ? " jojokey-mosaic" : ""}` },
+    shown.map((image, position) =>
+      h(
+        "button",
+        {
+          key: image.number,
+          type: "button",
+          className: "jojokey-picture",
+          "aria-label": t("Enlarge: {prompt}", { prompt: alt(card.prompt) }),
+          onClick: () => onOpen(card, position),
+        },
+        h(Thumbnail, { image, prompt: card.prompt }),
+        more > 0 && position === shown.length - 1 && h("span", { className: "jojokey-more" }, `+${more}`),
+      ),
+    ),
+  );
+}
+
+// :title is what tells the card from its neighbours: a Dag in the gallery, an index under a mapped task.
+export function Card({ card, title, subtitle, onOpen }) {
+  const tokens = card.usage?.total_tokens ?? 0;
+  const text = card.state === "failed" && !card.images.length ? (card.message ?? card.prompt) : card.prompt;
+  return h(
+    "li",
+    { className: "jojokey-card" },
+    h(Pictures, { card, onOpen }),
+    h(
+      "div",
+      { className: "jojokey-card-body" },
+      h(
+        "div",
+        { className: "jojokey-card-head" },
+        card.href
+          ? h(AppLink, { to: card.href, className: "jojokey-card-title", title }, title)
+          : h("span", { className: "jojokey-card-title", title }, title),
+        h(BillBadge, { result: card }),
+      ),
+      subtitle && h("div", { className: "jojokey-card-sub", title: subtitle }, subtitle),
+      h("p", { className: "jojokey-card-text", dir: "auto", title: text }, text),
+      h(
+        "div",
+        { className: "jojokey-card-foot" },
+        card.made_at && h(Time, { iso: card.made_at, relative: true }),
+        h("span", null, count(tokens, "{n} token", "{n} tokens")),
+      ),
+    ),
+  );
+}
+
+export function Cards({ children }) {
+  return h("ul", { className: "jojokey-cards" }, children);
+}

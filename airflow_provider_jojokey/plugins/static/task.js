@@ -1,0 +1,386 @@
+// The tab "Images" of a task instance: what it made, what it cost, and every attempt.
+import { getTask, isUnderWay } from "./api.js";
+import { count, fileSize, number, seconds } from "./format.js";
+import { alt, Lightbox, slidesOf } from "./lightbox.js";
+import {
+  Badge,
+  BillBadge,
+  Button,
+  ButtonLink,
+  CopyButton,
+  Empty,
+  Fact,
+  Failure,
+  Icon,
+  Notice,
+  Prompt,
+  safeUrl,
+  Spinner,
+  Time,
+} from "./parts.js";
+import { h, useCallback, useEffect, useRef, useState } from "./react.js";
+import { Card, Cards, keyOf } from "./results.js";
+import { t } from "./text.js";
+
+const FIRST_WAIT = 2500;
+const LONGEST_WAIT = 15000;
+
+// Ask until the task has ended, ever more slowly, and only while somebody looks.
+function useTask(task) {
+  const [answer, setAnswer] = useState(null);
+  const [error, setError] = useState(null);
+  const [round, setRound] = useState(0);
+  const retry = useCallback(() => {
+    setError(null);
+    setRound((one) => one + 1);
+  }, []);
+
+  useEffect(() => {
+    const controller = new AbortController();
+    let timer = 0;
+    let wait = FIRST_WAIT;
+    let seen = "";
+    const ask = async () => {
+      try {
+        // First whether it works, then what it left: the other way round the last word would be missed.
+        const underWay = await isUnderWay(task, controller.signal);
+        const body = await getTask(task, undefined, controller.signal);
+        const now = JSON.stringify(body);
+        wait = now === seen ? Math.min(LONGEST_WAIT, wait * 1.25) : FIRST_WAIT;
+        seen = now;
+        setAnswer({ ...body, underWay });
+        setError(null);
+        if (underWay) later();
+      } catch (failure) {
+        if (controller.signal.aborted) return;
+        setError(failure);
+      }
+    };
+    const later = () => {
+      timer = setTimeout(() => (document.visibilityState === "visible" ? ask() : later()), wait);
+    };
+    ask();
+    return () => {
+      controller.abort();
+      clearTimeout(timer);
+    };
+  }, [round]);
+
+  return { answer, error, retry };
+}
+
+export function TaskImages({ dagId, runId, taskId, mapIndex }) {
+  const task = { dagId, runId, taskId, mapIndex };
+  const { answer, error, retry } = useTask(task);
+  const [open, setOpen] = useState(null);
+
+  const show = useCallback((card, position) => setOpen({ slides: slidesOf(card), start: position }), []);
+  let content;
+  if (error && !answer) content = h(Failure, { error, onRetry: retry });
+  else if (!answer) content = h(Spinner, { label: t("Looking for images …") });
+  else if (answer.results?.length) content = h(Mapped, { task, answer, onOpen: show });
+  else if (answer.result) content = h(One, { task, answer, onOpen: show });
+  else if (answer.underWay) content = h(Working);
+  else content = h(Nothing);
+
+  return h(
+    "section",
+    { className: "jojokey-root jojokey-tab", "aria-label": t("Images") },
+    error && answer && h(Failure, { error, onRetry: retry }),
+    content,
+    open && h(Lightbox, { ...open, onClose: () => setOpen(null) }),
+  );
+}
+
+function Working() {
+  return h(
+    "div",
+    { className: "jojokey-empty", role: "status" },
+    h("span", { className: "jojokey-spinner jojokey-spinner-large", "aria-hidden": true }),
+    h("h3", null, t("No images yet")),
+    h("p", null, t("The task has not ended. Its images appear here by themselves as soon as it leaves some.")),
+  );
+}
+
+function Nothing() {
+  return h(
+    Empty,
+    { title: t("No images") },
+    h(
+      "p",
+      null,
+      t(
+        "This tab shows the images that a task makes with JojoKey, and what they cost. This task has left none in this Dag run.",
+      ),
+    ),
+  );
+}
+
+function One({ task, answer, onOpen }) {
+  const { result, attempts, attempts_error: attemptsError, s3_console: console, items } = answer;
+  const single = result.images.length === 1 && !items;
+  return h(
+    "div",
+    { className: `jojokey-one${single ? " jojokey-one-single" : ""}` },
+    result.state === "failed" && h(Failed, { result, underWay: answer.underWay }),
+    items
+      ? null
+      : result.images.length > 0 &&
+          h(
+            "div",
+            { className: "jojokey-figures" },
+            result.images.map((image, position) =>
+              h(Figure, { key: image.number, image, result, onOpen: () => onOpen(result, position) }),
+            ),
+          ),
+    h(Facts, { result, console }),
+    items && h(Items, { task, answer, onOpen }),
+    h(Attempts, { attempts, error: attemptsError }),
+  );
+}
+
+function Failed({ result, underWay }) {
+  const tokens = result.usage?.total_tokens ?? 0;
+  const cost = tokens
+    ? t("It was billed: {tokens}.", { tokens: count(tokens, "{n} token", "{n} tokens") })
+    : t("No tokens were billed for it, as far as is known.");
+  const arrived = result.images.length
+    ? ` ${count(result.images.length, "One image had arrived and is kept.", "{n} images had arrived and are kept.")}`
+    : "";
+  const next = underWay ? ` ${t("The task will try again.")}` : "";
+  return h(
+    Notice,
+    { kind: "error", title: result.message ?? result.error ?? t("The task failed.") },
+    cost + arrived + next,
+  );
+}
+
+function Figure({ image, result, onOpen }) {
+  const [broken, setBroken] = useState(false);
+  return h(
+    "figure",
+    { className: "jojokey-figure" },
+    broken
+      ? h(
+          "div",
+          { className: "jojokey-figure-broken" },
+          h(Icon, { name: "image" }),
+          t("This image cannot be read from S3 any more. Was it moved or deleted?"),
+        )
+      : h(
+          "button",
+          {
+            type: "button",
+            className: "jojokey-figure-button",
+            "aria-label": t("Enlarge: {prompt}", { prompt: alt(result.prompt) }),
+            onClick: onOpen,
+          },
+          h("img", {
+            src: safeUrl(image.src),
+            alt: alt(result.prompt),
+            width: image.width,
+            height: image.height,
+            style: { aspectRatio: `${image.width} / ${image.height}` },
+            decoding: "async",
+            onError: () => setBroken(true),
+          }),
+        ),
+    h(
+      "figcaption",
+      null,
+      h(
+        "span",
+        { className: "jojokey-file" },
+        h("span", { className: "jojokey-file-name", title: image.uri }, image.name),
+        h("span", { className: "jojokey-muted" }, `${image.width} × ${image.height} · ${fileSize(image.bytes)}`),
+      ),
+      h(
+        "span",
+        { className: "jojokey-tools" },
+        h(CopyButton, { text: image.uri, label: t("Copy the S3 location") }),
+        h(ButtonLink, { href: image.download, download: image.name, icon: "download", label: t("Download") }),
+      ),
+    ),
+  );
+}
+
+function Facts({ result, console }) {
+  const { usage = {} } = result;
+  return h(
+    "div",
+    { className: "jojokey-facts" },
+    h(
+      "div",
+      { className: "jojokey-facts-prompt" },
+      h("h3", { className: "jojokey-label" }, t("Prompt")),
+      result.prompt ? h(Prompt, { text: result.prompt }) : h("p", { className: "jojokey-muted" }, "–"),
+    ),
+    h(
+      "dl",
+      { className: "jojokey-dl" },
+      h(Fact, { label: t("Bill") }, h(BillBadge, { result })),
+      h(
+        Fact,
+        { label: t("Tokens") },
+        number(usage.total_tokens),
+        h(
+          "span",
+          { className: "jojokey-muted" },
+          ` = ${t("{in} in + {out} out", { in: number(usage.input_tokens), out: number(usage.output_tokens) })}`,
+        ),
+      ),
+      h(Fact, { label: t("Generated in") }, result.seconds === null ? null : seconds(result.seconds)),
+      h(Fact, { label: t("Images") }, result.count > 1 ? number(result.count) : null),
+      h(Fact, { label: t("Model") }, result.model),
+      h(Fact, { label: t("Size") }, result.size?.replace("x", " × ")),
+      h(Fact, { label: t("Quality") }, result.quality),
+      h(Fact, { label: t("Made") }, result.made_at && h(Time, { iso: result.made_at })),
+      h(
+        Fact,
+        { label: t("Request ID") },
+        result.request_id &&
+          h(
+            "span",
+            { className: "jojokey-copyable" },
+            h("code", { title: result.request_id }, result.request_id),
+            h(CopyButton, { text: result.request_id, label: t("Copy the request ID"), variant: "ghost" }),
+          ),
+      ),
+    ),
+    console &&
+      h(
+        ButtonLink,
+        { href: console, icon: "external", target: "_blank", rel: "noreferrer" },
+        t("Open in the S3 console"),
+      ),
+  );
+}
+
+const OUTCOMES = {
+  open: ["muted", "Under way"],
+  complete: ["success", "Complete"],
+  not_billed: ["failed", "Failed"],
+  billed: ["failed", "Failed"],
+  unknown: ["warning", "Unknown"],
+};
+const BILLED = { yes: "Yes", no: "No", unknown: "Unknown" };
+
+function Attempts({ attempts, error }) {
+  if (error) return h(Notice, { title: t("The attempts cannot be told") }, error);
+  if (!attempts?.length) return null;
+  return h(
+    "div",
+    { className: "jojokey-attempts" },
+    h("h3", { className: "jojokey-heading" }, count(attempts.length, "{n} Attempt", "{n} Attempts")),
+    h(
+      "div",
+      { className: "jojokey-scroll", tabIndex: 0, role: "region", "aria-label": t("Attempts") },
+      h(
+        "table",
+        { className: "jojokey-table" },
+        h(
+          "thead",
+          null,
+          h(
+            "tr",
+            null,
+            ["Started", "Try", "Outcome", "Billed", "Tokens", "Took", "Request ID", "Note"].map((name) =>
+              h("th", { key: name, scope: "col" }, t(name)),
+            ),
+          ),
+        ),
+        h(
+          "tbody",
+          null,
+          attempts.map((one, position) => {
+            const [kind, word] = OUTCOMES[one.outcome] ?? ["muted", String(one.outcome)];
+            return h(
+              "tr",
+              { key: position },
+              h("td", { className: "jojokey-nowrap" }, one.started_at && h(Time, { iso: one.started_at })),
+              h("td", null, one.try_number),
+              h("td", null, h(Badge, { kind }, t(word))),
+              h("td", null, t(BILLED[one.billed] ?? "Unknown")),
+              h("td", null, one.usage ? number(one.usage.total_tokens) : "–"),
+              h("td", null, Number.isFinite(one.seconds) ? seconds(one.seconds) : "–"),
+              h("td", null, one.request_id || one.cf_ray ? h("code", null, one.request_id ?? one.cf_ray) : "–"),
+              h("td", { className: "jojokey-note" }, [one.error, one.note].filter(Boolean).join(": ") || "–"),
+            );
+          }),
+        ),
+      ),
+    ),
+  );
+}
+
+// Pages that a button adds to what is already there.
+function usePages(task, answer, name) {
+  const [more, setMore] = useState({ of: answer, rows: [], next: answer.next_page ?? null });
+  const [state, setState] = useState({ loading: false, error: null });
+  const current = more.of === answer ? more : { of: answer, rows: [], next: answer.next_page ?? null };
+  const alive = useRef(new AbortController());
+  useEffect(() => {
+    alive.current = new AbortController();
+    return () => alive.current.abort();
+  }, []);
+  const load = async () => {
+    setState({ loading: true, error: null });
+    try {
+      const page = await getTask(task, current.next, alive.current.signal);
+      setMore({ of: answer, rows: [...current.rows, ...(page[name] ?? [])], next: page.next_page ?? null });
+      setState({ loading: false, error: null });
+    } catch (error) {
+      if (!alive.current.signal.aborted) setState({ loading: false, error });
+    }
+  };
+  return { rows: [...(answer[name] ?? []), ...current.rows], hasMore: current.next !== null, load, ...state };
+}
+
+function ShowMore({ pages }) {
+  if (pages.error) return h(Failure, { error: pages.error, onRetry: pages.load });
+  if (!pages.hasMore) return null;
+  return h(
+    "div",
+    { className: "jojokey-show-more" },
+    h(Button, { onClick: pages.load, disabled: pages.loading }, pages.loading ? t("Loading …") : t("Show more")),
+  );
+}
+
+function Mapped({ task, answer, onOpen }) {
+  const pages = usePages(task, answer, "results");
+  return h(
+    "div",
+    null,
+    h("h3", { className: "jojokey-heading" }, t("Mapped tasks")),
+    h(
+      Cards,
+      null,
+      pages.rows.map((card) =>
+        h(Card, { key: keyOf(card), card, title: card.label ?? `[${card.map_index}]`, onOpen }),
+      ),
+    ),
+    h(ShowMore, { pages }),
+  );
+}
+
+function Items({ task, answer, onOpen }) {
+  const pages = usePages(task, answer, "items");
+  return h(
+    "div",
+    { className: "jojokey-items" },
+    h("h3", { className: "jojokey-heading" }, t("Items of the batch")),
+    h(
+      Cards,
+      null,
+      pages.rows.map((item, position) =>
+        h(Card, {
+          key: item.index ?? position,
+          card: { ...item, href: null, count: item.count ?? item.images.length },
+          title: item.images[0]?.name ?? t("Item {n}", { n: (item.index ?? position) + 1 }),
+          onOpen,
+        }),
+      ),
+    ),
+    h(ShowMore, { pages }),
+  );
+}
