@@ -36,6 +36,10 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_provider_jojokey.operators.jojokey"],
             }
         ],
+        "extra-links": [
+            "airflow_provider_jojokey.links.jojokey.ImagesLink",
+            "airflow_provider_jojokey.links.jojokey.S3ConsoleLink",
+        ],
         "triggers": [
             {
                 "integration-name": "JojoKey",
@@ -76,6 +80,22 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "float",
                         "example": None,
                         "default": "300",
+                    },
+                    "thumbnail_directory": {
+                        "description": "Where the API server keeps small copies of the images that it shows. Empty: "
+                        "beside the spool, in the system's temporary directory.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "/var/cache/airflow/jojokey",
+                        "default": "",
+                    },
+                    "thumbnail_cache_bytes": {
+                        "description": "What these copies may take together, in bytes; those not shown for longest "
+                        "are deleted first.",
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": None,
+                        "default": "536870912",
                     },
                 },
             }

@@ -9,6 +9,12 @@ from airflow_provider_jojokey.store import spool
 
 UPLOAD_PATIENCE = 600.0
 LONGEST_GENERATION = 300.0
+THUMBNAIL_CACHE_BYTES = 512 * 1024 * 1024
+
+
+def _thumbnail_directory() -> Path:
+    root = spool.default_root()
+    return root.with_name(f"{root.name}-thumbnails")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +26,16 @@ class Settings:
     :param upload_patience: seconds for which an outage of S3 is waited out, once images are paid for
     :param longest_generation: seconds after which a generation has surely ended, one way or the other:
         only then does it mean anything that the gateway's log does not have it
+    :param thumbnail_directory: where the API server keeps small copies of the images
+    :param thumbnail_cache_bytes: what they may take together
     """
 
     spool_directory: Path = field(default_factory=spool.default_root)
     spool_max_age: float = spool.MAX_AGE
     upload_patience: float = UPLOAD_PATIENCE
     longest_generation: float = LONGEST_GENERATION
+    thumbnail_directory: Path = field(default_factory=_thumbnail_directory)
+    thumbnail_cache_bytes: int = THUMBNAIL_CACHE_BYTES
 
     @classmethod
     def of_airflow(cls) -> Settings:
@@ -36,9 +46,14 @@ class Settings:
         from airflow.providers.common.compat.sdk import conf
 
         directory = conf.get("jojokey", "spool_directory", fallback="")
+        thumbnails = conf.get("jojokey", "thumbnail_directory", fallback="")
         return cls(
             spool_directory=Path(directory).expanduser() if directory else spool.default_root(),
             spool_max_age=conf.getfloat("jojokey", "spool_max_age", fallback=spool.MAX_AGE),
             upload_patience=conf.getfloat("jojokey", "upload_patience", fallback=UPLOAD_PATIENCE),
             longest_generation=conf.getfloat("jojokey", "longest_generation", fallback=LONGEST_GENERATION),
+            thumbnail_directory=Path(thumbnails).expanduser() if thumbnails else _thumbnail_directory(),
+            thumbnail_cache_bytes=conf.getint(
+                "jojokey", "thumbnail_cache_bytes", fallback=THUMBNAIL_CACHE_BYTES
+            ),
         )

@@ -143,7 +143,7 @@ class ImageStore:
         :param data: what it holds: written over itself where the store does not honour the condition
         :raises JojoKeyStoreError: if S3 does not tell
         """
-        if self._conditions_proven is None and _is_aws(self.client.meta.endpoint_url):
+        if self._conditions_proven is None and is_aws(self.client.meta.endpoint_url):
             self._conditions_proven = True
         if self._conditions_proven is None:
             self._conditions_proven = (
@@ -162,7 +162,8 @@ class ImageStore:
         return bool(self.client.meta.config.request_checksum_calculation != "when_required")
 
 
-def _is_aws(endpoint_url: str) -> bool:
+def is_aws(endpoint_url: str) -> bool:
+    """Tell whether this is AWS's own S3."""
     host = urlsplit(endpoint_url).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 

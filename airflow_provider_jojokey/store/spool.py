@@ -167,6 +167,17 @@ def default_root() -> Path:
     return Path(tempfile.gettempdir()) / f"airflow-jojokey-{user}"
 
 
+def make_own(folder: Path) -> None:
+    """Make a folder for this user's eyes only.
+
+    :raises OSError: if it cannot be made, or somebody else owns it
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Neither the folder nor a link to it: links in a folder that all may write to can lead anywhere.
+    if hasattr(os, "getuid") and {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+
+
 def prepare(root: Path) -> str:
     """Make the folder of all spools, for this user's eyes only, and return its id.
 
@@ -174,10 +185,7 @@ def prepare(root: Path) -> str:
 
     :raises OSError: if it cannot be made, or somebody else owns it
     """
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Neither the folder nor a link to it: links in a folder that all may write to can lead anywhere.
-    if hasattr(os, "getuid") and {root.lstat().st_uid, root.stat().st_uid} != {os.getuid()}:
-        raise PermissionError(errno.EPERM, "it belongs to another user", str(root))
+    make_own(root)
     path = root / "id"
     try:
         if known := path.read_text(encoding="ascii"):

@@ -1,0 +1,110 @@
+"""Links from a task's Details to its images: in Airflow's UI, and in the AWS console.
+
+Airflow asks for them on the worker once the task has ended, and keeps the answers as XComs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlencode, urlsplit
+
+from airflow.providers.common.compat.sdk import BaseOperatorLink
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+
+_CONSOLES = {
+    "aws": "console.aws.amazon.com",
+    "aws-cn": "console.amazonaws.cn",
+    "aws-us-gov": "console.amazonaws-us-gov.com",
+}
+
+
+class ImagesLink(BaseOperatorLink):
+    """To the task's tab "Images"."""
+
+    name: ClassVar[str] = "Images"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the tab's path in Airflow's UI.
+
+        :param operator: the task's operator
+        :param ti_key: whose images
+        """
+        from airflow.providers.common.compat.sdk import conf
+
+        from airflow_provider_jojokey.results import tab_path
+
+        base = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
+        return base + tab_path(ti_key.dag_id, ti_key.run_id, ti_key.task_id, ti_key.map_index)
+
+
+class S3ConsoleLink(BaseOperatorLink):
+    """To the images in the AWS console, where their bucket is on AWS."""
+
+    name: ClassVar[str] = "S3 console"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the console's URL; nothing where the task has made no image, or not on AWS.
+
+        :param operator: the task's operator
+        :param ti_key: whose images
+        """
+        from airflow.providers.common.compat.sdk import XCom
+
+        from airflow_provider_jojokey.results import XCOM_KEY, Result
+
+        result = Result.of_xcom(XCom.get_value(ti_key=ti_key, key=XCOM_KEY))
+        if result is None or not result.images:
+            return ""
+        place = _place_on_aws(result.aws_conn_id)
+        if place is None:
+            return ""
+        return s3_console_url([one.uri for one in result.images], *place) or ""
+
+
+def _place_on_aws(aws_conn_id: str | None) -> tuple[str | None, str] | None:
+    """Return region and partition that a connection names, or ``None`` where it leads to another store.
+
+    It is read here and not by boto3: a task that was deferred need not load that for a link.
+    """
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+    extra: dict[str, Any] = {}
+    try:
+        if aws_conn_id is not None:
+            extra = BaseHook.get_connection(aws_conn_id).extra_dejson
+    except AirflowNotFoundException:
+        pass  # then boto3's own settings hold, as they do for S3Hook
+    service = (extra.get("service_config") or {}).get("s3") or {}
+    if extra.get("endpoint_url") or service.get("endpoint_url"):
+        return None
+    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        return None
+    region = extra.get("region_name") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    partitions = {"cn": "aws-cn", "us-gov": "aws-us-gov"}
+    return region, next(
+        (name for start, name in partitions.items() if f"{region}".startswith(f"{start}-")), "aws"
+    )
+
+
+def s3_console_url(uris: Sequence[str], region: str | None, partition: str) -> str | None:
+    """Return where objects show in the AWS console: the object itself, or the folder of several.
+
+    :param uris: their ``s3://`` places
+    :param region: the bucket's region, where it is known
+    :param partition: ``aws``, ``aws-cn`` or ``aws-us-gov``
+    :return: ``None`` in a partition whose console has no known address
+    """
+    console = _CONSOLES.get(partition)
+    if console is None or not uris:
+        return None
+    bucket, _, key = uris[0].removeprefix("s3://").partition("/")
+    query: dict[str, Any] = {"region": region} if region and region != "aws-global" else {}
+    if len(uris) == 1:
+        return f"https://{console}/s3/object/{bucket}?{urlencode({**query, 'prefix': key})}"
+    folder = key.rpartition("/")[0]
+    prefix = {"prefix": f"{folder}/"} if folder else {}
+    return f"https://{console}/s3/buckets/{bucket}?{urlencode({**query, **prefix})}"

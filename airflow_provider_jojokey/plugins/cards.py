@@ -1,0 +1,97 @@
+"""What the routes tell of a result. All of it is text: whoever shows it must not read it as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_jojokey.plugins.images import URL_PREFIX, base_path
+from airflow_provider_jojokey.plugins.xcoms import Row
+from airflow_provider_jojokey.results import Result, ResultImage, image_path, tab_path
+
+TOKENS = ("input_tokens", "output_tokens", "total_tokens")
+
+
+def card(row: Row) -> dict[str, Any]:
+    """Return what is told of one task's result."""
+    place = (row.dag_id, row.run_id, row.task_id, row.map_index)
+    return {
+        "dag_id": row.dag_id,
+        "run_id": row.run_id,
+        "task_id": row.task_id,
+        "map_index": row.map_index,
+        "label": row.label,
+        "made_at": row.made_at.isoformat(),
+        "href": base_path() + tab_path(*place),
+        **facts(row.result),
+        "images": [_image(one, number, place) for number, one in enumerate(row.result.images)],
+    }
+
+
+def facts(result: Result) -> dict[str, Any]:
+    """Return what is told of a result apart from its images and its place."""
+    return {
+        "state": result.state,
+        "count": result.count,
+        "prompt": result.prompt,
+        "model": result.model,
+        "size": result.size,
+        "quality": result.quality,
+        "usage": tokens(result.usage),
+        "seconds": seconds(result.seconds),
+        "request_id": result.request_id,
+        "created": result.created,
+        "reused": result.reused,
+        "receipt": result.receipt,
+        "error": result.error,
+        "message": result.message,
+        "batch": result.manifest is not None,
+    }
+
+
+def tokens(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the three totals, and those details that are numbers."""
+    told: dict[str, Any] = {name: _count(usage.get(name)) for name in TOKENS}
+    for name, value in usage.items():
+        if isinstance(value, Mapping) and name.endswith("_details"):
+            told[name] = {str(one): _count(count) for one, count in value.items()}
+    return told
+
+
+def seconds(value: Any) -> float | None:
+    """Return a number of seconds that JSON can hold, or ``None``."""
+    return round(value, 3) if isinstance(value, (int, float)) and isfinite(value) else None
+
+
+def task_url(kind: str, place: tuple[str, str, str, int], number: int, sha256: str) -> str:
+    """Return the URL of an image's bytes.
+
+    :param kind: ``"images"`` or ``"thumbnails"``
+    """
+    path = image_path(*place, number)
+    if kind != "images":
+        path = path.replace(f"{URL_PREFIX}/images/", f"{URL_PREFIX}/{kind}/", 1)
+    # The key of a cleared task is written again: other bytes must have another URL, as this one is cached.
+    return f"{base_path()}{path}?v={quote(sha256[:16])}"
+
+
+def _image(image: ResultImage, number: int, place: tuple[str, str, str, int]) -> dict[str, Any]:
+    source = task_url("images", place, number, image.sha256)
+    return {
+        "number": number,
+        "width": image.width,
+        "height": image.height,
+        "bytes": image.bytes,
+        "content_type": image.content_type,
+        "uri": image.uri,
+        "name": image.name,
+        "src": source,
+        "thumbnail": task_url("thumbnails", place, number, image.sha256),
+        "download": f"{source}&download=1",
+    }
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 2**53 else 0

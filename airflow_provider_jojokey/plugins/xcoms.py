@@ -1,0 +1,253 @@
+"""The results in Airflow's database: the one place that knows how XComs are stored.
+
+Tasks hand their results to Airflow's execution API as JSON objects, and they are stored as such: as text on
+SQLite, as JSONB on PostgreSQL, as JSON on MySQL. SQLAlchemy's JSON paths read all three. A value may be
+anything at all, since whoever may write XComs may write anything; so it is taken as text and read row by
+row, and one bad row is one row less.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from typing import TYPE_CHECKING, Any
+
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from sqlalchemy import Text, and_, case, cast, func, inspect, or_, select, tuple_
+from sqlalchemy.orm import defer, lazyload
+
+from airflow_provider_jojokey.results import VERSION, XCOM_KEY, Result
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+    from sqlalchemy.sql import ColumnElement, Select
+
+MAX_WORDS = 10
+ROWS_AT_ONCE = 1_000
+_PRIMARY_KEY = tuple(XComModel.__mapper__.attrs[one.key] for one in inspect(XComModel).primary_key)
+_KEYS = tuple(one.class_attribute for one in _PRIMARY_KEY)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which results are wanted.
+
+    :param dag_ids: the Dags that the user may read, and no others
+    :param day_from: the first day, in UTC
+    :param day_to: the last day, in UTC
+    :param words: all must occur in the prompt, whatever their case
+    """
+
+    dag_ids: frozenset[str]
+    run_id: str | None = None
+    task_id: str | None = None
+    day_from: date | None = None
+    day_to: date | None = None
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A task's result, and whose it is.
+
+    :param label: how Airflow's UI names the mapped task, if it does
+    :param made_at: when the task wrote it, in UTC
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    label: str | None
+    made_at: datetime
+    result: Result
+
+
+class BadCursor(ValueError):
+    """A cursor that was not made by :func:`page`."""
+
+
+def page(
+    session: Session, wanted: Filter, *, limit: int, cursor: str | None = None
+) -> tuple[list[Row], str | None]:
+    """Return the next results, newest first, and the cursor of those after them, in one query.
+
+    The order is the time of writing, then the primary key: rows that are written meanwhile come before the
+    first page and move nothing. A page may be shorter than its limit where a row holds no result.
+
+    :param limit: how many rows to look at
+    :raises BadCursor: if the cursor is none of ours
+    """
+    keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
+    if cursor is not None:
+        keys = keys.where(_before(*_decoded(cursor)))
+    # The keys alone are sorted, and only then are the values read: they are a hundred times as large.
+    keys = keys.order_by(XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)).limit(limit + 1)
+    found = _read(session, keys)
+    after = None
+    if len(found) > limit:
+        last, _, _ = found[limit - 1]
+        after = _encoded(last)
+    return _rows(found[:limit]), after
+
+
+def of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Row | None:
+    """Return one task's result, or ``None``."""
+    keys = _of_task(dag_id, run_id, task_id).where(XComModel.map_index == map_index)
+    rows = _rows(_read(session, keys.limit(1)))
+    return rows[0] if rows else None
+
+
+def of_mapped(
+    session: Session, dag_id: str, run_id: str, task_id: str, *, limit: int, offset: int
+) -> tuple[list[Row], bool]:
+    """Return the results of a mapped task in their order, and whether there are more.
+
+    :param limit: how many rows to look at
+    :param offset: how many rows to pass over
+    """
+    keys = _of_task(dag_id, run_id, task_id).where(XComModel.map_index >= 0)
+    keys = keys.order_by(XComModel.map_index).limit(limit + 1).offset(offset)
+    found = _read(session, keys, XComModel.map_index)
+    return _rows(found[:limit]), len(found) > limit
+
+
+def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result]]:
+    """Yield day, Dag and a result without its images for each row, as they come from the database.
+
+    Only what adds up is read of each value: a tenth of it.
+    """
+    value = XComModel.value
+    parts = [cast(_inside(session, value[name]), Text) for name in ("version", "state", "count", "usage")]
+    query = select(XComModel.timestamp, XComModel.dag_id, *parts).where(*_conditions(session, wanted))
+    rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
+    for row in rows:
+        timestamp, dag_id, version, state, count, usage = row
+        if _json(version) != VERSION:
+            continue
+        told = {"version": VERSION, "state": _json(state), "count": _json(count), "usage": _json(usage)}
+        result = Result.of_xcom({**told, "images": ()})
+        if result is not None:
+            yield timestamp.date(), dag_id, result
+
+
+def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
+    yield XComModel.key == XCOM_KEY
+    yield XComModel.dag_id.in_(sorted(wanted.dag_ids))
+    if wanted.run_id is not None:
+        yield XComModel.run_id == wanted.run_id
+    if wanted.task_id is not None:
+        yield XComModel.task_id == wanted.task_id
+    if wanted.day_from is not None:
+        yield XComModel.timestamp >= datetime.combine(wanted.day_from, time.min, UTC)
+    if wanted.day_to is not None:
+        yield XComModel.timestamp <= datetime.combine(wanted.day_to, time.max, UTC)
+    for word in wanted.words[:MAX_WORDS]:
+        yield _has_word(session, word)
+
+
+def _has_word(session: Session, word: str) -> ColumnElement[bool]:
+    prompt = _inside(session, XComModel.value["prompt"].as_string())
+    # SQLite's LIKE, and PostgreSQL's in the locale "C", know upper and lower case of ASCII only.
+    spellings = (
+        sorted({word, word.lower(), word.upper(), word.capitalize()}) if not word.isascii() else [word]
+    )
+    return or_(*(prompt.ilike(f"%{_literal(one)}%", escape="!") for one in spellings))
+
+
+def _literal(word: str) -> str:
+    for special in "!%_":
+        word = word.replace(special, f"!{special}")
+    return word
+
+
+def _inside(session: Session, expression: Any) -> Any:
+    """Return an expression that looks into a value, where SQLite would stop at NaN, which Python writes."""
+    if session.get_bind().dialect.name != "sqlite":
+        return expression
+    return case((func.json_valid(XComModel.value) == 1, expression))
+
+
+def _of_task(dag_id: str, run_id: str, task_id: str) -> Select[Any]:
+    return select(*_KEYS).where(
+        XComModel.dag_id == dag_id,
+        XComModel.task_id == task_id,
+        XComModel.run_id == run_id,
+        XComModel.key == XCOM_KEY,
+    )
+
+
+def _read(session: Session, keys: Select[Any], *order: Any) -> Sequence[tuple[XComModel, str | None, str]]:
+    chosen = keys.subquery()
+    label: Any = TaskInstance.rendered_map_index
+    query = (
+        select(XComModel, label, cast(XComModel.value, Text))
+        .join(chosen, and_(*(one == chosen.c[one.key] for one in _KEYS)))
+        .outerjoin(
+            TaskInstance,
+            and_(
+                TaskInstance.dag_id == XComModel.dag_id,
+                TaskInstance.run_id == XComModel.run_id,
+                TaskInstance.task_id == XComModel.task_id,
+                TaskInstance.map_index == XComModel.map_index,
+            ),
+        )
+        .options(defer(XComModel.value), lazyload(XComModel.dag_run))
+        .order_by(*(order or (XComModel.timestamp.desc(), *(one.desc() for one in _KEYS))))
+    )
+    return session.execute(query).tuples().all()
+
+
+def _rows(found: Iterable[tuple[XComModel, str | None, str]]) -> list[Row]:
+    rows = []
+    for xcom, label, text in found:
+        result = Result.of_xcom(_value(text))
+        if result is not None:
+            place = (xcom.dag_id, xcom.run_id, xcom.task_id, xcom.map_index)
+            rows.append(Row(*place, label, xcom.timestamp, result))
+    return rows
+
+
+def _value(text: str) -> Any:
+    value = _json(text)
+    # What Airflow's own model or its public API was given as text, it has written as text.
+    return _json(value) if isinstance(value, str) else value
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _before(timestamp: datetime, key: tuple[Any, ...]) -> ColumnElement[bool]:
+    return or_(
+        XComModel.timestamp < timestamp,
+        and_(XComModel.timestamp == timestamp, tuple_(*_KEYS) < key),
+    )
+
+
+def _encoded(xcom: XComModel) -> str:
+    key = [getattr(xcom, one.key) for one in _KEYS]
+    text = json.dumps([xcom.timestamp.isoformat(), *key], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decoded(cursor: str) -> tuple[datetime, tuple[Any, ...]]:
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        timestamp, *key = json.loads(text)
+        kinds = [one.type.python_type for one in _KEYS]
+        if len(key) != len(kinds) or any(type(one) is not kind for one, kind in zip(key, kinds, strict=True)):
+            raise BadCursor("it has other parts")
+        if any(abs(one) >= 2**63 if isinstance(one, int) else "\0" in one for one in key):
+            raise BadCursor("it has impossible parts")
+        return datetime.fromisoformat(timestamp).astimezone(UTC), tuple(key)
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
+        raise BadCursor("the cursor is none of this page's") from None

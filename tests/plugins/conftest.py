@@ -1,0 +1,60 @@
+# ruff: noqa: F811  (fixtures of the operators' tests are these tests' as well)
+"""An API server for all of these tests, and an empty database for each."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from operators.conftest import (  # noqa: F401
+    Airflow,
+    Store,
+    _gateway,
+    _stores,
+    airflow,
+    gateway,
+    store,
+)
+
+from plugins.world import Book, Server, api_server, aws
+
+
+@pytest.fixture(scope="session")
+def server(
+    airflow: Airflow, _stores: dict[str, Store], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The API server of these tests; its connection to S3 is that of the store."""
+    environment = {
+        "AIRFLOW_CONN_AWS_DEFAULT": aws(_stores["moto"]),
+        "AIRFLOW_CONN_NO_STORE": json.dumps(
+            {
+                "conn_type": "aws",
+                "login": "AKIA-of-nobody",
+                "password": "secret-of-nobody",
+                "extra": {"endpoint_url": "http://127.0.0.1:9"},
+            }
+        ),
+        "AIRFLOW_CONN_A_DATABASE": json.dumps({"conn_type": "postgres", "login": "me", "password": "mine"}),
+    }
+    with api_server(tmp_path_factory.mktemp("server"), environment) as running:
+        yield running
+
+
+@pytest.fixture
+def book(airflow: Airflow) -> Book:
+    """An empty book: what earlier tests have written is gone."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    with create_session() as session:
+        session.execute(delete(XComModel))
+    return Book()
+
+
+@pytest.fixture
+def dag_id() -> str:
+    """A Dag of this test's own."""
+    return f"dag_{uuid.uuid4().hex[:8]}"
