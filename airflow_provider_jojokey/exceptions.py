@@ -205,6 +205,27 @@ class JojoKeyReceiptError(JojoKeyFailure):
     retry = "Airflow does not retry it: a person has to look first."
 
 
+class JojoKeyBudgetError(JojoKeyFailure):
+    """What it would take is more than ``max_tokens`` or ``max_images`` allow: it was not sent."""
+
+    retry = "Airflow does not retry it. Raise the limit and clear the task: only what is missing is paid for."
+
+
+class JojoKeyBatchError(JojoKeyError):
+    """Some items of a batch failed; all that was made is safe in S3."""
+
+    retry = "A retry sends only what is missing: it pays nothing twice."
+
+
+class JojoKeyBatchFailure(JojoKeyBatchError, AirflowFailException):
+    """Some items of a batch failed, and a retry would help none of them."""
+
+    retry = (
+        "Airflow does not retry it: these items would fail again. Put right what they complain of and clear the "
+        "task: only what is missing is sent and paid for."
+    )
+
+
 _CLASS_OF_KIND: dict[Kind, type[JojoKeyError]] = {
     Kind.REQUEST: JojoKeyRequestError,
     Kind.TOKEN: JojoKeyTokenError,

@@ -21,10 +21,25 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.generation import Order
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
+    from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
     from airflow_provider_jojokey.store.receipts import Owner
     from airflow_provider_jojokey.store.s3 import ImageStore
 
+__all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
+
 PROMPT_IN_LOG = 200
+
+
+def __getattr__(name: str) -> Any:
+    """Import the batch operator when it is first asked for: a Dag file with single images pays nothing for it.
+
+    :raises AttributeError: if this module has no such name
+    """
+    if name == "GenerateImageBatchOperator":
+        from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
+
+        return GenerateImageBatchOperator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class GenerateImageOperator(BaseOperator):

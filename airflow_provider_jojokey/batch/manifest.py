@@ -1,0 +1,86 @@
+"""What came of each item: JSON lines on disk while the batch runs, in S3 when it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow_provider_jojokey.store.keys import RECEIPTS
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.store.receipts import Owner
+
+CONTENT_TYPE = "application/x-ndjson; charset=utf-8"
+MAX_PART = 200
+NOWHERE = -1
+
+
+class Manifest:
+    """The list of a batch's items; never in memory, however many there are.
+
+    :param folder: where it is written until it goes to S3
+    :param total: how many items there are
+    """
+
+    def __init__(self, folder: Path, total: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Files without a name: nothing stays when the process dies, and each line is in a receipt as well.
+        self._lines: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._folder = folder
+        self._begins = array("q", [NOWHERE]) * total
+
+    def add(self, index: int, line: Mapping[str, Any]) -> None:
+        """Write down what came of one item; the last word on it stands."""
+        self._begins[index] = self._lines.seek(0, 2)
+        data = json.dumps({"index": index, **line}, ensure_ascii=False, separators=(",", ":"))
+        self._lines.write(data.encode("utf-8", "backslashreplace") + b"\n")
+
+    def knows(self, index: int) -> bool:
+        """Tell whether something was written of an item."""
+        return self._begins[index] != NOWHERE
+
+    def in_order(self) -> IO[bytes]:
+        """Return a file with the lines in the items' order, at its beginning."""
+        out: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+        for begin in self._begins:
+            if begin != NOWHERE:
+                self._lines.seek(begin)
+                out.write(self._lines.readline())
+        out.seek(0)
+        return out
+
+    def close(self) -> None:
+        """Delete what is on disk."""
+        self._lines.close()
+
+    def copy_to(self, path: Path) -> None:
+        """Keep it on disk, for where S3 does not take it."""
+        with self.in_order() as lines, path.open("wb") as out:
+            shutil.copyfileobj(lines, out)
+
+
+def manifest_key(owner: Owner) -> str:
+    """Return the key of a task's manifest, the same for all its tries."""
+    task = part(owner.task_id)
+    if owner.map_index >= 0:
+        task = f"{task}-{owner.map_index}"
+    elif re.search(r"-\d+$", task):
+        task = f"{task}-"  # "poster-1" is not the second of the mapped tasks "poster"
+    return f"{RECEIPTS}batches/{part(owner.dag_id)}/{part(owner.run_id)}/{task}.jsonl"
+
+
+def part(text: str) -> str:
+    """Return a text of Airflow's as a part of a key that every S3 tool can address."""
+    safe = quote(text, safe=":+=@-_. ").replace("%", "_").replace(" ", "_")
+    if safe == text and len(safe) <= MAX_PART and safe.strip("."):
+        return safe
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe[:MAX_PART].strip('.') or 'x'}~{digest}"

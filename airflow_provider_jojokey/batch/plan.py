@@ -1,0 +1,135 @@
+"""What a batch is asked for: each item checked before anything is sent, and made into an order when its turn comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.img2.rules import FIELDS
+from airflow_provider_jojokey.results import shortened
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.generation import Order
+    from airflow_provider_jojokey.store.receipts import Owner
+
+PLACE = ("s3_bucket", "s3_key")
+CHOICES = {"reuse": REUSE, "on_unknown_outcome": ON_UNKNOWN_OUTCOME}
+OPTIONS = (*FIELDS, *PLACE, *CHOICES)
+"""What an item may say: what describes its images and their place."""
+
+MAX_TOLD = 20
+"""Bad items that are named; more are counted."""
+MAX_PROBLEM = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A batch's items.
+
+    :param items: what was asked for: any sequence of dicts, read one by one
+    :param defaults: the options that an item need not repeat
+    :param owner: the task that wants them
+    """
+
+    items: Sequence[Any]
+    defaults: Mapping[str, Any]
+    owner: Owner
+
+    def orders(self) -> Iterator[tuple[int, Order]]:
+        """Yield each item's number, from 0, and its order.
+
+        :raises ValueError: at the first item that is not valid
+        """
+        for index, item in enumerate(self.items):
+            yield index, self._order(item)
+
+    def problems(self) -> Iterator[tuple[int, str]]:
+        """Yield what is wrong: an item's number and a sentence that may be shown."""
+        places: dict[tuple[str, str], int] = {}
+        for index, item in enumerate(self.items):
+            try:
+                order = self._order(item)
+            except (ValueError, TypeError, AttributeError) as error:
+                yield index, shortened(str(error), MAX_PROBLEM)
+                continue
+            for place in set(_places(order)):
+                if (other := places.setdefault(place, index)) != index:
+                    yield index, f"it writes to s3://{place[0]}/{place[1][:200]}, and so does item {other}"
+                    break
+
+    def _order(self, item: Any) -> Order:
+        from airflow_provider_jojokey.generation import Order
+        from airflow_provider_jojokey.img2.request import ImageRequest
+        from airflow_provider_jojokey.store.keys import Destination
+
+        if not isinstance(item, Mapping):
+            raise ValueError(f"it must be a dict with prompt and s3_key, not {type(item).__name__}")
+        if unknown := [name for name in item if name not in OPTIONS]:
+            told = ", ".join(repr(name)[:40] for name in unknown[:5])
+            raise ValueError(f"it has {told}, which is no option of an item; there are {', '.join(OPTIONS)}")
+        values = {
+            **self.defaults,
+            **{name: value for name, value in item.items() if filled(value) is not None},
+        }
+        for name in ("prompt", "s3_key"):
+            if not isinstance(values.get(name), str):
+                raise ValueError(f"{name} must be text, not {type(values.get(name)).__name__}")
+        for name, choices in CHOICES.items():
+            if values[name] not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, not {str(values[name])[:40]!r}"
+                )
+        fields = {name: filled(values.get(name)) for name in FIELDS}
+        fields["prompt"] = values["prompt"].strip()
+        for name in ("n", "output_compression", "partial_images"):
+            fields[name] = whole_number(name, fields[name])
+        request = ImageRequest(**fields)
+        bucket = filled(values.get("s3_bucket"))
+        if values["s3_key"].startswith("s3://") and filled(item.get("s3_bucket")) is None:
+            bucket = None  # the batch's bucket is for those that name none
+        if bucket is not None and not isinstance(bucket, str):
+            raise ValueError(f"s3_bucket must be text, not {type(bucket).__name__}")
+        return Order(
+            request=request,
+            destination=Destination.parse(bucket, values["s3_key"], request.n),
+            owner=self.owner,
+            reuse=values["reuse"],
+            on_unknown_outcome=values["on_unknown_outcome"],
+        )
+
+
+def filled(value: Any) -> Any:
+    """Return ``value``, or ``None`` where a template rendered to nothing."""
+    return None if isinstance(value, str) and value.strip() in ("", "None") else value
+
+
+def whole_number(name: str, value: Any) -> Any:
+    """Return the number that a template, or a CSV file, gave as text.
+
+    :raises ValueError: if it is none
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, not {value[:50]!r}") from None
+
+
+def told(problems: Sequence[tuple[int, str]], total: int) -> str:
+    """Return one message that names the bad items, the first of them if there are very many."""
+    lines = [f"requests[{index}]: {problem}" for index, problem in problems[:MAX_TOLD]]
+    if len(problems) > MAX_TOLD:
+        lines.append(f"and {len(problems) - MAX_TOLD} more")
+    return f"{len(problems)} of {total} requests are not valid: {'; '.join(lines)}"
+
+
+def _places(order: Order) -> Iterator[tuple[str, str]]:
+    """Yield the objects that an order will write, the receipt among them."""
+    destination, output = order.destination, order.request.output_format or "png"
+    extension = "jpg" if output == "jpeg" else output
+    yield destination.bucket, destination.receipt_key
+    for index in range(order.request.n):
+        yield destination.bucket, destination.key_for(index, extension)

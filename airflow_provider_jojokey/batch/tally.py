@@ -1,0 +1,145 @@
+"""What a batch has come to so far: counts and sums, never the items themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_jojokey.exceptions import JojoKeyBatchError, JojoKeyBatchFailure, JojoKeyError
+from airflow_provider_jojokey.results import MAX_LISTED, shortened
+from airflow_provider_jojokey.store.receipts import total_usage
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.generation import Order
+
+MAX_KEYS = 100
+"""Images up to which a batch pushes ``keys``; of more, its manifest tells."""
+MAX_CAUSE = 300
+
+
+@dataclass(slots=True)
+class Cause:
+    """One class of error among the failed items.
+
+    :param index: the first item that met it
+    :param place: its ``s3://`` place
+    :param message: what it said
+    """
+
+    index: int
+    place: str
+    message: str
+    count: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts and sums over a batch's items.
+
+    :param total: how many items there are
+    """
+
+    total: int
+    made: int = 0
+    reused: int = 0
+    failed: int = 0
+    retryable: int = 0
+    images: int = 0
+    billed: str = "no"
+    usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
+    retry_after: float | None = None
+    causes: dict[str, Cause] = field(default_factory=dict)
+    first: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """The images of the first few items that have any, by the item's number."""
+    _keys: dict[int, list[str]] | None = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """How many items have come to an end, one way or the other."""
+        return self.made + self.reused + self.failed
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that were billed to the task in its Dag run."""
+        return int(self.usage["total_tokens"])
+
+    @property
+    def keys(self) -> list[str] | None:
+        """The images' keys in the items' order; ``None`` if there are too many to list."""
+        if self._keys is None:
+            return None
+        return [key for index in sorted(self._keys) for key in self._keys[index]]
+
+    @property
+    def listed(self) -> list[dict[str, Any]]:
+        """The first images, in the items' order."""
+        return [image for index in sorted(self.first) for image in self.first[index]][:MAX_LISTED]
+
+    def succeed(self, index: int, manifest: Mapping[str, Any]) -> None:
+        """Count an item whose images are in S3."""
+        if manifest["reused"]:
+            self.reused += 1
+        else:
+            self.made += 1
+        self._count(index, manifest["images"], manifest["usage"])
+
+    def fail(self, index: int, order: Order, error: JojoKeyError) -> None:
+        """Count an item that has no images, or not all."""
+        self.failed += 1
+        if not isinstance(error, AirflowFailException):
+            self.retryable += 1
+            if error.retry_after is not None:
+                self.retry_after = max(self.retry_after or 0.0, error.retry_after)
+        if error.billed == "unknown" and self.billed == "no":
+            self.billed = "unknown"
+        place = order.destination.uri(order.destination.key)
+        known = self.causes.setdefault(type(error).__name__, Cause(index, place, error.message))
+        known.count += 1
+        self._count(index, error.images or [], error.usage)
+
+    def error(self, end: str, where: str) -> JojoKeyBatchError:
+        """Return what a batch that is not whole fails with.
+
+        :param end: what else there is to say of how it ended
+        :param where: where its manifest is
+        """
+        rest = self.total - self.done
+        counts = [f"{self.made} made", f"{self.reused} reused", f"{self.failed} failed"]
+        counts += [f"{rest} not begun"] if rest else []
+        causes = sorted(self.causes.items(), key=lambda one: -one[1].count)
+        told = "; ".join(
+            f"{cause.count} {name} (first item {cause.index}, {shortened(cause.place, 200)}: "
+            f"{shortened(cause.message, MAX_CAUSE)})"
+            for name, cause in causes
+        )
+        spent = f"{self.tokens:,} tokens were billed to this task in this Dag run" + (
+            ", and there are items of which nobody knows whether they were billed"
+            if self.billed == "unknown" or any(cause == "JojoKeyUnknownOutcomeError" for cause in self.causes)
+            else ""
+        )
+        again = self.retryable + rest
+        kind = JojoKeyBatchError if again else JojoKeyBatchFailure
+        hope = f" A retry may help {again} of the {self.failed + rest}." if again else ""
+        error = kind(
+            f"{self.failed + rest} of {self.total} items are not done ({', '.join(counts)}){end}. {told}. "
+            f"{spent}. What was made is in S3{where}.{hope}",
+            retry_after=self.retry_after,
+            billed="yes" if self.tokens else self.billed,  # type: ignore[arg-type]
+        )
+        error.usage = self.usage
+        return error
+
+    def _count(self, index: int, images: list[dict[str, Any]], usage: Mapping[str, Any] | None) -> None:
+        self.images += len(images)
+        self.usage = total_usage((self.usage, usage))
+        if images:
+            self.first[index] = images
+            while len(self.first) > MAX_LISTED:
+                del self.first[max(self.first)]
+        if self._keys is not None:
+            self._keys[index] = [image["key"] for image in images]
+            if self.images > MAX_KEYS:
+                self._keys = None

@@ -1,0 +1,356 @@
+"""The operator for many images in one task. Importing it costs a Dag file next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_jojokey import results
+from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.img2.rules import FIELDS, problems
+from airflow_provider_jojokey.operators.jojokey import _filled, _is_literal, _owner
+from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
+from airflow_provider_jojokey.store.keys import bucket_problems
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_jojokey.batch.hook import BatchHook
+    from airflow_provider_jojokey.batch.manifest import Manifest
+    from airflow_provider_jojokey.batch.plan import Plan
+    from airflow_provider_jojokey.batch.runner import Batch
+    from airflow_provider_jojokey.batch.store import PooledStore
+    from airflow_provider_jojokey.batch.tally import Tally
+
+MAX_IN_FLIGHT = 1000
+RESULT_VERSION = 1
+
+
+class GenerateImageBatchOperator(BaseOperator):
+    """Turn many prompts into images in S3, in one task, each paid for once.
+
+    A thread waits for each image, at most ``max_in_flight`` at a time, and all share one pace: when
+    JojoKey says that it is too much, all of them slow down. Each item has a receipt of its own, so a
+    retry does only what is missing. Whatever fails, the rest is made; the task fails at the end.
+
+    XCom: the return value counts what was made, reused and failed and says where the manifest is, a
+    file of JSON lines in S3 with one line for each item; ``usage`` (the tokens billed); ``keys`` as
+    long as there are at most 100 images. Never image data. One more, ``jojokey_images``, is for the UI.
+
+    :param requests: a list of dicts, often from an upstream task. Each has ``prompt`` and ``s3_key``,
+        and may have any of the options below that describe an image or its place
+    :param max_in_flight: how many images may be waited for at once, 1 to 1,000
+    :param s3_bucket: the bucket of the items that name none; also that of the manifest
+    :param model: as in :class:`GenerateImageOperator`, for the items that say nothing else; so are ``size``,
+        ``quality``, ``n``, ``background``, ``output_format``, ``output_compression``, ``moderation``,
+        ``extra_body``, ``stream``, ``partial_images``, ``reuse`` and ``on_unknown_outcome``
+    :param jojokey_conn_id: the connection to JojoKey
+    :param aws_conn_id: the connection to S3
+    :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
+    """
+
+    template_fields: Sequence[str] = (
+        "requests",
+        "max_in_flight",
+        "s3_bucket",
+        "model",
+        "size",
+        "quality",
+        "n",
+        "background",
+        "output_format",
+        "output_compression",
+        "moderation",
+        "extra_body",
+        "reuse",
+        "on_unknown_outcome",
+        "jojokey_conn_id",
+        "aws_conn_id",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"requests": "json", "extra_body": "json"}
+    ui_color = "#ded4f7"
+    ui_fgcolor = "#2b1a66"
+
+    def __init__(
+        self,
+        *,
+        requests: Any,
+        max_in_flight: int = 8,
+        s3_bucket: str | None = None,
+        model: str | None = None,
+        size: str = "1024x1024",
+        quality: str = "low",
+        n: int = 1,
+        background: str | None = None,
+        output_format: str | None = None,
+        output_compression: int | None = None,
+        moderation: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        partial_images: int | None = None,
+        reuse: str = "run",
+        on_unknown_outcome: str = "fail",
+        jojokey_conn_id: str = "jojokey_default",
+        aws_conn_id: str | None = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.requests = requests
+        self.max_in_flight = max_in_flight
+        self.s3_bucket = s3_bucket
+        self.model = model
+        self.size = size
+        self.quality = quality
+        self.n = n
+        self.background = background
+        self.output_format = output_format
+        self.output_compression = output_compression
+        self.moderation = moderation
+        self.extra_body = extra_body
+        self.stream = stream
+        self.partial_images = partial_images
+        self.reuse = reuse
+        self.on_unknown_outcome = on_unknown_outcome
+        self.jojokey_conn_id = jojokey_conn_id
+        self.aws_conn_id = aws_conn_id
+        if getattr(self, "retry_policy", self) is None:
+            self.retry_policy = JojoKeyRetryPolicy()
+        self._batch: Batch | None = None
+        self._check_literals()
+
+    @cached_property
+    def hook(self) -> BatchHook:
+        """The hook to JojoKey that all threads share."""
+        from airflow_provider_jojokey.batch.hook import BatchHook
+
+        return BatchHook(self.jojokey_conn_id)
+
+    @cached_property
+    def store(self) -> PooledStore:
+        """The place of the images, which all threads share."""
+        from airflow_provider_jojokey.batch.store import PooledStore
+
+        return PooledStore(self.aws_conn_id, self._in_flight())
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Make what is missing, and return what it came to.
+
+        :raises JojoKeyError: if not all items have their images; the message counts the kinds of errors,
+            and says what was spent and what a retry will do
+        """
+        from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
+        from airflow_provider_jojokey.batch.runner import Batch
+        from airflow_provider_jojokey.settings import Settings
+
+        owner = _owner(context)
+        plan, buckets = self._plan(owner)
+        total = len(plan.items)
+        settings = Settings.of_airflow()
+        place = (buckets[0], manifest_key(owner)) if buckets else None
+        if place:
+            self._preflight(buckets, place)
+        self.log.info("%d items, at most %d in flight", total, self._in_flight())
+        manifest = Manifest(settings.spool_directory, total)
+        self._batch = batch = Batch(
+            plan,
+            total,
+            hook=self.hook,
+            store=self.store,
+            settings=settings,
+            manifest=manifest,
+            max_in_flight=self._in_flight(),
+            aws_conn_id=self.aws_conn_id,
+        )
+        try:
+            if total:
+                batch.preflight()
+            tally = batch.run()
+            self.log.info(batch.summary())
+            uri = self._store_manifest(manifest, place, settings.upload_patience)
+        finally:
+            manifest.close()
+        return self._ended(context, plan, tally, uri, batch.stopped)
+
+    def on_kill(self) -> None:
+        """Send nothing more. What is in flight is paid for, and is waited for and stored."""
+        if self._batch is not None:
+            self._batch.stop()
+        elif "hook" in vars(self):
+            self.hook.cut()
+
+    # Before anything is sent
+
+    def _plan(self, owner: Any) -> tuple[Plan, list[str]]:
+        """Return the checked items, and the buckets they go to: the manifest's first.
+
+        :raises JojoKeyRequestError: if any item is not valid
+        """
+        from airflow_provider_jojokey.batch.plan import Plan, told
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+        items = self.requests
+        if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Sequence):
+            raise JojoKeyRequestError(
+                f"requests must be a list of dicts, not {type(items).__name__}. Nothing was sent or billed."
+            )
+        names = (*FIELDS, "s3_bucket", "reuse", "on_unknown_outcome")
+        defaults = {name: _filled(getattr(self, name)) for name in names if name != "prompt"}
+        defaults["model"] = defaults["model"] or self.hook.settings.default_model
+        plan = Plan(items, defaults, owner)
+        found = list(plan.problems())
+        if found:
+            raise JojoKeyRequestError(f"{told(found, len(items))}. Nothing was sent or billed.")
+        first = [defaults["s3_bucket"]] if defaults["s3_bucket"] else []
+        return plan, list(dict.fromkeys([*first, *(order.destination.bucket for _, order in plan.orders())]))
+
+    def _preflight(self, buckets: list[str], place: tuple[str, str]) -> None:
+        """See that all buckets can be written to, before money is spent.
+
+        :raises JojoKeyError: if not
+        """
+        import json
+
+        from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
+        from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+
+        bucket, key = place
+        pointer = json.dumps({"version": RESULT_VERSION, "manifest": f"s3://{bucket}/{key}"}).encode() + b"\n"
+        for one in buckets:
+            try:
+                self.store.put(one, key, pointer, CONTENT_TYPE)
+                self.store.honours_conditions(one, key, pointer)
+            except JojoKeyStoreError as error:
+                raise JojoKeyStoreError(
+                    f"{error.message} Nothing was sent or billed by this attempt.",
+                    passing=error.passing,
+                    status_code=error.status_code,
+                    code=error.code,
+                ) from None
+
+    def _in_flight(self) -> int:
+        from airflow_provider_jojokey.batch.plan import whole_number
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+        try:
+            number = whole_number("max_in_flight", self.max_in_flight)
+            if type(number) is not int or not 1 <= number <= MAX_IN_FLIGHT:
+                raise ValueError(_IN_FLIGHT.format(str(number)[:20]))
+        except ValueError as error:
+            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
+        return number
+
+    def _check_literals(self) -> None:
+        """Check what is known when the Dag is parsed."""
+        literals = {
+            name: value
+            for name in FIELDS
+            if name != "prompt"
+            and _is_literal(value := getattr(self, name))
+            and not (name == "model" and value is None)
+        }
+        found = list(problems(literals))
+        for name, choices in (("reuse", REUSE), ("on_unknown_outcome", ON_UNKNOWN_OUTCOME)):
+            if _is_literal(value := getattr(self, name)) and value not in choices:
+                found.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        if type(self.max_in_flight) is int and not 1 <= self.max_in_flight <= MAX_IN_FLIGHT:
+            found.append(_IN_FLIGHT.format(self.max_in_flight))
+        if isinstance(self.s3_bucket, str) and _is_literal(self.s3_bucket):
+            found += bucket_problems(self.s3_bucket)
+        if found:
+            raise ValueError(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")
+
+    # Afterwards
+
+    def _store_manifest(
+        self, manifest: Manifest, place: tuple[str, str] | None, patience: float
+    ) -> str | None:
+        """Put the manifest where it belongs; return its place, ``None`` if S3 did not take it in time."""
+        import tenacity
+
+        from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
+        from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+
+        if place is None:
+            return None
+        bucket, key = place
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: getattr(error, "passing", False)),
+            wait=tenacity.wait_exponential_jitter(initial=1, max=30),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_delay(patience), tenacity.stop_when_event_set(self.hook.stopping)
+            ),
+            sleep=tenacity.sleep_using_event(self.hook.stopping),
+            reraise=True,
+        )
+        with manifest.in_order() as lines:
+
+            def put() -> None:
+                lines.seek(0)
+                self.store.put(bucket, key, lines, CONTENT_TYPE)
+
+            try:
+                retrying(put)
+            except JojoKeyStoreError as error:
+                self.log.error("The manifest is not in S3: %s The receipts have all of it.", error.message)
+                return None
+        return f"s3://{bucket}/{key}"
+
+    def _ended(
+        self, context: Context, plan: Plan, tally: Tally, uri: str | None, stopped: bool
+    ) -> dict[str, Any]:
+        whole = tally.done == tally.total and not tally.failed
+        error = None
+        if not whole:
+            end = ", because the task was told to end" if stopped else ""
+            error = tally.error(end, f", listed in {uri}" if uri else "")
+        if tally.keys is not None and (whole or tally.images):
+            self._push(context, "keys", tally.keys)
+        if whole or tally.tokens:
+            self._push(context, "usage", tally.usage)
+        summary = {
+            "version": RESULT_VERSION,
+            "manifest": uri,
+            "total": tally.total,
+            "made": tally.made,
+            "reused": tally.reused,
+            "failed": tally.failed,
+            "images": tally.images,
+            "usage": tally.usage,
+        }
+        self._push(context, results.XCOM_KEY, self._for_the_ui(plan, tally, uri, error))
+        if error is not None:
+            raise error
+        return summary
+
+    def _for_the_ui(
+        self, plan: Plan, tally: Tally, uri: str | None, error: Exception | None
+    ) -> dict[str, Any]:
+        first = next((order.request for _, order in plan.orders()), None)
+        return {
+            "version": results.VERSION,
+            "state": "failed" if error else "complete",
+            "images": tally.listed,
+            "count": tally.images,
+            "prompt": results.shortened(first.prompt, results.MAX_PROMPT) if first else "",
+            **{name: getattr(first, name, None) for name in ("model", "size", "quality")},
+            "usage": tally.usage,
+            "seconds": None,
+            "request_id": None,
+            "created": None,
+            "reused": tally.reused == tally.total,
+            "receipt": None,
+            "aws_conn_id": self.aws_conn_id,
+            "error": type(error).__name__ if error else None,
+            "message": results.shortened(str(error), results.MAX_MESSAGE) if error else None,
+            "manifest": uri,
+        }
+
+    def _push(self, context: Context, key: str, value: Any) -> None:
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key, value)
+
+
+_IN_FLIGHT = f"max_in_flight must be a whole number from 1 to {MAX_IN_FLIGHT:,}, not {{}}"

@@ -1,0 +1,161 @@
+"""GenerateImageBatchOperator in a real Airflow, against real servers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from batch.conftest import posters
+
+
+def test_many_prompts_become_images_each_paid_once(any_campaign: Any, gateway: Any) -> None:
+    run = any_campaign.run("campaign", posters(12), max_in_flight=4)
+
+    assert run.state == "success"
+    assert len(gateway.requests) == len(gateway.ledger) == 12
+    assert gateway.peak_in_flight <= 4
+    summary = run.xcom("return_value", "batch")
+    billed = sum(record.total_tokens for record in gateway.ledger)
+    assert {name: summary[name] for name in ("version", "total", "made", "reused", "failed", "images")} == {
+        "version": 1,
+        "total": 12,
+        "made": 12,
+        "reused": 0,
+        "failed": 0,
+        "images": 12,
+    }
+    assert summary["usage"]["total_tokens"] == run.xcom("usage", "batch")["total_tokens"] == billed
+    assert run.xcom("keys", "batch") == [f"posters/{one:03}.png" for one in range(12)]
+    objects = any_campaign.store.objects("posters/")
+    lines = any_campaign.manifest(run)
+    assert [line["index"] for line in lines] == list(range(12))
+    for line in lines:
+        (image,) = line["images"]
+        assert image["sha256"] == hashlib.sha256(objects[image["key"]]).hexdigest()
+        assert line["prompt"] == f"a poster, number {line['index']}"
+        assert line["receipt"] == f"s3://posters/_jojokey/{image['key']}.json"
+
+
+def test_a_batch_of_nothing_succeeds(campaign: Any, gateway: Any) -> None:
+    run = campaign.run("nothing", [])
+
+    assert run.state == "success"
+    assert run.xcom("return_value", "batch")["total"] == 0
+    assert gateway.requests == ()
+
+
+def test_items_may_have_options_of_their_own(campaign: Any, gateway: Any) -> None:
+    campaign.store.client.create_bucket(Bucket="elsewhere")
+    requests = [
+        {"prompt": "a fox", "s3_key": "fox.{ext}", "output_format": "webp", "n": "2"},
+        {"prompt": "a cat", "s3_key": "s3://elsewhere/cat.png", "quality": "medium"},
+        {"prompt": "a dog", "s3_key": "dog.png", "s3_bucket": "elsewhere", "size": "", "background": None},
+    ]
+
+    run = campaign.run("options", requests, size="1536x1024")
+
+    assert run.state == "success", run.states
+    assert run.xcom("keys", "batch") == ["fox-0.png", "fox-1.png", "cat.png", "dog.png"]
+    bodies = {request.prompt: request.body for request in gateway.requests}
+    assert bodies["a fox"]["output_format"] == "webp"
+    assert bodies["a cat"]["quality"] == "medium"
+    assert {body["size"] for body in bodies.values()} == {"1536x1024"}
+    images = [image["uri"] for line in campaign.manifest(run) for image in line["images"]]
+    assert images == [
+        "s3://posters/fox-0.png",
+        "s3://posters/fox-1.png",
+        "s3://elsewhere/cat.png",
+        "s3://elsewhere/dog.png",
+    ]
+
+
+def test_a_literal_list_is_templated(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run(
+        "templated_batch",
+        """
+        from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+        GenerateImageBatchOperator(
+            task_id="image", s3_bucket="posters", max_in_flight="{{ params.many }}",
+            requests=[{"prompt": "a {{ params.what }}", "s3_key": "{{ params.what }}.png"}],
+        )
+        """,
+        params={"what": "fox", "many": 2},
+    )
+
+    assert run.xcom("keys") == ["fox.png"]
+    assert gateway.requests[0].prompt == "a fox"
+
+
+def test_three_hundred_items_leave_little_in_xcom(campaign: Any, gateway: Any) -> None:
+    run = campaign.run("hundreds", posters(300, "p " * 900 + "{}"), max_in_flight=16)
+
+    assert run.state == "success"
+    assert len(gateway.ledger) == 300
+    own = {key: value for (task, _, key), value in run.xcoms.items() if task == "batch"}
+    assert "keys" not in own
+    assert len(json.dumps(own)) < 8_000
+    shown = own["jojokey_images"]
+    assert [image["key"] for image in shown["images"]] == [f"posters/{one:03}.png" for one in range(12)]
+    assert shown["count"] == own["return_value"]["images"] == 300
+    assert len(campaign.manifest(run)) == 300
+
+
+def test_all_bad_items_are_named_before_anything_is_sent(
+    campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    requests: list[Any] = [
+        {"prompt": "good", "s3_key": "good.png"},
+        {"prompt": "", "s3_key": "empty.png"},
+        {"prompt": "x"},
+        "a fox",
+        {"prompt": "x", "s3_key": "size.png", "size": "1000x1000"},
+        {"prompt": "x", "s3_key": "n.png", "n": 11},
+        {"prompt": "x", "s3_key": "../../etc/passwd"},
+        {"prompt": "x", "s3_key": "_jojokey/batches/x.png"},
+        {"prompt": "x", "s3_key": "good.png"},
+        {"prompt": "x", "s3_key": "typo.png", "qualty": "high"},
+        {"prompt": "x", "s3_key": "line\nbreak.png"},
+        {"prompt": ["x"], "s3_key": "list.png"},
+        {"prompt": "x", "s3_key": {"a": 1}},
+        {"prompt": "x", "s3_key": "body.png", "extra_body": {"n": 10}},
+        {"prompt": "x", "s3_key": "reuse.png", "reuse": "perhaps"},
+        {"prompt": "x", "s3_key": "token.png", "jojokey_conn_id": "other"},
+        {"prompt": "x" * 32_001, "s3_key": "long.png"},
+        None,
+    ]
+
+    run = campaign.run("hostile", requests, retries=3)
+
+    out = capfd.readouterr().out
+    assert run.state == "failed"
+    assert run.tries["batch", -1] == 1
+    assert gateway.requests == ()
+    assert campaign.store.objects() == {}
+    assert "17 of 18 requests are not valid" in out
+    for index in range(1, 18):
+        assert f"requests[{index}]: " in out, index
+    assert "and so does item 0" in out
+    assert "'1008x1008'" in out
+
+
+def test_keys_that_only_meet_when_they_are_filled_in_are_refused(campaign: Any, gateway: Any) -> None:
+    requests = [
+        {"prompt": "x", "s3_key": "hero.{ext}", "n": 2},
+        {"prompt": "x", "s3_key": "hero-1.png"},
+    ]
+
+    run = campaign.run("meeting", requests)
+
+    assert run.state == "failed"
+    assert gateway.requests == ()
+
+
+@pytest.mark.parametrize("requests", ["a fox", {"prompt": "x", "s3_key": "x.png"}, 7])
+def test_what_is_no_list_is_refused(campaign: Any, gateway: Any, requests: Any) -> None:
+    run = campaign.run("no_list", requests)
+
+    assert run.state == "failed"
+    assert gateway.requests == ()
