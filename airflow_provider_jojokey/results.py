@@ -193,6 +193,11 @@ def image_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1, numb
     return "/jojokey/images/{}/{}/{}".format(*parts) + f"/{map_index}/{number}"
 
 
+def thumbnail_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 0) -> str:
+    """Return the path of a small copy of that image, without the base URL."""
+    return image_path(dag_id, run_id, task_id, map_index, number).replace("/images/", "/thumbnails/", 1)
+
+
 def _image(value: Mapping[str, Any]) -> ResultImage:
     image = ResultImage(**{name: value[name] for name in ResultImage.__slots__})
     texts = (image.bucket, image.key, image.content_type, image.sha256)

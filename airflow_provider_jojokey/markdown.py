@@ -1,0 +1,59 @@
+"""A task's images as Markdown, for the people who decide: the body of a human-in-the-loop operator."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow_provider_jojokey.results import XCOM_KEY, Result, image_path, tab_path, thumbnail_path
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol
+
+WIDTH = 640
+"""Pixels: as wide as a picture is shown in a row of three or so."""
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&:$^=@])")
+
+
+def pictures(ti: RuntimeTaskInstanceProtocol, task_id: str, map_index: int = -1) -> str:
+    """Return a row of numbered pictures that another task of this Dag run has made.
+
+    Who may see the task's XComs sees them; others see nothing. A picture leads to itself at full size.
+    It holds no presigned link, so it does not expire while a person thinks.
+
+    Make it known to templates with ``user_defined_macros={"pictures": pictures}``, and write
+    ``{{ pictures(ti, "candidates") }}``.
+
+    :param ti: the task instance that asks
+    :param task_id: who made the images
+    :param map_index: which of its mapped tasks
+    """
+    result = Result.of_xcom(ti.xcom_pull(task_ids=task_id, key=XCOM_KEY, map_indexes=map_index))
+    if result is None or not result.images:
+        return f"*The task {escape(task_id)} has made no images.*"
+    prefix = _base_path()
+    place = (ti.dag_id, ti.run_id, task_id, map_index)
+    row = [
+        f"[![Picture {number + 1}]({prefix}{thumbnail_path(*place, number)}?width={WIDTH})]"
+        f"({prefix}{image_path(*place, number)})"
+        for number in range(len(result.images))
+    ]
+    numbers = [f"**{number + 1}**" for number in range(len(row))]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (numbers, [":---:"] * len(row), row))
+    tokens = result.usage.get("total_tokens")
+    cost = f" · {tokens:,} tokens" if isinstance(tokens, int) else ""
+    return f"{table}\n\n[All about them]({prefix}{tab_path(*place)}){cost}"
+
+
+def escape(text: Any) -> str:
+    """Return ``text`` as Markdown that shows it letter by letter: a prompt may hold anything."""
+    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def _base_path() -> str:
+    """Return what stands before all paths where Airflow's UI is not at the root of its host."""
+    from airflow.providers.common.compat.sdk import conf
+
+    return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
