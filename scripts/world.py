@@ -14,21 +14,21 @@ HOME = Path(os.environ.get("DEMO_HOME") or ROOT / ".demo")
 GATEWAY_PORT, S3_PORT = 4870, 4871
 
 
-def open_sandbox() -> Sandbox:
+def open_sandbox(home: Path = HOME) -> Sandbox:
     """Return the sandbox of this checkout, not started: what it keeps is in ``.demo``.
 
     It takes the same ports each time, if they are free: a gateway at another address is another gateway,
     and what the first has been paid for says nothing of the second.
     """
     return Sandbox(
-        HOME / "world",
+        home / "world",
         gateway_port=_free(GATEWAY_PORT),
         s3_port=_free(S3_PORT),
         environ=os.environ,
     )
 
 
-def airflow_environment(sandbox: Sandbox) -> dict[str, str]:
+def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
     """Return the environment of an Airflow that knows this checkout's Dags and the sandbox, and nothing else."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW__", "AIRFLOW_"))
@@ -36,13 +36,13 @@ def airflow_environment(sandbox: Sandbox) -> dict[str, str]:
     environment |= sandbox.environment()
     environment |= {
         "PATH": f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-        "AIRFLOW_HOME": str(HOME / "airflow"),
+        "AIRFLOW_HOME": str(home / "airflow"),
         "AIRFLOW_VAR_POSTERS_BUCKET": sandbox.buckets[0],
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-        "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(HOME / "spool"),
+        "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(home / "spool"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "PYTHONWARNINGS": "ignore",
     }

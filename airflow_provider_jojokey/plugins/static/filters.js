@@ -83,11 +83,11 @@ function Typed({ name, value, onChange, ...rest }) {
   });
 }
 
-function Field({ label, children }) {
+function Field({ label, half = false, children }) {
   const id = useId();
   return h(
     "div",
-    { className: "jojokey-field" },
+    { className: `jojokey-field${half ? " jojokey-field-half" : ""}` },
     h("label", { htmlFor: id }, label),
     children(id),
   );
@@ -135,6 +135,7 @@ export function FilterBar({ filters, dags, onChange }) {
     ["day_from", "day_to"].map((name) =>
       h(Field, {
         key: name,
+        half: true,
         label: name === "day_from" ? t("From") : t("To"),
         children: (id) =>
           h("input", {

@@ -17,7 +17,11 @@ const FIRST_DAG = `from airflow.sdk import DAG
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 
 with DAG("first_image"):
-    GenerateImageOperator(task_id="image", prompt="A quiet harbour at dawn", s3_key="s3://my-bucket/harbour.png")
+    GenerateImageOperator(
+        task_id="image",
+        prompt="A quiet harbour at dawn",
+        s3_key="s3://my-bucket/harbour.png",
+    )
 `;
 
 // What was loaded for each filter: who looks at a task and comes back finds the page as it was.
@@ -200,17 +204,21 @@ function Totals({ totals, onReload, loading }) {
   return h(
     "div",
     { className: "jojokey-totals", role: "status" },
-    h("h2", { className: "jojokey-heading" }, count(totals.images, "{n} Image", "{n} Images")),
     h(
-      "span",
-      { className: "jojokey-muted" },
-      [
-        count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
-        t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
-        totals.failed ? count(totals.failed, "{n} failed", "{n} failed") : null,
-      ]
-        .filter(Boolean)
-        .join(" · "),
+      "div",
+      null,
+      h("h2", { className: "jojokey-heading" }, count(totals.images, "{n} Image", "{n} Images")),
+      h(
+        "span",
+        { className: "jojokey-muted" },
+        [
+          count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
+          t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
+          totals.failed ? count(totals.failed, "{n} failed", "{n} failed") : null,
+        ]
+          .filter(Boolean)
+          .join(" · "),
+      ),
     ),
     h(Button, { icon: "reload", label: t("Refresh"), variant: "ghost", onClick: onReload, disabled: loading }),
   );
@@ -260,8 +268,13 @@ function First() {
     h(
       "div",
       { className: "jojokey-code" },
+      h(
+        "div",
+        { className: "jojokey-code-head" },
+        "first_image.py",
+        h(CopyButton, { text: FIRST_DAG, label: t("Copy the Dag"), variant: "ghost" }, t("Copy")),
+      ),
       h("pre", { tabIndex: 0 }, h("code", null, FIRST_DAG)),
-      h(CopyButton, { text: FIRST_DAG, label: t("Copy the Dag") }, t("Copy")),
     ),
     h(
       "p",

@@ -4,9 +4,14 @@ import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
 import { createPortal, h, useEffect, useRef, useState } from "./react.js";
 import { t } from "./text.js";
 
+// A batch knows more images than the routes serve: of those there is only the place in S3.
+export function isServed(image) {
+  return Boolean(image.src);
+}
+
 // What the dialog shows of an image: of a result, the image with this number.
 export function slidesOf(result, linked = false) {
-  return result.images.map((image) => ({
+  return result.images.filter(isServed).map((image) => ({
     ...image,
     prompt: result.prompt,
     made: linked ? { dagId: result.dag_id, href: result.href } : null,

@@ -25,7 +25,7 @@ export function Icon({ name }) {
   );
 }
 
-export function Button({ icon, children, variant = "outline", label, ...rest }) {
+export function Button({ icon, children, status, variant = "outline", label, ...rest }) {
   const only = icon && !children;
   return h(
     "button",
@@ -38,6 +38,7 @@ export function Button({ icon, children, variant = "outline", label, ...rest }) 
     },
     icon && h(Icon, { name: icon }),
     children,
+    status,
   );
 }
 
@@ -55,8 +56,9 @@ export function safeUrl(url) {
 export function AppLink({ to, children, ...rest }) {
   const href = safeUrl(to);
   if (!href) return h("span", rest, children);
-  // The router takes an address of its own origin for one of its pages, prefix and all.
-  return h(RouterLink, { to: href, ...rest }, children);
+  // The router takes an address of its own origin for one of its pages, prefix and all. It marks the open tab
+  // by comparing addresses letter by letter, and Airflow writes these two letters of a run's id as they are.
+  return h(RouterLink, { to: href.replace(/%3A/gi, ":").replace(/%2B/gi, "+"), ...rest }, children);
 }
 
 export function ButtonLink({ href, icon, children, label, variant = "outline", ...rest }) {
@@ -113,9 +115,9 @@ export function CopyButton({ text, label, children, variant = "outline" }) {
       label,
       variant,
       onClick: async (event) => setState((await copyText(text, event.currentTarget)) ? "done" : "refused"),
+      status: h("span", { className: "jojokey-hidden", role: "status" }, said),
     },
     children && h("span", null, said || children),
-    h("span", { className: "jojokey-hidden", role: "status" }, said),
   );
 }
 

@@ -1,7 +1,7 @@
 // A result as a card, as it stands in the gallery, under a mapped task and in a batch.
 import { count } from "./format.js";
-import { alt } from "./lightbox.js";
-import { AppLink, BillBadge, Icon, safeUrl, Time } from "./parts.js";
+import { alt, isServed } from "./lightbox.js";
+import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
 import { h, useState } from "./react.js";
 import { t } from "./text.js";
 
@@ -33,19 +33,21 @@ export function Thumbnail({ image, prompt, eager = false }) {
 
 // The pictures of a result in a square that is there before they are: nothing jumps.
 function Pictures({ card, onOpen }) {
-  const shown = card.images.slice(0, card.count > 1 ? IN_A_MOSAIC : 1);
+  const shown = card.images.filter(isServed).slice(0, card.count > 1 ? IN_A_MOSAIC : 1);
   if (!shown.length) {
+    const failed = card.state === "failed";
     return h(
       "div",
       { className: "jojokey-pictures jojokey-pictures-none" },
-      h(Icon, { name: card.state === "failed" ? "warning" : "image" }),
-      h("span", null, card.state === "failed" ? t("No image came of it") : t("No image")),
+      h(Icon, { name: failed ? "warning" : "image" }),
+      h("span", null, failed ? t("No image came of it") : card.images.length ? t("Stored in S3") : t("No image")),
+      card.images.length > 0 && h(CopyButton, { text: card.images[0].uri, label: t("Copy the S3 location") }),
     );
   }
   const more = card.count - shown.length;
   return h(
     "div",
-    { className: `jojokey-pictures${shown.length > 1 ? " jojokey-mosaic" : ""}` },
+    { className: `jojokey-pictures${shown.length > 1 ? ` jojokey-mosaic jojokey-mosaic-${shown.length}` : ""}` },
     shown.map((image, position) =>
       h(
         "button",

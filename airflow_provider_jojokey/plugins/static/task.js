@@ -18,7 +18,7 @@ import {
   Spinner,
   Time,
 } from "./parts.js";
-import { h, useCallback, useEffect, useRef, useState } from "./react.js";
+import { h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
 import { Card, Cards, keyOf } from "./results.js";
 import { t } from "./text.js";
 
@@ -73,6 +73,13 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   const task = { dagId, runId, taskId, mapIndex };
   const { answer, error, retry } = useTask(task);
   const [open, setOpen] = useState(null);
+  const root = useRef(null);
+
+  // Airflow gives a task's page 1,280 pixels, however narrow the window: the tab comes to where it is seen.
+  useLayoutEffect(() => {
+    const { left, width } = root.current.getBoundingClientRect();
+    if (left + Math.min(width, 200) > globalThis.innerWidth) root.current.scrollIntoView({ block: "nearest" });
+  }, []);
 
   const show = useCallback((card, position) => setOpen({ slides: slidesOf(card), start: position }), []);
   let content;
@@ -85,7 +92,7 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
 
   return h(
     "section",
-    { className: "jojokey-root jojokey-tab", "aria-label": t("Images") },
+    { ref: root, className: "jojokey-root jojokey-tab", "aria-label": t("Images") },
     error && answer && h(Failure, { error, onRetry: retry }),
     content,
     open && h(Lightbox, { ...open, onClose: () => setOpen(null) }),
@@ -117,13 +124,13 @@ function Nothing() {
 }
 
 function One({ task, answer, onOpen }) {
-  const { result, attempts, attempts_error: attemptsError, s3_console: console, items } = answer;
-  const single = result.images.length === 1 && !items;
+  const { result, attempts, attempts_error: attemptsError, s3_console: console } = answer;
+  const single = result.images.length === 1 && !result.batch;
   return h(
     "div",
     { className: `jojokey-one${single ? " jojokey-one-single" : ""}` },
     result.state === "failed" && h(Failed, { result, underWay: answer.underWay }),
-    items
+    result.batch
       ? null
       : result.images.length > 0 &&
           h(
@@ -134,7 +141,7 @@ function One({ task, answer, onOpen }) {
             ),
           ),
     h(Facts, { result, console }),
-    items && h(Items, { task, answer, onOpen }),
+    result.batch && h(Items, { task, answer, onOpen }),
     h(Attempts, { attempts, error: attemptsError }),
   );
 }
@@ -363,23 +370,29 @@ function Mapped({ task, answer, onOpen }) {
   );
 }
 
+// The batch's list in S3 tells all items, the task's result the addresses of its first images.
 function Items({ task, answer, onOpen }) {
+  const { result } = answer;
   const pages = usePages(task, answer, "items");
+  const served = useMemo(() => new Map(result.images.map((image) => [image.uri, image])), [result]);
+  const rows = pages.rows.length ? pages.rows : [{ ...result, made_at: null }];
   return h(
     "div",
     { className: "jojokey-items" },
     h("h3", { className: "jojokey-heading" }, t("Items of the batch")),
+    answer.items_error && h(Notice, { kind: "error", title: answer.items_error }),
     h(
       Cards,
       null,
-      pages.rows.map((item, position) =>
-        h(Card, {
+      rows.map((item, position) => {
+        const images = item.images.map((image) => ({ ...image, ...served.get(image.uri) }));
+        return h(Card, {
           key: item.index ?? position,
-          card: { ...item, href: null, count: item.count ?? item.images.length },
-          title: item.images[0]?.name ?? t("Item {n}", { n: (item.index ?? position) + 1 }),
+          card: { ...item, href: null, images, count: Math.max(item.count ?? 0, images.length) },
+          title: images[0]?.name ?? t("Item {n}", { n: (item.index ?? position) + 1 }),
           onOpen,
-        }),
-      ),
+        });
+      }),
     ),
     h(ShowMore, { pages }),
   );

@@ -1,0 +1,102 @@
+"""`airflow standalone` as a child process: started, waited for, and ended with all that it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+STARTUP = 120.0
+
+
+class DidNotStart(RuntimeError):
+    """Airflow ended by itself, or was not healthy in time."""
+
+
+def environment_of(port: int, prefix: str = "") -> dict[str, str]:
+    """Return what an Airflow needs that listens on loopback only, on a port of its own.
+
+    :param prefix: the path that it is served under, such as ``/airflow``
+    """
+    base_url = f"http://localhost:{port}{prefix}"
+    return {
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__BASE_URL": base_url,
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{base_url}/execution/",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        # Two Airflows on one computer would otherwise want the same ports for their logs.
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+    }
+
+
+@contextlib.contextmanager
+def standalone(
+    environment: Mapping[str, str], log: Path, stop: threading.Event | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Airflow while the context lasts; it is healthy when the context begins.
+
+    :param environment: all of it, with that of :func:`environment_of`
+    :param log: a file for what it prints
+    :param stop: ends the wait for its start
+    :raises DidNotStart: if it is not healthy within two minutes
+    """
+    with log.open("wb") as out:
+        airflow = subprocess.Popen(
+            [sys.executable, "-m", "airflow", "standalone"],
+            env=dict(environment),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            # standalone ends cleanly on SIGINT only, and a process group in the background ignores it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            health = f"{environment['AIRFLOW__API__BASE_URL']}/api/v2/monitor/health"
+            _wait_until_healthy(airflow, health, log, stop or threading.Event())
+            yield airflow
+        finally:
+            _end(airflow)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(
+    airflow: subprocess.Popen[bytes], health: str, log: Path, stop: threading.Event
+) -> None:
+    deadline = time.monotonic() + STARTUP
+    while time.monotonic() < deadline and airflow.poll() is None and not stop.wait(0.5):
+        try:
+            with urllib.request.urlopen(health, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            continue
+    raise DidNotStart(
+        "Airflow was not waited for." if stop.is_set() else f"Airflow did not come up; see {log}"
+    )
+
+
+def _end(airflow: subprocess.Popen[bytes]) -> None:
+    for number, patience in ((signal.SIGINT, 15), (signal.SIGKILL, 5)):
+        if airflow.poll() is None:
+            airflow.send_signal(number) if number is signal.SIGINT else os.killpg(airflow.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                airflow.wait(patience)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(airflow.pid, signal.SIGKILL)  # whatever of its group is left
