@@ -39,12 +39,12 @@ with DAG(
     GenerateImageOperator(
         task_id="poster",
         prompt="""\
-{% set day = logical_date or dag_run.run_after -%}
+{% set day = dag_run.logical_date or dag_run.run_after -%}
 {{ params.theme }}: a screen-printed poster for a {{ day.strftime("%A in %B") }}.
 Three flat colours, generous margins, the date "{{ day.strftime("%-d %B %Y") }}" set small at the foot.
 """,
         s3_bucket="{{ var.value.get('posters_bucket', 'posters') }}",
-        s3_key="daily/{{ (logical_date or dag_run.run_after).strftime('%Y-%m-%d') }}.{ext}",
+        s3_key="daily/{{ (dag_run.logical_date or dag_run.run_after).strftime('%Y-%m-%d') }}.{ext}",
         size="{{ params.size }}",
         quality="{{ params.quality }}",
         reuse="{{ params.reuse }}",
