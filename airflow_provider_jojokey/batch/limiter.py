@@ -2,8 +2,8 @@
 
 Three brakes, the strictest of which holds:
 
-* a *ramp*: a batch begins with a few requests a second and doubles that each second, so that a limit
-  is met by a few requests and not by all of them at once;
+* a *ramp*: a batch begins with a few requests a second and sends more each second, so that a limit is
+  met by a few requests and not by all of them at once;
 * a *window*: once the gateway has said 429, no more are sent in so many seconds than it took in the
   last such stretch of time. Which stretch it counts by (a second, a minute) is found by trying the
   short ones first; ``Retry-After`` tells it outright. Now and then one more is tried, and less often
@@ -24,8 +24,11 @@ WINDOWS = (2.0, 10.0, 60.0)
 MARGIN = 0.05
 """The share of a window that is waited on top: its clock begins when a request arrives, not when it is sent."""
 FIRST_RATE = 8.0
-"""Requests a second at the start."""
+"""Requests a second at the start; each second adds as many."""
 RATE_AFTER_REFUSAL = 1.0
+"""The same after a refusal."""
+RAISE = 0.25
+"""What each answer adds to the ceiling on what is in flight: a quarter more with each round."""
 FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 60.0
 """Seconds without sending after a refusal that named none: doubled from the one to the other."""
@@ -57,9 +60,9 @@ class Limiter:
     :param patience: seconds after which it gives up where everything is refused
     """
 
-    def __init__(self, max_in_flight: int, patience: float = PATIENCE) -> None:
+    def __init__(self, max_in_flight: int, patience: float | None = None) -> None:
         self.max_in_flight = max_in_flight
-        self.patience = patience
+        self.patience = PATIENCE if patience is None else patience
         self.in_flight = 0
         self.limit = math.inf
         """Requests that may be sent within the window."""
@@ -106,7 +109,7 @@ class Limiter:
         if ticket.sent_at is None:
             self._forget(ticket)
             return
-        self._ceiling = min(self.max_in_flight, self._ceiling + 1 / max(1.0, self._ceiling))
+        self._ceiling = min(self.max_in_flight, self._ceiling + RAISE)
         if ticket.sent_at >= self._cut_at:
             self._in_a_row = 0
             self._refused_since = None
@@ -193,7 +196,7 @@ class Limiter:
         if self._ramp is None:
             return 0.0
         began, first = self._ramp
-        rate = first * 2 ** min(30.0, max(0.0, now - began))
+        rate = first * (1.0 + max(0.0, now - began))
         return self._last_given + 1 / rate - now
 
     def _sent_within(self, now: float) -> int:

@@ -77,6 +77,7 @@ class Gateway:
     :param ping: seconds between the comments that keep an event stream alive.
     :param log: whether ``GET /api/log/token`` exists.
     :param log_limit: how many calls to it are allowed in 20 minutes; ``None`` is no limit.
+    :param rate: how many requests are taken in how many seconds, such as ``(30, 60)``; more get a 429.
     :param drawing: how many images are drawn at a time; by default one for each CPU.
     :raises OSError: on start, if the port is taken.
     """
@@ -97,6 +98,7 @@ class Gateway:
         ping: float = 5.0,
         log: bool = True,
         log_limit: int | None = 20,
+        rate: tuple[int, float] | None = None,
         drawing: int | None = None,
     ) -> None:
         self.token = token
@@ -112,6 +114,8 @@ class Gateway:
         self._ping = ping
         self._log = log
         self._log_limit = log_limit
+        self.rate = rate
+        self._taken: deque[float] = deque()
         self._drawing = threading.BoundedSemaphore(drawing or os.cpu_count() or 2)
         self._changed = threading.Condition()
         self._requests: list[RequestRecord] = []
@@ -278,6 +282,7 @@ class Gateway:
             self._turns.clear()
             self._images.clear()
             self._log_calls.clear()
+            self._taken.clear()
             self._peak = self._in_flight
         self._ledger.clear()
 
@@ -394,6 +399,18 @@ class Gateway:
             calls.append(now)
             return True
 
+    def _check_rate(self) -> None:
+        if self.rate is None:
+            return
+        limit, seconds = self.rate
+        now = time.monotonic()
+        with self._changed:
+            while self._taken and now - self._taken[0] >= seconds:
+                self._taken.popleft()
+            if len(self._taken) >= limit:
+                raise RefusalError(429, "Too many requests, please try again later", kind="new_api_error")
+            self._taken.append(now)
+
     def _generate(self, request: RequestRecord, authorization: str, wire: Wire) -> bool:
         with self._changed:
             self._in_flight += 1
@@ -413,6 +430,7 @@ class Gateway:
             body = request.body
             model = body.get("model") if isinstance(body, dict) else ""
             account.check(model if isinstance(model, str) else "")
+            self._check_rate()
             order = read_order(
                 body, models=self.models, accepts_response_format=self._accepts_response_format
             )

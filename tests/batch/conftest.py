@@ -22,6 +22,9 @@ def _gateway(png: bytes) -> Iterator[Gateway]:
         yield running
 
 
+CODE = "timedelta("
+
+
 class Campaign:
     """Runs Dags with one batch task, ``batch``; its requests come from an upstream task, as XCom."""
 
@@ -31,7 +34,10 @@ class Campaign:
 
     def write(self, dag_id: str, requests: Any, **arguments: Any) -> Path:
         arguments = {"s3_bucket": "posters", **arguments}
-        told = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        told = ", ".join(
+            f"{name}={value if str(value).startswith(CODE) else repr(value)}"
+            for name, value in arguments.items()
+        )
         return self.airflow.write(
             f"{dag_id}.py",
             f"""

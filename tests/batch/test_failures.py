@@ -1,0 +1,182 @@
+"""What a batch does where not all goes well: what is made, what is paid, what the next try does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from airflow_provider_jojokey.batch import limiter
+from batch.conftest import posters
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of a fraction of a second: how long they are is the limiter's tests' matter."""
+    monkeypatch.setattr(limiter, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(limiter, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(limiter, "WINDOWS", (0.2, 0.5, 2.0))
+    monkeypatch.setattr(limiter, "RATE_AFTER_REFUSAL", 20.0)
+
+
+def prompts(gateway: Any) -> list[str]:
+    return sorted(record.prompt for record in gateway.ledger)
+
+
+def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_retried(
+    campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    requests = posters(10)
+    requests[3]["prompt"] = "[sandbox: moderation_blocked] a"
+    requests[4]["prompt"] = "[sandbox: sensitive_words] b"
+    requests[7]["prompt"] = "[sandbox: not_an_image] c"
+
+    run = campaign.run("partly", requests, retries=3, max_in_flight=3)
+
+    assert run.state == "failed"
+    assert run.tries["batch", -1] == 1
+    assert len(gateway.requests) == 10
+    billed = sum(record.total_tokens for record in gateway.ledger)
+    assert run.xcom("usage", "batch")["total_tokens"] == billed
+    assert len(campaign.store.objects("posters/")) == 7
+    told = capfd.readouterr().out
+    assert "3 of 10 items are not done (7 made, 0 reused, 3 failed)" in told
+    assert "2 JojoKeyContentError (first item 3, s3://posters/posters/003.png" in told
+    assert "1 JojoKeyReplyError (first item 7" in told
+    assert f"{billed:,} tokens were billed" in told
+    assert "JojoKeyBatchFailure" in told
+    assert "Airflow does not retry it" in told
+    lines = campaign.manifest(run)
+    assert [line["state"] for line in lines].count("failed") == 3
+    assert lines[3]["error"] == "JojoKeyContentError"
+    shown = run.xcom("jojokey_images", "batch")
+    assert (shown["state"], shown["error"], shown["count"]) == ("failed", "JojoKeyBatchFailure", 7)
+
+
+def test_a_retry_does_only_what_is_missing(campaign: Any, gateway: Any) -> None:
+    requests = posters(8)
+    requests[2]["prompt"] = "[sandbox: no_channel times=3] a"
+    requests[5]["prompt"] = "[sandbox: upstream_500 times=4] b"
+    requests[6]["prompt"] = "[sandbox: moderation_blocked] c"
+
+    run = campaign.run("again", requests, retries=1, retry_delay="timedelta(0)")
+
+    assert run.state == "failed"
+    assert run.tries["batch", -1] == 2
+    assert len(gateway.ledger) == 7
+    assert len(set(prompts(gateway))) == 7
+    lines = campaign.manifest(run)
+    assert [line["index"] for line in lines if line["state"] == "failed"] == [6]
+    assert [line["index"] for line in lines if not line["reused"]] == [2, 5, 6]
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
+
+
+def test_what_passes_soon_is_sent_again_within_the_same_try(campaign: Any, gateway: Any) -> None:
+    requests = posters(6)
+    requests[1]["prompt"] = "[sandbox: overloaded_cpu times=2] a"
+    requests[2]["prompt"] = "[sandbox: rate_limited times=5] b"
+    requests[3]["prompt"] = "[sandbox: upstream_unreachable times=1] c"
+
+    run = campaign.run("soon", requests)
+
+    assert run.state == "success"
+    assert len(gateway.requests) == 6 + 2 + 5 + 1
+    assert len(gateway.ledger) == 6
+    assert run.xcom("return_value", "batch")["made"] == 6
+
+
+def test_a_gateway_that_takes_so_many_in_a_while_gets_a_handful_more_and_the_campaign_ends(
+    campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "rate", (10, 2.0))
+
+    run = campaign.run("limited", posters(40), max_in_flight=16)
+
+    assert run.state == "success"
+    assert len(gateway.ledger) == 40
+    assert len(gateway.requests) - 40 <= 12
+
+
+def test_a_token_that_is_refused_is_seen_before_anything_is_sent(
+    campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = {"conn_type": "jojokey", "host": gateway.url, "password": "sk-wrong"}
+    monkeypatch.setenv("AIRFLOW_CONN_JOJOKEY_DEFAULT", json.dumps(connection))
+
+    run = campaign.run("refused", posters(5), retries=2)
+
+    assert run.state == "failed"
+    assert run.tries["batch", -1] == 1
+    assert gateway.requests == ()
+    assert campaign.store.objects("_jojokey/posters/") == {}
+    assert {line["error"] for line in campaign.manifest(run)} == {"JojoKeyTokenError"}
+
+
+def test_an_empty_balance_stops_the_batch_and_keeps_what_was_made(campaign: Any, gateway: Any) -> None:
+    requests = posters(40)
+    requests[8]["prompt"] = "[sandbox: wallet_empty] x"
+
+    run = campaign.run("empty", requests, max_in_flight=2, retries=2)
+
+    assert run.state == "failed"
+    assert run.tries["batch", -1] == 1
+    assert 8 <= len(gateway.ledger) <= 11
+    made = [line["index"] for line in campaign.manifest(run) if line["state"] == "complete"]
+    assert len(made) == len(gateway.ledger)
+    assert len(campaign.manifest(run)) == 40
+
+
+def test_a_gateway_that_only_says_429_is_left_to_a_later_try(
+    campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiter, "PATIENCE", 1.0)
+    gateway.behave("rate_limited")
+
+    run = campaign.run("never", posters(20), max_in_flight=4)
+
+    assert run.state == "failed"
+    assert gateway.ledger == ()
+    assert len(gateway.requests) <= 30
+    assert {line["error"] for line in campaign.manifest(run)} == {"JojoKeyRateLimitError"}
+    assert len(campaign.manifest(run)) == 20
+    assert all(line["retryable"] for line in campaign.manifest(run))
+
+
+def test_a_bucket_that_is_not_there_is_seen_before_anything_is_sent(
+    campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    requests = [*posters(3), {"prompt": "x", "s3_key": "s3://nowhere/x.png"}]
+
+    run = campaign.run("no_bucket", requests)
+
+    assert run.state == "failed"
+    assert gateway.requests == ()
+    assert "Create the bucket" in capfd.readouterr().out
+
+
+def test_an_answer_that_is_lost_and_was_billed_is_not_paid_twice(campaign: Any, gateway: Any) -> None:
+    requests = posters(6)
+    requests[1]["prompt"] = "[sandbox: reset] a"
+    requests[4]["prompt"] = "[sandbox: cloudflare_524] b"
+
+    run = campaign.run("lost", requests, retries=2, retry_delay="timedelta(0)")
+
+    assert run.state == "failed"
+    assert len(gateway.ledger) == len(set(prompts(gateway))) == 6
+    assert len(gateway.requests) == 6
+    lines = campaign.manifest(run)
+    assert [line["index"] for line in lines if line["state"] == "failed"] == [1, 4]
+
+
+def test_the_log_tells_how_it_goes_and_not_of_each_image(
+    campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    campaign.run("log", posters(30), max_in_flight=8)
+
+    out = capfd.readouterr().out
+    assert "30 of 30 done: 30 made, 0 reused, 0 failed" in out
+    assert "a minute" in out
+    own = [line for line in out.splitlines() if "airflow_provider_jojokey" in line]
+    assert len(own) < 10
+    assert gateway.token not in out
