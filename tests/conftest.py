@@ -19,7 +19,7 @@ os.environ.update(
     AIRFLOW_HOME=_HOME,
     AIRFLOW__CORE__LOAD_EXAMPLES="False",
     AIRFLOW__CORE__DAGS_FOLDER=os.path.join(_HOME, "dags"),
-    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{_HOME}/airflow.db",
+    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=os.environ.get("TESTS_DATABASE") or f"sqlite:///{_HOME}/airflow.db",
     AIRFLOW__JOJOKEY__SPOOL_DIRECTORY=os.path.join(_HOME, "spool"),
     AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
     NO_PROXY="127.0.0.1,localhost",

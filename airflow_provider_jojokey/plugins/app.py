@@ -30,7 +30,7 @@ from airflow_provider_jojokey.settings import Settings
 MAX_LIMIT = 200
 MAX_QUERY = 500
 ROUNDS = 10
-"""How often a page is filled up whose rows hold no results."""
+"""How often it is looked further where the rows of a page hold no result at all."""
 MAX_AGE = 24 * 3600
 S3_THREADS = 8
 """Requests that may wait for S3 at a time, in threads of their own: Airflow's routes have theirs for themselves."""
@@ -54,6 +54,7 @@ app.mount(
     StaticFiles(directory=FilePath(__file__).parent / "static", check_dir=False),
     name="static",
 )
+_one_thread = anyio.CapacityLimiter(1)
 _s3_threads = anyio.CapacityLimiter(S3_THREADS)
 
 
@@ -136,8 +137,8 @@ def get_results(
     rows: list[xcoms.Row] = []
     try:
         with create_session(scoped=False) as session:
-            for _ in range(ROUNDS):
-                rows, after = xcoms.page(session, wanted, limit=limit, cursor=after)
+            for look in (None, *[xcoms.ROWS_AT_ONCE] * ROUNDS):
+                rows, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look)
                 if rows or after is None:
                     break
     except xcoms.BadCursor as error:
@@ -146,9 +147,10 @@ def get_results(
 
 
 @app.get("/api/totals")
-def get_totals(wanted: Wanted) -> Any:
+async def get_totals(wanted: Wanted) -> Any:
     """Return what the results of a filter have cost, by day and by Dag."""
-    return Answer(totals.totals(wanted))
+    sums = totals.known(wanted)
+    return Answer(sums or await anyio.to_thread.run_sync(totals.totals, wanted, limiter=_one_thread))
 
 
 DagId = Annotated[str, Path()]

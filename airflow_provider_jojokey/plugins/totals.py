@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 from airflow.utils.session import create_session
@@ -12,34 +13,43 @@ from airflow.utils.session import create_session
 from airflow_provider_jojokey.plugins.cards import TOKENS, tokens
 from airflow_provider_jojokey.plugins.xcoms import Filter, usages
 
-KEPT = 15.0
-"""Seconds for which sums hold: a page that is scrolled asks for them again and again."""
+KEPT = 10.0
+"""Seconds for which sums hold at least: a page that is used asks for them again and again."""
+KEPT_TIMES = 20
+"""Sums that took long hold longer: so many times what they took."""
 MAX_KEPT = 64
 
-_SUMS: OrderedDict[Filter, tuple[float, dict[str, Any]]] = OrderedDict()
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    until: float
+    told: dict[str, Any]
+
+
+_SUMS: OrderedDict[Filter, _Sums] = OrderedDict()
 _SUMS_LOCK = threading.Lock()
-_ADDING = threading.Lock()
+
+
+def known(wanted: Filter) -> dict[str, Any] | None:
+    """Return the sums, if they were added up some seconds ago."""
+    with _SUMS_LOCK:
+        sums = _SUMS.get(wanted)
+    return sums.told if sums is not None and time.monotonic() < sums.until else None
 
 
 def totals(wanted: Filter) -> dict[str, Any]:
-    """Return the sums, some seconds old at most."""
-    if (known := _known(wanted)) is not None:
-        return known
-    with _ADDING:  # one at a time: it is work for a processor, and the next may want the same
-        if (known := _known(wanted)) is not None:
-            return known
-        sums = _added(wanted)
-        with _SUMS_LOCK:
-            _SUMS[wanted] = time.monotonic(), sums
-            while len(_SUMS) > MAX_KEPT:
-                _SUMS.popitem(last=False)
+    """Return the sums. It takes seconds where there are 100,000 results, so it is done for one at a time."""
+    if (sums := known(wanted)) is not None:  # somebody else may have asked for the same just before
         return sums
-
-
-def _known(wanted: Filter) -> dict[str, Any] | None:
+    started = time.monotonic()
+    sums = _added(wanted)
+    ended = time.monotonic()
     with _SUMS_LOCK:
-        made_at, sums = _SUMS.get(wanted, (0.0, None))
-        return sums if sums is not None and time.monotonic() - made_at < KEPT else None
+        _SUMS.pop(wanted, None)
+        _SUMS[wanted] = _Sums(ended + max(KEPT, KEPT_TIMES * (ended - started)), sums)
+        while len(_SUMS) > MAX_KEPT:
+            _SUMS.popitem(last=False)
+    return sums
 
 
 def _added(wanted: Filter) -> dict[str, Any]:

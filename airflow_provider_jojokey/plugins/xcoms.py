@@ -73,27 +73,30 @@ class BadCursor(ValueError):
 
 
 def page(
-    session: Session, wanted: Filter, *, limit: int, cursor: str | None = None
+    session: Session, wanted: Filter, *, limit: int, cursor: str | None = None, look: int | None = None
 ) -> tuple[list[Row], str | None]:
     """Return the next results, newest first, and the cursor of those after them, in one query.
 
     The order is the time of writing, then the primary key: rows that are written meanwhile come before the
-    first page and move nothing. A page may be shorter than its limit where a row holds no result.
+    first page and move nothing. A page is shorter than its limit where rows hold no result.
 
-    :param limit: how many rows to look at
+    :param limit: how many results to return at most
+    :param look: how many rows to look at for them; by default as many
     :raises BadCursor: if the cursor is none of ours
     """
     keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
     if cursor is not None:
         keys = keys.where(_before(*_decoded(cursor)))
+    look = max(limit, look or 0)
     # The keys alone are sorted, and only then are the values read: they are a hundred times as large.
-    keys = keys.order_by(XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)).limit(limit + 1)
+    keys = keys.order_by(XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)).limit(look + 1)
     found = _read(session, keys)
-    after = None
-    if len(found) > limit:
-        last, _, _ = found[limit - 1]
-        after = _encoded(last)
-    return _rows(found[:limit]), after
+    rows: list[Row] = []
+    for number, one in enumerate(found):
+        if number == look or len(rows) == limit:
+            return rows, _encoded(found[number - 1][0])
+        rows += _rows([one])
+    return rows, None
 
 
 def of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Row | None:

@@ -1,31 +1,283 @@
-"""The gallery's list: who sees what, filters, pages."""
+"""The gallery's list: filters, words, pages, values that are no results. On SQLite; see test_postgres.py."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plugins.world import Book, Server
+import pytest
+
+from plugins.world import Book, Server, picture, result, told
+
+NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
+API = "/jojokey/api"
+
+
+def prompts(answer: Any) -> list[str]:
+    return [card["prompt"] for card in answer["results"]]
 
 
 def test_a_run_of_the_operator_shows_as_a_card(
-    airflow: Any, gateway: Any, store: Any, server: Server, book: Book
+    airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
 ) -> None:
     run = airflow.run(
-        "cards",
+        dag_id,
         'GenerateImageOperator(task_id="image", prompt="a fox in the snow", s3_key="s3://posters/a/fox.png", n=2)',
     )
-    (card,) = server.results(dag_id="cards")["results"]
-    print(card)
-    assert (card["dag_id"], card["run_id"], card["task_id"], card["map_index"]) == (
-        "cards",
-        run.run_id,
-        "image",
-        -1,
+    manifest = run.xcom()
+
+    (card,) = server.results(dag_id=dag_id)["results"]
+
+    place = (card["dag_id"], card["run_id"], card["task_id"], card["map_index"])
+    assert place == (dag_id, run.run_id, "image", -1)
+    assert (card["state"], card["count"], card["prompt"]) == ("complete", 2, "a fox in the snow")
+    for name in ("model", "size", "quality", "usage", "request_id", "reused", "seconds", "receipt"):
+        assert card[name] == manifest[name]
+    assert datetime.fromisoformat(card["made_at"]).utcoffset() == timedelta(0)
+    assert [one["name"] for one in card["images"]] == ["fox-0.png", "fox-1.png"]
+    for one, image in zip(card["images"], manifest["images"], strict=True):
+        assert {name: one[name] for name in ("uri", "width", "height", "bytes", "content_type")} == {
+            name: image[name] for name in ("uri", "width", "height", "bytes", "content_type")
+        }
+        assert server.get(one["src"]).content == store.objects()[image["key"]]
+    assert not {"bucket", "manifest", "aws_conn_id"} & set(card)
+
+
+def test_a_failed_task_shows_what_it_cost_and_why(
+    airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
+) -> None:
+    airflow.run(
+        dag_id,
+        'GenerateImageOperator(task_id="image", s3_key="s3://posters/f.png",'
+        ' prompt="a fox [sandbox: moderation_blocked]")',
     )
-    answer = server.get(card["images"][0]["src"])
-    assert answer.status_code == 200, answer.text
-    assert answer.content == store.objects()["a/fox-0.png"]
-    answer = server.get(card["images"][0]["thumbnail"] + "&width=320")
-    assert answer.status_code == 200, answer.text
-    print(server.totals())
-    print(server.get(f"/jojokey/api/dags/cards/runs/{run.run_id}/tasks/image/-1").json())
+    (card,) = server.results(dag_id=dag_id)["results"]
+    assert (card["state"], card["images"], card["error"]) == ("failed", [], "JojoKeyContentError")
+    assert card["message"]
+    assert server.totals(dag_id=dag_id)["failed"] == 1
+
+
+def test_the_newest_come_first(server: Server, book: Book) -> None:
+    for hour in (3, 1, 2):
+        book.write(f"dag_{hour}", result(prompt=f"{hour}"), at=NOON + timedelta(hours=hour))
+    assert prompts(server.results()) == ["3", "2", "1"]
+
+
+def test_filters_by_dag_run_and_task(server: Server, book: Book) -> None:
+    book.write("a", result(prompt="1"), run_id="r1", task_id="t1", at=NOON)
+    book.write("a", result(prompt="2"), run_id="r1", task_id="t2", at=NOON + timedelta(1))
+    book.write("a", result(prompt="3"), run_id="r2", task_id="t1", at=NOON + timedelta(2))
+    book.write("b", result(prompt="4"), run_id="r1", task_id="t1", at=NOON + timedelta(3))
+
+    assert prompts(server.results(dag_id="a")) == ["3", "2", "1"]
+    assert prompts(server.results(dag_id="a", run_id="r1")) == ["2", "1"]
+    assert prompts(server.results(run_id="r1", task_id="t1")) == ["4", "1"]
+    assert prompts(server.results(run_id="r' OR 1=1 --")) == []
+
+
+def test_filters_by_day_in_utc_both_days_included(server: Server, book: Book) -> None:
+    midnight = datetime(2026, 3, 14, tzinfo=UTC)
+    for prompt, at in {
+        "before": midnight - timedelta(microseconds=1),
+        "first": midnight,
+        "last": midnight + timedelta(days=1, microseconds=-1),
+        "after": midnight + timedelta(days=1),
+    }.items():
+        book.write(prompt, result(prompt=prompt), at=at)
+
+    assert prompts(server.results(day_from="2026-03-14", day_to="2026-03-14")) == ["last", "first"]
+    assert prompts(server.results(day_from="2026-03-15")) == ["after"]
+    assert prompts(server.results(day_to="2026-03-13")) == ["before"]
+    assert prompts(server.results(day_from="0001-01-01", day_to="9999-12-31"))
+    assert server.get(f"{API}/results?day_from=yesterday").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("fox", ["a Red FOX in the snow"]),
+        ("FOX red", ["a Red FOX in the snow"]),
+        ("snow heron", []),
+        ("狐狸", ["雪中的狐狸、木版画"]),
+        ("木版 雪中", ["雪中的狐狸、木版画"]),
+        ("狸狐", []),
+        ("100%", ["100% wool_socks"]),
+        ("%", ["100% wool_socks"]),
+        ("l_s", ["100% wool_socks"]),
+        ("w_ol", []),
+        ("!", []),
+        ('"hello"', ['she said "hello" \\ and it\'s fine']),
+        ("\\", ['she said "hello" \\ and it\'s fine']),
+        ("it's", ['she said "hello" \\ and it\'s fine']),
+        ("École", ["ÉCOLE du soir"]),
+        ("gpt-image-2", []),
+        ("posters", []),
+        ("  ", None),
+    ],
+)
+def test_every_word_must_occur_in_the_prompt_as_it_is_written(
+    server: Server, book: Book, words: str, found: list[str] | None
+) -> None:
+    image = told(picture(), "posters/x.png")
+    all_prompts = [
+        "a Red FOX in the snow",
+        "雪中的狐狸、木版画",
+        "100% wool_socks",
+        'she said "hello" \\ and it\'s fine',
+        "ÉCOLE du soir",
+    ]
+    for number, prompt in enumerate(all_prompts):
+        book.write(f"dag_{number}", result(image, prompt=prompt), at=NOON - timedelta(number))
+    assert prompts(server.results(q=words)) == (all_prompts if found is None else found)
+
+
+def test_pages_have_no_gaps_and_no_doubles_while_new_rows_arrive(server: Server, book: Book) -> None:
+    for number in range(25):  # several of the same moment
+        book.write("old", result(prompt=f"{number}"), run_id=f"r{number}", at=NOON + timedelta(number // 7))
+    seen: list[str] = []
+    cursor = None
+    while True:
+        answer = server.results(limit=4, **({"cursor": cursor} if cursor else {}))
+        seen += prompts(answer)
+        book.write("new", result(prompt="new"), run_id=f"new{len(seen)}", at=NOON + timedelta(99))
+        if (cursor := answer["next"]) is None:
+            break
+    assert len(seen) == 25
+    assert set(seen) == {str(number) for number in range(25)}
+    assert prompts(server.results(limit=1)) == ["new"]
+
+
+def test_a_page_that_fits_has_no_next(server: Server, book: Book) -> None:
+    for number in range(4):
+        book.write("a", result(), run_id=f"r{number}")
+    assert server.results(limit=4)["next"] is None
+    assert len(server.results(limit=3)["results"]) == 3
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "nonsense",
+        "é",
+        "bnVsbA",  # null
+        "W10",  # []
+        "WyIyMDI2LTAxLTAxIiwiMSIsMiwzLDRd",
+        "WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzE0OjAwIiwxLCJ0IiwtMSwiayJd",  # a moment before all moments
+        "WyIyMDI2LTAxLTAxVDAwOjAwOjAwKzAwOjAwIiw5OTk5OTk5OTk5OTk5OTk5OTk5OTk5LCJ0IiwtMSwiayJd",  # too large
+    ],
+)
+def test_a_cursor_that_is_none_is_refused(server: Server, book: Book, cursor: str) -> None:
+    answer = server.get(f"{API}/results", params={"cursor": cursor})
+    assert answer.status_code == 400
+    assert "cursor" in answer.json()["detail"]
+
+
+NO_RESULTS = [
+    None,
+    1,
+    "text",
+    "{broken",
+    [],
+    {},
+    {"version": 2},
+    {**result(), "state": "odd"},
+    {**result(), "images": [{"key": "x"}]},
+    {**result(), "images": [None]},
+    {**result(), "images": 7},
+    {**result(), "seconds": "long"},
+    "[" * 100_000,
+]
+
+
+def test_values_that_are_no_results_are_passed_over(server: Server, book: Book) -> None:
+    for number, value in enumerate(NO_RESULTS):
+        book.write("forged", value, run_id=f"r{number}", at=NOON + timedelta(number))
+    book.write("real", result(prompt="real"), at=NOON)
+
+    assert prompts(server.results()) == ["real"]
+    assert prompts(server.results(q="real")) == ["real"]
+    assert prompts(server.results(limit=1)) == ["real"]  # pages of nothing are not shown
+    answer = server.get(f"{API}/dags/forged/runs/r7/tasks/image/-1")
+    assert (answer.status_code, answer.json()["result"]) == (200, None)
+
+
+def test_odd_values_in_a_result_do_no_harm(server: Server, book: Book) -> None:
+    usage = {"total_tokens": "many", "input_tokens": -5, "output_tokens": 10**400, "x_details": {"a": []}}
+    odd: dict[str, Any] = {"prompt": "half \ud83d a character", "usage": usage, "created": -1}
+    try:
+        book.write("odd", {**result(), **odd, "seconds": float("nan")}, at=NOON)
+    except Exception:  # PostgreSQL does not take it in the first place
+        book.write("odd", {**result(), "usage": {"total_tokens": "many", "x_details": 1}}, at=NOON)
+    (card,) = server.results()["results"]
+    assert card["seconds"] in (None, 9.7)
+    assert card["usage"]["total_tokens"] == 0
+    assert server.results(q="half") is not None
+    assert server.totals()["usage"]["total_tokens"] == 0
+
+
+def test_a_result_that_was_written_as_text_shows_as_well(server: Server, book: Book) -> None:
+    book.write("text", result(prompt="as text"), serialize=True)
+    assert prompts(server.results()) == ["as text"]
+
+
+def test_other_xcoms_are_not_shown(server: Server, book: Book) -> None:
+    book.write("a", result(), key="return_value")
+    assert prompts(server.results()) == []
+
+
+def test_a_prompt_that_is_a_script_stays_text(server: Server, book: Book) -> None:
+    script = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+    book.write("a", result(prompt=script))
+    answer = server.get(f"{API}/results")
+    assert answer.json()["results"][0]["prompt"] == script
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_a_mapped_task_is_named_as_airflow_names_it(server: Server, book: Book) -> None:
+    book.write("a", result(), map_index=3, label="hero.png")
+    (card,) = server.results()["results"]
+    assert (card["map_index"], card["label"]) == (3, "hero.png")
+    assert card["href"] == "/dags/a/runs/manual__1/tasks/image/mapped/3/plugin/jojokey-images"
+
+
+def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) -> None:
+    def write(dag_id: str, run_id: str, day: int, tokens: int, **more: Any) -> None:
+        usage = {"input_tokens": tokens - 1, "output_tokens": 1, "total_tokens": tokens}
+        book.write(dag_id, result(**{"usage": usage, **more}), run_id=run_id, at=NOON + timedelta(day))
+
+    write("a", "r1", 0, 10, count=2)
+    write("a", "r2", 1, 20, count=1)
+    write("b", "r1", 1, 300, count=40, prompt="a heron")
+    write("b", "r2", 1, 4, state="failed")
+
+    sums = server.totals()
+    assert (sums["results"], sums["images"], sums["failed"]) == (4, 43, 1)
+    assert sums["usage"] == {"input_tokens": 330, "output_tokens": 4, "total_tokens": 334}
+    assert sums["by_day"] == [
+        {"day": "2026-03-14", "tokens": 10, "images": 2},
+        {"day": "2026-03-15", "tokens": 324, "images": 41},
+    ]
+    assert sums["by_dag"] == [
+        {"dag_id": "b", "tokens": 304, "images": 40},
+        {"dag_id": "a", "tokens": 30, "images": 3},
+    ]
+    assert server.totals(dag_id="a")["usage"]["total_tokens"] == 30
+    assert server.totals(q="heron")["images"] == 40
+    assert server.totals(day_to="2026-03-14")["results"] == 1
+    assert server.totals(run_id="r9") == {
+        "images": 0, "results": 0, "failed": 0, "by_day": [], "by_dag": [],
+        "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "q=" + "x" * 600])
+def test_what_is_out_of_bounds_is_refused(server: Server, query: str) -> None:
+    assert server.get(f"{API}/results?{query}").status_code == 422
+
+
+@pytest.mark.parametrize("query", ["run_id=%00", "q=a%00b", "task_id=%00"])
+def test_a_zero_byte_is_refused_before_a_database_sees_it(server: Server, query: str) -> None:
+    assert server.get(f"{API}/results?{query}").status_code == 400
