@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 UV     := 0.11.14
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test kill check format bench constraints clean
+.PHONY: help install demo ui test test-cluster kill check format bench constraints clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -31,7 +31,11 @@ ui: install ## The same world in Airflow's UI, without a login; Ctrl-C ends it
 	@$(BIN)/python scripts/ui.py
 
 test: install ## The whole test suite, servers included
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/cluster
+
+test-cluster: install ## A campaign on Celery, PostgreSQL and Redis, with a worker and the triggerer killed
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
+	$(BIN)/python -m pytest tests/cluster
 
 kill: install ## 240 randomised kill -9 trials, counted by the stand-in's own ledger (some minutes)
 	$(BIN)/python -m tests.kill --trials 240
@@ -50,7 +54,7 @@ bench: install ## What one image costs, beside the vendor's example and the open
 
 constraints: install ## Renew constraints.txt: the versions that everyone gets
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-	    --extra sandbox --group dev --output-file constraints.txt pyproject.toml
+	    --extra sandbox --group dev --group cluster --output-file constraints.txt pyproject.toml
 
 clean: ## Remove what these commands made
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

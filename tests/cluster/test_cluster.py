@@ -1,0 +1,153 @@
+"""200 posters on two Celery workers; a worker and the triggerer are killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from airflow_provider_jojokey.sandbox import Gateway
+from airflow_provider_jojokey.store.receipts import Outcome, Receipt, total_usage
+
+from .campaign import BATCHES, DEFERRED, ITEMS
+from .cluster import Cluster, cluster
+
+POSTERS = {f"batch/{batch}/{item}.png" for batch in range(BATCHES) for item in range(ITEMS)} | {
+    f"deferred/{item}.png" for item in range(DEFERRED)
+}
+SECONDS_EACH = 1.0
+
+
+def key_of(prompt: str) -> str:
+    words = prompt.split()
+    return f"batch/{words[1]}/{words[3]}.png" if words[0] == "batch" else f"deferred/{words[2]}.png"
+
+
+def finished(run: Cluster, run_id: str) -> str | None:
+    state = run.get(f"/dags/campaign/dagRuns/{run_id}")["state"]
+    return state if state in ("success", "failed") else None
+
+
+def test_each_poster_is_there_and_the_ledger_is_the_sum_of_the_receipts(
+    tmp_path: Path, png: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    shutil.copy(Path(__file__).with_name("campaign.py"), dags)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    moto.start()
+    try:
+        host, port = moto.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        s3 = boto3.client(
+            "s3", endpoint_url=endpoint, aws_access_key_id="testing", aws_secret_access_key="testing",
+            region_name="us-east-1",
+        )  # fmt: skip
+        s3.create_bucket(Bucket="posters")
+        with Gateway(image=png, delay=SECONDS_EACH, log_limit=None) as gateway:
+            environment = {
+                "AIRFLOW_CONN_JOJOKEY_DEFAULT": json.dumps(
+                    {"conn_type": "jojokey", "host": gateway.url, "password": gateway.token}
+                ),
+                "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(
+                    {
+                        "conn_type": "aws",
+                        "login": "testing",
+                        "password": "testing",
+                        "extra": {"endpoint_url": endpoint, "region_name": "us-east-1"},
+                    }
+                ),
+                "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(tmp_path / "spool"),
+                "AIRFLOW__JOJOKEY__LONGEST_GENERATION": "10",
+            }
+            with cluster(tmp_path, dags, environment) as run:
+                lost = campaign(run, gateway)
+                check(run, gateway, s3, lost, capsys)
+    finally:
+        moto.stop()
+
+
+def campaign(run: Cluster, gateway: Gateway) -> Counter[str]:
+    """Run it with its accidents, and return the keys whose request was in flight when its process was killed."""
+    run.wait("the Dag is there", lambda: run.get("/dags/campaign"), 120)
+    run_id = run.post("/dags/campaign/dagRuns", {"dag_run_id": "spring", "logical_date": None})["dag_run_id"]
+    lost: Counter[str] = Counter()
+    gateway.wait_for_ledger(30, timeout=180)
+    run.processes["worker-1"].kill()
+    lost.update(in_flight(gateway))
+    run.processes["worker-1"].start()
+    run.wait("deferred posters are being made", lambda: deferred_in_flight(gateway), 240)
+    run.processes["triggerer"].kill()
+    lost.update(in_flight(gateway))
+    run.processes["triggerer"].start()
+    run.wait("the run ends", lambda: finished(run, run_id), 600)
+
+    # What was in flight has cost money and is lost. Someone decides that it shall be paid again.
+    run.post("/variables", {"key": "on_unknown_outcome", "value": "regenerate"})
+    if finished(run, run_id) == "failed":
+        run.post(
+            "/dags/campaign/clearTaskInstances",
+            {"dag_run_id": run_id, "dry_run": False, "only_failed": True, "reset_dag_runs": True},
+        )
+        run.wait("the run ends", lambda: finished(run, run_id), 600)
+    assert finished(run, run_id) == "success"
+    return lost
+
+
+def in_flight(gateway: Gateway) -> list[str]:
+    """Return the keys that the gateway has a request for and no bill yet."""
+    asked = Counter(key_of(request.prompt) for request in gateway.requests if request.prompt)
+    billed = Counter(key_of(record.prompt) for record in gateway.ledger)
+    return list((asked - billed).elements())
+
+
+def deferred_in_flight(gateway: Gateway) -> bool:
+    return sum(key.startswith("deferred/") for key in in_flight(gateway)) >= 3
+
+
+def check(
+    run: Cluster, gateway: Gateway, s3: Any, lost: Counter[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.wait_until_idle(30)
+    objects: dict[str, bytes] = {}
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket="posters"):
+        for one in page.get("Contents", []):
+            objects[one["Key"]] = s3.get_object(Bucket="posters", Key=one["Key"])["Body"].read()
+    posters = {key for key in objects if not key.startswith("_jojokey/")}
+    receipts = {
+        key: Receipt.from_json(objects[f"_jojokey/{key}.json"])
+        for key in POSTERS
+        if f"_jojokey/{key}.json" in objects
+    }
+    payments = Counter(key_of(record.prompt) for record in gateway.ledger)
+    again = {key: count for key, count in payments.items() if count > 1}
+    paid = sum(record.total_tokens for record in gateway.ledger)
+    attempts = [one for receipt in receipts.values() for one in receipt.attempts]
+    known = total_usage(one.usage for one in attempts)["total_tokens"]
+    untold = [one for one in attempts if one.outcome in (Outcome.UNKNOWN, Outcome.BILLED) and not one.usage]
+    usages = [run.xcom(task, "usage") for task in run.tasks("campaign", "spring")]
+    told = total_usage(usages)["total_tokens"]
+    each = gateway.ledger[0].total_tokens
+    with capsys.disabled():
+        print(
+            f"\n{len(posters)} posters, {len(gateway.ledger)} payments; {sum(lost.values())} requests were in flight "
+            f"when a process was killed, and {len(again)} posters were paid again for it on request; "
+            f"tokens: ledger {paid}, receipts {known}, usage XComs {told}, of {len(untold)} attempts nobody can tell"
+        )
+
+    assert posters == POSTERS
+    assert set(receipts) == POSTERS
+    assert all(receipt.attempts[-1].outcome is Outcome.COMPLETE for receipt in receipts.values())
+    assert set(payments) == POSTERS
+    assert set(again) <= set(lost), "only what was in flight on a killed process is paid again, on request"
+    assert all(count == 2 for count in again.values())
+    assert told == known
+    assert abs(paid - known - sum(each for _ in untold)) <= len(untold) * 2, (
+        "prompts differ by a token or two"
+    )
