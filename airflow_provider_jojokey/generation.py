@@ -684,6 +684,7 @@ class _Till:
             "size": attempt.size or request.size,
             "quality": attempt.quality or request.quality,
             "request_id": attempt.request_id,
+            "fingerprint": attempt.fingerprint,
             "created": attempt.created,
             "seconds": attempt.seconds,
             "reused": reused,

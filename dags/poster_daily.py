@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG, Asset, Param
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 
@@ -49,4 +49,5 @@ Three flat colours, generous margins, the date "{{ day.strftime("%-d %B %Y") }}"
         quality="{{ params.quality }}",
         reuse="{{ params.reuse }}",
         retries=3,
+        outlets=[Asset("daily_poster")],
     )

@@ -54,7 +54,7 @@ class Tally:
     causes: dict[str, Cause] = field(default_factory=dict)
     first: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """The images of the first few items that have any, by the item's number."""
-    _keys: dict[int, list[str]] | None = field(default_factory=dict)
+    _uris: dict[int, list[str]] | None = field(default_factory=dict)
 
     @property
     def done(self) -> int:
@@ -69,9 +69,15 @@ class Tally:
     @property
     def keys(self) -> list[str] | None:
         """The images' keys in the items' order; ``None`` if there are too many to list."""
-        if self._keys is None:
+        uris = self.uris
+        return None if uris is None else [uri.removeprefix("s3://").partition("/")[2] for uri in uris]
+
+    @property
+    def uris(self) -> list[str] | None:
+        """The images' ``s3://`` places in the items' order; ``None`` if there are too many to list."""
+        if self._uris is None:
             return None
-        return [key for index in sorted(self._keys) for key in self._keys[index]]
+        return [uri for index in sorted(self._uris) for uri in self._uris[index]]
 
     @property
     def listed(self) -> list[dict[str, Any]]:
@@ -139,7 +145,7 @@ class Tally:
             self.first[index] = images
             while len(self.first) > MAX_LISTED:
                 del self.first[max(self.first)]
-        if self._keys is not None:
-            self._keys[index] = [image["key"] for image in images]
+        if self._uris is not None:
+            self._uris[index] = [image["uri"] for image in images]
             if self.images > MAX_KEYS:
-                self._keys = None
+                self._uris = None

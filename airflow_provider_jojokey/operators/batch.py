@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_jojokey import results
+from airflow_provider_jojokey import assets, results
 from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.operators.jojokey import _filled, _is_literal, _owner
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.runner import Batch
     from airflow_provider_jojokey.batch.store import PooledStore
     from airflow_provider_jojokey.batch.tally import Tally
+    from airflow_provider_jojokey.budget import Budget
+    from airflow_provider_jojokey.store.receipts import Owner
 
 MAX_IN_FLIGHT = 1000
 RESULT_VERSION = 1
@@ -47,6 +49,12 @@ class GenerateImageBatchOperator(BaseOperator):
     :param model: as in :class:`GenerateImageOperator`, for the items that say nothing else; so are ``size``,
         ``quality``, ``n``, ``background``, ``output_format``, ``output_compression``, ``moderation``,
         ``extra_body``, ``stream``, ``partial_images``, ``reuse`` and ``on_unknown_outcome``
+    :param max_tokens: the most tokens that this task may be billed for in one Dag run, over all its tries. What
+        would pass it, by the published token figures, is not sent
+    :param max_images: the same in images
+    :param max_tokens_per_run: the most tokens that all tasks of the Dag run may be billed for which have this
+        argument and write to the same bucket (of a batch: that of its manifest)
+    :param max_images_per_run: the same in images
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
@@ -67,6 +75,10 @@ class GenerateImageBatchOperator(BaseOperator):
         "extra_body",
         "reuse",
         "on_unknown_outcome",
+        "max_tokens",
+        "max_images",
+        "max_tokens_per_run",
+        "max_images_per_run",
         "jojokey_conn_id",
         "aws_conn_id",
     )
@@ -93,6 +105,10 @@ class GenerateImageBatchOperator(BaseOperator):
         partial_images: int | None = None,
         reuse: str = "run",
         on_unknown_outcome: str = "fail",
+        max_tokens: int | None = None,
+        max_images: int | None = None,
+        max_tokens_per_run: int | None = None,
+        max_images_per_run: int | None = None,
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
         **kwargs: Any,
@@ -114,6 +130,10 @@ class GenerateImageBatchOperator(BaseOperator):
         self.partial_images = partial_images
         self.reuse = reuse
         self.on_unknown_outcome = on_unknown_outcome
+        self.max_tokens = max_tokens
+        self.max_images = max_images
+        self.max_tokens_per_run = max_tokens_per_run
+        self.max_images_per_run = max_images_per_run
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
         if getattr(self, "retry_policy", self) is None:
@@ -150,6 +170,7 @@ class GenerateImageBatchOperator(BaseOperator):
         total = len(plan.items)
         settings = Settings.of_airflow()
         place = (buckets[0], manifest_key(owner)) if buckets else None
+        budget = self._budget(owner, total, buckets)
         if place:
             self._preflight(buckets, place)
         self.log.info("%d items, at most %d in flight", total, self._in_flight())
@@ -163,6 +184,7 @@ class GenerateImageBatchOperator(BaseOperator):
             manifest=manifest,
             max_in_flight=self._in_flight(),
             aws_conn_id=self.aws_conn_id,
+            budget=budget,
         )
         try:
             if total:
@@ -183,7 +205,7 @@ class GenerateImageBatchOperator(BaseOperator):
 
     # Before anything is sent
 
-    def _plan(self, owner: Any) -> tuple[Plan, list[str]]:
+    def _plan(self, owner: Owner) -> tuple[Plan, list[str]]:
         """Return the checked items, and the buckets they go to: the manifest's first.
 
         :raises JojoKeyRequestError: if any item is not valid
@@ -229,6 +251,22 @@ class GenerateImageBatchOperator(BaseOperator):
                     status_code=error.status_code,
                     code=error.code,
                 ) from None
+
+    def _budget(self, owner: Owner, items: int, buckets: list[str]) -> Budget | None:
+        """Return what may be spent, or ``None`` if there is no limit.
+
+        :raises JojoKeyRequestError: if a limit is no number
+        """
+        from airflow_provider_jojokey.budget import NAMES, Budget, RunLedger, limits
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+        try:
+            own, run = limits({name: getattr(self, name) for name in NAMES})
+        except ValueError as error:
+            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
+        if not items or not (own or run):
+            return None
+        return Budget(own, run, RunLedger(self.store, buckets[0], owner) if run else None, items)
 
     def _in_flight(self) -> int:
         from airflow_provider_jojokey.batch.plan import whole_number
@@ -323,6 +361,8 @@ class GenerateImageBatchOperator(BaseOperator):
         self._push(context, results.XCOM_KEY, self._for_the_ui(plan, tally, uri, error))
         if error is not None:
             raise error
+        if self.outlets:
+            assets.tell_of_batch(context, self.outlets, summary, tally.uris)
         return summary
 
     def _for_the_ui(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_jojokey import results
+from airflow_provider_jojokey import assets, results
 from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
+from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 
@@ -101,6 +102,7 @@ class GenerateImageOperator(BaseOperator):
     )
     template_ext: Sequence[str] = (".prompt",)
     template_fields_renderers: ClassVar[dict[str, str]] = {"extra_body": "json"}
+    operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_color = "#ece7fb"
     ui_fgcolor = "#2b1a66"
 
@@ -225,6 +227,8 @@ class GenerateImageOperator(BaseOperator):
             results.XCOM_KEY,
             results.of_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id),
         )
+        if self.outlets:
+            assets.tell_of_images(context, self.outlets, manifest)
         return manifest
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
