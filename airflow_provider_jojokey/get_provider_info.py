@@ -46,6 +46,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_provider_jojokey.triggers.jojokey"],
             }
         ],
+        "cli": ["airflow_provider_jojokey.cli.definition.get_jojokey_commands"],
         "config": {
             "jojokey": {
                 "description": "Images from JojoKey: what holds for all tasks of a worker.",

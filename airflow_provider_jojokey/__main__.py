@@ -1,0 +1,44 @@
+"""``python -m airflow_provider_jojokey``: the commands of ``airflow jojokey``, for Airflow before 3.2 as well."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    :param arguments: without the program's name; by default those of the process
+    :raises SystemExit: with the exit code, where that is not 0
+    """
+    options = _parser().parse_args(arguments)
+    options.func(options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from airflow.cli.cli_config import GroupCommand
+
+    from airflow_provider_jojokey.cli.definition import get_jojokey_commands
+
+    (group,) = get_jojokey_commands()
+    assert isinstance(group, GroupCommand)
+    parser = argparse.ArgumentParser(prog="python -m airflow_provider_jojokey", description=group.help)
+    commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
+    for one in group.subcommands:
+        command = commands.add_parser(
+            one.name,
+            help=one.help,
+            description=getattr(one, "description", None) or one.help,
+            epilog=getattr(one, "epilog", None),
+        )
+        for argument in getattr(one, "args", ()):
+            argument.add_to_parser(command)
+        command.set_defaults(func=getattr(one, "func", None))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

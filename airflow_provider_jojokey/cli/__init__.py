@@ -1,0 +1,1 @@
+"""The command line: ``airflow jojokey``, and ``python -m airflow_provider_jojokey`` where Airflow is older."""

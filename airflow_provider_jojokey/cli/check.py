@@ -1,0 +1,148 @@
+"""``airflow jojokey check``: can images be made, and stored?"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.cli.console import FAILED, command, say, show
+from airflow_provider_jojokey.exceptions import JojoKeyError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+
+OK, WRONG, UNTOLD = "ok", "failed", "unknown"
+QUOTA_PER_DOLLAR = 500_000.0
+"""The gateway's own default, for one that does not tell."""
+
+
+@command
+def check(options: argparse.Namespace) -> int:
+    """Run the command."""
+    rows = [*_jojokey(options.jojokey_conn_id), *_bucket(options.bucket, options.aws_conn_id)]
+    show(rows, options.output)
+    wrong = [row for row in rows if row["state"] == WRONG]
+    if wrong:
+        say(f"jojokey: {len(wrong)} of {len(rows)} checks failed.")
+    return FAILED if wrong else 0
+
+
+def _row(name: str, state: str, detail: str) -> dict[str, Any]:
+    return {"check": name, "state": state, "detail": detail}
+
+
+def _jojokey(conn_id: str) -> Iterator[dict[str, Any]]:
+    from airflow_provider_jojokey.cli.connections import jojokey_hook
+
+    try:
+        hook = jojokey_hook(conn_id)
+        yield _row("connection", OK, f"{conn_id}: {hook.client.base_url}")
+    except JojoKeyError as error:
+        yield _row("connection", WRONG, error.message)
+        return
+    model = hook.settings.default_model
+    try:
+        models = hook.list_models()
+    except JojoKeyError as error:
+        yield _row("token", WRONG, error.message)
+    else:
+        yield _row("token", OK, f"accepted; it sees {len(models)} model{'' if len(models) == 1 else 's'}")
+        if model in models:
+            yield _row("model", OK, f"{model} is visible to the token")
+        else:
+            seen = ", ".join(sorted(models)[:10]) or "none"
+            yield _row(
+                "model",
+                WRONG,
+                f"{model} is not visible to the token, which sees {seen}. Make a token in the image group "
+                "that has the model.",
+            )
+    yield _balance(hook)
+
+
+def _balance(hook: JojoKeyHook) -> dict[str, Any]:
+    try:
+        told = hook.get_token_usage()
+    except JojoKeyError:
+        return _row("balance", UNTOLD, "this gateway does not tell what the token may spend")
+    expires = told.get("expires_at")
+    if isinstance(expires, (int, float)) and 0 < expires < time.time():
+        return _row("balance", WRONG, "the token has expired: make a new one in JojoKey's console")
+    if told.get("unlimited_quota") is True:
+        return _row("balance", OK, "the token has no limit of its own; the account's balance decides")
+    available, used = told.get("total_available"), told.get("total_used")
+    if not isinstance(available, (int, float)) or isinstance(available, bool):
+        return _row("balance", UNTOLD, "this gateway does not tell what the token may spend")
+    each = _quota_per_dollar(hook)
+    detail = f"US$ {available / each:,.2f} left"
+    if isinstance(used, (int, float)):
+        detail += f", US$ {used / each:,.2f} used"
+    if available <= 0:
+        detail += ": raise the token's quota in JojoKey's console, or make a new token"
+    return _row("balance", OK if available > 0 else WRONG, detail)
+
+
+def _quota_per_dollar(hook: JojoKeyHook) -> float:
+    """Return how many of the gateway's units make a dollar."""
+    import requests
+
+    url = f"{hook.client.base_url}/api/status"
+    try:
+        with hook.get_conn().get(url, timeout=10, allow_redirects=False) as answer:
+            each = float(answer.json()["data"]["quota_per_unit"])
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return QUOTA_PER_DOLLAR
+    return each if each > 0 else QUOTA_PER_DOLLAR
+
+
+def _bucket(place: str | None, conn_id: str) -> Iterator[dict[str, Any]]:
+    """Try what a generation does in the bucket, on an object of its own."""
+    from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+    from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems, split
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+    if place is None:
+        return
+    bucket, prefix = split(None, place) if place.startswith("s3://") else (place, "")
+    if not bucket or list(bucket_problems(bucket)):
+        yield _row("bucket", WRONG, f"{place} is no bucket's name")
+        return
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    key = f"{RECEIPTS}{prefix}.check-{uuid.uuid4().hex}"
+    store = ImageStore(conn_id)
+    try:
+        if store.read(bucket, key) is not None:
+            raise JojoKeyStoreError(f"s3://{bucket}/{key} is there already, which cannot be.")
+        if store.write(bucket, key, b"{}", replacing=None) is None:
+            raise JojoKeyStoreError(f"s3://{bucket} refuses a new object as if it were there already.")
+        honours = store.honours_conditions(bucket, key, b"{}")
+    except JojoKeyError as error:
+        yield _row("bucket", WRONG, error.message)
+        return
+    detail = f"s3://{bucket}/{prefix} can be read and written"
+    if (left := _delete(store, bucket, key)) is not None:
+        detail += f"; {left} could not be deleted and stays"
+    yield _row("bucket", OK, detail)
+    yield _row(
+        "conditional writes",
+        OK if honours else UNTOLD,
+        "honoured: two processes that race cannot both pay"
+        if honours
+        else "not honoured by this store: processes that race within a second could both pay",
+    )
+
+
+def _delete(store: Any, bucket: str, key: str) -> str | None:
+    """Delete the object of the check; return its place if that is not allowed, which images do not need."""
+    from airflow_provider_jojokey.store.s3 import store_errors
+
+    try:
+        with store_errors(f"delete s3://{bucket}/{key}"):
+            store.client.delete_object(Bucket=bucket, Key=key)
+    except JojoKeyError:
+        return f"s3://{bucket}/{key}"
+    return None

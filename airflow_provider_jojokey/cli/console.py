@@ -1,0 +1,207 @@
+"""What the commands have in common: where output goes, what errors become, which code the process ends with."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.progress import Progress
+
+FAILED, USAGE, AGAIN, BILLED = 1, 2, 3, 4
+"""Exit codes: see the help of ``airflow jojokey generate``."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class CommandFailed(Exception):
+    """A command ends: with a sentence on standard error, and a code.
+
+    :param message: what happened and what to do
+    :param code: the process's exit code
+    """
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def command(function: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
+    """Make a function a command: its output is all that standard output gets, and its errors are sentences."""
+
+    @functools.wraps(function)
+    def run(options: argparse.Namespace) -> None:
+        from airflow_provider_jojokey.exceptions import JojoKeyError
+
+        try:
+            with _only_results_on_stdout(), _quiet(options.verbose), _all_connections():
+                code = function(options)
+        except CommandFailed as error:
+            fail(str(error), error.code)
+        except JojoKeyError as error:
+            fail(error.message, code_of(error))
+        except KeyboardInterrupt:
+            fail("Interrupted.", 130)
+        except BrokenPipeError:  # `… | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(0) from None
+        if code:
+            raise SystemExit(code)
+
+    return run
+
+
+def code_of(error: Any) -> int:
+    """Return the exit code for a :class:`~airflow_provider_jojokey.exceptions.JojoKeyError`."""
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    if error.billed != "no":
+        return BILLED
+    if isinstance(error, AirflowFailException) or getattr(error, "passing", True) is False:
+        return FAILED
+    return AGAIN
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the process with a sentence on standard error.
+
+    :raises SystemExit: always
+    """
+    print(f"jojokey: {harmless(message)}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def say(message: str) -> None:
+    """Write a sentence to standard error."""
+    print(harmless(message), file=sys.stderr)
+
+
+def show(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str] | None = None) -> None:
+    """Print rows as Airflow's commands do; JSON and YAML keep numbers as numbers.
+
+    :param output: ``table``, ``json``, ``yaml`` or ``plain``
+    :param columns: the ones that people are shown; JSON and YAML have all
+    """
+    from airflow.cli.simple_table import AirflowConsole
+    from rich.markup import escape
+
+    with _results():
+        console = AirflowConsole()
+        if output in ("json", "yaml"):
+            data: Any = [dict(row) for row in rows]
+            (console.print_as_json if output == "json" else console.print_as_yaml)(data)
+            return
+        # Keys and Dag ids are other people's words: neither markup nor escape sequences of a terminal.
+        clean = escape if output == "table" else str
+        told = [
+            {
+                name: clean(harmless("" if value is None else str(value)))
+                for name, value in row.items()
+                if columns is None or name in columns
+            }
+            for row in rows
+        ]
+        console.print_as(told, output)
+
+
+@contextmanager
+def progress(*columns: Any) -> Iterator[Progress]:
+    """Show progress on standard error while the context lasts, where a person looks at it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        yield shown
+
+
+def harmless(text: str) -> str:
+    """Return ``text`` in one line, without what would steer a terminal."""
+    return _CONTROL.sub(" ", text)
+
+
+@contextmanager
+def _only_results_on_stdout() -> Iterator[None]:
+    """Lead all that is written to standard output to standard error, but for what :func:`show` prints.
+
+    Airflow logs to standard output, through more than one library: only the file itself is common to all.
+    """
+    global _stdout
+    sys.stdout.flush()
+    _stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(_stdout, 1)
+        os.close(_stdout)
+        _stdout = None
+
+
+_stdout: int | None = None
+
+
+@contextmanager
+def _results() -> Iterator[None]:
+    if _stdout is None:
+        yield
+        return
+    sys.stdout.flush()
+    os.dup2(_stdout, 1)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        os.dup2(2, 1)
+
+
+@contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Log only what this package warns of, unless a person wants to see all."""
+    if verbose:
+        yield
+        return
+    import structlog
+
+    def only_warnings(_: Any, method: str, event: Any) -> Any:
+        if method in ("debug", "info"):
+            raise structlog.DropEvent
+        return event
+
+    levels = {logging.getLogger(): logging.ERROR, logging.getLogger("airflow"): logging.ERROR}
+    levels[logging.getLogger("airflow_provider_jojokey")] = logging.WARNING
+    before = {logger: logger.level for logger in levels}
+    processors = structlog.get_config()["processors"]
+    processors.insert(0, only_warnings)  # loggers that are there already hold this very list
+    for logger, level in levels.items():
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        processors.remove(only_warnings)
+        for logger, level in before.items():
+            logger.setLevel(level)
+
+
+@contextmanager
+def _all_connections() -> Iterator[None]:
+    """Look for connections in Airflow's database as well, as `airflow connections` does it."""
+    name = "_AIRFLOW_PROCESS_CONTEXT"
+    before = os.environ.get(name)
+    os.environ[name] = "server"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,288 @@
+"""``airflow jojokey generate``: a prompt in, images in S3 or on disk."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import sys
+import tempfile
+import uuid
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.cli.connections import jojokey_hook
+from airflow_provider_jojokey.cli.console import BILLED, CommandFailed, code_of, command, progress, say, show
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyRequestError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+    from airflow_provider_jojokey.img2.client import Generation
+    from airflow_provider_jojokey.img2.images import ImageFile
+    from airflow_provider_jojokey.img2.request import ImageRequest
+    from airflow_provider_jojokey.store.keys import Destination
+
+DAG_ID, TASK_ID = "jojokey-cli", "generate"
+"""Whose images these are, in a receipt."""
+EXTENSIONS = ("png", "jpg", "webp")
+SHOWN = ("image", "content_type", "width", "height", "bytes", "total_tokens", "reused")
+
+
+@command
+def generate(options: argparse.Namespace) -> None:
+    """Run the command."""
+    hook = jojokey_hook(options.jojokey_conn_id)
+    request = _request(options, hook)
+    make = _to_s3 if options.out.startswith("s3://") else _to_disk
+    show(make(options, hook, request), options.output, SHOWN)
+
+
+def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:
+    from airflow_provider_jojokey.img2.request import ImageRequest
+
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    try:
+        return ImageRequest(
+            prompt.strip(),
+            model=options.model or hook.settings.default_model,
+            size=options.size,
+            quality=options.quality,
+            n=options.number,
+            background=options.background,
+            output_format=options.image_format,
+            output_compression=options.compression,
+            moderation=options.moderation,
+            stream=options.stream,
+        )
+    except ValueError as error:
+        raise JojoKeyRequestError(f"The request is not valid: {error}. Nothing was sent or billed.") from None
+
+
+@contextmanager
+def _waiting(hook: JojoKeyHook, request: ImageRequest) -> Iterator[None]:
+    """Show that something is under way; Ctrl-C closes the connection."""
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from airflow_provider_jojokey.img2.estimate import expected_seconds
+
+    seconds = expected_seconds(request)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(pulse_style="cyan"))
+    try:
+        with progress(*columns, TimeElapsedColumn()) as shown:
+            many = f"{request.n} images" if request.n > 1 else "an image"
+            shown.add_task(f"Making {many}, which takes about {seconds:.0f} s", total=None)
+            yield
+    except KeyboardInterrupt:
+        hook.cut()
+        raise CommandFailed("Interrupted. What had been sent is billed all the same.", BILLED) from None
+
+
+# To S3: the operator's way
+
+
+def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest) -> list[dict[str, Any]]:
+    from airflow_provider_jojokey.generation import Order, generate_images
+    from airflow_provider_jojokey.settings import Settings
+    from airflow_provider_jojokey.store.keys import Destination
+    from airflow_provider_jojokey.store.receipts import Owner
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+    try:
+        destination = Destination.parse(None, options.out, request.n)
+    except ValueError as error:
+        raise JojoKeyRequestError(
+            f"The place in S3 is not valid: {error}. Nothing was sent or billed."
+        ) from None
+    store = ImageStore(options.aws_conn_id)
+    if not options.overwrite:
+        _refuse_to_overwrite(options, hook, request, store, destination)
+    order = Order(
+        request=request,
+        destination=destination,
+        owner=Owner(DAG_ID, _run_id(), TASK_ID),
+        reuse=options.reuse,
+        on_unknown_outcome=options.on_unknown_outcome,
+    )
+    with _waiting(hook, request):
+        manifest = generate_images(order, jojokey=hook, store=store, settings=Settings.of_airflow())
+    if manifest["reused"]:
+        say("jojokey: nothing was sent: these images were paid for before.")
+    tokens = 0 if manifest["reused"] else manifest["usage"].get("total_tokens")
+    return [
+        _row(image["uri"], image, tokens if number == 0 else 0, manifest["request_id"], manifest["reused"])
+        for number, image in enumerate(manifest["images"])
+    ]
+
+
+def _refuse_to_overwrite(
+    options: argparse.Namespace,
+    hook: JojoKeyHook,
+    request: ImageRequest,
+    store: Any,
+    destination: Destination,
+) -> None:
+    """Raise if other images are where these would go; those that this very request was paid for are not other."""
+    from airflow_provider_jojokey.store.ledger import Ledger
+    from airflow_provider_jojokey.store.receipts import Outcome
+
+    fingerprint = request.fingerprint(hook.client.base_url)
+    own: set[str] = set()
+    if options.reuse == "always":
+        receipt = Ledger(store, destination).read()
+        last = next((one for one in reversed(receipt.attempts) if one.outcome is Outcome.COMPLETE), None)
+        if last is not None and last.fingerprint == fingerprint:
+            own = {image["key"] for image in last.images}
+    keys = {destination.key_for(index, one) for index in range(request.n) for one in EXTENSIONS}
+    for key in sorted(keys - own):
+        if store.size_of(destination.bucket, key) is not None:
+            raise JojoKeyRequestError(
+                f"{destination.uri(key)} is there already. Nothing was sent or billed. "
+                "Choose another place, or say --overwrite."
+            )
+
+
+def _run_id() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        user = str(os.getuid())
+    return f"manual__{datetime.now(UTC).isoformat()}__{user}__{uuid.uuid4().hex[:8]}"
+
+
+# To disk: no receipt, so no second chance
+
+
+def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest) -> list[dict[str, Any]]:
+    from airflow_provider_jojokey.store.keys import Destination, extension_warning
+
+    folder, name = _folder_and_name(options.out, request, options.overwrite)
+    try:
+        destination = Destination("disk", name, request.n)
+    except ValueError:
+        raise JojoKeyRequestError(f"{options.out!r} is no file's name. Nothing was sent or billed.") from None
+    if not options.overwrite:
+        for index in range(request.n):
+            for one in EXTENSIONS:
+                if os.path.lexists(path := folder / destination.key_for(index, one)):
+                    raise JojoKeyRequestError(
+                        f"{path} is there already. Nothing was sent or billed. "
+                        "Choose another name, or say --overwrite."
+                    )
+    try:
+        spool = Path(
+            tempfile.mkdtemp(prefix=".jojokey-", dir=folder)
+        )  # on the same disk, and it can be written
+    except OSError as error:
+        raise JojoKeyRequestError(
+            f"{folder} cannot be written: {error.strerror}. Nothing was sent or billed."
+        ) from None
+    try:
+        generation = _generate(hook, request, spool)
+        with _closing(generation):
+            rows: list[dict[str, Any]] = []
+            for image in generation.images:
+                wanted = folder / destination.key_for(image.index, image.extension)
+                if warning := extension_warning(wanted.name, image.extension):
+                    say(f"jojokey: {warning}")
+                assert image.file.path is not None
+                path = _place(image.file.path, wanted, options.overwrite)
+                facts = {
+                    "content_type": image.content_type,
+                    "width": image.width,
+                    "height": image.height,
+                    "bytes": image.file.size,
+                    "sha256": image.file.sha256,
+                }
+                usage = (generation.usage or {}).get("total_tokens") if not rows else 0
+                rows.append(_row(str(path), facts, usage, generation.request_id, reused=False))
+        return rows
+    finally:
+        if not list(spool.glob("*.image")):
+            shutil.rmtree(spool, ignore_errors=True)
+
+
+def _generate(hook: JojoKeyHook, request: ImageRequest, spool: Path) -> Generation:
+    """Send the paid request; what had arrived of an answer that broke off stays in ``spool``."""
+    from airflow_provider_jojokey.img2.images import ImageFile
+
+    def open_file(index: int) -> ImageFile:
+        return ImageFile(spool / f"{index}.part")
+
+    with _waiting(hook, request):
+        try:
+            return hook.generate(request, open_file)
+        except JojoKeyError as error:
+            message = error.message
+            if arrived := sorted(spool.glob("*.image")):
+                message += f" {len(arrived)} of {request.n} images had arrived: they are in {spool}."
+            if error.billed != "no":
+                message += " No receipt is kept of images on disk: the same command again pays again."
+            raise CommandFailed(message, code_of(error)) from None
+
+
+@contextmanager
+def _closing(generation: Generation) -> Iterator[None]:
+    """Close the images' files at the end."""
+    try:
+        yield
+    finally:
+        generation.close()
+
+
+def _folder_and_name(out: str, request: ImageRequest, overwrite: bool) -> tuple[Path, str]:
+    """Return the folder, which is there, and the name to give; in a folder that was named, one that is free."""
+    path = Path(out).expanduser()
+    if not (path.is_dir() or out.endswith(("/", os.sep))):
+        if not path.parent.is_dir():
+            raise JojoKeyRequestError(f"There is no folder {path.parent}. Nothing was sent or billed.")
+        return path.parent, path.name
+    if not path.is_dir():
+        raise JojoKeyRequestError(f"There is no folder {path}. Nothing was sent or billed.")
+    slug = re.sub(r"[^\w]+", "-", request.prompt.lower())[:40].strip("-_") or "image"
+    taken = [one.name.rpartition(".")[0] for one in path.iterdir()]
+    name, number = slug, 1
+    while any(one == name or re.fullmatch(re.escape(name) + r"-\d", one) for one in taken) and not overwrite:
+        number += 1
+        name = f"{slug}_{number}"
+    return path, f"{name}.{{ext}}"
+
+
+def _place(arrived: Path, wanted: Path, overwrite: bool) -> Path:
+    """Give an image its name. One that was taken meanwhile is left alone: the image gets the next."""
+    if overwrite:
+        return arrived.replace(wanted)
+    for number in range(1, 1000):
+        path = wanted if number == 1 else wanted.with_stem(f"{wanted.stem}_{number}")
+        try:
+            os.link(arrived, path)  # unlike a renaming, it never replaces what is there
+        except FileExistsError:
+            continue
+        except OSError:  # a file system without links
+            if os.path.lexists(path):
+                continue
+            return arrived.rename(path)
+        arrived.unlink()
+        return path
+    raise CommandFailed(f"The image was paid for and is in {arrived}: {wanted} was taken meanwhile.", BILLED)
+
+
+def _row(
+    place: str, image: dict[str, Any], tokens: int | None, request_id: str | None, reused: bool
+) -> dict[str, Any]:
+    return {
+        "image": place,
+        "content_type": image["content_type"],
+        "width": image["width"],
+        "height": image["height"],
+        "bytes": image["bytes"],
+        "sha256": image["sha256"],
+        "total_tokens": tokens,
+        "reused": reused,
+        "request_id": request_id,
+    }

@@ -1,0 +1,178 @@
+"""``airflow jojokey ledger``: the receipts in S3, added up.
+
+Receipts are read a page of the listing at a time and forgotten once they are added: what stays in memory
+is one line for each Dag, day, model or run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from airflow_provider_jojokey.cli.console import FAILED, USAGE, CommandFailed, command, progress, say, show
+from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems
+from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Receipt, ReceiptUnreadable
+
+if TYPE_CHECKING:
+    import argparse
+
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+READERS = 8
+SHOWN = 5
+"""Receipts that cannot be read and are named; the others are counted."""
+_AGO = re.compile(r"(\d{1,6})([dhm])")
+_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+
+
+@dataclass(slots=True)
+class Sum:
+    """What one Dag, day, model or run has cost.
+
+    :param requests: paid requests
+    :param images: images that are in S3, or were once
+    :param unknown: requests of which nobody knows whether they were billed, or with how many tokens
+    """
+
+    requests: int = 0
+    images: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    unknown: int = 0
+
+    def add(self, attempt: Attempt) -> None:
+        """Add one attempt."""
+        if attempt.outcome is Outcome.NOT_BILLED:
+            return
+        billed = attempt.outcome in (Outcome.COMPLETE, Outcome.BILLED)
+        self.requests += billed
+        self.images += len(attempt.images)
+        usage = attempt.usage or {}
+        self.unknown += not billed or "total_tokens" not in usage
+        for name in ("input_tokens", "output_tokens", "total_tokens"):
+            value = usage.get(name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                setattr(self, name, getattr(self, name) + value)
+
+    def row(self) -> dict[str, int]:
+        """Return it as a row."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+BY: dict[str, Callable[[Attempt, Receipt], str]] = {
+    "dag": lambda attempt, receipt: attempt.owner.dag_id,
+    "day": lambda attempt, receipt: attempt.started_at.astimezone(UTC).date().isoformat(),
+    "model": lambda attempt, receipt: attempt.model or str(receipt.request.get("model") or "unknown"),
+    "run": lambda attempt, receipt: f"{attempt.owner.dag_id} {attempt.owner.run_id}",
+}
+
+
+@command
+def ledger(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+    now = datetime.now(UTC)
+    since, until = _moment("--since", options.since, now), _moment("--until", options.until, now)
+    bucket = options.bucket.removeprefix("s3://").rstrip("/")
+    if list(bucket_problems(bucket)) or "/" in bucket:
+        raise CommandFailed(f"--bucket {options.bucket} is no bucket's name", USAGE)
+    sums: dict[str, Sum] = {}
+    total, unreadable, receipts = Sum(), 0, 0
+    label = BY[options.by]
+    for key, found in _receipts(ImageStore(options.aws_conn_id), bucket, options.prefix, since):
+        if isinstance(found, str):
+            unreadable += 1
+            if unreadable <= SHOWN:
+                say(f"jojokey: s3://{bucket}/{key} is left out: {found}.")
+            continue
+        receipts += 1
+        for attempt in found.attempts:
+            if (since is None or attempt.started_at >= since) and (
+                until is None or attempt.started_at < until
+            ):
+                if attempt.outcome is not Outcome.NOT_BILLED:
+                    sums.setdefault(label(attempt, found), Sum()).add(attempt)
+                total.add(attempt)
+    show([{options.by: name, **one.row()} for name, one in sorted(sums.items())], options.output)
+    _say_total(total, receipts, unreadable)
+    return FAILED if unreadable else 0
+
+
+def _say_total(total: Sum, receipts: int, unreadable: int) -> None:
+    say(
+        f"jojokey: {receipts:,} receipts, {total.requests:,} paid requests, {total.images:,} images, "
+        f"{total.total_tokens:,} tokens."
+    )
+    if total.unknown:
+        say(f"jojokey: what {total.unknown:,} requests have cost is not known, and not in the sum.")
+    if unreadable:
+        say(f"jojokey: {unreadable:,} receipts could not be read: the sum is too small.")
+
+
+def _receipts(
+    store: ImageStore, bucket: str, prefix: str, since: datetime | None
+) -> Iterator[tuple[str, Receipt | str]]:
+    """Yield each receipt with its key; where it cannot be read, the reason in its place.
+
+    One that was written last before ``since`` holds nothing that was sent after it, and is not fetched.
+
+    :raises JojoKeyStoreError: if the bucket cannot be listed
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from airflow_provider_jojokey.store.s3 import store_errors
+
+    def read(key: str) -> tuple[str, Receipt | str]:
+        from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+
+        try:
+            found = store.read(bucket, key)
+            return key, Receipt.from_json(found[0]) if found else "it was deleted meanwhile"
+        except (ReceiptUnreadable, JojoKeyStoreError) as error:
+            return key, str(getattr(error, "message", error)).rstrip(".")
+
+    columns = (SpinnerColumn(), TextColumn("Reading receipts"), MofNCompleteColumn(), TimeElapsedColumn())
+    with progress(*columns) as shown, ThreadPoolExecutor(READERS) as readers:
+        task = shown.add_task("", total=0)
+        listed = 0
+        pages = iter(
+            store.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=RECEIPTS + prefix)
+        )
+        while True:
+            with store_errors(f"list s3://{bucket}/{RECEIPTS}{prefix}"):
+                page = next(pages, None)
+            if page is None:
+                return
+            keys = [
+                one["Key"]
+                for one in page.get("Contents", ())
+                if one["Key"].endswith(".json") and (since is None or one["LastModified"] >= since)
+            ]
+            listed += len(keys)
+            shown.update(task, total=listed)
+            for found in readers.map(read, keys):
+                shown.advance(task)
+                yield found
+
+
+def _moment(name: str, text: str | None, now: datetime) -> datetime | None:
+    """Read a date, a time, or how long ago; without a time zone it is UTC.
+
+    :raises CommandFailed: if it is none
+    """
+    if not text:
+        return None
+    if ago := _AGO.fullmatch(text):
+        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise CommandFailed(f"{name} {text} is no date, no time, and not like 7d or 24h", USAGE) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
