@@ -252,7 +252,7 @@ async def get_thumbnail(
     if _has_it(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     data = await _in_thread(
-        lambda: _cache().get(image.sha256, width, lambda: objects.fetch(image, aws_conn_id)[0])
+        lambda: _cache().get(image, aws_conn_id, width, lambda: objects.fetch(image, aws_conn_id)[0])
     )
     return Response(data, media_type="image/webp", headers=headers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
@@ -14,6 +15,7 @@ from typing import BinaryIO
 
 from airflow_provider_jojokey.img2.images import read_header
 from airflow_provider_jojokey.plugins.objects import NotServed
+from airflow_provider_jojokey.results import ResultImage
 from airflow_provider_jojokey.store.spool import make_own
 
 WIDTHS = (320, 640)
@@ -50,16 +52,22 @@ class ThumbnailCache:
     _written: int | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def get(self, sha256: str, width: int, fetch: Callable[[], BinaryIO]) -> bytes:
+    def get(
+        self, image: ResultImage, aws_conn_id: str | None, width: int, fetch: Callable[[], BinaryIO]
+    ) -> bytes:
         """Return a thumbnail as WebP, made if it is not there.
 
-        :param sha256: of the image, 64 hex digits
+        :param image: what the result tells of it
+        :param aws_conn_id: the connection that reaches it
         :param width: one of :data:`WIDTHS`
         :param fetch: opens the image
         :raises NotServed: if it is no image, or one of too many pixels
         :raises CannotShrink: if this server cannot make thumbnails
         """
-        path = self.folder / f"{sha256}-{width}.webp"
+        # Under all that the image is told to be, not its checksum alone: a result that is forged finds
+        # nothing here that S3 would not have given for it.
+        place = repr((aws_conn_id, image.bucket, image.key, image.bytes, image.sha256))
+        path = self.folder / f"{hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()}-{width}.webp"
         try:
             data = path.read_bytes()
             os.utime(path)  # in use: not the next to go

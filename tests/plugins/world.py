@@ -226,7 +226,7 @@ class Book:
         from airflow.models.dagbundle import DagBundleModel
         from airflow.models.dagrun import DagRun
         from airflow.utils.types import DagRunType
-        from sqlalchemy import select
+        from sqlalchemy import select, update
 
         if session.get(DagBundleModel, "of-the-tests") is None:
             session.add(DagBundleModel(name="of-the-tests"))
@@ -241,7 +241,7 @@ class Book:
         if run is None:
             run = DagRun(
                 dag_id=dag_id,
-                run_id=run_id,
+                run_id=uuid.uuid4().hex,
                 run_type=DagRunType.MANUAL,
                 state="success",
                 run_after=datetime.now(UTC),
@@ -249,4 +249,7 @@ class Book:
             )
             session.add(run)
             session.flush()
+            # Past the model's own check: which names a run may have is a setting, and databases are older than it.
+            session.execute(update(DagRun.__table__).values(run_id=run_id).where(DagRun.id == run.id))
+            session.expire(run)
         return run.id, version

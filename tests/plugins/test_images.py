@@ -1,0 +1,178 @@
+"""The images' bytes: what is served, with which headers, and what is not."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from operators.conftest import BUCKET
+
+from plugins.world import Book, Server, picture, result, told
+
+PATH = "/jojokey/images/a/manual__1/image/-1/0"
+SMALL = "/jojokey/thumbnails/a/manual__1/image/-1/0"
+
+
+def put(store: Any, book: Book, data: bytes, key: str = "x.png", **more: Any) -> dict[str, Any]:
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
+    image = told(data, key, **more)
+    book.write("a", result(image))
+    return image
+
+
+def test_an_image_comes_as_it_lies_in_s3(server: Server, book: Book, store: Any) -> None:
+    data = picture(size=(900, 700))
+    put(store, book, data)
+    answer = server.get(PATH)
+    assert answer.content == data
+    assert answer.headers["Content-Length"] == str(len(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content_type"), [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")]
+)
+def test_its_type_is_that_of_its_bytes(
+    server: Server, book: Book, store: Any, kind: str, content_type: str
+) -> None:
+    put(store, book, picture(kind=kind), content_type="text/html")
+    assert server.get(PATH).headers["Content-Type"] == content_type
+
+
+def test_a_browser_runs_nothing_of_it(server: Server, book: Book, store: Any) -> None:
+    put(store, book, picture())
+    for path in (PATH, SMALL):
+        headers = server.get(path).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'; sandbox"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("path", [PATH, SMALL])
+def test_what_the_browser_has_is_not_sent_again(server: Server, book: Book, store: Any, path: str) -> None:
+    put(store, book, picture())
+    etag = server.get(path).headers["ETag"]
+    store.client.delete_object(Bucket=BUCKET, Key="x.png")
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        answer = server.get(path, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", etag)
+    if path == PATH:
+        assert server.get(path, headers={"If-None-Match": '"other"'}).status_code == 404
+
+
+@pytest.mark.parametrize("path", [PATH, SMALL])
+def test_only_a_url_that_names_the_bytes_is_kept(server: Server, book: Book, store: Any, path: str) -> None:
+    image = put(store, book, picture())
+    named = server.get(f"{path}?v={image['sha256'][:16]}").headers["Cache-Control"]
+    assert named == "private, max-age=86400, immutable"
+    for query in ("", "?v=", "?v=0123456789abcdef", f"?v={image['sha256'][:4]}"):
+        assert server.get(path + query).headers["Cache-Control"] == "private, no-cache"
+
+
+def test_other_bytes_at_the_same_key_have_another_url(server: Server, book: Book, store: Any) -> None:
+    urls = set()
+    for colour in ("red", "blue"):
+        put(store, book, picture(colour))
+        ((card,),) = (server.results()["results"],)
+        urls |= {card["images"][0][name] for name in ("src", "thumbnail", "download")}
+        assert server.get(card["images"][0]["src"]).content == picture(colour)
+    assert len(urls) == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "plain", "full"),
+    [
+        ("2026/hero.png", "hero.png", "hero.png"),
+        ("狐狸 in snow.png", "__ in snow.png", "狐狸 in snow.png"),
+        ('say "hi"; x=1.png', "say _hi__ x_1.png", "say _hi_; x=1.png"),
+        ("a\\..\\b:c|d*.png", "a_.._b_c_d_.png", "a_.._b_c_d_.png"),
+        ("....", "image", "image"),
+    ],
+)
+def test_a_download_has_the_keys_name_made_safe(
+    server: Server, book: Book, store: Any, key: str, plain: str, full: str
+) -> None:
+    put(store, book, picture(), key)
+    told_name = server.get(f"{PATH}?download=1").headers["Content-Disposition"]
+    assert told_name == f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(full, safe='')}"
+    assert server.get(PATH).headers["Content-Disposition"].startswith("inline; ")
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    ["manual__2026-03-14T12:00:00+00:00", "a/b", "x/tasks/y/0", "50% off?&#", "狐狸", "a b", "a%2Fb"],
+)
+def test_a_run_may_be_called_anything(server: Server, book: Book, store: Any, run_id: str) -> None:
+    data = picture()
+    store.client.put_object(Bucket=BUCKET, Key="x.png", Body=data)
+    book.write("a", result(told(data, "x.png"), prompt="here"), run_id=run_id, map_index=2)
+    (card,) = server.results(run_id=run_id)["results"]
+    assert server.get(card["images"][0]["src"]).content == data
+    assert server.get(card["images"][0]["thumbnail"]).status_code == 200
+    path = f"/jojokey/api/dags/a/runs/{quote(run_id, safe='')}/tasks/image/2"
+    assert server.get(path).json()["result"]["prompt"] == "here"
+
+
+HTML = b"<!doctype html><script>alert(1)</script>"
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+
+
+@pytest.mark.parametrize("data", [HTML, SVG, b'{"password": "x"}', b"GIF89a" + b"\0" * 50, b"%PDF-1.7", b""])
+def test_what_is_no_image_is_not_given_out(server: Server, book: Book, store: Any, data: bytes) -> None:
+    put(store, book, data, "secrets.json")
+    for path in (PATH, SMALL):
+        answer = server.get(path)
+        assert answer.status_code == 404
+        assert answer.headers["Content-Type"] == "application/json"
+        assert data[:20].decode("latin-1") not in answer.text or not data
+
+
+def test_a_forged_result_reads_no_image_that_its_author_does_not_know(
+    server: Server, book: Book, store: Any
+) -> None:
+    data = picture("black")
+    store.client.put_object(Bucket=BUCKET, Key="of-others.png", Body=data)
+    book.write("a", result(told(data, "of-others.png", sha256=hashlib.sha256(b"guess").hexdigest())))
+    for path in (PATH, SMALL):
+        answer = server.get(path)
+        assert answer.status_code == 404
+        assert data not in answer.content
+
+
+@pytest.mark.parametrize("more", [{"bytes": 10}, {"bytes": 10**6}, {"bytes": 2**40}, {"bytes": 0}])
+def test_an_object_of_another_size_than_told_is_not_given_out(
+    server: Server, book: Book, store: Any, more: dict[str, int]
+) -> None:
+    put(store, book, picture(), **more)
+    for path in (PATH, SMALL):
+        assert server.get(path).status_code == 404
+
+
+def test_an_image_that_was_overwritten_since_is_told_of(server: Server, book: Book, store: Any) -> None:
+    put(store, book, picture("red"))
+    store.client.put_object(Bucket=BUCKET, Key="x.png", Body=picture("blue"))
+    answer = server.get(PATH)
+    assert (answer.status_code, "overwritten" in answer.json()["detail"]) == (404, True)
+
+
+def test_an_image_that_is_gone_is_told_of(server: Server, book: Book, store: Any) -> None:
+    put(store, book, picture())
+    store.client.delete_object(Bucket=BUCKET, Key="x.png")
+    answer = server.get(PATH)
+    assert (answer.status_code, answer.json()["detail"]) == (404, "The object is not in S3 any more.")
+    book.write("a", result(told(picture(), "x.png", bucket="no-such-bucket")))
+    assert server.get(PATH).status_code == 404
+
+
+@pytest.mark.parametrize("aws_conn_id", ["no_store", "a_database"])
+def test_a_store_that_does_not_answer_is_told_of_without_secrets(
+    server: Server, book: Book, aws_conn_id: str
+) -> None:
+    book.write("a", result(told(picture("pink"), "never.png"), aws_conn_id=aws_conn_id))
+    for path in (PATH, SMALL):
+        answer = server.get(path)
+        assert answer.status_code == 502
+        assert answer.json()["detail"]
+        for secret in ("nobody", "mine", "127.0.0.1"):
+            assert secret not in answer.text
