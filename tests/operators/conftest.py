@@ -61,7 +61,10 @@ class Airflow:
         return self.run_file(dag_id, self.write(f"{dag_id}.py", source), conf)
 
     def run_file(self, dag_id: str, path: Path, conf: dict[str, Any] | None = None, **test: Any) -> Run:
-        from airflow.dag_processing.dagbag import DagBag
+        try:
+            from airflow.dag_processing.dagbag import DagBag
+        except ImportError:  # Airflow 3.1
+            from airflow.models.dagbag import DagBag
 
         bag = DagBag(path)
         assert not bag.import_errors, bag.import_errors
