@@ -533,7 +533,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _reason(error: BaseException) -> str:
     """Return the innermost cause, in a few words and without addresses of objects."""
-    *_, innermost = _causes(error)
+    causes = list(_causes(error))
+    if any(isinstance(one, urllib3.exceptions.InvalidChunkLength) for one in causes):
+        return "the connection was closed in the middle"  # its own words are of hexadecimal numbers
+    innermost = causes[-1]
     if isinstance(innermost, OSError) and innermost.strerror:
         return innermost.strerror
     text = clean(str(innermost))[:200]
