@@ -53,17 +53,19 @@ class BatchHook(JojoKeyHook):
         client.billing_log = SharedLog(client.billing_log)
         return client  # type: ignore[no-any-return]
 
-    def take(self, ticket: Ticket) -> None:
-        """Let this thread send one request."""
+    def take(self, ticket: Ticket, refusal: JojoKeyError | None = None) -> None:
+        """Let this thread send one request, or with ``refusal`` do all but that."""
         self._thread.ticket = ticket
+        self._thread.refusal = refusal
 
     def generate(self, request: ImageRequest, open_file: OpenFile | None = None) -> Generation:
         """Generate images: one paid POST, noted on the thread's ticket.
 
         :raises JojoKeyError: if there are no images
         """
-        if self.closed is not None:
-            raise copy.copy(self.closed)  # who gets it adds to its message
+        refusal = self.closed or self._thread.refusal
+        if refusal is not None:
+            raise copy.copy(refusal)  # who gets it adds to its message
         self._thread.ticket.sent_at = time.monotonic()
         return super().generate(request, open_file)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -11,15 +10,13 @@ from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from airflow_provider_jojokey.store.keys import RECEIPTS
+from airflow_provider_jojokey.store.keys import RECEIPTS, part
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.store.receipts import Owner
 
 CONTENT_TYPE = "application/x-ndjson; charset=utf-8"
-MAX_PART = 200
 NOWHERE = -1
 
 
@@ -75,12 +72,3 @@ def manifest_key(owner: Owner) -> str:
     elif re.search(r"-\d+$", task):
         task = f"{task}-"  # "poster-1" is not the second of the mapped tasks "poster"
     return f"{RECEIPTS}batches/{part(owner.dag_id)}/{part(owner.run_id)}/{task}.jsonl"
-
-
-def part(text: str) -> str:
-    """Return a text of Airflow's as a part of a key that every S3 tool can address."""
-    safe = quote(text, safe=":+=@-_. ").replace("%", "_").replace(" ", "_")
-    if safe == text and len(safe) <= MAX_PART and safe.strip("."):
-        return safe
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{safe[:MAX_PART].strip('.') or 'x'}~{digest}"

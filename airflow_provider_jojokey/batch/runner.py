@@ -13,8 +13,10 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -23,6 +25,7 @@ from airflow_provider_jojokey import results
 from airflow_provider_jojokey.batch import hook as hooks
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
 from airflow_provider_jojokey.batch.tally import Tally
+from airflow_provider_jojokey.budget import Amount, Budget, Verdict, estimate, spent_on
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBaseUrlError,
     JojoKeyConnectionError,
@@ -58,6 +61,7 @@ CUT = 10.0
 """Seconds after that for what has been cut to be written down."""
 MAX_TRIES = 3
 """How often one item is sent in one run, where the gateway fails it and bills nothing; waits for its rate are free."""
+SURVEYED_AT_ONCE = 256
 
 HOPELESS = (
     JojoKeyBaseUrlError,
@@ -80,11 +84,13 @@ class Job:
     :param index: the item's number
     :param order: what is wanted
     :param ticket: the leave to send it
+    :param refusal: why it must not be sent, where it may only be taken if it is paid for already
     """
 
     index: int
     order: Order
     ticket: Ticket
+    refusal: JojoKeyError | None = None
 
 
 class Batch:
@@ -97,6 +103,7 @@ class Batch:
     :param settings: the worker's
     :param manifest: where to write down what came of each item
     :param max_in_flight: how many images may be waited for at once
+    :param budget: what may be spent; ``None`` is no limit
     """
 
     def __init__(
@@ -110,6 +117,7 @@ class Batch:
         manifest: Manifest,
         max_in_flight: int,
         aws_conn_id: str | None,
+        budget: Budget | None = None,
     ) -> None:
         self.hook = hook
         self.store = store
@@ -119,6 +127,8 @@ class Batch:
         self.tally = Tally(total)
         self.limiter = Limiter(max_in_flight)
         self.stopped = False
+        self.budget = budget
+        self._plan = plan
         self._aws_conn_id = aws_conn_id
         self._fresh = plan.orders()
         self._again: deque[tuple[int, Order]] = deque()
@@ -155,6 +165,7 @@ class Batch:
         self._next_progress = self._began + PROGRESS
         try:
             with _quiet_threads():
+                self._survey()
                 try:
                     while not self.stopped:
                         delay = self._send_what_may_be_sent()
@@ -163,6 +174,7 @@ class Batch:
                         self._wait(delay)
                 finally:
                     self._drain()
+                    self._close_budget()
         finally:
             for _ in self._threads:
                 self._jobs.put(None)
@@ -182,7 +194,44 @@ class Batch:
             item = self._next()
             if item is None:
                 return None
-            self._submit(Job(*item, self.limiter.give(now)))
+            refusal = None
+            if self.budget is not None and self.hook.closed is None:
+                verdict = self._reserve(*item)
+                if verdict is Verdict.WAIT:
+                    self._again.appendleft(item)
+                    return float("inf")
+                refusal = self.budget.refusal(estimate(item[1])) if verdict is Verdict.NO else None
+            self._submit(Job(*item, self.limiter.give(now), refusal))
+
+    def _reserve(self, index: int, order: Order) -> Verdict:
+        """Set aside what an item will take, if there is room for it."""
+        assert self.budget is not None
+        try:
+            return self.budget.reserve(index, estimate(order))
+        except JojoKeyError as error:
+            log.error("%s No more is sent.", error.message)
+            self._close(error)
+            return Verdict.YES  # it is closed: only what is paid for is taken
+
+    def _survey(self) -> None:
+        """Read all receipts, to know what this task has spent in this Dag run before it spends more.
+
+        :raises JojoKeyError: if one of them does not tell
+        """
+        if self.budget is None:
+            return
+
+        def look(item: tuple[int, Order]) -> tuple[int, Amount]:
+            index, order = item
+            return index, spent_on(Ledger(self.store, order.destination).read(), order)
+
+        orders = self._plan.orders()
+        with ThreadPoolExecutor(self.store.connections, thread_name_prefix=THREADS) as readers:
+            while some := list(islice(orders, SURVEYED_AT_ONCE)):
+                for index, spent in readers.map(look, some):
+                    self.budget.known(index, spent)
+        if self.budget.spent.images:
+            log.info("Spent so far by this task in this Dag run: %s", self.budget.spent)
 
     def _has_more(self) -> bool:
         if self._again:
@@ -209,11 +258,12 @@ class Batch:
 
     def _outcome(self, job: Job) -> dict[str, Any] | JojoKeyError:
         try:
-            if (closed := self.hook.closed) is not None and (usage := self._unpaid(job.order)) is not None:
+            closed = self.hook.closed or job.refusal
+            if closed is not None and (usage := self._unpaid(job.order)) is not None:
                 error = copy.copy(closed)
                 error.usage = usage
                 return error
-            self.hook.take(job.ticket)
+            self.hook.take(job.ticket, job.refusal)
             return generate_images(job.order, jojokey=self.hook, store=self.store, settings=self.settings)
         except JojoKeyError as error:
             return error
@@ -252,6 +302,7 @@ class Batch:
 
     def _take(self, job: Job, outcome: dict[str, Any] | JojoKeyError) -> None:
         now = time.monotonic()
+        self._settle(job, outcome)
         if not isinstance(outcome, JojoKeyError):
             self.limiter.done(job.ticket, now)
             self._succeeded(job, outcome)
@@ -274,6 +325,15 @@ class Batch:
         if isinstance(outcome, HOPELESS) and self.hook.closed is None:
             log.error("%s No more is sent: the other items would end the same way.", outcome.message)
             self._close(outcome)
+
+    def _settle(self, job: Job, outcome: dict[str, Any] | JojoKeyError) -> None:
+        """Count in the budget what an item has really cost."""
+        if self.budget is None:
+            return
+        failed = isinstance(outcome, JojoKeyError)
+        usage = outcome.usage if isinstance(outcome, JojoKeyError) else outcome["usage"]
+        sent = job.ticket.sent_at is not None and not (failed and outcome.billed == "no")  # type: ignore[union-attr]
+        self.budget.settle(job.index, (usage or {}).get("total_tokens") or 0, sent)
 
     def _slow_down(self, error: JojoKeyError, take_notice: Any) -> None:
         before = self.limiter.wanted_pause(time.monotonic())
@@ -327,6 +387,13 @@ class Batch:
             log.warning("%d images were not waited for: their connections are cut.", self._busy)
             self.hook.cut()
             self._wait_for_all(CUT)
+
+    def _close_budget(self) -> None:
+        try:
+            if self.budget is not None:
+                self.budget.close()
+        except JojoKeyError as error:
+            log.warning("The Dag run's ledger still holds what was set aside: %s", error.message)
 
     def _wait_for_all(self, seconds: float) -> None:
         end = time.monotonic() + seconds

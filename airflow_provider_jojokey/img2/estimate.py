@@ -41,3 +41,9 @@ def expected_seconds(request: ImageRequest) -> float:
 def _area(request: ImageRequest) -> float:
     width, height = request.pixels or (1024, 1024)
     return width * height / SQUARE_PIXELS
+
+
+def expected_tokens(request: ImageRequest) -> int:
+    """Return about how many tokens a request will be billed, prompt and images together."""
+    # Three bytes a token: a little more than English takes, and what Chinese takes.
+    return len(request.prompt.encode("utf-8", "replace")) // 3 + 10 + expected_output_tokens(request)

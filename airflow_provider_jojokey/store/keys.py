@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from urllib.parse import quote
 
 RECEIPTS = "_jojokey/"
 """The prefix of the receipts; no image may go there."""
 
+MAX_PART = 200
 MAX_KEY_BYTES = 1024  # S3's limit, in UTF-8
 
 _EXTENSION_OF = {"jpeg": "jpg"}
@@ -111,3 +114,12 @@ def extension_warning(key: str, extension: str) -> str | None:
         f"{key} holds a {extension.upper()} image: it keeps its name, and S3 serves it with its real type. "
         "Write {ext} in s3_key to name images after their type."
     )
+
+
+def part(text: str) -> str:
+    """Return a text of Airflow's as a part of a key that every S3 tool can address."""
+    safe = quote(text, safe=":+=@-_. ").replace("%", "_").replace(" ", "_")
+    if safe == text and len(safe) <= MAX_PART and safe.strip("."):
+        return safe
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe[:MAX_PART].strip('.') or 'x'}~{digest}"

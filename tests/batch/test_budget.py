@@ -1,0 +1,165 @@
+"""What a task and a Dag run may spend: counted by the gateway's own ledger."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from airflow_provider_jojokey.budget import Amount, Budget, Limit, RunLedger, Verdict, limits
+from airflow_provider_jojokey.exceptions import JojoKeyReceiptError
+from airflow_provider_jojokey.store.receipts import Owner
+from airflow_provider_jojokey.store.s3 import ImageStore
+from batch.conftest import posters
+
+EACH = 196
+"""Output tokens of one poster of low quality."""
+
+
+def test_no_more_images_are_sent_than_the_task_may_make(
+    campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = campaign.run("images", posters(20), max_images=7, max_in_flight=5, retries=2)
+
+    assert run.state == "failed"
+    assert run.tries["batch", -1] == 1
+    assert len(gateway.requests) == len(gateway.ledger) == 7
+    out = capfd.readouterr().out
+    assert "This task may spend 7 images" in out
+    assert "13 JojoKeyBudgetError" in out
+    assert "13 of 20 items are not done (7 made, 0 reused, 13 failed)" in out
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
+
+
+def test_no_more_tokens_are_spent_than_the_task_may_spend(campaign: Any, gateway: Any) -> None:
+    run = campaign.run("tokens", posters(20), max_tokens=5 * EACH, max_in_flight=8)
+
+    assert run.state == "failed"
+    spent = sum(one.total_tokens for one in gateway.ledger)
+    assert 3 * EACH < spent <= 5 * EACH
+
+
+def test_a_budget_that_is_enough_is_no_matter(campaign: Any, gateway: Any) -> None:
+    run = campaign.run("enough", posters(6), max_images=6, max_tokens="{{ 6 * 300 }}", max_images_per_run=6)
+
+    assert run.state == "success"
+    assert len(gateway.ledger) == 6
+
+
+def test_what_earlier_tries_have_spent_counts(campaign: Any, gateway: Any) -> None:
+    requests = posters(8)
+    requests[0]["prompt"] = "[sandbox: no_channel times=3] a"
+
+    run = campaign.run(
+        "tries", requests, max_images=7, retries=2, retry_delay="timedelta(0)", max_in_flight=1
+    )
+
+    assert run.state == "failed"
+    assert len(gateway.ledger) == 7
+    lines = campaign.manifest(run)
+    assert sum(line["state"] == "complete" for line in lines) == 7
+
+
+def test_what_is_billed_and_gave_nothing_counts(campaign: Any, gateway: Any) -> None:
+    requests = posters(6)
+    requests[1]["prompt"] = "[sandbox: not_an_image] a"
+
+    run = campaign.run("lost", requests, max_images=4, max_in_flight=1)
+
+    assert run.state == "failed"
+    assert len(gateway.ledger) == 4
+
+
+def test_the_tasks_of_a_dag_run_share_its_budget(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run(
+        "shared",
+        """
+        from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+        one = GenerateImageBatchOperator(
+            task_id="one", s3_bucket="posters", max_images_per_run=5,
+            requests=[{"prompt": f"one {i}", "s3_key": f"one/{i}.png"} for i in range(3)])
+        two = GenerateImageBatchOperator.partial(
+            task_id="two", s3_bucket="posters", max_images_per_run=5).expand(
+            requests=[[{"prompt": f"two {i}", "s3_key": f"two/{i}.png"}] for i in range(4)])
+        one >> two
+        """,
+    )
+
+    assert run.state == "failed"
+    assert len(gateway.ledger) == 5
+    assert sorted(state for (task, _), state in run.states.items() if task == "two") == [
+        "failed",
+        "failed",
+        "success",
+        "success",
+    ]
+    (key,) = store.objects("_jojokey/budgets/")
+    entries = json.loads(store.objects(key)[key])["tasks"]
+    assert sum(one["images"] for one in entries.values()) == 5
+    assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.ledger)
+
+
+def ledger(task: str, map_index: int = -1) -> RunLedger:
+    return RunLedger(ImageStore("aws_default"), "posters", Owner("dag", "run", task, map_index))
+
+
+def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: Any, gateway: Any) -> None:
+    granted: list[int] = []
+    first = ImageStore("aws_default")
+    _ = first.client
+
+    def race(number: int) -> None:
+        own = RunLedger(first, "posters", Owner("dag", "race", "task", number))
+        if own.book(Amount(100, 1), Limit(images=5)):
+            granted.append(number)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    written = json.loads(store.objects("_jojokey/budgets/")["_jojokey/budgets/dag/race.ledger"])["tasks"]
+    assert len(granted) == len(written) == 5
+
+
+def test_a_task_that_died_corrects_its_entry_with_its_next_try(store: Any, gateway: Any) -> None:
+    assert ledger("one").book(Amount(900, 9), Limit(images=10))  # and it dies
+    assert not ledger("two").book(Amount(200, 2), Limit(images=10))
+
+    assert ledger("one").book(Amount(100, 1), Limit(images=10))
+
+    assert ledger("two").book(Amount(200, 2), Limit(images=10))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 2, "tasks": {}}', b'{"version": 1, "tasks": {"a": {"tokens": -5, "images": 0}}}'])  # fmt: skip
+def test_a_ledger_that_cannot_be_read_stops_the_run(store: Any, gateway: Any, data: bytes) -> None:
+    store.client.put_object(Bucket="posters", Key="_jojokey/budgets/dag/run.ledger", Body=data)
+
+    with pytest.raises(JojoKeyReceiptError, match="cannot be read"):
+        ledger("one").book(Amount(1, 1), Limit(images=10))
+
+
+def test_what_is_in_flight_may_leave_room() -> None:
+    budget = Budget(Limit(tokens=1_000), Limit(), None, items=3)
+    assert budget.reserve(0, Amount(600, 1)) is Verdict.YES
+
+    assert budget.reserve(1, Amount(600, 1)) is Verdict.WAIT
+    budget.settle(0, 300, sent=True)
+    assert budget.reserve(1, Amount(600, 1)) is Verdict.YES
+    budget.settle(1, 0, sent=False)
+    assert budget.spent == Amount(300, 1)
+    assert budget.reserve(2, Amount(701, 1)) is Verdict.NO
+    assert "has spent 300 tokens and 1 images" in budget.refusal(Amount(701, 1)).message
+
+
+def test_limits_are_numbers_or_texts_of_numbers() -> None:
+    assert limits({"max_tokens": "500", "max_images": "None", "max_images_per_run": 3}) == (
+        Limit(tokens=500),
+        Limit(images=3),
+    )
+    for bad in (-1, 1.5, True, "many"):
+        with pytest.raises(ValueError, match="whole number"):
+            limits({"max_tokens": bad})

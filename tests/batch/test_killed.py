@@ -1,0 +1,142 @@
+"""A campaign that is killed, or told to end, half-way, and tried again: each poster is paid for once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch.conftest import posters
+
+
+@pytest.fixture
+def start(gateway: Any, store: Any, tmp_path: Path) -> Any:
+    """Start one try."""
+    started: list[subprocess.Popen[str]] = []
+
+    def one(requests: Any, try_number: int = 1, **job: Any) -> subprocess.Popen[str]:
+        told = {name: job.pop(name) for name in ("grace", "log_max_age") if name in job}
+        environment = {
+            **os.environ,
+            "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(tmp_path / "spool"),
+            "AIRFLOW__JOJOKEY__LONGEST_GENERATION": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("child.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdin
+        arguments = {"requests": requests, **job}
+        process.stdin.write(json.dumps({"try_number": try_number, "arguments": arguments, **told}) + "\n")
+        process.stdin.flush()
+        return process
+
+    yield one
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def end_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = process.communicate(timeout=120)
+    told: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return told
+
+
+def times_billed(gateway: Any) -> Counter[str]:
+    return Counter(record.prompt for record in gateway.ledger)
+
+
+def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
+    start: Any, gateway: Any, store: Any
+) -> None:
+    gateway.behave(delay=0.4)
+    first = start(posters(24), max_in_flight=4)
+    gateway.wait_for_ledger(9, timeout=60)
+    first.kill()
+    first.wait()
+    gateway.wait_until_idle()
+    gateway.behave_well()
+
+    end = end_of(start(posters(24), try_number=2, max_in_flight=4))
+
+    assert set(times_billed(gateway).values()) == {1}
+    objects = store.objects("posters/")
+    lost = 24 - len(objects)
+    assert lost <= 4  # what was in flight: paid for, and its answers lost with the process
+    if lost:
+        assert end["error"] == "JojoKeyBatchFailure"
+        assert f"{lost} of 24 items are not done" in end["message"]
+        assert "JojoKeyAlreadyBilledError" in end["message"]
+    assert len(gateway.ledger) == 24
+
+
+def test_who_says_that_paying_again_is_fine_gets_all_posters_after_a_kill(
+    start: Any, gateway: Any, store: Any
+) -> None:
+    gateway.behave(delay=0.4)
+    first = start(posters(12), max_in_flight=3, on_unknown_outcome="regenerate")
+    gateway.wait_for_ledger(4, timeout=60)
+    first.kill()
+    first.wait()
+    gateway.wait_until_idle()
+    gateway.behave_well()
+
+    end = end_of(start(posters(12), try_number=2, max_in_flight=3, on_unknown_outcome="regenerate"))
+
+    assert "error" not in end
+    assert len(store.objects("posters/")) == 12
+    assert 12 <= len(gateway.ledger) <= 15
+    assert max(times_billed(gateway).values()) <= 2
+
+
+def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
+    start: Any, gateway: Any, store: Any
+) -> None:
+    gateway.behave(delay=1.0)
+    first = start(posters(20), max_in_flight=4)
+    gateway.wait_for_request(6, timeout=60)
+    first.send_signal(signal.SIGTERM)
+
+    end = end_of(first)
+
+    sent = len(gateway.requests)
+    assert sent < 20
+    assert len(gateway.ledger) == len(store.objects("posters/")) == sent
+    assert end["error"] == "JojoKeyBatchError"
+    assert "because the task was told to end" in end["message"]
+    billed = sum(record.total_tokens for record in gateway.ledger)
+    assert end["pushed"]["usage"]["total_tokens"] == billed
+
+    gateway.behave_well()
+    second = end_of(start(posters(20), try_number=2, max_in_flight=4))
+
+    assert second["result"]["made"] == 20 - sent
+    assert second["result"]["reused"] == sent
+    assert set(times_billed(gateway).values()) == {1}
+    assert len(gateway.ledger) == 20
+    assert second["result"]["usage"]["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
+
+
+def test_what_takes_longer_than_the_grace_is_cut(start: Any, gateway: Any) -> None:
+    gateway.behave(delay=30.0)
+    first = start(posters(4), max_in_flight=2, grace=0.5)
+    gateway.wait_for_request(2, timeout=60)
+    first.send_signal(signal.SIGTERM)
+
+    end = end_of(first)
+
+    assert end["error"] == "JojoKeyBatchError"
+    assert len(gateway.requests) == 2
+    gateway.behave_well()
