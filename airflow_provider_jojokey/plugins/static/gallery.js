@@ -146,7 +146,7 @@ export function Gallery() {
   useScrollPosition(root, images.key);
 
   // The dialog walks through all that is loaded, not only the card that it was opened from.
-  const slides = useMemo(() => (open ? cards.flatMap((card) => slidesOf(card, true)) : []), [open !== null, cards]);
+  const slides = useMemo(() => (open !== null ? cards.flatMap((card) => slidesOf(card, true)) : []), [open !== null, cards]);
   const show = useCallback(
     (card, position) => {
       const before = cards.slice(0, cards.indexOf(card)).reduce((sum, one) => sum + one.images.length, 0);

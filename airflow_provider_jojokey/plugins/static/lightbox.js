@@ -1,7 +1,7 @@
 // One image as large as the window lets it be. A native dialog: it keeps the focus, and gives it back.
 import { fileSize, shortened } from "./format.js";
 import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
-import { createPortal, h, useEffect, useRef, useState } from "./react.js";
+import { createPortal, h, useEffect, useLayoutEffect, useRef, useState } from "./react.js";
 import { t } from "./text.js";
 
 // A batch knows more images than the routes serve: of those there is only the place in S3.
@@ -29,7 +29,8 @@ export function Lightbox({ slides, start, onClose, onNearEnd }) {
   const slide = slides[at];
   const last = slides.length - 1;
 
-  useEffect(() => {
+  // A layout effect: its end comes before the dialog is taken out of the page, when it can still be closed.
+  useLayoutEffect(() => {
     const element = dialog.current;
     element.showModal();
     const page = document.documentElement;

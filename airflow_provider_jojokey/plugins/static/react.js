@@ -13,4 +13,4 @@ export const {
   useState,
 } = React;
 export const { createPortal } = ReactDOM;
-export const { Link: RouterLink, useLocation } = ReactRouterDOM;
+export const { Link: RouterLink, useLocation, useNavigate } = ReactRouterDOM;

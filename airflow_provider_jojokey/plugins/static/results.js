@@ -6,9 +6,17 @@ import { h, useState } from "./react.js";
 import { t } from "./text.js";
 
 const IN_A_MOSAIC = 4;
+// Widths of thumbnails, as the routes make them: for a card, and for a screen with two pixels for one.
+const WIDTHS = [320, 640];
 
 export function keyOf(card) {
   return JSON.stringify([card.dag_id, card.run_id, card.task_id, card.map_index, card.index ?? null]);
+}
+
+function sized(thumbnail, width) {
+  const url = new URL(safeUrl(thumbnail));
+  url.searchParams.set("width", width);
+  return url.href;
 }
 
 export function Thumbnail({ image, prompt, eager = false }) {
@@ -21,7 +29,9 @@ export function Thumbnail({ image, prompt, eager = false }) {
     );
   }
   return h("img", {
-    src: safeUrl(image.thumbnail),
+    src: sized(image.thumbnail, WIDTHS[0]),
+    srcSet: WIDTHS.map((width) => `${sized(image.thumbnail, width)} ${width}w`).join(", "),
+    sizes: "(max-width: 520px) 100vw, 280px",
     alt: alt(prompt),
     width: image.width,
     height: image.height,

@@ -1,0 +1,116 @@
+"""One Airflow and one browser for all tests here; a page of its own, logged in, for each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from browser.world import PASSWORD, USER, Airflow, running_airflow
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+).split()
+SIZE = {"width": 1400, "height": 900}
+PATIENCE = 30_000.0
+"""Milliseconds that a computer may take which has other things to do."""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's path."""
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.skip("There is no Chromium here: the browser tests were not run (set CHROMIUM to its path).")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def airflow(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    """Airflow, started once; only where there is a browser to look at it."""
+    with running_airflow(tmp_path_factory.mktemp("browser")) as airflow:
+        yield airflow
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The ids of runs that have ended."""
+
+    album: str
+    hostile: str
+    refused: str
+
+
+HOSTILE = 'Tea <script>hacked = 1</script><img src=x onerror="hacked = 2"> & "cake"'
+
+
+@pytest.fixture(scope="session")
+def runs(airflow: Airflow) -> Runs:
+    """Runs of the tests' own Dags: of each kind of task one."""
+    made = {
+        "album": ("album", airflow.trigger("album")),
+        "hostile": ("single", airflow.trigger("single", prompt=HOSTILE)),
+        "refused": ("single", airflow.trigger("single", prompt="A bird [sandbox: moderation_blocked]")),
+    }
+    ended = {name: airflow.wait(*run) for name, run in made.items()}
+    assert ended == {"album": "success", "hostile": "success", "refused": "failed"}
+    return Runs(**{name: run_id for name, (_, run_id) in made.items()})
+
+
+@pytest.fixture(scope="session")
+def cookies(airflow: Airflow, browser: Browser) -> Any:
+    """What the browser keeps of a person who has logged in by the form."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(airflow.url)
+        page.get_by_label("Username").fill(USER)
+        page.get_by_label("Password").fill(PASSWORD)
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("link", name="Dags").first.wait_for()
+        return context.storage_state()
+
+
+@pytest.fixture(scope="session")
+def context(browser: Browser, cookies: Any) -> Iterator[BrowserContext]:
+    """One for all pages: the second page finds Airflow's scripts in the cache, as a person's does."""
+    context = browser.new_context(
+        storage_state=cookies, viewport=SIZE, locale="en-GB", timezone_id="UTC", accept_downloads=True
+    )
+    context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A page of a person who is logged in; no test may leave an error in its console, or run a prompt."""
+    page = context.new_page()
+    wrong: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            wrong.append(f"{message.text} ({message.location.get('url')})")
+
+    page.on("console", listen)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    yield page
+    page.close()
+    expected = getattr(page, "expected_errors", ())
+    assert [one for one in wrong if not any(word in one for word in expected)] == []

@@ -1,0 +1,248 @@
+"""The tab and the gallery, as a person sees and uses them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from browser.conftest import HOSTILE, Runs
+from browser.world import Airflow
+from playwright.sync_api import BrowserContext, Page, expect
+
+CARD = ".jojokey-card"
+
+
+def loaded(page: Page, selector: str) -> int:
+    """Wait until the first such image is decoded, and return its width in pixels."""
+    page.wait_for_function(
+        "one => { const image = document.querySelector(one); return image?.complete && image.naturalWidth }",
+        arg=selector,
+    )
+    return int(page.evaluate("one => document.querySelector(one).naturalWidth", selector))
+
+
+def test_a_poster_triggered_in_the_form_appears_in_the_tab_by_itself(page: Page, airflow: Airflow) -> None:
+    airflow.wait_for_dag("poster_daily")
+    page.goto(f"{airflow.url}/dags/poster_daily")
+    page.get_by_role("button", name="Trigger").click()
+    form = page.get_by_role("dialog")
+    form.locator("[name='element_theme'], #element_theme").fill("A quiet lake [sandbox: delay=4]")
+    form.get_by_role("button", name="Trigger").click()
+    expect(form).to_be_hidden()
+    runs = airflow.call("/api/v2/dags/poster_daily/dagRuns?order_by=-run_after")["dag_runs"]
+    run_id = next(one["dag_run_id"] for one in runs if one["run_type"] == "manual")
+
+    page.goto(airflow.tab("poster_daily", run_id, "poster"))
+    expect(page.get_by_role("heading", name="No images yet")).to_be_visible()
+
+    expect(page.locator(".jojokey-figure img")).to_be_visible()
+    assert loaded(page, ".jojokey-figure img") == 1024
+    tab = page.locator(".jojokey-root")
+    expect(tab.locator(".jojokey-prompt")).to_contain_text("A quiet lake")
+    expect(tab.get_by_text("Paid")).to_be_visible()
+    expect(tab.get_by_text(re.compile(r"in \+ 294 out"))).to_be_visible()
+    expect(tab.get_by_role("heading", name="1 Attempt")).to_be_visible()
+    expect(tab.get_by_role("row").nth(1)).to_contain_text("Complete")
+    assert airflow.wait("poster_daily", run_id) == "success"
+
+
+def test_an_image_is_enlarged_by_keyboard_and_the_focus_comes_back(
+    page: Page, airflow: Airflow, runs: Runs
+) -> None:
+    page.goto(airflow.tab("album", runs.album, "pair"))
+    first = page.locator(".jojokey-figure-button").first
+    first.focus()
+    page.keyboard.press("Enter")
+
+    dialog = page.get_by_role("dialog", name="Image 1 of 2")
+    expect(dialog).to_be_visible()
+    assert dialog.get_attribute("aria-modal") == "true"
+    for _ in range(8):  # round and round, never out of it but to the browser's own bar
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('dialog')")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    expect(first).to_be_focused()
+
+
+def test_a_download_is_the_object_in_s3(page: Page, airflow: Airflow, runs: Runs, tmp_path: Path) -> None:
+    page.goto(airflow.tab("single", runs.hostile, "image"))
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    path = tmp_path / "downloaded"
+    download.value.save_as(path)
+
+    (stored,) = (airflow.objects / "single").glob("*.png")
+    assert download.value.suggested_filename == stored.name
+    assert path.read_bytes() == stored.read_bytes()
+
+
+def test_the_place_in_s3_is_copied(page: Page, context: BrowserContext, airflow: Airflow, runs: Runs) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(airflow.tab("single", runs.hostile, "image"))
+    page.get_by_role("button", name="Copy the S3 location").click()
+    expect(page.get_by_text("Copied")).to_be_attached()
+    assert re.fullmatch(r"s3://posters/single/.+\.png", page.evaluate("navigator.clipboard.readText()"))
+
+
+def test_it_is_copied_where_a_page_on_plain_http_has_no_clipboard(
+    page: Page, airflow: Airflow, runs: Runs
+) -> None:
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.goto(airflow.gallery)
+    page.locator(CARD).first.get_by_role("button").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Copy the S3 location").click()
+    expect(dialog.get_by_text("Copied")).to_be_attached()
+    page.keyboard.press("Escape")
+    page.get_by_label("Words of the prompt").focus()
+    page.keyboard.press("Control+v")
+    expect(page.get_by_label("Words of the prompt")).to_have_value(re.compile(r"s3://posters/.+\.png"))
+
+
+def test_a_prompt_is_text_whatever_is_in_it(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.tab("single", runs.hostile, "image"))
+    expect(page.locator(".jojokey-prompt")).to_have_text(HOSTILE)
+    page.goto(f"{airflow.gallery}?run_id={runs.hostile.replace('+', '%2B')}")
+    expect(page.locator(".jojokey-card-text")).to_have_text(HOSTILE)
+    page.locator(CARD).get_by_role("button").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text(HOSTILE)
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert page.locator(".jojokey-root script, .jojokey-root img[src='x']").count() == 0
+
+
+def test_a_failed_task_tells_what_happened_and_what_it_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.tab("single", runs.refused, "image"))
+    told = page.get_by_role("alert")
+    expect(told).to_contain_text("moderation_blocked")
+    expect(told).to_contain_text("No tokens were billed")
+    expect(page.locator(".jojokey-badge").first).to_have_text("Failed")
+    expect(page.locator(".jojokey-table tbody tr")).to_contain_text("No")
+
+
+def test_a_task_without_images_says_what_the_tab_is_for(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.tab("album", runs.album, "words"))
+    expect(page.get_by_role("heading", name="No images")).to_be_visible()
+    expect(page.locator(".jojokey-root")).to_contain_text("This tab shows the images that a task makes")
+
+
+def test_a_mapped_task_shows_its_own_image_and_a_batch_all_its_items(
+    page: Page, airflow: Airflow, runs: Runs
+) -> None:
+    page.goto(airflow.tab("album", runs.album, "mapped", 1))
+    expect(page.locator(".jojokey-figure img")).to_have_attribute("alt", "A second moon")
+    page.goto(airflow.tab("album", runs.album, "batch"))
+    expect(page.get_by_role("heading", name="Items of the batch")).to_be_visible()
+    expect(page.locator(CARD)).to_have_count(14)
+    assert loaded(page, f"{CARD} img") > 0
+
+
+def test_the_gallery_is_filtered_and_its_address_can_be_shared(
+    page: Page, context: BrowserContext, airflow: Airflow, runs: Runs
+) -> None:
+    page.goto(airflow.url)
+    page.get_by_role("link", name="Images").click()
+    expect(page.locator(CARD).first).to_be_visible()
+    everything = page.locator(CARD).count()
+    assert everything >= 5
+    made = page.eval_on_selector_all(f"{CARD} time", "all => all.map(one => one.dateTime)")
+    assert made == sorted(made, reverse=True)
+    assert loaded(page, f"{CARD} img") == 320
+
+    page.get_by_label("Dag", exact=True).select_option("album")
+    expect(page.locator(CARD)).to_have_count(4)
+    expect(page.get_by_role("heading", name="18 Images")).to_be_visible()
+    words = page.get_by_label("Words of the prompt")
+    words.press_sequentially("second moon", delay=20)
+    expect(page.locator(CARD)).to_have_count(1)
+    expect(words).to_be_focused()
+    assert "dag_id=album" in page.url
+    assert "q=second+moon" in page.url
+
+    other = context.new_page()
+    other.goto(page.url)
+    expect(other.locator(CARD)).to_have_count(1)
+    other.close()
+
+    page.go_back()
+    expect(page.locator(CARD)).to_have_count(4)
+    expect(words).to_have_value("")
+    page.go_back()
+    expect(page.locator(CARD)).to_have_count(everything)
+    page.go_forward()
+    expect(page.locator(CARD)).to_have_count(4)
+
+    words.fill("a zebra")
+    expect(page.get_by_role("heading", name="No images match these filters")).to_be_visible()
+    page.get_by_role("button", name="Clear filters").first.click()
+    expect(page.locator(CARD)).to_have_count(everything)
+    assert "?" not in page.url
+
+
+def test_the_gallery_leads_to_the_task_and_back(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?q=herons")
+    page.locator(CARD).get_by_role("button").first.click()
+    page.get_by_role("dialog").get_by_role("link", name="Open task").click()
+    expect(page).to_have_url(airflow.tab("album", runs.album, "pair"))
+    expect(page.locator(".jojokey-figure")).to_have_count(2)
+    page.go_back()
+    expect(page.locator(CARD)).to_have_count(1)
+    expect(page.get_by_label("Words of the prompt")).to_have_value("herons")
+
+
+def test_the_gallery_is_walked_by_keyboard(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?q=moon")
+    expect(page.locator(CARD)).to_have_count(2)
+    page.get_by_label("Words of the prompt").focus()
+    met = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        met.append(page.evaluate("document.activeElement.name || document.activeElement.className"))
+    for name in ("dag_id", "run_id", "day_from", "day_to", "jojokey-picture", "jojokey-card-title"):
+        assert name in met
+
+
+def test_a_narrow_window_shows_everything_without_scrolling_sideways(
+    page: Page, airflow: Airflow, runs: Runs
+) -> None:
+    page.set_viewport_size({"width": 420, "height": 900})
+    page.goto(airflow.gallery)
+    expect(page.locator(CARD).first).to_be_visible()
+    assert page.evaluate(
+        "[...document.querySelectorAll('.jojokey-root, .jojokey-root *')].every("
+        "one => one.closest('.jojokey-hidden') || one.getBoundingClientRect().right <= innerWidth + 1)"
+    )
+
+
+def test_the_colours_follow_airflows_theme(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.gallery)
+    expect(page.locator(CARD).first).to_be_visible()
+
+    def colour() -> str:
+        return str(page.eval_on_selector(".jojokey-root", "one => getComputedStyle(one).color"))
+
+    light = colour()
+    page.evaluate("document.documentElement.classList.replace('light', 'dark')")
+    assert colour() != light
+
+
+def test_a_session_that_has_ended_is_told_so(
+    page: Page, context: BrowserContext, airflow: Airflow, runs: Runs
+) -> None:
+    page.expected_errors = ("401",)  # type: ignore[attr-defined]
+    page.goto(airflow.gallery)
+    expect(page.locator(CARD).first).to_be_visible()
+    cookies = context.cookies()
+    context.clear_cookies()
+    try:
+        page.get_by_role("button", name="Refresh").click()
+        expect(page.get_by_role("alert")).to_contain_text("Your session has ended")
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_label("Username")).to_be_visible()
+    finally:
+        context.add_cookies(cookies)

@@ -1,0 +1,126 @@
+"""Airflow as its users have it: the scheduler, the API server, a login, the sandbox, and a browser in front."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_jojokey.sandbox import Sandbox
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from standalone import environment_of, free_port, standalone  # noqa: E402
+from world import airflow_environment  # noqa: E402
+
+USER, PASSWORD = "admin", "a-password-of-these-tests"
+PATIENCE = 90.0
+ENDED = {"success", "failed"}
+
+
+@dataclass
+class Airflow:
+    """A running Airflow, asked by its REST API.
+
+    :param url: where it is served, without a slash at its end
+    :param objects: the folder that holds the bucket's objects
+    """
+
+    url: str
+    objects: Path
+    _token: str = field(default="", repr=False)
+
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """Ask the API; what it answers, read from JSON."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def log_in(self) -> None:
+        self._token = self.call("/auth/token", {"username": USER, "password": PASSWORD})["access_token"]
+
+    def wait_for_dag(self, dag_id: str) -> None:
+        """Wait until the Dag processor has read the Dag."""
+        _until(lambda: self._exists(f"/api/v2/dags/{dag_id}"), f"there is no Dag {dag_id}")
+
+    def trigger(self, dag_id: str, **conf: Any) -> str:
+        """Start a run and return its id."""
+        self.wait_for_dag(dag_id)
+        run = self.call(f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
+        return str(run["dag_run_id"])
+
+    def wait(self, dag_id: str, run_id: str) -> str:
+        """Wait until a run has ended, and return how."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
+        return _until(lambda: (state := self.call(path)["state"]) in ENDED and state, f"{run_id} does not end")
+
+    def tab(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+        """Return the address of a task's Images tab, as Airflow itself would write it."""
+        mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
+        return f"{self.url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}{mapped}/plugin/jojokey-images"
+
+    @property
+    def gallery(self) -> str:
+        """The address of the gallery."""
+        return f"{self.url}/plugin/jojokey-gallery"
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self.call(path)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
+
+
+@contextmanager
+def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
+    """Run Airflow with the repository's Dags and those of these tests; people log in with a password.
+
+    :param home: an empty folder
+    :param prefix: the path that it is served under, such as ``/airflow``
+    """
+    dags = home / "dags"
+    dags.mkdir()
+    for path in [*(ROOT / "dags").glob("*.py"), *(Path(__file__).parent / "dags").glob("*.py")]:
+        shutil.copy(path, dags)
+    passwords = home / "passwords.json"
+    passwords.write_text(json.dumps({USER: PASSWORD}), encoding="utf-8")
+    with Sandbox(home / "world") as sandbox:
+        environment = airflow_environment(sandbox, home) | environment_of(free_port(), prefix)
+        environment |= {
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        }
+        with standalone(environment, home / "airflow.log"):
+            airflow = Airflow(
+                environment["AIRFLOW__API__BASE_URL"], home / "world" / "s3" / sandbox.buckets[0]
+            )
+            airflow.log_in()
+            yield airflow
+
+
+def _until(found: Any, message: str) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.3)
+    raise AssertionError(f"{message} within {PATIENCE:.0f} s")
