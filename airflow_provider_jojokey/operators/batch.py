@@ -11,12 +11,14 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_jojokey import assets, results
 from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
+from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink
 from airflow_provider_jojokey.operators.jojokey import _filled, _is_literal, _owner
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
 from airflow_provider_jojokey.store.keys import bucket_problems
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_jojokey.batch.hook import BatchHook
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -83,8 +85,14 @@ class GenerateImageBatchOperator(BaseOperator):
         "aws_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"requests": "json", "extra_body": "json"}
+    operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_color = "#ded4f7"
     ui_fgcolor = "#2b1a66"
+
+    _told: dict[str, Any] | None = None
+    """What the task has told the UI, once it has."""
+    _uris: list[str] | None = None
+    """The images' places, unless they are too many to list."""
 
     def __init__(
         self,
@@ -202,6 +210,18 @@ class GenerateImageBatchOperator(BaseOperator):
             self._batch.stop()
         elif "hook" in vars(self):
             self.hook.cut()
+
+    # Called by OpenLineage's listener where it is installed.
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return the images, the model and the cost."""
+        from airflow_provider_jojokey.lineage import lineage_of
+
+        return lineage_of(self._told, self._uris)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return what had arrived, the model and the cost."""
+        return self.get_openlineage_facets_on_complete(task_instance)
 
     # Before anything is sent
 
@@ -358,7 +378,9 @@ class GenerateImageBatchOperator(BaseOperator):
             "images": tally.images,
             "usage": tally.usage,
         }
-        self._push(context, results.XCOM_KEY, self._for_the_ui(plan, tally, uri, error))
+        self._told = self._for_the_ui(plan, tally, uri, error)
+        self._uris = tally.uris
+        self._push(context, results.XCOM_KEY, self._told)
         if error is not None:
             raise error
         if self.outlets:

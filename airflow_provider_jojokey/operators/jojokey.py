@@ -17,6 +17,7 @@ from airflow_provider_jojokey.store.keys import Destination, bucket_problems, ke
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_jojokey.exceptions import JojoKeyError
     from airflow_provider_jojokey.generation import Order
@@ -105,6 +106,9 @@ class GenerateImageOperator(BaseOperator):
     operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_color = "#ece7fb"
     ui_fgcolor = "#2b1a66"
+
+    _told: dict[str, Any] | None = None
+    """What the task has told the UI, once it has."""
 
     def __init__(
         self,
@@ -222,11 +226,8 @@ class GenerateImageOperator(BaseOperator):
     def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
-        self._push(
-            context,
-            results.XCOM_KEY,
-            results.of_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id),
-        )
+        self._told = results.of_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id)
+        self._push(context, results.XCOM_KEY, self._told)
         if self.outlets:
             assets.tell_of_images(context, self.outlets, manifest)
         return manifest
@@ -236,17 +237,28 @@ class GenerateImageOperator(BaseOperator):
         if error.usage and error.usage.get("total_tokens"):
             self._push(context, "usage", error.usage)
         options = {name: getattr(self, name) for name in ("model", "size", "quality")}
-        self._push(
-            context,
-            results.XCOM_KEY,
-            results.of_error(error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options),
+        self._told = results.of_error(
+            error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options
         )
+        self._push(context, results.XCOM_KEY, self._told)
         return error
 
     def on_kill(self) -> None:
         """Close the connection. What was sent is billed all the same."""
         if "hook" in vars(self):
             self.hook.cut()
+
+    # Called by OpenLineage's listener where it is installed.
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return the images, the model and the cost."""
+        from airflow_provider_jojokey.lineage import lineage_of
+
+        return lineage_of(self._told)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return what had arrived, the model and the cost."""
+        return self.get_openlineage_facets_on_complete(task_instance)
 
     def _request(self) -> ImageRequest:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
