@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.plugins import objects, tab, thumbnails, totals, xcoms
 from airflow_provider_jojokey.plugins.access import ReadableDags, readable_xcom
-from airflow_provider_jojokey.plugins.cards import card
+from airflow_provider_jojokey.plugins.cards import Place, card
 from airflow_provider_jojokey.results import ResultImage
 from airflow_provider_jojokey.settings import Settings
 
@@ -156,6 +156,7 @@ async def get_totals(wanted: Wanted) -> Any:
 DagId = Annotated[str, Path()]
 MapIndex = Annotated[int, Path(ge=-1, lt=2**31)]
 Number = Annotated[int, Path(ge=0, lt=10_000)]
+Item = Annotated[int | None, Query(ge=0, lt=tab.MAX_PAGES * tab.ITEMS_A_PAGE)]
 
 
 @app.get(
@@ -203,7 +204,7 @@ def _task(dag_id: str, run_id: str, task_id: str, map_index: int, page: int) -> 
     told["attempts"], told["attempts_error"] = tab.attempts(row)
     told["s3_console"] = tab.s3_console(row.result)
     if row.result.manifest is not None:
-        told["items"], told["next_page"], told["items_error"] = tab.items(row.result, page)
+        told["items"], told["next_page"], told["items_error"] = tab.items(row, page)
     return told
 
 
@@ -217,11 +218,12 @@ async def get_image(
     task_id: str,
     map_index: MapIndex,
     number: Number,
+    item: Item = None,
     v: str | None = None,
     download: bool = False,
 ) -> Response:
     """Return an image's bytes."""
-    image, aws_conn_id = await _in_thread(lambda: _image(dag_id, run_id, task_id, map_index, number))
+    image, aws_conn_id = await _in_thread(lambda: _image((dag_id, run_id, task_id, map_index), number, item))
     headers = _caching(image, v, image.sha256)
     if _has_it(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -242,11 +244,12 @@ async def get_thumbnail(
     task_id: str,
     map_index: MapIndex,
     number: Number,
+    item: Item = None,
     v: str | None = None,
     width: Annotated[int, Query(ge=1, le=10_000)] = thumbnails.WIDTHS[-1],
 ) -> Response:
     """Return an image made small, as WebP."""
-    image, aws_conn_id = await _in_thread(lambda: _image(dag_id, run_id, task_id, map_index, number))
+    image, aws_conn_id = await _in_thread(lambda: _image((dag_id, run_id, task_id, map_index), number, item))
     width = thumbnails.snapped(width)
     headers = _caching(image, v, f"{image.sha256}-{width}")
     if _has_it(request, headers["ETag"]):
@@ -275,14 +278,16 @@ def disposition(kind: str, name: str) -> str:
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(safe, safe='')}"
 
 
-def _image(
-    dag_id: str, run_id: str, task_id: str, map_index: int, number: int
-) -> tuple[ResultImage, str | None]:
+def _image(place: Place, number: int, item: int | None) -> tuple[ResultImage, str | None]:
     with create_session(scoped=False) as session:
-        row = xcoms.of_task(session, dag_id, run_id, task_id, map_index)
-    if row is None or number >= len(row.result.images):
+        row = xcoms.of_task(session, *place)
+    result = row.result if row else None
+    connection = result.aws_conn_id if result else None
+    if result is not None and item is not None:
+        result = tab.item(result, item)
+    if result is None or number >= len(result.images):
         raise HTTPException(404, "The task has no such image.")
-    return row.result.images[number], row.result.aws_conn_id
+    return result.images[number], connection
 
 
 def _caching(image: ResultImage, version: str | None, tag: str) -> dict[str, str]:

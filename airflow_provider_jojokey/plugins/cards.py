@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
-from urllib.parse import quote
 
 from airflow_provider_jojokey.plugins.images import URL_PREFIX, base_path
 from airflow_provider_jojokey.plugins.xcoms import Row
 from airflow_provider_jojokey.results import Result, ResultImage, image_path, tab_path
+
+Place = tuple[str, str, str, int]
 
 TOKENS = ("input_tokens", "output_tokens", "total_tokens")
 
@@ -26,7 +27,7 @@ def card(row: Row) -> dict[str, Any]:
         "made_at": row.made_at.isoformat(),
         "href": base_path() + tab_path(*place),
         **facts(row.result),
-        "images": [_image(one, number, place) for number, one in enumerate(row.result.images)],
+        "images": [image_card(one, number, place) for number, one in enumerate(row.result.images)],
     }
 
 
@@ -65,20 +66,14 @@ def seconds(value: Any) -> float | None:
     return round(value, 3) if isinstance(value, (int, float)) and isfinite(value) else None
 
 
-def task_url(kind: str, place: tuple[str, str, str, int], number: int, sha256: str) -> str:
-    """Return the URL of an image's bytes.
+def image_card(image: ResultImage, number: int, place: Place, item: int | None = None) -> dict[str, Any]:
+    """Return what is told of one image: what it is, and under which URLs it is had.
 
-    :param kind: ``"images"`` or ``"thumbnails"``
+    :param number: its place in the result, from 0
+    :param place: the task: Dag, run, task, map index
+    :param item: of a batch, the item's line in its manifest, from 0
     """
-    path = image_path(*place, number)
-    if kind != "images":
-        path = path.replace(f"{URL_PREFIX}/images/", f"{URL_PREFIX}/{kind}/", 1)
-    # The key of a cleared task is written again: other bytes must have another URL, as this one is cached.
-    return f"{base_path()}{path}?v={quote(sha256[:16])}"
-
-
-def _image(image: ResultImage, number: int, place: tuple[str, str, str, int]) -> dict[str, Any]:
-    source = task_url("images", place, number, image.sha256)
+    source = _url("images", image, number, place, item)
     return {
         "number": number,
         "width": image.width,
@@ -88,9 +83,17 @@ def _image(image: ResultImage, number: int, place: tuple[str, str, str, int]) ->
         "uri": image.uri,
         "name": image.name,
         "src": source,
-        "thumbnail": task_url("thumbnails", place, number, image.sha256),
+        "thumbnail": _url("thumbnails", image, number, place, item),
         "download": f"{source}&download=1",
     }
+
+
+def _url(kind: str, image: ResultImage, number: int, place: Place, item: int | None) -> str:
+    path = image_path(*place, number)
+    if kind != "images":
+        path = path.replace(f"{URL_PREFIX}/images/", f"{URL_PREFIX}/{kind}/", 1)
+    # The key of a cleared task is written again: other bytes must have another URL, as this one is cached.
+    return f"{base_path()}{path}?v={image.sha256[:16]}" + ("" if item is None else f"&item={item}")
 
 
 def _count(value: Any) -> int:

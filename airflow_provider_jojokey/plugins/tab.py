@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.plugins import objects
-from airflow_provider_jojokey.plugins.cards import facts, seconds, tokens
+from airflow_provider_jojokey.plugins.cards import facts, image_card, seconds, tokens
 from airflow_provider_jojokey.plugins.xcoms import Row
 from airflow_provider_jojokey.results import VERSION, Result
 from airflow_provider_jojokey.store.receipts import Attempt, Owner, Receipt, ReceiptUnreadable
 
 ITEMS_A_PAGE = 60
 MAX_PAGES = 1_000
+PAGES_KEPT = 30.0
+"""Seconds."""
+MAX_PAGES_KEPT = 16
 MAX_ATTEMPTS = 200
 MAX_TEXT = 2_000
 
@@ -39,26 +46,65 @@ def attempts(row: Row) -> tuple[list[dict[str, Any]], str | None]:
     return [_attempt(one) for one in own[-MAX_ATTEMPTS:]], None
 
 
-def items(result: Result, page: int) -> tuple[list[dict[str, Any]], int | None, str | None]:
+def items(row: Row, page: int) -> tuple[list[dict[str, Any]], int | None, str | None]:
     """Return a page of a batch's items, the number of the next page, and why there are none.
 
     :param page: from 0
     """
-    assert result.manifest is not None
     try:
-        found, more = objects.lines(
-            result.manifest,
-            result.aws_conn_id,
-            suffix=".jsonl",
-            start=page * ITEMS_A_PAGE,
-            count=ITEMS_A_PAGE,
-        )
+        found, more = _items(row.result, page)
     except objects.NotServed as error:
         return [], None, f"The list of all images could not be read. {error}"
     except JojoKeyError as error:
         return [], None, f"The list of all images could not be read. {error.message}"
-    told = [_item(one, page * ITEMS_A_PAGE + number) for number, one in enumerate(found)]
-    return [one for one in told if one], page + 1 if more and page + 1 < MAX_PAGES else None, None
+    place = (row.dag_id, row.run_id, row.task_id, row.map_index)
+    told = []
+    for line, (index, result) in enumerate(found, page * ITEMS_A_PAGE):
+        if result is not None:
+            images = [image_card(one, number, place, line) for number, one in enumerate(result.images)]
+            told.append({"index": index, **facts(result), "images": images})
+    return told, page + 1 if more and page + 1 < MAX_PAGES else None, None
+
+
+def item(result: Result, line: int) -> Result | None:
+    """Return one item of a batch, or ``None``.
+
+    :param line: its line in the manifest, from 0
+    :raises NotServed: if there is no such manifest
+    :raises JojoKeyStoreError: if S3 does not give it
+    """
+    page, number = divmod(line, ITEMS_A_PAGE)
+    found, _ = _items(result, page)
+    return found[number][1] if number < len(found) else None
+
+
+Items = tuple[list[tuple[int, Result | None]], bool]
+_PAGES: OrderedDict[tuple[Any, ...], tuple[float, Items]] = OrderedDict()
+_PAGES_LOCK = threading.Lock()
+
+
+def _items(result: Result, page: int) -> Items:
+    """Return a page of a manifest's lines, and whether there are more.
+
+    They are kept for a moment: each image of the page will be asked for.
+    """
+    if result.manifest is None:
+        return [], False
+    # A task that was cleared and run again writes the same manifest anew, and another result.
+    key = (result.manifest, result.aws_conn_id, page, json.dumps(result.usage, sort_keys=True), result.count)
+    with _PAGES_LOCK:
+        made_at, known = _PAGES.get(key, (0.0, None))
+    if known is not None and time.monotonic() - made_at < PAGES_KEPT:
+        return known
+    values, more = objects.lines(
+        result.manifest, result.aws_conn_id, suffix=".jsonl", start=page * ITEMS_A_PAGE, count=ITEMS_A_PAGE
+    )
+    found = [_item(value, line) for line, value in enumerate(values, page * ITEMS_A_PAGE)], more
+    with _PAGES_LOCK:
+        _PAGES[key] = time.monotonic(), found
+        while len(_PAGES) > MAX_PAGES_KEPT:
+            _PAGES.popitem(last=False)
+    return found
 
 
 def s3_console(result: Result) -> str | None:
@@ -84,26 +130,13 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _item(value: Any, number: int) -> dict[str, Any] | None:
-    """Return one line of a batch's list, told as a card is; ``None`` where it is no result."""
+def _item(value: Any, line: int) -> tuple[int, Result | None]:
+    """Return the number that one line of a manifest has given itself, and its result."""
     if not isinstance(value, Mapping):
-        return None
-    result = Result.of_xcom({"version": VERSION, "state": "complete", "images": (), **value})
-    if result is None:
-        return None
-    images = [
-        {
-            "width": one.width,
-            "height": one.height,
-            "bytes": one.bytes,
-            "content_type": one.content_type,
-            "uri": one.uri,
-            "name": one.name,
-        }
-        for one in result.images
-    ]
+        return line, None
     index = value.get("index")
-    return {"index": index if type(index) is int else number, **facts(result), "images": images}
+    result = Result.of_xcom({"version": VERSION, "state": "complete", "images": (), **value})
+    return index if type(index) is int and abs(index) < 2**53 else line, result
 
 
 def _text(value: Any) -> str | None:

@@ -36,6 +36,9 @@ def server(
                 "extra": {"endpoint_url": "http://127.0.0.1:9"},
             }
         ),
+        "AIRFLOW_CONN_ON_AWS": json.dumps(
+            {"conn_type": "aws", "login": "AKIA", "password": "x", "extra": {"region_name": "eu-central-1"}}
+        ),
         "AIRFLOW_CONN_A_DATABASE": json.dumps({"conn_type": "postgres", "login": "me", "password": "mine"}),
     }
     with api_server(tmp_path_factory.mktemp("server"), environment) as running:

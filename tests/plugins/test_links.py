@@ -1,0 +1,98 @@
+"""Links on a task's Details."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from airflow_provider_jojokey.links.jojokey import s3_console_url
+from airflow_provider_jojokey.results import tab_path
+from plugins.world import Book, Server
+
+ONE = 'GenerateImageOperator(task_id="image", prompt="a fox", s3_key="s3://posters/{dag}.png"{more})'
+MAPPED = """
+GenerateImageOperator.partial(task_id="image", prompt="a fox").expand(
+    s3_key=["s3://posters/{dag}-a.png", "s3://posters/{dag}-b.png"]
+)
+"""
+
+
+def links(server: Server, dag_id: str, run_id: str, map_index: int = -1) -> Any:
+    path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/image/links"
+    answer = server.get(path, params={"map_index": map_index})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["extra_links"]
+
+
+def test_a_task_links_to_its_images(
+    airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
+) -> None:
+    run = airflow.run(dag_id, ONE.format(dag=dag_id, more=""))
+    assert links(server, dag_id, run.run_id) == {
+        "Images": tab_path(dag_id, run.run_id, "image"),
+        "S3 console": None,  # the sandbox's store has none
+    }
+
+
+def test_each_mapped_task_links_to_its_own(
+    airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
+) -> None:
+    run = airflow.run(dag_id, MAPPED.format(dag=dag_id))
+    for index in (0, 1):
+        found = links(server, dag_id, run.run_id, index)
+        assert found["Images"] == tab_path(dag_id, run.run_id, "image", index)
+        assert f"/mapped/{index}/" in found["Images"]
+
+
+def test_a_task_that_failed_links_to_what_there_is_to_see(
+    airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
+) -> None:
+    run = airflow.run(
+        dag_id, ONE.format(dag=dag_id, more="").replace("a fox", "[sandbox: moderation_blocked]")
+    )
+    assert run.state == "failed"
+    assert links(server, dag_id, run.run_id)["Images"] == tab_path(dag_id, run.run_id, "image")
+
+
+def test_where_the_bucket_is_on_aws_there_is_a_link_to_its_console(
+    airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # The store is reached by what only boto3 knows of, as one on AWS is.
+    connection = json.loads(json.dumps(store.connection))
+    endpoint = connection["extra"].pop("endpoint_url")
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+    body = (
+        "import os\n"
+        "class Elsewhere(GenerateImageOperator):\n"
+        "    def execute(self, context):\n"
+        f"        os.environ['AWS_ENDPOINT_URL_S3'] = {endpoint!r}\n"
+        "        try: return super().execute(context)\n"
+        "        finally: del os.environ['AWS_ENDPOINT_URL_S3']\n"
+        f"Elsewhere(task_id='image', prompt='a fox', s3_key='s3://posters/{dag_id}.png')"
+    )
+    run = airflow.run(dag_id, body)
+    assert run.state == "success"
+    assert links(server, dag_id, run.run_id)["S3 console"] == (
+        f"https://console.aws.amazon.com/s3/object/posters?region=us-east-1&prefix={dag_id}.png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("partition", "region", "start"),
+    [
+        ("aws", "eu-central-1", "https://console.aws.amazon.com/s3/object/b?region=eu-central-1&"),
+        ("aws-cn", "cn-north-1", "https://console.amazonaws.cn/s3/object/b?region=cn-north-1&"),
+        ("aws-us-gov", "us-gov-west-1", "https://console.amazonaws-us-gov.com/s3/object/b?region=us-gov-"),
+        ("aws", None, "https://console.aws.amazon.com/s3/object/b?prefix="),
+    ],
+)
+def test_the_console_is_that_of_the_partition(partition: str, region: str | None, start: str) -> None:
+    url = s3_console_url(["s3://b/ä/&?.png"], region, partition)
+    assert url is not None
+    assert url.startswith(start)
+    assert url.endswith("prefix=%C3%A4%2F%26%3F.png")
+    assert s3_console_url(["s3://b/k"], region, "aws-iso") is None

@@ -1,0 +1,91 @@
+"""What Airflow loads, and where it is served."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from operators.conftest import Airflow, Store
+from test_imports import AIRFLOW_ITSELF, HEAVY, modules_after, within
+
+from plugins.world import Book, Server, api_server, aws, picture, result, told
+
+
+def test_a_process_that_loads_the_plugin_loads_nothing_for_the_web() -> None:
+    airflow = f"{AIRFLOW_ITSELF}, Asset\nimport airflow.sdk.plugins_manager"
+    added = modules_after(f"{airflow}\nimport airflow_provider_jojokey.plugins.images") - modules_after(
+        airflow
+    )
+    web = ("fastapi", "starlette", "sqlalchemy", "airflow.models", "airflow.api_fastapi")
+    assert within(added, (*HEAVY, *web)) == []
+    own = {one for one in added if one.startswith("airflow_provider_jojokey.")}
+    assert own == {"airflow_provider_jojokey.plugins", "airflow_provider_jojokey.plugins.images"}
+
+
+def test_airflow_finds_the_tab_and_the_page(server: Server) -> None:
+    (plugin,) = [one for one in server.get("/api/v2/plugins").json()["plugins"] if one["name"] == "jojokey"]
+    apps = {one["destination"]: one for one in plugin["react_apps"]}
+    assert set(apps) == {"task_instance", "nav"}
+    assert apps["task_instance"]["url_route"] == "jojokey-images"
+    assert apps["nav"]["url_route"] != "jojokey-images"  # Airflow drops the second of two
+    assert server.get("/api/v2/plugins/importErrors").json()["import_errors"] == []
+
+
+def test_the_app_is_open_to_all_and_always_fresh(server: Server) -> None:
+    (plugin,) = [one for one in server.get("/api/v2/plugins").json()["plugins"] if one["name"] == "jojokey"]
+    for one in plugin["react_apps"]:
+        answer = server.get(one["bundle_url"], user=None)
+        assert answer.status_code == 200
+        assert "javascript" in answer.headers["Content-Type"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "no-cache"
+        for icon in (one["icon"], one["icon_dark_mode"]):
+            assert server.get(icon, user=None).headers["Content-Type"].startswith("image/svg+xml")
+    for path in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", "never.js"):
+        assert server.get(f"/jojokey/static/{path}", user=None).status_code == 404
+
+
+@pytest.fixture(scope="module")
+def prefixed(airflow: Airflow, _stores: dict[str, Store], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    environment = {"AIRFLOW_CONN_AWS_DEFAULT": aws(_stores["moto"])}
+    with api_server(tmp_path_factory.mktemp("prefixed"), environment, "/team-a/airflow") as running:
+        yield running
+
+
+def test_all_works_below_a_prefix(prefixed: Server, book: Book, store: Any) -> None:
+    data = picture()
+    store.client.put_object(Bucket="posters", Key="x.png", Body=data)
+    book.write("a", result(told(data, "x.png")), map_index=1)
+
+    (card,) = prefixed.results()["results"]
+
+    assert card["href"] == "/team-a/airflow/dags/a/runs/manual__1/tasks/image/mapped/1/plugin/jojokey-images"
+    (image,) = card["images"]
+    for name in ("src", "thumbnail", "download"):
+        assert image[name].startswith("/team-a/airflow/jojokey/")
+        assert prefixed.get(image[name]).status_code == 200
+        assert prefixed.get(image[name], user=None).status_code == 401
+        assert prefixed.get(image[name], user="blind").status_code == 403
+    answer = prefixed.get("/team-a/airflow/jojokey/api/dags/a/runs/manual__1/tasks/image/1").json()
+    assert answer["result"] == card
+    plugins = prefixed.get("/team-a/airflow/api/v2/plugins").json()["plugins"]
+    (plugin,) = [one for one in plugins if one["name"] == "jojokey"]
+    for one in plugin["react_apps"]:
+        assert one["bundle_url"].startswith("/team-a/airflow/jojokey/static/")
+        assert prefixed.get(one["bundle_url"], user=None).status_code == 200
+
+
+def test_without_pillow_it_is_said_plainly() -> None:
+    code = (
+        "import io, sys; sys.modules['PIL'] = None\n"
+        "from airflow_provider_jojokey.plugins import thumbnails\n"
+        "try: thumbnails.shrunk(io.BytesIO(), 320)\n"
+        "except thumbnails.CannotShrink as error: print('SAID', error)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "SAID Thumbnails need Pillow on the API server: pip install pillow" in run.stdout

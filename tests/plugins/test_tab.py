@@ -1,0 +1,183 @@
+"""All there is to tell of one task: attempts, mapped tasks, batches."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from operators.conftest import BUCKET
+
+from plugins.world import Book, Server, picture, result, told
+
+
+def tab(server: Server, dag_id: str, run_id: str = "manual__1", index: int = -1, page: int = 0) -> Any:
+    path = f"/jojokey/api/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/image/{index}?page={page}"
+    answer = server.get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_every_attempt_is_told_as_the_receipt_has_it(
+    airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
+) -> None:
+    run = airflow.run(
+        dag_id,
+        """
+        GenerateImageOperator(
+            task_id="image", s3_key=f"s3://posters/{dag.dag_id}.png", retries=1, retry_delay=timedelta(0),
+            prompt="a fox [sandbox: new_api_model_not_found_503 times=9]",
+        )
+        """.replace("{dag.dag_id}", dag_id).replace('f"', '"'),
+    )
+    answer = tab(server, dag_id, run.run_id)
+    receipt = store.receipt(f"{dag_id}.png")
+    assert len(answer["attempts"]) == len(receipt["attempts"]) > 0
+    assert answer["attempts_error"] is None
+    for attempt, written in zip(answer["attempts"], receipt["attempts"], strict=True):
+        for name in ("started_at", "ended_at", "outcome", "billed", "request_id", "cf_ray", "error", "note"):
+            assert attempt[name] == written[name]
+        assert attempt["try_number"] == written["owner"]["try_number"]
+
+
+def test_a_task_without_images_has_nothing_to_tell(server: Server, book: Book) -> None:
+    answer = tab(server, "never-heard-of")
+    assert (answer["result"], answer["results"], answer["attempts"]) == (None, [], [])
+    assert answer["attempts_error"] is None
+
+
+def write_receipt(store: Any, book: Book, data: bytes, key: str = "_jojokey/x.png.json") -> None:
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
+    book.write("a", result(receipt=f"s3://{BUCKET}/{key}"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not json", b"{}", b"[" * 10_000, b'{"version": 2}', b'{"version": 1, "attempts": [{}]}', b"\xff"],
+)
+def test_a_receipt_that_cannot_be_read_is_told_of(
+    server: Server, book: Book, store: Any, data: bytes
+) -> None:
+    write_receipt(store, book, data)
+    answer = tab(server, "a")
+    assert answer["result"]["prompt"]
+    assert answer["attempts"] == []
+    assert answer["attempts_error"].startswith("The receipt could not be read")
+
+
+def test_a_receipt_that_is_gone_or_out_of_reach_is_told_of(server: Server, book: Book) -> None:
+    book.write("a", result(receipt=f"s3://{BUCKET}/_jojokey/never.json"))
+    assert "not in S3 any more" in tab(server, "a")["attempts_error"]
+    book.write("a", result(receipt=f"s3://{BUCKET}/_jojokey/never.json", aws_conn_id="no_store"))
+    error = tab(server, "a")["attempts_error"]
+    assert error.startswith("The receipt could not be read")
+    assert "secret-of-nobody" not in error
+
+
+@pytest.mark.parametrize("key", ["private/x.json", "_jojokey/x.png", "x.json"])
+def test_a_forged_result_reads_no_other_documents(server: Server, book: Book, store: Any, key: str) -> None:
+    write_receipt(store, book, b'{"version": 1, "secret": "xyzzy"}', key)
+    answer = tab(server, "a")
+    assert (answer["attempts"], "no place of such" in answer["attempts_error"]) == ([], True)
+    assert "xyzzy" not in json.dumps(answer)
+
+
+def test_attempts_of_other_tasks_are_not_told(server: Server, book: Book, store: Any) -> None:
+    attempts = [
+        {
+            "id": "0" * 32,
+            "fingerprint": "f",
+            "owner": {
+                "dag_id": dag_id,
+                "run_id": run_id,
+                "task_id": "image",
+                "map_index": -1,
+                "try_number": 1,
+            },
+            "worker": {"host": "h", "pid": 1, "started": 0.0},
+            "started_at": "2026-03-14T12:00:00+00:00",
+            "lease_until": "2026-03-14T12:00:00+00:00",
+            "outcome": "open",
+            "note": f"{dag_id} {run_id}",
+        }
+        for dag_id, run_id in (("a", "manual__1"), ("a", "manual__2"), ("secret", "manual__1"))
+    ]
+    receipt = {"version": 1, "bucket": BUCKET, "key": "x", "host": "", "request": {}, "attempts": attempts}
+    write_receipt(store, book, json.dumps(receipt).encode())
+    assert [one["note"] for one in tab(server, "a")["attempts"]] == ["a manual__1"]
+
+
+def test_a_mapped_task_tells_of_all_its_tasks_in_pages(server: Server, book: Book) -> None:
+    for index in range(70):
+        book.write("a", result(prompt=f"{index}"), map_index=index)
+    first, second = tab(server, "a"), tab(server, "a", page=1)
+    assert first["result"] is None
+    assert [one["prompt"] for one in first["results"]] == [f"{index}" for index in range(60)]
+    assert (first["next_page"], second["next_page"]) == (1, None)
+    assert [one["map_index"] for one in second["results"]] == list(range(60, 70))
+    assert tab(server, "a", index=5)["result"]["prompt"] == "5"
+
+
+def write_batch(store: Any, book: Book, lines: list[Any], key: str = "_jojokey/batches/a/r/t.jsonl") -> None:
+    data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
+    book.write("a", result(manifest=f"s3://{BUCKET}/{key}", count=len(lines)))
+
+
+def test_a_batch_tells_of_all_its_items_in_pages_with_their_images(
+    server: Server, book: Book, store: Any
+) -> None:
+    data = [picture(size=(10 + number, 10)) for number in range(70)]
+    for number in (0, 65):
+        store.client.put_object(Bucket=BUCKET, Key=f"{number}.png", Body=data[number])
+    lines = [
+        {"index": number, **result(told(data[number], f"{number}.png"), prompt=f"{number}")}
+        for number in range(70)
+    ]
+    write_batch(store, book, lines)
+
+    first, second = tab(server, "a"), tab(server, "a", page=1)
+
+    assert [one["prompt"] for one in first["items"] + second["items"]] == [f"{one}" for one in range(70)]
+    assert (first["next_page"], second["next_page"]) == (1, None)
+    assert first["result"]["batch"] is True
+    for answer, place, number in ((first, 0, 0), (second, 5, 65)):
+        (image,) = answer["items"][place]["images"]
+        assert server.get(image["src"]).content == data[number]
+        assert server.get(image["thumbnail"]).status_code == 200
+    image = first["items"][1]["images"][0]
+    assert server.get(image["src"]).status_code == 404
+    assert server.get("/jojokey/images/a/manual__1/image/-1/0?item=70").status_code == 404
+    assert server.get(first["items"][0]["images"][0]["src"], user="blind").status_code == 403
+
+
+def test_a_batchs_lines_that_are_no_results_are_passed_over(server: Server, book: Book, store: Any) -> None:
+    lines = [1, None, "x", {"images": 7}, {"index": 4, **result(prompt="real")}, [[]]]
+    write_batch(store, book, lines, "_jojokey/batches/a/r/odd.jsonl")
+    answer = tab(server, "a")
+    assert [(one["index"], one["prompt"]) for one in answer["items"]] == [(4, "real")]
+
+
+def test_a_batchs_list_that_cannot_be_read_is_told_of(server: Server, book: Book, store: Any) -> None:
+    for key in ("_jojokey/never.jsonl", "elsewhere.jsonl", "_jojokey/x.json"):
+        book.write("a", result(manifest=f"s3://{BUCKET}/{key}"))
+        answer = tab(server, "a")
+        assert answer["items"] == []
+        assert answer["items_error"].startswith("The list of all images could not be read")
+    write_batch(store, book, ["x" * 300_000], "_jojokey/long.jsonl")
+    assert "longer than" in tab(server, "a")["items_error"]
+
+
+def test_images_on_aws_have_a_place_in_its_console(server: Server, book: Book) -> None:
+    one, two = (told(picture(), f"2026/hero {number}.png") for number in (0, 1))
+    book.write("a", result(one, aws_conn_id="on_aws"))
+    assert tab(server, "a")["s3_console"] == (
+        f"https://console.aws.amazon.com/s3/object/{BUCKET}?region=eu-central-1&prefix=2026%2Fhero+0.png"
+    )
+    book.write("a", result(one, two, aws_conn_id="on_aws"))
+    assert tab(server, "a")["s3_console"] == (
+        f"https://console.aws.amazon.com/s3/buckets/{BUCKET}?region=eu-central-1&prefix=2026%2F"
+    )
+    book.write("a", result(one))
+    assert tab(server, "a")["s3_console"] is None
