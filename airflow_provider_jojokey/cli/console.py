@@ -172,8 +172,8 @@ def _quiet(verbose: bool) -> Iterator[None]:
         return
     import structlog
 
-    def only_warnings(_: Any, method: str, event: Any) -> Any:
-        if method in ("debug", "info"):
+    def only_errors(_: Any, method: str, event: Any) -> Any:  # this package logs through logging
+        if method in ("debug", "info", "warning"):
             raise structlog.DropEvent
         return event
 
@@ -181,13 +181,13 @@ def _quiet(verbose: bool) -> Iterator[None]:
     levels[logging.getLogger("airflow_provider_jojokey")] = logging.WARNING
     before = {logger: logger.level for logger in levels}
     processors = structlog.get_config()["processors"]
-    processors.insert(0, only_warnings)  # loggers that are there already hold this very list
+    processors.insert(0, only_errors)  # loggers that are there already hold this very list
     for logger, level in levels.items():
         logger.setLevel(level)
     try:
         yield
     finally:
-        processors.remove(only_warnings)
+        processors.remove(only_errors)
         for logger, level in before.items():
             logger.setLevel(level)
 

@@ -1,6 +1,6 @@
 """``airflow jojokey ledger``: the receipts in S3, added up.
 
-Receipts are read a page of the listing at a time and forgotten once they are added: what stays in memory
+Receipts are read some at a time and forgotten once they are added: what stays in memory
 is one line for each Dag, day, model or run.
 """
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 READERS = 8
+IN_MEMORY = 32
+"""Receipts that are held at a time, at most."""
 SHOWN = 5
 """Receipts that cannot be read and are named; the others are counted."""
 _AGO = re.compile(r"(\d{1,6})([dhm])")
@@ -157,9 +159,10 @@ def _receipts(
             ]
             listed += len(keys)
             shown.update(task, total=listed)
-            for found in readers.map(read, keys):
-                shown.advance(task)
-                yield found
+            for start in range(0, len(keys), IN_MEMORY):
+                for found in readers.map(read, keys[start : start + IN_MEMORY]):
+                    shown.advance(task)
+                    yield found
 
 
 def _moment(name: str, text: str | None, now: datetime) -> datetime | None:

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store.world import Bucket, moto_bucket
+
+from airflow_provider_jojokey.__main__ import main
+from airflow_provider_jojokey.sandbox import Gateway
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a command has printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows = json.loads(self.out)
+        assert isinstance(rows, list)
+        return rows
+
+
+Run = Callable[..., Told]
+
+
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[Bucket]:
+    with moto_bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(_moto: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket, and the connection to it."""
+    client = _moto.client()
+    for one in client.list_objects_v2(Bucket=_moto.name).get("Contents", []):
+        client.delete_object(Bucket=_moto.name, Key=one["Key"])
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(_moto.connection))
+    return _moto
+
+
+@pytest.fixture
+def connect(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def connection(token: str | None = None, host: str | None = None, **extra: Any) -> None:
+        values = {
+            "conn_type": "jojokey",
+            "host": host or gateway.url,
+            "password": gateway.token if token is None else token,
+            "extra": {"connect_timeout": 2, "read_timeout": 5, "max_resends": 0, **extra},
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_JOJOKEY_DEFAULT", json.dumps(values))
+
+    connection()
+    return connection
+
+
+@pytest.fixture
+def jojokey(
+    connect: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Run:
+    """Run a command in this process, in a folder of its own, as ``python -m airflow_provider_jojokey`` does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Told:
+        capfd.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return Told(code, out, err)
+
+    return run

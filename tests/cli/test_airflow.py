@@ -1,0 +1,98 @@
+"""The commands as people run them: ``airflow jojokey …`` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_imports import modules_after, within
+
+from airflow_provider_jojokey.sandbox import Sandbox
+
+AIRFLOW = tuple(int(one) for one in version("apache-airflow").split(".")[:2])
+COMMAND = ["airflow", "jojokey"] if AIRFLOW >= (3, 2) else ["airflow_provider_jojokey"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with Sandbox(tmp_path_factory.mktemp("world")) as sandbox:
+        yield sandbox
+
+
+def run(world: Sandbox, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *COMMAND, *arguments],
+        env={**os.environ, **world.environment(), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_generate_and_ledger_agree_with_the_bill(world: Sandbox) -> None:
+    made = run(world, "generate", "A red fox", "--out", "s3://posters/fox.png", "--output", "json")
+    added = run(world, "ledger", "--bucket", "posters", "--by", "model", "--output", "json")
+
+    assert (made.returncode, added.returncode) == (0, 0), made.stderr + added.stderr
+    (row,) = json.loads(made.stdout)
+    image = (world.directory / "s3" / "posters" / "fox.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert row["bytes"] == len(image)
+    assert json.loads(added.stdout)[0]["total_tokens"] == world.gateway.ledger[0].total_tokens
+    secrets = (world.gateway.token, world.s3.secret_key)
+    assert not [one for one in secrets if one in made.stdout + made.stderr + added.stdout + added.stderr]
+
+
+def test_the_exit_code_reaches_the_shell(world: Sandbox) -> None:
+    told = run(world, "check", "--bucket", "nonsense", "--output", "json")
+
+    assert told.returncode == 1, told.stderr
+    assert [row["check"] for row in json.loads(told.stdout) if row["state"] == "failed"] == ["bucket"]
+
+
+def test_a_connection_in_airflows_database_is_found(
+    world: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = world.environment()
+    told: dict[str, Any] = json.loads(environment.pop("AIRFLOW_CONN_JOJOKEY_DEFAULT"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{tmp_path}/airflow.db")
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "")
+    code = (
+        "import sys; from airflow.utils.db import initdb; initdb()\n"
+        "from airflow.models.connection import Connection; from airflow.utils.session import create_session\n"
+        "with create_session() as session:\n"
+        f"    session.add(Connection('mine', 'jojokey', host={told['host']!r}, password={told['password']!r}))\n"
+        "from airflow_provider_jojokey.__main__ import main\n"
+        "main(['check', '--jojokey-conn-id', 'mine', '--output', 'json'])"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert '"accepted; it sees 1 model"' in done.stdout
+
+
+def test_other_airflow_commands_pay_nothing_for_it() -> None:
+    loaded = modules_after(
+        "import airflow_provider_jojokey.cli.definition as one, sys\n"
+        "assert not [name for name in sys.modules if name.startswith('airflow.')]\none.get_jojokey_commands()"
+    )
+
+    assert within(loaded, ("airflow_provider_jojokey",)) == [
+        "airflow_provider_jojokey",
+        "airflow_provider_jojokey.cli",
+        "airflow_provider_jojokey.cli.definition",
+    ]

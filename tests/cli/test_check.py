@@ -1,0 +1,114 @@
+"""``jojokey check``: what is wrong is found before anything is paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from store.world import Bucket
+
+from airflow_provider_jojokey.sandbox import Gateway
+
+from .conftest import Run, Told
+
+Connect = Callable[..., None]
+
+
+def states(told: Told) -> dict[str, str]:
+    return {row["check"]: row["state"] for row in told.rows}
+
+
+def detail(told: Told, check: str) -> str:
+    (found,) = [row["detail"] for row in told.rows if row["check"] == check]
+    return str(found)
+
+
+def test_all_is_well(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
+    told = jojokey("check", "--bucket", "posters", "--output", "json")
+
+    assert told.code == 0
+    assert set(states(told).values()) == {"ok"}
+    assert list(states(told)) == ["connection", "token", "model", "balance", "bucket", "conditional writes"]
+    assert detail(told, "connection") == f"jojokey_default: {gateway.url}"
+    assert "US$ 100.00 left" in detail(told, "balance")
+    assert gateway.ledger == ()
+
+
+def test_nothing_is_left_in_the_bucket(jojokey: Run, bucket: Bucket) -> None:
+    jojokey("check", "--bucket", "s3://posters/spring", "-o", "json")
+
+    assert "Contents" not in bucket.client().list_objects_v2(Bucket="posters")
+
+
+@pytest.mark.parametrize("output", ["table", "plain", "json", "yaml"])
+def test_no_secret_is_printed_whatever_the_output(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, output: str
+) -> None:
+    told = jojokey("check", "--bucket", "posters", "-o", output, "--verbose")
+
+    assert "gpt-image-2" in told.out
+    assert gateway.token not in told.out + told.err
+    assert bucket.secret_key not in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    ("token", "failed", "words"),
+    [
+        ("sk-wrong", "token", "does not know this token"),
+        ("sk-expired", "balance", "expired"),
+        ("sk-exhausted", "balance", "US$ 0.00 left"),
+        ("sk-no_model", "model", "not visible to the token, which sees gpt-4o-mini"),
+    ],
+)
+def test_what_is_wrong_with_a_token_is_told(
+    jojokey: Run, connect: Connect, token: str, failed: str, words: str
+) -> None:
+    connect(token)
+
+    told = jojokey("check", "-o", "json")
+
+    assert told.code == 1
+    assert states(told)[failed] == "failed"
+    assert words in detail(told, failed)
+    assert "checks failed" in told.err
+    assert token not in told.out + told.err
+
+
+def test_a_connection_that_is_missing_is_told(jojokey: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_JOJOKEY_DEFAULT")
+
+    told = jojokey("check", "-o", "json")
+
+    assert told.code == 1
+    assert "airflow connections add jojokey_default" in detail(told, "connection")
+    assert "Traceback" not in told.err
+
+
+def test_a_host_that_is_not_there_is_told(jojokey: Run, connect: Connect) -> None:
+    connect(host="http://127.0.0.1:9")
+
+    told = jojokey("check", "-o", "json")
+
+    assert told.code == 1
+    assert states(told) == {"connection": "ok", "token": "failed", "balance": "unknown"}
+
+
+@pytest.mark.parametrize("place", ["nonsense-bucket", "s3://", "no bucket", "s3://-/x"])
+def test_a_bucket_that_is_not_there_is_told(jojokey: Run, bucket: Bucket, place: str) -> None:
+    told = jojokey("check", "--bucket", place, "-o", "json")
+
+    assert told.code == 1
+    assert states(told)["bucket"] == "failed"
+
+
+def test_a_bucket_without_credentials_is_told(
+    jojokey: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    told: Any = jojokey("check", "--bucket", "posters", "-o", "json", "--aws-conn-id", "nobody")
+
+    assert told.code == 1
+    assert states(told)["bucket"] == "failed"
+    assert "Traceback" not in told.err

@@ -1,0 +1,229 @@
+"""``jojokey generate``: into S3 as the operator does it, or into a file that is never replaced unasked."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from store.world import Bucket
+
+from airflow_provider_jojokey.sandbox import Gateway
+from airflow_provider_jojokey.store.receipts import Receipt
+
+from .conftest import Run
+
+
+def receipt(bucket: Bucket, key: str) -> Receipt:
+    body = bucket.client().get_object(Bucket="posters", Key=f"_jojokey/{key}.json")["Body"]
+    return Receipt.from_json(body.read())
+
+
+def read(bucket: Bucket, key: str) -> bytes:
+    return bytes(bucket.client().get_object(Bucket="posters", Key=key)["Body"].read())
+
+
+# To S3
+
+
+def test_an_image_goes_to_s3_with_a_receipt(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, png: bytes
+) -> None:
+    told = jojokey("generate", "A red fox", "--out", "s3://posters/a/fox.{ext}", "-o", "json")
+
+    assert told.code == 0
+    (row,) = told.rows
+    assert row["image"] == "s3://posters/a/fox.png"
+    assert row["total_tokens"] == gateway.ledger[0].total_tokens
+    assert row["reused"] is False
+    assert read(bucket, "a/fox.png") == png
+    (attempt,) = receipt(bucket, "a/fox.{ext}").attempts
+    assert attempt.outcome == "complete"
+    assert attempt.owner.dag_id == "jojokey-cli"
+
+
+def test_the_same_command_again_pays_nothing(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
+    command = ("generate", "A red fox", "--out", "s3://posters/fox.png", "-o", "json")
+    jojokey(*command)
+
+    told = jojokey(*command)
+
+    assert told.code == 0
+    assert len(gateway.ledger) == 1
+    assert told.rows[0]["reused"] is True
+    assert told.rows[0]["total_tokens"] == 0
+    assert "nothing was sent" in told.err
+
+
+@pytest.mark.parametrize("more", [("A blue fox",), ("A red fox", "--reuse", "never")])
+def test_an_object_is_not_replaced_unasked(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, more: tuple[str, ...]
+) -> None:
+    jojokey("generate", "A red fox", "--out", "s3://posters/fox.png")
+
+    told = jojokey("generate", *more, "--out", "s3://posters/fox.png")
+    asked = jojokey("generate", *more, "--out", "s3://posters/fox.png", "--overwrite")
+
+    assert told.code == 1
+    assert "is there already. Nothing was sent or billed" in told.err
+    assert asked.code == 0
+    assert len(gateway.ledger) == 2
+
+
+def test_a_lost_answer_is_told_and_not_paid_for_twice(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
+    gateway.behave("cloudflare_524", times=1)
+    command = ("generate", "A red fox", "--out", "s3://posters/fox.png")
+
+    first, second = jojokey(*command), jojokey(*command)
+
+    assert (first.code, second.code) == (4, 4)
+    assert "was billed" in first.err
+    assert len(gateway.ledger) == 1
+    again = jojokey(*command, "--on-unknown-outcome", "regenerate")
+    assert again.code == 0
+    assert len(gateway.ledger) == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "code"),
+    [("no_channel", 3), ("moderation_blocked", 1), ("cloudflare_524", 4)],
+)
+@pytest.mark.parametrize("place", ["s3://posters/fox.png", "fox.png"])
+def test_the_exit_code_tells_whether_to_try_again_and_whether_it_cost_money(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, case: str, code: int, place: str
+) -> None:
+    gateway.behave(case)
+
+    told = jojokey("generate", "A red fox", "--out", place)
+
+    assert told.code == code
+    assert told.out == ""
+    assert told.err.startswith("jojokey: ")
+    assert "Traceback" not in told.err
+
+
+# To disk
+
+
+def test_an_image_becomes_a_file(jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes) -> None:
+    told = jojokey("generate", "A red fox", "--out", "fox.png", "-o", "json")
+
+    assert told.code == 0
+    assert (tmp_path / "fox.png").read_bytes() == png
+    assert [one.name for one in tmp_path.iterdir()] == ["fox.png"]
+    assert told.rows[0]["total_tokens"] == gateway.ledger[0].total_tokens
+
+
+def test_a_file_is_not_replaced_unasked(jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "fox.png").write_bytes(b"dear to me")
+
+    told = jojokey("generate", "A red fox", "--out", "fox.png")
+
+    assert told.code == 1
+    assert (tmp_path / "fox.png").read_bytes() == b"dear to me"
+    assert gateway.requests == ()
+    assert jojokey("generate", "A red fox", "--out", "fox.png", "--overwrite").code == 0
+    assert (tmp_path / "fox.png").read_bytes() == png
+
+
+def test_a_file_that_appears_while_the_image_is_made_is_left_alone(
+    jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes
+) -> None:
+    from threading import Thread
+
+    def meanwhile() -> None:
+        gateway.wait_for_request()
+        (tmp_path / "fox.png").write_bytes(b"dear to me")
+
+    gateway.behave(delay=1.0)
+    thread = Thread(target=meanwhile)
+    thread.start()
+    told = jojokey("generate", "A red fox", "--out", "fox.png", "-o", "json")
+    thread.join()
+
+    assert told.code == 0
+    assert (tmp_path / "fox.png").read_bytes() == b"dear to me"
+    assert (tmp_path / "fox_2.png").read_bytes() == png
+    assert told.rows[0]["image"].endswith("fox_2.png")
+
+
+def test_in_a_directory_images_are_named_after_the_prompt(jojokey: Run, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert jojokey("generate", "A red fox, in the snow!", "-n", "2").code == 0
+
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "a-red-fox-in-the-snow-0.png",
+        "a-red-fox-in-the-snow-1.png",
+        "a-red-fox-in-the-snow_2-0.png",
+        "a-red-fox-in-the-snow_2-1.png",
+    ]
+
+
+def test_a_prompt_cannot_lead_out_of_the_directory(jojokey: Run, tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+
+    assert jojokey("generate", "../../etc/passwd", "--out", "inner").code == 0
+
+    assert [one.name for one in inner.iterdir()] == ["etc-passwd.png"]
+
+
+def test_images_that_had_arrived_of_a_broken_reply_are_kept(
+    jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes
+) -> None:
+    gateway.behave("truncated", truncate_after=1)
+
+    told = jojokey("generate", "A red fox", "-n", "2", "--out", "fox.png")
+
+    assert told.code == 4
+    assert "1 of 2 images had arrived" in told.err
+    (kept,) = tmp_path.glob(".jojokey-*/*.image")
+    assert kept.read_bytes() == png
+
+
+@pytest.mark.parametrize("place", ["nowhere/fox.png", "nowhere/", "/proc/fox.png"])
+def test_a_place_that_cannot_be_written_costs_nothing(jojokey: Run, gateway: Gateway, place: str) -> None:
+    told = jojokey("generate", "A red fox", "--out", place)
+
+    assert told.code == 1
+    assert "Nothing was sent or billed" in told.err
+    assert gateway.requests == ()
+
+
+def test_the_prompt_may_come_from_standard_input(
+    jojokey: Run, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("A red fox\nin the snow\n"))
+
+    assert jojokey("generate", "-", "--out", "fox.png").code == 0
+
+    assert gateway.requests[0].prompt == "A red fox\nin the snow"
+
+
+def test_a_wrong_request_costs_nothing(jojokey: Run, gateway: Gateway) -> None:
+    told = jojokey("generate", "A red fox", "--size", "1000x1000")
+
+    assert told.code == 1
+    assert "nearest valid size" in told.err
+    assert gateway.requests == ()
+
+
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(jojokey: Run, tmp_path: Path) -> None:
+    (tmp_path / "[red]").mkdir()
+
+    told = jojokey("generate", "A red fox", "--out", "[red]/[/b]\x1b[31mfox.png")
+
+    assert "[red]/[/b]" in told.out or "[red]" in told.err
+    assert "\x1b[31m" not in told.out + told.err
+
+
+def test_the_token_is_in_no_output(jojokey: Run, gateway: Gateway, connect: Callable[..., None]) -> None:
+    secret = "sk-a-secret-that-nobody-may-see"
+    connect(secret)
+
+    told = jojokey("generate", "A red fox", "--verbose")
+
+    assert told.code == 1
+    assert secret not in told.out + told.err

@@ -1,0 +1,179 @@
+"""``jojokey ledger``: what images have cost, from the receipts alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from store.world import Bucket
+
+from airflow_provider_jojokey.cli.ledger import IN_MEMORY, _receipts
+from airflow_provider_jojokey.sandbox import Gateway
+from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Owner, Receipt, Worker
+from airflow_provider_jojokey.store.s3 import ImageStore
+
+from .conftest import Run, Told
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+IMAGE = {"uri": "s3://posters/k.png", "bucket": "posters", "key": "k.png", "bytes": 5}
+COMPLETE = Attempt(
+    id="0" * 32,
+    fingerprint="f",
+    owner=Owner("spring", "monday", "image"),
+    worker=Worker("host", 1, 0.0),
+    started_at=NOON,
+    lease_until=NOON,
+    outcome=Outcome.COMPLETE,
+    billed="yes",
+    usage={"input_tokens": 10, "output_tokens": 200, "total_tokens": 210},
+    images=[IMAGE],
+    model="gpt-image-2",
+)
+
+
+def write(bucket: Bucket, key: str, *attempts: Attempt, **request: Any) -> None:
+    receipt = Receipt("posters", key, "http://gateway", {"model": "asked-for", **request}, attempts)
+    bucket.client().put_object(Bucket="posters", Key=f"_jojokey/{key}.json", Body=receipt.to_json())
+
+
+def sums(told: Told, by: str = "dag") -> dict[str, int]:
+    return {row[by]: row["total_tokens"] for row in told.rows}
+
+
+def test_the_sum_is_what_the_gateway_has_billed(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
+    for name in ("a", "b", "b"):
+        jojokey("generate", f"A fox, {name}", "--out", f"s3://posters/{name}.png")
+
+    told = jojokey("ledger", "--bucket", "posters", "-o", "json")
+
+    (row,) = told.rows
+    assert told.code == 0
+    assert row["total_tokens"] == sum(record.total_tokens for record in gateway.ledger)
+    assert (row["requests"], row["images"], row["unknown"]) == (2, 2, 0)
+    assert "2 receipts" in told.err
+
+
+@pytest.mark.parametrize(
+    ("by", "names"),
+    [
+        ("dag", ["autumn", "spring"]),
+        ("day", ["2026-03-01", "2026-03-02"]),
+        ("model", ["asked-for", "gpt-image-2"]),
+        ("run", ["autumn monday", "spring monday"]),
+    ],
+)
+def test_it_adds_up_by(jojokey: Run, bucket: Bucket, by: str, names: list[str]) -> None:
+    other = replace(
+        COMPLETE, owner=Owner("autumn", "monday", "image"), started_at=NOON + timedelta(days=1), model=None
+    )
+    write(bucket, "a/one.png", COMPLETE, replace(COMPLETE, id="1" * 32))
+    write(bucket, "b/two.png", other)
+
+    told = jojokey("ledger", "--bucket", "posters", "--by", by, "-o", "json")
+
+    assert list(sums(told, by)) == names
+    assert sorted(sums(told, by).values()) == [210, 420]
+
+
+def test_what_is_not_known_is_counted_and_what_was_not_billed_is_not(jojokey: Run, bucket: Bucket) -> None:
+    nothing = {"usage": None, "images": []}
+    write(
+        bucket,
+        "one.png",
+        replace(COMPLETE, id="1" * 32, outcome=Outcome.NOT_BILLED, **nothing),
+        replace(COMPLETE, id="2" * 32, outcome=Outcome.UNKNOWN, **nothing),
+        replace(COMPLETE, id="3" * 32, outcome=Outcome.OPEN, **nothing),
+        replace(COMPLETE, id="4" * 32, outcome=Outcome.BILLED, **nothing),
+        COMPLETE,
+    )
+
+    told = jojokey("ledger", "--bucket", "posters", "-o", "json")
+
+    (row,) = told.rows
+    assert (row["requests"], row["unknown"], row["total_tokens"]) == (2, 3, 210)
+    assert "what 3 requests have cost is not known" in told.err
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        (("--since", "2026-03-02"), 210),
+        (("--since", "2026-03-01T12:00"), 420),
+        (("--since", "2026-03-01T13:00+01:00"), 420),
+        (("--until", "2026-03-02"), 210),
+        (("--since", "2026-03-01", "--until", "2026-03-03"), 420),
+    ],
+)
+def test_it_looks_at_a_time_span(
+    jojokey: Run, bucket: Bucket, window: tuple[str, ...], expected: int
+) -> None:
+    later = replace(COMPLETE, id="1" * 32, started_at=NOON + timedelta(days=1))
+    write(bucket, "one.png", COMPLETE, later)
+
+    told = jojokey("ledger", "--bucket", "posters", *window, "-o", "json")
+
+    assert sum(sums(told).values()) == expected
+
+
+def test_what_was_written_before_the_time_span_is_not_even_read(jojokey: Run, bucket: Bucket) -> None:
+    bucket.client().put_object(Bucket="posters", Key="_jojokey/broken.png.json", Body=b"{")
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
+
+    told = jojokey("ledger", "--bucket", "posters", "--since", tomorrow, "-o", "json")
+
+    assert told.code == 0
+    assert told.rows == []
+
+
+def test_a_prefix_is_that_of_the_images(jojokey: Run, bucket: Bucket) -> None:
+    write(bucket, "a/one.png", COMPLETE)
+    write(bucket, "b/two.png", COMPLETE)
+
+    told = jojokey("ledger", "--bucket", "s3://posters/", "--prefix", "b/", "-o", "json")
+
+    assert sums(told) == {"spring": 210}
+
+
+def test_a_receipt_that_cannot_be_read_is_named_and_makes_the_command_fail(
+    jojokey: Run, bucket: Bucket
+) -> None:
+    write(bucket, "one.png", COMPLETE)
+    bucket.client().put_object(Bucket="posters", Key="_jojokey/two.png.json", Body=b"{}")
+    bucket.client().put_object(Bucket="posters", Key="_jojokey/two.preview.png", Body=b"no receipt")
+
+    told = jojokey("ledger", "--bucket", "posters", "-o", "json")
+
+    assert told.code == 1
+    assert sums(told) == {"spring": 210}
+    assert "_jojokey/two.png.json is left out" in told.err
+    assert "the sum is too small" in told.err
+
+
+@pytest.mark.parametrize("arguments", [("--since", "yesterday"), ("--until", "7"), ("--bucket", "a b")])
+def test_wrong_usage_is_told(jojokey: Run, bucket: Bucket, arguments: tuple[str, ...]) -> None:
+    told = jojokey("ledger", "--bucket", "posters", *arguments)
+
+    assert told.code == 2
+    assert told.err.startswith("jojokey: ")
+
+
+def test_a_bucket_that_cannot_be_listed_is_told(jojokey: Run, bucket: Bucket) -> None:
+    told = jojokey("ledger", "--bucket", "nonsense-bucket")
+
+    assert told.code == 1
+    assert "NoSuchBucket" in told.err
+
+
+def test_receipts_are_read_some_at_a_time_and_forgotten(bucket: Bucket, connect: None) -> None:
+    for number in range(3 * IN_MEMORY):
+        write(bucket, f"{number}.png", COMPLETE)
+    store = ImageStore("aws_default")
+    fetched: list[str] = []
+    store.client.meta.events.register("before-call.s3.GetObject", lambda **_: fetched.append("one"))
+
+    for number, _ in enumerate(_receipts(store, "posters", "", None), start=1):
+        assert len(fetched) <= number + IN_MEMORY - 1
+
+    assert len(fetched) == number == 3 * IN_MEMORY
