@@ -1,0 +1,157 @@
+"""A gateway that takes its time and an S3 that keeps receipts, for whole campaigns.
+
+Bare sockets, a thread a connection. The gateway reads from the prompt how many seconds an image takes,
+``… [takes 12.5 s]``, and then sends a prepared reply. S3 keeps what is small and named ``_jojokey/…``,
+honours conditional writes, and throws images away.
+
+Commands come as lines on standard input: ``stats`` answers with the counts so far and forgets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from benchmarks._servers import Connection, _discard, _from_aws_chunks, _serve
+
+TAKES = re.compile(rb"\[takes ([0-9.]+) s\]")
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x04\x00\x00\x00\x04\x00\x08\x02\x00\x00\x00"
+
+
+class Gateway:
+    """Answers each request with the same image, when its time has come."""
+
+    def __init__(self, image_bytes: int) -> None:
+        image = PNG + os.urandom(image_bytes - len(PNG))
+        body = (
+            b'{"created":1,"data":[{"b64_json":"' + base64.b64encode(image) + b'"}],"usage":'
+            b'{"input_tokens":10,"output_tokens":196,"total_tokens":206}}'
+        )
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Oneapi-Request-Id: {{}}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self._head, self._body = head, body
+        self._lock = threading.Lock()
+        self.counts = {"posts": 0, "in_flight": 0, "peak": 0, "seconds": 0.0}
+
+    def talk(self, connection: Connection) -> None:
+        while head := connection.head():
+            method, _, headers = head
+            if method == b"GET":
+                body = b'{"data":[{"id":"gpt-image-2"}]}'
+                connection.sock.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+                )
+                continue
+            asked = bytearray()
+            connection.body(headers, asked.extend)
+            found = TAKES.search(asked)
+            seconds = float(found[1]) if found else 0.0
+            with self._lock:
+                counts = self.counts
+                counts["posts"] += 1
+                counts["in_flight"] += 1
+                counts["peak"] = max(counts["peak"], counts["in_flight"])
+                counts["seconds"] += seconds
+                number = counts["posts"]
+            time.sleep(seconds)
+            with self._lock:
+                self.counts["in_flight"] -= 1
+            connection.sock.sendall(self._head.format(f"2026-{number}").encode())
+            connection.sock.sendall(self._body)
+
+
+class Store:
+    """As much of S3 as receipts and images need."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[bytes, bytes] = {}
+        self.counts = {"images": 0, "image_bytes": 0, "writes": 0, "reads": 0}
+
+    def talk(self, connection: Connection) -> None:
+        while head := connection.head():
+            method, path, headers = head
+            path = path.split(b"?")[0]
+            if method == b"PUT":
+                connection.sock.sendall(self._put(connection, path, headers))
+            else:
+                connection.sock.sendall(self._get(method, path))
+
+    def _put(self, connection: Connection, path: bytes, headers: dict[bytes, bytes]) -> bytes:
+        if headers.get(b"expect", b"").lower() == b"100-continue":
+            connection.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if b"/_jojokey/" not in path:
+            length = connection.body(headers, _discard)
+            with self._lock:
+                self.counts["images"] += 1
+                self.counts["image_bytes"] += length
+            return _answer(200, etag="image")
+        kept = bytearray()
+        connection.body(headers, kept.extend)
+        data = bytes(kept)
+        if headers.get(b"content-encoding", b"").startswith(b"aws-chunked"):
+            data = _from_aws_chunks(data)
+        with self._lock:
+            self.counts["writes"] += 1
+            there = self._kept.get(path)
+            if b"if-none-match" in headers and there is not None:
+                return _answer(412, "PreconditionFailed")
+            if (wanted := headers.get(b"if-match")) and (
+                there is None or wanted.decode().strip('"') != _etag(there)
+            ):
+                return _answer(412, "PreconditionFailed")
+            self._kept[path] = data
+        return _answer(200, etag=_etag(data))
+
+    def _get(self, method: bytes, path: bytes) -> bytes:
+        with self._lock:
+            self.counts["reads"] += 1
+            data = self._kept.get(path)
+        if data is None:
+            return _answer(404, "NoSuchKey")
+        return _answer(200, etag=_etag(data), body=data if method == b"GET" else b"")
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _answer(status: int, code: str = "", etag: str = "", body: bytes = b"") -> bytes:
+    if code:
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    tag = f'ETag: "{etag}"\r\n' if etag else ""
+    return f"HTTP/1.1 {status} Whatever\r\n{tag}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image-bytes", type=int, default=2_000_000)
+    arguments = parser.parse_args()
+    threading.stack_size(256 * 1024)
+    gateway, store = Gateway(arguments.image_bytes), Store()
+    ports: dict[str, Any] = {}
+    for name, talk in (("api", gateway.talk), ("s3", store.talk)):
+        listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        ports[name] = listener.getsockname()[1]
+        threading.Thread(target=_serve, args=(listener, talk, None), daemon=True).start()
+    print(json.dumps(ports), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "stats":
+            print(json.dumps({**gateway.counts, **store.counts}), flush=True)
+            gateway.counts |= {"posts": 0, "peak": 0, "seconds": 0.0}
+            store.counts.update(dict.fromkeys(store.counts, 0))
+
+
+if __name__ == "__main__":
+    main()

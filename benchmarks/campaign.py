@@ -1,0 +1,165 @@
+"""What a campaign costs: wall time against the ideal, CPU and memory, from 100 to 1,000 images and in flight.
+
+    python -m benchmarks.campaign [--quick 10] [--json FILE] [--check]
+
+``GenerateImageBatchOperator`` as Airflow calls it, with its receipts, spool and manifest, against a gateway
+and an S3 on loopback in another process. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.one_image import MIB, Child
+
+IMAGE_BYTES = 2_000_000
+DELAYS = (5.0, 20.0)
+IN_FLIGHT_DELAYS = (40.0, 55.0)
+"""So long that the last is sent before the first comes back: all are in flight at once."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One campaign, in a fresh process."""
+
+    images: int
+    in_flight: int
+    delays: tuple[float, float] = DELAYS
+
+    @property
+    def name(self) -> str:
+        """The name in files and paths."""
+        return f"{self.images}-in-{self.in_flight}"
+
+
+CASES = [
+    Case(100, 64),
+    Case(1_000, 64),
+    Case(200, 8, (0.5, 2.0)),
+    Case(200, 64),
+    Case(200, 200),
+    Case(1_000, 1_000, IN_FLIGHT_DELAYS),
+]
+
+
+def measure(case: Case, quick: float) -> dict[str, Any]:
+    """Run one campaign in fresh processes, and return what it took."""
+    with (
+        tempfile.TemporaryDirectory() as home,
+        Child("_campaign_servers", "--image-bytes", str(IMAGE_BYTES)) as servers,
+    ):
+        api, s3 = (f"http://127.0.0.1:{servers.first[name]}" for name in ("api", "s3"))
+        environment = {
+            "AIRFLOW_HOME": home,
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": f"{home}/spool",
+            "AIRFLOW_CONN_JOJOKEY_DEFAULT": json.dumps(
+                {"conn_type": "jojokey", "host": api, "password": "sk-benchmark"}
+            ),
+            "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(
+                {
+                    "conn_type": "aws",
+                    "login": "benchmark",
+                    "password": "benchmark",
+                    "extra": {
+                        "endpoint_url": s3,
+                        "region_name": "us-east-1",
+                        "config_kwargs": {"s3": {"addressing_style": "path"}},
+                    },
+                }
+            ),
+            "NO_PROXY": "127.0.0.1",
+        }
+        with Child("_campaign_client", environment=environment) as client:
+            job = {
+                "run": case.name,
+                "images": case.images,
+                "in_flight": case.in_flight,
+                "delays": [one / quick for one in case.delays],
+            }
+            answer: dict[str, Any] = client.ask(json.dumps(job))
+        counted = servers.ask("stats")
+    if not answer["made"] == counted["posts"] == counted["images"] == case.images:
+        raise SystemExit(f"not every image was made and stored once: {answer} {counted}")
+    if counted["image_bytes"] < case.images * IMAGE_BYTES:
+        raise SystemExit(f"bytes are missing: {counted}")
+    return {
+        **answer,
+        "peak_in_flight": counted["peak"],
+        "s3_writes": counted["writes"],
+        "s3_reads": counted["reads"],
+    }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Return the Markdown table."""
+    lines = [
+        "| images | in flight (seen) | wall time | of the ideal | images a minute | CPU an image | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in CASES:
+        if (one := found.get(case.name)) is None:
+            continue
+        lines.append(
+            f"| {case.images:,} | {case.in_flight:,} ({one['peak_in_flight']:,}) | {one['wall']:.0f} s "
+            f"| {one['wall'] / one['ideal']:.2f} | {60 * case.images / one['wall']:.0f} "
+            f"| {one['cpu_ms_per_image']:.1f} ms | +{one['grown'] / MIB:.0f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def verdicts(found: dict[str, dict[str, Any]]) -> list[tuple[bool, str]]:
+    """Return the targets that this run can judge: whether each is met, and a sentence."""
+    judged = []
+    if many := found.get("1000-in-64"):
+        ratio, grown = many["wall"] / many["ideal"], many["grown"] / MIB
+        judged.append(
+            (ratio <= 1.15, f"1,000 images take {ratio:.2f} of the ideal time (target: at most 1.15)")
+        )
+        judged.append((grown <= 60, f"memory grows by {grown:.0f} MiB (target: at most 60)"))
+        if few := found.get("100-in-64"):
+            more = grown - few["grown"] / MIB
+            judged.append(
+                (more <= 8, f"from 100 to 1,000 images it grows by {more:+.0f} MiB (target: at most 8)")
+            )
+    if wide := found.get("1000-in-1000"):
+        grown = wide["grown"] / MIB
+        judged.append(
+            (grown <= 120, f"{wide['peak_in_flight']:,} in flight take {grown:.0f} MiB (at most 120)")
+        )
+    return judged
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--quick", type=float, default=1.0, metavar="N", help="images take an Nth of their time"
+    )
+    parser.add_argument("--only", nargs="*", help="names of cases, such as 1000-in-64")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    arguments = parser.parse_args()
+    found = {}
+    for case in CASES:
+        if not arguments.only or case.name in arguments.only:
+            print(f"… {case.name}", file=sys.stderr, flush=True)
+            found[case.name] = measure(case, arguments.quick)
+    print(table(found), end="\n\n")
+    judged = verdicts(found)
+    for met, sentence in judged:
+        print(f"- {'met' if met else 'MISSED'}: {sentence}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"quick": arguments.quick, "cases": found}, indent=2) + "\n")
+    return 1 if arguments.check and not all(met for met, _ in judged) else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The example Dags that make many posters, as they are shipped, on the sandbox."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+DAGS = Path(__file__).parents[2] / "dags"
+
+
+@pytest.fixture
+def shipped(airflow: Any) -> Any:
+    """Run a Dag of the checkout."""
+
+    def run(name: str, **conf: Any) -> Any:
+        for path in DAGS.glob(f"{name}.*"):
+            shutil.copy(path, airflow.folder)
+        return airflow.run_file(name, airflow.folder / f"{name}.py", conf or None)
+
+    return run
+
+
+def test_a_campaign_ends_with_a_contact_sheet_and_a_bill(shipped: Any, gateway: Any, store: Any) -> None:
+    run = shipped("poster_campaign")
+
+    assert run.state == "success"
+    assert len(gateway.ledger) == 8
+    bill = run.xcom("return_value", "report")
+    tokens = sum(record.total_tokens for record in gateway.ledger)
+    assert (bill["items"], bill["missing"], bill["tokens"]) == (8, 0, tokens)
+    assert bill["usd"] == pytest.approx(sum(record.cost_usd for record in gateway.ledger), rel=0.01)
+    objects = store.objects("campaign/")
+    rows = list(csv.DictReader(io.StringIO(objects[bill["csv"].removeprefix("s3://posters/")].decode())))
+    assert sum(int(row["tokens"]) for row in rows) == tokens
+    assert {row["keys"] for row in rows} < set(objects)
+    (sheet,) = bill["sheets"]
+    drawn = Image.open(io.BytesIO(objects[sheet.removeprefix("s3://posters/")]))
+    assert drawn.format == "JPEG"
+    assert drawn.width > 1_000
+
+
+def test_a_campaign_from_s3_reports_what_is_missing_and_fails(
+    shipped: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = "\ufeffprompt,s3_key,quality\n=1+1,a.png,medium\n[sandbox: moderation_blocked] x,b.png,\n"
+    store.client.put_object(Bucket="posters", Key="rows.csv", Body=text.encode())
+
+    run = shipped("poster_campaign", csv="s3://posters/rows.csv", max_in_flight=2)
+
+    assert run.state == "failed"
+    assert run.states["report", -1] == "failed"
+    assert "1 of 2 posters are missing" in capfd.readouterr().out
+    (report,) = [key for key in store.objects("campaign/") if key.endswith("report.csv")]
+    rows = list(csv.DictReader(io.StringIO(store.objects(report)[report].decode())))
+    assert [row["state"] for row in rows] == ["complete", "failed"]
+    assert rows[0]["prompt"] == "'=1+1"
+    assert rows[1]["error"] == "JojoKeyContentError"
+
+
+def test_one_prompt_in_many_sizes_has_a_name_for_each_in_the_grid(
+    shipped: Any, gateway: Any, store: Any
+) -> None:
+    run = shipped("poster_sizes", prompt="a lighthouse")
+
+    assert run.state == "success"
+    assert sorted(record.size for record in gateway.ledger) == sorted(
+        ["1024x1024", "1024x1536", "1536x1024", "864x1536", "1536x512"]
+    )
+    labels = {label for (task, _), label in run.labels.items() if task == "poster"}
+    assert "portrait, 1024x1536" in labels
+    assert len(labels) == 5
