@@ -25,6 +25,7 @@ from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.keys import Destination, extension_warning
 from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Owner, Receipt, Step, decide
 from airflow_provider_jojokey.store.spool import Spool
+from airflow_provider_jojokey.telemetry import Observer, observe
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
@@ -99,30 +100,42 @@ def generate_images(
     :param settings: the worker's
     :raises JojoKeyError: if there are no images; its ``billed`` and its message tell whether this cost money
     """
-    till = _Till(order, jojokey, store, settings)
-    attempt, paid = till.claim()  # from here on there is an intent in S3, or somebody has paid before
-    if paid is not None:
-        _log_reuse(paid)
-        return till.manifest(paid, reused=True)
-    try:
-        spool = till.open_spool(attempt)
+    with observe(order) as observer:
+        till = _Till(order, jojokey, store, settings, observer)
+        attempt, paid = till.claim()  # from here on there is an intent in S3, or somebody has paid before
+        if paid is not None:
+            observer.reused(len(paid.images))
+            _log_reuse(paid)
+            return till.manifest(paid, reused=True)
         try:
-            generation = jojokey.generate(order.request, spool.open)  # the one paid request
-        except JojoKeyError as error:
-            generation = till.give_up(attempt, error)  # raises, unless all images had arrived all the same
-        till.keep(generation, spool)
-        return till.complete(attempt, generation)
-    finally:
-        till.release(attempt)
+            spool = till.open_spool(attempt)
+            try:
+                generation = observer.generate(jojokey, order, spool.open)  # the one paid request
+            except JojoKeyError as error:
+                generation = till.give_up(
+                    attempt, error
+                )  # raises, unless all images had arrived all the same
+            till.keep(generation, spool)
+            return till.complete(attempt, generation)
+        finally:
+            till.release(attempt)
 
 
 class _Till:
     """The steps around the paid request: what was paid before, what came of it, what is written down."""
 
-    def __init__(self, order: Order, jojokey: JojoKeyHook, store: ImageStore, settings: Settings) -> None:
+    def __init__(
+        self,
+        order: Order,
+        jojokey: JojoKeyHook,
+        store: ImageStore,
+        settings: Settings,
+        observer: Observer,
+    ) -> None:
         from airflow_provider_jojokey.store.ledger import Ledger
 
         self.order = order
+        self.observer = observer
         self.jojokey = jojokey
         self.store = store
         self.settings = settings
@@ -307,6 +320,7 @@ class _Till:
             self.receipt = self.ledger.record(settled, instead_of=earlier)
             if self.receipt.attempt(earlier.id) != settled:
                 return False  # it was not dead but has ended meanwhile, or another process has settled it
+            self._tell_what_was_billed(settled, earlier)
         if final:
             spool.discard()
         if settled.outcome is Outcome.NOT_BILLED:
@@ -433,6 +447,7 @@ class _Till:
                     continue
                 try:
                     self.receipt = self.ledger.record(asked, instead_of=earlier)
+                    self._tell_what_was_billed(asked, earlier)
                 except JojoKeyError as error:
                     log.warning(
                         "The images are safe; the receipt of an earlier attempt is not: %s", error.message
@@ -509,6 +524,7 @@ class _Till:
                 error=None,
             )
             self.receipt = self._patiently(lambda: self.ledger.record(done, instead_of))
+            self._tell_what_was_billed(done, attempt)
         except JojoKeyStoreError as error:
             raise JojoKeyStoreError(
                 f"{error.message} The images are paid for and safe on this host in {spool.folder}: "
@@ -558,6 +574,7 @@ class _Till:
                 self.receipt = self.ledger.record(ended)
             else:
                 self.receipt = self._patiently(lambda: self.ledger.record(ended))
+            self._tell_what_was_billed(ended, attempt)
             spool.discard()
         except JojoKeyStoreError as failure:
             if arrived := spool.whole_images():
@@ -601,7 +618,9 @@ class _Till:
         key = destination.key_for(image.index, image.extension)
         if warning := extension_warning(key, image.extension):
             log.warning(warning)
-        return self._put(key, image, attempt, generation)
+        stored = self._put(key, image, attempt, generation)
+        self.observer.stored()
+        return stored
 
     def _store_preview(self, image: Image, attempt: Attempt) -> dict[str, Any]:
         """Store what was painted so far of an image that never came: it was paid for, and can be looked at."""
@@ -610,7 +629,8 @@ class _Till:
 
     def _put(self, key: str, image: Image, attempt: Attempt, generation: Generation | None) -> dict[str, Any]:
         destination = self.order.destination
-        self.store.put_image(destination, key, image, self._labels(attempt, generation))
+        with self.observer.upload(destination.bucket, key, image.file.size):
+            self.store.put_image(destination, key, image, self._labels(attempt, generation))
         return {
             "uri": destination.uri(key),
             "bucket": destination.bucket,
@@ -656,6 +676,10 @@ class _Till:
             reraise=True,
         )
         return retrying(call)
+
+    def _tell_what_was_billed(self, now: Attempt, before: Attempt) -> None:
+        if before.usage is None:
+            self.observer.billed(now.usage)
 
     def _with_usage(self, error: JojoKeyError) -> JojoKeyError:
         error.usage = self.receipt.usage_of(self.order.owner)

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -247,7 +248,12 @@ class Batch:
     def _submit(self, job: Job) -> None:
         self._busy += 1
         if self._busy > len(self._threads):
-            thread = threading.Thread(target=self._work, name=f"{THREADS}{len(self._threads)}", daemon=True)
+            thread = threading.Thread(
+                target=copy_context().run,  # so that their spans belong to the task's
+                args=(self._work,),
+                name=f"{THREADS}{len(self._threads)}",
+                daemon=True,
+            )
             thread.start()
             self._threads.append(thread)
         self._jobs.put(job)

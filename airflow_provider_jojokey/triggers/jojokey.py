@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from typing import Any
 
@@ -48,7 +49,7 @@ class GenerateImageTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event: the manifest, or the error."""
         loop = asyncio.get_running_loop()
-        outcome = await loop.run_in_executor(_threads(), self._generate)
+        outcome = await loop.run_in_executor(_threads(), copy_context().run, self._generate)
         yield TriggerEvent(outcome)  # type: ignore[no-untyped-call]
 
     def _generate(self) -> dict[str, Any]:
