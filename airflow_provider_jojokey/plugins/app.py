@@ -229,6 +229,7 @@ async def get_image(
         return Response(status_code=304, headers=headers)
     file, content_type = await _in_thread(lambda: objects.fetch(image, aws_conn_id))
     headers["Content-Length"] = str(image.bytes)
+    headers["Content-Encoding"] = "identity"  # else Airflow before 3.3 compresses what is compressed
     headers["Content-Disposition"] = disposition("attachment" if download else "inline", image.name)
     return StreamingResponse(_pieces(file), media_type=content_type, headers=headers)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import requests
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.exceptions import AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from loopback import Authority, Server, proxy
 
 from airflow_provider_jojokey import exceptions as errors
@@ -198,9 +199,12 @@ def test_an_extra_that_cannot_be_understood_is_named(connect: Connect, name: str
 
 @pytest.mark.parametrize("extra", ["no json", "[1]", '"text"', "7", "{"])
 def test_an_extra_that_is_no_object_is_refused(connect: Connect, extra: str) -> None:
-    error = refused(lambda: connect(extra=extra).settings)
-    assert isinstance(error, errors.JojoKeyConnectionError)
-    assert "extra" in str(error)
+    with pytest.raises(AirflowException) as caught:
+        connect(extra=extra).settings  # noqa: B018
+    if isinstance(caught.value, AirflowNotFoundException):  # Airflow 3.1 itself refuses such a connection
+        return
+    assert isinstance(caught.value, errors.JojoKeyConnectionError)
+    assert "extra" in str(caught.value)
 
 
 @pytest.mark.parametrize("password", [None, "", "   ", "Bearer "])

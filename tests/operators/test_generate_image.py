@@ -305,4 +305,4 @@ def test_without_xcom_nothing_is_pushed(airflow: Any, gateway: Any, store: Any) 
     run = airflow.run("quiet", one(more="do_xcom_push=False"))
 
     assert run.state == "success"
-    assert run.xcoms == {}
+    assert [key for _, _, key in run.xcoms if not key.startswith("_link_")] == []  # those are Airflow's own
