@@ -79,7 +79,7 @@ bench: install ## What one image costs, beside the vendor's example and the open
 
 constraints: install ## Renew constraints.txt: the versions that everyone gets
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-	    --extra sandbox --group dev --group cluster --output-file constraints.txt pyproject.toml
+	    --extra sandbox --group dev --group cluster --group docs --group release --output-file constraints.txt pyproject.toml
 	$(foreach version,$(AIRFLOWS),echo "apache-airflow==$(word 1,$(AIRFLOW_$(version)))" | \
 	 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 	    --exclude-newer $(word 2,$(AIRFLOW_$(version))) $(YOUNGER) --extra sandbox --group matrix \
