@@ -10,6 +10,7 @@ nobody has written meanwhile, so of two tasks that want the last of a budget one
 from __future__ import annotations
 
 import json
+import logging
 import random
 import time
 from array import array
@@ -18,14 +19,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyReceiptError, JojoKeyStoreError
+from airflow_provider_jojokey.exceptions import (
+    JojoKeyBudgetError,
+    JojoKeyError,
+    JojoKeyReceiptError,
+    JojoKeyStoreError,
+)
 from airflow_provider_jojokey.img2.estimate import expected_tokens
 from airflow_provider_jojokey.store.keys import RECEIPTS, part
-from airflow_provider_jojokey.store.receipts import Outcome, Owner, Receipt
+from airflow_provider_jojokey.store.receipts import Outcome, Owner, Receipt, Step, decide
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.generation import Order
     from airflow_provider_jojokey.store.s3 import ImageStore
+
+log = logging.getLogger(__name__)
 
 NAMES = ("max_tokens", "max_images", "max_tokens_per_run", "max_images_per_run")
 """The operators' arguments, each a whole number or ``None``."""
@@ -196,6 +204,55 @@ def limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
             raise ValueError(f"{name} must be a whole number from 0, not {str(value)[:40]!r}")
         numbers.append(value)
     return Limit(*numbers[:2]), Limit(*numbers[2:])
+
+
+def reserve(order: Order, limits: tuple[Limit, Limit], *, store: ImageStore, host: str) -> None:
+    """See that there is room for a task's single order, and set it aside in the run's ledger.
+
+    What is paid for already needs no room. Nor does an attempt of which nobody knows: it counts as spent, and
+    is sent again only if it turns out that it was not.
+
+    :param host: the gateway
+    :raises JojoKeyBudgetError: if there is no room
+    :raises JojoKeyError: if the receipt or the run's ledger does not tell
+    """
+    from airflow_provider_jojokey.store.ledger import Ledger
+
+    budget = _of_one(order, limits, store)
+    receipt = Ledger(store, order.destination).read()
+    budget.known(0, spent_on(receipt, order))
+    if not may_pay(receipt, order, host):
+        return
+    if budget.reserve(0, estimate(order)) is not Verdict.YES:
+        error = budget.refusal(estimate(order))
+        error.usage = receipt.usage_of(order.owner)
+        raise error
+
+
+def settle(order: Order, limits: tuple[Limit, Limit], usage: Mapping[str, Any], *, store: ImageStore) -> None:
+    """Write down in the run's ledger what a task's single order has really cost.
+
+    :param usage: the tokens that were billed to the task in its Dag run
+    """
+    budget = _of_one(order, limits, store)
+    tokens = usage.get("total_tokens") or 0
+    budget.known(0, Amount(tokens, order.request.n if tokens else 0))
+    try:
+        budget.close()
+    except JojoKeyError as error:
+        log.warning("The Dag run's ledger still holds what was set aside: %s", error.message)
+
+
+def _of_one(order: Order, limits: tuple[Limit, Limit], store: ImageStore) -> Budget:
+    own, run = limits
+    return Budget(own, run, RunLedger(store, order.destination.bucket, order.owner) if run else None)
+
+
+def may_pay(receipt: Receipt, order: Order, host: str) -> bool:
+    """Tell whether making an order may cost more than what counts as spent on it already."""
+    fingerprint = order.request.fingerprint(host)
+    step = decide(receipt, order.owner, fingerprint, order.reuse, {}).step
+    return step is Step.PAY or (step is Step.SETTLE and order.may_pay_again)
 
 
 class RunLedger:

@@ -76,6 +76,12 @@ class GenerateImageOperator(BaseOperator):
         earlier run with the same request and key. ``"never"``: each attempt pays
     :param on_unknown_outcome: what to do where an earlier attempt gave no images and was, or may have
         been, billed: ``"fail"``, or ``"regenerate"``, which may pay twice
+    :param max_tokens: the most tokens that this task may be billed for in one Dag run, over all its tries. What
+        would pass it, by the published token figures, is not sent
+    :param max_images: the same in images
+    :param max_tokens_per_run: the most tokens that all tasks of the Dag run may be billed for which have this
+        argument and write to the same bucket
+    :param max_images_per_run: the same in images
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
     :param deferrable: free the worker's slot while the image is made; by default what
@@ -98,6 +104,10 @@ class GenerateImageOperator(BaseOperator):
         "extra_body",
         "reuse",
         "on_unknown_outcome",
+        "max_tokens",
+        "max_images",
+        "max_tokens_per_run",
+        "max_images_per_run",
         "jojokey_conn_id",
         "aws_conn_id",
     )
@@ -129,6 +139,10 @@ class GenerateImageOperator(BaseOperator):
         partial_images: int | None = None,
         reuse: str = "run",
         on_unknown_outcome: str = "fail",
+        max_tokens: int | None = None,
+        max_images: int | None = None,
+        max_tokens_per_run: int | None = None,
+        max_images_per_run: int | None = None,
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
         deferrable: bool | None = None,
@@ -151,6 +165,10 @@ class GenerateImageOperator(BaseOperator):
         self.partial_images = partial_images
         self.reuse = reuse
         self.on_unknown_outcome = on_unknown_outcome
+        self.max_tokens = max_tokens
+        self.max_images = max_images
+        self.max_tokens_per_run = max_tokens_per_run
+        self.max_images_per_run = max_images_per_run
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
         self.deferrable = _default_deferrable() if deferrable is None else deferrable
@@ -178,21 +196,16 @@ class GenerateImageOperator(BaseOperator):
         :raises JojoKeyError: if there are no images; the message says whether it cost money
         """
         from airflow_provider_jojokey.exceptions import JojoKeyError
-        from airflow_provider_jojokey.generation import Order, generate_images
+        from airflow_provider_jojokey.generation import generate_images
         from airflow_provider_jojokey.settings import Settings
 
         _label_by_key(context)
-        request = self._request()
-        order = Order(
-            request=request,
-            destination=self._destination(request.n),
-            owner=_owner(context),
-            reuse=self._choice("reuse", REUSE),
-            on_unknown_outcome=self._choice("on_unknown_outcome", ON_UNKNOWN_OUTCOME),
-        )
+        order = self._order(context)
+        request = order.request
         self.log.info(
             "Generating %d of %s %s: %s", request.n, request.size, request.quality, self._short_prompt()
         )
+        self._reserve(context, order)
         if self.deferrable:
             self._defer(order)
         try:
@@ -215,6 +228,53 @@ class GenerateImageOperator(BaseOperator):
             return self._succeeded(context, event["manifest"])
         raise self._failed(context, JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT))
 
+    def _order(self, context: Context) -> Order:
+        from airflow_provider_jojokey.generation import Order
+
+        request = self._request()
+        return Order(
+            request=request,
+            destination=self._destination(request.n),
+            owner=_owner(context),
+            reuse=self._choice("reuse", REUSE),
+            on_unknown_outcome=self._choice("on_unknown_outcome", ON_UNKNOWN_OUTCOME),
+        )
+
+    def _reserve(self, context: Context, order: Order) -> None:
+        """See that there is room in the budget, if there is one.
+
+        :raises JojoKeyError: if not
+        """
+        limits = self._limits()
+        if not any(limits):
+            return
+        from airflow_provider_jojokey import budget
+        from airflow_provider_jojokey.exceptions import JojoKeyError
+
+        try:
+            budget.reserve(order, limits, store=self.store, host=self.hook.client.base_url)
+        except JojoKeyError as error:
+            raise self._failed(context, error, settle=False) from None
+
+    def _settle(self, context: Context, usage: Mapping[str, Any] | None) -> None:
+        """Tell the Dag run's other tasks what was really spent, if they share a budget."""
+        if (limits := self._limits())[1]:
+            from airflow_provider_jojokey import budget
+
+            budget.settle(self._order(context), limits, usage or {}, store=self.store)
+
+    def _limits(self) -> tuple[Any, Any]:
+        values = {name: getattr(self, name) for name in _LIMITS}
+        if all(value is None for value in values.values()):
+            return None, None
+        from airflow_provider_jojokey.budget import limits
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+        try:
+            return limits(values)
+        except ValueError as error:
+            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
+
     def _defer(self, order: Order) -> None:
         from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
@@ -224,6 +284,7 @@ class GenerateImageOperator(BaseOperator):
         )
 
     def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
+        self._settle(context, manifest["usage"])
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
         self._told = results.of_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id)
@@ -232,7 +293,9 @@ class GenerateImageOperator(BaseOperator):
             assets.tell_of_images(context, self.outlets, manifest)
         return manifest
 
-    def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
+    def _failed(self, context: Context, error: JojoKeyError, settle: bool = True) -> JojoKeyError:
+        if settle and error.billed != "unknown":  # else what was set aside stays so
+            self._settle(context, error.usage)
         # What a failed attempt has cost is told as well: nothing else would show it.
         if error.usage and error.usage.get("total_tokens"):
             self._push(context, "usage", error.usage)
@@ -327,6 +390,7 @@ class GenerateImageOperator(BaseOperator):
         return text if len(text) <= PROMPT_IN_LOG else f"{text[:PROMPT_IN_LOG]}… ({len(text):,} characters)"
 
 
+_LIMITS = ("max_tokens", "max_images", "max_tokens_per_run", "max_images_per_run")
 _NO_EVENT = {"class": "JojoKeyError", "message": "The trigger ended without a result."}
 
 

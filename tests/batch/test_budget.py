@@ -101,6 +101,54 @@ def test_the_tasks_of_a_dag_run_share_its_budget(airflow: Any, gateway: Any, sto
     assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.ledger)
 
 
+ONE = """
+GenerateImageOperator(task_id="image", prompt="{prompt}", s3_bucket="posters", s3_key="fox.png", {more})
+"""
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_single_image_that_would_pass_its_limit_is_not_sent(
+    airflow: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str], deferrable: bool
+) -> None:
+    more = f'quality="high", max_tokens="{{{{ 3000 }}}}", retries=2, deferrable={deferrable}'
+    run = airflow.run("dear", ONE.format(prompt="a fox", more=more))
+
+    assert run.state == "failed"
+    assert run.tries["image", -1] == 1
+    assert gateway.requests == ()
+    assert "This task may spend 3,000 tokens; it has spent 0 tokens" in capfd.readouterr().out
+
+
+def test_a_single_image_that_was_billed_and_gave_nothing_counts_when_it_is_made_again(
+    airflow: Any, gateway: Any, store: Any
+) -> None:
+    more = 'reuse="never", retries=3, retry_delay=timedelta(0), max_images=2'
+    run = airflow.run("again", ONE.format(prompt="[sandbox: not_an_image] a fox", more=more))
+
+    assert run.state == "failed"
+    assert len(gateway.requests) == len(gateway.ledger) == 2
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_mapped_tasks_share_the_budget_of_their_dag_run(
+    airflow: Any, gateway: Any, store: Any, deferrable: bool
+) -> None:
+    run = airflow.run(
+        "mapped_budget",
+        f"""
+        GenerateImageOperator.partial(
+            task_id="image", s3_bucket="posters", max_tokens_per_run=700, deferrable={deferrable}
+        ).expand_kwargs([{{"prompt": f"p {{i}}", "s3_key": f"{{i}}.png"}} for i in range(5)])
+        """,
+    )
+
+    assert run.state == "failed"
+    assert len(gateway.ledger) == 3
+    assert sorted(run.states.values()) == ["failed"] * 2 + ["success"] * 3
+    (entries,) = (json.loads(one)["tasks"] for one in store.objects("_jojokey/budgets/").values())
+    assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.ledger)
+
+
 def ledger(task: str, map_index: int = -1) -> RunLedger:
     return RunLedger(ImageStore("aws_default"), "posters", Owner("dag", "run", task, map_index))
 
