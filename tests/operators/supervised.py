@@ -1,12 +1,14 @@
 """Runs a Dag as a worker does: each task in a process of its own, under Airflow's supervisor.
 
 `dag.test()` runs tasks in its own process and leaves out what a worker's process begins and ends with:
-Airflow's metrics, its span around the task, the flush of both.
+Airflow's metrics, its span around the task, the flush of both. Its argument is a JSON list: for each run the
+Dag's id, its file, and what to add to the environment.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,14 +39,15 @@ def run_task_in_process(ti: Any, task: Any) -> Any:
     return SimpleNamespace(ti=SimpleNamespace(state=state, task=task), state=state, msg=None, error=None)
 
 
-def main(dag_id: str, path: str) -> None:
-    supervisor.run_task_in_process = run_task_in_process
+def run(dag_id: str, path: str, environment: dict[str, str]) -> dict[str, Any]:
+    os.environ.update(environment)
     bag = DagBag(path)
     assert not bag.import_errors, bag.import_errors
-    run = bag.dags[dag_id].test()
-    states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
-    print("RESULT", json.dumps({"run_id": run.run_id, "states": states}))
+    dag_run = bag.dags[dag_id].test()
+    states = {ti.task_id: str(ti.state) for ti in dag_run.get_task_instances()}
+    return {"run_id": dag_run.run_id, "states": states}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    supervisor.run_task_in_process = run_task_in_process
+    print("RESULT", json.dumps([run(*one) for one in json.loads(sys.argv[1])]))
