@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 from airflow_provider_jojokey.sandbox import Sandbox
@@ -35,7 +36,7 @@ def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
     }
     environment |= sandbox.environment()
     environment |= {
-        "PATH": f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "AIRFLOW_HOME": str(home / "airflow"),
         "AIRFLOW_VAR_POSTERS_BUCKET": sandbox.buckets[0],
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),

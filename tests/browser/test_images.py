@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from playwright.sync_api import BrowserContext, Page, expect
+
 from browser.conftest import HOSTILE, Runs
 from browser.world import Airflow
-from playwright.sync_api import BrowserContext, Page, expect
 
 CARD = ".jojokey-card"
 
@@ -35,6 +36,7 @@ def test_a_poster_triggered_in_the_form_appears_in_the_tab_by_itself(page: Page,
     page.goto(airflow.tab("poster_daily", run_id, "poster"))
     expect(page.get_by_role("heading", name="No images yet")).to_be_visible()
 
+    assert airflow.wait("poster_daily", run_id) == "success"
     expect(page.locator(".jojokey-figure img")).to_be_visible()
     assert loaded(page, ".jojokey-figure img") == 1024
     tab = page.locator(".jojokey-root")
@@ -43,7 +45,6 @@ def test_a_poster_triggered_in_the_form_appears_in_the_tab_by_itself(page: Page,
     expect(tab.get_by_text(re.compile(r"in \+ 294 out"))).to_be_visible()
     expect(tab.get_by_role("heading", name="1 Attempt")).to_be_visible()
     expect(tab.get_by_role("row").nth(1)).to_contain_text("Complete")
-    assert airflow.wait("poster_daily", run_id) == "success"
 
 
 def test_an_image_is_enlarged_by_keyboard_and_the_focus_comes_back(
@@ -59,7 +60,9 @@ def test_an_image_is_enlarged_by_keyboard_and_the_focus_comes_back(
     assert dialog.get_attribute("aria-modal") == "true"
     for _ in range(8):  # round and round, never out of it but to the browser's own bar
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('dialog')")
+        assert page.evaluate(
+            "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
+        )
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
     page.keyboard.press("ArrowRight")
@@ -152,7 +155,8 @@ def test_the_gallery_is_filtered_and_its_address_can_be_shared(
     assert everything >= 5
     made = page.eval_on_selector_all(f"{CARD} time", "all => all.map(one => one.dateTime)")
     assert made == sorted(made, reverse=True)
-    assert loaded(page, f"{CARD} img") == 320
+    assert loaded(page, f"{CARD} img") > 0
+    assert "/jojokey/thumbnails/" in page.locator(f"{CARD} img").first.evaluate("one => one.currentSrc")
 
     page.get_by_label("Dag", exact=True).select_option("album")
     expect(page.locator(CARD)).to_have_count(4)

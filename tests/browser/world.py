@@ -67,7 +67,9 @@ class Airflow:
     def wait(self, dag_id: str, run_id: str) -> str:
         """Wait until a run has ended, and return how."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
-        return _until(lambda: (state := self.call(path)["state"]) in ENDED and state, f"{run_id} does not end")
+        return _until(
+            lambda: (state := self.call(path)["state"]) in ENDED and state, f"{run_id} does not end"
+        )
 
     def tab(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """Return the address of a task's Images tab, as Airflow itself would write it."""

@@ -31,7 +31,9 @@ with DAG("album", schedule=None, start_date=datetime(2026, 1, 1)):
 
     words()
 
-with DAG("single", schedule=None, start_date=datetime(2026, 1, 1), params={"prompt": Param("", type="string")}):
+with DAG(
+    "single", schedule=None, start_date=datetime(2026, 1, 1), params={"prompt": Param("", type="string")}
+):
     GenerateImageOperator(
         task_id="image",
         prompt="{{ params.prompt }}",

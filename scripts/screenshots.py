@@ -1,0 +1,208 @@
+"""Take the README's pictures of Airflow's UI: the real one, with posters that were really ordered.
+
+A world of its own, in a folder that is thrown away: the sandbox, `airflow standalone`, a fortnight of
+`poster_daily` and a round of `poster_approval`; then a browser looks at it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+from standalone import environment_of, free_port, standalone
+from world import ROOT, airflow_environment
+
+from airflow_provider_jojokey.sandbox import Sandbox
+
+IMAGES = ROOT / "docs" / "images"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--font-render-hinting=none",
+)
+WIDE, NARROW = (1400, 900), (420, 900)
+PATIENCE = 900.0
+COLOURS = 256
+
+THEMES = (
+    "A koi pond in the rain",
+    "A quiet harbour",
+    "Night train through the Alps",
+    "A lighthouse in a storm",
+    "A red fox in the snow",
+    "Lemon trees by the sea",
+    "The moon over a desert road",
+    "A tea house in spring",
+)
+SIZES = ("1024x1536", "1536x1024", "1024x1536", "1024x1024")
+CANDIDATES = "A jazz night under the stars"
+
+
+class Airflow:
+    """The running Airflow's REST API."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def call(self, path: str, body: Any = None) -> Any:
+        """Ask the API; what it answers, read from JSON."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def trigger(self, dag_id: str, conf: dict[str, Any], day: datetime | None = None) -> str:
+        """Start a run and return its id."""
+        body = {"logical_date": day and day.isoformat(), "conf": conf}
+        return str(self.call(f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+
+    def has_dag(self, dag_id: str) -> bool:
+        """Whether the Dag processor has read the Dag."""
+        try:
+            self.call(f"/api/v2/dags/{dag_id}")
+        except urllib.error.HTTPError:
+            return False
+        return True
+
+    def results(self, **filters: str) -> list[dict[str, Any]]:
+        """Return the latest results, as the gallery gets them."""
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in filters.items())
+        return list(self.call(f"/jojokey/api/results?limit=200&{query}")["results"])
+
+
+def main() -> int:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="jojokey-screenshots-") as folder:
+        home = Path(folder)
+        with Sandbox(home / "world") as sandbox:
+            environment = airflow_environment(sandbox, home) | environment_of(free_port())
+            environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = "True"
+            print("Starting Airflow …", flush=True)
+            with standalone(environment, home / "airflow.log"):
+                airflow = Airflow(environment["AIRFLOW__API__BASE_URL"])
+                print("Ordering posters …", flush=True)
+                order_posters(airflow)
+                spread_over_days(home / "airflow" / "airflow.db")
+                take_pictures(airflow)
+    return 0
+
+
+def order_posters(airflow: Airflow) -> None:
+    wait_until(lambda: airflow.has_dag("poster_daily") and airflow.has_dag("poster_approval"))
+    today = datetime.now(UTC).replace(hour=6, minute=0, second=0, microsecond=0)
+    for number, theme in enumerate(THEMES, start=1):
+        conf = {"theme": theme, "size": SIZES[number % len(SIZES)]}
+        airflow.trigger("poster_daily", conf, today - timedelta(days=len(THEMES) + 1 - number))
+    airflow.trigger("poster_approval", {"prompt": CANDIDATES})
+    # One more than ordered: the schedule's own poster of today.
+    wait_until(lambda: len(airflow.results(dag_id="poster_daily")) > len(THEMES))
+    wait_until(lambda: bool(airflow.results(dag_id="poster_approval")))
+
+
+def spread_over_days(database: Path) -> None:
+    """Date each result as a daily Dag would have: all were made within these minutes."""
+    with sqlite3.connect(database, timeout=60) as connection:
+        connection.execute(
+            "UPDATE xcom SET timestamp = strftime('%Y-%m-%d %H:%M:%f', r.logical_date, '+1 minutes')"
+            " FROM dag_run AS r WHERE r.id = xcom.dag_run_id AND r.logical_date IS NOT NULL"
+        )
+
+
+def take_pictures(airflow: Airflow) -> None:
+    poster = airflow.results(q=THEMES[-1])[0]
+    candidates = airflow.results(dag_id="poster_approval")[0]
+    tab, three = (
+        f"{airflow.url}{one['href']}".replace("%3A", ":").replace("%2B", "+") for one in (poster, candidates)
+    )
+    gallery = f"{airflow.url}/plugin/jojokey-gallery"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        for theme, ending in (("light", ""), ("dark", "-dark")):
+            take(browser, f"tab{ending}", tab, theme, WIDE, ".jojokey-figure img")
+            take(browser, f"candidates{ending}", three, theme, WIDE, ".jojokey-figure img")
+            take(browser, f"gallery{ending}", gallery, theme, WIDE, ".jojokey-card img")
+            take(browser, f"gallery-narrow{ending}", gallery, theme, NARROW, ".jojokey-card img")
+            take(browser, f"tab-narrow{ending}", tab, theme, NARROW, ".jojokey-figure img")
+        take(browser, "enlarged", gallery, "dark", WIDE, ".jojokey-card img", enlarge)
+        browser.close()
+
+
+def enlarge(page: Page) -> None:
+    page.locator(".jojokey-picture").nth(2).click()
+    page.get_by_role("dialog").locator("img").wait_for()
+    page.wait_for_load_state("networkidle")
+
+
+def take(
+    browser: Browser,
+    name: str,
+    url: str,
+    theme: str,
+    size: tuple[int, int],
+    image: str,
+    act: Callable[[Page], None] | None = None,
+) -> None:
+    """Take one picture, when its images are there."""
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme="dark" if theme == "dark" else "light",
+        locale="en-GB",
+        timezone_id="UTC",
+        reduced_motion="reduce",
+    )
+    context.add_init_script(f"localStorage.setItem('theme', '{theme}')")
+    page = context.new_page()
+    page.goto(url)
+    page.locator(image).first.wait_for(timeout=PATIENCE * 1000)
+    if act:
+        act(page)
+    page.wait_for_load_state("networkidle")
+    page.wait_for_function("[...document.images].every(one => one.complete || one.loading === 'lazy')")
+    path = IMAGES / f"{name}.png"
+    path.write_bytes(small(page.screenshot(animations="disabled")))
+    context.close()
+    print(f"  {path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def small(png: bytes) -> bytes:
+    """Return the picture in as many colours as a palette has: flat posters and text need no more."""
+    with Image.open(io.BytesIO(png)) as picture:
+        out = io.BytesIO()
+        picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        return out.getvalue()
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError("The posters did not come; see Airflow's log.")
+        time.sleep(1.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
