@@ -44,7 +44,7 @@ screenshots: install ## The pictures of the UI in docs/images, taken by a Chromi
 	@$(BIN)/python scripts/screenshots.py
 
 test: install ## The whole test suite, servers included
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/cluster --ignore tests/docs/test_tutorial.py
 
 test-matrix: install $(AIRFLOWS:%=.venvs/airflow-%/installed) ## What depends on Airflow, on 3.1, 3.2 and 3.3
 	@for version in $(AIRFLOWS); do echo "Airflow $$version" && \
@@ -61,6 +61,18 @@ test-matrix: install $(AIRFLOWS:%=.venvs/airflow-%/installed) ## What depends on
 test-cluster: install ## A campaign on Celery, PostgreSQL and Redis, with a worker and the triggerer killed
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
 	$(BIN)/python -m pytest tests/cluster
+
+docs: .venvs/docs/installed ## The documentation's pages, in site/; what is wrong in them is an error
+	@NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/mkdocs build --quiet --strict
+
+test-docs: install docs ## The tutorial, command by command, in a new environment (two minutes)
+	$(BIN)/python -m pytest tests/docs/test_tutorial.py
+
+# Tools that nothing here imports have environments of their own.
+.venvs/docs/installed .venvs/release/installed: pyproject.toml constraints.txt $(VENV)/installed
+	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints.txt --group $(notdir $(@D))
+	@touch $@
 
 kill: install ## 240 randomised kill -9 trials, counted by the stand-in's own ledger (some minutes)
 	$(BIN)/python -m tests.kill --trials 240
@@ -86,4 +98,4 @@ constraints: install ## Renew constraints.txt: the versions that everyone gets
 	    --output-file constraints-$(version).txt pyproject.toml - &&) true
 
 clean: ## Remove what these commands made
-	rm -rf $(VENV) .venvs .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .venvs .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site

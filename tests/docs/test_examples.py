@@ -1,0 +1,130 @@
+"""What the documentation shows is tried: Dags are loaded, commands are parsed, settings exist."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_jojokey.__main__ import _parser
+from airflow_provider_jojokey.sandbox import Gateway
+
+from .blocks import BLOCKS, PAGES, ROOT, Block
+
+
+def of(*languages: str) -> Any:
+    return pytest.mark.parametrize(
+        "block", [pytest.param(one, id=one.name) for one in BLOCKS if one.language in languages]
+    )
+
+
+def is_dag(block: Block) -> bool:
+    return "DAG(" in block.text
+
+
+@of("python")
+def test_an_example_is_python(block: Block) -> None:
+    ast.parse(block.text)
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(one, id=one.name) for one in BLOCKS if one.language == "python" and is_dag(one)]
+)
+def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag
+    (tmp_path / "example.py").write_text(block.text, encoding="utf-8")
+
+    bag = DagBag(tmp_path / "example.py")
+
+    assert bag.import_errors == {}
+    assert bag.dags
+    assert all(dag.tasks for dag in bag.dags.values())
+
+
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(one, id=one.name) for one in BLOCKS if one.language == "python" and not is_dag(one)],
+)
+def test_an_example_runs(
+    block: Block, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    text = block.text.replace('Client("sk-…")', f"Client({gateway.token!r}, {gateway.url!r})")
+
+    exec(compile(text, block.name, "exec"), {"__name__": "example"})
+
+
+@of("json")
+def test_an_example_is_json(block: Block) -> None:
+    json.loads(block.text)
+
+
+@of("console", "shell")
+def test_an_example_is_a_command_of_the_shell(block: Block) -> None:
+    assert block.commands
+    for command in block.commands:
+        shlex.split(command)
+
+
+def airflow_commands() -> list[Any]:
+    """Return each `airflow …` and `python -m airflow_provider_jojokey …` with its page."""
+    found = []
+    for block in BLOCKS:
+        for command in block.commands if block.language in ("console", "shell") else ():
+            for part in re.split(r" && | \|\| | \| | < | -- ", command):
+                words = shlex.split(part)
+                if words[:1] == ["airflow"]:
+                    found.append(pytest.param(words[1:], id=f"{block.name} {part}"))
+    return found
+
+
+@pytest.mark.parametrize("words", airflow_commands())
+def test_an_airflow_command_is_one(words: list[str]) -> None:
+    from airflow.cli.cli_parser import get_parser
+
+    if words[0] == "jojokey":
+        _parser().parse_args(words[1:])  # Airflow 3.1 knows it by this name only
+    else:
+        get_parser().parse_args(words)
+
+
+def test_each_setting_that_is_named_exists() -> None:
+    from airflow.configuration import conf
+
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = set(re.findall(r"AIRFLOW__[A-Z0-9_]+?__[A-Z0-9_]+", text))
+    assert names
+    for name in names:
+        _, section, option = name.lower().split("__")
+        assert conf.has_option(section, option), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path = target.partition("#")[0]
+        if path and "://" not in path:
+            assert (page.parent / path).exists(), target
+
+
+def test_the_makes_that_are_named_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md"]
+    named = {
+        one
+        for page in pages
+        for one in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert named <= targets
