@@ -59,7 +59,7 @@ def main() -> int:
         results = fill(options.rows, options.share)
         print(f"{options.rows:,} XComs, {results:,} of them results, in {options.database}: ", end="")
         print(f"written in {time.perf_counter() - filled:.0f} s", flush=True)
-        figures = measure(stack.enter_context(api_server(home)), options.rounds)
+        figures = measure(*stack.enter_context(api_server(home)), options.rounds)
     figures = {"database": options.database, "rows": options.rows, "results": results, **figures}
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
@@ -185,8 +185,8 @@ def result(dice: random.Random, at: datetime, place: dict[str, Any]) -> dict[str
 
 
 @contextmanager
-def api_server(home: Path) -> Iterator[str]:
-    """Run the API server, and yield its URL."""
+def api_server(home: Path) -> Iterator[tuple[str, int]]:
+    """Run the API server, and yield its URL and its process id."""
     import requests
 
     with socket.socket() as probe:
@@ -207,13 +207,13 @@ def api_server(home: Path) -> Iterator[str]:
                     break
             except requests.RequestException:
                 time.sleep(0.2)
-        yield url
+        yield url, process.pid
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 
-def measure(url: str, rounds: int) -> dict[str, Any]:
+def measure(url: str, pid: int, rounds: int) -> dict[str, Any]:
     """Ask, print how long it took, and return the figures in seconds."""
     import requests
 
@@ -251,11 +251,24 @@ def measure(url: str, rounds: int) -> dict[str, Any]:
     ask("a frequent word", "results", limit=60, q="heron")
     ask("two Chinese words", "results", limit=60, q="狐狸 雪")
     ask("a word that occurs nowhere", "results", limit=60, q="zeppelin")
+    before = peak(pid, anew=True)
     ask("sums over all, first", "totals", times=1)
+    figures["sums over all, memory"] = peak(pid) - before
+    print(
+        f"    the API server's peak memory grew by {figures['sums over all, memory'] / 2**20:.1f} MiB over that"
+    )
     ask("sums over all, again", "totals")
     ask("sums over one Dag, first", "totals", times=1, dag_id="posters_07")
     ask("sums over a word, first", "totals", times=1, q="heron")
     return figures
+
+
+def peak(pid: int, anew: bool = False) -> int:
+    """Return the most memory that a process has held, in bytes; ``anew``: and forget it."""
+    if anew:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(one.split()[1]) * 1024 for one in lines if one.startswith("VmHWM"))
 
 
 def _a_run(page: Any) -> dict[str, str]:

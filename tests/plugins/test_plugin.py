@@ -15,7 +15,7 @@ from plugins.world import Book, Server, api_server, aws, picture, result, told
 
 
 def test_a_process_that_loads_the_plugin_loads_nothing_for_the_web() -> None:
-    airflow = f"{AIRFLOW_ITSELF}, Asset\nimport airflow.sdk.plugins_manager"
+    airflow = f"{AIRFLOW_ITSELF}\nfrom airflow.providers.common.compat.sdk import AirflowPlugin, conf"
     added = modules_after(f"{airflow}\nimport airflow_provider_jojokey.plugins.images") - modules_after(
         airflow
     )

@@ -196,7 +196,7 @@ class Book:
         from airflow.models.taskinstance import TaskInstance
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
-        from sqlalchemy import select, update
+        from sqlalchemy import delete, select, update
 
         with create_session() as session:
             run = self._run(session, dag_id, run_id)
@@ -204,7 +204,7 @@ class Book:
             if session.scalar(select(TaskInstance.id).filter_by(**where)) is None:
                 session.execute(
                     TaskInstance.__table__.insert().values(
-                        id=uuid.uuid4(),
+                        id=TaskInstance.__table__.c.id.type.python_type(str(uuid.uuid4())),
                         rendered_map_index=label,
                         pool="default_pool",
                         pool_slots=1,
@@ -216,7 +216,10 @@ class Book:
                         **where,
                     )
                 )
-            XComModel.set(key=key, value=value, serialize=serialize, session=session, **where)
+            session.execute(delete(XComModel).filter_by(key=key, **where))
+            stored = XComModel.serialize_value(value) if serialize else value
+            session.add(XComModel(dag_run_id=run[0], key=key, value=stored, **where))
+            session.flush()
             if at is not None:
                 session.execute(update(XComModel).filter_by(key=key, **where).values(timestamp=at))
 
