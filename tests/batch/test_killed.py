@@ -46,6 +46,7 @@ def start(gateway: Any, store: Any, tmp_path: Path) -> Any:
     for process in started:
         process.kill()
         process.wait()
+    gateway.wait_until_idle(30)  # it goes on painting what nobody waits for, and bills it
 
 
 def end_of(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -130,8 +131,8 @@ def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
 
 
 def test_what_takes_longer_than_the_grace_is_cut(start: Any, gateway: Any) -> None:
-    gateway.behave(delay=30.0)
-    first = start(posters(4), max_in_flight=2, grace=0.5)
+    gateway.behave(delay=5.0)
+    first = start(posters(4), max_in_flight=2, grace=0.2)
     gateway.wait_for_request(2, timeout=60)
     first.send_signal(signal.SIGTERM)
 
@@ -139,4 +140,4 @@ def test_what_takes_longer_than_the_grace_is_cut(start: Any, gateway: Any) -> No
 
     assert end["error"] == "JojoKeyBatchError"
     assert len(gateway.requests) == 2
-    gateway.behave_well()
+    gateway.wait_until_idle()
