@@ -65,12 +65,13 @@ class Airflow:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def call(self, path: str, body: Any = None) -> Any:
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """Ask the API; what it answers, read from JSON."""
         request = urllib.request.Request(
             f"{self.url}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())
@@ -80,10 +81,10 @@ class Airflow:
         body = {"logical_date": day and day.isoformat(), "conf": conf}
         return str(self.call(f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
-    def has_dag(self, dag_id: str) -> bool:
-        """Whether the Dag processor has read the Dag."""
+    def unpause(self, dag_id: str) -> bool:
+        """Unpause a Dag; whether the Dag processor has read it by now."""
         try:
-            self.call(f"/api/v2/dags/{dag_id}")
+            self.call(f"/api/v2/dags/{dag_id}", {"is_paused": False}, "PATCH")
         except urllib.error.HTTPError:
             return False
         return True
@@ -101,6 +102,8 @@ def main() -> int:
         with Sandbox(home / "world") as sandbox:
             environment = airflow_environment(sandbox, home) | environment_of(free_port())
             environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = "True"
+            # A task that is started before the API server listens fails, and is retried in five minutes.
+            environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] = "True"
             print("Starting Airflow …", flush=True)
             with standalone(environment, home / "airflow.log"):
                 airflow = Airflow(environment["AIRFLOW__API__BASE_URL"])
@@ -112,7 +115,7 @@ def main() -> int:
 
 
 def order_posters(airflow: Airflow) -> None:
-    wait_until(lambda: airflow.has_dag("poster_daily") and airflow.has_dag("poster_approval"))
+    wait_until(lambda: airflow.unpause("poster_daily") and airflow.unpause("poster_approval"))
     today = datetime.now(UTC).replace(hour=6, minute=0, second=0, microsecond=0)
     for number, theme in enumerate(THEMES, start=1):
         conf = {"theme": theme, "size": SIZES[number % len(SIZES)]}

@@ -23,7 +23,7 @@ def loaded(page: Page, selector: str) -> int:
 
 
 def test_a_poster_triggered_in_the_form_appears_in_the_tab_by_itself(page: Page, airflow: Airflow) -> None:
-    airflow.wait_for_dag("poster_daily")
+    airflow.unpause("poster_daily")
     page.goto(f"{airflow.url}/dags/poster_daily")
     page.get_by_role("button", name="Trigger").click()
     form = page.get_by_role("dialog")

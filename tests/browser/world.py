@@ -54,13 +54,13 @@ class Airflow:
     def log_in(self) -> None:
         self._token = self.call("/auth/token", {"username": USER, "password": PASSWORD})["access_token"]
 
-    def wait_for_dag(self, dag_id: str) -> None:
-        """Wait until the Dag processor has read the Dag."""
-        _until(lambda: self._exists(f"/api/v2/dags/{dag_id}"), f"there is no Dag {dag_id}")
+    def unpause(self, dag_id: str) -> None:
+        """Wait until the Dag processor has read the Dag, and let it run."""
+        _until(lambda: self._unpaused(dag_id), f"there is no Dag {dag_id}")
 
     def trigger(self, dag_id: str, **conf: Any) -> str:
         """Start a run and return its id."""
-        self.wait_for_dag(dag_id)
+        self.unpause(dag_id)
         run = self.call(f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
         return str(run["dag_run_id"])
 
@@ -81,9 +81,9 @@ class Airflow:
         """The address of the gallery."""
         return f"{self.url}/plugin/jojokey-gallery"
 
-    def _exists(self, path: str) -> bool:
+    def _unpaused(self, dag_id: str) -> bool:
         try:
-            self.call(path)
+            self.call(f"/api/v2/dags/{dag_id}", {"is_paused": False}, "PATCH")
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return False
@@ -108,6 +108,8 @@ def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
         environment = airflow_environment(sandbox, home) | environment_of(free_port(), prefix)
         environment |= {
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            # A task that is started before the API server listens fails, and is retried in five minutes.
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         }
