@@ -68,6 +68,19 @@ docs: .venvs/docs/installed ## The documentation's pages, in site/; what is wron
 test-docs: install docs ## The tutorial, command by command, in a new environment (two minutes)
 	$(BIN)/python -m pytest tests/docs/test_tutorial.py
 
+build: install .venvs/release/installed ## Wheel and sdist in dist/, checked, with a list of all they bring along (SBOM)
+	@rm -rf dist .venvs/user
+	@$(BIN)/uv build --quiet --out-dir dist
+	@.venvs/release/bin/twine check --strict dist/*
+	@.venvs/release/bin/check-wheel-contents dist/*.whl
+	@$(BIN)/uv venv --quiet --python $(BIN)/python .venvs/user
+	@$(BIN)/uv pip install --quiet --python .venvs/user/bin/python --constraint constraints.txt dist/*.whl
+	@sed "s/^dynamic = .*/version = \"$$($(BIN)/python -c 'import airflow_provider_jojokey as one; print(one.__version__)')\"/" \
+	    pyproject.toml > .venvs/user/pyproject.toml
+	@.venvs/release/bin/cyclonedx-py environment --pyproject .venvs/user/pyproject.toml --output-reproducible \
+	    --output-file dist/airflow-provider-jojokey.cdx.json .venvs/user/bin/python
+	@ls -l dist
+
 # Tools that nothing here imports have environments of their own.
 .venvs/docs/installed .venvs/release/installed: pyproject.toml constraints.txt $(VENV)/installed
 	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)

@@ -59,6 +59,15 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert not [name for name in names if "test" in name or name.endswith((".pyc", ".map"))]
 
 
+def test_it_holds_all_that_the_ui_serves(wheel: Path) -> None:
+    static = PROJECT / "airflow_provider_jojokey" / "plugins" / "static"
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if "/plugins/static/" in name}
+
+    assert held == {str(path.relative_to(PROJECT)) for path in static.rglob("*") if path.is_file()}
+    assert {Path(name).suffix for name in held} >= {".js", ".css", ".svg"}
+
+
 def test_airflow_shows_the_provider_and_its_connection_type(installed: Any) -> None:
     providers = installed("airflow", "providers", "list", "--output", "plain")
     hooks = installed("airflow", "providers", "hooks", "--output", "plain")

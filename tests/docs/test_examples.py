@@ -24,18 +24,21 @@ def of(*languages: str) -> Any:
     )
 
 
-def is_dag(block: Block) -> bool:
-    return "DAG(" in block.text
+def example(block: Block) -> Any:
+    return pytest.param(block, id=block.name)
 
 
-@of("python")
+PYTHON = [one for one in BLOCKS if one.language == "python"]
+DAGS = [one for one in PYTHON if "DAG(" in one.text]
+WHOLE = [one for one in PYTHON if "import " in one.text and one not in DAGS]
+
+
+@pytest.mark.parametrize("block", map(example, PYTHON))
 def test_an_example_is_python(block: Block) -> None:
     ast.parse(block.text)
 
 
-@pytest.mark.parametrize(
-    "block", [pytest.param(one, id=one.name) for one in BLOCKS if one.language == "python" and is_dag(one)]
-)
+@pytest.mark.parametrize("block", map(example, DAGS))
 def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
     try:
         from airflow.dag_processing.dagbag import DagBag
@@ -50,10 +53,7 @@ def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
     assert all(dag.tasks for dag in bag.dags.values())
 
 
-@pytest.mark.parametrize(
-    "block",
-    [pytest.param(one, id=one.name) for one in BLOCKS if one.language == "python" and not is_dag(one)],
-)
+@pytest.mark.parametrize("block", map(example, WHOLE))
 def test_an_example_runs(
     block: Block, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
