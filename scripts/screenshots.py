@@ -44,6 +44,7 @@ ARGUMENTS = (
 WIDE, NARROW = (1400, 900), (420, 900)
 PATIENCE = 900.0
 COLOURS = 256
+LARGEST = 400_000
 
 THEMES = (
     "A koi pond in the rain",
@@ -192,10 +193,14 @@ def take(
 
 
 def small(png: bytes) -> bytes:
-    """Return the picture in as many colours as a palette has: flat posters and text need no more."""
+    """Return the picture as a small file: in as many colours as a palette has where it would be large."""
     with Image.open(io.BytesIO(png)) as picture:
-        out = io.BytesIO()
-        picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        picture = picture.convert("RGB")
+        for one in (picture, picture.quantize(COLOURS, dither=Image.Dither.NONE)):
+            out = io.BytesIO()
+            one.save(out, "PNG", optimize=True)
+            if out.tell() < LARGEST:
+                break
         return out.getvalue()
 
 

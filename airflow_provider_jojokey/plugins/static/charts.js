@@ -23,10 +23,13 @@ const NEXT = {
 };
 
 // Days without images are days too; and where there are too many for bars, weeks or months.
-export function barsOf(byDay, { from, to } = {}) {
+export function barsOf(byDay, until = "") {
   const days = byDay.map((one) => one.day).sort();
-  const last = to || [days.at(-1), toDay(Date.now())].sort().at(-1);
-  const first = [from || days[0] || last, toDay(toTime(last) - (FEWEST_DAYS - 1) * A_DAY)].sort()[0];
+  const today = toDay(Date.now());
+  const end = until && until < today ? until : today;
+  const last = days.length && days.at(-1) > end ? days.at(-1) : end;
+  const fewest = toDay(toTime(last) - (FEWEST_DAYS - 1) * A_DAY);
+  const first = days.length && days[0] < fewest ? days[0] : fewest;
   const span = (toTime(last) - toTime(first)) / A_DAY + 1;
   const unit = span <= MOST_BARS ? "day" : span <= MOST_BARS * 7 ? "week" : "month";
   const bars = new Map();
@@ -75,10 +78,7 @@ function DataTable({ caption, first, rows }) {
 }
 
 export function TokensByDay({ byDay, filters, onChange }) {
-  const { unit, bars } = useMemo(
-    () => barsOf(byDay, { from: filters.day_from, to: filters.day_to }),
-    [byDay, filters.day_from, filters.day_to],
-  );
+  const { unit, bars } = useMemo(() => barsOf(byDay, filters.day_to), [byDay, filters.day_to]);
   const [at, setAt] = useState(null);
   const [titleId, textId] = [useId(), useId()];
   const most = Math.max(1, ...bars.map((one) => one.tokens));

@@ -5,11 +5,17 @@ import { t } from "./text.js";
 
 const NAMES = ["q", "dag_id", "run_id", "day_from", "day_to"];
 const TYPED = new Set(["q", "run_id"]);
+const DAYS = new Set(["day_from", "day_to"]);
 const WAIT_FOR_TYPING = 350;
 
 export function readFilters() {
   const query = new URLSearchParams(globalThis.location.search);
-  return Object.fromEntries(NAMES.map((name) => [name, (query.get(name) ?? "").trim()]));
+  return Object.fromEntries(
+    NAMES.map((name) => {
+      const value = (query.get(name) ?? "").trim();
+      return [name, DAYS.has(name) && !/^\d{4}-\d\d-\d\d$/.test(value) ? "" : value];
+    }),
+  );
 }
 
 export function isFiltered(filters) {
