@@ -42,6 +42,7 @@ def airflows_own() -> set[str]:
     "module",
     [
         "airflow_provider_jojokey.operators.jojokey",
+        "airflow_provider_jojokey.operators.batch",
         "airflow_provider_jojokey.triggers.jojokey",
         "airflow_provider_jojokey.hooks.jojokey",
         "airflow_provider_jojokey.exceptions",

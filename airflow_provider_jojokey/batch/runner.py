@@ -136,7 +136,7 @@ class Batch:
         self._tries: Counter[int] = Counter()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[tuple[Job, dict[str, Any] | JojoKeyError] | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._threads = 0
         self._busy = 0
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
@@ -177,8 +177,7 @@ class Batch:
                     self._drain()
                     self._close_budget()
         finally:
-            for _ in self._threads:
-                self._jobs.put(None)
+            self._let_go(0)
         return self.tally
 
     def _send_what_may_be_sent(self) -> float | None:
@@ -247,16 +246,22 @@ class Batch:
 
     def _submit(self, job: Job) -> None:
         self._busy += 1
-        if self._busy > len(self._threads):
+        if self._busy > self._threads:
             thread = threading.Thread(
                 target=copy_context().run,  # so that their spans belong to the task's
                 args=(self._work,),
-                name=f"{THREADS}{len(self._threads)}",
+                name=f"{THREADS}{job.index}",
                 daemon=True,
             )
             thread.start()
-            self._threads.append(thread)
+            self._threads += 1
         self._jobs.put(job)
+
+    def _let_go(self, needed: int) -> None:
+        """Let threads end that have nothing left to do: each has its memory."""
+        while self._threads > needed:
+            self._jobs.put(None)
+            self._threads -= 1
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -299,6 +304,8 @@ class Batch:
                 if ended is not None:
                     self._busy -= 1
                     self._take(*ended)
+                    if not self._has_more():
+                        self._let_go(self._busy)
                 ended = self._ended.get_nowait()
         except queue.Empty:
             pass
