@@ -40,6 +40,12 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_jojokey.links.jojokey.ImagesLink",
             "airflow_provider_jojokey.links.jojokey.S3ConsoleLink",
         ],
+        "task-decorators": [
+            {
+                "name": "jojokey_image",
+                "class-name": "airflow_provider_jojokey.decorators.jojokey.jojokey_image_task",
+            }
+        ],
         "triggers": [
             {
                 "integration-name": "JojoKey",

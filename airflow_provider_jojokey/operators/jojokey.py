@@ -223,6 +223,8 @@ class GenerateImageOperator(BaseOperator):
         """
         from airflow_provider_jojokey.exceptions import JojoKeyError
 
+        if event and "order" in event:
+            self._resume(event["order"])
         _label_by_key(context)
         if event and "manifest" in event:
             return self._succeeded(context, event["manifest"])
@@ -282,6 +284,14 @@ class GenerateImageOperator(BaseOperator):
             trigger=GenerateImageTrigger(order.to_json(), self.jojokey_conn_id, self.aws_conn_id),
             method_name="execute_complete",
         )
+
+    def _resume(self, order: dict[str, Any]) -> None:
+        """Take over what was ordered: a template with the time in it, for one, would give something else now.
+
+        :param order: see :meth:`Order.to_json`
+        """
+        for name in ("prompt", "model", "size", "quality"):
+            setattr(self, name, order["request"][name])
 
     def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
         self._settle(context, manifest["usage"])

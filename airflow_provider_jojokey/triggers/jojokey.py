@@ -47,10 +47,10 @@ class GenerateImageTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event: the manifest, or the error."""
+        """Yield one event: the order, and the manifest or the error."""
         loop = asyncio.get_running_loop()
         outcome = await loop.run_in_executor(_threads(), copy_context().run, self._generate)
-        yield TriggerEvent(outcome)  # type: ignore[no-untyped-call]
+        yield TriggerEvent({"order": self.order, **outcome})  # type: ignore[no-untyped-call]
 
     def _generate(self) -> dict[str, Any]:
         from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook

@@ -1,0 +1,103 @@
+"""`@task.jojokey_image` in a real Airflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+DAG_FILE = """
+import os
+from airflow.sdk import DAG, task
+
+def calls(name):
+    path = os.path.join(os.environ["AIRFLOW_HOME"], "calls-" + name)
+    with open(path, "a") as log:
+        log.write("x")
+    return os.path.getsize(path)
+
+with DAG("decorated", schedule=None, params={"animal": "fox"}):
+
+    @task
+    def animals():
+        return ["cat", "dog"]
+
+    @task.jojokey_image(s3_key="s3://posters/{{ params.animal }}.png", size="1024x640")
+    def plain(animal, params=None):
+        return "a " + animal + " beside {{ 1 + 1 }} a " + params["animal"]
+
+    @task.jojokey_image(s3_bucket="posters", s3_key="{{ task.task_id }}.{ext}")
+    def options() -> dict:
+        return {"prompt": "an owl", "n": 2, "size": "1024x640", "output_format": "jpeg", "s3_key": "owl-{index}.{ext}"}
+
+    @task.jojokey_image(s3_bucket="posters", s3_key="deferred.png", size="1024x640", deferrable=True)
+    def deferred():
+        return f"the bear of call {calls('deferred')}"
+
+    @task.jojokey_image(s3_bucket="posters", size="1024x640")
+    def mapped(animal):
+        return {"prompt": f"a {animal}", "s3_key": f"{animal}.png"}
+
+    @task.jojokey_image(s3_bucket="posters", s3_key="none.png", retries=3)
+    def nothing():
+        return calls("nothing") and None
+
+    @task.jojokey_image(s3_bucket="posters", s3_key="no.png")
+    def unknown_option():
+        return {"prompt": "x", "jojokey_conn_id": "other"}
+
+    plain(animal="{{ params.animal }}"), options(), deferred(), mapped.expand(animal=animals()), nothing(), unknown_option()
+"""
+
+
+def test_a_functions_words_become_images(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run_file("decorated", airflow.write("decorated.py", DAG_FILE))
+
+    failed = {task for (task, _), state in run.states.items() if state != "success"}
+    assert failed == {"nothing", "unknown_option"}
+    prompts = sorted(request.prompt for request in gateway.requests)
+    # The function's arguments are templates; what it returns is not.
+    assert "a fox beside {{ 1 + 1 }} a fox" in prompts
+    assert prompts == sorted(
+        ["a fox beside {{ 1 + 1 }} a fox", "an owl", "the bear of call 1", "a cat", "a dog"]
+    )
+    assert run.xcom("keys", "plain") == ["fox.png"]
+    assert run.xcom("keys", "options") == ["owl-0.jpg", "owl-1.jpg"]
+    assert (
+        run.xcom("images", "options") is None
+    )  # the manifest is one XCom, whatever the function's annotation
+    assert run.xcom("keys", "deferred") == ["deferred.png"]
+    assert run.xcom("jojokey_images", "deferred")["prompt"] == "the bear of call 1"
+    assert [run.xcom("keys", "mapped", index) for index in (0, 1)] == [["cat.png"], ["dog.png"]]
+    assert [run.labels["mapped", index] for index in (0, 1)] == ["cat.png", "dog.png"]
+    assert run.tries["nothing", -1] == 1  # a retry would not help
+    assert shown("decorated", run.run_id, "options")["prompt"] == "an owl"
+    assert shown("decorated", run.run_id, "deferred")["prompt"] == "the bear of call 1"
+
+
+def shown(dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+    """Return the rendered fields that Airflow's UI shows."""
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        where = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id}
+        row = session.scalar(select(RenderedTaskInstanceFields).filter_by(**where))
+        assert row is not None
+        return row.rendered_fields
+
+
+def test_the_decorator_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom airflow.sdk import task\nbefore = set(sys.modules)\ntask.jojokey_image\n"
+        "heavy = ('requests', 'boto3', 'PIL', 'pybase64', 'tenacity', 'opentelemetry.sdk')\n"
+        "print('HEAVY', *[one for one in set(sys.modules) - before if one.startswith(heavy)])\n"
+        "print('OWN', *[one for one in sys.modules if 'jojokey.operators' in one])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    heavy, own = run.stdout.splitlines()[-2:]
+    assert heavy == "HEAVY"
+    assert own == "OWN airflow_provider_jojokey.operators airflow_provider_jojokey.operators.jojokey"
