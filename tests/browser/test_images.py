@@ -98,7 +98,7 @@ def test_it_is_copied_where_a_page_on_plain_http_has_no_clipboard(
 ) -> None:
     page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     page.goto(airflow.gallery)
-    page.locator(CARD).first.get_by_role("button").first.click()
+    page.locator(".jojokey-picture").first.click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name="Copy the S3 location").click()
     expect(dialog.get_by_text("Copied")).to_be_attached()
