@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true", help=f"exit with 1 above {TARGET} s")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers end with it, however it ends
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jojokey-gallery-")))
         url = f"sqlite:///{home}/airflow.db"
