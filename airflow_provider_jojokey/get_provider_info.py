@@ -40,6 +40,10 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_jojokey.links.jojokey.ImagesLink",
             "airflow_provider_jojokey.links.jojokey.S3ConsoleLink",
         ],
+        "notifications": [
+            "airflow_provider_jojokey.notifications.smtp.ImagesSmtpNotifier",
+            "airflow_provider_jojokey.notifications.slack.ImagesSlackWebhookNotifier",
+        ],
         "task-decorators": [
             {
                 "name": "jojokey_image",
