@@ -62,7 +62,7 @@ class GatewaySession(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
-        self._settings: dict[Any, dict[str, Any]] = {}
+        self._settings: dict[Any, Any] = {}
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """Return the settings of one request."""
