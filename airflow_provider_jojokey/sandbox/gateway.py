@@ -79,6 +79,7 @@ class Gateway:
     :param log_limit: how many calls to it are allowed in 20 minutes; ``None`` is no limit.
     :param rate: how many requests are taken in how many seconds, such as ``(30, 60)``; more get a 429.
     :param drawing: how many images are drawn at a time; by default one for each CPU.
+    :param host: where to listen; anything but loopback only in a network of your own, such as a container's.
     :raises OSError: on start, if the port is taken.
     """
 
@@ -100,8 +101,10 @@ class Gateway:
         log_limit: int | None = 20,
         rate: tuple[int, float] | None = None,
         drawing: int | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.token = token
+        self._host = host
         self.models = tuple(models)
         self._port = port
         self._accounts = accounts.Accounts(token, tokens or {})
@@ -141,7 +144,7 @@ class Gateway:
                 "The sandbox draws with Pillow: pip install 'airflow-provider-jojokey[sandbox]', or give it an image."
             )
         if self._server is None:
-            self._server = Server(self._port, self)
+            self._server = Server(self._port, self, self._host)
         return self
 
     def stop(self) -> None:

@@ -51,8 +51,8 @@ class Server(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, port: int, application: Application) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(self, port: int, application: Application, host: str = "127.0.0.1") -> None:
+        super().__init__((host, port), _Handler)
         self.application = application
         self.stopping = threading.Event()
         self._lock = threading.Lock()

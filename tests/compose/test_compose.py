@@ -1,0 +1,258 @@
+"""docker-compose.yaml, as far as it can be tried without containers: its shape, its commands, its settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from store.world import Bucket, moto_bucket
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docker-compose.yaml"
+COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+JOBS = {name for name, service in SERVICES.items() if service.get("restart") == "no"}
+AIRFLOW = {name for name, one in SERVICES.items() if one["image"].startswith("jojokey-airflow")} - {"sandbox"}
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+each_server = pytest.mark.parametrize("name", [name for name in SERVICES if name not in JOBS])
+
+
+def variables(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each variable of the environment that compose fills in, with what stands after its name."""
+    yield from re.findall(r"(?<!\$)\$\{(\w+)([^}]*)\}", text)
+
+
+def filled(value: str, environment: dict[str, str]) -> str:
+    text = re.sub(
+        r"(?<!\$)\$\{(\w+)(?::[-?]([^}]*))?\}", lambda one: environment.get(one[1]) or one[2] or "", value
+    )
+    return text.replace("$$", "$")
+
+
+@pytest.fixture(scope="module")
+def secrets() -> dict[str, str]:
+    """What compose/make_env.py writes."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "compose" / "make_env.py"], capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_it_follows_the_compose_specification() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", FILE],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@each_service
+def test_an_image_is_pinned_by_its_version(name: str) -> None:
+    assert re.search(r":v?\d+\.\d+|:RELEASE\.\d{4}-", SERVICES[name]["image"])
+
+
+def test_the_image_that_is_built_has_the_airflow_that_is_tested() -> None:
+    pinned = re.search(r"^apache-airflow==([\d.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    dockerfile = (ROOT / "compose" / "Dockerfile").read_text()
+    assert f"apache/airflow:{pinned[1]}-" in dockerfile
+    assert f"]=={pinned[1]}" in dockerfile
+    assert {SERVICES[name]["image"] for name in AIRFLOW} == {f"jojokey-airflow:{pinned[1]}"}
+
+
+@each_service
+def test_ports_are_loopbacks_only(name: str) -> None:
+    for port in SERVICES[name].get("ports", ()):
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)
+    assert SERVICES[name].get("network_mode") in (None, "none")
+
+
+@each_server
+def test_a_server_tells_its_health(name: str) -> None:
+    check = SERVICES[name]["healthcheck"]
+    assert check["test"][0] in ("CMD", "CMD-SHELL")
+    assert "disable" not in check
+
+
+@each_service
+def test_nothing_has_more_rights_than_it_needs(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert not service.get("privileged")
+    if name == "volume-owners":  # gives new volumes to their users, without a network
+        assert service["cap_add"] == ["CHOWN"]
+        assert service["network_mode"] == "none"
+    else:
+        assert str(service["user"]).split(":")[0] not in ("root", "0")
+        assert "cap_add" not in service
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_who_is_waited_for_is_there() -> None:
+    for service in SERVICES.values():
+        for other, how in service.get("depends_on", {}).items():
+            completed = how["condition"] == "service_completed_successfully"
+            assert completed == (other in JOBS)
+            assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", []))
+
+
+def test_volumes_are_named_and_so_is_the_spools() -> None:
+    used = {
+        mount.split(":")[0]
+        for service in SERVICES.values()
+        for mount in service.get("volumes", ())
+        if not mount.startswith("./")
+    }
+    assert used == set(COMPOSE["volumes"])
+    for name in AIRFLOW:
+        mounts = [mount.split(":")[1] for mount in SERVICES[name]["volumes"]]
+        spool = SERVICES[name]["environment"]["AIRFLOW__JOJOKEY__SPOOL_DIRECTORY"]
+        assert any(spool.startswith(mount) for mount in mounts)
+
+
+@each_service
+def test_files_that_are_mounted_are_there(name: str) -> None:
+    for mount in SERVICES[name].get("volumes", ()):
+        if mount.startswith("./"):
+            assert (ROOT / mount.split(":")[0]).exists(), mount
+            assert mount.endswith(":ro")
+
+
+def test_no_secret_has_a_default() -> None:
+    found = dict(variables(FILE.read_text(encoding="utf-8")))
+    for name, rest in found.items():
+        if re.search("PASSWORD|SECRET|_KEY|TOKEN", name):
+            assert rest == ":-" or rest.startswith(":?"), name  # it is empty, or it does not start
+
+
+def test_what_compose_asks_for_is_made_at_random(secrets: dict[str, str]) -> None:
+    asked = {name for name, _ in variables(FILE.read_text(encoding="utf-8"))}
+
+    assert set(secrets) == asked
+    values = [value for name, value in secrets.items() if len(value) > 30 and "://" not in value]
+    assert len(set(values)) == len(values) == 10
+
+
+@pytest.mark.parametrize("name", sorted(AIRFLOW))
+def test_each_setting_of_airflow_exists(name: str) -> None:
+    from airflow.configuration import conf
+
+    for variable in SERVICES[name]["environment"]:
+        if variable.startswith("AIRFLOW__"):
+            _, section, option = variable.lower().split("__")
+            # Celery's provider is not among what the tests need.
+            known = conf.configuration_description.get(section, {}).get("options", {})
+            assert section == "celery" or option in known, variable
+
+
+@pytest.mark.parametrize("name", sorted(AIRFLOW))
+def test_each_command_of_airflow_exists(name: str) -> None:
+    from airflow.cli.cli_parser import get_parser
+
+    service = SERVICES[name]
+    healthcheck = service.get("healthcheck", {}).get("test", ["CMD"])
+    texts = [shlex.join(service["command"]), shlex.join(healthcheck[1:])]
+    if service["command"][0] == "bash":
+        texts = service["command"][-1].split(" && ")
+    commands = [shlex.split(text.replace("$$", "")) for text in texts]
+    if healthcheck[0] == "CMD-SHELL":
+        commands[1] = shlex.split(healthcheck[1].replace("$$", ""))
+    parsed = 0
+    for words in commands:
+        if words[:1] == ["airflow"] or words == commands[0]:
+            words = words[1:] if words[0] == "airflow" else words  # the image's entrypoint puts it in front
+            if words[0] == "celery":
+                continue  # its provider is not among what the tests need; `make test-cluster` runs it
+            get_parser().parse_args(words)
+            parsed += 1
+    assert parsed or name.startswith("worker")
+
+
+@pytest.mark.parametrize("name", sorted(AIRFLOW))
+def test_connections_are_readable(name: str, secrets: dict[str, str]) -> None:
+    environment = SERVICES[name]["environment"]
+    for variable in (one for one in environment if one.startswith("AIRFLOW_CONN_")):
+        connection = json.loads(filled(environment[variable], secrets))
+        assert connection["conn_type"] in ("aws", "jojokey")
+        assert "$" not in json.dumps(connection)
+    if "worker" in name or "triggerer" in name:
+        told = json.loads(filled(environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"], secrets))
+        real = name.endswith("-real")
+        assert told["host"] == ("https://api.jojokey.com" if real else "http://sandbox:4870")
+
+
+def test_the_sandbox_and_the_real_api_exclude_each_other() -> None:
+    for kind in ("worker", "triggerer"):
+        assert SERVICES[kind]["profiles"] == ["sandbox"]
+        assert SERVICES[f"{kind}-real"]["profiles"] == ["real"]
+    assert SERVICES["sandbox"]["profiles"] == ["sandbox"]
+    assert {name for name, one in SERVICES.items() if one.get("profiles") == ["monitoring"]} == {
+        "statsd-exporter", "prometheus", "grafana",
+    }  # fmt: skip
+
+
+def test_what_the_image_needs_is_not_ignored() -> None:
+    let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for needed in ("airflow_provider_jojokey", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
+        assert needed in let_in
+    assert "compose/*.py" in let_in
+
+
+# What runs in the containers, run here
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with moto_bucket() as made:
+        yield made
+
+
+def test_the_preparation_makes_the_bucket_and_the_password(bucket: Bucket, tmp_path: Path) -> None:
+    passwords = tmp_path / "passwords.json"
+    environment = {
+        **os.environ,
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        "AIRFLOW_ADMIN_PASSWORD": "correct horse",
+        "AIRFLOW_VAR_POSTERS_BUCKET": "made-by-compose",
+        "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(bucket.connection),
+    }
+    for _ in range(2):
+        subprocess.run([sys.executable, ROOT / "compose" / "prepare.py"], env=environment, check=True)
+
+    assert json.loads(passwords.read_text()) == {"admin": "correct horse"}
+    assert passwords.stat().st_mode & 0o077 == 0
+    names = [one["Name"] for one in bucket.client().list_buckets()["Buckets"]]
+    assert names.count("made-by-compose") == 1
+
+
+def test_the_sandboxs_container_draws_and_keeps_its_ledger(tmp_path: Path) -> None:
+    from airflow_provider_jojokey.img2 import Client, ImageRequest
+
+    environment = {
+        **os.environ, "JOJOKEY_TOKEN": "sk-of-compose", "LEDGER": str(tmp_path / "ledger.jsonl"),
+        "LISTEN": "127.0.0.1", "PORT": "0",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "compose" / "gateway.py"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout
+        port = re.search(r"port (\d+)", process.stdout.readline())
+        assert port
+        with Client("sk-of-compose", f"http://127.0.0.1:{port[1]}") as client:
+            client.generate(ImageRequest("A red fox")).close()
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+    assert "A red fox" in (tmp_path / "ledger.jsonl").read_text()
