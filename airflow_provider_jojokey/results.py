@@ -183,7 +183,8 @@ def shortened(text: str, length: int) -> str:
 def tab_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
     """Return the path of the task's Images tab in Airflow's UI, without the base URL."""
     mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
-    parts = (quote(one, safe="") for one in (dag_id, run_id, task_id))
+    # Written as Airflow writes it: only then does its UI underline the open tab.
+    parts = (quote(one, safe=":+") for one in (dag_id, run_id, task_id))
     return "/dags/{}/runs/{}/tasks/{}".format(*parts) + f"{mapped}/plugin/jojokey-images"
 
 

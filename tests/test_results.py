@@ -129,6 +129,6 @@ def test_no_value_of_any_field_of_an_image_does_harm(name: str, other: Any) -> N
 
 def test_paths_hold_whatever_a_run_is_called() -> None:
     assert results.tab_path("d", "manual__2026-01-01T00:00:00+00:00/x?#", "g.t", 3) == (
-        "/dags/d/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00%2Fx%3F%23/tasks/g.t/mapped/3/plugin/jojokey-images"
+        "/dags/d/runs/manual__2026-01-01T00:00:00+00:00%2Fx%3F%23/tasks/g.t/mapped/3/plugin/jojokey-images"
     )
     assert results.image_path("d", "r", "t") == "/jojokey/images/d/r/t/-1/0"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from playwright.sync_api import BrowserContext, Page, expect
 
 from browser.conftest import HOSTILE, Runs
-from browser.world import Airflow
+from browser.world import Airflow, until
 
 CARD = ".jojokey-card"
 
@@ -250,3 +251,49 @@ def test_a_session_that_has_ended_is_told_so(
         expect(page.get_by_label("Username")).to_be_visible()
     finally:
         context.add_cookies(cookies)
+
+
+def test_the_gallery_goes_on_as_one_scrolls(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.set_viewport_size({"width": 420, "height": 500})
+    page.route(
+        "**/api/results*",
+        lambda route: route.continue_(url=re.sub(r"limit=\d+", "limit=1", route.request.url)),
+    )
+    page.goto(f"{airflow.gallery}?dag_id=album")
+    cards = page.locator(CARD)
+    for number in range(4):
+        cards.nth(number).scroll_into_view_if_needed()
+    expect(cards).to_have_count(4)
+    labels = cards.all_inner_texts()
+    assert len(set(labels)) == 4
+
+
+def waiting(airflow: Airflow, run_id: str, task_id: str) -> str:
+    """Wait until a task waits for a person, and return the address of its question."""
+    path = f"/api/v2/dags/poster_approval/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
+    # Before Airflow 3.3, a task that waits for a person is a deferred one.
+    until(lambda: airflow.call(path)["state"] in ("awaiting_input", "deferred"), f"{task_id} does not ask")
+    return f"{airflow.url}/dags/poster_approval/runs/{run_id}/tasks/{task_id}/required_actions"
+
+
+def test_a_person_rejects_a_round_and_publishes_a_picture_of_the_next(page: Page, airflow: Airflow) -> None:
+    run_id = airflow.trigger("poster_approval", prompt="A lantern <b>festival</b>")
+
+    page.goto(waiting(airflow, run_id, "round_1.review"))
+    pictures = page.get_by_role("img", name="Picture")
+    expect(pictures).to_have_count(3)
+    page.wait_for_function(
+        "[...document.querySelectorAll('img[alt^=Picture]')].every(one => one.complete && one.naturalWidth === 640)"
+    )
+    expect(page.get_by_text("A lantern <b>festival</b>")).to_be_visible()
+    page.get_by_role("textbox").last.fill("*more* red")
+    page.get_by_role("button", name="None of them").click()
+
+    page.goto(waiting(airflow, run_id, "round_2.review"))
+    expect(page.get_by_text("Changed: *more* red")).to_be_visible()
+    page.get_by_role("button", name="Publish 2").click()
+
+    assert airflow.wait("poster_approval", run_id) == "success"
+    (published,) = (airflow.objects / "public").rglob("*.png")
+    (picked,) = (airflow.objects / "approval").rglob("round-2-1.png")
+    assert published.read_bytes() == picked.read_bytes()

@@ -56,7 +56,7 @@ class Airflow:
 
     def unpause(self, dag_id: str) -> None:
         """Wait until the Dag processor has read the Dag, and let it run."""
-        _until(lambda: self._unpaused(dag_id), f"there is no Dag {dag_id}")
+        until(lambda: self._unpaused(dag_id), f"there is no Dag {dag_id}")
 
     def trigger(self, dag_id: str, **conf: Any) -> str:
         """Start a run and return its id."""
@@ -67,9 +67,7 @@ class Airflow:
     def wait(self, dag_id: str, run_id: str) -> str:
         """Wait until a run has ended, and return how."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
-        return _until(
-            lambda: (state := self.call(path)["state"]) in ENDED and state, f"{run_id} does not end"
-        )
+        return until(lambda: (state := self.call(path)["state"]) in ENDED and state, f"{run_id} does not end")
 
     def tab(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """Return the address of a task's Images tab, as Airflow itself would write it."""
@@ -121,7 +119,7 @@ def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
             yield airflow
 
 
-def _until(found: Any, message: str) -> Any:
+def until(found: Any, message: str) -> Any:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if result := found():

@@ -93,7 +93,8 @@ def test_a_receipt_does_not_move_with_the_number_of_images(key: str, n: int, oth
 
 def test_a_receipt_is_beside_its_images() -> None:
     assert (
-        Destination("posters", "2026/hero-{index}.{ext}").receipt_key == "_jojokey/2026/hero-{index}.{ext}.json"
+        Destination("posters", "2026/hero-{index}.{ext}").receipt_key
+        == "_jojokey/2026/hero-{index}.{ext}.json"
     )
 
 
