@@ -1,8 +1,8 @@
 """Runs a Dag as a worker does: each task in a process of its own, under Airflow's supervisor.
 
 `dag.test()` runs tasks in its own process and leaves out what a worker's process begins and ends with:
-Airflow's metrics, its span around the task, the flush of both. Its argument is a JSON list: for each run the
-Dag's id, its file, and what to add to the environment.
+Airflow's metrics, its span around the task, the flush of both. Its arguments are a JSON list, for each run the
+Dag's id, its file, and what to add to the environment; and the file for what came of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from airflow.dag_processing.dagbag import DagBag
+try:
+    from airflow.dag_processing.dagbag import DagBag
+except ImportError:  # Airflow 3.1
+    from airflow.models.dagbag import DagBag
 from airflow.executors.workloads import BundleInfo
 from airflow.sdk.execution_time import supervisor
 
@@ -50,4 +53,4 @@ def run(dag_id: str, path: str, environment: dict[str, str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     supervisor.run_task_in_process = run_task_in_process
-    print("RESULT", json.dumps([run(*one) for one in json.loads(sys.argv[1])]))
+    Path(sys.argv[2]).write_text(json.dumps([run(*one) for one in json.loads(sys.argv[1])]))
