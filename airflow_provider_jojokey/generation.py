@@ -130,12 +130,12 @@ class _Till:
         jojokey: JojoKeyHook,
         store: ImageStore,
         settings: Settings,
-        observer: Observer,
+        observer: Observer | None = None,
     ) -> None:
         from airflow_provider_jojokey.store.ledger import Ledger
 
         self.order = order
-        self.observer = observer
+        self.observer = observer or Observer()
         self.jojokey = jojokey
         self.store = store
         self.settings = settings
