@@ -7,6 +7,7 @@ have been billed, and whether to pay again is not for a transport to decide.
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import ssl
@@ -534,7 +535,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _reason(error: BaseException) -> str:
     """Return the innermost cause, in a few words and without addresses of objects."""
     causes = list(_causes(error))
-    if any(isinstance(one, urllib3.exceptions.InvalidChunkLength) for one in causes):
+    if any(
+        isinstance(one, (urllib3.exceptions.InvalidChunkLength, http.client.IncompleteRead)) for one in causes
+    ):
         return "the connection was closed in the middle"  # its own words are of hexadecimal numbers
     innermost = causes[-1]
     if isinstance(innermost, OSError) and innermost.strerror:

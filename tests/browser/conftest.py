@@ -28,7 +28,7 @@ PATIENCE = 30_000.0
 """Milliseconds that a computer may take which has other things to do."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> str:
     """The browser's path."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -37,7 +37,7 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
@@ -45,7 +45,7 @@ def browser(chromium: str) -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def airflow(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """Airflow, started once; only where there is a browser to look at it."""
     with running_airflow(tmp_path_factory.mktemp("browser")) as airflow:
@@ -64,7 +64,7 @@ class Runs:
 HOSTILE = 'Tea <script>hacked = 1</script><img src=x onerror="hacked = 2"> & "cake"'
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runs(airflow: Airflow) -> Runs:
     """Runs of the tests' own Dags: of each kind of task one."""
     made = {
@@ -77,7 +77,7 @@ def runs(airflow: Airflow) -> Runs:
     return Runs(**{name: run_id for name, (_, run_id) in made.items()})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cookies(airflow: Airflow, browser: Browser) -> Any:
     """What the browser keeps of a person who has logged in by the form."""
     with browser.new_context() as context:
@@ -91,7 +91,7 @@ def cookies(airflow: Airflow, browser: Browser) -> Any:
         return context.storage_state()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def context(browser: Browser, cookies: Any) -> Iterator[BrowserContext]:
     """One for all pages: the second page finds Airflow's scripts in the cache, as a person's does."""
     context = browser.new_context(

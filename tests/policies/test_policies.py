@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG
 
 from airflow_provider_jojokey import exceptions as kinds
@@ -26,7 +27,10 @@ PASSING = [
     kinds.JojoKeyUnreachableError,
     kinds.JojoKeyUnknownOutcomeError,
     kinds.JojoKeyStoreError,
+    kinds.JojoKeyBatchError,
 ]
+# Airflow never asks a policy about an AirflowFailException.
+FINAL = [kinds.JojoKeyAlreadyBilledError, kinds.JojoKeyBatchFailure]
 
 
 def decide(error: BaseException) -> tuple[str, timedelta | None, str | None]:
@@ -76,8 +80,8 @@ def test_errors_of_others_are_airflows_own_matter(error: BaseException) -> None:
 
 @needs_policies
 def test_every_class_is_decided_on_in_one_of_these_ways() -> None:
-    # A person has to decide on it, and Airflow never asks a policy about an AirflowFailException.
-    assert {*FAILURES, *PASSING, kinds.JojoKeyAlreadyBilledError} == set(CLASSES)
+    assert {*FAILURES, *PASSING, *FINAL} == set(CLASSES)
+    assert all(issubclass(one, AirflowFailException) for one in FINAL)
 
 
 @needs_policies
