@@ -17,7 +17,8 @@ MATRIX_TESTS := tests/img2 tests/store tests/hooks tests/operators tests/policie
                 tests/test_markdown.py tests/test_generation.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test test-cluster kill check format bench constraints clean
+.PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill check format bench \
+        bench-cluster constraints clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -100,8 +101,14 @@ format: install ## Let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## What one image costs, beside the vendor's example and the openai SDK
+bench: install ## What an image, a campaign and a page of the gallery cost, beside other ways (half an hour)
 	$(BIN)/python -m benchmarks.one_image
+	$(BIN)/python -m benchmarks.campaign
+	$(BIN)/python -m benchmarks.gallery
+
+bench-cluster: install ## A campaign by batch, by mapped tasks and by deferred ones, on Celery, PostgreSQL and Redis
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
+	$(BIN)/python -m benchmarks.ways
 
 constraints: install ## Renew constraints.txt: the versions that everyone gets
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \

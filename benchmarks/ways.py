@@ -1,0 +1,160 @@
+"""The same campaign three ways on a small Celery cluster: one batch, mapped tasks, mapped deferred tasks.
+
+    python -m benchmarks.ways [--images 60]
+
+It needs what `make test-cluster` needs: PostgreSQL and Redis. Airflow's parts, the stand-in for JojoKey and S3 share
+the machine; two workers have six slots each. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+SLOTS = 12
+MIB = 1024 * 1024
+DAG = """
+from datetime import datetime
+from airflow.sdk import DAG
+from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
+
+def items(way):
+    return [{{**one, "s3_key": f"{{way}}/{{one['s3_key']}}"}} for one in {items!r}]
+
+options = {{"s3_bucket": "posters"}}
+with DAG("batch", schedule=None, start_date=datetime(2026, 1, 1)):
+    GenerateImageBatchOperator(task_id="images", requests=items("batch"), max_in_flight={slots}, **options)
+with DAG("mapped", schedule=None, start_date=datetime(2026, 1, 1)):
+    GenerateImageOperator.partial(task_id="images", **options).expand_kwargs(items("mapped"))
+with DAG("deferred", schedule=None, start_date=datetime(2026, 1, 1)):
+    GenerateImageOperator.partial(task_id="images", deferrable=True, **options).expand_kwargs(items("deferred"))
+"""
+
+
+class Meter:
+    """Memory and CPU of the workers and the triggerer, with all that they start."""
+
+    def __init__(self, cluster: Any) -> None:
+        self._roots = [
+            psutil.Process(one._started.pid)
+            for name, one in cluster.processes.items()
+            if name.startswith(("worker", "triggerer"))
+        ]
+        self._stop = threading.Event()
+        self._cpu: dict[tuple[int, float], float] = {}
+        self.before = self._look()
+        self._cpu_before = sum(self._cpu.values())
+        self.peak = self.before
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def end(self) -> tuple[float, float]:
+        """Return by how many MiB memory grew at its peak, and the CPU seconds."""
+        self._stop.set()
+        self._thread.join()
+        return (self.peak - self.before) / MIB, sum(self._cpu.values()) - self._cpu_before
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            self.peak = max(self.peak, self._look())
+
+    def _look(self) -> int:
+        total = 0
+        for root in self._roots:
+            for one in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    times = one.cpu_times()
+                    self._cpu[one.pid, one.create_time()] = times.user + times.system
+                    total += one.memory_full_info().pss
+        return total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--images", type=int, default=60, metavar="N", help="posters of each campaign (60)")
+    arguments = parser.parse_args()
+    import boto3
+    from cluster.cluster import cluster
+    from moto.server import ThreadedMotoServer
+    from PIL import Image
+
+    from airflow_provider_jojokey.sandbox import Gateway
+
+    chance = random.Random(1)
+    delays = [round(chance.uniform(5, 20), 1) for _ in range(arguments.images)]
+    items = [
+        {"prompt": f"poster {number} [sandbox: delay={delay}]", "s3_key": f"{number}.png"}
+        for number, delay in enumerate(delays)
+    ]
+    picture = io.BytesIO()
+    Image.effect_noise((1024, 1024), 90).save(picture, "PNG")
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id="testing", aws_secret_access_key="testing",
+        region_name="us-east-1",
+    ).create_bucket(Bucket="posters")  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Gateway(image=picture.getvalue(), log_limit=None) as gateway,
+    ):
+        dags = Path(folder, "dags")
+        dags.mkdir()
+        (dags / "ways.py").write_text(DAG.format(items=items, slots=SLOTS), encoding="utf-8")
+        s3 = {"endpoint_url": endpoint, "region_name": "us-east-1"}
+        environment = {
+            "AIRFLOW_CONN_JOJOKEY_DEFAULT": json.dumps(
+                {"conn_type": "jojokey", "host": gateway.url, "password": gateway.token}
+            ),
+            "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(
+                {"conn_type": "aws", "login": "testing", "password": "testing", "extra": s3}
+            ),
+            "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(Path(folder, "spool")),
+        }
+        with cluster(Path(folder), dags, environment) as run:
+            print(f"\n{arguments.images} images of {len(picture.getvalue()) / 1e6:.1f} MB after 5 to 20 s\n")
+            print("| way | seconds | images a minute | CPU an image | memory at the peak | most in flight |")
+            print("|---|---|---|---|---|---|")
+            for way in ("batch", "mapped", "deferred"):
+                run.wait("the Dag is there", lambda way=way: run.get(f"/dags/{way}"), 120)
+                gateway.reset()
+                meter = Meter(run)
+                run_id = run.post(f"/dags/{way}/dagRuns", {"logical_date": None})["dag_run_id"]
+                told = run.wait(
+                    f"{way} ends",
+                    lambda way=way, run_id=run_id: (
+                        (found := run.get(f"/dags/{way}/dagRuns/{run_id.replace('+', '%2B')}"))["state"]
+                        in ("success", "failed")
+                        and found
+                    ),
+                    1200,
+                )
+                memory, cpu = meter.end()
+                assert told["state"] == "success"
+                assert len(gateway.ledger) == arguments.images
+                seconds = told["duration"]
+                print(
+                    f"| {way} | {seconds:.0f} | {60 * arguments.images / seconds:.0f} "
+                    f"| {cpu / arguments.images:.2f} s | +{memory:.0f} MiB | {gateway.peak_in_flight} |",
+                    flush=True,
+                )
+    moto.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
