@@ -46,12 +46,12 @@ screenshots: install ## The pictures of the UI in docs/images, taken by a Chromi
 	@$(BIN)/python scripts/screenshots.py
 
 test: install ## The whole test suite, servers included
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/cluster --ignore tests/docs/test_tutorial.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/docs/test_tutorial.py
 
 test-matrix: install $(AIRFLOWS:%=.venvs/airflow-%/installed) ## What depends on Airflow, on 3.1, 3.2 and 3.3
 	@for version in $(AIRFLOWS); do echo "Airflow $$version" && \
-	 .venvs/airflow-$$version/bin/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider $(MATRIX_TESTS) || exit 1; done
-	@echo "Airflow 3.3" && $(BIN)/python -m pytest -q -n 2 --dist loadfile $(MATRIX_TESTS)
+	 .venvs/airflow-$$version/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider $(MATRIX_TESTS) || exit 1; done
+	@echo "Airflow 3.3" && $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(MATRIX_TESTS)
 
 .venvs/airflow-%/installed: pyproject.toml constraints-%.txt $(VENV)/installed
 	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)

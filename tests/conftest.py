@@ -46,6 +46,22 @@ _OF_THIS_COMPUTER = [
 ] + ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC"]
 
 
+SLOW = (
+    "tests/test_demo.py",
+    "tests/browser/",
+    "tests/operators/test_observability.py",
+    "tests/plugins/",
+    "tests/batch/",
+)
+"""They go first: two processes share the files, and none shall be left alone with the longest at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(
+        key=lambda one: next((rank for rank, slow in enumerate(SLOW) if one.nodeid.startswith(slow)), 99)
+    )
+
+
 @pytest.fixture(autouse=True)
 def _nothing_of_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in _OF_THIS_COMPUTER:
