@@ -49,7 +49,7 @@ def rows(csv_file: str, folder: str) -> list[dict[str, str]]:
 def report(manifest: str, folder: str) -> dict[str, Any]:
     """Put contact sheets and a CSV of keys, tokens and cost beside the posters; then fail if some are missing."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-    from airflow.sdk.exceptions import AirflowFailException
+    from airflow.providers.common.compat.sdk import AirflowFailException
 
     if not manifest:
         raise AirflowFailException("There is no manifest: the batch ended before it made anything.")
