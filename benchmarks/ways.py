@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import random
 import sys
 import tempfile
@@ -100,6 +101,7 @@ def main() -> int:
     ]
     picture = io.BytesIO()
     Image.effect_noise((1024, 1024), 90).save(picture, "PNG")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     moto.start()
     host, port = moto.get_host_and_port()

@@ -304,6 +304,19 @@ def test_a_compressed_reply_in_small_pieces_is_understood() -> None:
     generation.close()
 
 
+def test_a_reply_that_ends_in_the_middle_is_told_of_in_plain_words() -> None:
+    piece = document_of(small_png(64))[:-100]
+
+    def behave(exchange: Exchange) -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        exchange.send(head + b"%x\r\n%s\r\n" % (len(piece), piece))
+
+    with raw(behave) as (_, one), pytest.raises(Img2Error) as caught:
+        one.generate(FOX)
+    assert "it broke off: the connection was closed in the middle" in str(caught.value)
+    assert caught.value.billed == "yes"
+
+
 def test_a_compressed_reply_that_breaks_off_is_refused() -> None:
     body = gzip.compress(document_of(small_png(64)))
 
