@@ -45,12 +45,14 @@ class Case:
 
 
 CASES = [
+    Case(10, 64),
     Case(100, 64),
     Case(1_000, 64),
     Case(200, 8, (0.5, 2.0)),
     Case(200, 64),
     Case(200, 64, way="requests"),
     Case(200, 64, way="openai"),
+    Case(512, 256),
     Case(200, 200),
     Case(200, 200, way="requests"),
     Case(200, 200, way="openai"),
