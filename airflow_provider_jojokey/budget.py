@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.choices import LIMITS
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBudgetError,
     JojoKeyError,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NAMES = ("max_tokens", "max_images", "max_tokens_per_run", "max_images_per_run")
-"""The operators' arguments, each a whole number or ``None``."""
 VERSION = 1
 RACES = 50
 
@@ -190,11 +189,11 @@ class Budget:
 def limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
     """Return the task's limit and the Dag run's, from an operator's arguments.
 
-    :param values: by the names in :data:`NAMES`; numbers, texts of numbers, or ``None``
+    :param values: by the names in :data:`LIMITS`; numbers, texts of numbers, or ``None``
     :raises ValueError: if one of them is no number from 0
     """
     numbers: list[int | None] = []
-    for name in NAMES:
+    for name in LIMITS:
         value = values.get(name)
         if isinstance(value, str) and value.strip().isdecimal():
             value = int(value)

@@ -7,3 +7,6 @@ REUSE = ("run", "always", "never")
 
 ON_UNKNOWN_OUTCOME = ("fail", "regenerate")
 """What to do where an earlier attempt was, or may have been, billed and gave nothing."""
+
+LIMITS = ("max_tokens", "max_images", "max_tokens_per_run", "max_images_per_run")
+"""What a task, and a Dag run, may spend: each a whole number, or ``None``."""

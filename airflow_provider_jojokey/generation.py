@@ -112,9 +112,7 @@ def generate_images(
             try:
                 generation = observer.generate(jojokey, order, spool.open)  # the one paid request
             except JojoKeyError as error:
-                generation = till.give_up(
-                    attempt, error
-                )  # raises, unless all images had arrived all the same
+                generation = till.give_up(attempt, error)  # raises, unless all images had arrived anyway
             till.keep(generation, spool)
             return till.complete(attempt, generation)
         finally:
@@ -656,26 +654,20 @@ class _Till:
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Do what S3 must not refuse any more, waiting out an outage."""
-        import tenacity
+        from airflow_provider_jojokey.store.s3 import patiently
 
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: getattr(error, "passing", False)),
-            wait=tenacity.wait_exponential_jitter(initial=1, max=30),
-            stop=tenacity.stop_any(
-                tenacity.stop_after_delay(self.settings.upload_patience),
-                tenacity.stop_when_event_set(self.jojokey.stopping),
-            ),
-            sleep=tenacity.sleep_using_event(self.jojokey.stopping),
+        return patiently(
+            call,
+            patience=self.settings.upload_patience,
+            stopping=self.jojokey.stopping,
             before_sleep=lambda state: log.warning(
                 "%s The images are paid for and safe in %s: waiting for S3 (%d of %d s).",
-                state.outcome.exception().message if state.outcome else "",  # type: ignore[union-attr]
+                state.outcome.exception().message,
                 self.settings.spool_directory,
                 state.seconds_since_start or 0,
                 self.settings.upload_patience,
             ),
-            reraise=True,
         )
-        return retrying(call)
 
     def _tell_what_was_billed(self, now: Attempt, before: Attempt) -> None:
         if before.usage is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from airflow_provider_jojokey.results import XCOM_KEY, Result, image_path, tab_path, thumbnail_path
+from airflow_provider_jojokey.links.paths import base_path, image_path, tab_path, thumbnail_path
+from airflow_provider_jojokey.results import XCOM_KEY, Result
 
 if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
@@ -33,7 +33,7 @@ def pictures(ti: RuntimeTaskInstanceProtocol, task_id: str, map_index: int = -1)
     result = Result.of_xcom(ti.xcom_pull(task_ids=task_id, key=XCOM_KEY, map_indexes=map_index))
     if result is None or not result.images:
         return f"*The task {escape(task_id)} has made no images.*"
-    prefix = _base_path()
+    prefix = base_path()
     place = (ti.dag_id, ti.run_id, task_id, map_index)
     row = [
         f"[![Picture {number + 1}]({prefix}{thumbnail_path(*place, number)}?width={WIDTH})]"
@@ -50,10 +50,3 @@ def pictures(ti: RuntimeTaskInstanceProtocol, task_id: str, map_index: int = -1)
 def escape(text: Any) -> str:
     """Return ``text`` as Markdown that shows it letter by letter: a prompt may hold anything."""
     return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
-
-
-def _base_path() -> str:
-    """Return what stands before all paths where Airflow's UI is not at the root of its host."""
-    from airflow.providers.common.compat.sdk import conf
-
-    return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")

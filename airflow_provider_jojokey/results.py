@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 XCOM_KEY = "jojokey_images"
 VERSION = 1
@@ -178,25 +177,6 @@ def of_error(
 def shortened(text: str, length: int) -> str:
     """Return ``text``, or its beginning and an ellipsis: ``length`` characters at most."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def tab_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
-    """Return the path of the task's Images tab in Airflow's UI, without the base URL."""
-    mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
-    # Written as Airflow writes it: only then does its UI underline the open tab.
-    parts = (quote(one, safe=":+") for one in (dag_id, run_id, task_id))
-    return "/dags/{}/runs/{}/tasks/{}".format(*parts) + f"{mapped}/plugin/jojokey-images"
-
-
-def image_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 0) -> str:
-    """Return the path of one of the task's images in Airflow's UI, without the base URL."""
-    parts = (quote(one, safe="") for one in (dag_id, run_id, task_id))
-    return "/jojokey/images/{}/{}/{}".format(*parts) + f"/{map_index}/{number}"
-
-
-def thumbnail_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 0) -> str:
-    """Return the path of a small copy of that image, without the base URL."""
-    return image_path(dag_id, run_id, task_id, map_index, number).replace("/images/", "/thumbnails/", 1)
 
 
 def _image(value: Mapping[str, Any]) -> ResultImage:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_jojokey import results
 from airflow_provider_jojokey.exceptions import JojoKeyReplyError
+from airflow_provider_jojokey.links import paths
 from airflow_provider_jojokey.results import Result
 
 IMAGE = {
@@ -128,7 +129,7 @@ def test_no_value_of_any_field_of_an_image_does_harm(name: str, other: Any) -> N
 
 
 def test_paths_hold_whatever_a_run_is_called() -> None:
-    assert results.tab_path("d", "manual__2026-01-01T00:00:00+00:00/x?#", "g.t", 3) == (
+    assert paths.tab_path("d", "manual__2026-01-01T00:00:00+00:00/x?#", "g.t", 3) == (
         "/dags/d/runs/manual__2026-01-01T00:00:00+00:00%2Fx%3F%23/tasks/g.t/mapped/3/plugin/jojokey-images"
     )
-    assert results.image_path("d", "r", "t") == "/jojokey/images/d/r/t/-1/0"
+    assert paths.image_path("d", "r", "t") == "/jojokey/images/d/r/t/-1/0"

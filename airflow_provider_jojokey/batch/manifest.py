@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from array import array
 from collections.abc import Mapping
@@ -40,10 +39,6 @@ class Manifest:
         data = json.dumps({"index": index, **line}, ensure_ascii=False, separators=(",", ":"))
         self._lines.write(data.encode("utf-8", "backslashreplace") + b"\n")
 
-    def knows(self, index: int) -> bool:
-        """Tell whether something was written of an item."""
-        return self._begins[index] != NOWHERE
-
     def in_order(self) -> IO[bytes]:
         """Return a file with the lines in the items' order, at its beginning."""
         out: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
@@ -57,11 +52,6 @@ class Manifest:
     def close(self) -> None:
         """Delete what is on disk."""
         self._lines.close()
-
-    def copy_to(self, path: Path) -> None:
-        """Keep it on disk, for where S3 does not take it."""
-        with self.in_order() as lines, path.open("wb") as out:
-            shutil.copyfileobj(lines, out)
 
 
 def manifest_key(owner: Owner) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.arguments import filled, whole_number
 from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.results import shortened
@@ -98,24 +99,6 @@ class Plan:
             reuse=values["reuse"],
             on_unknown_outcome=values["on_unknown_outcome"],
         )
-
-
-def filled(value: Any) -> Any:
-    """Return ``value``, or ``None`` where a template rendered to nothing."""
-    return None if isinstance(value, str) and value.strip() in ("", "None") else value
-
-
-def whole_number(name: str, value: Any) -> Any:
-    """Return the number that a template, or a CSV file, gave as text.
-
-    :raises ValueError: if it is none
-    """
-    if not isinstance(value, str):
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"{name} must be a whole number, not {value[:50]!r}") from None
 
 
 def told(problems: Sequence[tuple[int, str]], total: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
@@ -33,12 +33,9 @@ class ImagesLink(BaseOperatorLink):
         :param operator: the task's operator
         :param ti_key: whose images
         """
-        from airflow.providers.common.compat.sdk import conf
+        from airflow_provider_jojokey.links.paths import base_path, tab_path
 
-        from airflow_provider_jojokey.results import tab_path
-
-        base = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
-        return base + tab_path(ti_key.dag_id, ti_key.run_id, ti_key.task_id, ti_key.map_index)
+        return base_path() + tab_path(ti_key.dag_id, ti_key.run_id, ti_key.task_id, ti_key.map_index)
 
 
 class S3ConsoleLink(BaseOperatorLink):

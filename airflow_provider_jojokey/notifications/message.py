@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_jojokey.results import XCOM_KEY, Result, image_path, shortened, tab_path, thumbnail_path
+from airflow_provider_jojokey.links.paths import image_path, tab_path, thumbnail_path
+from airflow_provider_jojokey.results import XCOM_KEY, Result, shortened
 
 MAX_PROMPT = 300
 MAX_IMAGES = 10

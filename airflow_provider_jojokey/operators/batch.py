@@ -6,19 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import BaseOperator
-
 from airflow_provider_jojokey import assets, results
-from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
-from airflow_provider_jojokey.img2.rules import FIELDS, problems
-from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink
-from airflow_provider_jojokey.operators.jojokey import _filled, _is_literal, _owner
-from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
+from airflow_provider_jojokey.arguments import filled, is_literal, whole_number
+from airflow_provider_jojokey.img2.rules import FIELDS
+from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
 from airflow_provider_jojokey.store.keys import bucket_problems
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_jojokey.batch.hook import BatchHook
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -33,7 +28,7 @@ MAX_IN_FLIGHT = 1000
 RESULT_VERSION = 1
 
 
-class GenerateImageBatchOperator(BaseOperator):
+class GenerateImageBatchOperator(ImageOperator):
     """Turn many prompts into images in S3, in one task, each paid for once.
 
     A thread waits for each image, at most ``max_in_flight`` at a time, and all share one pace: when
@@ -62,92 +57,21 @@ class GenerateImageBatchOperator(BaseOperator):
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
     """
 
-    template_fields: Sequence[str] = (
-        "requests",
-        "max_in_flight",
-        "s3_bucket",
-        "model",
-        "size",
-        "quality",
-        "n",
-        "background",
-        "output_format",
-        "output_compression",
-        "moderation",
-        "extra_body",
-        "reuse",
-        "on_unknown_outcome",
-        "max_tokens",
-        "max_images",
-        "max_tokens_per_run",
-        "max_images_per_run",
-        "jojokey_conn_id",
-        "aws_conn_id",
-    )
+    template_fields: Sequence[str] = ("requests", "max_in_flight", *OPTIONS)
     template_fields_renderers: ClassVar[dict[str, str]] = {"requests": "json", "extra_body": "json"}
-    operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_color = "#ded4f7"
-    ui_fgcolor = "#2b1a66"
 
-    _told: dict[str, Any] | None = None
-    """What the task has told the UI, once it has."""
-    _uris: list[str] | None = None
-    """The images' places, unless they are too many to list."""
-
-    def __init__(
-        self,
-        *,
-        requests: Any,
-        max_in_flight: int = 8,
-        s3_bucket: str | None = None,
-        model: str | None = None,
-        size: str = "1024x1024",
-        quality: str = "low",
-        n: int = 1,
-        background: str | None = None,
-        output_format: str | None = None,
-        output_compression: int | None = None,
-        moderation: str | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        stream: bool = False,
-        partial_images: int | None = None,
-        reuse: str = "run",
-        on_unknown_outcome: str = "fail",
-        max_tokens: int | None = None,
-        max_images: int | None = None,
-        max_tokens_per_run: int | None = None,
-        max_images_per_run: int | None = None,
-        jojokey_conn_id: str = "jojokey_default",
-        aws_conn_id: str | None = "aws_default",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, requests: Any, max_in_flight: int = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.requests = requests
         self.max_in_flight = max_in_flight
-        self.s3_bucket = s3_bucket
-        self.model = model
-        self.size = size
-        self.quality = quality
-        self.n = n
-        self.background = background
-        self.output_format = output_format
-        self.output_compression = output_compression
-        self.moderation = moderation
-        self.extra_body = extra_body
-        self.stream = stream
-        self.partial_images = partial_images
-        self.reuse = reuse
-        self.on_unknown_outcome = on_unknown_outcome
-        self.max_tokens = max_tokens
-        self.max_images = max_images
-        self.max_tokens_per_run = max_tokens_per_run
-        self.max_images_per_run = max_images_per_run
-        self.jojokey_conn_id = jojokey_conn_id
-        self.aws_conn_id = aws_conn_id
-        if getattr(self, "retry_policy", self) is None:
-            self.retry_policy = JojoKeyRetryPolicy()
         self._batch: Batch | None = None
-        self._check_literals()
+        found = []
+        if type(max_in_flight) is int and not 1 <= max_in_flight <= MAX_IN_FLIGHT:
+            found.append(_IN_FLIGHT.format(max_in_flight))
+        if isinstance(self.s3_bucket, str) and is_literal(self.s3_bucket):
+            found += bucket_problems(self.s3_bucket)
+        self._check_literals(*found)
 
     @cached_property
     def hook(self) -> BatchHook:
@@ -173,7 +97,7 @@ class GenerateImageBatchOperator(BaseOperator):
         from airflow_provider_jojokey.batch.runner import Batch
         from airflow_provider_jojokey.settings import Settings
 
-        owner = _owner(context)
+        owner = self._owner(context)
         plan, buckets = self._plan(owner)
         total = len(plan.items)
         settings = Settings.of_airflow()
@@ -211,18 +135,6 @@ class GenerateImageBatchOperator(BaseOperator):
         elif "hook" in vars(self):
             self.hook.cut()
 
-    # Called by OpenLineage's listener where it is installed.
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return the images, the model and the cost."""
-        from airflow_provider_jojokey.lineage import lineage_of
-
-        return lineage_of(self._told, self._uris)
-
-    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return what had arrived, the model and the cost."""
-        return self.get_openlineage_facets_on_complete(task_instance)
-
     # Before anything is sent
 
     def _plan(self, owner: Owner) -> tuple[Plan, list[str]]:
@@ -239,7 +151,7 @@ class GenerateImageBatchOperator(BaseOperator):
                 f"requests must be a list of dicts, not {type(items).__name__}. Nothing was sent or billed."
             )
         names = (*FIELDS, "s3_bucket", "reuse", "on_unknown_outcome")
-        defaults = {name: _filled(getattr(self, name)) for name in names if name != "prompt"}
+        defaults = {name: filled(getattr(self, name)) for name in names if name != "prompt"}
         defaults["model"] = defaults["model"] or self.hook.settings.default_model
         plan = Plan(items, defaults, owner)
         found = list(plan.problems())
@@ -277,19 +189,14 @@ class GenerateImageBatchOperator(BaseOperator):
 
         :raises JojoKeyRequestError: if a limit is no number
         """
-        from airflow_provider_jojokey.budget import NAMES, Budget, RunLedger, limits
-        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+        from airflow_provider_jojokey.budget import Budget, RunLedger
 
-        try:
-            own, run = limits({name: getattr(self, name) for name in NAMES})
-        except ValueError as error:
-            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
+        own, run = self._limits()
         if not items or not (own or run):
             return None
         return Budget(own, run, RunLedger(self.store, buckets[0], owner) if run else None, items)
 
     def _in_flight(self) -> int:
-        from airflow_provider_jojokey.batch.plan import whole_number
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
         try:
@@ -300,49 +207,19 @@ class GenerateImageBatchOperator(BaseOperator):
             raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
         return number
 
-    def _check_literals(self) -> None:
-        """Check what is known when the Dag is parsed."""
-        literals = {
-            name: value
-            for name in FIELDS
-            if name != "prompt"
-            and _is_literal(value := getattr(self, name))
-            and not (name == "model" and value is None)
-        }
-        found = list(problems(literals))
-        for name, choices in (("reuse", REUSE), ("on_unknown_outcome", ON_UNKNOWN_OUTCOME)):
-            if _is_literal(value := getattr(self, name)) and value not in choices:
-                found.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        if type(self.max_in_flight) is int and not 1 <= self.max_in_flight <= MAX_IN_FLIGHT:
-            found.append(_IN_FLIGHT.format(self.max_in_flight))
-        if isinstance(self.s3_bucket, str) and _is_literal(self.s3_bucket):
-            found += bucket_problems(self.s3_bucket)
-        if found:
-            raise ValueError(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")
-
     # Afterwards
 
     def _store_manifest(
         self, manifest: Manifest, place: tuple[str, str] | None, patience: float
     ) -> str | None:
         """Put the manifest where it belongs; return its place, ``None`` if S3 did not take it in time."""
-        import tenacity
-
         from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
         from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+        from airflow_provider_jojokey.store.s3 import patiently
 
         if place is None:
             return None
         bucket, key = place
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: getattr(error, "passing", False)),
-            wait=tenacity.wait_exponential_jitter(initial=1, max=30),
-            stop=tenacity.stop_any(
-                tenacity.stop_after_delay(patience), tenacity.stop_when_event_set(self.hook.stopping)
-            ),
-            sleep=tenacity.sleep_using_event(self.hook.stopping),
-            reraise=True,
-        )
         with manifest.in_order() as lines:
 
             def put() -> None:
@@ -350,7 +227,7 @@ class GenerateImageBatchOperator(BaseOperator):
                 self.store.put(bucket, key, lines, CONTENT_TYPE)
 
             try:
-                retrying(put)
+                patiently(put, patience=patience, stopping=self.hook.stopping)
             except JojoKeyStoreError as error:
                 self.log.error("The manifest is not in S3: %s The receipts have all of it.", error.message)
                 return None
@@ -409,10 +286,6 @@ class GenerateImageBatchOperator(BaseOperator):
             "message": results.shortened(str(error), results.MAX_MESSAGE) if error else None,
             "manifest": uri,
         }
-
-    def _push(self, context: Context, key: str, value: Any) -> None:
-        if self.do_xcom_push:
-            context["ti"].xcom_push(key, value)
 
 
 _IN_FLIGHT = f"max_in_flight must be a whole number from 1 to {MAX_IN_FLIGHT:,}, not {{}}"

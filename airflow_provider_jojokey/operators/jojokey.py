@@ -6,25 +6,21 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import BaseOperator
-
 from airflow_provider_jojokey import assets, results
+from airflow_provider_jojokey.arguments import filled, is_literal, whole_number
 from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
-from airflow_provider_jojokey.img2.rules import FIELDS, problems
-from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink
-from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
+from airflow_provider_jojokey.img2.rules import FIELDS
+from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_jojokey.exceptions import JojoKeyError
     from airflow_provider_jojokey.generation import Order
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
     from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
-    from airflow_provider_jojokey.store.receipts import Owner
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 __all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
@@ -44,7 +40,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class GenerateImageOperator(BaseOperator):
+class GenerateImageOperator(ImageOperator):
     """Turn a prompt into images in S3.
 
     All that describes the image and its place is templated. What is written literally is checked
@@ -89,92 +85,17 @@ class GenerateImageOperator(BaseOperator):
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
     """
 
-    template_fields: Sequence[str] = (
-        "prompt",
-        "s3_bucket",
-        "s3_key",
-        "model",
-        "size",
-        "quality",
-        "n",
-        "background",
-        "output_format",
-        "output_compression",
-        "moderation",
-        "extra_body",
-        "reuse",
-        "on_unknown_outcome",
-        "max_tokens",
-        "max_images",
-        "max_tokens_per_run",
-        "max_images_per_run",
-        "jojokey_conn_id",
-        "aws_conn_id",
-    )
+    template_fields: Sequence[str] = ("prompt", "s3_key", *OPTIONS)
     template_ext: Sequence[str] = (".prompt",)
     template_fields_renderers: ClassVar[dict[str, str]] = {"extra_body": "json"}
-    operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_color = "#ece7fb"
-    ui_fgcolor = "#2b1a66"
 
-    _told: dict[str, Any] | None = None
-    """What the task has told the UI, once it has."""
-
-    def __init__(
-        self,
-        *,
-        prompt: str,
-        s3_key: str,
-        s3_bucket: str | None = None,
-        model: str | None = None,
-        size: str = "1024x1024",
-        quality: str = "low",
-        n: int = 1,
-        background: str | None = None,
-        output_format: str | None = None,
-        output_compression: int | None = None,
-        moderation: str | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        stream: bool = False,
-        partial_images: int | None = None,
-        reuse: str = "run",
-        on_unknown_outcome: str = "fail",
-        max_tokens: int | None = None,
-        max_images: int | None = None,
-        max_tokens_per_run: int | None = None,
-        max_images_per_run: int | None = None,
-        jojokey_conn_id: str = "jojokey_default",
-        aws_conn_id: str | None = "aws_default",
-        deferrable: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, prompt: str, s3_key: str, deferrable: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.prompt = prompt
-        self.s3_bucket = s3_bucket
         self.s3_key = s3_key
-        self.model = model
-        self.size = size
-        self.quality = quality
-        self.n = n
-        self.background = background
-        self.output_format = output_format
-        self.output_compression = output_compression
-        self.moderation = moderation
-        self.extra_body = extra_body
-        self.stream = stream
-        self.partial_images = partial_images
-        self.reuse = reuse
-        self.on_unknown_outcome = on_unknown_outcome
-        self.max_tokens = max_tokens
-        self.max_images = max_images
-        self.max_tokens_per_run = max_tokens_per_run
-        self.max_images_per_run = max_images_per_run
-        self.jojokey_conn_id = jojokey_conn_id
-        self.aws_conn_id = aws_conn_id
         self.deferrable = _default_deferrable() if deferrable is None else deferrable
-        if getattr(self, "retry_policy", self) is None:
-            self.retry_policy = JojoKeyRetryPolicy()
-        self._check_literals()
+        self._check_literals(*self._place_problems())
 
     @cached_property
     def hook(self) -> JojoKeyHook:
@@ -237,7 +158,7 @@ class GenerateImageOperator(BaseOperator):
         return Order(
             request=request,
             destination=self._destination(request.n),
-            owner=_owner(context),
+            owner=self._owner(context),
             reuse=self._choice("reuse", REUSE),
             on_unknown_outcome=self._choice("on_unknown_outcome", ON_UNKNOWN_OUTCOME),
         )
@@ -264,18 +185,6 @@ class GenerateImageOperator(BaseOperator):
             from airflow_provider_jojokey import budget
 
             budget.settle(self._order(context), limits, usage or {}, store=self.store)
-
-    def _limits(self) -> tuple[Any, Any]:
-        values = {name: getattr(self, name) for name in _LIMITS}
-        if all(value is None for value in values.values()):
-            return None, None
-        from airflow_provider_jojokey.budget import limits
-        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
-
-        try:
-            return limits(values)
-        except ValueError as error:
-            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
 
     def _defer(self, order: Order) -> None:
         from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
@@ -321,28 +230,16 @@ class GenerateImageOperator(BaseOperator):
         if "hook" in vars(self):
             self.hook.cut()
 
-    # Called by OpenLineage's listener where it is installed.
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return the images, the model and the cost."""
-        from airflow_provider_jojokey.lineage import lineage_of
-
-        return lineage_of(self._told)
-
-    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return what had arrived, the model and the cost."""
-        return self.get_openlineage_facets_on_complete(task_instance)
-
     def _request(self) -> ImageRequest:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
         from airflow_provider_jojokey.img2.request import ImageRequest
 
-        values = {name: _filled(getattr(self, name)) for name in FIELDS}
+        values = {name: filled(getattr(self, name)) for name in FIELDS}
         values["model"] = values["model"] or self.hook.settings.default_model
         values["prompt"] = (self.prompt or "").strip()
         try:
             for name in ("n", "output_compression"):
-                values[name] = _whole_number(name, values[name])
+                values[name] = whole_number(name, values[name])
             return ImageRequest(**values)
         except ValueError as error:
             raise JojoKeyRequestError(
@@ -353,7 +250,7 @@ class GenerateImageOperator(BaseOperator):
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
         try:
-            return Destination.parse(_filled(self.s3_bucket), self.s3_key, n)
+            return Destination.parse(filled(self.s3_bucket), self.s3_key, n)
         except ValueError as error:
             raise JojoKeyRequestError(
                 f"The place in S3 is not valid: {error}. Nothing was sent or billed."
@@ -369,38 +266,21 @@ class GenerateImageOperator(BaseOperator):
             )
         return str(value)
 
-    def _push(self, context: Context, key: str, value: Any) -> None:
-        if self.do_xcom_push:
-            context["ti"].xcom_push(key, value)
-
-    def _check_literals(self) -> None:
-        """Check what is known when the Dag is parsed."""
-        literals = {
-            name: value
-            for name in FIELDS
-            if _is_literal(value := getattr(self, name)) and not (name == "model" and value is None)
-        }
-        if str(literals.get("prompt", "")).endswith(".prompt"):
-            del literals["prompt"]
-        found = list(problems(literals))
-        for name, choices in (("reuse", REUSE), ("on_unknown_outcome", ON_UNKNOWN_OUTCOME)):
-            if _is_literal(value := getattr(self, name)) and value not in choices:
-                found.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        if _is_literal(self.s3_key) and _is_literal(self.s3_bucket):
-            try:
-                bucket, key = split(self.s3_bucket, self.s3_key)
-                found += [*(bucket_problems(bucket) if bucket else ()), *key_problems(key)]
-            except ValueError as error:
-                found.append(str(error))
-        if found:
-            raise ValueError(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")
+    def _place_problems(self) -> list[str]:
+        """Return what is wrong with the place in S3, as far as it is known when the Dag is parsed."""
+        if not (is_literal(self.s3_key) and is_literal(self.s3_bucket)):
+            return []
+        try:
+            bucket, key = split(self.s3_bucket, self.s3_key)
+        except ValueError as error:
+            return [str(error)]
+        return [*(bucket_problems(bucket) if bucket else ()), *key_problems(key)]
 
     def _short_prompt(self) -> str:
         text = " ".join(self.prompt.split())
         return text if len(text) <= PROMPT_IN_LOG else f"{text[:PROMPT_IN_LOG]}… ({len(text):,} characters)"
 
 
-_LIMITS = ("max_tokens", "max_images", "max_tokens_per_run", "max_images_per_run")
 _NO_EVENT = {"class": "JojoKeyError", "message": "The trigger ended without a result."}
 
 
@@ -410,32 +290,6 @@ def _default_deferrable() -> bool:
     return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
 
 
-def _is_literal(value: Any) -> bool:
-    """Tell whether ``value`` is known now: no template, and nothing that another task will give."""
-    if value is None or isinstance(value, (int, float)):
-        return True
-    if isinstance(value, str):
-        return "{{" not in value and "{%" not in value
-    if isinstance(value, Mapping):
-        return all(_is_literal(one) for one in value.values())
-    return isinstance(value, (list, tuple)) and all(_is_literal(one) for one in value)
-
-
-def _filled(value: Any) -> Any:
-    """Return ``value``, or ``None`` where a template rendered to nothing: ``"{{ params.background }}"``."""
-    return None if isinstance(value, str) and value.strip() in ("", "None") else value
-
-
-def _whole_number(name: str, value: Any) -> Any:
-    """Return the number that a template rendered as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"{name} must be a whole number, not {value[:50]!r}") from None
-
-
 def _label_by_key(context: Context) -> None:
     """Tell mapped tasks apart in the UI by what they make, where the Dag's author has not said how.
 
@@ -443,17 +297,3 @@ def _label_by_key(context: Context) -> None:
     """
     if not context.get("map_index_template") and getattr(context["ti"], "map_index", -1) >= 0:
         context["map_index_template"] = "{{ task.s3_key }}"
-
-
-def _owner(context: Context) -> Owner:
-    from airflow_provider_jojokey.store.receipts import Owner
-
-    ti = context["ti"]
-    map_index = getattr(ti, "map_index", -1)
-    return Owner(
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id,
-        map_index=-1 if map_index is None else map_index,
-        try_number=ti.try_number,
-    )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+from airflow.providers.common.compat.sdk import AirflowPlugin
 
 from airflow_provider_jojokey import __version__
+from airflow_provider_jojokey.links.paths import base_path
 
 URL_PREFIX = "/jojokey"
 TAB_ROUTE = "jojokey-images"
@@ -29,11 +29,6 @@ async def web_app(
     from airflow_provider_jojokey.plugins.app import app
 
     await app(scope, receive, send)
-
-
-def base_path() -> str:
-    """Return the path under which Airflow is served, without a slash at its end: most often nothing."""
-    return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
 
 
 def _react_app(destination: str, url_route: str) -> dict[str, str]:

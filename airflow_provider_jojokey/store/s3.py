@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
@@ -15,6 +16,8 @@ from airflow_provider_jojokey.store.keys import Destination
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.images import Image
+
+T = TypeVar("T")
 
 MAX_METADATA_VALUE = 180
 """Bytes. S3 refuses more than 2 KB of metadata in all; at most eight values are written."""
@@ -170,6 +173,33 @@ def is_aws(endpoint_url: str) -> bool:
 
 def _code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def patiently(
+    call: Callable[[], T],
+    *,
+    patience: float,
+    stopping: threading.Event,
+    before_sleep: Callable[[Any], None] | None = None,
+) -> T:
+    """Do what S3 must not refuse any more, waiting out an outage.
+
+    :param patience: seconds after which it is given up
+    :param stopping: ends the wait
+    :param before_sleep: told of each wait, see ``tenacity``
+    :raises JojoKeyStoreError: what S3 still said in the end
+    """
+    import tenacity
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: getattr(error, "passing", False)),
+        wait=tenacity.wait_exponential_jitter(initial=1, max=30),
+        stop=tenacity.stop_any(tenacity.stop_after_delay(patience), tenacity.stop_when_event_set(stopping)),
+        sleep=tenacity.sleep_using_event(stopping),
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+    return retrying(call)
 
 
 class store_errors:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from airflow_provider_jojokey.links.jojokey import s3_console_url
-from airflow_provider_jojokey.results import tab_path
+from airflow_provider_jojokey.links.paths import tab_path
 from plugins.world import Book, Server
 
 ONE = 'GenerateImageOperator(task_id="image", prompt="a fox", s3_key="s3://posters/{dag}.png"{more})'

@@ -22,7 +22,9 @@ def test_a_process_that_loads_the_plugin_loads_nothing_for_the_web() -> None:
     web = ("fastapi", "starlette", "sqlalchemy", "airflow.models", "airflow.api_fastapi")
     assert within(added, (*HEAVY, *web)) == []
     own = {one for one in added if one.startswith("airflow_provider_jojokey.")}
-    assert own == {"airflow_provider_jojokey.plugins", "airflow_provider_jojokey.plugins.images"}
+    assert own == {
+        f"airflow_provider_jojokey.{one}" for one in ("plugins", "plugins.images", "links", "links.paths")
+    }
 
 
 def test_airflow_finds_the_tab_and_the_page(server: Server) -> None:

@@ -1,0 +1,169 @@
+"""What the operators that make images have in common. Importing it costs a Dag file next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_jojokey.arguments import is_literal
+from airflow_provider_jojokey.choices import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.img2.rules import FIELDS, problems
+from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink
+from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_provider_jojokey.store.receipts import Owner
+
+OPTIONS = (
+    "s3_bucket",
+    "model",
+    "size",
+    "quality",
+    "n",
+    "background",
+    "output_format",
+    "output_compression",
+    "moderation",
+    "extra_body",
+    "reuse",
+    "on_unknown_outcome",
+    *LIMITS,
+    "jojokey_conn_id",
+    "aws_conn_id",
+)
+"""The options that are templated, of each of the operators."""
+
+
+class ImageOperator(BaseOperator):
+    """An operator that makes images: their options, links and lineage. The options are told of where it is used."""
+
+    operator_extra_links = (ImagesLink(), S3ConsoleLink())
+    ui_fgcolor = "#2b1a66"
+
+    _told: dict[str, Any] | None = None
+    """What the task has told the UI, once it has."""
+    _uris: list[str] | None = None
+    """All images' places, where that does not list them, unless they are too many."""
+
+    def __init__(
+        self,
+        *,
+        s3_bucket: str | None = None,
+        model: str | None = None,
+        size: str = "1024x1024",
+        quality: str = "low",
+        n: int = 1,
+        background: str | None = None,
+        output_format: str | None = None,
+        output_compression: int | None = None,
+        moderation: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        partial_images: int | None = None,
+        reuse: str = "run",
+        on_unknown_outcome: str = "fail",
+        max_tokens: int | None = None,
+        max_images: int | None = None,
+        max_tokens_per_run: int | None = None,
+        max_images_per_run: int | None = None,
+        jojokey_conn_id: str = "jojokey_default",
+        aws_conn_id: str | None = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.s3_bucket = s3_bucket
+        self.model = model
+        self.size = size
+        self.quality = quality
+        self.n = n
+        self.background = background
+        self.output_format = output_format
+        self.output_compression = output_compression
+        self.moderation = moderation
+        self.extra_body = extra_body
+        self.stream = stream
+        self.partial_images = partial_images
+        self.reuse = reuse
+        self.on_unknown_outcome = on_unknown_outcome
+        self.max_tokens = max_tokens
+        self.max_images = max_images
+        self.max_tokens_per_run = max_tokens_per_run
+        self.max_images_per_run = max_images_per_run
+        self.jojokey_conn_id = jojokey_conn_id
+        self.aws_conn_id = aws_conn_id
+        if getattr(self, "retry_policy", self) is None:
+            self.retry_policy = JojoKeyRetryPolicy()
+
+    # Called by OpenLineage's listener where it is installed.
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return the images, the model and the cost."""
+        from airflow_provider_jojokey.lineage import lineage_of
+
+        return lineage_of(self._told, self._uris)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return what had arrived, the model and the cost."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
+    def _owner(self, context: Context) -> Owner:
+        """Return whose the images are."""
+        from airflow_provider_jojokey.store.receipts import Owner
+
+        ti = context["ti"]
+        map_index = getattr(ti, "map_index", -1)
+        return Owner(
+            dag_id=ti.dag_id,
+            run_id=ti.run_id,
+            task_id=ti.task_id,
+            map_index=-1 if map_index is None else map_index,
+            try_number=ti.try_number,
+        )
+
+    def _limits(self) -> tuple[Any, Any]:
+        """Return what the task, and what the Dag run, may spend; ``None`` where there is no limit.
+
+        :raises JojoKeyRequestError: if a limit is no number
+        """
+        values = {name: getattr(self, name) for name in LIMITS}
+        if all(value is None for value in values.values()):
+            return None, None
+        from airflow_provider_jojokey.budget import limits
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+        try:
+            return limits(values)
+        except ValueError as error:
+            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
+
+    def _push(self, context: Context, key: str, value: Any) -> None:
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key, value)
+
+    def _check_literals(self, *more: str) -> None:
+        """Check what is known when the Dag is parsed.
+
+        :param more: what the operator itself has found
+        :raises ValueError: if anything was found
+        """
+        literals = {
+            name: value
+            for name in FIELDS
+            if hasattr(self, name)
+            and is_literal(value := getattr(self, name))
+            and not (name == "model" and value is None)
+        }
+        if str(literals.get("prompt", "")).endswith(".prompt"):
+            del literals["prompt"]
+        found = list(problems(literals))
+        for name, choices in (("reuse", REUSE), ("on_unknown_outcome", ON_UNKNOWN_OUTCOME)):
+            if is_literal(value := getattr(self, name)) and value not in choices:
+                found.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        found += more
+        if found:
+            raise ValueError(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")
