@@ -16,9 +16,11 @@ import json
 import os
 import re
 import socket
+import ssl
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks._servers import Connection, _discard, _from_aws_chunks, _serve
@@ -137,14 +139,20 @@ def _answer(status: int, code: str = "", etag: str = "", body: bytes = b"") -> b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-bytes", type=int, default=2_000_000)
+    parser.add_argument("--certificate", type=Path, help="the gateway speaks HTTPS")
+    parser.add_argument("--key", type=Path)
     arguments = parser.parse_args()
+    tls = None
+    if arguments.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(arguments.certificate, arguments.key)
     threading.stack_size(256 * 1024)
     gateway, store = Gateway(arguments.image_bytes), Store()
     ports: dict[str, Any] = {}
-    for name, talk in (("api", gateway.talk), ("s3", store.talk)):
+    for name, talk, secured in (("api", gateway.talk, tls), ("s3", store.talk, None)):
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         ports[name] = listener.getsockname()[1]
-        threading.Thread(target=_serve, args=(listener, talk, None), daemon=True).start()
+        threading.Thread(target=_serve, args=(listener, talk, secured), daemon=True).start()
     print(json.dumps(ports), flush=True)
     for line in sys.stdin:
         if line.strip() == "stats":

@@ -13,11 +13,14 @@ import json
 import os
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.one_image import MIB, Child
+import certifi
+
+from benchmarks.one_image import MIB, Child, make_certificate
 
 IMAGE_BYTES = 2_000_000
 DELAYS = (5.0, 20.0)
@@ -36,18 +39,21 @@ class Case:
     in_flight: int
     delays: tuple[float, float] = DELAYS
     way: str = "ours"
+    tls: bool = False
+    """Whether the gateway speaks HTTPS."""
 
     @property
     def name(self) -> str:
         """The name in files and paths."""
         other = "" if self.way == "ours" else f"-{self.way}"
-        return f"{self.images}-in-{self.in_flight}{other}"
+        return f"{self.images}-in-{self.in_flight}{other}{'-tls' if self.tls else ''}"
 
 
 CASES = [
     Case(10, 64),
     Case(100, 64),
     Case(1_000, 64),
+    Case(1_000, 64, tls=True),
     Case(200, 8, (0.5, 2.0)),
     Case(200, 64),
     Case(200, 64, way="requests"),
@@ -57,17 +63,26 @@ CASES = [
     Case(200, 200, way="requests"),
     Case(200, 200, way="openai"),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS),
+    Case(1_000, 1_000, IN_FLIGHT_DELAYS, tls=True),
 ]
 
 
 def measure(case: Case, quick: float) -> dict[str, Any]:
     """Run one campaign in fresh processes, and return what it took."""
-    with (
-        tempfile.TemporaryDirectory() as home,
-        Child("_campaign_servers", "--image-bytes", str(IMAGE_BYTES)) as servers,
-    ):
-        api, s3 = (f"http://127.0.0.1:{servers.first[name]}" for name in ("api", "s3"))
+    with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
+        arguments, trust = ["--image-bytes", str(IMAGE_BYTES)], {}
+        if case.tls:
+            certificate, key = make_certificate(Path(home))
+            arguments += ["--certificate", str(certificate), "--key", str(key)]
+            # As many authorities as a client has that knows the world's.
+            bundle = Path(home, "bundle.pem")
+            bundle.write_bytes(Path(certifi.where()).read_bytes() + certificate.read_bytes())
+            trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(bundle))
+        servers = stack.enter_context(Child("_campaign_servers", *arguments))
+        api = f"{'https' if case.tls else 'http'}://127.0.0.1:{servers.first['api']}"
+        s3 = f"http://127.0.0.1:{servers.first['s3']}"
         environment = {
+            **trust,
             "AIRFLOW_HOME": home,
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": f"{home}/spool",
@@ -120,7 +135,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         if (one := found.get(case.name)) is None:
             continue
         lines.append(
-            f"| {WAYS[case.way]} | {case.images:,} | {case.in_flight:,} ({one['peak_in_flight']:,}) "
+            f"| {WAYS[case.way]}{', HTTPS' if case.tls else ''} "
+            f"| {case.images:,} | {case.in_flight:,} ({one['peak_in_flight']:,}) "
             f"| {one['wall']:.0f} s "
             f"| {one['wall'] / one['ideal']:.2f} | {60 * case.images / one['wall']:.0f} "
             f"| {one['cpu_ms_per_image']:.1f} ms | +{one['grown'] / MIB:.0f} MiB |"
@@ -142,11 +158,15 @@ def verdicts(found: dict[str, dict[str, Any]]) -> list[tuple[bool, str]]:
             judged.append(
                 (more <= 10, f"from 100 to 1,000 images it grows by {more:+.0f} MiB (target: at most 10)")
             )
-    if wide := found.get("1000-in-1000"):
-        grown = wide["grown"] / MIB
-        judged.append(
-            (grown <= 120, f"{wide['peak_in_flight']:,} in flight take {grown:.0f} MiB (at most 120)")
-        )
+    for name, how in (("1000-in-1000", ""), ("1000-in-1000-tls", " over HTTPS")):
+        if wide := found.get(name):
+            grown = wide["grown"] / MIB
+            judged.append(
+                (
+                    grown <= 120,
+                    f"{wide['peak_in_flight']:,} in flight{how} take {grown:.0f} MiB (at most 120)",
+                )
+            )
     return judged
 
 

@@ -93,10 +93,12 @@ class GenerateImageBatchOperator(ImageOperator):
         :raises JojoKeyError: if not all items have their images; the message counts the kinds of errors,
             and says what was spent and what a retry will do
         """
+        from airflow_provider_jojokey.batch.heap import keep_small
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
         from airflow_provider_jojokey.batch.runner import Batch
         from airflow_provider_jojokey.settings import Settings
 
+        keep_small()
         owner = self._owner(context)
         plan, buckets = self._plan(owner)
         total = len(plan.items)

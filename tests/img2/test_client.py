@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -863,6 +864,29 @@ def test_a_ca_bundle_that_cannot_be_read_was_not_paid(
     error = refused(lambda: Client(TOKEN, secure.url, verify=str(bundle)).generate(FOX))
     assert (error.kind, error.billed) == (Kind.TLS, "no")
     assert secure.requests == []
+
+
+def test_what_is_trusted_is_read_once_for_all_connections(
+    secure: Server, authority: Authority, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "ca.pem"
+    shutil.copy(authority.bundle, bundle)
+    with Client(TOKEN, secure.url, verify=str(bundle)) as one:
+        one.generate(FOX).close()
+        bundle.write_text("no certificate any more")
+        one.generate(FOX).close()
+    assert len(secure.requests) == 2
+
+
+def test_another_hosts_certificate_is_refused_each_time(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path, address="127.0.0.9")
+    with (
+        Server(lambda exchange: exchange.answer(200), tls=authority.server) as server,
+        Client(TOKEN, server.url, verify=str(authority.bundle)) as one,
+    ):
+        errors = [refused(lambda: one.generate(FOX)) for _ in range(2)]
+        assert server.requests == []
+    assert [(error.kind, error.billed) for error in errors] == [(Kind.TLS, "no")] * 2
 
 
 def test_tls_that_breaks_after_sending_may_have_been_billed(authority: Authority) -> None:
