@@ -31,7 +31,7 @@ from airflow_provider_jojokey.store.keys import RECEIPTS, part
 from airflow_provider_jojokey.store.receipts import Outcome, Owner, Receipt, Step, decide
 
 if TYPE_CHECKING:
-    from airflow_provider_jojokey.generation import Order
+    from airflow_provider_jojokey.order import Order
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 log = logging.getLogger(__name__)

@@ -59,6 +59,15 @@ class JojoKeyError(AirflowException):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(vars(self)))  # keyword arguments would be lost otherwise
 
+    def retold(self, message: str, kind: type[JojoKeyError] | None = None, **changes: Any) -> JojoKeyError:
+        """Return the same error in other words.
+
+        :param message: what it says
+        :param kind: its class; by default this one's
+        :param changes: what else is different, ``billed`` or ``retry_after`` for example
+        """
+        return _rebuild(kind or type(self), {**vars(self), **changes, "message": message})
+
     def to_json(self) -> dict[str, Any]:
         """Return all that another process needs to raise the same error."""
         return {"class": type(self).__name__, **vars(self)}

@@ -6,12 +6,12 @@ Operators, and whatever else pays for images, go this way and no other: :func:`g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.delivery import Delivery, close
 from airflow_provider_jojokey.exceptions import (
     JojoKeyAlreadyBilledError,
     JojoKeyError,
@@ -20,17 +20,16 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyStoreError,
     JojoKeyUnknownOutcomeError,
 )
-from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.inquiry import OUTCOMES, START_WITHIN, Inquiry, when
 from airflow_provider_jojokey.store import spool as spools
-from airflow_provider_jojokey.store.keys import Destination, extension_warning
-from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Owner, Receipt, Step, decide
+from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Receipt, Step, decide
 from airflow_provider_jojokey.store.spool import Spool
 from airflow_provider_jojokey.telemetry import Observer, observe
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.client import Generation
-    from airflow_provider_jojokey.img2.images import Image
+    from airflow_provider_jojokey.order import Order
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.s3 import ImageStore
 
@@ -38,55 +37,8 @@ MANIFEST_VERSION = 1
 POLL = 2.0
 """Seconds between two looks at an attempt that another process makes."""
 LEASE_MARGIN = 60.0
-START_WITHIN = 30.0
-"""Seconds after its intent at which an attempt no longer sends: by then others may take it for dead."""
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What somebody wants.
-
-    :param request: what to draw
-    :param destination: where to put it
-    :param owner: the task that wants it
-    :param reuse: which earlier payment counts: ``"run"`` (of this Dag run), ``"always"`` (of any run,
-        for the same request at the same key), ``"never"``
-    :param on_unknown_outcome: what to do where an earlier attempt was, or may have been, billed and
-        gave nothing: ``"fail"``, or ``"regenerate"``, which may pay twice
-    """
-
-    request: ImageRequest
-    destination: Destination
-    owner: Owner
-    reuse: str = "run"
-    on_unknown_outcome: str = "fail"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the order for another process."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Order:
-        """Return the order that :meth:`to_json` told of.
-
-        :raises ValueError: if it is none
-        """
-        return cls(
-            request=ImageRequest(**values["request"]),
-            destination=Destination(**values["destination"]),
-            owner=Owner(**values["owner"]),
-            reuse=values["reuse"],
-            on_unknown_outcome=values["on_unknown_outcome"],
-        )
-
-    @property
-    def may_pay_again(self) -> bool:
-        """Whether somebody has said that paying again is fine."""
-        return self.on_unknown_outcome == "regenerate" or self.reuse == "never"
 
 
 def generate_images(
@@ -140,6 +92,8 @@ class _Till:
         self.host = jojokey.client.base_url  # needs a token: without one, nothing else is tried
         self.fingerprint = order.request.fingerprint(self.host)
         self.ledger = Ledger(store, order.destination)
+        self.inquiry = Inquiry(order, jojokey, settings)
+        self.delivery = Delivery(order, store, settings, jojokey.stopping, self.observer)
         self.receipt: Receipt
         try:
             self.spool_id = spools.prepare(settings.spool_directory)
@@ -158,12 +112,7 @@ class _Till:
         except JojoKeyStoreError as error:
             if error.billed != "no":
                 raise
-            raise JojoKeyStoreError(
-                f"{error.message} Nothing was sent or billed by this attempt.",
-                passing=error.passing,
-                status_code=error.status_code,
-                code=error.code,
-            ) from None
+            raise error.retold(f"{error.message} Nothing was sent or billed by this attempt.") from None
 
     def _claim(self) -> tuple[Attempt, Attempt | None]:
         from airflow_provider_jojokey.store.ledger import begin, may_be_alive, new_attempt
@@ -305,15 +254,15 @@ class _Till:
             log.info("The images of an earlier attempt had arrived and wait on this host: storing them.")
             self.complete(earlier, generation, instead_of=earlier)
             return False
-        settled, final = self._salvaged(earlier, spool), True
+        settled, final = self.delivery.salvage(earlier, spool), True
         if self._never_sent(earlier, spool):
             settled = replace(
                 earlier, outcome=Outcome.NOT_BILLED, billed="no", note="it died before it sent anything"
             )
         elif settled.outcome is not Outcome.BILLED:
-            settled, final = self._asked(settled)
+            settled, final = self.inquiry.ask(settled, self.receipt)
         else:
-            settled = self._with_logged_usage(settled)
+            settled = self.inquiry.with_logged_usage(settled, self.receipt)
         if settled != earlier:
             self.receipt = self.ledger.record(settled, instead_of=earlier)
             if self.receipt.attempt(earlier.id) != settled:
@@ -322,19 +271,19 @@ class _Till:
         if final:
             spool.discard()
         if settled.outcome is Outcome.NOT_BILLED:
-            log.info("The attempt of %s was not billed: %s.", _when(settled), settled.note)
+            log.info("The attempt of %s was not billed: %s.", when(settled), settled.note)
             return False
         if self.order.may_pay_again:
-            log.warning("%s Paying again, as %s.", self._story(settled), self._permission())
+            log.warning("%s Paying again, as %s.", self.inquiry.story(settled), self._permission())
             return True
         kind = JojoKeyAlreadyBilledError if final else JojoKeyUnknownOutcomeError
         raise self._with_usage(
             kind(
-                self._story(settled),
+                self.inquiry.story(settled),
                 billed=settled.billed,  # type: ignore[arg-type]
                 request_id=settled.request_id,
                 cf_ray=settled.cf_ray,
-                retry_after=None if final else max(0.0, self._finished_by(settled) - _now()),
+                retry_after=None if final else self.inquiry.wait(settled),
             )
         )
 
@@ -355,12 +304,12 @@ class _Till:
         """Return what had arrived if that is all that was asked for, though the reply's end is missing."""
         images = spool.whole_images()
         if len(images) < self.order.request.n:
-            _close(*images)
+            close(*images)
             return None
         from airflow_provider_jojokey.img2.client import Generation
 
         request = self.order.request
-        asked, _ = self._asked(attempt)
+        asked, _ = self.inquiry.ask(attempt, self.receipt)
         return Generation(
             images=images[: request.n],
             usage=attempt.usage or asked.usage,
@@ -379,60 +328,6 @@ class _Till:
             else "reuse='never' says"
         )
 
-    def _salvaged(self, attempt: Attempt, spool: Spool) -> Attempt:
-        """Return the attempt with what is stored now of a reply that broke off: whole images, a preview."""
-        images, preview = spool.whole_images(), spool.preview()
-        try:
-            if images:
-                stored = self._patiently(lambda: [self._store(image, attempt, None) for image in images])
-                ended_at = attempt.ended_at or _utcnow()
-                attempt = replace(
-                    attempt, outcome=Outcome.BILLED, billed="yes", images=stored, ended_at=ended_at
-                )
-            if preview is not None:
-                kept = self._patiently(lambda: self._store_preview(preview, attempt))
-                attempt = replace(attempt, preview=kept)
-        finally:
-            _close(*images, preview)
-        return attempt
-
-    def _asked(self, attempt: Attempt) -> tuple[Attempt, bool]:
-        """Return the attempt with what the gateway's log says of it, and whether asking later is in vain."""
-        from airflow_provider_jojokey.img2.billing import was_billed
-        from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
-
-        ended_at = attempt.ended_at or _utcnow()
-        try:
-            rows, skew = self.jojokey.client.billing_log()
-        except Img2Error as error:
-            why = f"the gateway's log cannot be asked: {error.summary}"
-            unknown = replace(attempt, outcome=Outcome.UNKNOWN, ended_at=ended_at, note=why)
-            return unknown, not ADVICE[error.kind].passing
-        sent_at = attempt.started_at.timestamp() + skew
-        verdict = was_billed(
-            rows,
-            model=self.order.request.model,
-            sent_at=sent_at,
-            sent_by=self._sent_by(attempt) + skew,
-            now=_now() + skew,
-            finished_by=self._finished_by(attempt) + skew,
-            others=[one.request_id for one in self.receipt.attempts if one.id != attempt.id],
-            request_id=attempt.request_id,
-        )
-        outcome = {"yes": Outcome.BILLED, "no": Outcome.NOT_BILLED, "unknown": Outcome.UNKNOWN}[
-            verdict.billed
-        ]
-        asked = replace(
-            attempt,
-            outcome=outcome,
-            billed=verdict.billed,
-            ended_at=ended_at,
-            request_id=attempt.request_id or verdict.request_id,
-            usage=attempt.usage or verdict.usage,
-            note=verdict.why,
-        )
-        return asked, verdict.final
-
     def _look_again(self) -> None:
         """Ask once more about attempts that were paid over with their outcome unknown: the bill should add up.
 
@@ -440,7 +335,7 @@ class _Till:
         """
         for earlier in self.receipt.attempts:
             if earlier.outcome is Outcome.UNKNOWN and earlier.owner.is_task_of(self.order.owner):
-                asked, _ = self._asked(earlier)
+                asked, _ = self.inquiry.ask(earlier, self.receipt)
                 if asked.outcome is Outcome.UNKNOWN:
                     continue
                 try:
@@ -450,42 +345,6 @@ class _Till:
                     log.warning(
                         "The images are safe; the receipt of an earlier attempt is not: %s", error.message
                     )
-
-    def _with_logged_usage(self, attempt: Attempt) -> Attempt:
-        """Return the attempt with what it cost, where that is certain, its reply told none, and the log does."""
-        if attempt.outcome is not Outcome.BILLED or attempt.usage is not None:
-            return attempt
-        asked, _ = self._asked(attempt)
-        if asked.billed != "yes":
-            return attempt
-        return replace(attempt, usage=asked.usage, request_id=asked.request_id)
-
-    def _sent_by(self, attempt: Attempt) -> float:
-        """Return when the attempt's paid request was sent at the latest."""
-        settings = self.jojokey.settings
-        connecting = settings.connect_timeout * (1 + settings.max_resends)
-        latest = attempt.started_at.timestamp() + START_WITHIN + connecting + settings.max_resend_wait
-        return min(latest, attempt.ended_at.timestamp()) if attempt.ended_at else latest
-
-    def _finished_by(self, attempt: Attempt) -> float:
-        return self._sent_by(attempt) + self.settings.longest_generation
-
-    def _story(self, attempt: Attempt) -> str:
-        billed = {"yes": "was billed", "unknown": "may have been billed"}.get(
-            attempt.billed, "was not billed"
-        )
-        arrived = "no image arrived"
-        if attempt.images:
-            places = ", ".join(image["uri"] for image in attempt.images)
-            arrived = f"{len(attempt.images)} of {self.order.request.n} images arrived: {places}"
-        marks = [f"request id {attempt.request_id}"] if attempt.request_id else []
-        marks += [f"cf-ray {attempt.cf_ray}"] if attempt.cf_ray else []
-        known = f" ({', '.join(marks)})" if marks else ""
-        why = f"; {attempt.note}" if attempt.note else ""
-        return (
-            f"The attempt of {_when(attempt)}{known} {billed}, and {arrived}{why}. Nothing was sent by this attempt. "
-            "JojoKey's support can look it up by its time and id."
-        )
 
     # After the paid request
 
@@ -502,10 +361,7 @@ class _Till:
         if (missing := self.order.request.n - len(generation.images)) > 0:
             log.warning("%d of %d images are missing in the reply.", missing, self.order.request.n)
         try:
-            images = [
-                self._patiently(lambda image=image: self._store(image, attempt, generation))  # type: ignore[misc]
-                for image in generation.images
-            ]
+            images = self.delivery.images(generation.images, attempt, generation)
             done = replace(
                 attempt,
                 outcome=Outcome.COMPLETE,
@@ -521,16 +377,13 @@ class _Till:
                 request_id=generation.request_id,
                 error=None,
             )
-            self.receipt = self._patiently(lambda: self.ledger.record(done, instead_of))
+            self.receipt = self.delivery.patiently(lambda: self.ledger.record(done, instead_of))
             self._tell_what_was_billed(done, attempt)
         except JojoKeyStoreError as error:
-            raise JojoKeyStoreError(
+            raise error.retold(
                 f"{error.message} The images are paid for and safe on this host in {spool.folder}: "
                 "a retry on this host stores them without paying again; one on another host does not pay either, "
                 "but cannot reach them.",
-                passing=error.passing,
-                status_code=error.status_code,
-                code=error.code,
                 billed="yes",
             ) from None
         finally:
@@ -550,7 +403,7 @@ class _Till:
         spool = self.spool_of(attempt)
         ended = replace(
             attempt,
-            outcome={"no": Outcome.NOT_BILLED, "yes": Outcome.BILLED}.get(error.billed, Outcome.UNKNOWN),
+            outcome=OUTCOMES[error.billed],
             ended_at=_utcnow(),
             billed=error.billed,
             request_id=error.request_id,
@@ -562,21 +415,21 @@ class _Till:
             log.warning("%s All its images had arrived, though.", error.message)
             return generation
         try:
-            ended = self._salvaged(ended, spool)
+            ended = self.delivery.salvage(ended, spool)
             if ended.outcome is Outcome.UNKNOWN:
-                ended, final = self._asked(ended)
-                error = self._after_asking(error, ended, final)
+                ended, final = self.inquiry.ask(ended, self.receipt)
+                error = self.inquiry.retold(error, ended, final)
                 ended = replace(ended, error=type(error).__name__)
-            ended = self._with_logged_usage(ended)
+            ended = self.inquiry.with_logged_usage(ended, self.receipt)
             if ended.outcome is Outcome.NOT_BILLED:
                 self.receipt = self.ledger.record(ended)
             else:
-                self.receipt = self._patiently(lambda: self.ledger.record(ended))
+                self.receipt = self.delivery.patiently(lambda: self.ledger.record(ended))
             self._tell_what_was_billed(ended, attempt)
             spool.discard()
         except JojoKeyStoreError as failure:
             if arrived := spool.whole_images():
-                _close(*arrived)
+                close(*arrived)
                 raise self._with_usage(self._unstored(error, failure, len(arrived), spool)) from None
             log.error("The receipt could not be brought up to date: %s", failure.message)
         if ended.images:
@@ -587,86 +440,18 @@ class _Till:
         kind = type(error)
         if isinstance(error, JojoKeyReplyError) and self.order.may_pay_again:
             kind = JojoKeyUnknownOutcomeError
-        raise self._with_usage(kind(error.message, **_facts(error)))
+        raise self._with_usage(error.retold(error.message, kind))
 
     def _unstored(
         self, error: JojoKeyError, failure: JojoKeyStoreError, arrived: int, spool: Spool
     ) -> JojoKeyError:
         """Return what to raise where S3 takes neither the images of a broken reply nor the receipt."""
-        return JojoKeyStoreError(
+        return error.retold(
             f"{error.message} {arrived} of {self.order.request.n} images had arrived. {failure.message} "
             f"They are safe on this host in {spool.folder}: a retry on this host stores them.",
+            JojoKeyStoreError,
             passing=failure.passing,
-            **{**_facts(error), "billed": "yes"},
-        )
-
-    def _after_asking(self, error: JojoKeyError, asked: Attempt, final: bool) -> JojoKeyError:
-        facts = {**_facts(error), "billed": asked.billed, "request_id": asked.request_id}
-        unknown = "Whether it was billed is not known"
-        known = {"yes": "It was billed", "no": "Nothing was billed"}.get(asked.billed, unknown)
-        message = error.message.replace(f"{unknown}.", f"{known}: {asked.note}.")
-        # When Cloudflare would have it tried again is no matter: it knows nothing of money.
-        facts["retry_after"] = None if final else max(0.0, self._finished_by(asked) - _now())
-        if final and asked.billed != "no" and not self.order.may_pay_again:
-            return JojoKeyAlreadyBilledError(message, **facts)
-        return JojoKeyUnknownOutcomeError(message, **facts)
-
-    def _store(self, image: Image, attempt: Attempt, generation: Generation | None) -> dict[str, Any]:
-        destination = self.order.destination
-        key = destination.key_for(image.index, image.extension)
-        if warning := extension_warning(key, image.extension):
-            log.warning(warning)
-        stored = self._put(key, image, attempt, generation)
-        self.observer.stored()
-        return stored
-
-    def _store_preview(self, image: Image, attempt: Attempt) -> dict[str, Any]:
-        """Store what was painted so far of an image that never came: it was paid for, and can be looked at."""
-        key = self.order.destination.receipt_key.removesuffix(".json") + f".preview.{image.extension}"
-        return self._put(key, image, attempt, None)
-
-    def _put(self, key: str, image: Image, attempt: Attempt, generation: Generation | None) -> dict[str, Any]:
-        destination = self.order.destination
-        with self.observer.upload(destination.bucket, key, image.file.size):
-            self.store.put_image(destination, key, image, self._labels(attempt, generation))
-        return {
-            "uri": destination.uri(key),
-            "bucket": destination.bucket,
-            "key": key,
-            "content_type": image.content_type,
-            "width": image.width,
-            "height": image.height,
-            "bytes": image.file.size,
-            "sha256": image.file.sha256,
-        }
-
-    def _labels(self, attempt: Attempt, generation: Generation | None) -> dict[str, str]:
-        owner, request = attempt.owner, self.order.request
-        labels = {
-            "dag-id": owner.dag_id,
-            "run-id": owner.run_id,
-            "task-id": owner.task_id,
-            "model": generation.model if generation else request.model,
-            "size": generation.size if generation else request.size,
-            "request-id": (generation.request_id if generation else attempt.request_id) or "",
-        }
-        return {**labels, "map-index": str(owner.map_index)} if owner.map_index >= 0 else labels
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Do what S3 must not refuse any more, waiting out an outage."""
-        from airflow_provider_jojokey.store.s3 import patiently
-
-        return patiently(
-            call,
-            patience=self.settings.upload_patience,
-            stopping=self.jojokey.stopping,
-            before_sleep=lambda state: log.warning(
-                "%s The images are paid for and safe in %s: waiting for S3 (%d of %d s).",
-                state.outcome.exception().message,
-                self.settings.spool_directory,
-                state.seconds_since_start or 0,
-                self.settings.upload_patience,
-            ),
+            billed="yes",
         )
 
     def _tell_what_was_billed(self, now: Attempt, before: Attempt) -> None:
@@ -708,28 +493,11 @@ class _Till:
         }
 
 
-def _facts(error: JojoKeyError) -> dict[str, Any]:
-    return {
-        name: getattr(error, name)
-        for name in ("status_code", "code", "request_id", "cf_ray", "retry_after", "billed")
-    }
-
-
 def _spool_error(place: Path, error: OSError) -> JojoKeyStoreError:
     return JojoKeyStoreError(
         f"The spool {place} cannot be used: {error.strerror}. Nothing was sent or billed. "
         "Set [jojokey] spool_directory to a place where this worker may write."
     )
-
-
-def _close(*images: Image | None) -> None:
-    for image in images:
-        if image is not None:
-            image.file.close()
-
-
-def _when(attempt: Attempt) -> str:
-    return attempt.started_at.isoformat(timespec="seconds")
 
 
 def _now() -> float:
@@ -744,7 +512,7 @@ def _log_reuse(attempt: Attempt) -> None:
     log.info(
         "Nothing was sent: %s was paid for at %s by %s, run %s.",
         ", ".join(image["uri"] for image in attempt.images),
-        _when(attempt),
+        when(attempt),
         attempt.owner.dag_id,
         attempt.owner.run_id,
     )

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_jojokey.generation import Order
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.client import Generation, OpenFile
+    from airflow_provider_jojokey.order import Order
 
 IMAGES = "jojokey.images"
 IMAGES_REUSED = "jojokey.images_reused"

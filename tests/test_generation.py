@@ -25,8 +25,8 @@ from store.world import Bucket, Shop, bucket_of, moto_bucket
 from airflow_provider_jojokey import exceptions as kinds
 from airflow_provider_jojokey import generation
 from airflow_provider_jojokey.exceptions import JojoKeyError
-from airflow_provider_jojokey.generation import Order
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+from airflow_provider_jojokey.order import Order
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import ledger as ledgers
 from airflow_provider_jojokey.store.receipts import Outcome, Owner

@@ -12,7 +12,7 @@ from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.results import shortened
 
 if TYPE_CHECKING:
-    from airflow_provider_jojokey.generation import Order
+    from airflow_provider_jojokey.order import Order
     from airflow_provider_jojokey.store.receipts import Owner
 
 PLACE = ("s3_bucket", "s3_key")
@@ -61,8 +61,8 @@ class Plan:
                     break
 
     def _order(self, item: Any) -> Order:
-        from airflow_provider_jojokey.generation import Order
         from airflow_provider_jojokey.img2.request import ImageRequest
+        from airflow_provider_jojokey.order import Order
         from airflow_provider_jojokey.store.keys import Destination
 
         if not isinstance(item, Mapping):

@@ -41,7 +41,8 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyTokenError,
     JojoKeyUnreachableError,
 )
-from airflow_provider_jojokey.generation import Order, generate_images
+from airflow_provider_jojokey.generation import generate_images
+from airflow_provider_jojokey.order import Order
 from airflow_provider_jojokey.store.ledger import Ledger
 from airflow_provider_jojokey.store.receipts import Step, decide
 

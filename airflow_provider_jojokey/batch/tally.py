@@ -13,7 +13,7 @@ from airflow_provider_jojokey.results import MAX_LISTED, shortened
 from airflow_provider_jojokey.store.receipts import total_usage
 
 if TYPE_CHECKING:
-    from airflow_provider_jojokey.generation import Order
+    from airflow_provider_jojokey.order import Order
 
 MAX_KEYS = 100
 """Images up to which a batch pushes ``keys``; of more, its manifest tells."""

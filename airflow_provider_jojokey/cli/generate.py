@@ -87,7 +87,8 @@ def _waiting(hook: JojoKeyHook, request: ImageRequest) -> Iterator[None]:
 
 
 def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest) -> list[dict[str, Any]]:
-    from airflow_provider_jojokey.generation import Order, generate_images
+    from airflow_provider_jojokey.generation import generate_images
+    from airflow_provider_jojokey.order import Order
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.keys import Destination
     from airflow_provider_jojokey.store.receipts import Owner

@@ -179,12 +179,7 @@ class GenerateImageBatchOperator(ImageOperator):
                 self.store.put(one, key, pointer, CONTENT_TYPE)
                 self.store.honours_conditions(one, key, pointer)
             except JojoKeyStoreError as error:
-                raise JojoKeyStoreError(
-                    f"{error.message} Nothing was sent or billed by this attempt.",
-                    passing=error.passing,
-                    status_code=error.status_code,
-                    code=error.code,
-                ) from None
+                raise error.retold(f"{error.message} Nothing was sent or billed by this attempt.") from None
 
     def _budget(self, owner: Owner, items: int, buckets: list[str]) -> Budget | None:
         """Return what may be spent, or ``None`` if there is no limit.

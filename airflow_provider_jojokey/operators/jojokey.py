@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_jojokey.exceptions import JojoKeyError
-    from airflow_provider_jojokey.generation import Order
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
     from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
+    from airflow_provider_jojokey.order import Order
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 __all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
@@ -152,7 +152,7 @@ class GenerateImageOperator(ImageOperator):
         raise self._failed(context, JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT))
 
     def _order(self, context: Context) -> Order:
-        from airflow_provider_jojokey.generation import Order
+        from airflow_provider_jojokey.order import Order
 
         request = self._request()
         return Order(

@@ -12,7 +12,8 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
-from airflow_provider_jojokey.generation import Order, generate_images
+from airflow_provider_jojokey.generation import generate_images
+from airflow_provider_jojokey.order import Order
 
 MAX_THREADS = 256
 """Threads of one triggerer that may wait for images; more triggers wait their turn."""

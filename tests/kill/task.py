@@ -21,9 +21,10 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_jojokey import generation, settings
 from airflow_provider_jojokey.exceptions import JojoKeyError
-from airflow_provider_jojokey.generation import Order, generate_images
+from airflow_provider_jojokey.generation import generate_images
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.img2 import client, errors, images  # noqa: F401 - so that a fork has them
+from airflow_provider_jojokey.order import Order
 from airflow_provider_jojokey.settings import Settings
 from airflow_provider_jojokey.store.ledger import Ledger
 from airflow_provider_jojokey.store.s3 import ImageStore

@@ -29,8 +29,8 @@ import boto3
 from botocore.config import Config
 from PIL import Image
 
-from airflow_provider_jojokey.generation import Order
 from airflow_provider_jojokey.img2 import ImageRequest
+from airflow_provider_jojokey.order import Order
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.sandbox.s3 import find_rclone
 from airflow_provider_jojokey.store.keys import Destination

@@ -75,9 +75,10 @@ def observed(
     airflow: Any, _gateway: Any, _stores: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Observed]:
     """One run of each Dag, in processes of their own."""
-    from airflow_provider_jojokey.generation import Order, generate_images
+    from airflow_provider_jojokey.generation import generate_images
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
+    from airflow_provider_jojokey.order import Order
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.keys import Destination
     from airflow_provider_jojokey.store.receipts import Owner

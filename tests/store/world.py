@@ -17,9 +17,10 @@ from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyUnknownOutcomeError
-from airflow_provider_jojokey.generation import Order, generate_images
+from airflow_provider_jojokey.generation import generate_images
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.img2 import ImageRequest
+from airflow_provider_jojokey.order import Order
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.settings import Settings
 from airflow_provider_jojokey.store.keys import Destination
