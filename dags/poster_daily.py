@@ -32,7 +32,7 @@ with DAG(
             "run",
             enum=["run", "always", "never"],
             title="Reuse",
-            description="You do not like the picture? Clear the task with 'never': it pays for a new one.",
+            description="Which earlier payment counts: this run's, any run's, or none.",
         ),
     },
 ):
@@ -47,7 +47,8 @@ Three flat colours, generous margins, the date "{{ day.strftime("%-d %B %Y") }}"
         s3_key="daily/{{ (dag_run.logical_date or dag_run.run_after).strftime('%Y-%m-%d') }}.{ext}",
         size="{{ params.size }}",
         quality="{{ params.quality }}",
-        reuse="{{ params.reuse }}",
+        # Somebody does not like the picture: a Variable with the run's id, and the cleared task pays for a new one.
+        reuse="{{ 'never' if var.value.get('poster_redraw', '') == run_id else params.reuse }}",
         retries=3,
         outlets=[Asset("daily_poster")],
     )

@@ -1,7 +1,7 @@
 """One prompt, many sizes: a mapped task for each, named after its size in the grid.
 
 A pool of your own, with as many slots as JojoKey may be asked for at once, keeps mapped tasks of all Dags within
-the gateway's limit: `airflow pools set jojokey 4 "requests to JojoKey"`, and then `pool="jojokey"` below.
+the gateway's limit: `airflow pools set jojokey 8 "Images that are made at a time"`, and then `pool="jojokey"` below.
 """
 
 from __future__ import annotations

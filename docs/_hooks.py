@@ -6,6 +6,7 @@ import os.path
 import re
 from typing import Any
 
+_ROLE = re.compile(r":(?:class|meth|func|data|attr|mod|exc):(?=<code>)")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s:#]+)(?:#[^)]*)?\)")
 
 
@@ -18,3 +19,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return link[1] if target.startswith("..") else link[0]
 
     return _LINK.sub(text, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Take Sphinx's roles out of docstrings, which editors understand and this site does not."""
+    return _ROLE.sub("", html)

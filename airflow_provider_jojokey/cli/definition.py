@@ -26,9 +26,17 @@ def get_jojokey_commands() -> list[CLICommand]:
 
     Arg: Any = cli_config.Arg  # it has no types
     jojokey_conn_id = Arg(
-        ("--jojokey-conn-id",), help="The connection to JojoKey", default="jojokey_default", metavar="ID"
+        ("--jojokey-conn-id",),
+        help="The connection to JojoKey (default: jojokey_default)",
+        default="jojokey_default",
+        metavar="ID",
     )
-    aws_conn_id = Arg(("--aws-conn-id",), help="The connection to S3", default="aws_default", metavar="ID")
+    aws_conn_id = Arg(
+        ("--aws-conn-id",),
+        help="The connection to S3 (default: aws_default)",
+        default="aws_default",
+        metavar="ID",
+    )
 
     check = ActionCommand(
         name="check",
@@ -70,7 +78,11 @@ def get_jojokey_commands() -> list[CLICommand]:
             Arg(
                 ("--size",), help="auto, or WIDTHxHEIGHT in pixels (default: 1024x1024)", default="1024x1024"
             ),
-            Arg(("--quality",), help="low, medium, high or auto (default: low)", default="low"),
+            Arg(
+                ("--quality",),
+                help="low, medium, high or auto (default: low); another name is left to the gateway",
+                default="low",
+            ),
             Arg(("-n", "--number"), help="How many images, 1 to 10 (default: 1)", type=int, default=1),
             Arg(("--background",), help="auto, opaque or transparent"),
             Arg(("--image-format",), help="png, jpeg or webp"),
@@ -105,8 +117,9 @@ def get_jojokey_commands() -> list[CLICommand]:
         name="ledger",
         help="Add up what images have cost, from the receipts in S3",
         description="Add up the receipts in a bucket: tokens, images and paid requests by Dag, day, model or "
-        "Dag run. Each receipt is read once and forgotten.",
-        epilog="exit codes: 0 all receipts were read; 1 some could not be read, or none at all; 2 wrong usage",
+        "Dag run. Memory does not grow with the number of receipts.",
+        epilog="exit codes: 0 all receipts were read; 1 some could not be read, or the bucket refused; 2 wrong usage; "
+        "3 S3 could not be reached",
         func=lazy_load_command("airflow_provider_jojokey.cli.ledger.ledger"),
         args=(
             Arg(("--bucket",), help="The bucket", required=True, metavar="BUCKET"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -40,7 +39,10 @@ OPTIONS = (
 
 
 class ImageOperator(BaseOperator):
-    """An operator that makes images: their options, links and lineage. The options are told of where it is used."""
+    """An operator that makes images: their options' checks, links and lineage.
+
+    Each operator names all its arguments itself, so that editors, type checkers and the reference know them.
+    """
 
     operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_fgcolor = "#2b1a66"
@@ -50,52 +52,8 @@ class ImageOperator(BaseOperator):
     _uris: list[str] | None = None
     """All images' places, where that does not list them, unless they are too many."""
 
-    def __init__(
-        self,
-        *,
-        s3_bucket: str | None = None,
-        model: str | None = None,
-        size: str = "1024x1024",
-        quality: str = "low",
-        n: int = 1,
-        background: str | None = None,
-        output_format: str | None = None,
-        output_compression: int | None = None,
-        moderation: str | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        stream: bool = False,
-        partial_images: int | None = None,
-        reuse: str = "run",
-        on_unknown_outcome: str = "fail",
-        max_tokens: int | None = None,
-        max_images: int | None = None,
-        max_tokens_per_run: int | None = None,
-        max_images_per_run: int | None = None,
-        jojokey_conn_id: str = "jojokey_default",
-        aws_conn_id: str | None = "aws_default",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.s3_bucket = s3_bucket
-        self.model = model
-        self.size = size
-        self.quality = quality
-        self.n = n
-        self.background = background
-        self.output_format = output_format
-        self.output_compression = output_compression
-        self.moderation = moderation
-        self.extra_body = extra_body
-        self.stream = stream
-        self.partial_images = partial_images
-        self.reuse = reuse
-        self.on_unknown_outcome = on_unknown_outcome
-        self.max_tokens = max_tokens
-        self.max_images = max_images
-        self.max_tokens_per_run = max_tokens_per_run
-        self.max_images_per_run = max_images_per_run
-        self.jojokey_conn_id = jojokey_conn_id
-        self.aws_conn_id = aws_conn_id
         if getattr(self, "retry_policy", self) is None:
             self.retry_policy = JojoKeyRetryPolicy()
 

@@ -90,10 +90,57 @@ class GenerateImageOperator(ImageOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"extra_body": "json"}
     ui_color = "#ece7fb"
 
-    def __init__(self, *, prompt: str, s3_key: str, deferrable: bool | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        prompt: str,
+        s3_key: str,
+        s3_bucket: str | None = None,
+        model: str | None = None,
+        size: str = "1024x1024",
+        quality: str = "low",
+        n: int = 1,
+        background: str | None = None,
+        output_format: str | None = None,
+        output_compression: int | None = None,
+        moderation: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        partial_images: int | None = None,
+        reuse: str = "run",
+        on_unknown_outcome: str = "fail",
+        max_tokens: int | None = None,
+        max_images: int | None = None,
+        max_tokens_per_run: int | None = None,
+        max_images_per_run: int | None = None,
+        jojokey_conn_id: str = "jojokey_default",
+        aws_conn_id: str | None = "aws_default",
+        deferrable: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.prompt = prompt
         self.s3_key = s3_key
+        self.s3_bucket = s3_bucket
+        self.model = model
+        self.size = size
+        self.quality = quality
+        self.n = n
+        self.background = background
+        self.output_format = output_format
+        self.output_compression = output_compression
+        self.moderation = moderation
+        self.extra_body = extra_body
+        self.stream = stream
+        self.partial_images = partial_images
+        self.reuse = reuse
+        self.on_unknown_outcome = on_unknown_outcome
+        self.max_tokens = max_tokens
+        self.max_images = max_images
+        self.max_tokens_per_run = max_tokens_per_run
+        self.max_images_per_run = max_images_per_run
+        self.jojokey_conn_id = jojokey_conn_id
+        self.aws_conn_id = aws_conn_id
         self.deferrable = _default_deferrable() if deferrable is None else deferrable
         self._check_literals(*self._place_problems())
 

@@ -43,7 +43,7 @@ commands:
 
 examples:
   # run a Dag; the images are then in ./world/s3/posters
-  python -m airflow_provider_jojokey.sandbox run --dir ./world -- airflow dags test daily_poster
+  python -m airflow_provider_jojokey.sandbox run --dir ./world -- airflow dags test poster_daily
 
   # keep both servers up, and paste the export lines into other terminals
   python -m airflow_provider_jojokey.sandbox run --dir ./world
@@ -117,9 +117,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--delay", metavar="SECONDS", type=float, default=0.0, help="how long each image takes (default: 0)"
     )
-    commands.add_parser("cases", description="List every error and oddity the stand-in can answer with.")
+    commands.add_parser(
+        "cases",
+        usage=f"{program} cases",
+        description="List every error and oddity the stand-in can answer with.",
+    )
     ledger = commands.add_parser(
-        "ledger", description="Show what was billed: of --dir, or of the sandbox this command runs in."
+        "ledger",
+        usage=f"{program} ledger [--dir DIR] [--json]",
+        description="Show what was billed: of --dir, or of the sandbox this command runs in.",
     )
     ledger.add_argument("--dir", metavar="DIR", type=Path, help="the directory given to run")
     ledger.add_argument("--json", action="store_true", help="one JSON object for each billed request")

@@ -1,4 +1,4 @@
-"""The example Dags that make many posters, as they are shipped, on the sandbox."""
+"""The example Dags, as they are shipped, on the sandbox."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import io
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from operators.conftest import dags_of
 from PIL import Image
 
 DAGS = Path(__file__).parents[2] / "dags"
@@ -75,3 +77,12 @@ def test_one_prompt_in_many_sizes_has_a_name_for_each_in_the_grid(
     labels = {label for (task, _), label in run.labels.items() if task == "poster"}
     assert "portrait, 1024x1536" in labels
     assert len(labels) == 5
+
+
+@pytest.mark.parametrize(("redraw", "expected"), [("", "run"), ("this", "never"), ("another", "run")])
+def test_a_variable_names_the_run_whose_poster_is_paid_for_anew(redraw: str, expected: str) -> None:
+    dag = dags_of(DAGS / "poster_daily.py")["poster_daily"]
+    reuse = dag.get_template_env().from_string(dag.get_task("poster").reuse)
+
+    variables = SimpleNamespace(value={"poster_redraw": redraw})
+    assert reuse.render(var=variables, run_id="this", params={"reuse": "run"}) == expected

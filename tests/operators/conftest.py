@@ -36,6 +36,18 @@ class Run:
         return self.xcoms.get((task, map_index, key))
 
 
+def dags_of(path: Path) -> dict[str, Any]:
+    """Return the Dags of a file."""
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag
+
+    bag = DagBag(path)
+    assert not bag.import_errors, bag.import_errors
+    return bag.dags
+
+
 class Airflow:
     """Runs Dags that are written as files, as people write them."""
 
@@ -61,14 +73,7 @@ class Airflow:
         return self.run_file(dag_id, self.write(f"{dag_id}.py", source), conf)
 
     def run_file(self, dag_id: str, path: Path, conf: dict[str, Any] | None = None, **test: Any) -> Run:
-        try:
-            from airflow.dag_processing.dagbag import DagBag
-        except ImportError:  # Airflow 3.1
-            from airflow.models.dagbag import DagBag
-
-        bag = DagBag(path)
-        assert not bag.import_errors, bag.import_errors
-        dag_run = bag.dags[dag_id].test(run_conf=conf, **test)
+        dag_run = dags_of(path)[dag_id].test(run_conf=conf, **test)
         return self._result(dag_run)
 
     def _result(self, dag_run: Any) -> Run:
