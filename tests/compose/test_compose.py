@@ -192,6 +192,12 @@ def test_connections_are_readable(name: str, secrets: dict[str, str]) -> None:
         assert told["host"] == ("https://api.jojokey.com" if real else "http://sandbox:4870")
 
 
+@pytest.mark.parametrize("name", ["worker", "worker-real"])
+def test_what_is_in_flight_on_a_worker_that_is_stopped_can_arrive(name: str) -> None:
+    assert SERVICES[name]["stop_grace_period"] == "5m"
+    assert SERVICES[name]["environment"]["DUMB_INIT_SETSID"] == "0"
+
+
 def test_the_sandbox_and_the_real_api_exclude_each_other() -> None:
     for kind in ("worker", "triggerer"):
         assert SERVICES[kind]["profiles"] == ["sandbox"]
