@@ -60,7 +60,7 @@ test-matrix: install $(AIRFLOWS:%=.venvs/airflow-%/installed) ## What depends on
 	    --editable '.[sandbox]' --group matrix
 	@touch $@
 
-test-cluster: install ## A campaign on Celery, PostgreSQL and Redis, with a worker and the triggerer killed
+test-cluster: install ## docker-compose.yaml without containers: a campaign, with a worker and the triggerer killed
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
 	$(BIN)/python -m pytest tests/cluster
 

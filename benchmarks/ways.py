@@ -3,8 +3,8 @@ tasks with the vendor's example in them.
 
     python -m benchmarks.ways [--images 60]
 
-It needs what `make test-cluster` needs: PostgreSQL and Redis. Airflow's parts, the stand-in for JojoKey and S3 share
-the machine; two workers have six slots each. See README.md beside this file.
+It needs what `make test-cluster` needs: PostgreSQL, Redis and curl. Airflow's parts, the stand-in for JojoKey and
+S3 share the machine; two workers have six slots each. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -114,7 +114,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=60, metavar="N", help="posters of each campaign (60)")
     arguments = parser.parse_args()
-    import boto3
     from cluster.cluster import cluster
     from moto.server import ThreadedMotoServer
     from PIL import Image
@@ -132,12 +131,6 @@ def main() -> int:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     moto.start()
-    host, port = moto.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    boto3.client(
-        "s3", endpoint_url=endpoint, aws_access_key_id="testing", aws_secret_access_key="testing",
-        region_name="us-east-1",
-    ).create_bucket(Bucket="posters")  # fmt: skip
     with (
         tempfile.TemporaryDirectory() as folder,
         Gateway(image=picture.getvalue(), log_limit=None) as gateway,
@@ -145,17 +138,13 @@ def main() -> int:
         dags = Path(folder, "dags")
         dags.mkdir()
         (dags / "ways.py").write_text(DAG.format(items=items, slots=SLOTS), encoding="utf-8")
-        s3 = {"endpoint_url": endpoint, "region_name": "us-east-1"}
-        environment = {
-            "AIRFLOW_CONN_JOJOKEY_DEFAULT": json.dumps(
-                {"conn_type": "jojokey", "host": gateway.url, "password": gateway.token}
-            ),
-            "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(
-                {"conn_type": "aws", "login": "testing", "password": "testing", "extra": s3}
-            ),
-            "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(Path(folder, "spool")),
+        jojokey = {"conn_type": "jojokey", "host": gateway.url, "password": gateway.token}
+        settings = {
+            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "64",
+            "AIRFLOW_CONN_JOJOKEY_DEFAULT": json.dumps(jojokey),
         }
-        with cluster(Path(folder), dags, environment) as run:
+        elsewhere = {"s3": moto.get_host_and_port()[1], "sandbox": gateway.port}
+        with cluster(Path(folder), dags, elsewhere, settings) as run:
             print(f"\n{arguments.images} images of {len(picture.getvalue()) / 1e6:.1f} MB after 5 to 20 s\n")
             print("| way | seconds | images a minute | CPU an image | memory at the peak | most in flight |")
             print("|---|---|---|---|---|---|")

@@ -16,7 +16,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    token, ledger = os.environ["JOJOKEY_TOKEN"], os.environ.get("LEDGER", "/var/lib/sandbox/ledger.jsonl")
+    token, ledger = os.environ["JOJOKEY_TOKEN"], os.environ["LEDGER"]
     host = os.environ.get("LISTEN", "0.0.0.0")
     with Gateway(
         int(os.environ.get("PORT", PORT)), token, ledger=ledger, log_limit=None, host=host

@@ -20,7 +20,10 @@ with DAG("campaign", schedule=None, start_date=datetime(2026, 1, 1), max_active_
     GenerateImageBatchOperator.partial(task_id="batch", max_in_flight=6, **options).expand(
         requests=[
             [
-                {"prompt": f"batch {batch} poster {item}", "s3_key": f"batch/{batch}/{item}.png"}
+                {
+                    "prompt": f"batch {batch} poster {item} [sandbox: delay=1]",
+                    "s3_key": f"batch/{batch}/{item}.png",
+                }
                 for item in range(ITEMS)
             ]
             for batch in range(BATCHES)
@@ -29,7 +32,10 @@ with DAG("campaign", schedule=None, start_date=datetime(2026, 1, 1), max_active_
     GenerateImageOperator.partial(task_id="deferred", deferrable=True, **options).expand_kwargs(
         [
             # One after the other, so that some are done and some in flight whenever the triggerer is killed.
-            {"prompt": f"deferred poster {item} [sandbox: delay={item}]", "s3_key": f"deferred/{item}.png"}
+            {
+                "prompt": f"deferred poster {item} [sandbox: delay={1 + item}]",
+                "s3_key": f"deferred/{item}.png",
+            }
             for item in range(DEFERRED)
         ]
     )

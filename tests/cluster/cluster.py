@@ -1,43 +1,82 @@
-"""Airflow as a cluster on loopback: PostgreSQL, Redis, and each of Airflow's parts as a process of its own."""
+"""The services of docker-compose.yaml as processes on loopback, started and asked for their health as it says."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import psutil
 from plugins.postgres import postgres
 
-STARTUP = 180.0
+from .native import SERVICES, Container, Native
+
+STARTUP = 300.0
+PROGRAMS = ("redis-server", "redis-cli", "curl", "pg_isready")
+NOT_STARTED = ("postgres", "volume-owners")
+"""The one runs without its image's entrypoint, see :func:`database`; and folders belong to their user already."""
+SETTINGS = {
+    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "AIRFLOW__CELERY__WORKER_CONCURRENCY": "6",
+    # What was on a worker that is gone shall be noticed while a test still waits for it.
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+"""What is not as in docker-compose.yaml."""
 
 
 class Process:
-    """One of the cluster's processes, and what it has started."""
+    """A service's process, and what it has started.
 
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], folder: Path) -> None:
+    :param make: makes the container that each start is in
+    """
+
+    def __init__(self, name: str, make: Callable[[], Container], folder: Path) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
-        self._command, self._environment = command, dict(environment)
+        self._make = make
+        self._container: Container | None = None
         self._started: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self._container = self._make()
         with self.log.open("ab") as log:
             self._started = subprocess.Popen(
-                self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
-            )
+                self._container.command, env=self._container.environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def run(self) -> None:
+        """Start it and wait until it has ended.
+
+        :raises RuntimeError: if it fails
+        """
+        try:
+            self.start()
+            assert self._started is not None
+            if code := self._started.wait(STARTUP):
+                raise RuntimeError(f"{self.name} ended with {code}: {self.tail()}")
+        finally:
+            self.end()
+
+    def is_healthy(self) -> bool:
+        """Ask as the service's health check does."""
+        assert self._container is not None
+        with self.log.open("ab") as log:
+            return is_healthy(self._container, log)
 
     def kill(self) -> int:
         """``kill -9`` it and all that it has started at one stroke; return how many processes that were."""
@@ -69,57 +108,93 @@ class Process:
     def is_alive(self) -> bool:
         return self._started is not None and self._started.poll() is None
 
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-3000:]
+
+
+def is_healthy(container: Container, log: IO[bytes] | int = subprocess.DEVNULL) -> bool:
+    done = subprocess.run(
+        container.check, env=container.environment,
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=STARTUP, check=False,
+    )  # fmt: skip
+    return done.returncode == 0
+
 
 class Cluster:
     """The whole of it; made by :func:`cluster`."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], port: int) -> None:
-        self.folder = folder
-        self.environment = dict(environment)
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, native: Native, scale: Mapping[str, int], elsewhere: Iterable[str]) -> None:
+        self.native = native
         self.processes: dict[str, Process] = {}
+        self._scale = scale
+        self._up = {*NOT_STARTED, *elsewhere}
+        self._token = ""
 
-    def add(self, name: str, *arguments: str, **more: str) -> Process:
-        command = [sys.executable, "-m", "airflow", *arguments]
-        process = Process(name, command, {**self.environment, **more}, self.folder)
-        self.processes[name] = process
-        process.start()
-        return process
+    def up(self, service: str) -> None:
+        """Start a service once, as soon as what it depends on is as the file wants it."""
+        if service in self._up:
+            return
+        self._up.add(service)
+        for other, how in SERVICES[service].get("depends_on", {}).items():
+            self.up(other)
+            if how["condition"] == "service_healthy":
+                self.wait_until_healthy(other)
+        number = self._scale.get(service, 1)
+        for name in [service] if number == 1 else [f"{service}-{one}" for one in range(1, number + 1)]:
+            process = Process(
+                name, lambda name=name: self.native.container(service, name), self.native.folder
+            )
+            if SERVICES[service].get("restart") == "no":
+                process.run()
+            else:
+                self.processes[name] = process
+                process.start()
+
+    def down(self) -> None:
+        for process in reversed(self.processes.values()):
+            process.end()
+
+    def wait_until_healthy(self, *names: str) -> None:
+        """Wait until the health checks of these processes succeed."""
+        for name in names:
+            if process := self.processes.get(name):
+                self.wait(f"{name} is healthy", process.is_healthy, STARTUP, process.tail)
+
+    def log_in(self) -> None:
+        """Log in as the administrator, with the password that ``prepare`` has written down."""
+        login = {"username": "admin", "password": self.native.secrets["AIRFLOW_ADMIN_PASSWORD"]}
+        self._token = self._ask("POST", "/auth/token", login)["access_token"]
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}/api/v2{path}", timeout=30) as answer:
-            return json.load(answer)
+        return self._ask("GET", f"/api/v2{path}")
 
-    def post(self, path: str, body: Any, method: str = "POST") -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/api/v2{path}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-            method=method,
-        )
+    def post(self, path: str, body: Any) -> Any:
+        return self._ask("POST", f"/api/v2{path}", body)
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        data = None if body is None else json.dumps(body).encode()
+        url = self.native.url("api-server") + path
+        request = urllib.request.Request(url, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
-    def wait(self, what: str, probe: Any, timeout: float) -> Any:
-        """Return what ``probe`` gives as soon as it is something."""
+    def wait(self, what: str, probe: Callable[[], Any], timeout: float, tail: Callable[[], str] = str) -> Any:
+        """Return what ``probe`` gives as soon as it is something.
+
+        :param tail: what can be told if it never is
+        """
         end = time.monotonic() + timeout
         while True:
             with contextlib.suppress(urllib.error.URLError, OSError):
                 if found := probe():
                     return found
-            dead = [one.name for one in self.processes.values() if not one.is_alive()]
-            assert not dead, f"{dead} ended by themselves: {self.tail(dead[0])}"
-            assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s"
+            dead = [one for one in self.processes.values() if not one.is_alive()]
+            assert not dead, f"{dead[0].name} ended by itself: {dead[0].tail()}"
+            assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s. {tail()}"
             time.sleep(0.5)
-
-    def tail(self, name: str) -> str:
-        return self.processes[name].log.read_text(errors="replace")[-3000:]
-
-    def is_healthy(self) -> bool:
-        with urllib.request.urlopen(f"{self.url}/api/v2/monitor/health", timeout=10) as answer:
-            health = json.load(answer)
-        parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
-        return all((health.get(part) or {}).get("status") == "healthy" for part in parts)
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return all task instances of a run."""
@@ -144,93 +219,44 @@ class Cluster:
             raise
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
-def redis() -> Iterator[str]:
-    """Run Redis and yield its URL.
+def cluster(
+    folder: Path,
+    dags: Path,
+    elsewhere: Mapping[str, int],
+    settings: Mapping[str, str],
+    workers: int = 2,
+) -> Iterator[Cluster]:
+    """Bring up docker-compose.yaml with the profile ``sandbox``, natively, while the context lasts.
 
-    :raises FileNotFoundError: if it is not installed
-    """
-    server = shutil.which("redis-server")
-    if server is None:
-        raise FileNotFoundError("Redis is not installed: there is no redis-server.")
-    port = free_port()
-    process = subprocess.Popen(
-        [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@contextlib.contextmanager
-def cluster(folder: Path, dags: Path, environment: Mapping[str, str], workers: int = 2) -> Iterator[Cluster]:
-    """Run Airflow with Celery, PostgreSQL and Redis while the context lasts.
-
-    :param folder: for its home and its logs
+    :param folder: for volumes, homes and logs
     :param dags: the Dags
-    :param environment: connections and settings
+    :param elsewhere: services that the caller runs, S3 at least, and their ports on loopback
+    :param settings: what Airflow is told beyond docker-compose.yaml and :data:`SETTINGS`
+    :raises FileNotFoundError: if a program is not installed
     """
-    port = free_port()
-    with postgres() as database, redis() as broker, contextlib.ExitStack() as stack:
-        whole = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "AIRFLOW_HOME": str(folder / "airflow"),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-            "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
-            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "64",
-            "AIRFLOW__API__HOST": "127.0.0.1",
-            "AIRFLOW__API__PORT": str(port),
-            "AIRFLOW__API__WORKERS": "1",
-            "AIRFLOW__API_AUTH__JWT_SECRET": "of-this-cluster-on-loopback-and-of-no-other-one",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
-            "AIRFLOW__CELERY__BROKER_URL": broker,
-            "AIRFLOW__CELERY__RESULT_BACKEND": database.replace("postgresql+psycopg2", "db+postgresql"),
-            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "6",
-            "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "1",
-            # What was on a worker that is gone shall be noticed while a test still waits for it.
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
-            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
-            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
-            "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
-            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-            "PYTHONWARNINGS": "ignore",
-            **environment,
-        }
-        subprocess.run(
-            [sys.executable, "-m", "airflow", "db", "migrate"],
-            env=whole, check=True, timeout=300, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        run = Cluster(folder, whole, port)
+    for program in PROGRAMS:
+        if shutil.which(program) is None:
+            raise FileNotFoundError(f"{program} is not installed.")
+    native = Native(folder, ports=elsewhere, mounts={"./dags": dags}, settings={**SETTINGS, **settings})
+    run = Cluster(native, {"worker": workers}, elsewhere)
+    with database(native):
+        try:
+            for service, told in SERVICES.items():
+                if "sandbox" in told.get("profiles", ["sandbox"]):
+                    run.up(service)
+            run.wait_until_healthy(*run.processes)
+            run.log_in()
+            yield run
+        finally:
+            run.down()
 
-        def end() -> None:
-            for process in reversed(run.processes.values()):
-                process.end()
 
-        stack.callback(end)
-        run.add("api-server", "api-server")
-        run.add("scheduler", "scheduler")
-        run.add("dag-processor", "dag-processor")
-        run.add("triggerer", "triggerer", AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT=str(free_port()))
-        for number in range(1, workers + 1):
-            run.add(
-                f"worker-{number}", "celery", "worker", "--celery-hostname", f"worker-{number}@%h",
-                "--skip-serve-logs", AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT=str(free_port()),
-            )  # fmt: skip
-        run.wait("Airflow is healthy", run.is_healthy, STARTUP)
-        yield run
+@contextlib.contextmanager
+def database(native: Native) -> Iterator[None]:
+    """Run PostgreSQL as its image does when it is told what docker-compose.yaml tells it."""
+    told = native.environment("postgres")
+    assert told["POSTGRES_USER"] == "airflow"
+    with postgres(native.ports["postgres"], password=told["POSTGRES_PASSWORD"], database=told["POSTGRES_DB"]):
+        assert is_healthy(native.container("postgres", "postgres"))
+        yield

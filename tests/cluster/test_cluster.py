@@ -1,10 +1,11 @@
-"""200 posters on two Celery workers; a worker and the triggerer are killed in the middle."""
+"""200 posters on docker-compose.yaml with two workers; a worker and the triggerer are killed in the middle."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from airflow_provider_jojokey.sandbox import Gateway
+from airflow_provider_jojokey.sandbox import LedgerRecord
 from airflow_provider_jojokey.store.receipts import Outcome, Receipt, total_usage
 
 from .campaign import BATCHES, DEFERRED, ITEMS
@@ -22,7 +23,6 @@ from .cluster import Cluster, cluster
 POSTERS = {f"batch/{batch}/{item}.png" for batch in range(BATCHES) for item in range(ITEMS)} | {
     f"deferred/{item}.png" for item in range(DEFERRED)
 }
-SECONDS_EACH = 1.0
 ON_THE_WAY = 2.0
 """Seconds that an answer may take from its bill to its receipt, on a busy machine."""
 
@@ -37,8 +37,28 @@ def finished(run: Cluster, run_id: str) -> str | None:
     return state if state in ("success", "failed") else None
 
 
+class Sandbox:
+    """The stand-in for JojoKey, asked over HTTP: it is a process of the cluster."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def ledger(self) -> list[LedgerRecord]:
+        return [LedgerRecord.from_json(row) for row in self._get("ledger")["billed"]]
+
+    def in_flight(self) -> list[str]:
+        """Return the keys that it has a request for and no bill yet."""
+        billed = Counter(key_of(record.prompt) for record in self.ledger())
+        asked = Counter(key_of(request["prompt"]) for request in self._get("requests")["requests"])
+        return list((asked - billed).elements())
+
+    def _get(self, what: str) -> Any:
+        with urllib.request.urlopen(f"{self._url}/sandbox/{what}", timeout=60) as answer:
+            return json.load(answer)
+
+
 def test_each_poster_is_there_and_the_ledger_is_the_sum_of_the_receipts(
-    tmp_path: Path, png: bytes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dags = tmp_path / "dags"
     dags.mkdir()
@@ -47,44 +67,31 @@ def test_each_poster_is_there_and_the_ledger_is_the_sum_of_the_receipts(
     moto.start()
     try:
         host, port = moto.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        s3 = boto3.client(
-            "s3", endpoint_url=endpoint, aws_access_key_id="testing", aws_secret_access_key="testing",
-            region_name="us-east-1",
-        )  # fmt: skip
-        s3.create_bucket(Bucket="posters")
-        with Gateway(image=png, delay=SECONDS_EACH, log_limit=None) as gateway:
-            environment = {
-                "AIRFLOW_CONN_JOJOKEY_DEFAULT": json.dumps(
-                    {"conn_type": "jojokey", "host": gateway.url, "password": gateway.token}
-                ),
-                "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(
-                    {
-                        "conn_type": "aws",
-                        "login": "testing",
-                        "password": "testing",
-                        "extra": {"endpoint_url": endpoint, "region_name": "us-east-1"},
-                    }
-                ),
-                "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(tmp_path / "spool"),
-                "AIRFLOW__JOJOKEY__LONGEST_GENERATION": "10",
-            }
-            with cluster(tmp_path, dags, environment) as run:
-                kills = campaign(run, gateway)
-                check(run, gateway, s3, kills, capsys)
+        # The stand-in is quick: nobody has to wait for minutes until its log must know a lost request.
+        settings = {"AIRFLOW__JOJOKEY__LONGEST_GENERATION": "10"}
+        with cluster(tmp_path, dags, {"s3": port}, settings) as run:
+            s3 = boto3.client(
+                "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1",
+                aws_access_key_id=run.native.secrets["S3_ACCESS_KEY"],
+                aws_secret_access_key=run.native.secrets["S3_SECRET_KEY"],
+            )  # fmt: skip
+            sandbox = Sandbox(run.native.url("sandbox"))
+            kills = campaign(run, sandbox)
+            check(run, sandbox, s3, kills, capsys)
     finally:
         moto.stop()
 
 
-def campaign(run: Cluster, gateway: Gateway) -> list[tuple[float, float]]:
+def campaign(run: Cluster, sandbox: Sandbox) -> list[tuple[float, float]]:
     """Run it with its accidents, and return from when to when each of them lasted."""
     run.wait("the Dag is there", lambda: run.get("/dags/campaign"), 120)
     run_id = run.post("/dags/campaign/dagRuns", {"dag_run_id": "spring", "logical_date": None})["dag_run_id"]
-    gateway.wait_for_ledger(30, timeout=180)
+    run.wait("posters are paid for", lambda: len(sandbox.ledger()) >= 30, 300)
     kills = [killed(run, "worker-1")]
-    run.wait("deferred posters are being made", lambda: deferred_in_flight(gateway), 240)
+    run.wait("deferred posters are being made", lambda: deferred_in_flight(sandbox), 300)
     kills.append(killed(run, "triggerer"))
-    run.wait("the run ends", lambda: finished(run, run_id), 600)
+    run.wait_until_healthy("worker-1", "triggerer")
+    run.wait("the run ends", lambda: finished(run, run_id), 900)
 
     # What was in flight has cost money and is lost. Someone decides that it shall be paid again.
     run.post("/variables", {"key": "on_unknown_outcome", "value": "regenerate"})
@@ -93,43 +100,38 @@ def campaign(run: Cluster, gateway: Gateway) -> list[tuple[float, float]]:
             "/dags/campaign/clearTaskInstances",
             {"dag_run_id": run_id, "dry_run": False, "only_failed": True, "reset_dag_runs": True},
         )
-        run.wait("the run ends", lambda: finished(run, run_id), 600)
+        run.wait("the run ends", lambda: finished(run, run_id), 900)
     assert finished(run, run_id) == "success"
     return kills
 
 
 def killed(run: Cluster, name: str) -> tuple[float, float]:
     """Kill a process and start it again, as a supervisor would."""
+    process = run.processes[name]
     began = time.time()
-    run.processes[name].kill()
+    process.kill()
     ended = time.time()
-    run.processes[name].start()
+    process.start()
     return began, ended
 
 
-def in_flight(gateway: Gateway) -> list[str]:
-    """Return the keys that the gateway has a request for and no bill yet."""
-    asked = Counter(key_of(request.prompt) for request in gateway.requests if request.prompt)
-    billed = Counter(key_of(record.prompt) for record in gateway.ledger)
-    return list((asked - billed).elements())
-
-
-def deferred_in_flight(gateway: Gateway) -> bool:
-    return sum(key.startswith("deferred/") for key in in_flight(gateway)) >= 3
+def deferred_in_flight(sandbox: Sandbox) -> bool:
+    return sum(key.startswith("deferred/") for key in sandbox.in_flight()) >= 3
 
 
 def check(
     run: Cluster,
-    gateway: Gateway,
+    sandbox: Sandbox,
     s3: Any,
     kills: list[tuple[float, float]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    gateway.wait_until_idle(30)
+    run.wait("nothing is in flight", lambda: not sandbox.in_flight(), 60)
+    ledger = sandbox.ledger()
     # A request was lost if it was being worked on when a process was killed, or its answer was on the way.
     lost = Counter(
         key_of(record.prompt)
-        for record in gateway.ledger
+        for record in ledger
         if any(record.started <= ended and record.time + ON_THE_WAY >= began for began, ended in kills)
     )
     objects: dict[str, bytes] = {}
@@ -142,12 +144,12 @@ def check(
         for key in POSTERS
         if f"_jojokey/{key}.json" in objects
     }
-    payments = Counter(key_of(record.prompt) for record in gateway.ledger)
+    payments = Counter(key_of(record.prompt) for record in ledger)
     again = {key: count for key, count in payments.items() if count > 1}
-    paid = sum(record.total_tokens for record in gateway.ledger)
+    paid = sum(record.total_tokens for record in ledger)
     attempts = [one for receipt in receipts.values() for one in receipt.attempts]
     known = total_usage(one.usage for one in attempts)["total_tokens"]
-    tokens_of = {key_of(record.prompt): record.total_tokens for record in gateway.ledger}
+    tokens_of = {key_of(record.prompt): record.total_tokens for record in ledger}
     untold = [
         key
         for key, receipt in receipts.items()
@@ -158,7 +160,7 @@ def check(
     told = total_usage(usages)["total_tokens"]
     with capsys.disabled():
         print(
-            f"\n{len(posters)} posters, {len(gateway.ledger)} payments; {sum(lost.values())} requests were in flight "
+            f"\n{len(posters)} posters, {len(ledger)} payments; {sum(lost.values())} requests were in flight "
             f"when a process was killed, and {len(again)} posters were paid again for it on request; "
             f"tokens: ledger {paid}, receipts {known}, usage XComs {told}, of {len(untold)} attempts nobody can tell"
         )

@@ -10,18 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from cluster.native import COMPOSE, FILE, ROOT, SERVICES, Native, filled, is_ours, make_env
 from store.world import Bucket, moto_bucket
 
-ROOT = Path(__file__).parents[2]
-FILE = ROOT / "docker-compose.yaml"
-COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 JOBS = {name for name, service in SERVICES.items() if service.get("restart") == "no"}
-AIRFLOW = {name for name, one in SERVICES.items() if one["image"].startswith("jojokey-airflow")} - {"sandbox"}
+AIRFLOW = {name for name in SERVICES if is_ours(name)} - {"sandbox"}
 
 each_service = pytest.mark.parametrize("name", SERVICES)
 each_server = pytest.mark.parametrize("name", [name for name in SERVICES if name not in JOBS])
@@ -32,21 +27,10 @@ def variables(text: str) -> Iterator[tuple[str, str]]:
     yield from re.findall(r"(?<!\$)\$\{(\w+)([^}]*)\}", text)
 
 
-def filled(value: str, environment: dict[str, str]) -> str:
-    text = re.sub(
-        r"(?<!\$)\$\{(\w+)(?::[-?]([^}]*))?\}", lambda one: environment.get(one[1]) or one[2] or "", value
-    )
-    return text.replace("$$", "$")
-
-
 @pytest.fixture(scope="module")
 def secrets() -> dict[str, str]:
     """What compose/make_env.py writes."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "compose" / "make_env.py"], capture_output=True, text=True, check=True
-    )
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
-    return dict(line.split("=", 1) for line in lines)
+    return make_env()
 
 
 def test_it_follows_the_compose_specification() -> None:
@@ -190,6 +174,21 @@ def test_connections_are_readable(name: str, secrets: dict[str, str]) -> None:
         told = json.loads(filled(environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"], secrets))
         real = name.endswith("-real")
         assert told["host"] == ("https://api.jojokey.com" if real else "http://sandbox:4870")
+
+
+@pytest.mark.parametrize("name", sorted({*AIRFLOW, "sandbox", "postgres", "redis"}))
+def test_hosts_ports_and_folders_that_are_spoken_of_are_there(name: str, tmp_path: Path) -> None:
+    native = Native(tmp_path, ports={}, mounts={}, settings={})
+    container = native.container(name, name)  # raises LookupError where it does not
+
+    told = " ".join([*container.command, *container.environment.values(), *container.check])
+    assert "${" not in told.replace("${HOSTNAME}", "")
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-real"])
+def test_what_is_in_flight_on_a_worker_that_is_stopped_can_arrive(name: str) -> None:
+    assert SERVICES[name]["stop_grace_period"] == "5m"
+    assert SERVICES[name]["environment"]["DUMB_INIT_SETSID"] == "0"
 
 
 def test_the_sandbox_and_the_real_api_exclude_each_other() -> None:

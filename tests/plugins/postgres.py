@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 STARTUP = 30.0
 
@@ -24,9 +25,14 @@ def find(name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[str]:
+def postgres(
+    port: int | None = None, *, password: str | None = None, database: str = "postgres"
+) -> Iterator[str]:
     """Run a server and yield the SQLAlchemy URL of an empty database in it.
 
+    :param port: where it listens; by default a free one
+    :param password: of its user, ``airflow``; by default whoever comes is trusted
+    :param database: the database's name
     :raises FileNotFoundError: if PostgreSQL is not installed
     """
     initdb, server = find("initdb"), find("postgres")
@@ -39,14 +45,13 @@ def postgres() -> Iterator[str]:
         shutil.chown(folder, "postgres", "postgres")
     process = None
     try:
-        arguments = ["-U", "airflow", "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+        arguments = ["-U", "airflow", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+        arguments += ["--auth=trust"] if password is None else _password(folder, password, as_user)
         subprocess.run(
             [initdb, "-D", str(folder / "data"), *arguments],
             check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_user,
         )  # fmt: skip
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = port or _free_port()
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (folder / "log").open("wb") as log:
@@ -54,13 +59,15 @@ def postgres() -> Iterator[str]:
                 [server, "-D", str(folder / "data"), "-p", str(port), *options],
                 stdout=log, stderr=log, cwd=folder, start_new_session=True, **as_user,
             )  # fmt: skip
-        url = f"postgresql+psycopg2://airflow@127.0.0.1:{port}/postgres"
         end = time.monotonic() + STARTUP
-        while not _answers(port):
+        while not _answers(port, password):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError((folder / "log").read_text()[-2000:])
             time.sleep(0.1)
-        yield url
+        if database != "postgres":
+            _create_database(database, port, password)
+        user = f"airflow:{password}" if password else "airflow"
+        yield f"postgresql+psycopg2://{user}@127.0.0.1:{port}/{database}"
     finally:
         if process is not None:
             process.send_signal(signal.SIGINT)  # "fast": it does not wait for those who are connected
@@ -68,11 +75,41 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answers(port: int) -> bool:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _password(folder: Path, password: str, as_user: dict[str, Any]) -> list[str]:
+    """Return initdb's arguments for a user who has one."""
+    file = folder / "password"
+    file.touch(mode=0o600)
+    file.write_text(password)
+    if as_user:
+        shutil.chown(file, "postgres", "postgres")
+    return ["--auth=scram-sha-256", f"--pwfile={file}"]
+
+
+def _connect(port: int, password: str | None) -> Any:
+    import psycopg2
+
+    return psycopg2.connect(host="127.0.0.1", port=port, user="airflow", password=password, dbname="postgres")
+
+
+def _answers(port: int, password: str | None) -> bool:
     import psycopg2
 
     try:
-        psycopg2.connect(host="127.0.0.1", port=port, user="airflow", dbname="postgres").close()
+        _connect(port, password).close()
         return True
     except psycopg2.OperationalError:
         return False
+
+
+def _create_database(name: str, port: int, password: str | None) -> None:
+    connection = _connect(port, password)
+    connection.autocommit = True  # no database is made within a transaction
+    with connection.cursor() as cursor:
+        cursor.execute(f'CREATE DATABASE "{name}"')
+    connection.close()
