@@ -142,6 +142,7 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.batch.heap import keep_small
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
         from airflow_provider_jojokey.batch.runner import Batch
+        from airflow_provider_jojokey.budget import Amount, estimate
         from airflow_provider_jojokey.settings import Settings
 
         keep_small()
@@ -153,7 +154,8 @@ class GenerateImageBatchOperator(ImageOperator):
         budget = self._budget(owner, total, buckets)
         if place:
             self._preflight(buckets, place)
-        self.log.info("%d items, at most %d in flight", total, self._in_flight())
+        wanted = sum((estimate(order) for _, order in plan.orders()), Amount())
+        self.log.info("%d items, about %s, at most %d in flight", total, wanted, self._in_flight())
         manifest = Manifest(settings.spool_directory, total)
         self._batch = batch = Batch(
             plan,

@@ -165,13 +165,19 @@ class GenerateImageOperator(ImageOperator):
         """
         from airflow_provider_jojokey.exceptions import JojoKeyError
         from airflow_provider_jojokey.generation import generate_images
+        from airflow_provider_jojokey.img2.estimate import expected_tokens
         from airflow_provider_jojokey.settings import Settings
 
         _label_by_key(context)
         order = self._order(context)
         request = order.request
         self.log.info(
-            "Generating %d of %s %s: %s", request.n, request.size, request.quality, self._short_prompt()
+            "Generating %d of %s %s, about %s tokens: %s",
+            request.n,
+            request.size,
+            request.quality,
+            f"{expected_tokens(request):,}",
+            self._short_prompt(),
         )
         self._reserve(context, order)
         if self.deferrable:

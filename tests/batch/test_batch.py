@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -45,6 +46,19 @@ def test_a_batch_of_nothing_succeeds(campaign: Any, gateway: Any) -> None:
     assert run.state == "success"
     assert run.xcom("return_value", "batch")["total"] == 0
     assert gateway.requests == ()
+
+
+def test_the_log_says_what_it_may_cost_before_and_what_it_came_to_after(
+    campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    campaign.run("told", posters(3))
+
+    said = "".join(capfd.readouterr())
+    before = re.search(r"3 items, about (\d+) tokens and 3 images, at most 8 in flight", said)
+    assert before
+    billed = sum(record.total_tokens for record in gateway.ledger)
+    assert abs(int(before[1]) - billed) < 0.1 * billed
+    assert f"3 of 3 done: 3 made, 0 reused, 0 failed; 0 in flight, {billed:,} tokens" in said
 
 
 def test_items_may_have_options_of_their_own(campaign: Any, gateway: Any) -> None:
