@@ -117,7 +117,7 @@ class _Till:
     def _claim(self) -> tuple[Attempt, Attempt | None]:
         from airflow_provider_jojokey.store.ledger import begin, may_be_alive, new_attempt
 
-        spools.clean(self.settings.spool_directory, self.settings.spool_max_age)
+        spools.clean_now_and_then(self.settings.spool_directory, self.settings.spool_max_age)
         regenerate: str | None = None
         waiting = False
         while True:

@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 MAX_AGE = 7 * 24 * 3600.0
 """Seconds after which a spool that nobody came back for is deleted."""
 
+CLEAN_EVERY = 3600.0
+"""Seconds between two looks for such spools in one process."""
 
+_cleaned: dict[Path, float] = {}
 _OURS = re.compile("[0-9a-f]{32}")
 
 
@@ -202,6 +205,17 @@ def prepare(root: Path) -> str:
     finally:
         draft.unlink(missing_ok=True)
     return path.read_text(encoding="ascii")
+
+
+def clean_now_and_then(root: Path, max_age: float = MAX_AGE) -> None:
+    """Do what :func:`clean` does, unless this process has done so within the hour.
+
+    A batch would else look through the folders of all its images for each of them.
+    """
+    now = time.monotonic()
+    if now - _cleaned.get(root, float("-inf")) >= CLEAN_EVERY:
+        _cleaned[root] = now
+        clean(root, max_age)
 
 
 def clean(root: Path, max_age: float = MAX_AGE) -> None:

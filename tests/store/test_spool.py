@@ -499,6 +499,15 @@ def test_what_is_no_spool_is_never_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "letter.txt").exists()
 
 
+def test_one_process_does_not_look_for_old_spools_with_every_image(tmp_path: Path) -> None:
+    spools.clean_now_and_then(tmp_path, max_age=100)
+    old = _aged(tmp_path, "a" * 32, 1000)
+    spools.clean_now_and_then(tmp_path, max_age=100)
+    assert old.exists
+    spools.clean(tmp_path, max_age=100)
+    assert not old.exists
+
+
 def test_cleaning_where_nothing_is_does_nothing(tmp_path: Path) -> None:
     spools.clean(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
