@@ -6,6 +6,7 @@ different for each run is ever in a name or a tag.
 
 from __future__ import annotations
 
+import atexit
 import re
 import sys
 import time
@@ -27,6 +28,9 @@ IN_FLIGHT = "jojokey.in_flight"
 REQUEST_DURATION = "jojokey.request_duration"
 UPLOAD_BYTES = "jojokey.upload_bytes"
 UPLOAD_DURATION = "jojokey.upload_duration"
+
+LAST_WAIT = 5_000
+"""Milliseconds for which the end of a task's process waits for the collector of spans."""
 
 _SWITCHES = ("statsd_on", "otel_on", "statsd_datadog_enabled")
 # Airflow drops a metric whose name is longer than 250 characters, and InfluxDB's tags are part of the name.
@@ -222,13 +226,23 @@ def _stats() -> Any:
 def _tracer() -> Any:
     """Return a tracer where OpenTelemetry was set up: by Airflow's ``[traces]``, or by whoever starts the worker."""
     trace = sys.modules.get("opentelemetry.trace")
-    if trace is None or isinstance(
-        trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
-    ):
+    if trace is None:
         return None
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+        return None
+    _flush_at_exit(provider)
     from airflow_provider_jojokey import __version__
 
     return trace.get_tracer("airflow_provider_jojokey", __version__)
+
+
+def _flush_at_exit(provider: Any) -> None:
+    """Airflow 3.1 ends a task's process with spans still waiting to be sent; newer ones leave none to this."""
+    flush = getattr(provider, "force_flush", None)
+    if flush is not None:
+        atexit.unregister(flush)  # once is enough, however many orders there are
+        atexit.register(flush, LAST_WAIT)
 
 
 def _tag(name: str, value: Any) -> str:

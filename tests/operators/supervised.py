@@ -1,14 +1,13 @@
 """Runs a Dag as a worker does: each task in a process of its own, under Airflow's supervisor.
 
 `dag.test()` runs tasks in its own process and leaves out what a worker's process begins and ends with:
-Airflow's metrics, its span around the task, the flush of both. Its arguments are a JSON list, for each run the
-Dag's id, its file, and what to add to the environment; and the file for what came of them.
+Airflow's metrics, its span around the task, the flush of both. Its arguments are the Dag's id, its file, the file
+for what came of the run, and the word `instrumented` where OpenTelemetry shall be set up before the worker begins.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +27,7 @@ def run_task_in_process(ti: Any, task: Any) -> Any:
     """Take the place of the function of the same name, with a process of the task's own."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
+    from sqlalchemy import select
 
     _supervise(
         ti=ti,
@@ -38,12 +38,27 @@ def run_task_in_process(ti: Any, task: Any) -> Any:
         subprocess_logs_to_stdout=True,
     )
     with create_session() as session:
-        state = session.get(TaskInstance, ti.id).state
+        state = session.scalar(select(TaskInstance.state).filter_by(**_key(ti)))
     return SimpleNamespace(ti=SimpleNamespace(state=state, task=task), state=state, msg=None, error=None)
 
 
-def run(dag_id: str, path: str, environment: dict[str, str]) -> dict[str, Any]:
-    os.environ.update(environment)
+def _key(ti: Any) -> dict[str, Any]:
+    return {name: getattr(ti, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+
+
+def set_up_opentelemetry() -> None:
+    """Do what `opentelemetry-instrument` does: one provider for all, which sends spans in batches."""
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+
+
+def run(dag_id: str, path: str) -> dict[str, Any]:
     bag = DagBag(path)
     assert not bag.import_errors, bag.import_errors
     dag_run = bag.dags[dag_id].test()
@@ -52,5 +67,7 @@ def run(dag_id: str, path: str, environment: dict[str, str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if "instrumented" in sys.argv[4:]:
+        set_up_opentelemetry()
     supervisor.run_task_in_process = run_task_in_process
-    Path(sys.argv[2]).write_text(json.dumps([run(*one) for one in json.loads(sys.argv[1])]))
+    Path(sys.argv[3]).write_text(json.dumps(run(*sys.argv[1:3])))
