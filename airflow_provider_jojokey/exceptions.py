@@ -8,7 +8,7 @@ retry will do.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -27,7 +27,7 @@ class JojoKeyError(AirflowException):
     :param billed: whether this attempt cost money: ``"no"``, ``"yes"`` or ``"unknown"``
     """
 
-    retry: ClassVar[str] = "A retry is safe: it pays nothing twice."
+    retry: str = "A retry is safe: it pays nothing twice."
     """What a retry will do: the message's last sentence."""
 
     def __init__(
@@ -95,7 +95,7 @@ class JojoKeyError(AirflowException):
 
 def _rebuild(cls: type[JojoKeyError], state: dict[str, Any]) -> JojoKeyError:
     error = cls.__new__(cls, state.get("message", ""))
-    AirflowException.__init__(error, f"{state['message']} {cls.retry}".strip())
+    AirflowException.__init__(error, f"{state['message']} {state.get('retry', cls.retry)}".strip())
     vars(error).update(state)
     return error
 

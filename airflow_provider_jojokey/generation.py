@@ -20,9 +20,10 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyStoreError,
     JojoKeyUnknownOutcomeError,
 )
+from airflow_provider_jojokey.img2.estimate import times_longer
 from airflow_provider_jojokey.inquiry import OUTCOMES, START_WITHIN, Inquiry, when
 from airflow_provider_jojokey.store import spool as spools
-from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Receipt, Step, decide
+from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Receipt, Step, decide, total_usage
 from airflow_provider_jojokey.store.spool import Spool
 from airflow_provider_jojokey.telemetry import Observer, observe
 
@@ -174,6 +175,12 @@ class _Till:
                     passing=True,
                 )
             spool.create()
+            if (short := spool.lacks_room(self.order.request)) is not None:
+                raise JojoKeyStoreError(
+                    f"The disk of the spool {self.settings.spool_directory} is nearly full: {short}. Nothing was "
+                    "sent or billed by this attempt. Make room, or set [jojokey] spool_directory to a larger disk.",
+                    passing=True,
+                )
         except (OSError, JojoKeyStoreError) as error:
             self.receipt = self.ledger.record(
                 replace(attempt, outcome=Outcome.NOT_BILLED, billed="no", ended_at=_utcnow())
@@ -190,7 +197,9 @@ class _Till:
 
     def _lease(self) -> float:
         settings = self.jojokey.settings
-        return settings.connect_timeout + settings.max_resend_wait + settings.read_timeout + LEASE_MARGIN
+        # A stream, or a reply that trickles in, may take longer than any silence in it.
+        answering = settings.read_timeout * times_longer(self.order.request)
+        return settings.connect_timeout + settings.max_resend_wait + answering + LEASE_MARGIN
 
     def _conflict(self, other: Attempt) -> JojoKeyError:
         mapped = f"[{other.owner.map_index}]" if other.owner.map_index >= 0 else ""
@@ -380,6 +389,7 @@ class _Till:
             self.receipt = self.delivery.patiently(lambda: self.ledger.record(done, instead_of))
             self._tell_what_was_billed(done, attempt)
         except JojoKeyStoreError as error:
+            error.usage = total_usage((self.receipt.usage_of(self.order.owner), generation.usage))
             raise error.retold(
                 f"{error.message} The images are paid for and safe on this host in {spool.folder}: "
                 "a retry on this host stores them without paying again; one on another host does not pay either, "

@@ -12,6 +12,7 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyError,
     JojoKeyUnknownOutcomeError,
 )
+from airflow_provider_jojokey.img2.estimate import times_longer
 from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Receipt
 
 if TYPE_CHECKING:
@@ -66,7 +67,11 @@ class Inquiry:
             sent_by=self.sent_by(attempt) + skew,
             now=datetime.now(UTC).timestamp() + skew,
             finished_by=self.finished_by(attempt) + skew,
-            others=[one.request_id for one in receipt.attempts if one.id != attempt.id],
+            lost_at=attempt.ended_at.timestamp() + skew if attempt.ended_at else None,
+            others=[
+                *self._jojokey.known_requests,
+                *(one.request_id for one in receipt.attempts if one.id != attempt.id),
+            ],
             request_id=attempt.request_id,
         )
         asked = replace(
@@ -93,12 +98,14 @@ class Inquiry:
         """Return when the attempt's paid request was sent at the latest, in seconds since 1970."""
         settings = self._jojokey.settings
         connecting = settings.connect_timeout * (1 + settings.max_resends)
-        latest = attempt.started_at.timestamp() + START_WITHIN + connecting + settings.max_resend_wait
+        resending = settings.max_resend_wait if settings.max_resends else 0.0
+        latest = attempt.started_at.timestamp() + START_WITHIN + connecting + resending
         return min(latest, attempt.ended_at.timestamp()) if attempt.ended_at else latest
 
     def finished_by(self, attempt: Attempt) -> float:
         """Return when the model must have finished: only after it does the lack of a row in the log mean anything."""
-        return self.sent_by(attempt) + self._settings.longest_generation
+        longest = self._settings.longest_generation * times_longer(self._order.request)
+        return self.sent_by(attempt) + longest
 
     def wait(self, attempt: Attempt) -> float:
         """Return the seconds after which asking again may help."""
@@ -123,13 +130,20 @@ class Inquiry:
         )
 
     def retold(self, error: JojoKeyError, asked: Attempt, final: bool) -> JojoKeyError:
-        """Return what to raise instead of ``error``, now that the log was asked."""
+        """Return what to raise instead of ``error``, now that the log was asked.
+
+        What was refused inside a reply of success, and not billed, is refused: it would be again.
+        """
         unknown = "Whether it was billed is not known"
         known = {"yes": "It was billed", "no": "Nothing was billed"}.get(asked.billed, unknown)
-        hopeless = final and asked.billed != "no" and not self._order.may_pay_again
+        kind: type[JojoKeyError] = JojoKeyUnknownOutcomeError
+        if final and asked.billed == "no":
+            kind = type(error)
+        elif final and not self._order.may_pay_again:
+            kind = JojoKeyAlreadyBilledError
         return error.retold(
             error.message.replace(f"{unknown}.", f"{known}: {asked.note}."),
-            JojoKeyAlreadyBilledError if hopeless else JojoKeyUnknownOutcomeError,
+            kind,
             billed=asked.billed,
             request_id=asked.request_id,
             # When Cloudflare would have it tried again is no matter: it knows nothing of money.

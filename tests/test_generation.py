@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
+from loopback import Exchange, Server
 from store.world import Bucket, Shop, bucket_of, moto_bucket
 
 from airflow_provider_jojokey import exceptions as kinds
@@ -274,6 +275,33 @@ def test_a_failure_in_the_log_is_not_taken_for_ours_while_the_model_may_be_at_wo
     assert name_of(results[-1]) == "JojoKeyAlreadyBilledError"
 
 
+def test_a_large_image_may_be_at_work_for_longer_and_is_not_paid_twice(shop: Shop, png: bytes) -> None:
+    """Cloudflare cuts a generation of many minutes; the log cannot have it yet."""
+    with Gateway(image=png) as slow:
+        shop.gateway = slow
+        shop.connect(read_timeout=0.3)
+        shop.set(longest_generation=1.0)
+        small = shop.refused("a fox [sandbox: hang delay=1]")
+        large = shop.refused("an owl [sandbox: hang delay=1]", "owl.png", size="3840x2160", quality="high")
+
+    assert isinstance(large, kinds.JojoKeyUnknownOutcomeError)
+    assert small.retry_after is not None
+    assert large.retry_after is not None
+    assert large.retry_after > small.retry_after + 5
+
+
+def test_another_requests_row_in_the_log_is_not_ours_while_the_model_may_be_at_work(shop: Shop) -> None:
+    shop.connect(read_timeout=12)
+    shop.set(longest_generation=30.0)
+    hook = JojoKeyHook()
+    hook.known_requests.add(shop.make("an owl", "owl.png", task="other")["request_id"])
+
+    error = shop.refused("a fox [sandbox: cloudflare_524 billed=no]", hook=hook)
+
+    assert error.billed == "unknown"
+    assert not isinstance(error, AirflowFailException)
+
+
 def test_a_retry_sends_the_request_once_more_inside_the_hook_where_that_is_safe(shop: Shop) -> None:
     shop.connect(max_resends=2, max_resend_wait=5)
 
@@ -312,6 +340,21 @@ def test_a_spool_that_cannot_be_made_costs_nothing(shop: Shop, tmp_path: Path) -
     assert isinstance(error, kinds.JojoKeyStoreError)
     assert "spool_directory" in error.message
     assert shop.posts == 0
+
+
+def test_a_disk_without_room_for_the_images_costs_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spools, "ROOM_TO_SPARE", 10**18)
+
+    error = shop.refused()
+
+    assert isinstance(error, kinds.JojoKeyStoreError)
+    assert "nearly full" in error.message
+    assert "Nothing was sent or billed" in error.message
+    assert shop.posts == 0
+    assert shop.outcomes() == ["not_billed"]
+    assert shop.spooled() == []
 
 
 def test_a_spool_that_cannot_be_made_in_the_end_costs_nothing_and_is_not_left_open(
@@ -867,3 +910,47 @@ def test_two_that_come_back_for_one_dead_attempt_store_it_once_and_pay_nothing(
 
     assert shop.billed == 1
     assert shop.outcomes() == ["complete"]
+
+
+def test_what_was_made_under_another_map_index_is_taken_once_the_list_has_become_shorter(shop: Shop) -> None:
+    shop.make(map_index=2)
+
+    made = shop.make(map_index=1, try_number=2)
+
+    assert (made["reused"], shop.billed) == (True, 1)
+    assert made["usage"]["total_tokens"] == 0, "it was billed to the other one"
+
+
+def test_two_items_of_a_list_that_share_a_key_are_a_conflict_when_cleared_as_well(shop: Shop) -> None:
+    shop.make("a fox", map_index=2)
+
+    assert isinstance(shop.refused("an owl", map_index=1, try_number=2), kinds.JojoKeyReceiptError)
+    assert shop.billed == 1
+
+
+def test_what_is_refused_inside_a_reply_of_success_and_not_billed_is_refused(shop: Shop) -> None:
+    def refuse(exchange: Exchange) -> None:
+        log = {"success": True, "data": [{"type": 5, "request_id": "ours", "created_at": 1}]}
+        refusal = {"error": {"message": "no", "code": "moderation_blocked"}}
+        told = log if exchange.request.method == "GET" else refusal
+        exchange.answer(200, json.dumps(told).encode(), X_Oneapi_Request_Id="ours")
+
+    with Server(refuse) as server:
+        shop.connect(host=server.url)
+        results = shop.attempts(retries=3)
+        posts = [request for request in server.requests if request.method == "POST"]
+
+    assert [name_of(one) for one in results] == ["JojoKeyContentError"]
+    assert len(posts) == 1
+    assert shop.outcomes() == ["not_billed"]
+
+
+def test_what_a_dead_try_has_paid_for_counts_although_each_try_is_to_pay(shop: Shop) -> None:
+    with pytest.raises(AirflowTaskTimeout):
+        shop.make(hook=Interrupted(), reuse="never")
+
+    made = shop.make(reuse="never", try_number=2)
+
+    assert (made["reused"], shop.billed) == (False, 2)
+    assert made["usage"]["total_tokens"] == shop.tokens
+    assert shop.outcomes() == ["complete", "complete"]

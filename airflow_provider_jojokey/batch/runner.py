@@ -246,17 +246,31 @@ class Batch:
         return self._again.popleft() if self._has_more() else None
 
     def _submit(self, job: Job) -> None:
+        if self._busy >= self._threads:
+            self._start_thread()
         self._busy += 1
-        if self._busy > self._threads:
-            thread = threading.Thread(
-                target=copy_context().run,  # so that their spans belong to the task's
-                args=(self._work,),
-                name=f"{THREADS}{job.index}",
-                daemon=True,
-            )
-            thread.start()
-            self._threads += 1
         self._jobs.put(job)
+
+    def _start_thread(self) -> None:
+        """Start one thread more; where the system gives none, go on with those that there are.
+
+        :raises RuntimeError: if there is none at all
+        """
+        thread = threading.Thread(
+            target=copy_context().run,  # so that their spans belong to the task's
+            args=(self._work,),
+            name=f"{THREADS}{self._threads}",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:
+                raise
+            log.warning("The system gives no more threads than %d: as many are in flight.", self._threads)
+            self.limiter.max_in_flight = self._threads
+            return
+        self._threads += 1
 
     def _let_go(self, needed: int) -> None:
         """Let threads end that have nothing left to do: each has its memory."""
@@ -336,7 +350,7 @@ class Batch:
         else:
             self.limiter.done(job.ticket, now)
         self._failed(job, outcome)
-        if isinstance(outcome, HOPELESS) and self.hook.closed is None:
+        if self.hook.closed is None and (isinstance(outcome, HOPELESS) or _was_paid_in_vain(outcome)):
             log.error("%s No more is sent: the other items would end the same way.", outcome.message)
             self._close(outcome)
 
@@ -376,6 +390,8 @@ class Batch:
 
     def _succeeded(self, job: Job, manifest: dict[str, Any]) -> None:
         self.tally.succeed(job.index, manifest)
+        if manifest["request_id"]:
+            self.hook.known_requests.add(manifest["request_id"])
         prompt = job.order.request.prompt
         self.manifest.add(
             job.index, results.of_manifest(manifest, prompt=prompt, aws_conn_id=self._aws_conn_id)
@@ -430,6 +446,11 @@ class Batch:
     def summary(self) -> str:
         """Return one line on how it went."""
         return f"In {_duration(time.monotonic() - self._began)}: {self._progress()}"
+
+
+def _was_paid_in_vain(error: JojoKeyError) -> bool:
+    """Tell whether images that were paid for could not be kept, for a reason that will not pass by itself."""
+    return isinstance(error, JojoKeyStoreError) and error.billed == "yes" and not error.passing
 
 
 def _duration(seconds: float) -> str:

@@ -104,6 +104,8 @@ class JojoKeyHook(BaseHook):
         self.jojokey_conn_id = jojokey_conn_id
         self.stopping = threading.Event()
         """Set when the task is killed: from then on nothing is sent and nothing is waited for."""
+        self.known_requests: set[str] = set()
+        """The gateway's ids of requests whose answers are known: in its log, they are nobody else's."""
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:

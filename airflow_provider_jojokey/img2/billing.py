@@ -47,6 +47,7 @@ def was_billed(
     sent_by: float,
     now: float,
     finished_by: float,
+    lost_at: float | None = None,
     others: Iterable[str | None] = (),
     request_id: str | None = None,
 ) -> Verdict:
@@ -58,6 +59,7 @@ def was_billed(
     :param sent_by: when at the latest, if it had to be sent again
     :param now: the time now, by the same clock
     :param finished_by: when the model must have finished: only after it does the lack of a row mean anything
+    :param lost_at: when its answer was lost, where that was seen: until then it had not ended
     :param others: request ids that are known to belong to other requests
     :param request_id: the request's own, where its answer got as far as telling it
     """
@@ -71,11 +73,16 @@ def was_billed(
         if row.get("model_name") == model
         and row.get("type") in (CONSUMED, FAILED)
         and row.get("request_id") not in known
+        and not (request_id and row.get("request_id"))  # it has another id, so it is another request
         and _began_between(row, sent_at, sent_by, finished_by)
     ]
     consumed = [row for row in fitting if row["type"] == CONSUMED]
     if len(consumed) == 1 and len(fitting) == 1:
         row = consumed[0]
+        ended_before = lost_at is not None and _number(row.get("created_at")) < lost_at - TOLERANCE
+        if not own and ended_before and now < finished_by:
+            why = "the gateway's log has a request that fits but had ended earlier; ours may still be at work"
+            return Verdict("unknown", why, False)
         request_id = str(row.get("request_id") or "") or None
         name = f" (request id {request_id})" if request_id else ""
         why = f"the gateway's log has one request that fits, and it was billed{name}"

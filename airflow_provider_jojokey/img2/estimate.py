@@ -38,6 +38,11 @@ def expected_seconds(request: ImageRequest) -> float:
     return SECONDS.get(request.quality, SECONDS["high"]) * max(1.0, _area(request))
 
 
+def times_longer(request: ImageRequest) -> float:
+    """Return how many times longer a request may take than one for 1024x1024 in high quality, at least 1."""
+    return max(1.0, expected_seconds(request) / SECONDS["high"])
+
+
 def _area(request: ImageRequest) -> float:
     width, height = request.pixels or (1024, 1024)
     return width * height / SQUARE_PIXELS

@@ -171,7 +171,14 @@ class GenerateImageBatchOperator(ImageOperator):
         try:
             if total:
                 batch.preflight()
-            tally = batch.run()
+            try:
+                tally = batch.run()
+            except (
+                BaseException
+            ) as interruption:  # a timeout, for one: what was spent until then is told all the same
+                uri = self._store_manifest(manifest, place, patience=0.0)
+                self._tell(context, plan, batch.tally, uri, interruption)
+                raise
             self.log.info(batch.summary())
             uri = self._store_manifest(manifest, place, settings.upload_patience)
         finally:
@@ -286,10 +293,9 @@ class GenerateImageBatchOperator(ImageOperator):
         if not whole:
             end = ", because the task was told to end" if stopped else ""
             error = tally.error(end, f", listed in {uri}" if uri else "")
-        if tally.keys is not None and (whole or tally.images):
-            self._push(context, "keys", tally.keys)
-        if whole or tally.tokens:
-            self._push(context, "usage", tally.usage)
+        self._tell(context, plan, tally, uri, error)
+        if error is not None:
+            raise error
         summary = {
             "version": RESULT_VERSION,
             "manifest": uri,
@@ -300,17 +306,24 @@ class GenerateImageBatchOperator(ImageOperator):
             "images": tally.images,
             "usage": tally.usage,
         }
-        self._told = self._for_the_ui(plan, tally, uri, error)
-        self._uris = tally.uris
-        self._push(context, results.XCOM_KEY, self._told)
-        if error is not None:
-            raise error
         if self.outlets:
             assets.tell_of_batch(context, self.outlets, summary, tally.uris)
         return summary
 
+    def _tell(
+        self, context: Context, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None
+    ) -> None:
+        """Push what was made and what it has cost, however it has ended."""
+        if tally.keys is not None and (error is None or tally.images):
+            self._push(context, "keys", tally.keys)
+        if error is None or tally.tokens:
+            self._push(context, "usage", tally.usage)
+        self._told = self._for_the_ui(plan, tally, uri, error)
+        self._uris = tally.uris
+        self._push(context, results.XCOM_KEY, self._told)
+
     def _for_the_ui(
-        self, plan: Plan, tally: Tally, uri: str | None, error: Exception | None
+        self, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None
     ) -> dict[str, Any]:
         first = next((order.request for _, order in plan.orders()), None)
         return {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
 
 PROMPT_IN_LOG = 200
+PAYS_AGAIN = "A retry sends a new request, and pays for it, as reuse='never' says."
 
 
 def __getattr__(name: str) -> Any:
@@ -276,6 +277,10 @@ class GenerateImageOperator(ImageOperator):
             error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options
         )
         self._push(context, results.XCOM_KEY, self._told)
+        from airflow_provider_jojokey.exceptions import JojoKeyFailure
+
+        if self.reuse == "never" and not isinstance(error, JojoKeyFailure):
+            return error.retold(error.message, retry=PAYS_AGAIN)
         return error
 
     def on_kill(self) -> None:

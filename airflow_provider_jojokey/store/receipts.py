@@ -249,17 +249,35 @@ def decide(
     :param reuse: ``"run"``, ``"always"`` or ``"never"``
     :param is_alive: for each open attempt's id, whether its process may still be at work
     """
+
+    def has_moved(attempt: Attempt) -> bool:
+        """Tell whether it is this mapped task's, under another index: an item was taken out of the list before it.
+
+        Only the very same images, once they have ended, and only for a task that was cleared: at its first try, two
+        items that share a key do so by mistake.
+        """
+        if owner.try_number == 1:
+            return False
+        ended = attempt.outcome is not Outcome.OPEN or not is_alive.get(attempt.id, False)
+        of_this_task = attempt.owner.is_run_of(owner) and attempt.owner.task_id == owner.task_id
+        return ended and of_this_task and attempt.fingerprint == fingerprint
+
+    def has_left_something(attempt: Attempt) -> bool:
+        """Tell whether it is an earlier try that died: what it has paid for may wait in the spool."""
+        dead = attempt.outcome is Outcome.OPEN and not is_alive.get(attempt.id, False)
+        return dead and attempt.owner.is_task_of(owner)
+
     for attempt in receipt.attempts:
         other_task = attempt.owner.is_run_of(owner) and not attempt.owner.is_task_of(owner)
-        if other_task and attempt.outcome is not Outcome.NOT_BILLED:
+        if other_task and attempt.outcome is not Outcome.NOT_BILLED and not has_moved(attempt):
             return Decision(Step.CONFLICT, attempt)
 
     def counts(attempt: Attempt) -> bool:
         if reuse == "always":
             return attempt.owner.is_task_of(owner) or attempt.fingerprint == fingerprint
         if reuse == "never":  # a trigger that is run twice is one attempt, not two
-            return attempt.owner == owner
-        return attempt.owner.is_task_of(owner)
+            return attempt.owner == owner or has_left_something(attempt)
+        return attempt.owner.is_task_of(owner) or has_moved(attempt)
 
     # What surely cost nothing and gave nothing hides nothing that came before it.
     latest = next(

@@ -29,6 +29,7 @@ from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.client import Generation
+    from airflow_provider_jojokey.img2.request import ImageRequest
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ MAX_AGE = 7 * 24 * 3600.0
 
 CLEAN_EVERY = 3600.0
 """Seconds between two looks for such spools in one process."""
+
+BYTES_PER_PIXEL = 4
+"""Of a PNG with transparency that cannot be compressed at all; real ones take half of it or less."""
+ROOM_TO_SPARE = 4 * 1024 * 1024
 
 _cleaned: dict[Path, float] = {}
 _OURS = re.compile("[0-9a-f]{32}")
@@ -76,6 +81,16 @@ class Spool:
             except (FileNotFoundError, FileExistsError):
                 continue
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def lacks_room(self, request: ImageRequest) -> str | None:
+        """Return in words how much room the images lack on the disk, at their largest; ``None`` if there is enough.
+
+        :raises OSError: if the disk does not tell
+        """
+        width, height = request.pixels or (1024, 1024)
+        needed = request.n * width * height * BYTES_PER_PIXEL + ROOM_TO_SPARE
+        free = shutil.disk_usage(self.folder).free
+        return f"{free:,} bytes are free, and {needed:,} may be needed" if free < needed else None
 
     @property
     def exists(self) -> bool:

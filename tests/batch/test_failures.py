@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import threading
 from typing import Any
 
 import pytest
+from loopback import Exchange, Server
 
-from airflow_provider_jojokey.batch import limiter
+from airflow_provider_jojokey.batch import limiter, runner
 from batch.conftest import posters
 
 
@@ -180,3 +183,65 @@ def test_the_log_tells_how_it_goes_and_not_of_each_image(
     own = [line for line in out.splitlines() if "airflow_provider_jojokey" in line]
     assert len(own) < 10
     assert gateway.token not in out
+
+
+def test_a_store_that_takes_receipts_and_no_images_is_noticed_before_all_is_paid_for(
+    campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = campaign.store.connection
+    address = store["extra"]["endpoint_url"].removeprefix("http://")
+
+    def refuse_images(exchange: Exchange) -> None:
+        request = exchange.request
+        if request.method == "PUT" and "/_jojokey/" not in request.target:
+            return exchange.answer(403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+        way = http.client.HTTPConnection(address)
+        way.request(request.method, request.target, request.body, request.headers)
+        answer = way.getresponse()
+        body = answer.read()
+        tag = answer.headers["ETag"]
+        return exchange.answer(answer.status, body, **({"ETag": tag} if tag else {}))
+
+    with Server(refuse_images) as front:
+        told = {**store, "extra": {**store["extra"], "endpoint_url": front.url}}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(told))
+        run = campaign.run("refused", posters(20), max_in_flight=2)
+    paid = len(gateway.ledger)
+
+    assert run.state == "failed"
+    assert 1 <= paid <= 4
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
+
+
+def test_a_timeout_leaves_word_of_what_was_spent(campaign: Any, gateway: Any) -> None:
+    gateway.behave(delay=0.5)
+    run = campaign.run("timeout", posters(50), max_in_flight=2, execution_timeout="timedelta(seconds=2)")
+
+    assert run.state == "failed"
+    billed = sum(record.total_tokens for record in gateway.ledger)
+    assert 0 < len(gateway.ledger) < 50
+    assert run.xcom("usage", "batch")["total_tokens"] == billed
+    assert run.xcom("jojokey_images", "batch")["state"] == "failed"
+    assert len(campaign.manifest(run)) == len(gateway.ledger)
+
+
+def test_where_the_system_gives_no_more_threads_it_goes_on_with_those_that_there_are(
+    campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    given: list[threading.Thread] = []
+
+    def start_three(thread: threading.Thread) -> None:
+        if thread.name.startswith(runner.THREADS):
+            if len(given) == 3:
+                raise RuntimeError("can't start new thread")
+            given.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    gateway.behave(delay=0.05)
+    run = campaign.run("threads", posters(12), max_in_flight=8)
+
+    assert run.state == "success"
+    assert len(gateway.ledger) == 12
+    assert gateway.peak_in_flight <= 3

@@ -165,8 +165,25 @@ def test_a_request_whose_id_is_known_to_have_failed_was_not_billed_even_before_t
     assert (verdict.billed, verdict.final) == ("no", True)
 
 
-def test_a_request_whose_id_is_not_in_the_log_is_looked_for_by_its_time() -> None:
-    assert ask(row(), request_id="mine").request_id == "req-1"
+def test_a_request_whose_id_is_known_is_never_another_one() -> None:
+    assert ask(row(), request_id="mine").billed == "no"
+    verdict = ask(row(), request_id="mine", now=SENT + 30)
+    assert (verdict.billed, verdict.final) == ("unknown", False)
+
+
+def test_where_the_log_has_no_ids_a_request_is_looked_for_by_its_time() -> None:
+    assert ask(row(request_id=""), request_id="mine").billed == "yes"
+
+
+def test_what_had_ended_before_the_answer_was_lost_may_be_anothers_while_ours_may_be_at_work() -> None:
+    lost_at = SENT + 120
+    verdict = ask(row(took=20), lost_at=lost_at, now=SENT + 130)
+    assert (verdict.billed, verdict.final) == ("unknown", False)
+    assert ask(row(took=118), lost_at=lost_at, now=SENT + 130).billed == "yes"
+
+
+def test_once_ours_must_have_finished_one_row_that_fits_is_ours_whenever_it_ended() -> None:
+    assert ask(row(took=20), lost_at=SENT + 120).billed == "yes"
 
 
 def test_rows_that_hold_nothing_are_borne() -> None:

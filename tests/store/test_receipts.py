@@ -64,14 +64,18 @@ STATES = ("open, alive", "open, dead", "complete", "unknown", "billed", "not_bil
 COUNTS = ("wait", "settle", "reuse", "settle", "settle", "pay")
 HIDDEN = ("pay",) * 6
 FORBIDDEN = ("conflict",) * 5 + ("pay",)
+# An item was taken out of the list before it: what it wants has been made under another index.
+MOVED = ("conflict", *COUNTS[1:])
+# What a dead try has paid for may still be on this host.
+LEFT = ("pay", "settle", *("pay",) * 4)
 # Whose attempt is there, by which reuse → what to do for each of the states, if it is for the same request.
 SAME_REQUEST = {
     "this very try": {"run": COUNTS, "always": COUNTS, "never": COUNTS},
-    "an earlier try": {"run": COUNTS, "always": COUNTS, "never": HIDDEN},
+    "an earlier try": {"run": COUNTS, "always": COUNTS, "never": LEFT},
     "another run": {"run": HIDDEN, "always": COUNTS, "never": HIDDEN},
     "another Dag": {"run": HIDDEN, "always": COUNTS, "never": HIDDEN},
     "another task of the run": {"run": FORBIDDEN, "always": FORBIDDEN, "never": FORBIDDEN},
-    "another mapped task of the run": {"run": FORBIDDEN, "always": FORBIDDEN, "never": FORBIDDEN},
+    "another mapped task of the run": {"run": MOVED, "always": MOVED, "never": ("conflict", *HIDDEN[1:])},
 }
 OTHER = ("wait", *("pay",) * 5)
 OTHER_REQUEST = {
@@ -401,3 +405,8 @@ def test_a_task_is_billed_for_all_its_tries_and_for_nobody_elses() -> None:
         ),
     ]
     assert receipt(*billed).usage_of(ME)["total_tokens"] == 21
+
+
+def test_at_its_first_try_a_mapped_task_with_anothers_key_is_a_conflict() -> None:
+    theirs = attempt("complete", replace(ME, map_index=3))
+    assert decide(receipt(theirs), replace(ME, try_number=1), "fox", "run", {}).step is Step.CONFLICT
