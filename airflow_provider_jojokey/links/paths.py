@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import quote, urlsplit
 
+URL_PREFIX = "/jojokey"
+"""Where the plugin's routes are, behind the base path."""
+TAB_ROUTE = "jojokey-images"
+
 
 def base_path() -> str:
     """Return what stands before all paths, without a slash at its end: most often nothing.
@@ -20,13 +24,13 @@ def tab_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str
     mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
     # Written as Airflow writes it: only then does its UI underline the open tab.
     parts = (quote(one, safe=":+") for one in (dag_id, run_id, task_id))
-    return "/dags/{}/runs/{}/tasks/{}".format(*parts) + f"{mapped}/plugin/jojokey-images"
+    return "/dags/{}/runs/{}/tasks/{}".format(*parts) + f"{mapped}/plugin/{TAB_ROUTE}"
 
 
 def image_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 0) -> str:
     """Return the path of one of the task's images in Airflow's UI, without the base URL."""
     parts = (quote(one, safe="") for one in (dag_id, run_id, task_id))
-    return "/jojokey/images/{}/{}/{}".format(*parts) + f"/{map_index}/{number}"
+    return f"{URL_PREFIX}/images/" + "/".join(parts) + f"/{map_index}/{number}"
 
 
 def thumbnail_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 0) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from airflow_provider_jojokey.links.paths import base_path, image_path, tab_path
-from airflow_provider_jojokey.plugins.images import URL_PREFIX
+from airflow_provider_jojokey.links.paths import URL_PREFIX, base_path, image_path, tab_path
 from airflow_provider_jojokey.plugins.xcoms import Row
 from airflow_provider_jojokey.results import Result, ResultImage
 

@@ -12,10 +12,8 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
 from airflow_provider_jojokey import __version__
-from airflow_provider_jojokey.links.paths import base_path
+from airflow_provider_jojokey.links.paths import TAB_ROUTE, URL_PREFIX, base_path
 
-URL_PREFIX = "/jojokey"
-TAB_ROUTE = "jojokey-images"
 PAGE_ROUTE = "jojokey-gallery"
 """A route of its own: Airflow drops a second app with the first one's."""
 
