@@ -4,7 +4,8 @@ A task knows what it has spent in its Dag run from its own receipts, over all it
 on the Dag run there is a ledger in S3, one small object with one entry for each task: what it has
 spent plus what it is about to. A task only ever writes its own entry, and works it out anew each time,
 so a task that died corrects the entry with its next try. An entry is written with the condition that
-nobody has written meanwhile, so of two tasks that want the last of a budget one gets it.
+nobody has written meanwhile, so of two tasks that want the last of a budget one gets it. Where the store
+does not honour that, the ledger is read anew before each entry, and two that write at once may pass the limit.
 """
 
 from __future__ import annotations
@@ -312,9 +313,12 @@ class RunLedger:
         :raises JojoKeyReceiptError: if what is there cannot be understood
         """
         for again in range(RACES):
-            fresh = self._tasks is None
-            if self._tasks is None:
+            # Only where conditions hold does a write fail that would replace what others have written since.
+            fresh = self._tasks is None or not self.store.proven
+            if self._tasks is None or fresh:
                 self._tasks = self._read()
+            if self._tasks.get(self._own, Amount()) == own and limit.allows(self.total(own)):
+                return True  # nothing is to be written
             if not limit.allows(self.total(own)):
                 if fresh:
                     return False

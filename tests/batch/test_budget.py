@@ -291,6 +291,47 @@ def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: 
     assert len(granted) == len(written) == 5
 
 
+def test_batches_that_take_turns_share_the_budget_on_each_kind_of_store(any_store: Any, gateway: Any) -> None:
+    budgets = [
+        Budget(
+            Limit(),
+            Limit(images=10),
+            RunLedger(ImageStore("aws_default"), "posters", Owner("dag", "run", f"batch_{name}")),
+            items=20,
+        )
+        for name in "ab"
+    ]
+    sent = [0, 0]
+    for index in range(20):
+        for number, budget in enumerate(budgets):
+            if budget.reserve(index, Amount(200, 1)) is Verdict.YES:
+                sent[number] += 1
+                budget.settle(index, 200, sent=True)
+    for budget in budgets:
+        budget.close()
+
+    assert sent == [5, 5]
+    assert booked(any_store) == Amount(2000, 10)
+
+
+def test_on_a_store_that_is_proven_a_batch_reads_the_ledger_only_where_somebody_else_has_written(
+    store: Any, gateway: Any
+) -> None:
+    images = ImageStore("aws_default")
+    store.client.put_object(Bucket="posters", Key="pointer", Body=b"x")
+    assert images.honours_conditions("posters", "pointer", b"x")
+    own = RunLedger(images, "posters", Owner("dag", "run", "one"))
+    reads: list[str] = []
+    images.client.meta.events.register("before-call.s3.GetObject", lambda **_: reads.append("read"))
+
+    for count in range(1, 4):
+        assert own.book(Amount(100 * count, count), Limit(images=10))
+    assert len(reads) == 1
+    assert ledger("two").book(Amount(700, 7), Limit(images=10))
+    assert not own.book(Amount(400, 4), Limit(images=10))
+    assert len(reads) == 2
+
+
 def test_a_task_that_died_corrects_its_entry_with_its_next_try(store: Any, gateway: Any) -> None:
     assert ledger("one").book(Amount(900, 9), Limit(images=10))  # and it dies
     assert not ledger("two").book(Amount(200, 2), Limit(images=10))
