@@ -4,7 +4,8 @@ A task knows what it has spent in its Dag run from its own receipts, over all it
 on the Dag run there is a ledger in S3, one small object with one entry for each task: what it has
 spent plus what it is about to. A task only ever writes its own entry, and works it out anew each time,
 so a task that died corrects the entry with its next try. An entry is written with the condition that
-nobody has written meanwhile, so of two tasks that want the last of a budget one gets it.
+nobody has written meanwhile, so of two tasks that want the last of a budget one gets it. Where the store
+does not honour that, the ledger is read anew before each entry, and two that write at once may pass the limit.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyReceiptError,
     JojoKeyStoreError,
 )
+from airflow_provider_jojokey.generation import generate_images
 from airflow_provider_jojokey.img2.estimate import expected_tokens
 from airflow_provider_jojokey.store.keys import RECEIPTS, part
-from airflow_provider_jojokey.store.receipts import Outcome, Owner, Receipt, Step, decide
+from airflow_provider_jojokey.store.ledger import Ledger
+from airflow_provider_jojokey.store.receipts import Outcome, Owner, Receipt
 
 if TYPE_CHECKING:
+    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.order import Order
+    from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 log = logging.getLogger(__name__)
@@ -205,38 +210,64 @@ def limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
     return Limit(*numbers[:2]), Limit(*numbers[2:])
 
 
-def reserve(order: Order, limits: tuple[Limit, Limit], *, store: ImageStore, host: str) -> None:
-    """See that there is room for a task's single order, and set it aside in the run's ledger.
+def limits_to_json(limits: tuple[Limit, Limit]) -> dict[str, int | None]:
+    """Return limits for another process, as :func:`limits` takes them."""
+    own, run = limits
+    return dict(zip(LIMITS, (own.tokens, own.images, run.tokens, run.images), strict=True))
 
-    What is paid for already needs no room. Nor does an attempt of which nobody knows: it counts as spent, and
-    is sent again only if it turns out that it was not.
 
-    :param host: the gateway
-    :raises JojoKeyBudgetError: if there is no room
-    :raises JojoKeyError: if the receipt or the run's ledger does not tell
+def generate_within_limits(
+    order: Order,
+    limits: tuple[Limit, Limit],
+    *,
+    jojokey: JojoKeyHook,
+    store: ImageStore,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Make a task's single order as :func:`generate_images` does, if its task and its Dag run may spend that.
+
+    :param limits: the task's, and the Dag run's
+    :raises JojoKeyBudgetError: if it has to be paid for, and there is no room for it
+    :raises JojoKeyError: if there are no images
     """
-    from airflow_provider_jojokey.store.ledger import Ledger
+    shop: dict[str, Any] = {"jojokey": jojokey, "store": store, "settings": settings}
+    if not any(limits):
+        return generate_images(order, **shop)
+    try:
+        manifest = generate_images(
+            order, **shop, reserve=lambda receipt: reserve(order, limits, receipt, store)
+        )
+    except JojoKeyError as error:
+        if error.billed != "unknown":  # else what was set aside stays so
+            settle(order, limits, store)
+        raise
+    settle(order, limits, store)
+    return manifest
 
+
+def reserve(order: Order, limits: tuple[Limit, Limit], receipt: Receipt, store: ImageStore) -> None:
+    """See that there is room for an order that has to be paid for, and set it aside in the run's ledger.
+
+    An attempt of which nobody knows whether it was billed counts as spent.
+
+    :raises JojoKeyBudgetError: if there is no room
+    :raises JojoKeyError: if the run's ledger does not tell
+    """
     budget = _of_one(order, limits, store)
-    receipt = Ledger(store, order.destination).read()
     budget.known(0, spent_on(receipt, order))
-    if not may_pay(receipt, order, host):
-        return
     if budget.reserve(0, estimate(order)) is not Verdict.YES:
         error = budget.refusal(estimate(order))
         error.usage = receipt.usage_of(order.owner)
         raise error
 
 
-def settle(order: Order, limits: tuple[Limit, Limit], usage: Mapping[str, Any], *, store: ImageStore) -> None:
-    """Write down in the run's ledger what a task's single order has really cost.
-
-    :param usage: the tokens that were billed to the task in its Dag run
-    """
+def settle(order: Order, limits: tuple[Limit, Limit], store: ImageStore) -> None:
+    """Write down in the run's ledger what an order has cost by its receipt; what that does not tell stays set aside."""
     budget = _of_one(order, limits, store)
-    tokens = usage.get("total_tokens") or 0
-    budget.known(0, Amount(tokens, order.request.n if tokens else 0))
+    if budget.ledger is None:
+        return
     try:
+        budget.known(0, spent_on(Ledger(store, order.destination).read(), order))
         budget.close()
     except JojoKeyError as error:
         log.warning("The Dag run's ledger still holds what was set aside: %s", error.message)
@@ -245,13 +276,6 @@ def settle(order: Order, limits: tuple[Limit, Limit], usage: Mapping[str, Any], 
 def _of_one(order: Order, limits: tuple[Limit, Limit], store: ImageStore) -> Budget:
     own, run = limits
     return Budget(own, run, RunLedger(store, order.destination.bucket, order.owner) if run else None)
-
-
-def may_pay(receipt: Receipt, order: Order, host: str) -> bool:
-    """Tell whether making an order may cost more than what counts as spent on it already."""
-    fingerprint = order.request.fingerprint(host)
-    step = decide(receipt, order.owner, fingerprint, order.reuse, {}).step
-    return step is Step.PAY or (step is Step.SETTLE and order.may_pay_again)
 
 
 class RunLedger:
@@ -289,9 +313,12 @@ class RunLedger:
         :raises JojoKeyReceiptError: if what is there cannot be understood
         """
         for again in range(RACES):
-            fresh = self._tasks is None
-            if self._tasks is None:
+            # Only where conditions hold does a write fail that would replace what others have written since.
+            fresh = self._tasks is None or not self.store.proven
+            if self._tasks is None or fresh:
                 self._tasks = self._read()
+            if self._tasks.get(self._own, Amount()) == own and limit.allows(self.total(own)):
+                return True  # nothing is to be written
             if not limit.allows(self.total(own)):
                 if fresh:
                     return False

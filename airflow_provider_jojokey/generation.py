@@ -6,6 +6,7 @@ Operators, and whatever else pays for images, go this way and no other: :func:`g
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +44,12 @@ log = logging.getLogger(__name__)
 
 
 def generate_images(
-    order: Order, *, jojokey: JojoKeyHook, store: ImageStore, settings: Settings
+    order: Order,
+    *,
+    jojokey: JojoKeyHook,
+    store: ImageStore,
+    settings: Settings,
+    reserve: Callable[[Receipt], None] | None = None,
 ) -> dict[str, Any]:
     """Return the manifest of images that are in S3 and were paid for once.
 
@@ -51,11 +57,14 @@ def generate_images(
     :param jojokey: who draws
     :param store: who keeps
     :param settings: the worker's
+    :param reserve: sets aside what an order takes whose receipt says that it must be paid for; or raises
     :raises JojoKeyError: if there are no images; its ``billed`` and its message tell whether this cost money
     """
     with observe(order) as observer:
         till = _Till(order, jojokey, store, settings, observer)
-        attempt, paid = till.claim()  # from here on there is an intent in S3, or somebody has paid before
+        attempt, paid = till.claim(
+            reserve
+        )  # from here on there is an intent in S3, or somebody has paid before
         if paid is not None:
             observer.reused(len(paid.images))
             _log_reuse(paid)
@@ -103,23 +112,25 @@ class _Till:
 
     # Before money is spent
 
-    def claim(self) -> tuple[Attempt, Attempt | None]:
+    def claim(self, reserve: Callable[[Receipt], None] | None = None) -> tuple[Attempt, Attempt | None]:
         """Return a new attempt that may pay; or, beside it, the complete one that makes it needless.
 
+        :param reserve: called before an attempt may pay
         :raises JojoKeyError: if nothing may be paid
         """
         try:
-            return self._claim()
+            return self._claim(reserve)
         except JojoKeyStoreError as error:
             if error.billed != "no":
                 raise
             raise error.retold(f"{error.message} Nothing was sent or billed by this attempt.") from None
 
-    def _claim(self) -> tuple[Attempt, Attempt | None]:
+    def _claim(self, reserve: Callable[[Receipt], None] | None) -> tuple[Attempt, Attempt | None]:
         from airflow_provider_jojokey.store.ledger import begin, may_be_alive, new_attempt
 
         spools.clean_now_and_then(self.settings.spool_directory, self.settings.spool_max_age)
         regenerate: str | None = None
+        reserved: Receipt | None = None
         waiting = False
         while True:
             self.receipt = self.ledger.read()
@@ -143,6 +154,10 @@ class _Till:
                     if self._settle(earlier):
                         regenerate = earlier.id
                     continue
+            if reserve is not None and self.receipt != reserved:
+                reserve(self.receipt)
+                reserved = self.receipt
+                continue  # that took a while, and a claim must follow at once on its look at the receipt
             begin(attempt)
             claimed = False
             try:

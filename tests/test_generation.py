@@ -7,6 +7,7 @@ ledger, never from what the package believes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -31,7 +32,7 @@ from airflow_provider_jojokey.order import Order
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import ledger as ledgers
 from airflow_provider_jojokey.store import spool as spools
-from airflow_provider_jojokey.store.receipts import Outcome, Owner
+from airflow_provider_jojokey.store.receipts import Outcome, Owner, Receipt
 from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
 _numbers = itertools.count()
@@ -513,6 +514,46 @@ def test_with_reuse_always_an_image_that_is_gone_is_made_again(shop: Shop) -> No
 
     assert shop.make(run="tuesday", reuse="always")["reused"] is False
     assert shop.billed == 2
+
+
+def test_an_order_is_reserved_by_the_receipt_that_it_is_claimed_with_or_not_sent(shop: Shop) -> None:
+    shop.make(run="sunday")
+    asked: list[int] = []
+
+    def reserve(receipt: Receipt) -> None:
+        asked.append(len(receipt.attempts))
+        if len(asked) == 1:
+            shop.make(run="monday")  # somebody else pays while the money is set aside
+        if len(asked) == 3:
+            raise kinds.JojoKeyBudgetError("There is no room.")
+
+    for run in ("tuesday", "wednesday"):
+        with contextlib.suppress(kinds.JojoKeyBudgetError):
+            generation.generate_images(
+                shop.order(run=run),
+                jojokey=JojoKeyHook(),
+                store=shop.store(),
+                settings=shop.settings,
+                reserve=reserve,
+            )
+
+    assert asked == [1, 2, 3]
+    assert shop.posts == 3
+    assert [one.owner.run_id for one in shop.receipt().attempts] == ["sunday", "monday", "tuesday"]
+
+
+def test_what_is_reused_is_not_reserved(shop: Shop) -> None:
+    shop.make()
+
+    made = generation.generate_images(
+        shop.order(run="tuesday", reuse="always"),
+        jojokey=JojoKeyHook(),
+        store=shop.store(),
+        settings=shop.settings,
+        reserve=lambda _: pytest.fail("nothing is to be paid"),
+    )
+
+    assert made["reused"] is True
 
 
 def test_what_all_tries_of_a_task_cost_adds_up(shop: Shop) -> None:

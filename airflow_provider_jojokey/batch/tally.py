@@ -13,6 +13,7 @@ from airflow_provider_jojokey.results import MAX_LISTED, shortened
 from airflow_provider_jojokey.store.receipts import total_usage
 
 if TYPE_CHECKING:
+    from airflow_provider_jojokey.img2.errors import Billed
     from airflow_provider_jojokey.order import Order
 
 MAX_KEYS = 100
@@ -48,7 +49,12 @@ class Tally:
     failed: int = 0
     retryable: int = 0
     images: int = 0
-    billed: str = "no"
+    paid: bool = False
+    """Whether anything was surely billed."""
+    doubtful: bool = False
+    """Whether there are items of which nobody knows whether they were billed."""
+    untold: int = 0
+    """Images that were paid for without a word on their tokens that is known here."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
     retry_after: float | None = None
     causes: dict[str, Cause] = field(default_factory=dict)
@@ -65,6 +71,11 @@ class Tally:
     def tokens(self) -> int:
         """The tokens that were billed to the task in its Dag run."""
         return int(self.usage["total_tokens"])
+
+    @property
+    def billed(self) -> Billed:
+        """Whether it cost money, over all items."""
+        return "yes" if self.paid or self.tokens else "unknown" if self.doubtful else "no"
 
     @property
     def keys(self) -> list[str] | None:
@@ -90,6 +101,7 @@ class Tally:
             self.reused += 1
         else:
             self.made += 1
+            self._pay(len(manifest["images"]), manifest["usage"])
         self._count(index, manifest["images"], manifest["usage"])
 
     def fail(self, index: int, order: Order, error: JojoKeyError) -> None:
@@ -99,8 +111,9 @@ class Tally:
             self.retryable += 1
             if error.retry_after is not None:
                 self.retry_after = max(self.retry_after or 0.0, error.retry_after)
-        if error.billed == "unknown" and self.billed == "no":
-            self.billed = "unknown"
+        if error.billed == "yes":
+            self._pay(order.request.n, error.usage)
+        self.doubtful = self.doubtful or error.billed == "unknown"
         place = order.destination.uri(order.destination.key)
         known = self.causes.setdefault(type(error).__name__, Cause(index, place, error.message))
         known.count += 1
@@ -121,11 +134,11 @@ class Tally:
             f"{shortened(cause.message, MAX_CAUSE)})"
             for name, cause in causes
         )
-        spent = f"{self.tokens:,} tokens were billed to this task in this Dag run" + (
-            ", and there are items of which nobody knows whether they were billed"
-            if self.billed == "unknown" or any(cause == "JojoKeyUnknownOutcomeError" for cause in self.causes)
-            else ""
-        )
+        spent = f"{self.tokens:,} tokens were billed to this task in this Dag run"
+        if self.untold:
+            spent += f", and {self.untold:,} images were paid for whose tokens are not known"
+        if self.doubtful:
+            spent += ", and there are items of which nobody knows whether they were billed"
         again = self.retryable + rest
         kind = JojoKeyBatchError if again else JojoKeyBatchFailure
         hope = f" A retry may help {again} of the {self.failed + rest}." if again else ""
@@ -133,10 +146,15 @@ class Tally:
             f"{self.failed + rest} of {self.total} items are not done ({', '.join(counts)}){end}. {told}. "
             f"{spent}. What was made is in S3{where}.{hope}",
             retry_after=self.retry_after,
-            billed="yes" if self.tokens else self.billed,  # type: ignore[arg-type]
+            billed=self.billed,
         )
         error.usage = self.usage
         return error
+
+    def _pay(self, images: int, usage: Mapping[str, Any] | None) -> None:
+        self.paid = True
+        if not (usage or {}).get("total_tokens"):
+            self.untold += images
 
     def _count(self, index: int, images: list[dict[str, Any]], usage: Mapping[str, Any] | None) -> None:
         self.images += len(images)

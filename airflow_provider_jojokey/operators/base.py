@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_jojokey.budget import Limit
     from airflow_provider_jojokey.store.receipts import Owner
 
 OPTIONS = (
@@ -83,19 +84,16 @@ class ImageOperator(BaseOperator):
             try_number=ti.try_number,
         )
 
-    def _limits(self) -> tuple[Any, Any]:
-        """Return what the task, and what the Dag run, may spend; ``None`` where there is no limit.
+    def _limits(self) -> tuple[Limit, Limit]:
+        """Return what the task, and what the Dag run, may spend.
 
         :raises JojoKeyRequestError: if a limit is no number
         """
-        values = {name: getattr(self, name) for name in LIMITS}
-        if all(value is None for value in values.values()):
-            return None, None
         from airflow_provider_jojokey.budget import limits
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
         try:
-            return limits(values)
+            return limits({name: getattr(self, name) for name in LIMITS})
         except ValueError as error:
             raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
 

@@ -16,6 +16,7 @@ from airflow_provider_jojokey.store.keys import Destination, bucket_problems, ke
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_jojokey.budget import Limit
     from airflow_provider_jojokey.exceptions import JojoKeyError
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
@@ -164,13 +165,14 @@ class GenerateImageOperator(ImageOperator):
 
         :raises JojoKeyError: if there are no images; the message says whether it cost money
         """
+        from airflow_provider_jojokey.budget import generate_within_limits
         from airflow_provider_jojokey.exceptions import JojoKeyError
-        from airflow_provider_jojokey.generation import generate_images
         from airflow_provider_jojokey.img2.estimate import expected_tokens
         from airflow_provider_jojokey.settings import Settings
 
         _label_by_key(context)
         order = self._order(context)
+        limits = self._limits()
         request = order.request
         self.log.info(
             "Generating %d of %s %s, about %s tokens: %s",
@@ -180,12 +182,11 @@ class GenerateImageOperator(ImageOperator):
             f"{expected_tokens(request):,}",
             self._short_prompt(),
         )
-        self._reserve(context, order)
         if self.deferrable:
-            self._defer(order)
+            self._defer(order, limits)
         try:
-            manifest = generate_images(
-                order, jojokey=self.hook, store=self.store, settings=Settings.of_airflow()
+            manifest = generate_within_limits(
+                order, limits, jojokey=self.hook, store=self.store, settings=Settings.of_airflow()
             )
         except JojoKeyError as error:
             raise self._failed(context, error) from None
@@ -217,34 +218,14 @@ class GenerateImageOperator(ImageOperator):
             on_unknown_outcome=self._choice("on_unknown_outcome", ON_UNKNOWN_OUTCOME),
         )
 
-    def _reserve(self, context: Context, order: Order) -> None:
-        """See that there is room in the budget, if there is one.
-
-        :raises JojoKeyError: if not
-        """
-        limits = self._limits()
-        if not any(limits):
-            return
-        from airflow_provider_jojokey import budget
-        from airflow_provider_jojokey.exceptions import JojoKeyError
-
-        try:
-            budget.reserve(order, limits, store=self.store, host=self.hook.client.base_url)
-        except JojoKeyError as error:
-            raise self._failed(context, error, settle=False) from None
-
-    def _settle(self, context: Context, usage: Mapping[str, Any] | None) -> None:
-        """Tell the Dag run's other tasks what was really spent, if they share a budget."""
-        if (limits := self._limits())[1]:
-            from airflow_provider_jojokey import budget
-
-            budget.settle(self._order(context), limits, usage or {}, store=self.store)
-
-    def _defer(self, order: Order) -> None:
+    def _defer(self, order: Order, limits: tuple[Limit, Limit]) -> None:
+        from airflow_provider_jojokey.budget import limits_to_json
         from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
         self.defer(
-            trigger=GenerateImageTrigger(order.to_json(), self.jojokey_conn_id, self.aws_conn_id),
+            trigger=GenerateImageTrigger(
+                order.to_json(), self.jojokey_conn_id, self.aws_conn_id, limits_to_json(limits)
+            ),
             method_name="execute_complete",
         )
 
@@ -257,7 +238,6 @@ class GenerateImageOperator(ImageOperator):
             setattr(self, name, order["request"][name])
 
     def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
-        self._settle(context, manifest["usage"])
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
         self._told = results.of_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id)
@@ -266,9 +246,7 @@ class GenerateImageOperator(ImageOperator):
             assets.tell_of_images(context, self.outlets, manifest)
         return manifest
 
-    def _failed(self, context: Context, error: JojoKeyError, settle: bool = True) -> JojoKeyError:
-        if settle and error.billed != "unknown":  # else what was set aside stays so
-            self._settle(context, error.usage)
+    def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
         # What a failed attempt has cost is told as well: nothing else would show it.
         if error.usage and error.usage.get("total_tokens"):
             self._push(context, "usage", error.usage)

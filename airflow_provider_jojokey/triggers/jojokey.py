@@ -11,8 +11,8 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_jojokey.budget import generate_within_limits, limits
 from airflow_provider_jojokey.exceptions import JojoKeyError
-from airflow_provider_jojokey.generation import generate_images
 from airflow_provider_jojokey.order import Order
 
 MAX_THREADS = 256
@@ -28,13 +28,21 @@ class GenerateImageTrigger(BaseTrigger):
     :param order: what is wanted, see :meth:`Order.to_json`
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
+    :param limits: what may be spent, by the operators' arguments
     """
 
-    def __init__(self, order: dict[str, Any], jojokey_conn_id: str, aws_conn_id: str | None) -> None:
+    def __init__(
+        self,
+        order: dict[str, Any],
+        jojokey_conn_id: str,
+        aws_conn_id: str | None,
+        limits: dict[str, int | None] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.order = order
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
+        self.limits = limits or {}
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what it takes to make this trigger again."""
@@ -44,6 +52,7 @@ class GenerateImageTrigger(BaseTrigger):
                 "order": self.order,
                 "jojokey_conn_id": self.jojokey_conn_id,
                 "aws_conn_id": self.aws_conn_id,
+                "limits": self.limits,
             },
         )
 
@@ -59,8 +68,9 @@ class GenerateImageTrigger(BaseTrigger):
         from airflow_provider_jojokey.store.s3 import ImageStore
 
         try:
-            manifest = generate_images(
+            manifest = generate_within_limits(
                 Order.from_json(self.order),
+                limits(self.limits),
                 jojokey=JojoKeyHook(self.jojokey_conn_id),
                 store=ImageStore(self.aws_conn_id),
                 settings=Settings.of_airflow(),

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operators.conftest import Airflow, Run, Store, _stores, airflow, any_store, gateway, store
+from operators.conftest import Airflow, Run, Store, _stores, airflow, any_store, gateway, plain_store, store
 
 from airflow_provider_jojokey.sandbox import Gateway
 
-__all__ = ["_stores", "airflow", "any_store", "gateway", "store"]
+__all__ = ["_stores", "airflow", "any_store", "gateway", "plain_store", "store"]
 
 
 @pytest.fixture(scope="session")

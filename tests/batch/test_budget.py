@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_provider_jojokey.budget import Amount, Budget, Limit, RunLedger, Verdict, limits
-from airflow_provider_jojokey.exceptions import JojoKeyReceiptError
+from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError, JojoKeyReceiptError
+from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 from airflow_provider_jojokey.store.receipts import Owner
 from airflow_provider_jojokey.store.s3 import ImageStore
 from batch.conftest import posters
@@ -149,6 +151,122 @@ def test_mapped_tasks_share_the_budget_of_their_dag_run(
     assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.ledger)
 
 
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_images_whose_tokens_nobody_tells_count_in_the_budget_of_their_dag_run(
+    airflow: Any, gateway: Any, store: Any, deferrable: bool
+) -> None:
+    run = airflow.run(
+        "untold",
+        f"""
+        GenerateImageOperator.partial(
+            task_id="image", s3_bucket="posters", max_images_per_run=2, deferrable={deferrable}
+        ).expand_kwargs([{{"prompt": f"[sandbox: no_usage] {{i}}", "s3_key": f"{{i}}.png"}} for i in range(5)])
+        """,
+    )
+
+    assert run.state == "failed"
+    assert len(gateway.requests) == len(gateway.ledger) == 2
+    spent = booked(store)
+    assert spent.images == 2
+    assert 2 * EACH < spent.tokens < 3 * EACH
+
+
+def test_images_that_s3_refuses_after_they_were_paid_for_count(
+    plain_store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__UPLOAD_PATIENCE", "0")
+    plain_store.client.put_object(Bucket="posters", Key="x", Body=b"a file, where a folder would have to be")
+
+    errors = [attempt(f"x/{i}.png", map_index=i, max_images_per_run=2) for i in range(4)]
+
+    assert [str(getattr(error, "billed", error)) for error in errors] == ["yes", "yes", "no", "no"]
+    assert len(gateway.ledger) == 2
+    assert booked(plain_store).images == 2
+
+
+def test_each_payment_of_a_task_counts_in_the_budget_of_its_dag_run(store: Any, gateway: Any) -> None:
+    for number in (1, 2):
+        assert attempt("fox.png", number, reuse="never", max_images_per_run=3) is None
+
+    assert booked(store) == Amount(sum(one.total_tokens for one in gateway.ledger), 2)
+    assert attempt("owl.png", map_index=1, max_images_per_run=3) is None
+    assert isinstance(attempt("elk.png", map_index=2, max_images_per_run=3), JojoKeyBudgetError)
+
+
+def test_what_was_set_aside_stays_so_where_the_receipt_does_not_tell_what_was_spent(
+    store: Any, gateway: Any
+) -> None:
+    gateway.behave(delay=0.5)
+
+    def spoil() -> None:
+        gateway.wait_for_request()
+        store.client.put_object(Bucket="posters", Key="_jojokey/fox.png.json", Body=b"garbage")
+
+    spoiler = threading.Thread(target=spoil)
+    spoiler.start()
+    error = attempt("fox.png", max_images_per_run=1)
+    spoiler.join()
+
+    assert isinstance(error, JojoKeyReceiptError)
+    assert booked(store).images == len(gateway.ledger) == 1
+
+
+CATALOGUE = """
+GenerateImageOperator.partial(task_id="image", s3_bucket="posters", reuse="always", {more}).expand_kwargs(
+    [{{"prompt": f"a {{i}}", "s3_key": f"{{i}}.png"}} for i in range(4)])
+"""
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_images_of_another_run_need_no_room_and_those_that_are_gone_do(
+    airflow: Any, gateway: Any, store: Any, deferrable: bool
+) -> None:
+    airflow.run("catalogue", CATALOGUE.format(more=""))
+
+    more = f"max_images=0, max_images_per_run=1, deferrable={deferrable}"
+    assert airflow.run("catalogue", CATALOGUE.format(more=more)).state == "success"
+    assert len(gateway.requests) == 4
+
+    for i in range(1, 4):
+        store.client.delete_object(Bucket="posters", Key=f"{i}.png")
+    run = airflow.run("catalogue", CATALOGUE.format(more=more))
+    assert sorted(run.states.values()) == ["failed"] * 3 + ["success"]
+    assert len(gateway.requests) == 4
+
+    more = f"max_images_per_run=1, deferrable={deferrable}"
+    run = airflow.run("catalogue", CATALOGUE.format(more=more))
+    assert sorted(run.states.values()) == ["failed"] * 2 + ["success"] * 2
+    assert len(gateway.requests) == len(gateway.ledger) == 5
+
+
+def attempt(
+    key: str, number: int = 1, *, run: str = "run", map_index: int = -1, **options: Any
+) -> JojoKeyError | None:
+    """Make one try of a task for one image; return the error it ends with."""
+    ti = SimpleNamespace(
+        dag_id="dag",
+        run_id=run,
+        task_id="image",
+        map_index=map_index,
+        try_number=number,
+        xcom_push=lambda key, value: None,
+    )
+    operator = GenerateImageOperator(
+        task_id="image", prompt="a fox", s3_bucket="posters", s3_key=key, **options
+    )
+    try:
+        operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+    except JojoKeyError as error:
+        return error
+    return None
+
+
+def booked(store: Any) -> Amount:
+    """What all tasks of the one Dag run have in its ledger."""
+    (data,) = store.objects("_jojokey/budgets/").values()
+    return sum((Amount(**one) for one in json.loads(data)["tasks"].values()), Amount())
+
+
 def ledger(task: str, map_index: int = -1) -> RunLedger:
     return RunLedger(ImageStore("aws_default"), "posters", Owner("dag", "run", task, map_index))
 
@@ -171,6 +289,47 @@ def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: 
 
     written = json.loads(store.objects("_jojokey/budgets/")["_jojokey/budgets/dag/race.ledger"])["tasks"]
     assert len(granted) == len(written) == 5
+
+
+def test_batches_that_take_turns_share_the_budget_on_each_kind_of_store(any_store: Any, gateway: Any) -> None:
+    budgets = [
+        Budget(
+            Limit(),
+            Limit(images=10),
+            RunLedger(ImageStore("aws_default"), "posters", Owner("dag", "run", f"batch_{name}")),
+            items=20,
+        )
+        for name in "ab"
+    ]
+    sent = [0, 0]
+    for index in range(20):
+        for number, budget in enumerate(budgets):
+            if budget.reserve(index, Amount(200, 1)) is Verdict.YES:
+                sent[number] += 1
+                budget.settle(index, 200, sent=True)
+    for budget in budgets:
+        budget.close()
+
+    assert sent == [5, 5]
+    assert booked(any_store) == Amount(2000, 10)
+
+
+def test_on_a_store_that_is_proven_a_batch_reads_the_ledger_only_where_somebody_else_has_written(
+    store: Any, gateway: Any
+) -> None:
+    images = ImageStore("aws_default")
+    store.client.put_object(Bucket="posters", Key="pointer", Body=b"x")
+    assert images.honours_conditions("posters", "pointer", b"x")
+    own = RunLedger(images, "posters", Owner("dag", "run", "one"))
+    reads: list[str] = []
+    images.client.meta.events.register("before-call.s3.GetObject", lambda **_: reads.append("read"))
+
+    for count in range(1, 4):
+        assert own.book(Amount(100 * count, count), Limit(images=10))
+    assert len(reads) == 1
+    assert ledger("two").book(Amount(700, 7), Limit(images=10))
+    assert not own.book(Amount(400, 4), Limit(images=10))
+    assert len(reads) == 2
 
 
 def test_a_task_that_died_corrects_its_entry_with_its_next_try(store: Any, gateway: Any) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from loopback import Exchange, Server
 
 from airflow_provider_jojokey.batch import limiter, runner
+from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from batch.conftest import posters
 
 
@@ -55,6 +58,57 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
     assert lines[3]["error"] == "JojoKeyContentError"
     shown = run.xcom("jojokey_images", "batch")
     assert (shown["state"], shown["error"], shown["count"]) == ("failed", "JojoKeyBatchFailure", 7)
+
+
+def test_images_that_were_paid_for_without_a_word_on_tokens_are_told_of(campaign: Any, gateway: Any) -> None:
+    requests = posters(5, prompt="[sandbox: no_usage] number {}")
+    requests[3]["prompt"] = "[sandbox: moderation_blocked] a"
+
+    error = failed(requests)
+
+    assert error.billed == "yes"
+    assert len(gateway.ledger) == 4
+    assert "0 tokens were billed to this task in this Dag run" in error.message
+    assert "4 images were paid for whose tokens are not known" in error.message
+
+
+def test_what_was_paid_for_and_s3_refused_is_not_told_as_free(
+    plain_store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__UPLOAD_PATIENCE", "0")
+    plain_store.client.put_object(
+        Bucket="posters", Key="posters", Body=b"a file, where a folder would have to be"
+    )
+
+    error = failed(posters(3))
+
+    assert error.billed == "yes"
+    assert len(gateway.ledger) == 3
+    assert "3 images were paid for whose tokens are not known" in error.message
+
+
+def test_what_cost_nothing_is_told_as_free(store: Any, gateway: Any) -> None:
+    error = failed(posters(2, prompt="[sandbox: moderation_blocked] {}"))
+
+    assert error.billed == "no"
+    assert "0 tokens were billed to this task in this Dag run. " in error.message
+    assert "not known" not in error.message
+
+
+def failed(requests: list[dict[str, Any]]) -> JojoKeyError:
+    """Make one try that fails, and return its error."""
+    ti = SimpleNamespace(
+        dag_id="dag",
+        run_id="run",
+        task_id="batch",
+        map_index=-1,
+        try_number=1,
+        xcom_push=lambda *_, **__: None,
+    )
+    operator = GenerateImageBatchOperator(task_id="batch", requests=requests, s3_bucket="posters")
+    with pytest.raises(JojoKeyError) as told:
+        operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+    return told.value
 
 
 def test_a_retry_does_only_what_is_missing(campaign: Any, gateway: Any) -> None:

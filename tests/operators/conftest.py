@@ -196,6 +196,12 @@ def store(_stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> Store:
     return _chosen(_stores, "moto", monkeypatch)
 
 
+@pytest.fixture
+def plain_store(_stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store that keeps plain files, and does not honour conditional writes."""
+    return _chosen(_stores, "rclone", monkeypatch)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     before = threading.active_count()
