@@ -26,6 +26,7 @@ import urllib3
 
 from airflow_provider_jojokey.img2 import transport
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind, clean, from_response
+from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
 from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError
 from airflow_provider_jojokey.img2.request import ImageRequest
@@ -87,7 +88,8 @@ class Client:
     :param base_url: the gateway, with or without ``/v1``
     :param connect_timeout: seconds to wait for a connection
     :param read_timeout: seconds to wait for the next byte of an answer; a generation of high
-        quality is silent for about two minutes
+        quality is silent for about two minutes. An event stream that brings nothing of an image is
+        given up after as long, or after twice what such an image takes if that is longer
     :param verify: check TLS certificates; a path names a CA bundle
     :param proxy: a proxy's URL; without it, the environment's
     :param session: an authenticated session to use instead of making one
@@ -152,7 +154,8 @@ class Client:
         cut = self._cut
         with self._post(request) as response:
             request_id = response.headers.get("X-Oneapi-Request-Id")
-            reply, images = self._receive(response, open_file or (lambda _: ImageFile()), cut)
+            patience = max(self.timeout[1], 2 * expected_seconds(request))
+            reply, images = self._receive(response, open_file or (lambda _: ImageFile()), patience, cut)
         document = reply.document
         usage = document.get("usage")
         return Generation(
@@ -271,9 +274,14 @@ class Client:
             raise _not_answered(error, self._secret) from None
 
     def _receive(
-        self, response: requests.Response, open_file: OpenFile, cut: threading.Event
+        self, response: requests.Response, open_file: OpenFile, patience: float, cut: threading.Event
     ) -> tuple[Reply, list[Image]]:
-        """Decode the reply of a 200 as it arrives; where that fails, only what is whole stays open."""
+        """Decode the reply of a 200 as it arrives; where that fails, only what is whole stays open.
+
+        :param patience: seconds to wait for an event stream's next byte of an image, whatever else comes
+        :param cut: ends the waits between the tries of a download
+        :raises Img2Error: if it cannot be used
+        """
         files: list[ImageFile] = []
 
         def open_and_keep(index: int) -> ImageFile:
@@ -281,7 +289,7 @@ class Client:
             return files[-1]
 
         try:
-            return self._decode(response, open_and_keep, files, cut)
+            return self._decode(response, open_and_keep, files, patience, cut)
         except BaseException as error:
             whole = [image.file for image in getattr(error, "salvaged", ())]
             for file in files:
@@ -294,11 +302,13 @@ class Client:
         response: requests.Response,
         open_and_keep: OpenFile,
         files: list[ImageFile],
+        patience: float,
         cut: threading.Event,
     ) -> tuple[Reply, list[Image]]:
         decoder: ReplyDecoder | EventStreamDecoder = ReplyDecoder(open_and_keep, on_whole=ImageFile.seal)
         beginning = b""
         images: list[Image] = []
+        arrived, deadline = 0, time.monotonic() + patience
         try:
             for piece in pieces(response):
                 if not beginning and _begins_an_event_stream(response, piece):
@@ -306,6 +316,12 @@ class Client:
                 if len(beginning) < MAX_ERROR_BYTES:
                     beginning += piece[:MAX_ERROR_BYTES]
                 decoder.feed(piece)
+                if (size := sum(file.size for file in files)) != arrived:
+                    arrived, deadline = size, time.monotonic() + patience
+                elif isinstance(decoder, EventStreamDecoder) and time.monotonic() > deadline:
+                    # Pings say that the gateway is there, not that the model behind it is at work.
+                    reason = f"the event stream has brought nothing of an image for {patience:.0f} s"
+                    raise self._unusable(response, reason, decoder, images, Kind.UNKNOWN_OUTCOME)
             reply = decoder.finish()
             document = reply.document
             if not isinstance(document, dict) or document.get("error"):
@@ -337,11 +353,14 @@ class Client:
         reason: str,
         decoder: ReplyDecoder | EventStreamDecoder,
         images: list[Image],
+        kind: Kind = Kind.REPLY,
     ) -> Img2Error:
+        lost = kind is Kind.UNKNOWN_OUTCOME
+        what = "The answer of JojoKey was lost" if lost else "JojoKey's reply cannot be used"
         error = Img2Error(
-            Kind.REPLY,
-            f"JojoKey's reply cannot be used: {clean(reason, self._secret)}",
-            billed="yes",
+            kind,
+            f"{what}: {clean(reason, self._secret)}",
+            billed="unknown" if lost else "yes",
             status_code=response.status_code,
             request_id=clean(response.headers.get("X-Oneapi-Request-Id", ""), self._secret) or None,
             cf_ray=clean(response.headers.get("cf-ray", ""), self._secret) or None,

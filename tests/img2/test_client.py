@@ -35,9 +35,11 @@ from airflow_provider_jojokey.img2 import (
     Img2Error,
     Kind,
     client,
+    estimate,
     images,
     transport,
 )
+from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.sandbox import CASES, Gateway
 
@@ -706,6 +708,107 @@ def test_a_download_that_breaks_off_is_refused(png: bytes) -> None:
 
 def waiting(exchange: Exchange) -> None:
     exchange.wait_until_gone()
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+PING = b": PING\n\n"
+
+
+def event(kind: str, picture: bytes) -> bytes:
+    document = {"type": f"image_generation.{kind}", "b64_json": base64.b64encode(picture).decode()}
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize("came", [b"", event("partial_image", b"half a fox")], ids=["nothing", "a preview"])
+def test_a_stream_that_only_pings_is_given_up_and_may_have_been_billed(
+    came: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(estimate.SECONDS, "low", 0.0)
+    given_up = threading.Event()
+
+    def pinging(exchange: Exchange) -> None:
+        exchange.send(STREAM + came)
+        for _ in range(2000):  # an end, lest a client that never gives up keeps the test forever
+            exchange.send(PING)
+            if given_up.wait(0.01):
+                return
+
+    with raw(pinging, read_timeout=1) as (server, one):
+        error = refused(
+            lambda: one.generate(
+                ImageRequest("a fox", stream=True), lambda index: ImageFile(tmp_path / f"{index}.part")
+            )
+        )
+        given_up.set()
+        assert len(server.requests) == 1
+    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert error.salvaged == []
+    kept = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
+    assert kept == ([("0.preview", b"half a fox")] if came else [])
+
+
+class Clock:
+    """A clock that stands still until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.time = time.time
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_an_image_that_had_come_before_a_stream_only_pinged_is_kept(
+    png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(client, "time", clock)
+    given_up = threading.Event()
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(STREAM + event("completed", png))
+        for _ in range(2000):
+            clock.now += client.READ_TIMEOUT
+            exchange.send(PING)
+            if given_up.wait(0.01):
+                return
+
+    with raw(behave) as (_, one):
+        error = refused(lambda: one.generate(ImageRequest("a fox", stream=True, n=2)))
+        given_up.set()
+    assert error.kind is Kind.UNKNOWN_OUTCOME
+    (image,) = error.salvaged
+    assert bytes_of(image) == png
+    image.file.close()
+
+
+def test_a_stream_may_take_long_while_it_brings_something_of_an_image(
+    png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(client, "time", clock)
+    request = ImageRequest("a fox", stream=True, quality="high")
+    patience = 2 * expected_seconds(request)
+    opened = threading.Semaphore(0)
+
+    def open_file(_: int) -> ImageFile:
+        opened.release()
+        return ImageFile()
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(STREAM)
+        for _ in range(5):
+            exchange.send(event("partial_image", b"half a fox"))
+            assert opened.acquire(timeout=10)
+            clock.now += 0.9 * patience
+            exchange.send(PING)
+        exchange.send(event("completed", png))
+
+    with raw(behave) as (_, one):
+        generation = one.generate(request, open_file)
+    assert bytes_of(generation.images[0]) == png
+    assert generation.seconds > 4 * patience
+    generation.close()
 
 
 def resetting(exchange: Exchange) -> None:
