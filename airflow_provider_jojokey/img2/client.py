@@ -11,6 +11,7 @@ import http.client
 import json
 import logging
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
+import tenacity
 import urllib3
 
 from airflow_provider_jojokey.img2 import transport
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind, clean, from_response
+from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
 from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError
 from airflow_provider_jojokey.img2.request import ImageRequest
@@ -39,6 +42,12 @@ MAX_REDIRECTS = 3
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 300.0
 FREE_CALL_TIMEOUT = 10.0
+DOWNLOAD_TRIES = 3
+"""A linked image is paid for, and fetching it is free."""
+DOWNLOAD_WAIT = 1.0
+"""Seconds before the second try, twice as many before the third, and up to as many more by chance."""
+DOWNLOAD_TIMEOUT = 60.0
+"""Seconds to wait for the next byte of a linked image: it is made already."""
 
 OpenFile = Callable[[int], ImageFile]
 
@@ -79,7 +88,8 @@ class Client:
     :param base_url: the gateway, with or without ``/v1``
     :param connect_timeout: seconds to wait for a connection
     :param read_timeout: seconds to wait for the next byte of an answer; a generation of high
-        quality is silent for about two minutes
+        quality is silent for about two minutes. An event stream that brings nothing of an image is
+        given up after as long, or after twice what such an image takes if that is longer
     :param verify: check TLS certificates; a path names a CA bundle
     :param proxy: a proxy's URL; without it, the environment's
     :param session: an authenticated session to use instead of making one
@@ -102,6 +112,8 @@ class Client:
         self.session = session or transport.open_session(token, verify=verify, proxy=proxy)
         self._takes_response_format = True
         self._clock_skew = 0.0
+        self._downloads: set[requests.Session] = set()
+        self._cut = threading.Event()
         if transport.sends_token_in_the_clear(self.base_url):
             log.warning(
                 "The token for %s travels unencrypted: anyone on the way can read and use it. "
@@ -121,7 +133,11 @@ class Client:
 
     def cut(self) -> None:
         """Break off what is in flight: whoever waits gets an error now. It is billed all the same."""
+        cut, self._cut = self._cut, threading.Event()  # what is begun from now on is not meant
+        cut.set()
         transport.cut(self.session)
+        for session in tuple(self._downloads):  # a copy at one go: others may begin meanwhile
+            transport.cut(session)
 
     def generate(self, request: ImageRequest, open_file: OpenFile | None = None) -> Generation:
         """Generate images: one paid POST.
@@ -135,9 +151,11 @@ class Client:
         for warning in request.warnings():
             log.warning(warning)
         started = time.monotonic()
+        cut = self._cut
         with self._post(request) as response:
             request_id = response.headers.get("X-Oneapi-Request-Id")
-            reply, images = self._receive(response, open_file or (lambda _: ImageFile()))
+            patience = max(self.timeout[1], 2 * expected_seconds(request))
+            reply, images = self._receive(response, open_file or (lambda _: ImageFile()), patience, cut)
         document = reply.document
         usage = document.get("usage")
         return Generation(
@@ -255,8 +273,15 @@ class Client:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise _not_answered(error, self._secret) from None
 
-    def _receive(self, response: requests.Response, open_file: OpenFile) -> tuple[Reply, list[Image]]:
-        """Decode the reply of a 200 as it arrives; where that fails, only what is whole stays open."""
+    def _receive(
+        self, response: requests.Response, open_file: OpenFile, patience: float, cut: threading.Event
+    ) -> tuple[Reply, list[Image]]:
+        """Decode the reply of a 200 as it arrives; where that fails, only what is whole stays open.
+
+        :param patience: seconds to wait for an event stream's next byte of an image, whatever else comes
+        :param cut: ends the waits between the tries of a download
+        :raises Img2Error: if it cannot be used
+        """
         files: list[ImageFile] = []
 
         def open_and_keep(index: int) -> ImageFile:
@@ -264,7 +289,7 @@ class Client:
             return files[-1]
 
         try:
-            return self._decode(response, open_and_keep, files)
+            return self._decode(response, open_and_keep, files, patience, cut)
         except BaseException as error:
             whole = [image.file for image in getattr(error, "salvaged", ())]
             for file in files:
@@ -273,11 +298,17 @@ class Client:
             raise
 
     def _decode(
-        self, response: requests.Response, open_and_keep: OpenFile, files: list[ImageFile]
+        self,
+        response: requests.Response,
+        open_and_keep: OpenFile,
+        files: list[ImageFile],
+        patience: float,
+        cut: threading.Event,
     ) -> tuple[Reply, list[Image]]:
         decoder: ReplyDecoder | EventStreamDecoder = ReplyDecoder(open_and_keep, on_whole=ImageFile.seal)
         beginning = b""
         images: list[Image] = []
+        arrived, deadline = 0, time.monotonic() + patience
         try:
             for piece in pieces(response):
                 if not beginning and _begins_an_event_stream(response, piece):
@@ -285,12 +316,24 @@ class Client:
                 if len(beginning) < MAX_ERROR_BYTES:
                     beginning += piece[:MAX_ERROR_BYTES]
                 decoder.feed(piece)
+                if (size := sum(file.size for file in files)) != arrived:
+                    arrived, deadline = size, time.monotonic() + patience
+                elif isinstance(decoder, EventStreamDecoder) and time.monotonic() > deadline:
+                    # Pings say that the gateway is there, not that the model behind it is at work.
+                    reason = f"the event stream has brought nothing of an image for {patience:.0f} s"
+                    raise self._unusable(response, reason, decoder, images, Kind.UNKNOWN_OUTCOME)
             reply = decoder.finish()
             document = reply.document
             if not isinstance(document, dict) or document.get("error"):
                 raise from_response(200, response.headers, beginning, secret=self._secret, document=document)
+            missing: ReplyError | NotAnImage | None = None
             for element in reply.images:
-                images.append(self._image(element, open_and_keep))
+                try:
+                    images.append(self._image(element, open_and_keep, cut))
+                except (ReplyError, NotAnImage) as error:
+                    missing = missing or error  # those behind it are paid for as well
+            if missing is not None:
+                raise missing
             if not images:
                 raise from_response(200, response.headers, b"", secret=self._secret, document=document)
             return reply, images
@@ -310,11 +353,14 @@ class Client:
         reason: str,
         decoder: ReplyDecoder | EventStreamDecoder,
         images: list[Image],
+        kind: Kind = Kind.REPLY,
     ) -> Img2Error:
+        lost = kind is Kind.UNKNOWN_OUTCOME
+        what = "The answer of JojoKey was lost" if lost else "JojoKey's reply cannot be used"
         error = Img2Error(
-            Kind.REPLY,
-            f"JojoKey's reply cannot be used: {clean(reason, self._secret)}",
-            billed="yes",
+            kind,
+            f"{what}: {clean(reason, self._secret)}",
+            billed="unknown" if lost else "yes",
             status_code=response.status_code,
             request_id=clean(response.headers.get("X-Oneapi-Request-Id", ""), self._secret) or None,
             cf_ray=clean(response.headers.get("cf-ray", ""), self._secret) or None,
@@ -331,11 +377,11 @@ class Client:
                 continue
         return error
 
-    def _image(self, element: Any, open_and_keep: OpenFile) -> Image:
+    def _image(self, element: Any, open_and_keep: OpenFile, cut: threading.Event) -> Image:
         file = element.sink
         if file is None and element.url:
             file = open_and_keep(element.index)
-            self._download(element.url, file)
+            self._download(element.url, file, cut)
             file.seal()
         if file is None:
             raise ReplyError(f"image {element.index + 1} of the reply is missing")
@@ -347,36 +393,78 @@ class Client:
             element.index, file, header.content_type, header.width, header.height, element.revised_prompt
         )
 
-    def _download(self, url: str, file: ImageFile) -> None:
-        """Fetch an image that the reply only links to, without the token.
+    def _download(self, url: str, file: ImageFile, cut: threading.Event) -> None:
+        """Fetch an image that the reply only links to, in a few tries.
+
+        :param cut: ends the waits, and with them the tries
+        :raises ReplyError: if it cannot be had
+        :raises NotAnImage: past the size limit
+        :raises OSError: if it cannot be written
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_PassingFailure),
+            wait=tenacity.wait_exponential(DOWNLOAD_WAIT) + tenacity.wait_random(0, DOWNLOAD_WAIT),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(DOWNLOAD_TRIES), tenacity.stop_when_event_set(cut)
+            ),
+            sleep=tenacity.sleep_using_event(cut),
+            before_sleep=self._log_download,
+            reraise=True,
+        )
+        retrying(self._try_download, url, file, cut)
+
+    def _try_download(self, url: str, file: ImageFile, cut: threading.Event) -> None:
+        """Fetch a linked image once, without the token.
 
         A link is hostile input: https to a public address, or the gateway's own host and port.
+
+        :raises ReplyError: if it cannot be had; as a ``_PassingFailure`` where another try may help
         """
-        verify = True if self.session.verify is None else self.session.verify
-        with transport.open_session(None, verify=verify, public_only=True) as anywhere:
-            for _ in range(1 + MAX_REDIRECTS):
-                own = _is_own_link(url, self.base_url)
-                session = transport.open_session(None, verify=verify) if own else anywhere
-                session.proxies = dict(self.session.proxies)
-                try:
-                    response = session.get(url, timeout=self.timeout, stream=True, allow_redirects=False)
-                except (
-                    requests.RequestException,
-                    urllib3.exceptions.HTTPError,
-                    OSError,
-                    ValueError,
-                ) as error:
-                    raise ReplyError(f"the linked image cannot be fetched: {_reason(error)}") from None
+        if cut.is_set():
+            raise ReplyError("it was cut before the linked image was fetched")
+        file.clear()
+        for _ in range(1 + MAX_REDIRECTS):
+            own = _is_own_link(url, self.base_url)
+            with self._download_session(public_only=not own) as session:
+                with _download_errors():
+                    response = session.get(
+                        url,
+                        timeout=(self.timeout[0], min(self.timeout[1], DOWNLOAD_TIMEOUT)),
+                        stream=True,
+                        allow_redirects=False,
+                    )
                 with response:
                     if response.is_redirect:
                         url = _redirected(url, response.headers["location"])
                         continue
-                    if response.status_code != 200:
-                        raise ReplyError(f"the linked image cannot be fetched: HTTP {response.status_code}")
-                    for piece in pieces(response):
+                    if (status := response.status_code) != 200:
+                        kind = _PassingFailure if status in (408, 429) or status >= 500 else ReplyError
+                        raise kind(f"the linked image cannot be fetched: HTTP {status}")
+                    for piece in _downloaded(response):
                         file.write(piece)
                     return
         raise ReplyError(f"the linked image redirects more than {MAX_REDIRECTS} times")
+
+    @contextmanager
+    def _download_session(self, public_only: bool) -> Iterator[requests.Session]:
+        """Make a session without the token, known to :meth:`cut` while it is used."""
+        verify = True if self.session.verify is None else self.session.verify
+        with transport.open_session(None, verify=verify, public_only=public_only) as session:
+            session.proxies = dict(self.session.proxies)
+            self._downloads.add(session)
+            try:
+                yield session
+            finally:
+                self._downloads.discard(session)
+
+    def _log_download(self, state: Any) -> None:
+        log.warning(
+            "A paid image has not arrived: %s. Fetching it again, which is free, in %.0f s (try %d of %d).",
+            clean(str(state.outcome.exception()), self._secret),
+            state.next_action.sleep,
+            state.attempt_number + 1,
+            DOWNLOAD_TRIES,
+        )
 
     def _get(self, path: str) -> Any:
         try:
@@ -413,6 +501,29 @@ class Client:
             _beginning(response, MAX_ERROR_BYTES),
             secret=self._secret,
         )
+
+
+class _PassingFailure(ReplyError):
+    """A linked image that could not be fetched, and may be another time."""
+
+
+@contextmanager
+def _download_errors() -> Iterator[None]:
+    """Turn what the network does inside into a :class:`ReplyError`, one that passes where it may."""
+    try:
+        yield
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        # An address that is not valid or not public, or a certificate that is not trusted, stays so.
+        lasting = (transport.ForbiddenAddress, ssl.SSLCertVerificationError)
+        lasts = isinstance(error, ValueError) or any(isinstance(one, lasting) for one in _causes(error))
+        kind = ReplyError if lasts else _PassingFailure
+        raise kind(f"the linked image cannot be fetched: {_reason(error)}") from None
+
+
+def _downloaded(response: requests.Response) -> Iterator[bytes]:
+    """Yield a linked image as it arrives; an error of who takes the pieces is not turned into another."""
+    with _download_errors():
+        yield from pieces(response)
 
 
 def pieces(response: requests.Response) -> Iterator[bytes]:

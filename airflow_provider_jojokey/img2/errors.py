@@ -1,8 +1,11 @@
 """What went wrong, whether it cost money, and what to do: one decision for every bad answer.
 
 Decided in this order: the body's ``error.code``; Cloudflare's marks; whether the gateway itself
-replied (its header, its JSON); the status. Texts are shown, never matched: they come in two
-languages and change. Sources: the vendor's page, the gateway's behaviour, Cloudflare's error pages.
+replied; the status. The gateway's marks are its header, the request id in its message, its type of
+error and its own codes. A JSON error without one has OpenAI's shape, which many a proxy takes too:
+with a 408 or 5xx it tells nothing of what goes on behind the proxy, and its code is not believed.
+Texts are shown, never matched: they come in two languages and change. Sources: the vendor's page,
+the gateway's behaviour, Cloudflare's error pages.
 
 ``billed="no"`` is said only where it is sure: where the request did not leave, or where the
 gateway itself answered with an error, which it refunds. Cloudflare calls its 520, 522 and 524
@@ -185,20 +188,24 @@ def _rebuild(cls: type[Img2Error], state: dict[str, Any]) -> Img2Error:
     return cls(**state)
 
 
-# error.code → kind. The gateway's own, then those of the API behind it.
-_CODES: Mapping[str, Kind] = {
+# error.code → kind. The gateway's own …
+_GATEWAY_CODES: Mapping[str, Kind] = {
     "access_denied": Kind.ACCESS,
     "insufficient_user_quota": Kind.QUOTA,
     "pre_consume_token_quota_failed": Kind.QUOTA,
+    "invalid_request": Kind.REQUEST,
+    "sensitive_words_detected": Kind.CONTENT,
+    "do_request_failed": Kind.OVERLOADED,
+}
+# … and those of the API behind it.
+_CODES: Mapping[str, Kind] = {
+    **_GATEWAY_CODES,
     "insufficient_quota": Kind.QUOTA,
     "billing_hard_limit_reached": Kind.QUOTA,
-    "invalid_request": Kind.REQUEST,
     "unknown_parameter": Kind.REQUEST,
     "invalid_value": Kind.REQUEST,
-    "sensitive_words_detected": Kind.CONTENT,
     "moderation_blocked": Kind.CONTENT,
     "content_policy_violation": Kind.CONTENT,
-    "do_request_failed": Kind.OVERLOADED,
     "rate_limit_exceeded": Kind.RATE_LIMIT,
 }
 
@@ -265,13 +272,18 @@ def from_response(
     cloudflare = document if isinstance(document, dict) and document.get("cloudflare_error") else {}
     edge_code = _edge_code(status, headers, body, cloudflare)
     # {"error": "a text"} is what many a proxy says; the gateway's errors are objects.
-    by_gateway = not cloudflare and bool(request_id or (error and not isinstance(document.get("error"), str)))
+    in_its_shape = bool(error) and not isinstance(document.get("error"), str)
+    marked = bool(request_id) or error.get("type") == "new_api_error" or _is_gateways_own(code)
+    may_go_on = status == 408 or status >= 500
+    by_gateway = not cloudflare and (marked or (in_its_shape and not may_go_on))
 
     billed: Billed = "no"
-    kind = _kind_of_code(code, status)
+    kind = _kind_of_code(code, status) if marked or not may_go_on else None
     if kind is None:
         if edge_code:
             kind = _kind_of_edge(edge_code)
+        elif in_its_shape and not by_gateway:
+            kind = Kind.UNKNOWN_OUTCOME
         elif by_gateway:
             kind = _kind_of_gateway(status)
         else:
@@ -325,6 +337,12 @@ def _kind_of_code(code: str, status: int) -> Kind | None:
     if code.startswith("system_"):
         return Kind.OVERLOADED
     return _CODES.get(code)
+
+
+def _is_gateways_own(code: str) -> bool:
+    return (
+        code in _GATEWAY_CODES or code == "model_not_found" or code.startswith(("system_", "violation_fee"))
+    )
 
 
 def _kind_of_gateway(status: int) -> Kind:

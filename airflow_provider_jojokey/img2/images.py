@@ -64,6 +64,16 @@ class ImageFile:
         while written < len(data):
             written += self.file.write(data[written:])
 
+    def clear(self) -> None:
+        """Forget what was written: what comes next is the first byte.
+
+        :raises OSError: if the file cannot be cut
+        """
+        self.file.seek(0)
+        self.file.truncate()
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+
     @property
     def sha256(self) -> str:
         """The digest of all that was written, as 64 hex digits."""

@@ -35,9 +35,11 @@ from airflow_provider_jojokey.img2 import (
     Img2Error,
     Kind,
     client,
+    estimate,
     images,
     transport,
 )
+from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.sandbox import CASES, Gateway
 
@@ -64,6 +66,11 @@ def refused(call: Callable[[], Any]) -> Img2Error:
 def calls(gateway: Gateway) -> Iterator[Client]:
     with Client(gateway.token, gateway.url, read_timeout=10) as one:
         yield one
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "DOWNLOAD_WAIT", 0.0)
 
 
 @contextmanager
@@ -513,6 +520,7 @@ def test_an_image_past_the_size_limit_is_refused(
     assert "more than 1,000 bytes" in str(error)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_neither_image_data_nor_the_token_gets_into_an_error() -> None:
     secret = base64.b64encode(os.urandom(60)).decode()
     answers = [
@@ -685,6 +693,7 @@ def test_a_link_that_is_no_image_is_refused() -> None:
     assert "not PNG, JPEG or WebP" in str(error)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_download_that_breaks_off_is_refused(png: bytes) -> None:
     def behave(exchange: Exchange) -> None:
         if exchange.request.method == "POST":
@@ -694,6 +703,254 @@ def test_a_download_that_breaks_off_is_refused(png: bytes) -> None:
 
     with raw(behave) as (server, one):
         error = refused(lambda: one.generate(FOX))
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+
+
+def waiting(exchange: Exchange) -> None:
+    exchange.wait_until_gone()
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+PING = b": PING\n\n"
+
+
+def event(kind: str, picture: bytes) -> bytes:
+    document = {"type": f"image_generation.{kind}", "b64_json": base64.b64encode(picture).decode()}
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize("came", [b"", event("partial_image", b"half a fox")], ids=["nothing", "a preview"])
+def test_a_stream_that_only_pings_is_given_up_and_may_have_been_billed(
+    came: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(estimate.SECONDS, "low", 0.0)
+    given_up = threading.Event()
+
+    def pinging(exchange: Exchange) -> None:
+        exchange.send(STREAM + came)
+        for _ in range(2000):  # an end, lest a client that never gives up keeps the test forever
+            exchange.send(PING)
+            if given_up.wait(0.01):
+                return
+
+    with raw(pinging, read_timeout=1) as (server, one):
+        error = refused(
+            lambda: one.generate(
+                ImageRequest("a fox", stream=True), lambda index: ImageFile(tmp_path / f"{index}.part")
+            )
+        )
+        given_up.set()
+        assert len(server.requests) == 1
+    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert error.salvaged == []
+    kept = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
+    assert kept == ([("0.preview", b"half a fox")] if came else [])
+
+
+class Clock:
+    """A clock that stands still until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.time = time.time
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_an_image_that_had_come_before_a_stream_only_pinged_is_kept(
+    png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(client, "time", clock)
+    given_up = threading.Event()
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(STREAM + event("completed", png))
+        for _ in range(2000):
+            clock.now += client.READ_TIMEOUT
+            exchange.send(PING)
+            if given_up.wait(0.01):
+                return
+
+    with raw(behave) as (_, one):
+        error = refused(lambda: one.generate(ImageRequest("a fox", stream=True, n=2)))
+        given_up.set()
+    assert error.kind is Kind.UNKNOWN_OUTCOME
+    (image,) = error.salvaged
+    assert bytes_of(image) == png
+    image.file.close()
+
+
+def test_a_stream_may_take_long_while_it_brings_something_of_an_image(
+    png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(client, "time", clock)
+    request = ImageRequest("a fox", stream=True, quality="high")
+    patience = 2 * expected_seconds(request)
+    opened = threading.Semaphore(0)
+
+    def open_file(_: int) -> ImageFile:
+        opened.release()
+        return ImageFile()
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(STREAM)
+        for _ in range(5):
+            exchange.send(event("partial_image", b"half a fox"))
+            assert opened.acquire(timeout=10)
+            clock.now += 0.9 * patience
+            exchange.send(PING)
+        exchange.send(event("completed", png))
+
+    with raw(behave) as (_, one):
+        generation = one.generate(request, open_file)
+    assert bytes_of(generation.images[0]) == png
+    assert generation.seconds > 4 * patience
+    generation.close()
+
+
+def resetting(exchange: Exchange) -> None:
+    exchange.reset()
+
+
+def breaking_off(exchange: Exchange) -> None:
+    """Send the beginning of another picture, longer than the one that is meant."""
+    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + os.urandom(50_000))
+
+
+def answering(status: int) -> Callable[[Exchange], None]:
+    return lambda exchange: exchange.answer(status, b"not now")
+
+
+TRANSIENT = {
+    "reset": resetting,
+    "break": breaking_off,
+    "silence": waiting,
+    **{str(status): answering(status) for status in (408, 429, 500, 502, 503, 504)},
+}
+
+
+@contextmanager
+def image_host(*answers: Callable[[Exchange], object], links: int = 1) -> Iterator[tuple[Server, Client]]:
+    """A gateway that links to ``/0.png``, ``/1.png`` …; the first is answered by ``answers`` in turn."""
+
+    def behave(exchange: Exchange) -> None:
+        if exchange.request.method == "POST":
+            data = [{"url": f"{server.url}/{number}.png"} for number in range(links)]
+            exchange.answer(200, json.dumps({"data": data}).encode())
+        elif exchange.request.target == "/0.png":
+            next(turns)(exchange)
+        else:
+            exchange.answer(200, small_png(16 + int(exchange.request.target[1])))
+
+    turns = iter(answers)
+    with raw(behave, read_timeout=0.5) as (server, one):
+        yield server, one
+
+
+def fetches_of(server: Server) -> list[str]:
+    return [request.target for request in server.requests if request.method == "GET"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("failure", TRANSIENT.values(), ids=TRANSIENT)
+def test_a_linked_image_survives_two_failures_of_its_host(
+    failure: Callable[[Exchange], None], png: bytes
+) -> None:
+    with image_host(failure, failure, lambda exchange: exchange.answer(200, png)) as (server, one):
+        generation = one.generate(FOX)
+        assert len(server.requests) == 1 + 3
+        assert all("authorization" not in request.headers for request in server.requests[1:])
+    (image,) = generation.images
+    assert bytes_of(image) == png
+    assert (image.file.size, image.file.sha256) == (len(png), hashlib.sha256(png).hexdigest())
+    generation.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_linked_image_that_never_comes_is_given_up_and_those_behind_it_are_kept() -> None:
+    with image_host(*[answering(503)] * 4, links=3) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+        assert fetches_of(server) == ["/0.png"] * 3 + ["/1.png", "/2.png"]
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+    assert "HTTP 503" in str(error)
+    assert [(image.index, bytes_of(image)) for image in error.salvaged] == [
+        (number, small_png(16 + number)) for number in (1, 2)
+    ]
+    for image in error.salvaged:
+        image.file.close()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_link_that_is_refused_for_good_is_tried_once(status: int) -> None:
+    with image_host(answering(status), links=2) as (server, one):
+        error = refused(lambda: one.generate(FOX))
+        assert fetches_of(server) == ["/0.png", "/1.png"]
+    assert f"HTTP {status}" in str(error)
+    error.salvaged[0].file.close()
+
+
+def test_a_link_to_what_is_no_image_is_tried_once() -> None:
+    with image_host(lambda exchange: exchange.answer(200, b"<html>gone</html>")) as (server, one):
+        refused(lambda: one.generate(FOX))
+        assert fetches_of(server) == ["/0.png"]
+
+
+def test_a_full_disk_ends_a_download() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+
+    class OnFullDisk(ImageFile):
+        def write(self, data: bytes) -> None:
+            with full.open("wb", buffering=0) as disk:
+                disk.write(data)
+
+    with image_host(lambda exchange: exchange.answer(200, small_png())) as (server, one):
+        error = refused(lambda: one.generate(FOX, lambda _: OnFullDisk()))
+        assert fetches_of(server) == ["/0.png"]
+    assert "disk: No space left on device" in str(error)
+
+
+def test_cut_ends_the_wait_before_another_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "DOWNLOAD_WAIT", 600.0)
+    waits = threading.Event()
+
+    class Waits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            waits.set()
+
+    handler = Waits(logging.WARNING)
+    client.log.addHandler(handler)
+    try:
+        with image_host(answering(503), links=2) as (server, one), ThreadPoolExecutor() as pool:
+            answer = pool.submit(refused, lambda: one.generate(FOX))
+            assert waits.wait(10)
+            one.cut()
+            error = answer.result(10)
+            assert fetches_of(server) == ["/0.png"]
+    finally:
+        client.log.removeHandler(handler)
+    assert (error.kind, error.billed) == (Kind.REPLY, "yes")
+
+
+def test_cut_breaks_off_a_download(png: bytes) -> None:
+    arrived = threading.Event()
+
+    def never_ending(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + png)
+        arrived.set()
+        exchange.wait_until_gone()
+
+    with image_host(never_ending, links=2) as (server, one), ThreadPoolExecutor() as pool:
+        one.timeout = (10.0, 60.0)
+        answer = pool.submit(refused, lambda: one.generate(FOX))
+        assert arrived.wait(10)
+        one.cut()
+        error = answer.result(10)
+        assert fetches_of(server) == ["/0.png"]
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
 
 
@@ -1106,10 +1363,6 @@ def test_a_free_call_gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- cutting --------------------------------------------------------------------------------------------------------
-
-
-def waiting(exchange: Exchange) -> None:
-    exchange.wait_until_gone()
 
 
 def stalling(exchange: Exchange) -> None:

@@ -38,6 +38,11 @@ def said(message: str, code: Any = "", **more: Any) -> bytes:
     return json.dumps({"error": error}, ensure_ascii=False).encode()
 
 
+def openai(message: str, code: str, **more: Any) -> bytes:
+    """What a proxy says that answers as OpenAI does."""
+    return json.dumps({"error": {"message": message, "type": "some_error", "code": code, **more}}).encode()
+
+
 def problem(code: int, **more: Any) -> bytes:
     """What Cloudflare says to those who accept JSON."""
     return json.dumps(
@@ -211,6 +216,26 @@ TABLE = [
         Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("a proxy's JSON 504", 504, {"Content-Type": "application/json"}, b'{"message":"upstream timed out"}',
         Kind.UNKNOWN_OUTCOME, "unknown"),
+    *[Row(f"a proxy's {status} in OpenAI's shape{', which waits' if waits else ''}", status,
+          {"Content-Type": "application/json", **waits}, openai("upstream request timeout", "timeout"),
+          Kind.UNKNOWN_OUTCOME, "unknown", "timeout", 5 if waits else None, words=["upstream request timeout"])
+      for status in (408, 500, 502, 503, 504, 521, 524, 529, 530) for waits in ({}, {"Retry-After": "5"})],
+    *[Row(f"a proxy's 500 with the code {code}", 500, {}, openai("no", code), Kind.UNKNOWN_OUTCOME, "unknown", code)
+      for code in ("rate_limit_exceeded", "insufficient_quota", "moderation_blocked", "server_error", "500")],
+    *[Row(f"a proxy's {status} in OpenAI's shape", status, {}, openai("no", "some_code"), kind, code="some_code")
+      for status, kind in ((400, Kind.REQUEST), (401, Kind.TOKEN), (403, Kind.ACCESS), (429, Kind.RATE_LIMIT))],
+    Row("a proxy's 503 that is flat", 503, {}, b'{"success":false,"message":"busy"}', Kind.UNKNOWN_OUTCOME, "unknown"),
+    *[Row(f"the gateway's {status} {code}, without its id", status, {}, openai("no", code), kind, billed, code)
+      for status, code, kind, billed in (
+          (503, "model_not_found", Kind.NO_CHANNEL, "no"),
+          (503, "system_cpu_overloaded", Kind.OVERLOADED, "no"),
+          (500, "do_request_failed", Kind.OVERLOADED, "no"),
+          (500, "invalid_request", Kind.REQUEST, "no"),
+          (500, "sensitive_words_detected", Kind.CONTENT, "no"),
+          (500, "insufficient_user_quota", Kind.QUOTA, "no"),
+          (500, "violation_fee.x", Kind.CONTENT, "yes"),
+      )],
+    Row("the gateway's 500 by its type, without its id", 500, {}, openai("no", "", type="new_api_error"), Kind.OVERLOADED),
     Row("500 of nobody", 500, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("503 of nobody", 503, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("503 of nobody that says when", 503, {"Retry-After": "5"}, b"", Kind.OVERLOADED, retry_after=5),
