@@ -62,9 +62,7 @@ def generate_images(
     """
     with observe(order) as observer:
         till = _Till(order, jojokey, store, settings, observer)
-        attempt, paid = till.claim(
-            reserve
-        )  # from here on there is an intent in S3, or somebody has paid before
+        attempt, paid = till.claim(reserve)  # an intent is in S3 now, or somebody has paid before
         if paid is not None:
             observer.reused(len(paid.images))
             _log_reuse(paid)

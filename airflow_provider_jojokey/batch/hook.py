@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.client import Client, Generation, OpenFile
     from airflow_provider_jojokey.img2.request import ImageRequest
 
-DECODED_AT_ONCE = 8
-LONGEST_TURN = 1.0
-"""Seconds after which a reply is decoded though others still are."""
+PIECES_AT_ONCE = 8
+"""Pieces of replies decoded at the same time: more would not be quicker on one interpreter, but take memory."""
 LOG_MAX_AGE = 60.0
 """Seconds for which one answer of the gateway's log serves all items: it allows some 20 questions in 20 minutes."""
 
@@ -48,13 +47,13 @@ class BatchHook(JojoKeyHook):
 
     @cached_property
     def client(self) -> Client:
-        """The API's client, which reads the gateway's log once for all threads, and few replies at the same time.
+        """The client, which reads the gateway's log once for all threads, and takes in few pieces of replies at a time.
 
         :raises JojoKeyConnectionError: if the connection cannot be used
         """
         client = JojoKeyHook.client.func(self)  # type: ignore[attr-defined]
         client.billing_log = SharedLog(client.billing_log)
-        client._receive = Turns(client._receive)
+        client.turns = threading.BoundedSemaphore(PIECES_AT_ONCE)
         return client  # type: ignore[no-any-return]
 
     def take(self, ticket: Ticket, refusal: JojoKeyError | None = None) -> None:
@@ -72,28 +71,6 @@ class BatchHook(JojoKeyHook):
             raise copy.copy(refusal)  # who gets it adds to its message
         self._thread.ticket.sent_at = time.monotonic()
         return super().generate(request, open_file)
-
-
-class Turns:
-    """Replies are decoded a few at a time: more would not be quicker on one interpreter, but take memory.
-
-    Where a reply is slow to arrive, the others do not wait long for it.
-
-    :param receive: decodes one reply as it arrives
-    """
-
-    def __init__(self, receive: Any) -> None:
-        self._receive = receive
-        self._turns = threading.BoundedSemaphore(DECODED_AT_ONCE)
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Decode one reply."""
-        has_turn = self._turns.acquire(timeout=LONGEST_TURN)
-        try:
-            return self._receive(*arguments)
-        finally:
-            if has_turn:
-                self._turns.release()
 
 
 class SharedLog:

@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -114,6 +114,8 @@ class Client:
         self._clock_skew = 0.0
         self._downloads: set[requests.Session] = set()
         self._cut = threading.Event()
+        self.turns: AbstractContextManager[Any] | None = None
+        """Whose turn it is to take in a piece of a reply, where many threads share the client."""
         if transport.sends_token_in_the_clear(self.base_url):
             log.warning(
                 "The token for %s travels unencrypted: anyone on the way can read and use it. "
@@ -310,7 +312,7 @@ class Client:
         images: list[Image] = []
         arrived, deadline = 0, time.monotonic() + patience
         try:
-            for piece in pieces(response):
+            for piece in pieces(response, self.turns):
                 if not beginning and _begins_an_event_stream(response, piece):
                     decoder = EventStreamDecoder(open_and_keep, ImageFile.seal, ImageFile.seal_preview)
                 if len(beginning) < MAX_ERROR_BYTES:
@@ -526,29 +528,34 @@ def _downloaded(response: requests.Response) -> Iterator[bytes]:
         yield from pieces(response)
 
 
-def pieces(response: requests.Response) -> Iterator[bytes]:
+def pieces(response: requests.Response, turns: AbstractContextManager[Any] | None = None) -> Iterator[bytes]:
     """Yield the body as it arrives, and what has come before an error before the error.
 
     ``read`` would lose the bytes it had gathered when the connection breaks, and with them perhaps
     a whole image; so each receive is taken as it comes. TLS hands out records of 16 KiB, which
     would cost three times the CPU: whole records are gathered while more are likely to follow.
+
+    :param turns: held from a piece's first bytes until it has been used: many replies that come at once
+        take the memory of a few
     """
-    gathered: list[bytes] = []
     failure: BaseException | None = None
-    while True:
-        try:
-            piece = response.raw.read1(READ_BYTES, decode_content=True)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            failure, piece = error, b""
-        if piece:
-            gathered.append(piece)
-        if gathered and (len(piece) != TLS_RECORD_BYTES or len(gathered) == READ_BYTES // TLS_RECORD_BYTES):
-            yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
-            gathered.clear()
+    while failure is None:
+        # Without a turn it is only waited, for something small.
+        piece = response.raw.read1(READ_BYTES if turns is None else TLS_RECORD_BYTES, decode_content=True)
         if not piece:
-            break
-    if failure is not None:
-        raise failure
+            return
+        with turns or nullcontext():
+            gathered = [piece]
+            while len(piece) == TLS_RECORD_BYTES and len(gathered) < READ_BYTES // TLS_RECORD_BYTES:
+                try:
+                    piece = response.raw.read1(READ_BYTES, decode_content=True)
+                except (urllib3.exceptions.HTTPError, OSError) as error:
+                    failure = error
+                    break
+                if piece:
+                    gathered.append(piece)
+            yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+    raise failure
 
 
 def _beginning(response: requests.Response, limit: int, within: float = 60.0) -> bytes:
