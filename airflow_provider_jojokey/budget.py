@@ -155,19 +155,18 @@ class Budget:
         """Give back what was set aside for an item that cost nothing now."""
         self._reserved -= self._wishes.pop(index, Amount())
 
-    def settle(self, index: int, tokens: int, sent: bool) -> None:
+    def settle(self, index: int, spent: Amount | None, sent: bool) -> None:
         """Count an item that has come to an end.
 
-        :param tokens: what was billed to it in this Dag run, 0 where that is not known
+        :param spent: what was spent on it by its receipt; ``None`` if that does not tell
         :param sent: whether it was sent now, and may have been billed
         """
         wish = self._wishes.get(index, Amount())
         self.release(index)
-        before = Amount(self._tokens[index], self._images[index])
-        if sent:
-            self.known(index, Amount(tokens or before.tokens + wish.tokens, before.images + wish.images))
-        elif tokens:
-            self.known(index, Amount(tokens, before.images))
+        if spent is not None:
+            self.known(index, spent)
+        elif sent:
+            self.known(index, Amount(self._tokens[index], self._images[index]) + wish)
 
     def close(self) -> None:
         """Tell the run's other tasks what was really spent.

@@ -135,6 +135,7 @@ class Batch:
         self._fresh = plan.orders()
         self._again: deque[tuple[int, Order]] = deque()
         self._tries: Counter[int] = Counter()
+        self._spent: dict[int, Amount | None] = {}
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[tuple[Job, dict[str, Any] | JojoKeyError] | None] = queue.SimpleQueue()
         self._threads = 0
@@ -280,7 +281,9 @@ class Batch:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._ended.put((job, self._outcome(job)))
+            outcome = self._outcome(job)
+            self._spent[job.index] = self._spent_on(job.order)
+            self._ended.put((job, outcome))
 
     def _outcome(self, job: Job) -> dict[str, Any] | JojoKeyError:
         try:
@@ -296,6 +299,16 @@ class Batch:
         except Exception as error:
             log.exception("Item %d failed in an unforeseen way", job.index)
             return JojoKeyError(f"It failed in an unforeseen way: {type(error).__name__}.", billed="unknown")
+
+    def _spent_on(self, order: Order) -> Amount | None:
+        """Return what was spent on an item, if there is a budget and its receipt tells."""
+        if self.budget is None:
+            return None
+        try:
+            return spent_on(Ledger(self.store, order.destination).read(), order)
+        except Exception as error:  # whatever it is, what was set aside stays so, and the thread goes on
+            log.warning("What an item has cost cannot be read: %s", error)
+            return None
 
     def _unpaid(self, order: Order) -> dict[str, Any] | None:
         """Return what a task has spent on an item that would have to be paid for; ``None`` if nothing has to be.
@@ -358,10 +371,8 @@ class Batch:
         """Count in the budget what an item has really cost."""
         if self.budget is None:
             return
-        failed = isinstance(outcome, JojoKeyError)
-        usage = outcome.usage if isinstance(outcome, JojoKeyError) else outcome["usage"]
-        sent = job.ticket.sent_at is not None and not (failed and outcome.billed == "no")  # type: ignore[union-attr]
-        self.budget.settle(job.index, (usage or {}).get("total_tokens") or 0, sent)
+        free = isinstance(outcome, JojoKeyError) and outcome.billed == "no"
+        self.budget.settle(job.index, self._spent.pop(job.index), job.ticket.sent_at is not None and not free)
 
     def _slow_down(self, error: JojoKeyError, take_notice: Any) -> None:
         before = self.limiter.wanted_pause(time.monotonic())

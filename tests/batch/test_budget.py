@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_jojokey.budget import Amount, Budget, Limit, RunLedger, Verdict, limits
 from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError, JojoKeyReceiptError
-from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 from airflow_provider_jojokey.store.receipts import Owner
 from airflow_provider_jojokey.store.s3 import ImageStore
 from batch.conftest import posters
@@ -193,6 +193,22 @@ def test_each_payment_of_a_task_counts_in_the_budget_of_its_dag_run(store: Any, 
     assert isinstance(attempt("elk.png", map_index=2, max_images_per_run=3), JojoKeyBudgetError)
 
 
+def test_each_payment_of_a_batch_counts_though_only_one_told_its_tokens(store: Any, gateway: Any) -> None:
+    for number, prompt in ((1, "{}"), (2, "[sandbox: no_usage] {}")):
+        operator = GenerateImageBatchOperator(
+            task_id="batch",
+            s3_bucket="posters",
+            requests=posters(2, prompt),
+            reuse="never",
+            max_tokens_per_run=9_000,
+        )
+        operator.execute({"ti": task("batch", number)})  # type: ignore[typeddict-item]
+
+    spent = booked(store)
+    assert spent.images == len(gateway.ledger) == 4
+    assert spent.tokens > 4 * EACH
+
+
 def test_what_was_set_aside_stays_so_where_the_receipt_does_not_tell_what_was_spent(
     store: Any, gateway: Any
 ) -> None:
@@ -239,26 +255,27 @@ def test_images_of_another_run_need_no_room_and_those_that_are_gone_do(
     assert len(gateway.requests) == len(gateway.ledger) == 5
 
 
-def attempt(
-    key: str, number: int = 1, *, run: str = "run", map_index: int = -1, **options: Any
-) -> JojoKeyError | None:
+def attempt(key: str, number: int = 1, *, map_index: int = -1, **options: Any) -> JojoKeyError | None:
     """Make one try of a task for one image; return the error it ends with."""
-    ti = SimpleNamespace(
-        dag_id="dag",
-        run_id=run,
-        task_id="image",
-        map_index=map_index,
-        try_number=number,
-        xcom_push=lambda key, value: None,
-    )
     operator = GenerateImageOperator(
         task_id="image", prompt="a fox", s3_bucket="posters", s3_key=key, **options
     )
     try:
-        operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+        operator.execute({"ti": task("image", number, map_index)})  # type: ignore[typeddict-item]
     except JojoKeyError as error:
         return error
     return None
+
+
+def task(name: str, number: int, map_index: int = -1) -> Any:
+    return SimpleNamespace(
+        dag_id="dag",
+        run_id="run",
+        task_id=name,
+        map_index=map_index,
+        try_number=number,
+        xcom_push=lambda key, value: None,
+    )
 
 
 def booked(store: Any) -> Amount:
@@ -306,7 +323,7 @@ def test_batches_that_take_turns_share_the_budget_on_each_kind_of_store(any_stor
         for number, budget in enumerate(budgets):
             if budget.reserve(index, Amount(200, 1)) is Verdict.YES:
                 sent[number] += 1
-                budget.settle(index, 200, sent=True)
+                budget.settle(index, Amount(200, 1), sent=True)
     for budget in budgets:
         budget.close()
 
@@ -354,12 +371,22 @@ def test_what_is_in_flight_may_leave_room() -> None:
     assert budget.reserve(0, Amount(600, 1)) is Verdict.YES
 
     assert budget.reserve(1, Amount(600, 1)) is Verdict.WAIT
-    budget.settle(0, 300, sent=True)
+    budget.settle(0, Amount(300, 1), sent=True)
     assert budget.reserve(1, Amount(600, 1)) is Verdict.YES
-    budget.settle(1, 0, sent=False)
+    budget.settle(1, None, sent=False)
     assert budget.spent == Amount(300, 1)
     assert budget.reserve(2, Amount(701, 1)) is Verdict.NO
     assert "has spent 300 tokens and 1 images" in budget.refusal(Amount(701, 1)).message
+
+
+def test_what_was_sent_and_has_no_receipt_to_tell_of_it_counts_as_it_was_set_aside() -> None:
+    budget = Budget(Limit(), Limit(images=9), None, items=1)
+    budget.known(0, Amount(150, 1))
+    assert budget.reserve(0, Amount(600, 1)) is Verdict.YES
+
+    budget.settle(0, None, sent=True)
+
+    assert budget.spent == Amount(750, 2)
 
 
 def test_limits_are_numbers_or_texts_of_numbers() -> None:
