@@ -350,6 +350,16 @@ def test_what_may_have_been_billed_or_will_not_pass_is_sent_once(
     assert (gateway.ledger == ()) or billed != "no" or case == "html_in_200"
 
 
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
+def test_a_proxys_error_in_openais_shape_is_not_taken_for_the_gateways(connect: Connect, status: int) -> None:
+    body = b'{"error":{"message":"upstream request timeout","type":"timeout","code":"timeout"}}'
+    with Server(lambda exchange: exchange.answer(status, body)) as server:
+        error = refused(lambda: connect(host=server.url).generate(ImageRequest("a fox")))
+        assert len(server.requests) == 1
+    assert isinstance(error, errors.JojoKeyUnknownOutcomeError)
+    assert error.billed == "unknown"
+
+
 @pytest.mark.parametrize("resends", [0, 1, 4])
 def test_the_connection_says_how_often(gateway: Gateway, connect: Connect, resends: int) -> None:
     hook = connect(host=gateway.url, password=gateway.token, extra={"max_resends": resends})
