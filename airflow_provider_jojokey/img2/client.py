@@ -324,6 +324,7 @@ class Client:
                     # Pings say that the gateway is there, not that the model behind it is at work.
                     reason = f"the event stream has brought nothing of an image for {patience:.0f} s"
                     raise self._unusable(response, reason, decoder, images, Kind.UNKNOWN_OUTCOME)
+                del piece  # nothing of it is held while the next is waited for
             reply = decoder.finish()
             document = reply.document
             if not isinstance(document, dict) or document.get("error"):
@@ -554,7 +555,10 @@ def pieces(response: requests.Response, turns: AbstractContextManager[Any] | Non
                     break
                 if piece:
                     gathered.append(piece)
-            yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            whole = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            del gathered, piece  # what was used is not held while the next is waited for
+            yield whole
+            del whole
     raise failure
 
 
