@@ -158,15 +158,11 @@ def verdicts(found: dict[str, dict[str, Any]]) -> list[tuple[bool, str]]:
             judged.append(
                 (more <= 10, f"from 100 to 1,000 images it grows by {more:+.0f} MiB (target: at most 10)")
             )
-    for name, how in (("1000-in-1000", ""), ("1000-in-1000-tls", " over HTTPS")):
-        if wide := found.get(name):
-            grown = wide["grown"] / MIB
-            judged.append(
-                (
-                    grown <= 120,
-                    f"{wide['peak_in_flight']:,} in flight{how} take {grown:.0f} MiB (at most 120)",
-                )
-            )
+    if wide := found.get("1000-in-1000"):
+        grown = wide["grown"] / MIB
+        judged.append(
+            (grown <= 120, f"{wide['peak_in_flight']:,} in flight take {grown:.0f} MiB (at most 120)")
+        )
     return judged
 
 
