@@ -246,10 +246,10 @@ class GenerateImageOperator(ImageOperator):
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
         from airflow_provider_jojokey.exceptions import JojoKeyFailure
-        from airflow_provider_jojokey.payments.receipt import total_usage
 
         # Also after a failure: without it, the sum over the XComs would be below the bill.
-        self._push(context, "usage", error.usage or total_usage(()))
+        if error.usage is not None:
+            self._push(context, "usage", error.usage)
         options = {name: getattr(self, name) for name in ("model", "size", "quality")}
         result = Result.from_error(error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options)
         self._ui_result = result.to_xcom()

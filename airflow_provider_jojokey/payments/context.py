@@ -119,13 +119,17 @@ class Context:
         )
 
     def alive(self, receipt: Receipt) -> Mapping[str, bool]:
-        """Return, for each open attempt, whether its process may still be running."""
-        now = self.now()
-        return {
-            attempt.id: liveness.may_be_alive(attempt, now)
-            for attempt in receipt.attempts
-            if attempt.outcome is Outcome.OPEN
-        }
+        """Return, for each attempt, whether its process may still be working on it."""
+        return {attempt.id: self.is_alive(attempt) for attempt in receipt.attempts}
+
+    def is_alive(self, attempt: Attempt) -> bool:
+        """Return whether an attempt's process may still be working on it.
+
+        Another host may have recorded an attempt as lost while its process on this host still receives images.
+        """
+        if attempt.outcome is Outcome.OPEN:
+            return liveness.may_be_alive(attempt, self.now(), self.store.clock)
+        return attempt.outcome is not Outcome.COMPLETE and liveness.runs_here(attempt)
 
     def permit(self) -> None:
         """Check that a request may still be sent.

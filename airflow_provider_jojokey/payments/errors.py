@@ -77,8 +77,11 @@ def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
         if attempt.fingerprint == context.fingerprint
         for image in attempt.images
     ]
+    usage = receipt.usage_of(job.owner) if context.receipts.is_known else None
+    if error.spool:
+        usage = error.usage  # includes a response that the receipt doesn't list yet
     facts: dict[str, Any] = {
-        "usage": error.usage or receipt.usage_of(job.owner),
+        "usage": usage,
         "images": images or None,
         "requested": error.requested or job.request.n,
         "receipt": context.receipts.uri,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
-from airflow_provider_jojokey.payments import clock, evidence, liveness
+from airflow_provider_jojokey.payments import clock, evidence
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
 from airflow_provider_jojokey.payments.context import LOG_DELAY
 from airflow_provider_jojokey.payments.evidence import Facts, Verdict
@@ -35,11 +35,10 @@ def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
     received is paid for. A store without conditional writes may have lost an attempt from the receipt, so
     the spool lists them too.
     """
-    alive = context.alive(receipt)
     found = [
         attempt
         for attempt in receipt.attempts_of(context.job.owner)
-        if not alive.get(attempt.id, False) and context.spool_of(attempt).exists
+        if context.spool_of(attempt).exists and not context.is_alive(attempt)
     ]
     try:
         listed = spools.attempts_in(context.settings.spool_directory, context.job.uri)
@@ -52,7 +51,7 @@ def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
             continue
         if receipt.attempt(attempt.id) or not attempt.owner.is_task_of(context.job.owner):
             continue
-        if not liveness.may_be_alive(attempt, context.now()):
+        if not context.is_alive(attempt):
             found.append(attempt)
             log.debug("The spool %s belongs to an attempt that the receipt doesn't list.", spool.folder)
     return found
@@ -124,8 +123,7 @@ def examine(
     logged, problem, transient = None, "", False
     if not unsent and not (images and attempt.usage):
         try:
-            ended = clock.monotonic() if attempt.ended_at is None else float("-inf")
-            logged = context.log.requests(newer_than=ended)
+            logged = context.log.requests(newer_than=clock.monotonic() - LOG_MAX_AGE)
         except Img2Error as error:
             problem, transient = error.summary, ADVICE[error.kind].passing
     verdict = evidence.judge(
@@ -247,6 +245,8 @@ def replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> fr
     return frozenset(image.key for other in receipt.attempts for image in other.images)
 
 
+LOG_MAX_AGE = 1.0
+"""Seconds for which a copy of the gateway log counts as current."""
 USAGE_RETRY = 2.0
 """Seconds after which the gateway log is read once more for a request that has just ended."""
 
@@ -265,7 +265,9 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
         if again and clock.pause(USAGE_RETRY, context.stopping):
             break
         try:
-            by_id = {logged.request_id: logged for logged in context.log.requests(clock.monotonic())}
+            by_id = {
+                logged.request_id: logged for logged in context.log.requests(clock.monotonic() - LOG_MAX_AGE)
+            }
             for attempt in pending:
                 logged = by_id.get(attempt.request_id or "")
                 if logged is None or not logged.charged:
