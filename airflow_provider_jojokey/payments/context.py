@@ -82,6 +82,8 @@ class Context:
 
     def __post_init__(self) -> None:
         self.budget: Budget
+        self.reconciled: set[str] = set()
+        """Orphaned attempts that this job has dealt with, in case their spools cannot be deleted."""
         self._waiting = False
         self.host = self.services.hook.client.base_url  # needs a token: without one, nothing else is tried
         self.fingerprint = self.job.request.fingerprint(self.host)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
 from airflow_provider_jojokey.payments import clock, evidence
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
@@ -23,7 +23,6 @@ from airflow_provider_jojokey.store import spool as spools
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.client import Generation
     from airflow_provider_jojokey.payments.context import Context
-    from airflow_provider_jojokey.store.spool import Spool
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
         if not context.is_alive(attempt):
             found.append(attempt)
             log.debug("The spool %s belongs to an attempt that the receipt doesn't list.", spool.folder)
-    return found
+    return [attempt for attempt in found if attempt.id not in context.reconciled]
 
 
 def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
@@ -64,14 +63,15 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
     :raises JojoKeyStoreError: if S3 does not accept it in time
     """
     spool = context.spool_of(attempt)
+    context.reconciled.add(attempt.id)
     if attempt.outcome is Outcome.COMPLETE:
         spool.discard()
         return Verdict(Event.DETAIL, "its images are in S3")
     known_keys = replaceable_keys(context, attempt, receipt)
-    generation = whole_response(attempt, spool)
+    generation = whole_response(context, attempt)
     if generation is not None:
         log.info("The images of an earlier attempt are in the spool: storing them.")
-        complete(context, attempt, generation, receipt, expected=attempt)
+        complete(context, attempt, generation, receipt)
         return Verdict(Event.STORED, "its images were received")
     salvaged = context.uploader.salvage(attempt, spool, known_keys)
     verdict, found = examine(context, attempt, receipt, images=len(salvaged["images"]))
@@ -81,7 +81,8 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
         context.receipts.update(
             attempt,
             event,
-            expected=attempt if in_receipt else None,
+            # What was received is recorded, whatever other hosts have recorded meanwhile.
+            expected=attempt if in_receipt and salvaged["images"] == attempt.images else None,
             ended_at=attempt.ended_at or context.now(),
             **salvaged,
             **found,
@@ -158,19 +159,23 @@ def examine(
     return verdict, found
 
 
-def whole_response(attempt: Attempt, spool: Spool) -> Generation | None:
-    """Return the complete response in a spool, or all requested images if only its end is missing."""
+def whole_response(context: Context, attempt: Attempt) -> Generation | None:
+    """Return the complete response in an attempt's spool, or all its images if only the end is missing."""
+    spool = context.spool_of(attempt)
+    requested = attempt.requested
+    if requested is None and attempt.fingerprint == context.fingerprint:  # a receipt of version 1
+        requested = context.job.request.n
     if (generation := spool.whole_reply()) is not None:
         return generation
     images = spool.whole_images()
-    if not attempt.requested or len(images) < attempt.requested:
+    if not requested or len(images) < requested:
         close(*images)
         return None
     from airflow_provider_jojokey.img2.client import Generation
 
     request_id = attempt.request_id or next(iter(spool.facts().get("request_id", ())), None)
     return Generation(
-        images=images[: attempt.requested],
+        images=images[:requested],
         usage=attempt.usage,
         created=None,
         model=attempt.model or "",
@@ -186,19 +191,14 @@ def complete(
     attempt: Attempt,
     generation: Generation,
     receipt: Receipt,
-    *,
-    expected: Attempt | None = None,
 ) -> Receipt:
     """Upload the images of a complete response, then record it in the receipt.
 
     :param receipt: the receipt as it was read last
-    :param expected: see :meth:`ReceiptStore.update`
     :return: the receipt as it is now
     :raises JojoKeyStoreError: if S3 does not accept it in time; the images stay in the spool
     """
     spool, job = context.spool_of(attempt), context.job
-    if expected is not None and receipt.attempt(attempt.id) is None:
-        expected = None
     sends = attempt.sends or tuple(send["at"] for send in spool.sends())
     try:
         images = context.uploader.images(
@@ -209,7 +209,6 @@ def complete(
             lambda: context.receipts.update(
                 attempt,
                 Event.STORED,
-                expected=expected,
                 ended_at=context.now(),
                 usage=generation.usage or attempt.usage,
                 images=images,
@@ -223,7 +222,7 @@ def complete(
                 error=None,
             )
         )
-    except JojoKeyStoreError as error:
+    except (JojoKeyStoreError, JojoKeyReceiptError) as error:
         usage = total_usage((receipt.usage_of(job.owner), generation.usage))
         raise error.changed(billed="yes", sent=True, spool=str(spool.folder), usage=usage) from None
     finally:
