@@ -162,6 +162,16 @@ class Context:
         """Return the folder on this host where an attempt's images wait."""
         return Spool.of(self.settings.spool_directory, self.job.uri, attempt.id)
 
+    def has_spools(self) -> bool:
+        """Return whether an attempt at the job's key left something on this host.
+
+        :raises JojoKeyStoreError: if the spool can't be read
+        """
+        try:
+            return bool(spools.attempts_in(self.settings.spool_directory, self.job.uri))
+        except OSError as error:
+            raise self.spool_error(error) from None
+
     @property
     def send_window(self) -> float:
         """Seconds after its claim in which an attempt sends its request, including resends."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
-from airflow_provider_jojokey.payments import clock, errors
+from airflow_provider_jojokey.payments import clock, errors, targets
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.budget import budget_of
 from airflow_provider_jojokey.payments.context import Context, Services
@@ -75,7 +75,8 @@ def _generate(context: Context) -> Generated:
     job, rounds = context.job, 0
     repay: set[str] = set()  # lost attempts that the user agrees to pay for again
     while (rounds := rounds + 1) <= MAX_ROUNDS:
-        receipt = context.receipts.read()
+        fresh = rounds == 1 and targets.are_free(context)
+        receipt = context.receipts.assume_absent() if fresh else context.receipts.read()
         if found := orphans(context, receipt):
             for orphan in found:
                 reconcile(context, orphan, receipt)
@@ -101,6 +102,8 @@ def _generate(context: Context) -> Generated:
                 repay.add(attempt.id)
                 continue
         context.permit()
+        if not fresh:
+            targets.refuse_to_replace(context, receipt)
         context.budget.reserve(job, receipt, context.permit)
         attempt = context.new_attempt()
         paid = claim_and_send(context, attempt)
