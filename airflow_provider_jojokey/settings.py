@@ -24,9 +24,8 @@ class Settings:
     :param spool_directory: where images wait until S3 has confirmed them
     :param spool_max_age: seconds after which images that nobody came back for are deleted
     :param upload_patience: seconds for which an outage of S3 is waited out, once images are paid for
-    :param longest_generation: seconds after which a generation of 1024x1024 has surely ended, one way or the other, and
-        a larger one in proportion:
-        only then does it mean anything that the gateway's log does not have it
+    :param longest_generation: seconds after which a generation of 1024x1024 in high quality has definitely ended;
+        larger images take proportionally longer
     :param thumbnail_directory: where the API server keeps small copies of the images
     :param thumbnail_cache_bytes: what they may take together
     """
@@ -39,7 +38,7 @@ class Settings:
     thumbnail_cache_bytes: int = THUMBNAIL_CACHE_BYTES
 
     @classmethod
-    def of_airflow(cls) -> Settings:
+    def from_airflow_config(cls) -> Settings:
         """Read Airflow's configuration.
 
         :raises AirflowConfigException: if a number is none

@@ -45,7 +45,7 @@ def value() -> dict[str, Any]:
 
 
 def test_what_was_made_is_read_as_it_was_told() -> None:
-    result = Result.of_xcom(json.loads(json.dumps(value())))
+    result = Result.from_xcom(json.loads(json.dumps(value())))
 
     assert result is not None
     assert result.state == "complete"
@@ -64,7 +64,7 @@ def test_a_failure_tells_what_it_cost_and_what_had_arrived() -> None:
     error = JojoKeyReplyError("The reply broke off.", request_id="2026", billed="yes")
     error.usage, error.images, error.receipt = {"total_tokens": 205}, [IMAGE], MANIFEST["receipt"]
 
-    result = Result.of_xcom(
+    result = Result.from_xcom(
         results.of_error(error, prompt="a fox", aws_conn_id=None, options={"model": None, "size": "auto"})
     )
 
@@ -104,7 +104,7 @@ def test_a_long_prompt_is_shortened_visibly() -> None:
     ids=repr,
 )
 def test_what_is_no_result_is_none(broken: Any) -> None:
-    assert Result.of_xcom({**value(), **broken} if isinstance(broken, dict) and broken else broken) is None
+    assert Result.from_xcom({**value(), **broken} if isinstance(broken, dict) and broken else broken) is None
 
 
 json_values = st.recursive(
@@ -116,14 +116,14 @@ json_values = st.recursive(
 
 @given(st.sampled_from(sorted(value())), json_values)
 def test_no_value_of_any_field_does_harm(name: str, other: Any) -> None:
-    result = Result.of_xcom({**value(), name: other})
+    result = Result.from_xcom({**value(), name: other})
 
     assert result is None or all(one.uri.startswith("s3://") for one in result.images)
 
 
 @given(st.sampled_from(sorted(IMAGE)), json_values)
 def test_no_value_of_any_field_of_an_image_does_harm(name: str, other: Any) -> None:
-    result = Result.of_xcom({**value(), "images": [{**IMAGE, name: other}]})
+    result = Result.from_xcom({**value(), "images": [{**IMAGE, name: other}]})
 
     assert result is None or result.images[0].bytes >= 0
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
-OK, WRONG, UNTOLD = "ok", "failed", "unknown"
+OK, WRONG, UNKNOWN = "ok", "failed", "unknown"
 QUOTA_PER_DOLLAR = 500_000.0
 """The gateway's own default, for one that does not tell."""
 
@@ -68,7 +68,7 @@ def _balance(hook: JojoKeyHook) -> dict[str, Any]:
     try:
         told = hook.get_token_usage()
     except JojoKeyError:
-        return _row("balance", UNTOLD, "this gateway does not tell what the token may spend")
+        return _row("balance", UNKNOWN, "this gateway does not tell what the token may spend")
     expires = told.get("expires_at")
     if isinstance(expires, (int, float)) and 0 < expires < time.time():
         return _row("balance", WRONG, "the token has expired: make a new one in JojoKey's console")
@@ -76,7 +76,7 @@ def _balance(hook: JojoKeyHook) -> dict[str, Any]:
         return _row("balance", OK, "the token has no limit of its own; the account's balance decides")
     available, used = told.get("total_available"), told.get("total_used")
     if not isinstance(available, (int, float)) or isinstance(available, bool):
-        return _row("balance", UNTOLD, "this gateway does not tell what the token may spend")
+        return _row("balance", UNKNOWN, "this gateway does not tell what the token may spend")
     each = _quota_per_dollar(hook)
     detail = f"US$ {available / each:,.2f} left"
     if isinstance(used, (int, float)):
@@ -116,10 +116,11 @@ def _bucket(place: str | None, conn_id: str) -> Iterator[dict[str, Any]]:
     store = ImageStore(conn_id)
     try:
         if store.read(bucket, key) is not None:
-            raise JojoKeyStoreError(f"s3://{bucket}/{key} is there already, which cannot be.")
-        if store.write(bucket, key, b"{}", replacing=None) is None:
-            raise JojoKeyStoreError(f"s3://{bucket} refuses a new object as if it were there already.")
-        honours = store.honours_conditions(bucket, key, b"{}")
+            raise JojoKeyStoreError(f"s3://{bucket}/{key} exists, although its name is random.")
+        etag = store.write(bucket, key, b"{}", replacing=None)
+        if etag is None:
+            raise JojoKeyStoreError(f"s3://{bucket} rejects a new object as if it existed already.")
+        verified = store.verify_conditional_writes(bucket, key, b"{}", etag).verified
     except JojoKeyError as error:
         yield _row("bucket", WRONG, error.message)
         return
@@ -129,19 +130,19 @@ def _bucket(place: str | None, conn_id: str) -> Iterator[dict[str, Any]]:
     yield _row("bucket", OK, detail)
     yield _row(
         "conditional writes",
-        OK if honours else UNTOLD,
-        "honoured: two processes that race cannot both pay"
-        if honours
-        else "not honoured by this store: processes that race within a second could both pay",
+        OK if verified else UNKNOWN,
+        "enforced: two processes that race cannot both pay"
+        if verified
+        else "not enforced by this store: processes that race within a second could both pay",
     )
 
 
 def _delete(store: Any, bucket: str, key: str) -> str | None:
     """Delete the object of the check; return its place if that is not allowed, which images do not need."""
-    from airflow_provider_jojokey.store.s3 import store_errors
+    from airflow_provider_jojokey.store.s3 import translate_errors
 
     try:
-        with store_errors(f"delete s3://{bucket}/{key}"):
+        with translate_errors(f"delete s3://{bucket}/{key}"):
             store.client.delete_object(Bucket=bucket, Key=key)
     except JojoKeyError:
         return f"s3://{bucket}/{key}"

@@ -27,7 +27,7 @@ def jojokey_hook(conn_id: str) -> JojoKeyHook:
         raise
     except AirflowException:
         raise JojoKeyConnectionError(
-            f"There is no connection {conn_id!r}. Nothing was sent. Make one: airflow connections add {conn_id} "
-            "--conn-type jojokey --conn-password sk-…"
+            f"The connection {conn_id!r} does not exist.",
+            f"Add it: airflow connections add {conn_id} --conn-type jojokey --conn-password sk-…",
         ) from None
     return hook

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_jojokey.budget import Limit
-    from airflow_provider_jojokey.store.receipts import Owner
+    from airflow_provider_jojokey.payments.attempt import Owner
+    from airflow_provider_jojokey.payments.job import Limit
 
 OPTIONS = (
     "s3_bucket",
@@ -48,10 +48,10 @@ class ImageOperator(BaseOperator):
     operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_fgcolor = "#2b1a66"
 
-    _told: dict[str, Any] | None = None
-    """What the task has told the UI, once it has."""
+    _ui_result: dict[str, Any] | None = None
+    """The XCom value for the UI, once the task has pushed it."""
     _uris: list[str] | None = None
-    """All images' places, where that does not list them, unless they are too many."""
+    """The URIs of all images, if the XCom value does not list them and they are not too many."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -64,19 +64,20 @@ class ImageOperator(BaseOperator):
         """Return the images, the model and the cost."""
         from airflow_provider_jojokey.lineage import lineage_of
 
-        return lineage_of(self._told, self._uris)
+        return lineage_of(self._ui_result, self._uris)
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Return what had arrived, the model and the cost."""
         return self.get_openlineage_facets_on_complete(task_instance)
 
     def _owner(self, context: Context) -> Owner:
-        """Return whose the images are."""
-        from airflow_provider_jojokey.store.receipts import Owner
+        """Return the task that the images belong to."""
+        from airflow_provider_jojokey.payments.attempt import Owner
 
         ti = context["ti"]
         map_index = getattr(ti, "map_index", -1)
         return Owner(
+            ti_id=str(getattr(ti, "id", None) or ""),
             dag_id=ti.dag_id,
             run_id=ti.run_id,
             task_id=ti.task_id,
@@ -85,17 +86,17 @@ class ImageOperator(BaseOperator):
         )
 
     def _limits(self) -> tuple[Limit, Limit]:
-        """Return what the task, and what the Dag run, may spend.
+        """Return the limits of the task and of the Dag run.
 
-        :raises JojoKeyRequestError: if a limit is no number
+        :raises JojoKeyRequestError: if a limit is not a number
         """
-        from airflow_provider_jojokey.budget import limits
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+        from airflow_provider_jojokey.payments.budget import parse_limits
 
         try:
-            return limits({name: getattr(self, name) for name in LIMITS})
+            return parse_limits({name: getattr(self, name) for name in LIMITS})
         except ValueError as error:
-            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
+            raise JojoKeyRequestError(f"{error}.") from None
 
     def _push(self, context: Context, key: str, value: Any) -> None:
         if self.do_xcom_push:

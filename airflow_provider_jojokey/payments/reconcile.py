@@ -1,0 +1,294 @@
+"""Reconcile attempts whose response was lost.
+
+An attempt is *orphaned* when its process died, or its connection broke, after it was claimed. This module
+stores what the attempt left on this host, collects evidence about it (spool, gateway log) and records what
+the evidence proves. It never treats missing data as evidence: without proof, the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
+from airflow_provider_jojokey.payments import clock, evidence, liveness
+from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
+from airflow_provider_jojokey.payments.context import LOG_DELAY
+from airflow_provider_jojokey.payments.evidence import Facts, Verdict
+from airflow_provider_jojokey.payments.receipt import Receipt, total_usage
+from airflow_provider_jojokey.payments.upload import close
+from airflow_provider_jojokey.store import spool as spools
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.img2.client import Generation
+    from airflow_provider_jojokey.payments.context import Context
+    from airflow_provider_jojokey.store.spool import Spool
+
+log = logging.getLogger(__name__)
+
+
+def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
+    """Return the task's orphaned attempts that left something on this host.
+
+    Their prompt, their position in the receipt, and the host of later attempts don't matter: what they
+    received is paid for. A store without conditional writes may have lost an attempt from the receipt, so
+    the spool lists them too.
+    """
+    alive = context.alive(receipt)
+    found = [
+        attempt
+        for attempt in receipt.attempts_of(context.job.owner)
+        if not alive.get(attempt.id, False) and context.spool_of(attempt).exists
+    ]
+    try:
+        listed = spools.attempts_in(context.settings.spool_directory, context.job.uri)
+    except OSError as error:
+        raise context.spool_error(error) from None
+    for spool, values in listed:
+        try:
+            attempt = Attempt.from_json(values)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if receipt.attempt(attempt.id) or not attempt.owner.is_task_of(context.job.owner):
+            continue
+        if not liveness.may_be_alive(attempt, context.now()):
+            found.append(attempt)
+            log.debug("The spool %s belongs to an attempt that the receipt doesn't list.", spool.folder)
+    return found
+
+
+def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
+    """Store what an orphaned attempt left on this host, and record what is proven about it.
+
+    :return: what is proven; a later read of the receipt shows what was recorded
+    :raises JojoKeyStoreError: if S3 does not accept it in time
+    """
+    spool = context.spool_of(attempt)
+    if attempt.outcome is Outcome.COMPLETE:
+        spool.discard()
+        return Verdict(Event.DETAIL, "its images are in S3")
+    known_keys = replaceable_keys(context, attempt, receipt)
+    generation = whole_response(attempt, spool)
+    if generation is not None:
+        log.info("The images of an earlier attempt are in the spool: storing them.")
+        complete(context, attempt, generation, receipt, expected=attempt)
+        return Verdict(Event.STORED, "its images were received")
+    salvaged = context.uploader.salvage(attempt, spool, known_keys)
+    verdict, found = examine(context, attempt, receipt, images=len(salvaged["images"]))
+    in_receipt = receipt.attempt(attempt.id) is not None
+    if in_receipt or verdict.event is not Event.PROVEN_UNBILLED:
+        event = verdict.event if _is_news(attempt, verdict) else Event.DETAIL
+        context.receipts.update(
+            attempt,
+            event,
+            expected=attempt if in_receipt else None,
+            ended_at=attempt.ended_at or context.now(),
+            **salvaged,
+            **found,
+        )
+        if attempt.usage is None:
+            context.observer.billed(found.get("usage"))
+    spool.discard()
+    return verdict
+
+
+def _is_news(attempt: Attempt, verdict: Verdict) -> bool:
+    """Return whether a verdict says more than what is recorded."""
+    if attempt.outcome is Outcome.OPEN:
+        return True
+    return verdict.event is not Event.LOST and verdict.event in evidence_after(attempt)
+
+
+def evidence_after(attempt: Attempt) -> frozenset[Event]:
+    """Return the events that would change the outcome of an attempt that has ended."""
+    if attempt.outcome is Outcome.UNKNOWN:
+        return frozenset({Event.PROVEN_BILLED, Event.PROVEN_UNBILLED})
+    if attempt.outcome is Outcome.NOT_BILLED:
+        return frozenset({Event.PROVEN_BILLED})
+    return frozenset()
+
+
+def examine(
+    context: Context, attempt: Attempt, receipt: Receipt, images: int = 0
+) -> tuple[Verdict, dict[str, Any]]:
+    """Collect evidence about an attempt and judge it.
+
+    :param images: number of its images that were received
+    :return: the verdict, and the fields of the attempt that it fills in
+    """
+    spool = context.spool_of(attempt)
+    first, last = context.sent_between(attempt)
+    request_id = attempt.request_id or next(iter(spool.facts().get("request_id", ())), None)
+    unsent = attempt.outcome is Outcome.OPEN and spool.proves_unsent()
+    logged, problem, transient = None, "", False
+    if not unsent and not (images and attempt.usage):
+        try:
+            ended = clock.monotonic() if attempt.ended_at is None else float("-inf")
+            logged = context.log.requests(newer_than=ended)
+        except Img2Error as error:
+            problem, transient = error.summary, ADVICE[error.kind].passing
+    verdict = evidence.judge(
+        Facts(
+            model=attempt.model or context.job.request.model,
+            sent_from=first.timestamp(),
+            sent_until=last.timestamp(),
+            finished=context.now() >= context.finished_by(attempt),
+            stated=(attempt.resolution or {}).get("billed"),
+            images=images or len(attempt.images),
+            unsent=unsent,
+            request_id=request_id,
+            log=logged,
+            log_problem=problem,
+            others=context.log.others(
+                attempt.id, (other.request_id for other in receipt.attempts if other.id != attempt.id)
+            ),
+        )
+    )
+    if verdict.hint and not context.log.claim(verdict.hint["request_id"], attempt.id):
+        verdict = Verdict(Event.LOST, "the gateway log shows no request that fits", verdict.final)
+    if transient and verdict.event is Event.LOST:
+        verdict = Verdict(verdict.event, verdict.reason, final=False)
+    found = {
+        "note": verdict.reason or None,
+        "request_id": request_id,
+        "usage": attempt.usage or verdict.usage,
+        "charge": attempt.charge or verdict.charge,
+        "hint": verdict.hint or attempt.hint,
+        "sends": attempt.sends or tuple(send["at"] for send in spool.sends()),
+    }
+    return verdict, found
+
+
+def whole_response(attempt: Attempt, spool: Spool) -> Generation | None:
+    """Return the complete response in a spool, or all requested images if only its end is missing."""
+    if (generation := spool.whole_reply()) is not None:
+        return generation
+    images = spool.whole_images()
+    if not attempt.requested or len(images) < attempt.requested:
+        close(*images)
+        return None
+    from airflow_provider_jojokey.img2.client import Generation
+
+    request_id = attempt.request_id or next(iter(spool.facts().get("request_id", ())), None)
+    return Generation(
+        images=images[: attempt.requested],
+        usage=attempt.usage,
+        created=None,
+        model=attempt.model or "",
+        size=attempt.size or "",
+        quality=attempt.quality or "",
+        request_id=request_id,
+        seconds=0.0,
+    )
+
+
+def complete(
+    context: Context,
+    attempt: Attempt,
+    generation: Generation,
+    receipt: Receipt,
+    *,
+    expected: Attempt | None = None,
+) -> Receipt:
+    """Upload the images of a complete response, then record it in the receipt.
+
+    :param receipt: the receipt as it was read last
+    :param expected: see :meth:`ReceiptStore.update`
+    :return: the receipt as it is now
+    :raises JojoKeyStoreError: if S3 does not accept it in time; the images stay in the spool
+    """
+    spool, job = context.spool_of(attempt), context.job
+    if expected is not None and receipt.attempt(attempt.id) is None:
+        expected = None
+    sends = attempt.sends or tuple(send["at"] for send in spool.sends())
+    try:
+        images = context.uploader.images(
+            generation.images, attempt, generation, known_keys=replaceable_keys(context, attempt, receipt)
+        )
+        wanted = attempt.fingerprint == context.fingerprint
+        receipt = context.uploader.retry(
+            lambda: context.receipts.update(
+                attempt,
+                Event.STORED,
+                expected=expected,
+                ended_at=context.now(),
+                usage=generation.usage or attempt.usage,
+                images=images,
+                model=generation.model or (job.request.model if wanted else None),
+                size=generation.size or (job.request.size if wanted else None),
+                quality=generation.quality or (job.request.quality if wanted else None),
+                created=generation.created,
+                seconds=round(generation.seconds, 3),
+                request_id=generation.request_id,
+                sends=sends,
+                error=None,
+            )
+        )
+    except JojoKeyStoreError as error:
+        usage = total_usage((receipt.usage_of(job.owner), generation.usage))
+        raise error.changed(billed="yes", sent=True, spool=str(spool.folder), usage=usage) from None
+    finally:
+        generation.close()
+    context.observer.billed(generation.usage)
+    spool.discard()
+    return receipt
+
+
+def replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> frozenset[str] | None:
+    """Return the keys that an attempt's images may replace; ``None`` if they go next to the receipt.
+
+    They do where the job wants another picture at its key: with another prompt, or with ``reuse="never"``.
+    """
+    job = context.job
+    wanted = attempt.fingerprint == context.fingerprint
+    if not wanted or (job.reuse == "never" and not attempt.owner.is_try_of(job.owner)):
+        return None
+    return frozenset(image.key for other in receipt.attempts for image in other.images)
+
+
+USAGE_RETRY = 2.0
+"""Seconds after which the gateway log is read once more for a request that has just ended."""
+
+
+def settle_usage(context: Context, receipt: Receipt) -> Receipt:
+    """Fill in usage and charges from the gateway log, by request ID, where responses did not report them.
+
+    Nothing depends on it: if the log or S3 can't be reached, a later run of the task tries again.
+
+    :return: the receipt as it is now
+    """
+    for again in (False, True):
+        pending = receipt.missing_usage(context.job.owner)
+        if not pending or (again and not _just_ended(context, pending)):
+            break
+        if again and clock.pause(USAGE_RETRY, context.stopping):
+            break
+        try:
+            by_id = {logged.request_id: logged for logged in context.log.requests(clock.monotonic())}
+            for attempt in pending:
+                logged = by_id.get(attempt.request_id or "")
+                if logged is None or not logged.charged:
+                    continue
+                unknown = attempt.outcome is Outcome.UNKNOWN
+                receipt = context.receipts.update(
+                    attempt,
+                    Event.PROVEN_BILLED if unknown else Event.DETAIL,
+                    expected=attempt,
+                    usage=logged.usage,
+                    charge=None if logged.quota is None else {"quota": logged.quota},
+                )
+                context.observer.billed(logged.usage)
+        except (Img2Error, JojoKeyError) as error:
+            log.info("The usage of an earlier request is not known yet: %s", error)
+            break
+        if context.log.interval:
+            break  # a batch reads the log again at its end
+    return receipt
+
+
+def _just_ended(context: Context, attempts: list[Attempt]) -> bool:
+    now = context.now()
+    return any(
+        attempt.ended_at and (now - attempt.ended_at).total_seconds() < LOG_DELAY for attempt in attempts
+    )
