@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
@@ -77,7 +78,8 @@ def at_end(world: World) -> list[str]:
     problems = []
     for ended in world.ended:
         if ended.process.crash is not None:
-            problems.append(f"ended with {type(ended.process.crash).__name__}: {ended.process.crash}")
+            problems.append(f"ended with {type(ended.process.crash).__name__}")
+            world.scheduler.say("".join(traceback.format_exception(ended.process.crash, limit=-4, chain=False)))
     for post in world.gateway.sent:
         if post.billed:
             problems += post.problems

@@ -81,7 +81,6 @@ class Plan:
             if isinstance(step, Event):
                 found |= {step.what} - {"sleep"}
                 continue
-            found |= {f"post {post.outcome}" for post in step.posts if post.outcome != "ok"}
             found |= {f"S3 {fault}" for _, fault in step.faults}
             for name, happens in (
                 ("killed", step.kill_at),

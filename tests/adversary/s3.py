@@ -11,6 +11,8 @@ from random import Random
 from typing import Any
 
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
+from botocore.response import StreamingBody
+from urllib3.exceptions import ProtocolError
 
 from tests.adversary.virtual import EPOCH, Scheduler
 
@@ -23,8 +25,9 @@ STORES = {
     "501": "refuses conditions",
 }
 CONDITIONAL = ("aws", "conforming", "ceph")
-FAULTS = ("lost before", "lost after", "resent", "503", "500", "slow", "bare 404", "409")
-"""``resent``: the response is lost after the write, and boto3 itself sends the request again."""
+FAULTS = ("lost before", "lost after", "resent", "503", "500", "slow", "bare 404", "409", "reset")
+"""``resent``: the response is lost after the write, and boto3 itself sends the request again. ``reset``: the
+connection breaks in the body of an error, which boto3 does not translate."""
 
 _STATUS = {"PreconditionFailed": 412, "NoSuchKey": 404, "404": 404, "NotImplemented": 501, "SlowDown": 503}
 _STATUS |= {"InternalError": 500, "ConditionalRequestConflict": 409}
@@ -136,7 +139,7 @@ class S3Client:
             found = self._s3.objects.get((Bucket, Key))
             if found is None:
                 raise self._s3.error("NoSuchKey", "GetObject")
-            body = io.BytesIO(found.data)
+            body = StreamingBody(io.BytesIO(found.data), len(found.data))
             return {"Body": body, "ETag": f'"{found.etag}"', "ContentLength": len(found.data)}
 
         return self._call("GetObject", f"GET {Key}", get)
@@ -164,6 +167,8 @@ class S3Client:
                 raise s3.error("SlowDown" if fault == "503" else "InternalError", operation)
             if fault == "bare 404" and reads:
                 raise s3.error("404", operation)
+            if fault == "reset":
+                raise ProtocolError("Connection broken", ConnectionResetError(104, "Connection reset by peer"))
             if fault == "409" and "If" in words:
                 raise s3.error("ConditionalRequestConflict", operation)
             answer: dict[str, Any] = act()

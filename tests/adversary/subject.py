@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import random
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 import tenacity
 import tenacity.nap
@@ -39,11 +40,30 @@ def identity(process: Process) -> str:
     return f"{process.host.name}/{process.host.boot}"
 
 
-def forget() -> None:
-    """Undo what one process leaves in the memory of the package, as if another process started."""
-    spool._cleaned.clear()
-    for name in ("_verified", "_probed", "_conditions"):
-        getattr(s3, name, {}).clear()
+class PerProcess(MutableMapping[Any, Any]):
+    """What the package remembers in a module's dictionary, for each simulated process alone."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._of_all: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+    def _mine(self) -> dict[Any, Any]:
+        return self._of_all.setdefault(self._clock.scheduler.current() or self._clock, {})
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._mine()[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._mine()[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._mine()[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._mine())
+
+    def __len__(self) -> int:
+        return len(self._mine())
 
 
 @contextmanager
@@ -68,7 +88,7 @@ def replacements(clock: Clock, same_hostname: bool = False) -> Iterator[None]:
             for other in clock.scheduler.processes
         )
 
-    pairs = [
+    pairs: list[tuple[Any, Any]] = [
         (time, VirtualTime(clock)),
         (time.monotonic, clock.monotonic),
         (datetime, virtual_datetime(clock)),
@@ -82,6 +102,7 @@ def replacements(clock: Clock, same_hostname: bool = False) -> Iterator[None]:
         (liveness.this_worker, this_worker),
         (liveness.is_running, is_running),
     ]
-    random.seed(0)  # jitter
+    memories = (s3._known, s3._testing, spool._cleaned)
+    pairs += [(memory, PerProcess(clock)) for memory in memories]
     with replaced(pairs, PACKAGE, tenacity, tenacity.nap):
         yield

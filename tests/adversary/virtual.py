@@ -51,7 +51,7 @@ class Host:
     next_pid: int = 100
 
 
-@dataclass
+@dataclass(eq=False)
 class Process:
     """One simulated process.
 

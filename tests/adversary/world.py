@@ -177,12 +177,11 @@ class World:
         vars(hook)["settings"] = HOOK
         hook._log = LOG
         hook.stopping = StopEvent(self.scheduler)
-        process.on_term = hook.cut
+        process.on_term = hook.abort
         hook.client.session.mount(
             "https://",
             Adapter(self.gateway, process, list(ended.step.posts), lambda outcome: self._post(ended, outcome)),
         )
-        subject.forget()
         vars(store)["client"] = S3Client(self.s3, rng, dict(ended.step.faults))
         try:
             settings = Settings(spool_directory=process.host.spool)
@@ -274,6 +273,8 @@ def simulated(verbose: bool = False) -> Iterator[None]:
         stack.callback(setattr, os, "fsync", fsync)
         level = logging.root.manager.disable
         if verbose:
+            stack.callback(setattr, LOG, "propagate", LOG.propagate)
+            LOG.propagate = False
             handler = _Handler()
             LOG.addHandler(handler)
             LOG.setLevel(logging.DEBUG)
