@@ -32,11 +32,13 @@ class Plan:
     :param items: what was asked for: any sequence of dicts, read one by one
     :param defaults: the options that an item need not repeat
     :param owner: the task that wants them
+    :param replace: see :class:`ImageJob`
     """
 
     items: Sequence[Any]
     defaults: Mapping[str, Any]
     owner: Owner
+    replace: bool = False
 
     def jobs(self) -> Iterator[tuple[int, ImageJob]]:
         """Yield each item's number, from 0, and its order.
@@ -98,6 +100,7 @@ class Plan:
             owner=self.owner,
             reuse=values["reuse"],
             on_unknown_outcome=values["on_unknown_outcome"],
+            replace=self.replace,
         )
 
 

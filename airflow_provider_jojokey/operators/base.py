@@ -11,6 +11,7 @@ from airflow_provider_jojokey.choices import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
+from airflow_provider_jojokey.store.extra_args import parse_extra_args
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.job import Limit
+    from airflow_provider_jojokey.store.s3 import ImageStore
 
 OPTIONS = (
     "s3_bucket",
@@ -35,6 +37,8 @@ OPTIONS = (
     *LIMITS,
     "jojokey_conn_id",
     "aws_conn_id",
+    "s3_extra_args",
+    "replace",
 )
 """The options that are templated, of each of the operators."""
 
@@ -45,6 +49,8 @@ class ImageOperator(BaseOperator):
     Each operator names all its arguments itself, so that editors, type checkers and the reference know them.
     """
 
+    aws_conn_id: str | None
+    s3_extra_args: Any
     operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_fgcolor = "#2b1a66"
 
@@ -98,9 +104,38 @@ class ImageOperator(BaseOperator):
         except ValueError as error:
             raise JojoKeyRequestError(f"{error}.") from None
 
+    def _image_store(self, connections: int | None = None) -> ImageStore:
+        """Return the S3 store with the task's and the worker's additional parameters.
+
+        :raises JojoKeyRequestError: if a parameter can't be used
+        """
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+        from airflow_provider_jojokey.settings import Settings
+        from airflow_provider_jojokey.store.s3 import ImageStore
+
+        try:
+            extra = {**Settings.from_airflow_config().s3_extra_args, **parse_extra_args(self.s3_extra_args)}
+        except ValueError as error:
+            raise JojoKeyRequestError(f"{error}.") from None
+        return ImageStore(self.aws_conn_id, connections=connections, extra_args=extra)
+
     def _push(self, context: Context, key: str, value: Any) -> None:
         if self.do_xcom_push:
             context["ti"].xcom_push(key, value)
+
+    def _flag(self, name: str) -> bool:
+        """Return the value of a flag, whatever a template rendered it to.
+
+        :raises JojoKeyRequestError: if it is neither true nor false
+        """
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+        value = getattr(self, name)
+        known = {"true": True, "1": True, "false": False, "0": False, "none": False, "": False}
+        found = known.get(str(value).strip().lower())
+        if found is None:
+            raise JojoKeyRequestError(f"{name} must be true or false, not {str(value)[:40]!r}.")
+        return found
 
     def _check_literals(self, *more: str) -> None:
         """Check what is known when the Dag is parsed.
@@ -121,6 +156,11 @@ class ImageOperator(BaseOperator):
         for name, choices in (("reuse", REUSE), ("on_unknown_outcome", ON_UNKNOWN_OUTCOME)):
             if is_literal(value := getattr(self, name)) and value not in choices:
                 found.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        if is_literal(self.s3_extra_args):
+            try:
+                parse_extra_args(self.s3_extra_args)
+            except ValueError as error:
+                found.append(str(error))
         found += more
         if found:
             raise ValueError(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")

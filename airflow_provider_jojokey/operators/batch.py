@@ -59,6 +59,11 @@ class GenerateImageBatchOperator(ImageOperator):
     :param max_images_per_run: the same in images
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
+    :param s3_extra_args: additional S3 parameters for every object that is written, such as
+        ``{"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "…"}``, ``ACL`` or ``RequestPayer``. Storage class,
+        tags and cache control apply to images only. The default is ``[jojokey] s3_extra_args``
+    :param replace: overwrite an object at ``s3_key`` that no receipt mentions. By default the task fails
+        before it pays
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
     """
 
@@ -91,6 +96,8 @@ class GenerateImageBatchOperator(ImageOperator):
         max_images_per_run: int | None = None,
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
+        s3_extra_args: Mapping[str, Any] | str | None = None,
+        replace: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -116,6 +123,8 @@ class GenerateImageBatchOperator(ImageOperator):
         self.max_images_per_run = max_images_per_run
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
+        self.s3_extra_args = s3_extra_args
+        self.replace = replace
         self._batch: Batch | None = None
         found = []
         if type(max_in_flight) is int and not 1 <= max_in_flight <= MAX_IN_FLIGHT:
@@ -136,9 +145,7 @@ class GenerateImageBatchOperator(ImageOperator):
     @cached_property
     def store(self) -> ImageStore:
         """The S3 store, which all threads share."""
-        from airflow_provider_jojokey.store.s3 import ImageStore
-
-        return ImageStore(self.aws_conn_id, connections=min(self._in_flight(), S3_CONNECTIONS))
+        return self._image_store(min(self._in_flight(), S3_CONNECTIONS))
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Make what is missing, and return what it came to.
@@ -215,7 +222,7 @@ class GenerateImageBatchOperator(ImageOperator):
         names = (*FIELDS, "s3_bucket", "reuse", "on_unknown_outcome")
         defaults = {name: filled(getattr(self, name)) for name in names if name != "prompt"}
         defaults["model"] = defaults["model"] or self.hook.settings.default_model
-        plan = Plan(items, defaults, owner)
+        plan = Plan(items, defaults, owner, self._flag("replace"))
         found = list(plan.problems())
         if found:
             raise JojoKeyRequestError(f"{format_problems(found, len(items))}.")

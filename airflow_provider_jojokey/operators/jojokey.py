@@ -82,6 +82,11 @@ class GenerateImageOperator(ImageOperator):
     :param max_images_per_run: the same in images
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
+    :param s3_extra_args: additional S3 parameters for every object that is written, such as
+        ``{"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "…"}``, ``ACL`` or ``RequestPayer``. Storage class,
+        tags and cache control apply to images only. The default is ``[jojokey] s3_extra_args``
+    :param replace: overwrite an object at ``s3_key`` that no receipt mentions. By default the task fails
+        before it pays
     :param deferrable: free the worker's slot while the image is made; by default what
         ``[operators] default_deferrable`` says
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
@@ -117,6 +122,8 @@ class GenerateImageOperator(ImageOperator):
         max_images_per_run: int | None = None,
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
+        s3_extra_args: Mapping[str, Any] | str | None = None,
+        replace: bool = False,
         deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -143,6 +150,8 @@ class GenerateImageOperator(ImageOperator):
         self.max_images_per_run = max_images_per_run
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
+        self.s3_extra_args = s3_extra_args
+        self.replace = replace
         self.deferrable = _default_deferrable() if deferrable is None else deferrable
         self._check_literals(*self._place_problems())
 
@@ -156,9 +165,7 @@ class GenerateImageOperator(ImageOperator):
     @cached_property
     def store(self) -> ImageStore:
         """The S3 store."""
-        from airflow_provider_jojokey.store.s3 import ImageStore
-
-        return ImageStore(self.aws_conn_id)
+        return self._image_store()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Generate the images, store them, and return the manifest.
@@ -216,13 +223,16 @@ class GenerateImageOperator(ImageOperator):
             on_unknown_outcome=self._choice("on_unknown_outcome", ON_UNKNOWN_OUTCOME),
             task_limit=task_limit,
             run_limit=run_limit,
+            replace=self._flag("replace"),
         )
 
     def _defer(self, job: ImageJob) -> None:
         from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
         self.defer(
-            trigger=GenerateImageTrigger(job.to_json(), self.jojokey_conn_id, self.aws_conn_id),
+            trigger=GenerateImageTrigger(
+                job.to_json(), self.jojokey_conn_id, self.aws_conn_id, self.store.extra_args
+            ),
             method_name="execute_complete",
         )
 
@@ -246,10 +256,10 @@ class GenerateImageOperator(ImageOperator):
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
         from airflow_provider_jojokey.exceptions import JojoKeyFailure
-        from airflow_provider_jojokey.payments.receipt import total_usage
 
         # Also after a failure: without it, the sum over the XComs would be below the bill.
-        self._push(context, "usage", error.usage or total_usage(()))
+        if error.usage is not None:
+            self._push(context, "usage", error.usage)
         options = {name: getattr(self, name) for name in ("model", "size", "quality")}
         result = Result.from_error(error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options)
         self._ui_result = result.to_xcom()

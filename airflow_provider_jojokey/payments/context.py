@@ -82,6 +82,8 @@ class Context:
 
     def __post_init__(self) -> None:
         self.budget: Budget
+        self.reconciled: set[str] = set()
+        """Orphaned attempts that this job has dealt with, in case their spools cannot be deleted."""
         self._waiting = False
         self.host = self.services.hook.client.base_url  # needs a token: without one, nothing else is tried
         self.fingerprint = self.job.request.fingerprint(self.host)
@@ -119,13 +121,17 @@ class Context:
         )
 
     def alive(self, receipt: Receipt) -> Mapping[str, bool]:
-        """Return, for each open attempt, whether its process may still be running."""
-        now = self.now()
-        return {
-            attempt.id: liveness.may_be_alive(attempt, now)
-            for attempt in receipt.attempts
-            if attempt.outcome is Outcome.OPEN
-        }
+        """Return, for each attempt, whether its process may still be working on it."""
+        return {attempt.id: self.is_alive(attempt) for attempt in receipt.attempts}
+
+    def is_alive(self, attempt: Attempt) -> bool:
+        """Return whether an attempt's process may still be working on it.
+
+        Another host may have recorded an attempt as lost while its process on this host still receives images.
+        """
+        if attempt.outcome is Outcome.OPEN:
+            return liveness.may_be_alive(attempt, self.now(), self.store.clock)
+        return attempt.outcome is not Outcome.COMPLETE and liveness.runs_here(attempt)
 
     def permit(self) -> None:
         """Check that a request may still be sent.
@@ -155,6 +161,16 @@ class Context:
     def spool_of(self, attempt: Attempt) -> Spool:
         """Return the folder on this host where an attempt's images wait."""
         return Spool.of(self.settings.spool_directory, self.job.uri, attempt.id)
+
+    def has_spools(self) -> bool:
+        """Return whether an attempt at the job's key left something on this host.
+
+        :raises JojoKeyStoreError: if the spool can't be read
+        """
+        try:
+            return bool(spools.attempts_in(self.settings.spool_directory, self.job.uri))
+        except OSError as error:
+            raise self.spool_error(error) from None
 
     @property
     def send_window(self) -> float:

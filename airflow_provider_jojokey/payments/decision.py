@@ -59,14 +59,14 @@ def decide(
     :param owner: the task that wants images
     :param fingerprint: of the request
     :param reuse: ``"run"``, ``"always"`` or ``"never"``
-    :param alive: for each open attempt's ID, whether its process may still be running
+    :param alive: for each attempt's ID, whether its process may still be working on it
     """
 
     def is_dead(attempt: Attempt) -> bool:
         return attempt.outcome is Outcome.OPEN and not alive.get(attempt.id, False)
 
     def is_alive(attempt: Attempt) -> bool:
-        return attempt.outcome is Outcome.OPEN and alive.get(attempt.id, False)
+        return alive.get(attempt.id, False)
 
     def was_moved(attempt: Attempt) -> bool:
         """Whether a mapped task made it under another index: an item before it was removed from the list.

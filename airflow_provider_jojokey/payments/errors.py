@@ -11,7 +11,7 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyReceiptError,
     JojoKeyUnknownOutcomeError,
 )
-from airflow_provider_jojokey.payments.attempt import Attempt, Event
+from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.context import Context
@@ -42,8 +42,7 @@ def missing_image(problem: str) -> JojoKeyError:
 
 def lost(context: Context, attempt: Attempt, verdict: Verdict) -> JojoKeyError:
     """Return the error for an earlier attempt that was, or may have been, billed and produced too little."""
-    attempt = context.receipts.last.attempt(attempt.id) or attempt
-    billed = verdict.event in (Event.PROVEN_BILLED, Event.STATED_BILLED)
+    billed = attempt.outcome is Outcome.BILLED or verdict.event in (Event.PROVEN_BILLED, Event.STATED_BILLED)
     received = (
         f"{len(attempt.images)} of {attempt.requested} images were" if attempt.images else "no image was"
     )
@@ -53,7 +52,7 @@ def lost(context: Context, attempt: Attempt, verdict: Verdict) -> JojoKeyError:
         "To check the charge, send JojoKey support this time and the request ID or cf-ray. To generate the image "
         'again, set on_unknown_outcome="regenerate".',
         billed="yes" if billed else "unknown",
-        reason=verdict.reason,
+        reason=verdict.reason or attempt.note or "",
         request_id=attempt.request_id,
         cf_ray=attempt.cf_ray,
     )
@@ -77,8 +76,11 @@ def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
         if attempt.fingerprint == context.fingerprint
         for image in attempt.images
     ]
+    usage = receipt.usage_of(job.owner) if context.receipts.is_known else None
+    if error.spool:
+        usage = error.usage  # includes a response that the receipt doesn't list yet
     facts: dict[str, Any] = {
-        "usage": error.usage or receipt.usage_of(job.owner),
+        "usage": usage,
         "images": images or None,
         "requested": error.requested or job.request.n,
         "receipt": context.receipts.uri,

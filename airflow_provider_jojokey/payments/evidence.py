@@ -108,7 +108,8 @@ def judge(facts: Facts) -> Verdict:
     if facts.stated == "yes":
         return Verdict(Event.STATED_BILLED, "a person recorded that it was billed", **found)
     if facts.images:
-        return Verdict(Event.PROVEN_BILLED, f"{facts.images} images were received", **found)
+        received = "an image was" if facts.images == 1 else f"{facts.images} images were"
+        return Verdict(Event.PROVEN_BILLED, f"{received} received", **found)
     if row is not None and row.charged:
         return Verdict(
             Event.PROVEN_BILLED, f"the gateway log shows the charge (request ID {row.request_id})", **found

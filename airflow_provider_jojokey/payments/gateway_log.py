@@ -48,7 +48,7 @@ class GatewayLog:
         with self._lock:
             now = clock.monotonic()
             stale = self._read_at < newer_than or self._read_at == NEVER or self._error is not None
-            if (stale or not self.interval) and now - self._read_at >= self.interval:
+            if stale and now - self._read_at >= self.interval:
                 try:
                     self._requests, self._error = group_log(self.fetch()), None
                 except Img2Error as error:

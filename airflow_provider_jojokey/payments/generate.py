@@ -7,12 +7,13 @@ reused or paid for.
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
-from airflow_provider_jojokey.payments import errors
-from airflow_provider_jojokey.payments.attempt import Attempt, Event
+from airflow_provider_jojokey.payments import clock, errors, targets
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.budget import budget_of
 from airflow_provider_jojokey.payments.context import Context, Services
 from airflow_provider_jojokey.payments.decision import Conflict, Reconcile, Reuse, Wait, decide
@@ -29,6 +30,9 @@ __all__ = ["Generated", "ImageJob", "Services", "generate_images"]
 MANIFEST_VERSION = 1
 MAX_ROUNDS = 50
 """Decisions, not counting waits, after which the receipt counts as unusable."""
+
+CONFLICT_PAUSE = 0.05
+"""Seconds, times the number of decisions, to wait at most after another process was faster."""
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +72,11 @@ def generate_images(job: ImageJob, services: Services) -> Generated:
 
 
 def _generate(context: Context) -> Generated:
-    job, repay = context.job, set[str]()  # `repay`: lost attempts that the user agrees to pay for again
-    rounds = 0
-    while rounds < MAX_ROUNDS:
-        receipt = context.receipts.read()
-        rounds += 1
+    job, rounds = context.job, 0
+    repay: set[str] = set()  # lost attempts that the user agrees to pay for again
+    while (rounds := rounds + 1) <= MAX_ROUNDS:
+        fresh = rounds == 1 and targets.are_free(context)
+        receipt = context.receipts.assume_absent() if fresh else context.receipts.read()
         if found := orphans(context, receipt):
             for orphan in found:
                 reconcile(context, orphan, receipt)
@@ -88,20 +92,24 @@ def _generate(context: Context) -> Generated:
                 return _generated(context, attempt, settle_usage(context, receipt), reused=True)
             case Reconcile(attempt) if attempt.id not in repay:
                 verdict = reconcile(context, attempt, receipt)
-                if verdict.event in (Event.PROVEN_UNBILLED, Event.STATED_UNBILLED, Event.STORED):
-                    continue
-                error = errors.lost(context, attempt, verdict)
+                recorded = context.receipts.last.attempt(attempt.id)
+                if recorded is None or recorded.outcome not in (Outcome.UNKNOWN, Outcome.BILLED):
+                    continue  # it delivered images or cost nothing; or it has ended in the meantime
+                error = errors.lost(context, recorded, verdict)
                 if not job.permits_repayment(attempt):
                     raise error
                 log.warning("%s Paying again, as on_unknown_outcome or reuse permits.", error.message)
                 repay.add(attempt.id)
                 continue
         context.permit()
+        if not fresh:
+            targets.refuse_to_replace(context, receipt)
         context.budget.reserve(job, receipt, context.permit)
         attempt = context.new_attempt()
         paid = claim_and_send(context, attempt)
         if paid is not None:
             return _generated(context, attempt, settle_usage(context, paid), reused=False)
+        clock.pause(random.uniform(0, CONFLICT_PAUSE * rounds), context.stopping)
     raise JojoKeyStoreError(
         f"{context.receipts.uri} changed {MAX_ROUNDS} times while this task decided what to do.",
         "Run `airflow jojokey check --bucket` to see whether the store handles conditional writes.",

@@ -38,6 +38,7 @@ class ImageJob:
         nothing: ``"fail"``, or ``"regenerate"``, which may pay twice
     :param task_limit: what the task may spend in its Dag run, over all tries
     :param run_limit: what all tasks of the Dag run may spend
+    :param replace: whether an object may be overwritten that no receipt mentions
     """
 
     request: ImageRequest
@@ -47,6 +48,7 @@ class ImageJob:
     on_unknown_outcome: str = "fail"
     task_limit: Limit = field(default_factory=Limit)
     run_limit: Limit = field(default_factory=Limit)
+    replace: bool = False
 
     @property
     def uri(self) -> str:
@@ -81,4 +83,5 @@ class ImageJob:
             on_unknown_outcome=values["on_unknown_outcome"],
             task_limit=Limit(**values["task_limit"]),
             run_limit=Limit(**values["run_limit"]),
+            replace=values["replace"],
         )

@@ -38,17 +38,30 @@ def end(attempt: Attempt) -> None:
         _in_flight.discard(attempt.id)
 
 
-def may_be_alive(attempt: Attempt, now: datetime) -> bool:
+def may_be_alive(attempt: Attempt, now: datetime, clock: str) -> bool:
     """Return whether the process that makes ``attempt`` may still be running.
 
     On this host, the process table answers. On another host the attempt counts as alive until its lease ends.
 
-    :param now: the time by the clock that the attempt's lease refers to: S3's, see :meth:`ImageStore.now`
+    :param now: the time, see :meth:`ImageStore.now`
+    :param clock: its source: ``"s3"`` or ``"host"``
     """
+    if is_of_this_host(attempt.worker):
+        return runs_here(attempt)
+    one_clock = attempt.clock == clock == "s3"
+    return now < attempt.lease_until + (timedelta() if one_clock else CLOCK_TOLERANCE)
+
+
+def is_of_this_host(worker: Worker) -> bool:
+    """Return whether a process belongs to this machine, boot and process namespace."""
+    return bool(worker.identity) and worker.identity == this_worker().identity
+
+
+def runs_here(attempt: Attempt) -> bool:
+    """Return whether an attempt's process runs on this host and is not done with it, whatever is recorded."""
     this, worker = this_worker(), attempt.worker
-    if not worker.identity or worker.identity != this.identity:
-        tolerance = timedelta() if attempt.clock == "s3" else CLOCK_TOLERANCE
-        return now < attempt.lease_until + tolerance
+    if not is_of_this_host(worker):
+        return False
     if worker.pid == this.pid and _same_start(worker.started, this.started):
         return attempt.id in _in_flight
     return is_running(worker)

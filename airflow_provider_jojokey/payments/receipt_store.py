@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
@@ -56,6 +57,15 @@ class ReceiptStore:
         """Whether the store is known to let only one of two concurrent writers win."""
         return self._store.conditional_writes_verified(self.bucket)
 
+    @property
+    def clock(self) -> str:
+        """The source of :meth:`now`: ``"s3"`` or ``"host"``."""
+        return self._store.clock
+
+    def now(self) -> datetime:
+        """Return the time by S3's clock, which all hosts share."""
+        return self._store.now()
+
     def read(self) -> Receipt:
         """Return the receipt; an empty one if S3 states that there is none.
 
@@ -77,6 +87,11 @@ class ReceiptStore:
                 "delete it and clear the task, which pays for a new image.",
             ) from None
         return self._receipt
+
+    def assume_absent(self) -> Receipt:
+        """Return an empty receipt without reading S3. A claim on it fails if there is a receipt."""
+        self._etag = self._receipt = None
+        return self._empty
 
     def claim(self, attempt: Attempt, host: str, request: Mapping[str, Any]) -> bool:
         """Add ``attempt`` to the receipt that was read last, before it pays.
@@ -139,6 +154,11 @@ class ReceiptStore:
             "run `airflow jojokey check --bucket`.",
             transient=True,
         )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether :attr:`last` is what S3 holds, as far as this process knows."""
+        return self._receipt is not None
 
     @property
     def last(self) -> Receipt:

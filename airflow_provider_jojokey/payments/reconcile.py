@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
-from airflow_provider_jojokey.payments import clock, evidence, liveness
+from airflow_provider_jojokey.payments import clock, evidence
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
 from airflow_provider_jojokey.payments.context import LOG_DELAY
 from airflow_provider_jojokey.payments.evidence import Facts, Verdict
@@ -23,7 +23,6 @@ from airflow_provider_jojokey.store import spool as spools
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.client import Generation
     from airflow_provider_jojokey.payments.context import Context
-    from airflow_provider_jojokey.store.spool import Spool
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +34,10 @@ def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
     received is paid for. A store without conditional writes may have lost an attempt from the receipt, so
     the spool lists them too.
     """
-    alive = context.alive(receipt)
     found = [
         attempt
         for attempt in receipt.attempts_of(context.job.owner)
-        if not alive.get(attempt.id, False) and context.spool_of(attempt).exists
+        if context.spool_of(attempt).exists and not context.is_alive(attempt)
     ]
     try:
         listed = spools.attempts_in(context.settings.spool_directory, context.job.uri)
@@ -52,10 +50,10 @@ def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
             continue
         if receipt.attempt(attempt.id) or not attempt.owner.is_task_of(context.job.owner):
             continue
-        if not liveness.may_be_alive(attempt, context.now()):
+        if not context.is_alive(attempt):
             found.append(attempt)
             log.debug("The spool %s belongs to an attempt that the receipt doesn't list.", spool.folder)
-    return found
+    return [attempt for attempt in found if attempt.id not in context.reconciled]
 
 
 def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
@@ -65,14 +63,15 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
     :raises JojoKeyStoreError: if S3 does not accept it in time
     """
     spool = context.spool_of(attempt)
+    context.reconciled.add(attempt.id)
     if attempt.outcome is Outcome.COMPLETE:
         spool.discard()
         return Verdict(Event.DETAIL, "its images are in S3")
     known_keys = replaceable_keys(context, attempt, receipt)
-    generation = whole_response(attempt, spool)
+    generation = whole_response(context, attempt)
     if generation is not None:
         log.info("The images of an earlier attempt are in the spool: storing them.")
-        complete(context, attempt, generation, receipt, expected=attempt)
+        complete(context, attempt, generation, receipt)
         return Verdict(Event.STORED, "its images were received")
     salvaged = context.uploader.salvage(attempt, spool, known_keys)
     verdict, found = examine(context, attempt, receipt, images=len(salvaged["images"]))
@@ -82,7 +81,8 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
         context.receipts.update(
             attempt,
             event,
-            expected=attempt if in_receipt else None,
+            # What was received is recorded, whatever other hosts have recorded meanwhile.
+            expected=attempt if in_receipt and salvaged["images"] == attempt.images else None,
             ended_at=attempt.ended_at or context.now(),
             **salvaged,
             **found,
@@ -124,8 +124,7 @@ def examine(
     logged, problem, transient = None, "", False
     if not unsent and not (images and attempt.usage):
         try:
-            ended = clock.monotonic() if attempt.ended_at is None else float("-inf")
-            logged = context.log.requests(newer_than=ended)
+            logged = context.log.requests(newer_than=clock.monotonic() - LOG_MAX_AGE)
         except Img2Error as error:
             problem, transient = error.summary, ADVICE[error.kind].passing
     verdict = evidence.judge(
@@ -160,19 +159,23 @@ def examine(
     return verdict, found
 
 
-def whole_response(attempt: Attempt, spool: Spool) -> Generation | None:
-    """Return the complete response in a spool, or all requested images if only its end is missing."""
+def whole_response(context: Context, attempt: Attempt) -> Generation | None:
+    """Return the complete response in an attempt's spool, or all its images if only the end is missing."""
+    spool = context.spool_of(attempt)
+    requested = attempt.requested
+    if requested is None and attempt.fingerprint == context.fingerprint:  # a receipt of version 1
+        requested = context.job.request.n
     if (generation := spool.whole_reply()) is not None:
         return generation
     images = spool.whole_images()
-    if not attempt.requested or len(images) < attempt.requested:
+    if not requested or len(images) < requested:
         close(*images)
         return None
     from airflow_provider_jojokey.img2.client import Generation
 
     request_id = attempt.request_id or next(iter(spool.facts().get("request_id", ())), None)
     return Generation(
-        images=images[: attempt.requested],
+        images=images[:requested],
         usage=attempt.usage,
         created=None,
         model=attempt.model or "",
@@ -188,19 +191,14 @@ def complete(
     attempt: Attempt,
     generation: Generation,
     receipt: Receipt,
-    *,
-    expected: Attempt | None = None,
 ) -> Receipt:
     """Upload the images of a complete response, then record it in the receipt.
 
     :param receipt: the receipt as it was read last
-    :param expected: see :meth:`ReceiptStore.update`
     :return: the receipt as it is now
     :raises JojoKeyStoreError: if S3 does not accept it in time; the images stay in the spool
     """
     spool, job = context.spool_of(attempt), context.job
-    if expected is not None and receipt.attempt(attempt.id) is None:
-        expected = None
     sends = attempt.sends or tuple(send["at"] for send in spool.sends())
     try:
         images = context.uploader.images(
@@ -211,7 +209,6 @@ def complete(
             lambda: context.receipts.update(
                 attempt,
                 Event.STORED,
-                expected=expected,
                 ended_at=context.now(),
                 usage=generation.usage or attempt.usage,
                 images=images,
@@ -225,7 +222,7 @@ def complete(
                 error=None,
             )
         )
-    except JojoKeyStoreError as error:
+    except (JojoKeyStoreError, JojoKeyReceiptError) as error:
         usage = total_usage((receipt.usage_of(job.owner), generation.usage))
         raise error.changed(billed="yes", sent=True, spool=str(spool.folder), usage=usage) from None
     finally:
@@ -247,6 +244,8 @@ def replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> fr
     return frozenset(image.key for other in receipt.attempts for image in other.images)
 
 
+LOG_MAX_AGE = 1.0
+"""Seconds for which a copy of the gateway log counts as current."""
 USAGE_RETRY = 2.0
 """Seconds after which the gateway log is read once more for a request that has just ended."""
 
@@ -265,7 +264,9 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
         if again and clock.pause(USAGE_RETRY, context.stopping):
             break
         try:
-            by_id = {logged.request_id: logged for logged in context.log.requests(clock.monotonic())}
+            by_id = {
+                logged.request_id: logged for logged in context.log.requests(clock.monotonic() - LOG_MAX_AGE)
+            }
             for attempt in pending:
                 logged = by_id.get(attempt.request_id or "")
                 if logged is None or not logged.charged:

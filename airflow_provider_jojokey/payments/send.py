@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_jojokey.exceptions import (
     JojoKeyAlreadyBilledError,
     JojoKeyError,
+    JojoKeyReceiptError,
     JojoKeyReplyError,
     JojoKeyStoreError,
     JojoKeyUnknownOutcomeError,
@@ -108,7 +109,7 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
         raise _failed(context, attempt, receipt, context.spool_error(error), sends) from None
     except JojoKeyError as error:
         attempt = replace(attempt, request_id=error.request_id, usage=error.usage)
-        arrived = whole_response(attempt, spool) if error.billed != "no" else None
+        arrived = whole_response(context, attempt) if error.billed != "no" else None
         if arrived is None:
             raise _failed(context, attempt, receipt, error, sends) from None
         generation = arrived
@@ -155,7 +156,7 @@ def _failed(
         )
         context.observer.billed(facts["usage"])
         spool.discard()
-    except JojoKeyStoreError as failure:
+    except (JojoKeyStoreError, JojoKeyReceiptError) as failure:
         if arrived := spool.whole_images():
             close(*arrived)
             return failure.changed(

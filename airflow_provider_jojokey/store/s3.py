@@ -26,6 +26,7 @@ from urllib.parse import quote, urlsplit
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
+from airflow_provider_jojokey.store.extra_args import for_documents, for_images, for_reads
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.images import Image
@@ -67,10 +68,17 @@ class ImageStore:
     :param aws_conn_id: the Airflow connection to AWS or to an S3-compatible store
     :param connections: how many threads may use S3 at once; by default there is no limit, and the connection
         decides how many sockets are kept open
+    :param extra_args: additional S3 parameters, see :mod:`store.extra_args`
     """
 
-    def __init__(self, aws_conn_id: str | None, connections: int | None = None) -> None:
+    def __init__(
+        self,
+        aws_conn_id: str | None,
+        connections: int | None = None,
+        extra_args: Mapping[str, Any] | None = None,
+    ) -> None:
         self.aws_conn_id = aws_conn_id
+        self.extra_args: dict[str, Any] = dict(extra_args or {})
         self.connections = None if connections is None else max(1, min(connections, MAX_CONNECTIONS))
         self._turns: AbstractContextManager[Any] = (
             nullcontext() if self.connections is None else threading.BoundedSemaphore(self.connections)
@@ -134,6 +142,10 @@ class ImageStore:
         from botocore.exceptions import ClientError
 
         method = getattr(self.client, operation)
+        if operation != "put_object":
+            parameters |= for_reads(self.extra_args)
+        elif "Metadata" not in parameters:
+            parameters |= for_documents(self.extra_args)
         with self._turns:
             try:
                 response: dict[str, Any] = method(**parameters)
@@ -217,7 +229,8 @@ class ImageStore:
             Body=image.file.file,
             ContentLength=image.file.size,
             ContentType=image.content_type,
-            Metadata=metadata(labels),
+            Metadata=metadata({**self.extra_args.get("Metadata", {}), **labels}),
+            **for_images(self.extra_args),
             **checksum,
             **condition,
         )
@@ -262,6 +275,25 @@ class ImageStore:
                     raise
             self._etag(response, doing)
             return int(response["ContentLength"])
+
+    def exists(self, bucket: str, key: str) -> bool | None:
+        """Return whether there is an object; ``None`` if S3 doesn't let this user know.
+
+        ``False`` is not proof: it may be the 404 of a proxy. Use :meth:`size_of` where a payment depends on it.
+
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        doing = f"look for s3://{bucket}/{key}"
+        with translate_errors(doing):
+            try:
+                self._etag(self._request("head_object", Bucket=bucket, Key=key), doing)
+            except _client_error() as error:
+                if _code(error) in ("404", "NoSuchKey", "NotFound"):
+                    return False
+                if _code(error) in ("403", "AccessDenied", "Forbidden"):
+                    return None  # without s3:ListBucket, S3 answers so for a missing object
+                raise
+            return True
 
     def read(self, bucket: str, key: str) -> tuple[bytes, str] | None:
         """Return a small object and its ETag, or ``None`` if S3 says that there is no such object.
@@ -717,6 +749,11 @@ def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
         return _of_response(error, doing)
     if isinstance(error, BotoCoreError):
         return _of_botocore(error, doing)
+    if isinstance(error, RecursionError):  # botocore follows redirects by calling itself
+        return JojoKeyStoreError(
+            f"S3 redirects every request to {doing}.",
+            "Set region_name, and endpoint_url if there is one, in the AWS connection's extra to those of the bucket.",
+        )
     # botocore reads the body of an error response without translating what breaks there.
     if isinstance(
         error, (HTTPError, http.client.HTTPException, ConnectionError, TimeoutError, ResponseParserError)

@@ -30,19 +30,32 @@ class GenerateImageTrigger(BaseTrigger):
     :param job: the job, see :meth:`ImageJob.to_json`
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
+    :param s3_extra_args: additional S3 parameters
     """
 
-    def __init__(self, job: dict[str, Any], jojokey_conn_id: str, aws_conn_id: str | None) -> None:
+    def __init__(
+        self,
+        job: dict[str, Any],
+        jojokey_conn_id: str,
+        aws_conn_id: str | None,
+        s3_extra_args: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job = job
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
+        self.s3_extra_args = s3_extra_args or {}
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what it takes to create this trigger again."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
-            {"job": self.job, "jojokey_conn_id": self.jojokey_conn_id, "aws_conn_id": self.aws_conn_id},
+            {
+                "job": self.job,
+                "jojokey_conn_id": self.jojokey_conn_id,
+                "aws_conn_id": self.aws_conn_id,
+                "s3_extra_args": self.s3_extra_args,
+            },
         )
 
     @cached_property
@@ -62,7 +75,8 @@ class GenerateImageTrigger(BaseTrigger):
         from airflow_provider_jojokey.settings import Settings
         from airflow_provider_jojokey.store.s3 import ImageStore
 
-        services = Services(self.hook, ImageStore(self.aws_conn_id), Settings.from_airflow_config())
+        store = ImageStore(self.aws_conn_id, extra_args=self.s3_extra_args)
+        services = Services(self.hook, store, Settings.from_airflow_config())
         try:
             generated = generate_images(ImageJob.from_json(self.job), services)
         except JojoKeyError as error:

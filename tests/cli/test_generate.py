@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from airflow_provider_jojokey.store.receipts import Receipt
 from store.world import Bucket
 
 from airflow_provider_jojokey.sandbox import Gateway
-from airflow_provider_jojokey.store.receipts import Receipt
 
 from .conftest import Run
 

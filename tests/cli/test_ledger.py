@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Owner, Receipt, Worker
 from store.world import Bucket
 
 from airflow_provider_jojokey.cli.ledger import IN_MEMORY, _receipts
 from airflow_provider_jojokey.sandbox import Gateway
-from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Owner, Receipt, Worker
 from airflow_provider_jojokey.store.s3 import ImageStore
 
 from .conftest import Run, Told

@@ -1,0 +1,50 @@
+"""Look, before anything is paid, at the keys where the images will be stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.payments.context import Context
+    from airflow_provider_jojokey.payments.receipt import Receipt
+
+
+def are_free(context: Context) -> bool:
+    """Return whether this looks like the first request for a key, so that its receipt need not be read.
+
+    It is only a guess that saves a request: the claim is written on the condition that there is no receipt.
+    So it is made only where conditional writes are verified, and not for retries.
+    """
+    job = context.job
+    if job.replace or job.reuse == "always" or job.owner.try_number > 1:
+        return False
+    if not context.receipts.verified or context.has_spools():
+        return False
+    return all(context.store.exists(job.destination.bucket, key) is False for key in _keys(context))
+
+
+def refuse_to_replace(context: Context, receipt: Receipt) -> None:
+    """Check that the images will not overwrite an object that no receipt mentions.
+
+    :raises JojoKeyRequestError: if they would
+    :raises JojoKeyStoreError: if S3 gives no answer
+    """
+    job = context.job
+    if job.replace:
+        return
+    mentioned = {image.key for attempt in receipt.attempts for image in attempt.images}
+    for key in _keys(context):
+        if key not in mentioned and context.store.exists(job.destination.bucket, key):
+            raise JojoKeyRequestError(
+                f"{job.destination.uri(key)} exists, and no receipt mentions it, so it is not overwritten.",
+                "Choose another s3_key, delete the object, or set replace=True.",
+            )
+
+
+def _keys(context: Context) -> list[str]:
+    """Return the keys of the images, as far as their type is known before they arrive."""
+    request, destination = context.job.request, context.job.destination
+    extension = "jpg" if request.output_format == "jpeg" else request.output_format or "png"
+    return [destination.key_for(index, extension) for index in range(request.n)]
