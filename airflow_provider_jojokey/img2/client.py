@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -50,6 +49,8 @@ DOWNLOAD_TIMEOUT = 60.0
 """Seconds to wait for the next byte of a linked image: it is made already."""
 
 OpenFile = Callable[[int], ImageFile]
+BeforeSend = Callable[[], None]
+OnFact = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Client:
     :param verify: check TLS certificates; a path names a CA bundle
     :param proxy: a proxy's URL; without it, the environment's
     :param session: an authenticated session to use instead of making one
+    :param decode_slots: a semaphore that bounds how many threads decode at once; without it, all may
     :raises ValueError: if ``base_url`` is no http(s) address
     """
 
@@ -106,16 +108,15 @@ class Client:
         verify: bool | str = True,
         proxy: str | None = None,
         session: requests.Session | None = None,
+        decode_slots: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.base_url = transport.base_url_of(base_url)
         self.timeout = (connect_timeout, read_timeout)
         self.session = session or transport.open_session(token, verify=verify, proxy=proxy)
         self._takes_response_format = True
-        self._clock_skew = 0.0
         self._downloads: set[requests.Session] = set()
         self._cut = threading.Event()
-        self.turns: AbstractContextManager[Any] | None = None
-        """Whose turn it is to take in a piece of a reply, where many threads share the client."""
+        self._decode_slots = decode_slots
         if transport.sends_token_in_the_clear(self.base_url):
             log.warning(
                 "The token for %s travels unencrypted: anyone on the way can read and use it. "
@@ -133,31 +134,43 @@ class Client:
         """Close idle connections."""
         self.session.close()
 
-    def cut(self) -> None:
-        """Break off what is in flight: whoever waits gets an error now. It is billed all the same."""
+    def abort(self) -> None:
+        """Break off what is in flight: waiting threads get an error now. It is billed anyway."""
         cut, self._cut = self._cut, threading.Event()  # what is begun from now on is not meant
         cut.set()
         transport.cut(self.session)
         for session in tuple(self._downloads):  # a copy at one go: others may begin meanwhile
             transport.cut(session)
 
-    def generate(self, request: ImageRequest, open_file: OpenFile | None = None) -> Generation:
+    def generate(
+        self,
+        request: ImageRequest,
+        open_file: OpenFile | None = None,
+        *,
+        before_send: BeforeSend | None = None,
+        on_fact: OnFact | None = None,
+    ) -> Generation:
         """Generate images: one paid POST.
 
-        :param request: what to draw
-        :param open_file: makes the file for image 0, 1, 2 …; by default one without a name, gone
+        :param request: the images to generate
+        :param open_file: makes the file for image 0, 1, 2 …; by default a file without a name, gone
             when it is closed
-        :raises Img2Error: if there are no images; its ``billed`` tells whether it cost money, and
+        :param before_send: called right before each POST, also before the one without
+            ``response_format``; if it raises, nothing is sent and its exception propagates
+        :param on_fact: called with a name and a value as soon as a fact about the response is known:
+            ``("request_id", id)``, ``("link", url)`` before the image is downloaded, ``("task_id", id)``
+        :raises Img2Error: if there are no images; its ``billed`` says whether it cost money, and
             its ``salvaged`` holds the images that had arrived before a reply broke off
         """
         for warning in request.warnings():
             log.warning(warning)
         started = time.monotonic()
         cut = self._cut
-        with self._post(request) as response:
+        note = on_fact or (lambda name, value: None)
+        with self._post(request, before_send or (lambda: None), note) as response:
             request_id = response.headers.get("X-Oneapi-Request-Id")
             patience = max(self.timeout[1], 2 * expected_seconds(request))
-            reply, images = self._receive(response, open_file or (lambda _: ImageFile()), patience, cut)
+            reply, images = self._receive(response, open_file or (lambda _: ImageFile()), patience, cut, note)
         document = reply.document
         usage = document.get("usage")
         return Generation(
@@ -195,8 +208,8 @@ class Client:
             raise Img2Error(Kind.BASE_URL, "This gateway does not tell a token's usage")
         return data
 
-    def billing_log(self) -> tuple[list[dict[str, Any]], float]:
-        """Return the gateway's log of this token, and how many seconds its clock is ahead of ours.
+    def billing_log(self) -> list[dict[str, Any]]:
+        """Return the rows of the gateway's log of this token.
 
         Costs nothing, but the gateway allows some 20 calls in 20 minutes. It holds the last 1,000
         rows, and a request appears in it only when the model behind the gateway has finished.
@@ -207,9 +220,9 @@ class Client:
         rows = document.get("data") if isinstance(document, dict) else None
         if not isinstance(rows, list):
             raise Img2Error(Kind.BASE_URL, "This gateway does not show a token's log")
-        return [row for row in rows if isinstance(row, dict)], self._clock_skew
+        return [row for row in rows if isinstance(row, dict)]
 
-    def why_refused(self) -> str | None:
+    def explain_rejected_token(self) -> str | None:
         """Return why the gateway refuses the token, a sentence, or ``None`` where it does not tell."""
         try:
             told = self.token_usage()
@@ -230,16 +243,22 @@ class Client:
             return "The token's quota is used up: raise it in JojoKey's console, or make a new token."
         return "The gateway knows the token, but it is disabled: enable it in JojoKey's console."
 
+    # The names of the first edition.
+    why_refused = explain_rejected_token
+    cut = abort
+
     @property
     def _secret(self) -> str:
         return getattr(self.session.auth, "token", "")
 
     @contextmanager
-    def _post(self, request: ImageRequest) -> Iterator[requests.Response]:
+    def _post(
+        self, request: ImageRequest, before_send: BeforeSend, note: OnFact
+    ) -> Iterator[requests.Response]:
         body = request.body()
         if self._takes_response_format:
             body.setdefault("response_format", "b64_json")
-        response = self._send(body)
+        response = self._send(body, before_send, note)
         try:
             if response.status_code != 200:
                 error = self._error(response)
@@ -250,7 +269,7 @@ class Client:
                     self._takes_response_format = False
                     response.close()
                     del body["response_format"]
-                    response = self._send(body)
+                    response = self._send(body, before_send, note)
                     if response.status_code != 200:
                         raise self._error(response)
                 else:
@@ -259,11 +278,12 @@ class Client:
         finally:
             response.close()
 
-    def _send(self, body: dict[str, Any]) -> requests.Response:
+    def _send(self, body: dict[str, Any], before_send: BeforeSend, note: OnFact) -> requests.Response:
         # Cloudflare explains its errors in JSON to who accepts JSON.
         accept = "text/event-stream, application/json" if body.get("stream") else "application/json"
+        before_send()
         try:
-            return self.session.post(
+            response = self.session.post(
                 f"{self.base_url}/v1/images/generations",
                 json=body,
                 # base64 hardly shrinks, so identity; a gateway that compresses anyway is understood.
@@ -274,9 +294,21 @@ class Client:
             )
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise _not_answered(error, self._secret) from None
+        if request_id := clean(response.headers.get("X-Oneapi-Request-Id", ""), self._secret):
+            try:
+                note("request_id", request_id)
+            except BaseException:
+                response.close()
+                raise
+        return response
 
     def _receive(
-        self, response: requests.Response, open_file: OpenFile, patience: float, cut: threading.Event
+        self,
+        response: requests.Response,
+        open_file: OpenFile,
+        patience: float,
+        cut: threading.Event,
+        note: OnFact,
     ) -> tuple[Reply, list[Image]]:
         """Decode the reply of a 200 as it arrives; where that fails, only what is whole stays open.
 
@@ -291,7 +323,7 @@ class Client:
             return files[-1]
 
         try:
-            return self._decode(response, open_and_keep, files, patience, cut)
+            return self._decode(response, open_and_keep, files, patience, cut, note)
         except BaseException as error:
             whole = [image.file for image in getattr(error, "salvaged", ())]
             for file in files:
@@ -306,13 +338,15 @@ class Client:
         files: list[ImageFile],
         patience: float,
         cut: threading.Event,
+        note: OnFact,
     ) -> tuple[Reply, list[Image]]:
+        links: list[str] = []
         decoder: ReplyDecoder | EventStreamDecoder = ReplyDecoder(open_and_keep, on_whole=ImageFile.seal)
         beginning = b""
         images: list[Image] = []
         arrived, deadline = 0, time.monotonic() + patience
         try:
-            for piece in pieces(response, self.turns):
+            for piece in pieces(response, self._decode_slots):
                 if not beginning and _begins_an_event_stream(response, piece):
                     decoder = EventStreamDecoder(open_and_keep, ImageFile.seal, ImageFile.seal_preview)
                 if len(beginning) < MAX_ERROR_BYTES:
@@ -332,8 +366,12 @@ class Client:
             missing: ReplyError | NotAnImage | None = None
             for element in reply.images:
                 try:
+                    if element.sink is None and element.url:
+                        note("link", element.url)
                     images.append(self._image(element, open_and_keep, cut))
                 except (ReplyError, NotAnImage) as error:
+                    if element.sink is None and element.url:
+                        links.append(element.url)
                     missing = missing or error  # those behind it are paid for as well
             if missing is not None:
                 raise missing
@@ -343,7 +381,9 @@ class Client:
         except (ReplyError, NotAnImage) as error:
             if not files and type(decoder) is ReplyDecoder and beginning.lstrip()[:1] not in (b"{", b"["):
                 raise from_response(200, response.headers, beginning, secret=self._secret) from None
-            raise self._unusable(response, str(error), decoder, images) from None
+            unusable = self._unusable(response, str(error), decoder, images)
+            unusable.links += links
+            raise unusable from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if _is_disk(error):
                 reason = f"it could not be kept on this machine's disk: {_reason(error)}"
@@ -481,7 +521,6 @@ class Client:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise _not_answered(error, self._secret, paid=False) from None
         with response:
-            self._clock_skew = _clock_skew(response.headers.get("Date"))
             body = _beginning(response, 4 * 1024 * 1024, within=FREE_CALL_TIMEOUT)
             document = None
             if response.status_code == 200:
@@ -585,15 +624,6 @@ def _begins_an_event_stream(response: requests.Response, beginning: bytes) -> bo
         return False
     named = response.headers.get("Content-Type", "").startswith("text/event-stream")
     return named or beginning.lstrip().startswith((b"data:", b"event:", b":"))
-
-
-def _clock_skew(date: str | None) -> float:
-    """Return how many seconds the server's clock is ahead, 0 within the header's own coarseness."""
-    try:
-        skew = parsedate_to_datetime(date or "").timestamp() - time.time()
-    except (TypeError, ValueError):
-        return 0.0
-    return skew if abs(skew) > 2 else 0.0
 
 
 def _told(document: dict[str, Any], name: str) -> str | None:

@@ -158,12 +158,20 @@ class Img2Error(Exception):
         self.advice = advice or ADVICE[kind].todo
         self.salvaged: list[Any] = []
         """The images that had arrived whole before the reply broke off."""
+        self.links: list[str] = []
+        """Whole URLs of images that were paid for and could not be downloaded. Never in the message."""
+        self.task_id: str | None = None
+        """The ID of the asynchronous task that the gateway started instead of sending images."""
+        self.usage: dict[str, Any] | None = None
+        """The tokens that the response reported, normalized, if it did."""
         super().__init__(str(self))
 
     @property
-    def resend_is_safe(self) -> bool:
-        """Whether sending the same again may help and surely pays nothing twice."""
+    def is_safe_to_resend(self) -> bool:
+        """Whether the same request may succeed later and was definitely not billed."""
         return self.billed == "no" and ADVICE[self.kind].passing
+
+    resend_is_safe = is_safe_to_resend
 
     def __str__(self) -> str:
         said = f': "{self.detail}"' if self.detail else ""
@@ -185,7 +193,10 @@ class Img2Error(Exception):
 
 
 def _rebuild(cls: type[Img2Error], state: dict[str, Any]) -> Img2Error:
-    return cls(**state)
+    found = {name: state.pop(name) for name in ("links", "task_id", "usage")}
+    error = cls(**state)
+    vars(error).update(found)
+    return error
 
 
 # error.code → kind. The gateway's own …

@@ -278,6 +278,82 @@ def test_any_other_refusal_is_not_answered_with_another_request(status: int, mes
         assert len(server.requests) == 1
 
 
+# --- what the caller hears of ---------------------------------------------------------------------------------------
+
+
+def test_before_send_is_called_right_before_each_post(png: bytes) -> None:
+    posts: list[int] = []
+    with Gateway(image=png, response_format="rejected") as gateway, Client(gateway.token, gateway.url) as one:
+        one.generate(FOX, before_send=lambda: posts.append(len(gateway.requests))).close()
+    assert posts == [0, 1]
+
+
+def test_nothing_is_sent_if_before_send_raises(gateway: Gateway, calls: Client) -> None:
+    def refuse() -> None:
+        raise KeyError("the disk is full")
+
+    with pytest.raises(KeyError, match="the disk is full"):
+        calls.generate(FOX, before_send=refuse)
+    assert not gateway.requests
+
+
+def test_before_send_may_forbid_the_second_post(png: bytes) -> None:
+    answers = iter([None, KeyError("stop")])
+
+    def once() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    with Gateway(image=png, response_format="rejected") as gateway, Client(gateway.token, gateway.url) as one:
+        with pytest.raises(KeyError):
+            one.generate(FOX, before_send=once)
+        assert len(gateway.requests) == 1
+
+
+def test_the_request_id_is_reported_before_the_body_arrives(gateway: Gateway) -> None:
+    with Client(gateway.token, gateway.url, read_timeout=0.5) as one:
+        facts: list[tuple[str, str]] = []
+        refused(lambda: one.generate(asking("stalls"), on_fact=lambda *fact: facts.append(fact)))
+    assert facts == [("request_id", gateway.settlements[0].request_id)]
+
+
+def test_a_link_is_reported_whole_before_it_is_downloaded(gateway: Gateway, calls: Client) -> None:
+    facts: dict[str, str] = {}
+
+    def on_fact(name: str, value: str) -> None:
+        facts[name] = value
+        if name == "link":
+            assert not gateway.fetches
+
+    calls.generate(asking("url_reply"), on_fact=on_fact).close()
+    assert facts["link"].startswith(f"{gateway.url}/sandbox/images/")
+    assert len(gateway.fetches) == 1
+
+
+def test_lost_links_are_on_the_error_and_not_in_its_text() -> None:
+    body = json.dumps({"data": [{"url": "https://127.0.0.1:9/fox.png?Signature=secret"}]}).encode()
+    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
+        error = refused(lambda: one.generate(FOX))
+    assert error.links == ["https://127.0.0.1:9/fox.png?Signature=secret"]
+    assert "secret" not in str(error)
+
+
+def test_decoding_holds_a_slot(png: bytes) -> None:
+    class Slots:
+        held = 0
+
+        def __enter__(self) -> None:
+            self.held += 1
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    slots = Slots()
+    with Gateway(image=png) as gateway, Client(gateway.token, gateway.url, decode_slots=slots) as one:
+        one.generate(FOX).close()
+    assert slots.held >= 1
+
+
 # --- how replies travel -------------------------------------------------------------------------------------------
 
 
@@ -741,7 +817,7 @@ def test_a_stream_that_only_pings_is_given_up_and_may_have_been_billed(
         )
         given_up.set()
         assert len(server.requests) == 1
-    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
     assert error.salvaged == []
     kept = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
     assert kept == ([("0.preview", b"half a fox")] if came else [])
@@ -928,7 +1004,7 @@ def test_cut_ends_the_wait_before_another_download(monkeypatch: pytest.MonkeyPat
         with image_host(answering(503), links=2) as (server, one), ThreadPoolExecutor() as pool:
             answer = pool.submit(refused, lambda: one.generate(FOX))
             assert waits.wait(10)
-            one.cut()
+            one.abort()
             error = answer.result(10)
             assert fetches_of(server) == ["/0.png"]
     finally:
@@ -948,7 +1024,7 @@ def test_cut_breaks_off_a_download(png: bytes) -> None:
         one.timeout = (10.0, 60.0)
         answer = pool.submit(refused, lambda: one.generate(FOX))
         assert arrived.wait(10)
-        one.cut()
+        one.abort()
         error = answer.result(10)
         assert fetches_of(server) == ["/0.png"]
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
@@ -990,7 +1066,7 @@ def test_a_server_that_is_not_there_was_not_paid() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     error = refused(lambda: Client(TOKEN, f"http://127.0.0.1:{port}").generate(FOX))
-    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNREACHABLE, "no", True)
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNREACHABLE, "no", True)
     assert "Connection refused" in str(error)
 
 
@@ -1002,7 +1078,7 @@ def test_a_name_that_does_not_exist_was_not_paid() -> None:
 def test_an_answer_that_does_not_come_may_have_been_billed(gateway: Gateway) -> None:
     with Client(gateway.token, gateway.url, read_timeout=0.2) as one:
         error = refused(lambda: one.generate(asking("hang")))
-    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
     assert "timed out" in str(error).lower()
     assert len(gateway.requests) == 1
 
@@ -1237,7 +1313,7 @@ def test_an_answer_lost_on_the_way_through_a_proxy_may_have_been_billed(
         one = Client(TOKEN, server.url, proxy=way.url, verify=str(authority.bundle))
         error = refused(lambda: one.generate(FOX))
         assert len(server.requests) == 1
-    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
 
 
 @pytest.mark.parametrize(
@@ -1327,12 +1403,12 @@ def test_a_tokens_usage_is_told(gateway: Gateway, calls: Client) -> None:
     ],
 )
 def test_a_refused_token_is_explained(gateway: Gateway, token: str, words: str) -> None:
-    assert words in (Client(token, gateway.url).why_refused() or "")
+    assert words in (Client(token, gateway.url).explain_rejected_token() or "")
 
 
 def test_a_token_is_not_explained_where_the_gateway_does_not_tell() -> None:
     with raw(lambda exchange: exchange.answer(200, b"<html>", Content_Type="text/html")) as (_, one):
-        assert one.why_refused() is None
+        assert one.explain_rejected_token() is None
 
 
 @pytest.mark.parametrize(
@@ -1390,7 +1466,7 @@ def test_cut_wakes_who_waits_at_once(
         server.wait_for_request()
         if behave is stalling:
             assert begun.wait(10)
-        one.cut()
+        one.abort()
         error = answer.result(5)
     assert error.kind is kind
     assert error.billed in ("unknown", "yes")
@@ -1398,7 +1474,7 @@ def test_cut_wakes_who_waits_at_once(
 
 def test_cut_works_from_a_signal_handler(gateway: Gateway, calls: Client) -> None:
     def handler(*_: object) -> None:
-        calls.cut()
+        calls.abort()
 
     def kill() -> None:
         gateway.wait_for_request()
@@ -1422,7 +1498,7 @@ def test_cut_through_a_proxy(gateway: Gateway) -> None:
         one = Client(gateway.token, gateway.url, proxy=way.url, read_timeout=60)
         answer = pool.submit(refused, lambda: one.generate(asking("hang")))
         gateway.wait_for_request()
-        one.cut()
+        one.abort()
         assert answer.result(5).billed == "unknown"
 
 
@@ -1430,14 +1506,14 @@ def test_cut_wakes_all_of_many_at_once(gateway: Gateway, calls: Client) -> None:
     with ThreadPoolExecutor(30) as pool:
         answers = [pool.submit(refused, lambda: calls.generate(asking("hang"))) for _ in range(30)]
         gateway.wait_for_request(30)
-        calls.cut()
+        calls.abort()
         assert {answer.result(5).billed for answer in answers} == {"unknown"}
 
 
 def test_cut_with_nothing_in_flight_does_nothing(gateway: Gateway, calls: Client) -> None:
-    calls.cut()
+    calls.abort()
     calls.generate(FOX).close()
-    calls.cut()
+    calls.abort()
     calls.generate(FOX).close()
     assert len(gateway.ledger) == 2
 
@@ -1458,7 +1534,7 @@ def test_cut_while_others_come_and_go(gateway: Gateway, calls: Client) -> None:
         runs = [pool.submit(come_and_go) for _ in range(8)]
         gateway.wait_for_request(8)
         for _ in range(300):
-            calls.cut()
+            calls.abort()
         stop.set()
         seen = set().union(*(run.result(10) for run in runs))
     assert seen <= {Kind.UNKNOWN_OUTCOME, Kind.REPLY, Kind.UNREACHABLE}

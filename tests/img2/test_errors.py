@@ -270,7 +270,7 @@ def test_only_what_surely_cost_nothing_and_may_pass_is_safe_to_send_again(row: R
         Kind.OVERLOADED,
         Kind.UNREACHABLE,
     )
-    assert row.error().resend_is_safe is safe
+    assert row.error().is_safe_to_resend is safe
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
