@@ -17,7 +17,7 @@ from airflow_provider_jojokey.img2.splitter import Path
 
 CONTAINERS = (
     "data", "images", "image", "result", "results", "output", "outputs", "response", "artifacts", "predictions",
-    "items", "item", "image_url",
+    "items", "item", "image_url", "image_urls", "urls", "url", "generated_images", "generatedImages",
 )  # fmt: skip
 BASE64_KEYS = (
     "b64_json", "b64", "base64", "image_base64", "image_b64", "b64Json", "imageBase64", "bytesBase64Encoded",
@@ -133,6 +133,8 @@ def _link_in(element: Mapping[str, Any]) -> str | None:
         value = element.get(name)
         if isinstance(value, Mapping):
             value = value.get("url")
+        if isinstance(value, list) and value:
+            value = value[0]
         # A "url" is a link whatever it holds; an "image" may also be a word.
         if isinstance(value, str) and value and (name in ("url", "image_url") or _is_address(value)):
             return value

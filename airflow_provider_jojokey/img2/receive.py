@@ -3,10 +3,10 @@
 The image is paid for once the gateway answers with success, so this is lenient about everything but the image
 itself. The rules:
 
-* If all documents of the reply are complete and at least one image is usable, the generation succeeds. Images
-  that are missing or broken are named in warnings.
-* If the reply breaks off, or a linked image cannot be downloaded, it is an error that carries the images
-  that did arrive, the links and the usage.
+* If all requested images have arrived, or the reply is complete and at least one image is usable, the
+  generation succeeds. Images that are missing or broken are named in warnings.
+* If the reply breaks off before that, or a linked image cannot be downloaded, it is an error that carries the
+  images that did arrive, the links and the usage.
 * Bytes that are no usable image are kept in the sink's folder as ``….bin``.
 """
 

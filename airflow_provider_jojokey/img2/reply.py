@@ -224,6 +224,8 @@ class ReplyDecoder:
             slots = [slot for slot in slots if slot.value is not None and slot.value.sink is not None]
         if failure is not None and self._error is None:
             self._error = document
+        if self.has_all and self._lines.streamed:
+            slots = []  # the last event of some streams repeats all images
         if not preview:
             for slot in slots:
                 self._keep_slot(slot)
