@@ -931,7 +931,7 @@ def _is_web_page(headers: Mapping[str, str]) -> bool:
 
 
 def _redacted(text: str) -> str:
-    from airflow_provider_jojokey.img2.errors import clean
+    from airflow_provider_jojokey.img2.redact import clean
 
     text = clean(text)
     return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"
