@@ -30,6 +30,7 @@ from airflow_provider_jojokey.store.extra_args import for_documents, for_images,
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.images import Image
+    from airflow_provider_jojokey.results import StoredImage
 
 T = TypeVar("T")
 
@@ -46,6 +47,9 @@ MAX_BODY_WITHOUT_EXPECT = 64 * 1024
 
 MAX_DETAIL_CHARACTERS = 300
 """Of S3's own message in an error."""
+
+DIGEST = "sha256"
+"""Name of the metadata entry with an image's digest."""
 
 WRONG_ETAG = '"00000000000000000000000000000000"'
 
@@ -229,7 +233,7 @@ class ImageStore:
             Body=image.file.file,
             ContentLength=image.file.size,
             ContentType=image.content_type,
-            Metadata=metadata({**self.extra_args.get("Metadata", {}), **labels}),
+            Metadata=metadata({**self.extra_args.get("Metadata", {}), **labels, DIGEST: image.file.sha256}),
             **for_images(self.extra_args),
             **checksum,
             **condition,
@@ -259,6 +263,21 @@ class ImageStore:
 
         :raises JojoKeyStoreError: if S3 gives no answer
         """
+        found = self._describe(bucket, key)
+        return None if found is None else int(found["ContentLength"])
+
+    def holds(self, image: StoredImage) -> bool:
+        """Return whether an image is where it was stored, as far as its size and its metadata tell.
+
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        found = self._describe(image.bucket, image.key)
+        if found is None or int(found["ContentLength"]) != image.bytes:
+            return False
+        # Not every store keeps metadata. Without the digest, another image of the same size would pass.
+        return found.get("Metadata", {}).get(DIGEST, image.sha256) == image.sha256
+
+    def _describe(self, bucket: str, key: str) -> dict[str, Any] | None:
         doing = f"read the size of s3://{bucket}/{key}"
         with translate_errors(doing):
             try:
@@ -274,7 +293,7 @@ class ImageStore:
                         return None
                     raise
             self._etag(response, doing)
-            return int(response["ContentLength"])
+            return response
 
     def exists(self, bucket: str, key: str) -> bool | None:
         """Return whether there is an object; ``None`` if S3 doesn't let this user know.
