@@ -23,7 +23,7 @@ QUOTA_PER_DOLLAR = 500_000.0
 @command
 def check(options: argparse.Namespace) -> int:
     """Run the command."""
-    rows = [*_jojokey(options.jojokey_conn_id), *_bucket(options.bucket, options.aws_conn_id)]
+    rows = [*_jojokey(options.jojokey_conn_id), *_bucket(options)]
     show(rows, options.output)
     wrong = [row for row in rows if row["state"] == WRONG]
     if wrong:
@@ -99,11 +99,13 @@ def _quota_per_dollar(hook: JojoKeyHook) -> float:
     return each if each > 0 else QUOTA_PER_DOLLAR
 
 
-def _bucket(place: str | None, conn_id: str) -> Iterator[dict[str, Any]]:
-    """Try what a generation does in the bucket, on an object of its own."""
+def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Check in the bucket what a generation does there, with small objects of its own."""
+    from airflow_provider_jojokey.cli.connections import image_store
     from airflow_provider_jojokey.exceptions import JojoKeyStoreError
     from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems, split
-    from airflow_provider_jojokey.store.s3 import ImageStore
+
+    place = options.bucket
 
     if place is None:
         return
@@ -113,7 +115,7 @@ def _bucket(place: str | None, conn_id: str) -> Iterator[dict[str, Any]]:
         return
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     key = f"{RECEIPTS}{prefix}.check-{uuid.uuid4().hex}"
-    store = ImageStore(conn_id)
+    store = image_store(options)
     try:
         if store.read(bucket, key) is not None:
             raise JojoKeyStoreError(f"s3://{bucket}/{key} exists, although its name is random.")
@@ -121,12 +123,17 @@ def _bucket(place: str | None, conn_id: str) -> Iterator[dict[str, Any]]:
         if etag is None:
             raise JojoKeyStoreError(f"s3://{bucket} rejects a new object as if it existed already.")
         verified = store.verify_conditional_writes(bucket, key, b"{}", etag).verified
+        # Parameters for images only, such as a storage class, may be forbidden where the others are allowed.
+        store.put(bucket, f"{key}.png", b"", "image/png", image=True)
     except JojoKeyError as error:
         yield _row("bucket", WRONG, error.message)
         return
     detail = f"s3://{bucket}/{prefix} can be read and written"
-    if (left := _delete(store, bucket, key)) is not None:
-        detail += f"; {left} could not be deleted and stays"
+    kept = [uri for name in (key, f"{key}.png") if (uri := _delete(store, bucket, name)) is not None]
+    if kept:
+        detail += f"; {' and '.join(kept)} could not be deleted"
+    if store.extra_args:
+        detail += f", with {', '.join(sorted(store.extra_args))}"
     yield _row("bucket", OK, detail)
     yield _row(
         "conditional writes",

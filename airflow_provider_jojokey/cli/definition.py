@@ -38,6 +38,12 @@ def get_jojokey_commands() -> list[CLICommand]:
         metavar="ID",
     )
 
+    s3_extra_args = Arg(
+        ("--s3-extra-args",),
+        help="Additional S3 parameters for every object, as JSON (default: [jojokey] s3_extra_args)",
+        metavar="JSON",
+    )
+
     check = ActionCommand(
         name="check",
         help="Tell whether images can be made and stored. Costs nothing",
@@ -53,6 +59,7 @@ def get_jojokey_commands() -> list[CLICommand]:
             ),
             jojokey_conn_id,
             aws_conn_id,
+            s3_extra_args,
             ARG_OUTPUT,
             ARG_VERBOSE,
         ),
@@ -109,6 +116,7 @@ def get_jojokey_commands() -> list[CLICommand]:
             ),
             jojokey_conn_id,
             aws_conn_id,
+            s3_extra_args,
             ARG_OUTPUT,
             ARG_VERBOSE,
         ),

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.cli.connections import jojokey_hook
+from airflow_provider_jojokey.cli.connections import image_store, jojokey_hook
 from airflow_provider_jojokey.cli.console import BILLED, CommandFailed, code_of, command, progress, say, show
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyRequestError
 
@@ -91,13 +91,12 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
     from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.keys import Destination
-    from airflow_provider_jojokey.store.s3 import ImageStore
 
     try:
         destination = Destination.parse(None, options.out, request.n)
     except ValueError as error:
         raise JojoKeyRequestError(f"The place in S3 is not valid: {error}.") from None
-    store = ImageStore(options.aws_conn_id)
+    store = image_store(options)
     if not options.overwrite:
         _refuse_to_overwrite(options, hook, request, store, destination)
     job = ImageJob(
@@ -106,6 +105,7 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
         owner=Owner(DAG_ID, _run_id(), TASK_ID),
         reuse=options.reuse,
         on_unknown_outcome=options.on_unknown_outcome,
+        replace=options.overwrite,
     )
     with _waiting(hook, request):
         services = Services(hook, store, Settings.from_airflow_config())

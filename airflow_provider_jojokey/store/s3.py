@@ -314,15 +314,23 @@ class ImageStore:
                 raise self._not_s3(response, doing)
             return response["Consumed"], self._etag(response, doing)
 
-    def put(self, bucket: str, key: str, body: bytes | IO[bytes], content_type: str) -> None:
+    def put(
+        self, bucket: str, key: str, body: bytes | IO[bytes], content_type: str, *, image: bool = False
+    ) -> None:
         """Write an object, whatever is there.
 
+        :param image: whether the additional parameters for images apply
         :raises JojoKeyStoreError: if S3 rejects it or cannot be reached
         """
         doing = f"write s3://{bucket}/{key}"
         with translate_errors(doing):
             response = self._request(
-                "put_object", Bucket=bucket, Key=key, Body=body, ContentType=content_type
+                "put_object",
+                Bucket=bucket,
+                Key=key,
+                Body=body,
+                ContentType=content_type,
+                **({"Metadata": {}, **self.extra_args} if image else {}),
             )
             self._etag(response, doing)
 
@@ -923,7 +931,7 @@ def _is_web_page(headers: Mapping[str, str]) -> bool:
 
 
 def _redacted(text: str) -> str:
-    from airflow_provider_jojokey.img2.errors import clean
+    from airflow_provider_jojokey.img2.redact import clean
 
     text = clean(text)
     return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"
