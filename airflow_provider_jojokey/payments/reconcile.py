@@ -235,11 +235,17 @@ def complete(
 def replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> frozenset[str] | None:
     """Return the keys that an attempt's images may replace; ``None`` if they go next to the receipt.
 
-    They do where the job wants another picture at its key: with another prompt, or with ``reuse="never"``.
+    They do where the job wants another picture at its key (with another prompt, or with ``reuse="never"``), and
+    where a later attempt has stored its own picture there. Without that rule, images that waited on this host
+    would overwrite those that another host has paid for since.
     """
     job = context.job
     wanted = attempt.fingerprint == context.fingerprint
     if not wanted or (job.reuse == "never" and not attempt.owner.is_try_of(job.owner)):
+        return None
+    ids = [other.id for other in receipt.attempts]
+    position = ids.index(attempt.id) if attempt.id in ids else -1
+    if any(later.images for later in receipt.attempts[position + 1 :]):
         return None
     return frozenset(image.key for other in receipt.attempts for image in other.images)
 

@@ -125,7 +125,8 @@ def _excused(world: World, attempts: list[dict[str, Any]], by_id: dict[str | Non
         if any(post.outcome == "proxy" for post in posts):
             return True
         if attempt["billed"] == "yes" and attempt["usage"] is None:
-            shown = world.plan.log in ("honest", "late") and any(post.id_seen for post in posts)
+            lost = attempt["request_id"] is None and "power cut" in world.plan.accidents()
+            shown = world.plan.log in ("honest", "late") and any(post.id_seen for post in posts) and not lost
             if not shown:
                 return True
     return False

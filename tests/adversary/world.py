@@ -49,7 +49,6 @@ class Task:
     number: int = 0
     ti_id: str = ""
     instances: int = 0
-    prompt: int = 0
 
 
 @dataclass
@@ -106,12 +105,12 @@ class World:
             self._happen(step) if isinstance(step, Event) else self._start(step)
         self._wait_for_all()
         self.scheduler.run(3600.0)
-        for index, task in enumerate(self.tasks):
-            if task.number:
-                for host in (0, 1):
-                    self._start(Run(task=index, host=host, prompt=task.prompt), last=True)
-                    self._wait_for_all()
-                    self.scheduler.run(1300.0)
+        latest = {(ended.step.task, ended.job.owner.run_id): ended for ended in self.ended}
+        for (index, run_id), ended in latest.items():
+            for host in (0, 1):
+                self.tasks[index].run = int(run_id.removeprefix("run"))
+                self._start(Run(task=index, host=host, prompt=ended.step.prompt), last=True)
+                self.scheduler.run(1300.0)
 
     def receipt(self, key: str) -> dict[str, Any]:
         """Return the receipt as it is in S3."""
@@ -152,7 +151,6 @@ class World:
         if step.kind != "again" or not task.number:
             task.number, task.instances, task.ti_id = task.number + 1, task.instances + 1, ""
         task.ti_id = task.ti_id or str(uuid.UUID(int=100 * (step.task + 1) + task.instances))
-        task.prompt = step.prompt
         job = ImageJob(
             request=ImageRequest(f"a picture, version {step.prompt}", n=self.plan.n),
             destination=Destination(BUCKET, task.key, self.plan.n),
