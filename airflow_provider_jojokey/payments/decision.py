@@ -99,7 +99,13 @@ def decide(
             return Wait(attempt)
     # Attempts for another prompt never hide one for this prompt: without this rule, a prompt that is
     # changed and changed back would be paid for again while its first attempt is unresolved.
-    latest = next((attempt for attempt in counting if attempt.fingerprint == fingerprint), None)
-    if latest is None:
+    matching = [attempt for attempt in counting if attempt.fingerprint == fingerprint]
+    if not matching:
         return Pay()
+    # Images in S3 are the result even if a later attempt was lost: they may have waited in a spool. Other
+    # tasks' images don't count here, because a missing one allows a payment.
+    for attempt in matching:
+        if attempt.outcome is Outcome.COMPLETE and attempt.owner.is_task_of(owner):
+            return Reuse(attempt)
+    latest = matching[0]
     return Reuse(latest) if latest.outcome is Outcome.COMPLETE else Reconcile(latest)
