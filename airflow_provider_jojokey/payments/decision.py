@@ -99,13 +99,8 @@ def decide(
             return Wait(attempt)
     # Attempts for another prompt never hide one for this prompt: without this rule, a prompt that is
     # changed and changed back would be paid for again while its first attempt is unresolved.
-    matching = [attempt for attempt in counting if attempt.fingerprint == fingerprint]
-    if not matching:
-        return Pay()
-    # Images in S3 are the result even if a later attempt was lost: they may have waited in a spool. Other
-    # tasks' images don't count here, because a missing one allows a payment.
-    for attempt in matching:
-        if attempt.outcome is Outcome.COMPLETE and attempt.owner.is_task_of(owner):
+    same = [attempt for attempt in counting if attempt.fingerprint == fingerprint]
+    for attempt in same:  # images that exist are reused, even if a later attempt was lost
+        if attempt.outcome is Outcome.COMPLETE:
             return Reuse(attempt)
-    latest = matching[0]
-    return Reuse(latest) if latest.outcome is Outcome.COMPLETE else Reconcile(latest)
+    return Reconcile(same[0]) if same else Pay()

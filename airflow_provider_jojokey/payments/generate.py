@@ -19,9 +19,10 @@ from airflow_provider_jojokey.payments.context import Context, Services
 from airflow_provider_jojokey.payments.decision import Conflict, Reconcile, Reuse, Wait, decide
 from airflow_provider_jojokey.payments.job import ImageJob
 from airflow_provider_jojokey.payments.receipt import Receipt
-from airflow_provider_jojokey.payments.reconcile import orphans, reconcile, settle_usage
+from airflow_provider_jojokey.payments.reconcile import orphans, reconcile
 from airflow_provider_jojokey.payments.reuse import images_exist
 from airflow_provider_jojokey.payments.send import claim_and_send
+from airflow_provider_jojokey.payments.usage import settle_usage
 from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.telemetry import observe
 
@@ -108,8 +109,8 @@ def _generate(context: Context) -> Generated:
                 settled.add(attempt.id)
                 continue
         context.permit()
-        if not fresh:
-            targets.refuse_to_replace(context, receipt)
+        if not fresh and not targets.may_be_written(context, receipt):
+            continue
         context.budget.reserve(job, receipt, context.permit)
         attempt = context.new_attempt()
         paid = claim_and_send(context, attempt)

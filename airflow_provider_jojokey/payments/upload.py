@@ -196,6 +196,7 @@ class Uploader:
             "model": generation.model if generation else request.model,
             "size": generation.size if generation else request.size,
             "request-id": (generation.request_id if generation else attempt.request_id) or "",
+            "attempt-id": attempt.id,
         }
         return {**labels, "map-index": str(owner.map_index)} if owner.map_index >= 0 else labels
 

@@ -202,8 +202,17 @@ class Spool:
     # --- what was received ---------------------------------------------------------------------------------------
 
     def open(self, index: int) -> ImageFile:
-        """Open the file for an image."""
-        return ImageFile(self.folder / f"{index}.part")
+        """Open the file for an image.
+
+        A cleaner of temporary files may have deleted the folder of an attempt in flight: then it is made again.
+
+        :raises OSError: if the disk rejects it
+        """
+        try:
+            return ImageFile(self.folder / f"{index}.part")
+        except FileNotFoundError:
+            self._make_folder()
+            return ImageFile(self.folder / f"{index}.part")
 
     def keep(self, generation: Generation) -> None:
         """Record that the whole response has arrived.

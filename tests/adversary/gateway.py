@@ -397,5 +397,5 @@ def png(text: str) -> bytes:
 
     header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
     pixels = zlib.compress(b"\0" * 72)
-    comment = chunk(b"tEXt", b"Comment\0" + text.encode())
+    comment = chunk(b"tEXt", b"Comment\0" + text.encode() + b"." * (zlib.crc32(text.encode()) % 500))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + comment + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

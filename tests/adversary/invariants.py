@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+from airflow_provider_jojokey.exceptions import JojoKeyRequestError, JojoKeyStoreError
+
+from tests.adversary.virtual import EPOCH
 
 if TYPE_CHECKING:
     from tests.adversary.gateway import Sent
@@ -23,7 +26,15 @@ def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
         world.problems.append("sent after SIGTERM")
     if sent.attempt is None and world.plan.conditional:
         world.problems.append("sent without a claim in the receipt")
+    for attempt in world.receipt(job.destination.key)["attempts"]:
+        now = EPOCH + world.scheduler.now + world.s3.offset
+        if attempt["id"] == sent.attempt and datetime.fromisoformat(attempt["lease_until"]).timestamp() < now:
+            world.problems.append("sent after its lease")
     earlier = [other for other in world.sent(job) if other.billed and _same(other, sent)]
+    order = [attempt["id"] for attempt in world.receipt(job.destination.key)["attempts"]]
+    # A try with reuse="never" that was claimed later has paid for itself.
+    later = set(order[order.index(sent.attempt) :] if sent.attempt in order else ())
+    earlier = [other for other in earlier if not (other.job.reuse == "never" and other.attempt in later)]
     if job.reuse == "never":
         earlier = [other for other in earlier if _ti(other.job) == _ti(job)]
     if job.on_unknown_outcome == "regenerate":
@@ -65,7 +76,9 @@ def at_end_of_process(world: World, ended: Ended) -> list[str]:
                 problems.append("returns an image of another prompt")
             elif ended.alone and (found is None or found.sha256 != image["sha256"]):
                 problems.append("returns an image that is not in S3")
-    if ended.alone and not isinstance(error, JojoKeyStoreError):
+    if isinstance(error, JojoKeyRequestError) and world.plan.conditional:
+        problems.append("refuses to replace its own image")
+    if ended.alone and not isinstance(error, JojoKeyStoreError) and not ended.step.faults:
         usage = ended.manifest["usage"] if ended.manifest is not None else error.usage if error else None
         recorded = sum(_tokens(attempt["usage"]) for attempt in world.attempts(job))
         if _tokens(usage) != recorded:
@@ -125,7 +138,8 @@ def _excused(world: World, attempts: list[dict[str, Any]], by_id: dict[str | Non
         if any(post.outcome == "proxy" for post in posts):
             return True
         if attempt["billed"] == "yes" and attempt["usage"] is None:
-            shown = world.plan.log in ("honest", "late") and any(post.id_seen for post in posts)
+            lost = attempt["request_id"] is None and "power cut" in world.plan.accidents()
+            shown = world.plan.log in ("honest", "late") and any(post.id_seen for post in posts) and not lost
             if not shown:
                 return True
     return False

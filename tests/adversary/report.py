@@ -15,6 +15,7 @@ KINDS = {
     "sent": "doubled",
     "a received": "lost",
     "a stored": "lost",
+    "refuses": "other",
     "returns": "lost",
     "stored an": "lost",
     "receipt above": "above bill",

@@ -146,6 +146,7 @@ class Scheduler:
             self.say(f"SIGTERM at {what}")
             process.terminated = self.now
             process.on_term()
+            seconds = 0.0  # the signal interrupts the wait
         if process.freeze_at and process.yields >= process.freeze_at[0] and freezable:
             seconds += process.freeze_at[1]
             self.say(f"suspended for {process.freeze_at[1]:.0f} s at {what}")

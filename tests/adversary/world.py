@@ -49,7 +49,6 @@ class Task:
     number: int = 0
     ti_id: str = ""
     instances: int = 0
-    prompt: int = 0
 
 
 @dataclass
@@ -98,6 +97,8 @@ class World:
         )
         self.held: dict[str, set[str]] = {host.name: set() for host in self.hosts}
         """Digests of images that a host has received whole and has not lost by an event of the plan."""
+        self.bereft: set[Process] = set()
+        """Processes whose spool an event of the plan has deleted."""
 
     def run(self) -> None:
         """Run the steps. Then let time pass and clear each task on each host, with nothing going wrong."""
@@ -106,12 +107,12 @@ class World:
             self._happen(step) if isinstance(step, Event) else self._start(step)
         self._wait_for_all()
         self.scheduler.run(3600.0)
-        for index, task in enumerate(self.tasks):
-            if task.number:
-                for host in (0, 1):
-                    self._start(Run(task=index, host=host, prompt=task.prompt), last=True)
-                    self._wait_for_all()
-                    self.scheduler.run(1300.0)
+        latest = {(ended.step.task, ended.job.owner.run_id): ended for ended in self.ended}
+        for (index, run_id), ended in latest.items():
+            for host in (0, 1):
+                self.tasks[index].run = int(run_id.removeprefix("run"))
+                self._start(Run(task=index, host=host, prompt=ended.step.prompt), last=True)
+                self.scheduler.run(1300.0)
 
     def receipt(self, key: str) -> dict[str, Any]:
         """Return the receipt as it is in S3."""
@@ -152,7 +153,6 @@ class World:
         if step.kind != "again" or not task.number:
             task.number, task.instances, task.ti_id = task.number + 1, task.instances + 1, ""
         task.ti_id = task.ti_id or str(uuid.UUID(int=100 * (step.task + 1) + task.instances))
-        task.prompt = step.prompt
         job = ImageJob(
             request=ImageRequest(f"a picture, version {step.prompt}", n=self.plan.n),
             destination=Destination(BUCKET, task.key, self.plan.n),
@@ -202,7 +202,7 @@ class World:
 
         process = ended.process
         arrived = {digest for sent in self.gateway.sent if sent.process is process for digest in sent.arrived}
-        self.held[process.host.name] |= arrived
+        self.held[process.host.name] |= self.received(process.host) if process in self.bereft else arrived
         others = [other for other in self.ended if other is not ended and other.job.destination == ended.job.destination]
         ended.alone = not any(other.process.ended is None and other.process.alive for other in others)
         self.problems += at_end_of_process(self, ended)
@@ -236,17 +236,24 @@ class World:
         elif event.what == "clean spool":
             for place in host.spool.glob("*/*"):
                 shutil.rmtree(place, ignore_errors=True)
+            self._lost_spool(host)
         elif event.what == "lose spool":
             shutil.rmtree(host.spool, ignore_errors=True)
+            self._lost_spool(host)
         elif event.what == "copy spool" and host.spool.exists():
             shutil.rmtree(other.spool, ignore_errors=True)
             shutil.copytree(host.spool, other.spool)
-            self.held[other.name] = self.received(other)
+            self._lost_spool(other)
         elif event.what == "power cut":
             self.scheduler.kill(host)
             self._lose_unsynced(host)
             host.boot, host.next_pid = host.boot + 1, 100
-        self.held[host.name] &= self.received(host) | {digest for _, digest in self.s3.ever}
+            self._lost_spool(host)
+
+    def _lost_spool(self, host: Host) -> None:
+        """Forget what a host no longer has, also what its processes receive from now on into deleted folders."""
+        self.held[host.name] = self.received(host)
+        self.bereft.update(ended.process for ended in self.ended if ended.process.host is host)
 
     def _lose_unsynced(self, host: Host) -> None:
         """Undo what was not flushed to the disk when the power failed, or a part of it."""
