@@ -198,14 +198,19 @@ class JojoKeyReplyError(JojoKeyFailure):
 
 
 class JojoKeyStoreError(JojoKeyError):
-    """S3 refused something or could not be reached.
+    """S3 rejected a request or could not be reached.
 
-    :param passing: whether the same may succeed later without anyone doing anything
+    :param transient: whether the same request may succeed later without anyone changing anything
     """
 
-    def __init__(self, message: str = "", *, passing: bool = False, **facts: Any) -> None:
-        super().__init__(message, **facts)
-        self.passing = passing
+    def __init__(
+        self, what: str = "", todo: str = "", *, transient: bool = False, detail: str = "", **facts: Any
+    ) -> None:
+        marks = {"HTTP": facts.get("status_code"), "code": facts.get("code")}
+        known = ", ".join(f"{name} {value}" for name, value in marks.items() if value)
+        words = (f" ({known})" if known else "") + (f': "{detail}"' if detail else "")
+        super().__init__(f"{what.removesuffix('.')}{words}. {todo}", **facts)
+        self.what, self.todo, self.transient, self.detail = what, todo, transient, detail
 
 
 class JojoKeyReceiptError(JojoKeyFailure):
