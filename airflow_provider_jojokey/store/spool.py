@@ -451,7 +451,9 @@ def attempts_in(root: Path, place: str) -> list[tuple[Spool, dict[str, Any]]]:
         return []
     folders = [place_folder / name for name in names if _FOLDER_NAME.fullmatch(name)]
     ages = {folder: _latest_change(folder) for folder in folders}
-    return [(Spool(folder), Spool(folder).attempt()) for folder in sorted(folders, key=lambda f: (ages[f], f))]
+    return [
+        (Spool(folder), Spool(folder).attempt()) for folder in sorted(folders, key=lambda f: (ages[f], f))
+    ]
 
 
 def maybe_clean(root: Path, max_age: float = MAX_AGE) -> None:

@@ -23,10 +23,9 @@ from loopback import Exchange, Server
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.img2.images import Image, ImageFile
 from airflow_provider_jojokey.sandbox import S3Server
-from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import MAX_METADATA_VALUE, ImageStore, metadata
 
-from .world import BUCKET, IMPATIENT, Bucket
+from .buckets import BUCKET, IMPATIENT, Bucket
 
 _numbers = itertools.count()
 
@@ -159,7 +158,7 @@ def test_aws_itself_is_not_asked_whether_it_honours_conditions() -> None:
 
 def test_a_name_that_only_looks_like_aws_is_asked(moto: Bucket) -> None:
     store = store_of(client_to("http://amazonaws.com.localhost:9"))
-    assert error_of(lambda: store.honours_conditions("posters", "fox", b"{}")).passing
+    assert error_of(lambda: store.honours_conditions("posters", "fox", b"{}")).transient
 
 
 def test_a_store_that_cannot_do_conditions_gets_none_from_then_on() -> None:
@@ -229,7 +228,7 @@ def test_could_not_read_is_never_there_is_none(status: int, body: bytes, passing
             lambda: store.write("posters", "fox.json", b"{}", replacing=None),
         ):
             error = error_of(call)
-            assert (error.passing, error.status_code) == (passing, status)
+            assert (error.transient, error.status_code) == (passing, status)
             assert advice in error.message
             assert "s3://posters/fox.json" in error.message
 
@@ -238,7 +237,7 @@ def test_could_not_read_is_never_there_is_none(status: int, body: bytes, passing
 def test_could_not_look_is_never_there_is_none(status: int) -> None:
     with Server(lambda exchange: exchange.answer(status)) as server:
         error = error_of(lambda: store_of(client_to(server.url)).size_of("posters", "fox.png"))
-    assert error.passing is (status >= 500)
+    assert error.transient is (status >= 500)
 
 
 def test_an_answer_that_breaks_off_may_come_whole_later() -> None:
@@ -246,7 +245,7 @@ def test_an_answer_that_breaks_off_may_come_whole_later() -> None:
         exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: 1\r\n\r\n{")
 
     with Server(behave) as server:
-        assert error_of(lambda: store_of(client_to(server.url)).read("posters", "fox.json")).passing
+        assert error_of(lambda: store_of(client_to(server.url)).read("posters", "fox.json")).transient
 
 
 def test_a_bucket_that_does_not_exist_says_so(moto: Bucket) -> None:
@@ -256,7 +255,7 @@ def test_a_bucket_that_does_not_exist_says_so(moto: Bucket) -> None:
         lambda: store.write("nowhere", "a", b"", replacing=None),
     ):
         error = error_of(call)
-        assert not error.passing
+        assert not error.transient
         assert "Create the bucket, or correct s3_bucket" in error.message
 
 
@@ -266,7 +265,7 @@ def test_wrong_keys_say_so(rclone: Bucket) -> None:
         (replace(rclone, secret_key="wrong"), "secret key"),
     ):
         error = error_of(lambda wrong=wrong: store_in(wrong).read(BUCKET, "fox.json"))
-        assert not error.passing
+        assert not error.transient
         assert advice in error.message
         assert rclone.secret_key not in error.message
 
@@ -275,13 +274,13 @@ def test_an_endpoint_where_nobody_answers_may_answer_later() -> None:
     with Server(lambda exchange: None) as server:
         gone = server.url
     error = error_of(lambda: store_of(client_to(gone)).read("posters", "fox.json"))
-    assert error.passing
+    assert error.transient
     assert "endpoint" in error.message
 
 
 def test_a_bucket_name_that_is_none_is_not_tried_again(moto: Bucket) -> None:
     error = error_of(lambda: store_in(moto).read("no bucket!", "fox.json"))
-    assert not error.passing
+    assert not error.transient
 
 
 @pytest.fixture
@@ -296,7 +295,7 @@ def test_without_credentials_it_is_not_tried_again(monkeypatch: pytest.MonkeyPat
     extra = {"region_name": "us-east-1"}
     monkeypatch.setenv("AIRFLOW_CONN_AWS_EMPTY", json.dumps({"conn_type": "aws", "extra": extra}))
     error = error_of(lambda: ImageStore("aws_empty").read("posters", "fox.json"))
-    assert not error.passing
+    assert not error.transient
     assert "NoCredentials" in error.message
     assert "Check the AWS connection" in error.message
 
@@ -315,7 +314,7 @@ def test_an_image_is_stored_whole_with_its_type_and_labels(
         "model": "",
     }
     image = image_of(png, content_type, tmp_path / "0.part")
-    store_in(bucket).put_image(Destination(BUCKET, key), key, image, labels)
+    store_in(bucket).put_image(BUCKET, key, image, labels)
     image.file.close()
     stored = bucket.client().get_object(Bucket=BUCKET, Key=key)
     assert stored["Body"].read() == png
@@ -329,7 +328,7 @@ def test_an_image_is_stored_whole_with_its_type_and_labels(
 def test_an_images_checksum_is_sent_for_s3_to_compare(moto: Bucket, key: str, png: bytes) -> None:
     store = store_in(moto)
     with Sent(store.client) as sent:
-        store.put_image(Destination(BUCKET, key), key, image_of(png), {})
+        store.put_image(BUCKET, key, image_of(png), {})
     digest = base64.b64encode(hashlib.sha256(png).digest()).decode()
     assert [one.get("x-amz-checksum-sha256") for one in sent.headers] == [digest]
 
@@ -338,7 +337,7 @@ def test_a_store_that_does_not_know_checksums_is_sent_none(rclone: Bucket, key: 
     assert rclone.config["request_checksum_calculation"] == "when_required"
     store = store_in(rclone)
     with Sent(store.client) as sent:
-        store.put_image(Destination(BUCKET, key), key, image_of(png), {})
+        store.put_image(BUCKET, key, image_of(png), {})
         store.write(BUCKET, f"{key}.json", b"{}", replacing=None)
     assert len(sent.headers) == 2
     assert not [name for one in sent.headers for name in one if "checksum" in name or "trailer" in name]
@@ -347,13 +346,13 @@ def test_a_store_that_does_not_know_checksums_is_sent_none(rclone: Bucket, key: 
 def test_an_image_can_be_stored_again(moto: Bucket, key: str, png: bytes) -> None:
     store, image = store_in(moto), image_of(png)
     for _ in range(2):
-        store.put_image(Destination(BUCKET, key), key, image, {})
+        store.put_image(BUCKET, key, image, {})
         assert store.size_of(BUCKET, key) == len(png)
 
 
 @pytest.mark.parametrize("value", ["two  blanks", " around ", "tab\tand\nline", "50 % off", "a,b;c=d", "é"])
 def test_unusual_labels_are_stored_where_signatures_are_checked(rclone: Bucket, key: str, value: str) -> None:
-    store_in(rclone).put_image(Destination(BUCKET, key), key, image_of(b"x"), {"task-id": value})
+    store_in(rclone).put_image(BUCKET, key, image_of(b"x"), {"task-id": value})
     stored = rclone.client().head_object(Bucket=BUCKET, Key=key)["Metadata"]
     found = {name.lower(): unquote(kept) for name, kept in stored.items()}["task-id"]
     assert found.split() == value.split()
@@ -386,7 +385,7 @@ def _bytes_of(quoted: str) -> bytes:
 
 def test_the_longest_labels_are_taken(moto: Bucket, key: str) -> None:
     labels = dict.fromkeys(EIGHT, "狐" * 400)
-    store_in(moto).put_image(Destination(BUCKET, key), key, image_of(b"x"), labels)
+    store_in(moto).put_image(BUCKET, key, image_of(b"x"), labels)
     stored = moto.client().head_object(Bucket=BUCKET, Key=key)["Metadata"]
     assert stored.keys() == set(EIGHT)
     assert all(
@@ -406,10 +405,10 @@ def stopped(tmp_path: Path) -> Iterator[S3Server]:
 
 
 def test_an_image_goes_through_once_the_store_is_back(stopped: S3Server, png: bytes) -> None:
-    from .world import bucket_of
+    from .buckets import bucket_of
 
     store, image = store_in(bucket_of(stopped)), image_of(png)
-    assert error_of(lambda: store.put_image(Destination(BUCKET, "fox.png"), "fox.png", image, {})).passing
+    assert error_of(lambda: store.put_image(BUCKET, "fox.png", image, {})).transient
     stopped.start()
-    store.put_image(Destination(BUCKET, "fox.png"), "fox.png", image, {})
+    store.put_image(BUCKET, "fox.png", image, {})
     assert (stopped.directory / BUCKET / "fox.png").read_bytes() == png
