@@ -717,6 +717,11 @@ def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
         return _of_response(error, doing)
     if isinstance(error, BotoCoreError):
         return _of_botocore(error, doing)
+    if isinstance(error, RecursionError):  # botocore follows redirects by calling itself
+        return JojoKeyStoreError(
+            f"S3 redirects every request to {doing}.",
+            "Set region_name, and endpoint_url if there is one, in the AWS connection's extra to those of the bucket.",
+        )
     # botocore reads the body of an error response without translating what breaks there.
     if isinstance(
         error, (HTTPError, http.client.HTTPException, ConnectionError, TimeoutError, ResponseParserError)

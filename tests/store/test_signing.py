@@ -18,7 +18,7 @@ from airflow_provider_jojokey.store import signing
 from airflow_provider_jojokey.store.s3 import ImageStore
 
 from .buckets import BUCKET, IMPATIENT, Bucket
-from .test_s3 import client_to, image_of, store_of
+from .clients import client_to, image_of, store_of
 
 NOON = datetime.datetime(2026, 7, 30, 12, 0, 0)
 
