@@ -23,7 +23,7 @@ from airflow_provider_jojokey import settings
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.img2 import client, errors, images  # noqa: F401 - loaded before the fork
-from airflow_provider_jojokey.payments import context, generate, reconcile, send
+from airflow_provider_jojokey.payments import context, generate, send, usage
 from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.settings import Settings
@@ -104,7 +104,7 @@ def run(job: Job, pipe: Connection) -> None:
     settings.Settings.from_airflow_config = lambda: own  # type: ignore[method-assign]
     context.POLL = 0.1
     context.SEND_DEADLINE = send.SEND_DEADLINE = 4.0
-    context.LOG_DELAY = reconcile.LOG_DELAY = 0.5
+    context.LOG_DELAY = usage.LOG_DELAY = 0.5
     for act in job.acts:
         _instrument(act, pipe)
     try:
