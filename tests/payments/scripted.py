@@ -151,7 +151,7 @@ def failing(
             gateway.charge(f"{request_id}-first-try")
         gateway.rows.append(row(request_id, 5))
         body = json.dumps({"error": {"message": message, "type": "new_api_error", "code": code}}).encode()
-        marks = headers or {"X_Oneapi_Request_Id": request_id}
+        marks = {"Retry_After": "0", **(headers or {"X_Oneapi_Request_Id": request_id})}
         exchange.answer(status, body, Content_Type="application/json", **marks)
 
     return behave

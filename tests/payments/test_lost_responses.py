@@ -307,7 +307,11 @@ def test_usage_of_deleted_image_stays_in_error(harness: Harness, scripted: Scrip
     assert error.usage["total_tokens"] == scripted.tokens
 
 
-@pytest.mark.parametrize("end", [lost, failing(), failing(401, ""), billed_and_broken], ids=["lost", "failed", "rejected", "broken"])
+@pytest.mark.parametrize(
+    "end",
+    [lost, failing(), failing(401, ""), billed_and_broken],
+    ids=["lost", "failed", "rejected", "broken"],
+)
 def test_every_error_has_usage(harness: Harness, scripted: ScriptedGateway, end: Behaviour) -> None:
     scripted.behaviours = [good, end]
     harness.run()
