@@ -211,6 +211,11 @@ class Attempt:
         """Whether it was, or may have been, billed."""
         return self.outcome is not Outcome.NOT_BILLED
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has ended, did not deliver all of its images, and was or may have been billed."""
+        return self.outcome in (Outcome.UNKNOWN, Outcome.BILLED)
+
     def to_json(self) -> dict[str, Any]:
         """Return the attempt as JSON values."""
         values: dict[str, Any] = {}

@@ -261,7 +261,7 @@ def test_connection_without_token_fails_first(harness: Harness) -> None:
     harness.connect(token=" ")
 
     assert isinstance(harness.fail(), exceptions.JojoKeyConnectionError)
-    assert (harness.posts, harness.keys()) == (0, [])
+    assert (harness.posts, harness.objects()) == (0, [])
 
 
 def test_missing_bucket_costs_nothing(harness: Harness) -> None:
