@@ -41,7 +41,7 @@ from airflow_provider_jojokey.payments.context import Context
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Services, generate_images
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
-from airflow_provider_jojokey.payments.reconcile import settle_usage
+from airflow_provider_jojokey.payments.usage import settle_usage
 from airflow_provider_jojokey.results import Result
 
 if TYPE_CHECKING:

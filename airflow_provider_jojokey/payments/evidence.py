@@ -61,7 +61,6 @@ class Facts:
     :param log: the gateway log; ``None`` if it could not be read
     :param log_problem: why it could not be read, without a full stop
     :param others: IDs of requests that are known to be others, or claimed by other attempts
-    :param balance_unchanged: whether the token's balance is the same as before the request; ``None`` if unknown
     """
 
     model: str
@@ -75,7 +74,6 @@ class Facts:
     log: Sequence[LoggedRequest] | None = None
     log_problem: str = ""
     others: frozenset[str] = frozenset()
-    balance_unchanged: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +116,10 @@ def judge(facts: Facts) -> Verdict:
         return Verdict(Event.STATED_UNBILLED, "a person recorded that it was not billed")
     if facts.unsent:
         return Verdict(Event.PROVEN_UNBILLED, "the process ended before it sent the request")
-    if row is not None and facts.finished:
+    if row is not None and facts.finished and _logs_charges_after(facts, row):
         return Verdict(
             Event.PROVEN_UNBILLED,
             f"the gateway log shows that the request failed (request ID {row.request_id}), and no charge",
-        )
-    if facts.balance_unchanged and facts.finished:
-        return Verdict(
-            Event.PROVEN_UNBILLED, "the token's balance is the same as before the request was sent"
         )
     return _unknown(facts, row)
 
@@ -135,8 +129,10 @@ def _unknown(facts: Facts, row: LoggedRequest | None) -> Verdict:
     hint = None
     if facts.log is None:
         reason = f"the gateway log cannot be read ({facts.log_problem})" if facts.log_problem else ""
-    elif row is not None:
+    elif row is not None and not facts.finished:
         reason = "the gateway log shows a failed channel, but another one may still be generating"
+    elif row is not None:
+        reason = "the gateway log shows that the request failed, but it may not list charges: it has none since then"
     elif facts.request_id and not facts.finished:
         reason = f"the gateway log doesn't show the request yet (request ID {facts.request_id})"
     elif facts.request_id:
@@ -158,6 +154,14 @@ def _unknown(facts: Facts, row: LoggedRequest | None) -> Verdict:
     else:
         reason = "the gateway log doesn't show the request yet"
     return Verdict(Event.LOST, reason, final=facts.finished, hint=hint)
+
+
+def _logs_charges_after(facts: Facts, failed: LoggedRequest) -> bool:
+    """Return whether the log was recording charges when a request had failed.
+
+    A gateway can log failures and not charges. There, a failed channel looks like a failed request.
+    """
+    return any(row.charged and row.ended >= failed.ended for row in facts.log or ())
 
 
 def _row_of(facts: Facts) -> LoggedRequest | None:

@@ -16,6 +16,8 @@ from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.payments.evidence import LoggedRequest, group_log
 
 NEVER = float("-inf")
+MAX_AGE = 1.0
+"""Seconds for which a copy of the log counts as current."""
 
 
 @dataclass

@@ -8,13 +8,13 @@ the evidence proves. It never treats missing data as evidence: without proof, th
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyReceiptError, JojoKeyStoreError
+from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
-from airflow_provider_jojokey.payments import clock, evidence
+from airflow_provider_jojokey.payments import adopt, clock, evidence, gateway_log
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
-from airflow_provider_jojokey.payments.context import LOG_DELAY
 from airflow_provider_jojokey.payments.evidence import Facts, Verdict
 from airflow_provider_jojokey.payments.receipt import Receipt, total_usage
 from airflow_provider_jojokey.payments.upload import close
@@ -73,11 +73,16 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
         log.info("The images of an earlier attempt are in the spool: storing them.")
         complete(context, attempt, generation, receipt)
         return Verdict(Event.STORED, "its images were received")
-    salvaged = context.uploader.salvage(attempt, spool, known_keys)
-    verdict, found = examine(context, attempt, receipt, images=len(salvaged["images"]))
+    salvaged, known = context.uploader.salvage(attempt, spool, known_keys), attempt
+    if attempt.outcome in (Outcome.OPEN, Outcome.UNKNOWN) and not salvaged["images"] and not spool.exists:
+        salvaged["images"], request_id = adopt.stored_images(context, attempt)
+        known = replace(attempt, request_id=request_id)
+    verdict, found = examine(context, known, receipt, images=len(salvaged["images"]))
     in_receipt = receipt.attempt(attempt.id) is not None
     if in_receipt or verdict.event is not Event.PROVEN_UNBILLED:
         event = verdict.event if _is_news(attempt, verdict) else Event.DETAIL
+        if attempt.requested and len(salvaged["images"]) >= attempt.requested:
+            event = Event.STORED
         context.receipts.update(
             attempt,
             event,
@@ -124,7 +129,7 @@ def examine(
     logged, problem, transient = None, "", False
     if not unsent and not (images and attempt.usage):
         try:
-            logged = context.log.requests(newer_than=clock.monotonic() - LOG_MAX_AGE)
+            logged = context.log.requests(newer_than=clock.monotonic() - gateway_log.MAX_AGE)
         except Img2Error as error:
             problem, transient = error.summary, ADVICE[error.kind].passing
     verdict = evidence.judge(
@@ -235,61 +240,16 @@ def complete(
 def replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> frozenset[str] | None:
     """Return the keys that an attempt's images may replace; ``None`` if they go next to the receipt.
 
-    They do where the job wants another picture at its key: with another prompt, or with ``reuse="never"``.
+    They do where the job wants another picture at its key (with another prompt, or with ``reuse="never"``), and
+    where a later attempt has stored its own picture there. Without that rule, images that waited on this host
+    would overwrite those that another host has paid for since.
     """
     job = context.job
     wanted = attempt.fingerprint == context.fingerprint
     if not wanted or (job.reuse == "never" and not attempt.owner.is_try_of(job.owner)):
         return None
+    ids = [other.id for other in receipt.attempts]
+    position = ids.index(attempt.id) if attempt.id in ids else -1
+    if any(later.images for later in receipt.attempts[position + 1 :]):
+        return None
     return frozenset(image.key for other in receipt.attempts for image in other.images)
-
-
-LOG_MAX_AGE = 1.0
-"""Seconds for which a copy of the gateway log counts as current."""
-USAGE_RETRY = 2.0
-"""Seconds after which the gateway log is read once more for a request that has just ended."""
-
-
-def settle_usage(context: Context, receipt: Receipt) -> Receipt:
-    """Fill in usage and charges from the gateway log, by request ID, where responses did not report them.
-
-    Nothing depends on it: if the log or S3 can't be reached, a later run of the task tries again.
-
-    :return: the receipt as it is now
-    """
-    for again in (False, True):
-        pending = receipt.missing_usage(context.job.owner)
-        if not pending or (again and not _just_ended(context, pending)):
-            break
-        if again and clock.pause(USAGE_RETRY, context.stopping):
-            break
-        try:
-            by_id = {
-                logged.request_id: logged for logged in context.log.requests(clock.monotonic() - LOG_MAX_AGE)
-            }
-            for attempt in pending:
-                logged = by_id.get(attempt.request_id or "")
-                if logged is None or not logged.charged:
-                    continue
-                unknown = attempt.outcome is Outcome.UNKNOWN
-                receipt = context.receipts.update(
-                    attempt,
-                    Event.PROVEN_BILLED if unknown else Event.DETAIL,
-                    expected=attempt,
-                    usage=logged.usage,
-                    charge=None if logged.quota is None else {"quota": logged.quota},
-                )
-                context.observer.billed(logged.usage)
-        except (Img2Error, JojoKeyError) as error:
-            log.info("The usage of an earlier request is not known yet: %s", error)
-            break
-        if context.log.interval:
-            break  # a batch reads the log again at its end
-    return receipt
-
-
-def _just_ended(context: Context, attempts: list[Attempt]) -> bool:
-    now = context.now()
-    return any(
-        attempt.ended_at and (now - attempt.ended_at).total_seconds() < LOG_DELAY for attempt in attempts
-    )

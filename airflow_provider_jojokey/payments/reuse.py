@@ -34,6 +34,6 @@ def _problem(context: Context, attempt: Attempt, receipt: Receipt) -> str:
             same = later.owner.is_task_of(attempt.owner)
             return f"{'a later attempt' if same else 'another Dag run'} has overwritten it"
     for image in attempt.images:
-        if context.store.size_of(image.bucket, image.key) != image.bytes:
+        if not context.store.holds(image):
             return f"{image.uri} is missing or has changed"
     return ""

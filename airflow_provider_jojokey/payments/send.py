@@ -60,6 +60,7 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
     """
     spool = context.spool_of(attempt)
     sends: list[str] = []
+    known: dict[str, str] = {}  # about the latest request's response
 
     def before_send() -> None:
         """Refuse to send, or mark in the spool that the request is sent now.
@@ -80,9 +81,11 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
         except OSError as error:
             raise context.spool_error(error) from None
         sends.append(at)
+        known.clear()
         context.services.on_send()
 
     def on_fact(name: str, value: str) -> None:
+        known[name] = value
         try:
             spool.note(name, value)
         except OSError as error:
@@ -108,7 +111,8 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
     except OSError as error:
         raise _failed(context, attempt, receipt, context.spool_error(error), sends) from None
     except JojoKeyError as error:
-        attempt = replace(attempt, request_id=error.request_id, usage=error.usage)
+        # Not error.request_id: a message or a proxy may quote the ID of another request.
+        attempt = replace(attempt, request_id=known.get("request_id"), usage=error.usage)
         arrived = whole_response(context, attempt) if error.billed != "no" else None
         if arrived is None:
             raise _failed(context, attempt, receipt, error, sends) from None
@@ -137,7 +141,7 @@ def _failed(
         "code": error.code,
         "sends": tuple(sends),
         "error": type(error).__name__,
-        "request_id": error.request_id,
+        "request_id": attempt.request_id,
         "usage": error.usage,
     }
     ended = replace(attempt, ended_at=facts["ended_at"], sends=facts["sends"])

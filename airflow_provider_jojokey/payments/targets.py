@@ -25,22 +25,26 @@ def are_free(context: Context) -> bool:
     return all(context.store.exists(job.destination.bucket, key) is False for key in _keys(context))
 
 
-def refuse_to_replace(context: Context, receipt: Receipt) -> None:
-    """Check that the images will not overwrite an object that no receipt mentions.
+def may_be_written(context: Context, receipt: Receipt) -> bool:
+    """Return whether the images overwrite only objects that the receipt mentions.
 
-    :raises JojoKeyRequestError: if they would
+    :return: ``False`` if the receipt has changed since it was read, so that it must be looked at again
+    :raises JojoKeyRequestError: if they would overwrite another object
     :raises JojoKeyStoreError: if S3 gives no answer
     """
     job = context.job
     if job.replace:
-        return
+        return True
     mentioned = {image.key for attempt in receipt.attempts for image in attempt.images}
     for key in _keys(context):
         if key not in mentioned and context.store.exists(job.destination.bucket, key):
+            if context.receipts.read() != receipt:
+                return False
             raise JojoKeyRequestError(
                 f"{job.destination.uri(key)} exists, and no receipt mentions it, so it is not overwritten.",
                 "Choose another s3_key, delete the object, or set replace=True.",
             )
+    return True
 
 
 def _keys(context: Context) -> list[str]:

@@ -114,7 +114,8 @@ class Uploader:
         else:
             if warning := extension_warning(key, image.extension):
                 log.warning(warning)
-            found = self._put(key, image, attempt, generation, only_if_absent=key not in known_keys)
+            absent = not self.job.replace and key not in known_keys
+            found = self._put(key, image, attempt, generation, only_if_absent=absent)
             if found is None:
                 log.warning(
                     "Something else wrote to %s in the meantime. It was not replaced; the paid image is stored as %s. "
@@ -195,6 +196,7 @@ class Uploader:
             "model": generation.model if generation else request.model,
             "size": generation.size if generation else request.size,
             "request-id": (generation.request_id if generation else attempt.request_id) or "",
+            "attempt-id": attempt.id,
         }
         return {**labels, "map-index": str(owner.map_index)} if owner.map_index >= 0 else labels
 

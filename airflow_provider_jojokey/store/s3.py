@@ -30,6 +30,7 @@ from airflow_provider_jojokey.store.extra_args import for_documents, for_images,
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.images import Image
+    from airflow_provider_jojokey.results import StoredImage
 
 T = TypeVar("T")
 
@@ -46,6 +47,9 @@ MAX_BODY_WITHOUT_EXPECT = 64 * 1024
 
 MAX_DETAIL_CHARACTERS = 300
 """Of S3's own message in an error."""
+
+DIGEST, PIXELS, ATTEMPT = "sha256", "pixels", "attempt-id"
+"""Names of metadata entries: an image's digest, its width and height, and the attempt that paid for it."""
 
 WRONG_ETAG = '"00000000000000000000000000000000"'
 
@@ -222,6 +226,7 @@ class ImageStore:
             # Computed when the image was decoded, so it covers the spool as well, and saves boto3 its own passes.
             checksum["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(image.file.sha256)).decode()
         image.file.file.seek(0)
+        facts = {DIGEST: image.file.sha256, PIXELS: f"{image.width}x{image.height}"}
         response = self._request(
             "put_object",
             Bucket=bucket,
@@ -229,7 +234,7 @@ class ImageStore:
             Body=image.file.file,
             ContentLength=image.file.size,
             ContentType=image.content_type,
-            Metadata=metadata({**self.extra_args.get("Metadata", {}), **labels}),
+            Metadata=metadata({**self.extra_args.get("Metadata", {}), **labels, **facts}),
             **for_images(self.extra_args),
             **checksum,
             **condition,
@@ -259,6 +264,52 @@ class ImageStore:
 
         :raises JojoKeyStoreError: if S3 gives no answer
         """
+        found = self._describe(bucket, key)
+        return None if found is None else int(found["ContentLength"])
+
+    def holds(self, image: StoredImage) -> bool:
+        """Return whether an image is where it was stored, as far as its size and its metadata tell.
+
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        found = self._describe(image.bucket, image.key)
+        if found is None or int(found["ContentLength"]) != image.bytes:
+            return False
+        # Not every store keeps metadata. Without the digest, another image of the same size would pass.
+        digest: str = found.get("Metadata", {}).get(DIGEST, image.sha256)
+        return digest == image.sha256
+
+    def find_image(self, bucket: str, key: str, attempt_id: str) -> tuple[StoredImage, str | None] | None:
+        """Return the image at a key, and the ID of its request, if the metadata names this attempt.
+
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        from airflow_provider_jojokey.results import StoredImage
+
+        doing = f"look for s3://{bucket}/{key}"
+        with translate_errors(doing):
+            try:
+                response = self._request("head_object", Bucket=bucket, Key=key)
+            except _client_error() as error:
+                if _code(error) in ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden"):
+                    return None
+                raise
+        labels = response.get("Metadata", {})
+        width, _, height = labels.get(PIXELS, "").partition("x")
+        if labels.get(ATTEMPT) != attempt_id or not (width.isdecimal() and height.isdecimal()):
+            return None
+        image = StoredImage(
+            bucket=bucket,
+            key=key,
+            content_type=response.get("ContentType", ""),
+            width=int(width),
+            height=int(height),
+            bytes=int(response["ContentLength"]),
+            sha256=labels.get(DIGEST, ""),
+        )
+        return image, labels.get("request-id")
+
+    def _describe(self, bucket: str, key: str) -> dict[str, Any] | None:
         doing = f"read the size of s3://{bucket}/{key}"
         with translate_errors(doing):
             try:
@@ -274,7 +325,7 @@ class ImageStore:
                         return None
                     raise
             self._etag(response, doing)
-            return int(response["ContentLength"])
+            return response
 
     def exists(self, bucket: str, key: str) -> bool | None:
         """Return whether there is an object; ``None`` if S3 doesn't let this user know.
@@ -931,7 +982,7 @@ def _is_web_page(headers: Mapping[str, str]) -> bool:
 
 
 def _redacted(text: str) -> str:
-    from airflow_provider_jojokey.img2.errors import clean
+    from airflow_provider_jojokey.img2.redact import clean
 
     text = clean(text)
     return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"
