@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
-from airflow_provider_jojokey.batch.tally import Tally
+from airflow_provider_jojokey.batch.tally import Tally, Unsettled
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBaseUrlError,
     JojoKeyConnectionError,
@@ -142,7 +142,7 @@ class Batch:
         self._fresh = plan.jobs()
         self._again: deque[tuple[int, ImageJob]] = deque()
         self._tries: Counter[int] = Counter()
-        self._unsettled: list[ImageJob] = []
+        self._unsettled: list[Unsettled] = []
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[tuple[Turn, Generated | JojoKeyError] | None] = queue.SimpleQueue()
         self._threads = 0
@@ -415,7 +415,7 @@ class Batch:
     def _succeeded(self, turn: Turn, generated: Generated) -> None:
         self.tally.succeed(turn.index, generated.manifest)
         if generated.receipt.missing_usage(turn.job.owner):
-            self._unsettled.append(turn.job)
+            self._unsettled.append(Unsettled(turn.job, len(generated.manifest["images"])))
         prompt = turn.job.request.prompt
         result = Result.from_manifest(generated.manifest, prompt=prompt, aws_conn_id=self._aws_conn_id)
         self.manifest.add(turn.index, result.to_xcom())
@@ -423,7 +423,7 @@ class Batch:
     def _failed(self, turn: Turn, error: JojoKeyError) -> None:
         self.tally.fail(turn.index, turn.job, error)
         if error.billed != "no":
-            self._unsettled.append(turn.job)
+            self._unsettled.append(Unsettled(turn.job, turn.job.request.n, error.billed))
         request = turn.job.request
         options = {name: getattr(request, name) for name in ("model", "size", "quality")}
         result = Result.from_error(
@@ -437,12 +437,13 @@ class Batch:
         services = replace(
             self._services, log=GatewayLog(self._hook.client.billing_log, interval=LOG_INTERVAL)
         )
-        for job in self._unsettled:
+        for item in self._unsettled:
+            job = item.job
             try:
                 context = Context(job, services)
                 receipt = context.receipts.read()
                 before = receipt.usage_of(job.owner)
-                self.tally.settle(before, settle_usage(context, receipt).usage_of(job.owner))
+                self.tally.settle(item, before, settle_usage(context, receipt).usage_of(job.owner))
             except JojoKeyError as error:
                 log.warning("The usage of %s is not known yet: %s", job.uri, error.message)
 
@@ -460,11 +461,11 @@ class Batch:
         if self._busy:
             hook.stop(0.0)  # no effect if the task was told to end: it has stopped already
             self._wait_for_all(hook.stopped.is_set)
-            end = max(began + LIMIT, time.monotonic() + RECORDING) if hook.stopped.is_set() else 0.0
+            end = max(began + LIMIT, time.monotonic() + RECORDING)
             self._wait_for_all(lambda: time.monotonic() >= end)
         if self._busy:
             log.error("%d requests could not be recorded in time. A retry reconciles them.", self._busy)
-            self.tally.has_unknown_outcomes = True
+            self.tally.unknown_outcomes += self._busy
 
     def _wait_for_all(self, give_up: Callable[[], bool]) -> None:
         while self._busy and not give_up():

@@ -61,8 +61,10 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
     assert (shown["state"], shown["error"], shown["count"]) == ("failed", "JojoKeyBatchFailure", 7)
 
 
-def test_unknown_usage_of_paid_images_is_reported(campaign: Any, gateway: Any) -> None:
-    gateway.log_limit = 0
+def test_unknown_usage_of_paid_images_is_reported(
+    store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "_log", False)
     requests = posters(5, prompt="[sandbox: no_usage] number {}")
     requests[3]["prompt"] = "[sandbox: moderation_blocked] a"
 
