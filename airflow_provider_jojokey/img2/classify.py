@@ -305,11 +305,10 @@ def _kind_of_status(number: int, rule: Rule) -> Kind:
 
 def _verdict_of_codes(failure: Failure, status: int, sender: Sender) -> Verdict | None:
     """Return what the error's codes stand for, if one is known."""
-    marked = sender in (Sender.GATEWAY, Sender.RELAY)
     for code in failure.codes:
         if code == "model_not_found":
             return Verdict(Kind.NO_CHANNEL if status == 503 else Kind.ACCESS)
-        if code in KEY_CODES and marked and failure.type != "new_api_error":
+        if code in KEY_CODES and sender is Sender.GATEWAY and failure.type != "new_api_error":
             return _KEY_FAILED
         if (verdict := CODES.get(re.sub("[^a-z0-9]", "", code.lower()))) is not None:
             return verdict

@@ -85,7 +85,12 @@ def _answers(url: str) -> bool:
 def output_of(command: list[str], script: Path, **env: str) -> Any:
     """Run a program that prints one line of JSON, and return it."""
     done = subprocess.run(
-        [*command, str(script)], env=environment(**env), cwd=script.parent, capture_output=True, text=True, timeout=120
+        [*command, str(script)],
+        env=environment(**env),
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -24,11 +24,24 @@ def aimock(log_folder: Path, png: bytes) -> Iterator[str]:
     image = {"image": {"b64Json": base64.b64encode(png).decode()}}
     rows = [
         ("a good fox", image),
-        ("a busy fox", {"error": {"message": "busy", "type": "server_error", "code": "server_error"}, "status": 503}),
-        ("a wrong fox", {"error": {"message": "no such size", "type": "invalid_request_error"}, "status": 400}),
+        (
+            "a busy fox",
+            {"error": {"message": "busy", "type": "server_error", "code": "server_error"}, "status": 503},
+        ),
+        (
+            "a wrong fox",
+            {"error": {"message": "no such size", "type": "invalid_request_error"}, "status": 400},
+        ),
     ]
     (fixtures / "images.json").write_text(
-        json.dumps({"fixtures": [{"match": {"endpoint": "image", "userMessage": text}, "response": reply} for text, reply in rows]})
+        json.dumps(
+            {
+                "fixtures": [
+                    {"match": {"endpoint": "image", "userMessage": text}, "response": reply}
+                    for text, reply in rows
+                ]
+            }
+        )
     )
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -65,7 +78,12 @@ def test_an_unmarked_400_is_a_refusal_with_its_words(client: Client) -> None:
 
 
 def test_a_wrong_token_is_a_token_error(aimock: str) -> None:
-    if requests.post(f"{aimock}/v1/images/generations", json={"prompt": "a good fox"}, timeout=30).status_code != 401:
+    if (
+        requests.post(
+            f"{aimock}/v1/images/generations", json={"prompt": "a good fox"}, timeout=30
+        ).status_code
+        != 401
+    ):
         pytest.skip("this aimock checks no tokens")
     with Client("sk-another-0123456789", aimock) as other, pytest.raises(Img2Error) as caught:
         other.generate(ImageRequest("a good fox"))

@@ -21,7 +21,16 @@ SCHEMA = Path(__file__).with_name("openai-images.json")
 def prism(log_folder: Path) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [program("node/node_modules/.bin/prism"), "mock", "--errors", "-h", "127.0.0.1", "-p", str(port), str(SCHEMA)]
+    command = [
+        program("node/node_modules/.bin/prism"),
+        "mock",
+        "--errors",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        str(SCHEMA),
+    ]
     with running(command, url, log_folder / "prism.log"):
         yield url
 

@@ -38,7 +38,7 @@ def s3_url(log_folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def s3(s3_url: str) -> Iterator[Any]:
+def s3(s3_url: str) -> Any:
     import time
 
     import boto3
@@ -55,13 +55,23 @@ def s3(s3_url: str) -> Iterator[Any]:
             break
         except ClientError:
             time.sleep(0.5)
-    yield client
+    return client
 
 
 def test_it_keeps_what_is_put(s3: Any) -> None:
-    s3.put_object(Bucket="posters", Key="fox.png", Body=b"fox", ContentType="image/png", Metadata={"model": "gpt-image-2"})
+    s3.put_object(
+        Bucket="posters",
+        Key="fox.png",
+        Body=b"fox",
+        ContentType="image/png",
+        Metadata={"model": "gpt-image-2"},
+    )
     found = s3.get_object(Bucket="posters", Key="fox.png")
-    assert (found["Body"].read(), found["ContentType"], found["Metadata"]) == (b"fox", "image/png", {"model": "gpt-image-2"})
+    assert (found["Body"].read(), found["ContentType"], found["Metadata"]) == (
+        b"fox",
+        "image/png",
+        {"model": "gpt-image-2"},
+    )
 
 
 def test_its_conditional_writes_are_those_that_receipts_need(s3: Any) -> None:
@@ -82,7 +92,11 @@ def test_its_conditional_writes_are_those_that_receipts_need(s3: Any) -> None:
 def test_the_store_works_on_it(s3: Any, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_jojokey.store.s3 import ImageStore
 
-    extra = {"endpoint_url": s3_url, "region_name": "us-east-1", "config_kwargs": {"s3": {"addressing_style": "path"}}}
+    extra = {
+        "endpoint_url": s3_url,
+        "region_name": "us-east-1",
+        "config_kwargs": {"s3": {"addressing_style": "path"}},
+    }
     connection = {"conn_type": "aws", "login": KEYS[0], "password": KEYS[1], "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_SEAWEEDFS", json.dumps(connection))
     store = ImageStore("seaweedfs")

@@ -343,6 +343,8 @@ RELAYS = [
         status=400, headers=LITELLM, kind=Kind.CONTENT, billed="unknown"),
     Row("a token", error("401", "Authentication Error", type="auth_error"), status=401, headers=LITELLM, kind=Kind.TOKEN,
         billed="unknown"),
+    Row("the proxy's own key", error("401", "litellm.AuthenticationError", type="AuthenticationError"), status=401,
+        headers=LITELLM, kind=Kind.TOKEN, billed="unknown"),
     Row("response_format", error("400", "litellm.UnsupportedParamsError: response_format"), status=400, headers=LITELLM,
         kind=Kind.REQUEST, billed="unknown", words="drop_params"),
     Row("by its message", error("500", "litellm.Timeout: no answer"), status=400, kind=Kind.REQUEST, billed="unknown"),
