@@ -179,7 +179,7 @@ class Case:
         body, rnd = self.body, self.rnd
         if rnd.random() < 0.3 or len(body) < 2:
             return [body] if body else []
-        step = rnd.choice((1, 2, 3, 7, 64, 500)) if len(body) < 3000 else rnd.choice((64, 500, 2000))
+        step = rnd.choice((1, 2, 3, 7)) if len(body) < 400 else rnd.choice((97, 500, 2000))
         if rnd.random() < 0.5:
             return [body[at : at + step] for at in range(0, len(body), step)]
         cuts = sorted(rnd.randrange(len(body)) for _ in range(rnd.randrange(1, 9)))
