@@ -20,7 +20,7 @@ from typing import Any
 import requests
 
 from airflow_provider_jojokey.img2 import transport
-from airflow_provider_jojokey.img2.classify import from_response
+from airflow_provider_jojokey.img2.classify import from_response, is_relay
 from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind
 from airflow_provider_jojokey.img2.estimate import expected_seconds
@@ -319,7 +319,9 @@ class Client:
             )
         except (*NETWORK_ERRORS, ValueError) as error:
             raise without_response(error, self._secret) from None
-        if request_id := clean(response.headers.get("X-Oneapi-Request-Id", ""), self._secret):
+        request_id = clean(response.headers.get("X-Oneapi-Request-Id", ""), self._secret)
+        # A proxy that retries passes on the ID of its last request; an earlier one may have been billed.
+        if request_id and not is_relay({name.lower(): "" for name in response.headers}):
             try:
                 note("request_id", request_id)
             except BaseException:

@@ -107,7 +107,10 @@ class ImageFile:
         The name tells the next process what the file is worth, if this one is killed.
         """
         if self.path is not None and self.path.suffix in (".part", ".image") and self.path.suffix != suffix:
-            self.path = self.path.rename(self.path.with_suffix(suffix))
+            try:
+                self.path = self.path.rename(self.path.with_suffix(suffix))
+            except FileNotFoundError:
+                self.path = None  # something deleted it; its bytes stay readable while it is open
 
     def seal_preview(self) -> None:
         """Rename a whole preview to ``….preview``, which is never taken for the image."""

@@ -71,7 +71,9 @@ def normalize(usage: Any) -> Usage | None:
         return None
     known = {name: _first_number(usage, names) for name, names in _NAMES.items()}
     result: Usage = {name: value for name, value in known.items() if value is not None}
-    if "total_tokens" not in result and result:
+    if len(result) < 2 and "total_tokens" not in result:
+        return None  # half of a usage, as in a response that broke off: a sum over it would be too low
+    if "total_tokens" not in result:
         result["total_tokens"] = sum(result.values())
     if not any(result.values()):
         return None

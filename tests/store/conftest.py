@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_jojokey.sandbox import S3Server
 
-from .world import Bucket, bucket_of, moto_bucket
+from .buckets import Bucket, bucket_of, moto_bucket
 
 
 @pytest.fixture(scope="module")

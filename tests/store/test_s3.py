@@ -1,34 +1,70 @@
-"""S3 as images need it, on servers of two kinds: one honours conditional writes, the other takes everything."""
+"""S3 for images and small documents: what is missing, what is an error, what is sent, whose clock counts."""
 
 from __future__ import annotations
 
 import base64
+import email.utils
 import hashlib
 import itertools
 import json
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
-import boto3
 import pytest
-from botocore.config import Config
-from botocore.handlers import add_expect_header
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Exchange, Server
+from loopback import Server
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-from airflow_provider_jojokey.img2.images import Image, ImageFile
+from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.sandbox import S3Server
-from airflow_provider_jojokey.store.keys import Destination
-from airflow_provider_jojokey.store.s3 import MAX_METADATA_VALUE, ImageStore, metadata
+from airflow_provider_jojokey.store import s3
+from airflow_provider_jojokey.store.s3 import (
+    MAX_BODY_WITHOUT_EXPECT,
+    MAX_METADATA_VALUE,
+    ImageStore,
+    metadata,
+    retry_transient,
+    translate_errors,
+)
 
-from .world import BUCKET, IMPATIENT, Bucket
+from .buckets import BUCKET, Bucket, bucket_of
+from .clients import Sent, client_to, error_of, image_of, store_in, store_of
+from .fault_proxy import (
+    Fault,
+    FaultProxy,
+    Request,
+    Response,
+    answer,
+    bare_404,
+    clock_ahead,
+    cut_body,
+    date,
+    delay,
+    error,
+    ignore,
+    lose_request,
+    lose_response,
+    no_conditions,
+    on,
+    times,
+    web_page,
+)
 
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known about any store, as in a new process."""
+    monkeypatch.setattr(s3, "_known", {})
 
 
 @pytest.fixture(params=["moto", "rclone"])
@@ -41,247 +77,329 @@ def key() -> str:
     return f"{next(_numbers)}/receipt.json"
 
 
-def store_of(client: Any) -> ImageStore:
-    store = ImageStore("aws_default")
-    vars(store)["client"] = client
-    return store
+@pytest.fixture
+def proxy(moto: Bucket) -> Iterator[FaultProxy]:
+    with FaultProxy(moto.endpoint_url) as proxy:
+        yield proxy
 
 
-def store_in(bucket: Bucket) -> ImageStore:
-    return store_of(bucket.client())
+@pytest.fixture
+def store(proxy: FaultProxy) -> ImageStore:
+    return store_of(client_to(proxy.url))
 
 
-def client_to(endpoint_url: str, **config: Any) -> Any:
-    path_style = {"s3": {"addressing_style": "path"}}
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint_url,
-        aws_access_key_id="someone",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-        config=Config(**{**path_style, **IMPATIENT, **config}),
-    )
-    # A server that does not say "go on" is waited for, for a second each time.
-    client.meta.events.unregister("before-call.s3", add_expect_header)
-    return client
+# --- what is missing -------------------------------------------------------------------------------------------------
 
 
-class Sent:
-    """The PUT requests that a client sends, told by boto3 itself."""
-
-    def __init__(self, client: Any) -> None:
-        self.headers: list[dict[str, str]] = []
-        self._events = client.meta.events
-        self._events.register("before-send.s3.PutObject", self._note)
-
-    def _note(self, request: Any, **_: Any) -> None:
-        self.headers.append(
-            {
-                name.lower(): value.decode() if isinstance(value, bytes) else str(value)
-                for name, value in request.headers.items()
-            }
-        )
-
-    def __enter__(self) -> Sent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._events.unregister("before-send.s3.PutObject", self._note)
-
-
-def image_of(data: bytes, content_type: str = "image/png", path: Path | None = None) -> Image:
-    file = ImageFile(path)
-    file.write(data)
-    return Image(0, file, content_type, 96, 64)
-
-
-def error_of(call: Any) -> JojoKeyStoreError:
-    with pytest.raises(JojoKeyStoreError) as caught:
-        call()
-    return caught.value
-
-
-# --- conditional writes ------------------------------------------------------------------------------------------
-
-
-def test_what_is_written_is_read_with_its_mark(bucket: Bucket, key: str) -> None:
-    store = store_in(bucket)
-    assert store.read(BUCKET, key) is None
-    etag = store.write(BUCKET, key, b'{"a": 1}', replacing=None)
-    assert store.read(BUCKET, key) == (b'{"a": 1}', etag)
-    newer = store.write(BUCKET, key, b'{"a": 2}', replacing=etag)
-    assert newer not in (None, etag)
-    assert store.read(BUCKET, key) == (b'{"a": 2}', newer)
-
-
-def test_who_writes_second_is_told(moto: Bucket, key: str) -> None:
-    store = store_in(moto)
-    etag = store.write(BUCKET, key, b"1", replacing=None)
-    assert store.write(BUCKET, key, b"2", replacing=None) is None
-    assert store.write(BUCKET, key, b"3", replacing=etag)
-    assert store.write(BUCKET, key, b"4", replacing=etag) is None
-    assert store.read(BUCKET, key)[0] == b"3"  # type: ignore[index]
-
-
-def test_what_was_deleted_meanwhile_is_not_replaced(moto: Bucket, key: str) -> None:
-    store = store_in(moto)
-    etag = store.write(BUCKET, key, b"1", replacing=None)
-    moto.client().delete_object(Bucket=BUCKET, Key=key)
-    assert store.write(BUCKET, key, b"2", replacing=etag) is None
-    assert store.read(BUCKET, key) is None
-
-
-def test_a_receipt_is_stored_as_json(bucket: Bucket, key: str) -> None:
-    store_in(bucket).write(BUCKET, key, b"{}", replacing=None)
-    assert bucket.client().head_object(Bucket=BUCKET, Key=key)["ContentType"].startswith("application/json")
-
-
-def test_whether_a_store_honours_conditions_is_found_out_once(bucket: Bucket, key: str) -> None:
-    store = store_in(bucket)
-    assert not store.proven
-    store.write(BUCKET, key, b"{}", replacing=None)
-    with Sent(store.client) as sent:
-        answers = [store.honours_conditions(BUCKET, key, b"{}") for _ in range(3)]
-    assert answers == [bucket.honours] * 3
-    assert store.proven is bucket.honours
-    assert [one.get("if-none-match") for one in sent.headers] == ["*"]
-    assert store.read(BUCKET, key)[0] == b"{}"  # type: ignore[index]
-
-
-def test_aws_itself_is_not_asked_whether_it_honours_conditions() -> None:
-    for endpoint in ("https://s3.eu-central-1.amazonaws.com", "https://s3.cn-north-1.amazonaws.com.cn"):
-        store = store_of(client_to(endpoint))
-        with Sent(store.client) as sent:
-            assert store.honours_conditions("posters", "fox", b"{}")
-        assert sent.headers == []
-        assert store.proven
-
-
-def test_a_name_that_only_looks_like_aws_is_asked(moto: Bucket) -> None:
-    store = store_of(client_to("http://amazonaws.com.localhost:9"))
-    assert error_of(lambda: store.honours_conditions("posters", "fox", b"{}")).passing
-
-
-def test_a_store_that_cannot_do_conditions_gets_none_from_then_on() -> None:
-    def behave(exchange: Exchange) -> None:
-        if exchange.request.headers.keys() & {"if-none-match", "if-match"}:
-            exchange.answer(501, _xml("NotImplemented"))
-        else:
-            exchange.answer(200, ETag='"1"')
-
-    with Server(behave) as server:
-        store = store_of(client_to(server.url))
-        assert store.write("posters", "fox", b"{}", replacing=None) == '"1"'
-        assert store.write("posters", "fox", b"{}", replacing='"1"') == '"1"'
-        assert not store.honours_conditions("posters", "fox", b"{}")
-        assert len(server.requests) == 3
-        assert not store.proven
-
-
-def test_two_writers_that_meet_are_both_told_to_look_again() -> None:
-    with Server(lambda exchange: exchange.answer(409, _xml("ConditionalRequestConflict"))) as server:
-        store = store_of(client_to(server.url))
-        assert store.write("posters", "fox", b"{}", replacing=None) is None
-
-
-# --- what is there, what is not, and what S3 does not tell -------------------------------------------------------
-
-
-def _xml(code: str) -> bytes:
-    return f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-
-
-def test_an_object_that_is_not_there_is_none(bucket: Bucket, key: str) -> None:
+def test_missing_object_is_none(bucket: Bucket, key: str) -> None:
     store = store_in(bucket)
     assert store.read(BUCKET, key) is None
     assert store.size_of(BUCKET, key) is None
 
 
-def test_an_objects_size_is_told(bucket: Bucket, key: str) -> None:
+def test_size_is_in_bytes(bucket: Bucket, key: str) -> None:
     store = store_in(bucket)
     store.write(BUCKET, key, b"12345", replacing=None)
     assert store.size_of(BUCKET, key) == 5
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_bare_404_to_head_is_confirmed_by_get(
+    proxy: FaultProxy, store: ImageStore, key: str, exists: bool
+) -> None:
+    if exists:
+        store.write(BUCKET, key, b"12345", replacing=None)
+    proxy.faults = [on("HEAD", "", bare_404)]
+    with proxy.counting() as requests:
+        assert store.size_of(BUCKET, key) == (5 if exists else None)
+    assert [request.method for request in requests] == ["HEAD", "GET"]
+
+
 @pytest.mark.parametrize(
-    ("status", "body", "passing", "advice"),
+    "fault",
     [
-        (403, _xml("AccessDenied"), False, "s3:ListBucket"),
-        (403, _xml("InvalidAccessKeyId"), False, "access key"),
-        (403, _xml("SignatureDoesNotMatch"), False, "secret key is wrong"),
-        (403, _xml("RequestTimeTooSkewed"), True, "Check the AWS connection"),
-        (404, _xml("NoSuchBucket"), False, "Create the bucket"),
-        (404, b"<html>no such page</html>", False, "Check the AWS connection"),
-        (404, b"", False, "Check the AWS connection"),
-        (400, _xml("RequestTimeout"), True, "Check the AWS connection"),
-        (429, _xml("TooManyRequests"), True, "Check the AWS connection"),
-        (500, _xml("InternalError"), True, "Check the AWS connection"),
-        (503, _xml("SlowDown"), True, "Check the AWS connection"),
-        (502, b"<html>bad gateway</html>", True, "Check the AWS connection"),
-        (503, b"", True, "Check the AWS connection"),
+        bare_404,
+        web_page(404),
+        answer(error(404, "NoSuchBucket")),
+        answer(error(403, "AccessDenied")),
+        answer(error(500, "InternalError")),
+        answer(error(503)),
+        answer(error(410, "Gone")),
+        lose_request,
+        lose_response,
+        cut_body(),
     ],
 )
-def test_could_not_read_is_never_there_is_none(status: int, body: bytes, passing: bool, advice: str) -> None:
-    with Server(lambda exchange: exchange.answer(status, body)) as server:
-        store = store_of(client_to(server.url))
-        for call in (
-            lambda: store.read("posters", "fox.json"),
-            lambda: store.write("posters", "fox.json", b"{}", replacing=None),
-        ):
-            error = error_of(call)
-            assert (error.passing, error.status_code) == (passing, status)
-            assert advice in error.message
-            assert "s3://posters/fox.json" in error.message
+def test_only_nosuchkey_means_missing(proxy: FaultProxy, store: ImageStore, key: str, fault: Fault) -> None:
+    proxy.faults = [fault]
+    error_of(lambda: store.read(BUCKET, key))
+    proxy.faults = [on("HEAD", "", bare_404), on("GET", "", fault)]
+    error_of(lambda: store.size_of(BUCKET, key))
 
 
-@pytest.mark.parametrize("status", [403, 500, 503])
-def test_could_not_look_is_never_there_is_none(status: int) -> None:
-    with Server(lambda exchange: exchange.answer(status)) as server:
-        error = error_of(lambda: store_of(client_to(server.url)).size_of("posters", "fox.png"))
-    assert error.passing is (status >= 500)
-
-
-def test_an_answer_that_breaks_off_may_come_whole_later() -> None:
-    def behave(exchange: Exchange) -> None:
-        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: 1\r\n\r\n{")
-
-    with Server(behave) as server:
-        assert error_of(lambda: store_of(client_to(server.url)).read("posters", "fox.json")).passing
-
-
-def test_a_bucket_that_does_not_exist_says_so(moto: Bucket) -> None:
+def test_bucket_that_does_not_exist_is_an_error(moto: Bucket) -> None:
     store = store_in(moto)
     for call in (
         lambda: store.read("nowhere", "a"),
+        lambda: store.size_of("nowhere", "a"),
         lambda: store.write("nowhere", "a", b"", replacing=None),
     ):
-        error = error_of(call)
-        assert not error.passing
-        assert "Create the bucket, or correct s3_bucket" in error.message
+        failed = error_of(call)
+        assert not failed.transient
+        assert "Create the bucket, or correct s3_bucket" in failed.message
 
 
-def test_wrong_keys_say_so(rclone: Bucket) -> None:
+def test_unread_body_does_not_block_the_next_request(
+    moto: Bucket, proxy: FaultProxy, key: str, tmp_path: Path
+) -> None:
+    store = store_of(client_to(proxy.url, max_pool_connections=1))
+    moto.client().put_object(Bucket=BUCKET, Key=key, Body=b"x" * 3_000_000)
+    proxy.faults = [on("HEAD", "", bare_404)]
+    for _ in range(3):
+        assert store.size_of(BUCKET, key) == 3_000_000
+    assert store.read(BUCKET, f"{key}.none") is None
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+CHECK = "Check the AWS connection"
+ERRORS: list[tuple[Response, bool, str]] = [
+    (error(403, "AccessDenied", "Access Denied"), False, "s3:ListBucket"),
+    (error(403, "InvalidAccessKeyId"), False, "does not know the AWS connection's access key"),
+    (error(403, "SignatureDoesNotMatch"), False, "secret key is wrong"),
+    (error(403, "RequestTimeTooSkewed"), False, "Set this worker's clock"),
+    (error(400, "ExpiredToken"), False, "Renew the session token"),
+    (error(403, "QuotaExceeded"), False, "raise its quota"),
+    (error(507, "XMinioStorageFull"), False, "Free some space"),
+    (error(400, "InvalidBucketName"), False, "not a valid bucket name"),
+    (error(404, "NoSuchBucket"), False, "Create the bucket"),
+    (error(404), False, CHECK),
+    (error(400, "RequestTimeout"), True, CHECK),
+    (error(429, "TooManyRequests"), True, CHECK),
+    (error(500, "InternalError"), True, CHECK),
+    (error(501, "NotImplemented"), False, CHECK),
+    (error(503, "SlowDown"), True, CHECK),
+    (error(503), True, CHECK),
+    (
+        error(
+            403,
+            "AccessDenied",
+            "User: arn:aws:iam::123456789012:user/airflow is not authorized to perform: s3:PutObject on resource: "
+            '"arn:aws:s3:::posters/fox.json" with an explicit deny in a resource-based policy',
+        ),
+        False,
+        "look for a Deny in the bucket policy",
+    ),
+    (
+        error(
+            403,
+            "AccessDenied",
+            "not authorized to perform: kms:GenerateDataKey with an explicit deny in a policy",
+        ),
+        False,
+        "kms:GenerateDataKey, kms:Decrypt",
+    ),
+    (error(400, "KMS.DisabledException", "it is disabled"), False, "KMS key"),
+    (
+        error(400, "AuthorizationHeaderMalformed", "the region is wrong", Region="eu-west-3"),
+        False,
+        "Set region_name in the AWS connection's extra to eu-west-3.",
+    ),
+    (
+        error(301, "PermanentRedirect", "other endpoint", Endpoint="posters.s3.eu-west-3.amazonaws.com"),
+        False,
+        "https://posters.s3.eu-west-3.amazonaws.com",
+    ),
+    (
+        error(400, "InvalidArgument", "Unsupported header x-amz-sdk-checksum-algorithm"),
+        False,
+        '"request_checksum_calculation": "when_required"',
+    ),
+    (error(400, "InvalidArgument", "Invalid version id"), False, CHECK),
+]
+
+
+@pytest.mark.parametrize(
+    ("response", "transient", "advice"), ERRORS, ids=[f"{row[0].status} {row[2][:20]}" for row in ERRORS]
+)
+def test_error_says_what_s3_said_and_what_to_do(
+    proxy: FaultProxy, store: ImageStore, response: Response, transient: bool, advice: str
+) -> None:
+    proxy.faults = [on("GET", "", answer(response)), on("PUT", "", answer(response))]
+    for call in (
+        lambda: store.read("posters", "fox.json"),
+        lambda: store.put("posters", "fox.json", b"{}", "text/plain"),
+    ):
+        failed = error_of(call)
+        assert (failed.transient, failed.status_code) == (transient, response.status)
+        assert advice in failed.message
+        assert "s3://posters/fox.json" in failed.message
+        if response.body:
+            said = response.body.decode().partition("<Message>")[2].partition("</Message>")[0]
+            assert said in failed.message
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_error_of_head_keeps_its_status(proxy: FaultProxy, store: ImageStore, status: int) -> None:
+    proxy.faults = [answer(error(status))]
+    failed = error_of(lambda: store.size_of("posters", "fox.png"))
+    assert (failed.transient, failed.status_code) == (status >= 500, status)
+    if status == 403:
+        assert "s3:ListBucket" in failed.message
+
+
+def test_message_of_s3_is_redacted_and_short(proxy: FaultProxy, store: ImageStore) -> None:
+    said = f"Bearer {'s' * 40} https://posters.example/?X-Amz-Signature=abcdef \x1b[31m" + "word " * 200
+    proxy.faults = [answer(error(400, "Odd", said.replace("\x1b", "")))]
+    failed = error_of(lambda: store.read("posters", "fox.json"))
+    assert "sss" not in failed.message
+    assert "abcdef" not in failed.message
+    assert "word word" in failed.message
+    assert len(failed.message) < 700
+
+
+def test_region_header_is_used_if_the_error_names_none(proxy: FaultProxy, store: ImageStore) -> None:
+    wrong = error(400, "AuthorizationHeaderMalformed")
+    wrong.headers["x-amz-bucket-region"] = "ap-east-1"
+    proxy.faults = [on("GET", "", answer(wrong))]
+    assert "to ap-east-1." in error_of(lambda: store.read("posters", "fox.json")).message
+
+
+@pytest.mark.parametrize(("status", "transient"), [(403, False), (404, False), (502, True)])
+def test_web_page_of_a_proxy_is_named_as_such(
+    proxy: FaultProxy, store: ImageStore, status: int, transient: bool
+) -> None:
+    proxy.faults = [web_page(status)]
+    failed = error_of(lambda: store.read("posters", "fox.json"))
+    assert (failed.transient, failed.status_code) == (transient, status)
+    assert "web page" in failed.message
+    assert "proxy or firewall" in failed.message
+
+
+@pytest.mark.parametrize("headers", [{}, {"etag": '"5f"'}], ids=["without ETag", "with ETag"])
+def test_web_page_instead_of_an_object_is_not_s3(
+    proxy: FaultProxy, store: ImageStore, headers: dict[str, str]
+) -> None:
+    proxy.faults = [web_page(200, **headers)]
+    failed = error_of(lambda: store.read("posters", "fox.json"))
+    assert not failed.transient
+    assert "This is not S3" in failed.message
+    assert proxy.url in failed.message
+    assert "endpoint_url" in failed.message
+
+
+def test_web_page_in_response_to_a_write_is_named(proxy: FaultProxy, store: ImageStore) -> None:
+    proxy.faults = [web_page(200)]
+    failed = error_of(lambda: store.write("posters", "fox.json", b"{}", replacing=None))
+    assert "web page" in failed.message
+    assert "endpoint_url" in failed.message
+
+
+def test_response_without_etag_is_not_s3(proxy: FaultProxy, store: ImageStore) -> None:
+    proxy.faults = [answer(Response(200))]
+    for call in (
+        lambda: store.read("posters", "fox.json"),
+        lambda: store.write("posters", "fox.json", b"{}", replacing=None),
+        lambda: store.write("posters", "fox.json", b"{}", replacing='"1"'),
+        lambda: store.put("posters", "fox.json", b"{}", "text/plain"),
+        lambda: store.put_image("posters", "fox.png", image_of(b"x"), {}),
+        lambda: store.size_of("posters", "fox.png"),
+    ):
+        failed = error_of(call)
+        assert not failed.transient
+        assert "This is not S3" in failed.message
+
+
+def test_endless_redirect_is_an_error(proxy: FaultProxy, store: ImageStore) -> None:
+    proxy.faults = [answer(error(301, "PermanentRedirect"))]
+    failed = error_of(lambda: store.read("posters", "fox.json"))
+    assert not failed.transient
+    assert "region_name" in failed.message
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lose_request,
+        lose_response,
+        cut_body(),
+        on("", "", lambda *_: Response(500, {"content-length": "90"}, b"<Error><Code>Int", cut=16)),
+        on("", "", lambda *_: Response(404, {"content-length": "90"}, b"<Error><Code>NoSuchKey", cut=22)),
+    ],
+)
+def test_broken_connection_is_transient(
+    moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str, fault: Fault
+) -> None:
+    moto.client().put_object(Bucket=BUCKET, Key=key, Body=b"x" * 1000)
+    proxy.faults = [fault]
+    failed = error_of(lambda: store.read(BUCKET, key))
+    assert failed.transient
+    assert f"s3://{BUCKET}/{key}" in failed.message
+
+
+def test_reset_within_an_error_to_a_write_is_transient(
+    proxy: FaultProxy, store: ImageStore, key: str
+) -> None:
+    proxy.faults = [lambda *_: Response(503, {"content-length": "90"}, b"<Error><Code>Int", cut=16)]
+    assert error_of(lambda: store.write(BUCKET, key, b"{}", replacing=None)).transient
+    assert error_of(lambda: store.put_image(BUCKET, key, image_of(b"x"), {})).transient
+
+
+def test_unparsable_response_is_transient(proxy: FaultProxy, store: ImageStore) -> None:
+    proxy.faults = [on("GET", "list-type", answer(Response(200, {"content-type": "application/xml"}, b"<a")))]
+    with translate_errors("list s3://posters"):
+        pass
+    failed = error_of(lambda: _list(store))
+    assert failed.transient
+
+
+def _list(store: ImageStore) -> None:
+    with translate_errors("list s3://posters"):
+        store.client.list_objects_v2(Bucket="posters")
+
+
+def test_other_exceptions_pass_through() -> None:
+    with pytest.raises(ZeroDivisionError), translate_errors("divide"):
+        raise ZeroDivisionError
+    with pytest.raises(FileNotFoundError), translate_errors("read the spool"):
+        raise FileNotFoundError
+    original = JojoKeyStoreError("It failed.")
+    with pytest.raises(JojoKeyStoreError) as caught, translate_errors("read"):
+        raise original
+    assert caught.value is original
+
+
+def test_wrong_keys_are_named(rclone: Bucket) -> None:
     for wrong, advice in (
         (replace(rclone, access_key="nobody"), "access key"),
         (replace(rclone, secret_key="wrong"), "secret key"),
     ):
-        error = error_of(lambda wrong=wrong: store_in(wrong).read(BUCKET, "fox.json"))
-        assert not error.passing
-        assert advice in error.message
-        assert rclone.secret_key not in error.message
+        failed = error_of(lambda wrong=wrong: store_in(wrong).read(BUCKET, "fox.json"))
+        assert not failed.transient
+        assert advice in failed.message
+        assert rclone.secret_key not in failed.message
 
 
-def test_an_endpoint_where_nobody_answers_may_answer_later() -> None:
+def test_unreachable_endpoint_is_transient() -> None:
     with Server(lambda exchange: None) as server:
         gone = server.url
-    error = error_of(lambda: store_of(client_to(gone)).read("posters", "fox.json"))
-    assert error.passing
-    assert "endpoint" in error.message
+    failed = error_of(lambda: store_of(client_to(gone)).read("posters", "fox.json"))
+    assert failed.transient
+    assert "endpoint" in failed.message
 
 
-def test_a_bucket_name_that_is_none_is_not_tried_again(moto: Bucket) -> None:
-    error = error_of(lambda: store_in(moto).read("no bucket!", "fox.json"))
-    assert not error.passing
+def test_untrusted_certificate_is_not_transient(authority: Any) -> None:
+    with Server(lambda exchange: exchange.answer(200), tls=authority.server) as server:
+        failed = error_of(lambda: store_of(client_to(server.url)).read("posters", "fox.json"))
+    assert not failed.transient
+    assert "Set verify in the AWS connection's extra" in failed.message
+
+
+def test_invalid_bucket_name_is_not_transient(moto: Bucket) -> None:
+    assert not error_of(lambda: store_in(moto).read("no bucket!", "fox.json")).transient
+
+
+# --- the client ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -291,21 +409,191 @@ def _no_aws_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
 
 
+def connect(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], **fields: Any) -> None:
+    connection = {"conn_type": "aws", "login": "someone", "password": "secret-key", **fields, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_TEST", json.dumps(connection))
+
+
 @pytest.mark.usefixtures("_no_aws_at_all")
-def test_without_credentials_it_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    extra = {"region_name": "us-east-1"}
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_EMPTY", json.dumps({"conn_type": "aws", "extra": extra}))
-    error = error_of(lambda: ImageStore("aws_empty").read("posters", "fox.json"))
-    assert not error.passing
-    assert "NoCredentials" in error.message
-    assert "Check the AWS connection" in error.message
+def test_missing_credentials_are_not_transient(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, {"region_name": "us-east-1"}, login=None, password=None)
+    failed = error_of(lambda: ImageStore("aws_test").read("posters", "fox.json"))
+    assert not failed.transient
+    assert "NoCredentials" in failed.message
+    assert CHECK in failed.message
 
 
-# --- images ------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("_no_aws_at_all")
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"endpoint_url": "no url at all"},
+        {"region_name": "not a region!"},
+        {"config_kwargs": {"no_such_option": 1}},
+        {"config_kwargs": {"retries": {"mode": "wild"}}},
+        {"role_arn": "arn:aws:iam::1:role/x", "assume_role_method": "by_magic"},
+    ],
+)
+def test_unusable_connection_is_a_store_error(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]) -> None:
+    connect(monkeypatch, {"region_name": "us-east-1", **extra})
+    failed = error_of(lambda: ImageStore("aws_test").client)
+    assert not failed.transient
+    assert "secret-key" not in str(failed)
+
+
+def test_client_has_all_that_the_connection_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("")
+    extra = {
+        "region_name": "eu-west-3",
+        "endpoint_url": "http://127.0.0.1:9",
+        "verify": str(bundle),
+        "config_kwargs": {"read_timeout": 7, "user_agent_extra": "mine/1", "max_pool_connections": 3},
+    }
+    connect(monkeypatch, extra)
+    client = ImageStore("aws_test").client
+    config = client.meta.config
+    assert client.meta.endpoint_url == "http://127.0.0.1:9"
+    assert client.meta.region_name == "eu-west-3"
+    assert (config.read_timeout, config.max_pool_connections) == (7, 3)
+    assert "mine/1" in config.user_agent
+    assert "airflow-provider-jojokey/" in config.user_agent
+    assert client._endpoint.http_session._verify == str(bundle)
+    assert client._request_signer._credentials.secret_key == "secret-key"
+
+
+def test_service_endpoint_of_the_connection_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = {"s3": {"endpoint_url": "http://127.0.0.1:7"}}
+    connect(
+        monkeypatch,
+        {"region_name": "eu-west-3", "endpoint_url": "http://127.0.0.1:9", "service_config": services},
+    )
+    assert ImageStore("aws_test").client.meta.endpoint_url == "http://127.0.0.1:7"
+
+
+def test_role_of_the_connection_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>
+      <AccessKeyId>ASIA1</AccessKeyId><SecretAccessKey>assumed</SecretAccessKey><SessionToken>t</SessionToken>
+      <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""
+    extra = {"region_name": "eu-west-3", "role_arn": "arn:aws:iam::123456789012:role/images"}
+
+    def sts(request: Request, forward: Any) -> Response:
+        return Response(200, {"content-type": "text/xml"}, reply.encode())
+
+    with FaultProxy("http://127.0.0.1:9", sts) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", server.url)
+        connect(monkeypatch, extra)
+        client = ImageStore("aws_test").client
+        assert client._request_signer._credentials.get_frozen_credentials().secret_key == "assumed"
+        denied = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>not you</Message></Error></ErrorResponse>"
+        server.faults = [answer(Response(403, {"content-type": "text/xml"}, denied.encode()))]
+        failed = error_of(lambda: ImageStore("aws_test").client)
+        assert "AssumeRole" in failed.message
+        assert "not you" in failed.message
+        assert "trust policy" in failed.message
+
+
+def test_client_is_created_without_a_walk_through_modules(
+    monkeypatch: pytest.MonkeyPatch, moto: Bucket
+) -> None:
+    import inspect
+
+    def stack(*_: Any) -> Any:
+        raise AssertionError("inspect.stack() takes 300 ms in a task process")
+
+    monkeypatch.setattr(inspect, "stack", stack)
+    connect(monkeypatch, moto.connection["extra"])
+    assert ImageStore("aws_test").read(BUCKET, "nothing") is None
+
+
+def test_threads_share_one_client(monkeypatch: pytest.MonkeyPatch, moto: Bucket) -> None:
+    connect(monkeypatch, moto.connection["extra"])
+    store, start = ImageStore("aws_test", connections=4), threading.Barrier(4)
+    clients: list[Any] = []
+
+    def run() -> None:
+        start.wait(10)
+        clients.append(store.client)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(clients) == 4
+    assert len({id(client) for client in clients}) == 1
+    assert store.client.meta.config.max_pool_connections == 4
+
+
+@pytest.mark.parametrize(("asked", "used"), [(1, 1), (7, 7), (1000, 32), (0, 1)])
+def test_connections_have_limits(asked: int, used: int) -> None:
+    assert ImageStore("aws_test", connections=asked).connections == used
+
+
+def test_no_more_requests_at_once_than_connections(proxy: FaultProxy, png: bytes) -> None:
+    store = ImageStore("aws_test", connections=2)
+    vars(store)["client"] = client_to(proxy.url)
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def count(request: Request, forward: Any) -> Response:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        try:
+            return forward(request)  # type: ignore[no-any-return]
+        finally:
+            with lock:
+                now[0] -= 1
+
+    proxy.faults = [count]
+
+    def run(number: int) -> None:
+        key = f"many/{number}.png"
+        etag = store.write(BUCKET, key, b"{}", replacing=None) or ""
+        store.verify_conditional_writes(BUCKET, key, b"{}", etag)
+        assert store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True) is False
+        assert store.put_image(BUCKET, key, image_of(png), {})
+        assert store.size_of(BUCKET, key) == len(png)
+        store.put(BUCKET, key, b"x", "text/plain")
+        with suppress(JojoKeyStoreError):
+            store.read("nowhere", key)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most[0] == 2
+    assert not any(thread.is_alive() for thread in threads)
+
+
+# --- Expect: 100-continue --------------------------------------------------------------------------------------------
+
+
+def test_small_objects_are_sent_at_once(monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, key: str) -> None:
+    connect(monkeypatch, {"endpoint_url": proxy.url, "region_name": "us-east-1"})
+    store = ImageStore("aws_test")
+    store.write(BUCKET, key, b"{}", replacing=None)
+    store.put(BUCKET, key, b"x" * (MAX_BODY_WITHOUT_EXPECT + 1), "text/plain")
+    store.put_image(BUCKET, key, image_of(b"x"), {})
+    assert ["expect" in request.headers for request in proxy.seen("PUT")] == [False, True, True]
+
+
+def test_small_objects_are_signed_correctly(
+    monkeypatch: pytest.MonkeyPatch, rclone: Bucket, key: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_TEST", json.dumps(rclone.connection))
+    store = ImageStore("aws_test")
+    assert store.write(BUCKET, key, b"{}", replacing=None)
+    assert store.read(BUCKET, key)[0] == b"{}"  # type: ignore[index]
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "image/webp"])
-def test_an_image_is_stored_whole_with_its_type_and_labels(
+def test_image_is_stored_with_type_and_labels(
     bucket: Bucket, key: str, png: bytes, content_type: str, tmp_path: Path
 ) -> None:
     labels = {
@@ -315,7 +603,7 @@ def test_an_image_is_stored_whole_with_its_type_and_labels(
         "model": "",
     }
     image = image_of(png, content_type, tmp_path / "0.part")
-    store_in(bucket).put_image(Destination(BUCKET, key), key, image, labels)
+    assert store_in(bucket).put_image(BUCKET, key, image, labels) is True
     image.file.close()
     stored = bucket.client().get_object(Bucket=BUCKET, Key=key)
     assert stored["Body"].read() == png
@@ -326,34 +614,113 @@ def test_an_image_is_stored_whole_with_its_type_and_labels(
     }
 
 
-def test_an_images_checksum_is_sent_for_s3_to_compare(moto: Bucket, key: str, png: bytes) -> None:
+def test_checksum_is_sent_for_s3_to_compare(moto: Bucket, key: str, png: bytes) -> None:
     store = store_in(moto)
     with Sent(store.client) as sent:
-        store.put_image(Destination(BUCKET, key), key, image_of(png), {})
+        store.put_image(BUCKET, key, image_of(png), {})
     digest = base64.b64encode(hashlib.sha256(png).digest()).decode()
-    assert [one.get("x-amz-checksum-sha256") for one in sent.headers] == [digest]
+    assert [headers.get("x-amz-checksum-sha256") for headers in sent.headers] == [digest]
 
 
-def test_a_store_that_does_not_know_checksums_is_sent_none(rclone: Bucket, key: str, png: bytes) -> None:
+def test_store_without_checksums_gets_none(rclone: Bucket, key: str, png: bytes) -> None:
     assert rclone.config["request_checksum_calculation"] == "when_required"
     store = store_in(rclone)
     with Sent(store.client) as sent:
-        store.put_image(Destination(BUCKET, key), key, image_of(png), {})
+        store.put_image(BUCKET, key, image_of(png), {})
         store.write(BUCKET, f"{key}.json", b"{}", replacing=None)
     assert len(sent.headers) == 2
-    assert not [name for one in sent.headers for name in one if "checksum" in name or "trailer" in name]
+    names = [name for headers in sent.headers for name in headers]
+    assert not [name for name in names if "checksum" in name or "trailer" in name]
 
 
-def test_an_image_can_be_stored_again(moto: Bucket, key: str, png: bytes) -> None:
+def test_image_can_be_stored_twice(moto: Bucket, key: str, png: bytes) -> None:
     store, image = store_in(moto), image_of(png)
     for _ in range(2):
-        store.put_image(Destination(BUCKET, key), key, image, {})
+        assert store.put_image(BUCKET, key, image, {})
         assert store.size_of(BUCKET, key) == len(png)
 
 
+@pytest.mark.parametrize("same_size", [True, False])
+def test_another_object_is_left_alone_if_asked(bucket: Bucket, key: str, png: bytes, same_size: bool) -> None:
+    if not bucket.honours:  # as after a claim, which tests the store
+        store_in(bucket).verify_conditional_writes(BUCKET, "probe", b"{}", '"1"')
+    other = b"y" * (len(png) if same_size else 3)
+    bucket.client().put_object(Bucket=BUCKET, Key=key, Body=other)
+    store, image = store_in(bucket), image_of(png)
+    assert store.put_image(BUCKET, key, image, {}, only_if_absent=True) is False
+    assert bucket.client().get_object(Bucket=BUCKET, Key=key)["Body"].read() == other
+    assert store.put_image(BUCKET, f"{key}.new", image, {}, only_if_absent=True) is True
+    assert store.put_image(BUCKET, f"{key}.new", image, {}, only_if_absent=True) is True
+    assert store.put_image(BUCKET, key, image, {}) is True
+    assert bucket.client().get_object(Bucket=BUCKET, Key=key)["Body"].read() == png
+
+
+def test_image_whose_upload_response_was_lost_counts_as_stored(
+    moto: Bucket, proxy: FaultProxy, key: str, png: bytes
+) -> None:
+    store = store_of(client_to(proxy.url, retries={"total_max_attempts": 2}))
+    proxy.faults = [times(1, lose_response)]
+    assert store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True) is True
+    assert [request.method for request in proxy.requests] == ["PUT", "PUT", "GET"]
+    assert moto.client().get_object(Bucket=BUCKET, Key=key)["Body"].read() == png
+
+
+@pytest.mark.parametrize("faults", [[no_conditions(501)], [no_conditions(400, "InvalidArgument")]])
+def test_store_without_conditions_is_asked_before_the_upload(
+    moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str, png: bytes, faults: list[Fault]
+) -> None:
+    proxy.faults = faults
+    moto.client().put_object(Bucket=BUCKET, Key=key, Body=b"other")
+    assert store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True) is False
+    assert store.put_image(BUCKET, f"{key}.new", image_of(png), {}, only_if_absent=True) is True
+    assert moto.client().get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"other"
+    assert moto.client().get_object(Bucket=BUCKET, Key=f"{key}.new")["Body"].read() == png
+
+
+def test_store_that_ignores_conditions_is_asked_before_the_upload(
+    moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str, png: bytes
+) -> None:
+    proxy.faults = [ignore("if-none-match")]
+    etag = store.write(BUCKET, f"{key}.json", b"{}", replacing=None) or ""
+    store.verify_conditional_writes(BUCKET, f"{key}.json", b"{}", etag)
+    moto.client().put_object(Bucket=BUCKET, Key=key, Body=b"other")
+    assert store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True) is False
+    assert moto.client().get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"other"
+
+
+def test_contradiction_of_s3_is_transient(proxy: FaultProxy, store: ImageStore, key: str, png: bytes) -> None:
+    proxy.faults = [on("PUT", "", answer(error(412, "PreconditionFailed")))]
+    failed = error_of(lambda: store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True))
+    assert failed.transient
+
+
+def test_existing_object_that_cannot_be_read_is_an_error(
+    proxy: FaultProxy, store: ImageStore, key: str, png: bytes
+) -> None:
+    proxy.faults = [
+        on("PUT", "", answer(error(412, "PreconditionFailed"))),
+        on("GET", "", answer(error(403, "AccessDenied"))),
+    ]
+    failed = error_of(lambda: store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True))
+    assert failed.code == "AccessDenied"
+
+
+def test_put_overwrites(bucket: Bucket, key: str, tmp_path: Path) -> None:
+    store = store_in(bucket)
+    store.put(BUCKET, key, b"1", "text/plain")
+    (tmp_path / "manifest").write_bytes(b"22")
+    with open(tmp_path / "manifest", "rb") as file:
+        store.put(BUCKET, key, file, "application/x-ndjson")
+    stored = bucket.client().get_object(Bucket=BUCKET, Key=key)
+    assert (stored["Body"].read(), stored["ContentType"]) == (b"22", "application/x-ndjson")
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("value", ["two  blanks", " around ", "tab\tand\nline", "50 % off", "a,b;c=d", "é"])
-def test_unusual_labels_are_stored_where_signatures_are_checked(rclone: Bucket, key: str, value: str) -> None:
-    store_in(rclone).put_image(Destination(BUCKET, key), key, image_of(b"x"), {"task-id": value})
+def test_unusual_labels_pass_a_signature_check(rclone: Bucket, key: str, value: str) -> None:
+    store_in(rclone).put_image(BUCKET, key, image_of(b"x"), {"task-id": value})
     stored = rclone.client().head_object(Bucket=BUCKET, Key=key)["Metadata"]
     found = {name.lower(): unquote(kept) for name, kept in stored.items()}["task-id"]
     assert found.split() == value.split()
@@ -363,7 +730,7 @@ EIGHT = ("dag-id", "run-id", "task-id", "map-index", "model", "size", "request-i
 
 
 @given(st.fixed_dictionaries({name: st.text(st.characters(), max_size=400) for name in EIGHT}))
-def test_labels_are_ascii_and_never_too_long_for_s3(labels: dict[str, str]) -> None:
+def test_labels_are_ascii_and_fit_into_s3(labels: dict[str, str]) -> None:
     kept = metadata(labels)
     assert sum(len(name) + len(value) for name, value in kept.items()) < 2048
     for name, value in kept.items():
@@ -373,20 +740,14 @@ def test_labels_are_ascii_and_never_too_long_for_s3(labels: dict[str, str]) -> N
         assert len(value) <= MAX_METADATA_VALUE
         whole = labels[name].encode(errors="replace").decode()
         if value.endswith("...") and not whole.endswith("..."):
-            assert whole.strip(" ").encode().startswith(_bytes_of(value[:-3]))
+            assert whole.strip(" ").encode().startswith(unquote_to_bytes(value[:-3]))
         elif len(value) < MAX_METADATA_VALUE:
             assert unquote(value) == whole.strip(" ")
 
 
-def _bytes_of(quoted: str) -> bytes:
-    from urllib.parse import unquote_to_bytes
-
-    return unquote_to_bytes(quoted)
-
-
-def test_the_longest_labels_are_taken(moto: Bucket, key: str) -> None:
+def test_longest_labels_are_accepted(moto: Bucket, key: str) -> None:
     labels = dict.fromkeys(EIGHT, "狐" * 400)
-    store_in(moto).put_image(Destination(BUCKET, key), key, image_of(b"x"), labels)
+    store_in(moto).put_image(BUCKET, key, image_of(b"x"), labels)
     stored = moto.client().head_object(Bucket=BUCKET, Key=key)["Metadata"]
     assert stored.keys() == set(EIGHT)
     assert all(
@@ -394,7 +755,138 @@ def test_the_longest_labels_are_taken(moto: Bucket, key: str) -> None:
     )
 
 
-# --- an outage ---------------------------------------------------------------------------------------------------
+# --- S3's clock ------------------------------------------------------------------------------------------------------
+
+
+class Time:
+    """This host's clocks, in a test's hands."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall = datetime(2026, 7, 30, 12, tzinfo=UTC)
+        self.seconds = 1000.0
+        monkeypatch.setattr(clock, "now", lambda: self.wall)
+        monkeypatch.setattr(clock, "monotonic", lambda: self.seconds)
+
+    def pass_by(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.wall += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Time:
+    return Time(monkeypatch)
+
+
+def server_says(clock: s3._ServerClock, moment: datetime | str, **headers: str) -> None:
+    value = moment if isinstance(moment, str) else email.utils.format_datetime(moment, usegmt=True)
+    clock.observe({"date": value, **headers})
+
+
+@pytest.mark.parametrize("skew", [0, -3600, 3600])
+def test_time_is_that_of_s3(proxy: FaultProxy, store: ImageStore, key: str, skew: float) -> None:
+    assert store.clock == "host"
+    assert abs(store.now() - datetime.now(UTC)) < timedelta(seconds=5)
+    proxy.faults = [clock_ahead(skew)]
+    assert store.read(BUCKET, key) is None  # an error response has a Date too
+    assert store.clock == "s3"
+    assert abs(store.now() - datetime.now(UTC) - timedelta(seconds=skew)) < timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("value", [None, "", "yesterday", "Thu, 99 Jul 2026 12:00:00 GMT", "0"])
+def test_response_without_usable_date_tells_no_time(
+    proxy: FaultProxy, store: ImageStore, key: str, value: str | None
+) -> None:
+    proxy.faults = [date(value)]
+    store.write(BUCKET, key, b"{}", replacing=None)
+    assert store.clock == "host"
+    proxy.faults = []
+    store.read(BUCKET, key)
+    assert store.clock == "s3"
+    before = store.now()
+    proxy.faults = [date(value)]
+    store.read(BUCKET, key)
+    assert before <= store.now() < before + timedelta(seconds=5)
+
+
+def test_time_goes_on_between_responses(host: Time) -> None:
+    clock = s3._ServerClock()
+    server_says(clock, host.wall + timedelta(hours=1))
+    started = clock.now()
+    host.pass_by(90)
+    host.wall -= timedelta(hours=7)  # this host's clock is set: S3's is not
+    assert clock.now() - started == timedelta(seconds=90)
+
+
+@pytest.mark.parametrize("wrong", [timedelta(days=-400), timedelta(days=9000), timedelta(hours=-2)])
+def test_single_absurd_date_is_ignored(host: Time, wrong: timedelta) -> None:
+    clock = s3._ServerClock()
+    server_says(clock, host.wall)
+    host.pass_by(1)
+    server_says(clock, host.wall + wrong)
+    assert clock.now() == host.wall
+    server_says(clock, host.wall)
+    server_says(clock, host.wall + wrong)  # not in a row
+    assert clock.now() == host.wall
+
+
+def test_absurd_first_date_is_not_believed(host: Time) -> None:
+    clock = s3._ServerClock()
+    server_says(clock, "Thu, 01 Jan 1970 00:00:00 GMT")
+    assert not clock.known
+    assert clock.now() == host.wall
+    server_says(clock, host.wall + timedelta(minutes=30))
+    assert clock.now() == host.wall + timedelta(minutes=30)
+
+
+def test_clock_of_s3_that_was_set_is_followed(host: Time) -> None:
+    clock = s3._ServerClock()
+    server_says(clock, host.wall)
+    for _ in range(2):
+        host.pass_by(3)
+        server_says(clock, host.wall - timedelta(hours=3))
+    assert clock.now() == host.wall - timedelta(hours=3)
+
+
+def test_slow_response_does_not_turn_the_clock_back(host: Time) -> None:
+    clock = s3._ServerClock()
+    server_says(clock, host.wall)
+    host.pass_by(40)
+    server_says(clock, host.wall - timedelta(seconds=30))  # it was on its way for 30 s
+    assert clock.now() == host.wall
+    host.pass_by(s3._ServerClock.MAX_AGE)
+    server_says(clock, host.wall - timedelta(seconds=2))  # clocks drift: an old sample counts no longer
+    assert clock.now() == host.wall - timedelta(seconds=2)
+
+
+def test_quicker_response_sets_the_clock_forward(host: Time) -> None:
+    clock = s3._ServerClock()
+    server_says(clock, host.wall - timedelta(seconds=20))
+    host.pass_by(1)
+    server_says(clock, host.wall)
+    assert clock.now() == host.wall
+
+
+def test_cached_response_tells_no_time(host: Time) -> None:
+    clock = s3._ServerClock()
+    server_says(clock, host.wall, age="30")
+    assert not clock.known
+    server_says(clock, host.wall, age="0")
+    assert clock.known
+
+
+def test_delayed_response_is_behind_by_no_more_than_the_delay(
+    proxy: FaultProxy, store: ImageStore, key: str
+) -> None:
+    proxy.faults = [delay(2.5)]
+    store.read(BUCKET, key)
+    behind = datetime.now(UTC) - store.now()
+    assert timedelta(seconds=1) < behind < timedelta(seconds=5)
+    proxy.faults = []
+    store.read(BUCKET, key)
+    assert datetime.now(UTC) - store.now() < timedelta(seconds=1.2)
+
+
+# --- an outage -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -405,11 +897,74 @@ def stopped(tmp_path: Path) -> Iterator[S3Server]:
         yield server
 
 
-def test_an_image_goes_through_once_the_store_is_back(stopped: S3Server, png: bytes) -> None:
-    from .world import bucket_of
-
+def test_image_is_stored_once_s3_is_back(stopped: S3Server, png: bytes) -> None:
     store, image = store_in(bucket_of(stopped)), image_of(png)
-    assert error_of(lambda: store.put_image(Destination(BUCKET, "fox.png"), "fox.png", image, {})).passing
+    assert error_of(lambda: store.put_image(BUCKET, "fox.png", image, {})).transient
     stopped.start()
-    store.put_image(Destination(BUCKET, "fox.png"), "fox.png", image, {})
+    store.put_image(BUCKET, "fox.png", image, {})
     assert (stopped.directory / BUCKET / "fox.png").read_bytes() == png
+
+
+class Flaky:
+    """A call that fails a few times."""
+
+    def __init__(self, failures: int, *, transient: bool = True) -> None:
+        self.calls = 0
+        self.failures, self.transient = failures, transient
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise JojoKeyStoreError("It failed.", transient=self.transient)
+        return "stored"
+
+
+@pytest.fixture
+def pauses(host: Time, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long was waited each time; the clock goes on meanwhile."""
+    waited: list[float] = []
+
+    def pause(seconds: float, stopping: threading.Event | None = None) -> bool:
+        waited.append(seconds)
+        host.pass_by(seconds)
+        return stopping is not None and stopping.is_set()
+
+    monkeypatch.setattr(clock, "pause", pause)
+    return waited
+
+
+def test_transient_errors_are_waited_out(pauses: list[float]) -> None:
+    call, seen = Flaky(4), []
+    assert retry_transient(call, patience=600, before_sleep=seen.append) == "stored"
+    assert call.calls == 5
+    assert len(seen) == len(pauses) == 4
+    assert pauses == sorted(pauses)
+
+
+def test_patience_ends(pauses: list[float]) -> None:
+    call = Flaky(1000)
+    assert error_of(lambda: retry_transient(call, patience=100)).transient
+    assert 100 <= sum(pauses) < 100 + 31
+    assert max(pauses) <= 31
+
+
+def test_lasting_errors_are_not_retried(pauses: list[float]) -> None:
+    call = Flaky(1000, transient=False)
+    error_of(lambda: retry_transient(call, patience=100))
+    assert (call.calls, pauses) == (1, [])
+
+
+def test_wait_ends_when_stopping(pauses: list[float]) -> None:
+    call, stopping = Flaky(1000), threading.Event()
+    error_of(
+        lambda: retry_transient(call, patience=1e9, stopping=stopping, before_sleep=lambda _: stopping.set())
+    )
+    assert call.calls == 2
+
+
+def test_real_wait_ends_when_stopping() -> None:
+    call, stopping = Flaky(1000), threading.Event()
+    threading.Timer(0.1, stopping.set).start()
+    started = time.monotonic()
+    error_of(lambda: retry_transient(call, patience=60, stopping=stopping))
+    assert time.monotonic() - started < 1

@@ -15,11 +15,10 @@ from botocore.config import Config
 from loopback import Server
 
 from airflow_provider_jojokey.store import signing
-from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
 
-from .test_s3 import client_to, image_of, store_of
-from .world import BUCKET, IMPATIENT, Bucket
+from .buckets import BUCKET, IMPATIENT, Bucket
+from .clients import client_to, image_of, store_of
 
 NOON = datetime.datetime(2026, 7, 30, 12, 0, 0)
 
@@ -58,7 +57,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def put(client: Any, data: bytes, **more: Any) -> None:
-    store_of(client).put_image(Destination(BUCKET, "fox.png"), "fox.png", image_of(data), more)
+    store_of(client).put_image(BUCKET, "fox.png", image_of(data), more)
 
 
 @pytest.mark.usefixtures("noon")
@@ -195,6 +194,6 @@ def test_the_stores_own_client_signs_so(
 
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(moto.connection))
     image = image_of(png)
-    ImageStore("aws_default").put_image(Destination(BUCKET, "fox.png"), "fox.png", image, {})
+    ImageStore("aws_default").put_image(BUCKET, "fox.png", image, {})
     assert asked.signers == ["KnownDigestAuth"]
     assert asked.digests == 0

@@ -1,0 +1,30 @@
+"""Time, as the payment path uses it. Tests and simulations replace these functions."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+
+
+def now() -> datetime:
+    """Return the wall-clock time of this host."""
+    return datetime.now(UTC)
+
+
+def monotonic() -> float:
+    """Return seconds that never go back and that include the time a machine was suspended.
+
+    Without suspended time, a laptop that sleeps between a claim and its request would wake up and pay
+    after other hosts have given up on it.
+    """
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
+
+
+def pause(seconds: float, stopping: threading.Event | None = None) -> bool:
+    """Sleep for ``seconds``, or until ``stopping`` is set.
+
+    :return: whether ``stopping`` was set
+    """
+    return (stopping or threading.Event()).wait(max(0.0, seconds))

@@ -1,0 +1,99 @@
+"""Buckets on real S3 servers of two kinds: moto honours conditional writes, rclone ignores the conditions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from moto.s3.responses import S3Response
+from moto.server import ThreadedMotoServer
+
+from airflow_provider_jojokey.sandbox import S3Server
+
+BUCKET = "posters"
+IMPATIENT = {"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 10}
+"""botocore would otherwise try for minutes what a test has switched off."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket on a server of its own kind.
+
+    :param honours: whether the server lets only one of two conditional writers win
+    """
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+    config: dict[str, Any]
+    honours: bool
+    name: str = BUCKET
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """The Airflow connection."""
+        return {
+            "conn_type": "aws",
+            "login": self.access_key,
+            "password": self.secret_key,
+            "extra": {
+                "endpoint_url": self.endpoint_url,
+                "region_name": "us-east-1",
+                "config_kwargs": {**self.config, **IMPATIENT},
+            },
+        }
+
+    def client(self) -> Any:
+        """A boto3 client, made once: that takes longer than most tests."""
+        key = (self.endpoint_url, self.access_key, self.secret_key)
+        if key not in _clients:
+            _clients[key] = boto3.client(
+                "s3",
+                endpoint_url=self.endpoint_url,
+                aws_access_key_id=self.access_key,
+                aws_secret_access_key=self.secret_key,
+                region_name="us-east-1",
+                config=Config(**{**self.config, **IMPATIENT}),
+            )
+        return _clients[key]
+
+
+_clients: dict[tuple[str, str, str], Any] = {}
+
+
+@contextmanager
+def moto_bucket() -> Iterator[Bucket]:
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    put_object, lock = S3Response.put_object, threading.Lock()
+
+    def one_at_a_time(self: Any) -> Any:
+        # moto looks at a condition and then writes, and another thread may write in between: of 600 races of two
+        # writers, both won 2. S3 does not do that.
+        with lock:
+            return put_object(self)
+
+    S3Response.put_object = one_at_a_time
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        bucket = Bucket(
+            f"http://{host}:{port}", "moto", "moto-secret", {"s3": {"addressing_style": "path"}}, honours=True
+        )
+        bucket.client().create_bucket(Bucket=BUCKET)
+        yield bucket
+    finally:
+        server.stop()
+        S3Response.put_object = put_object
+
+
+def bucket_of(server: S3Server) -> Bucket:
+    """A bucket of rclone, made if need be."""
+    server.create_bucket(BUCKET)
+    return Bucket(
+        server.endpoint_url, server.access_key, server.secret_key, dict(server.client_settings), honours=False
+    )
