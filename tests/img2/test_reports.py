@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -428,13 +428,10 @@ def play(row: Row) -> Outcome:
     return Outcome(generation, failure, posts, facts)
 
 
-def rows() -> Iterator[Any]:
-    for table, members in TABLES.items():
-        for row in members:
-            yield pytest.param(row, id=f"{table}: {row.name}")
+ROWS = [pytest.param(row, id=f"{table}: {row.name}") for table, members in TABLES.items() for row in members]
 
 
-@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("row", ROWS)
 def test_a_reported_response_has_the_right_outcome(row: Row) -> None:
     outcome = play(row)
     generation, error = outcome.generation, outcome.error
