@@ -319,12 +319,14 @@ def _verdict_of_codes(failure: Failure, status: int, sender: Sender) -> Verdict 
 
 
 def _sender(headers: Mapping[str, str], failure: Failure, edge_code: str | None) -> Sender:
-    if is_relay(headers) or _RELAY_MESSAGE.search(failure.message):
+    if is_relay(headers):
         return Sender.RELAY
     if edge_code:
         return Sender.EDGE
     if headers.get("x-oneapi-request-id"):
-        return Sender.GATEWAY
+        return Sender.GATEWAY  # even if its own channel is such a proxy: the gateway refunds what it fails
+    if _RELAY_MESSAGE.search(failure.message):
+        return Sender.RELAY
     return Sender.API if failure.shaped else Sender.OTHER
 
 

@@ -348,6 +348,8 @@ RELAYS = [
     Row("response_format", error("400", "litellm.UnsupportedParamsError: response_format"), status=400, headers=LITELLM,
         kind=Kind.REQUEST, billed="unknown", words="drop_params"),
     Row("by its message", error("500", "litellm.Timeout: no answer"), status=400, kind=Kind.REQUEST, billed="unknown"),
+    Row("the gateway's channel is such a proxy", error("429", "litellm.RateLimitError: slow down"), status=429, headers=ID,
+        kind=Kind.RATE_LIMIT, billed="no"),
     Row("a count of retries", error(""), status=429, headers={"x-retry-count": "2"}, kind=Kind.UNKNOWN_OUTCOME, billed="unknown"),
     Row("Portkey", error(""), status=429, headers={"x-portkey-retry-attempt-count": "1"}, kind=Kind.UNKNOWN_OUTCOME,
         billed="unknown"),
