@@ -65,14 +65,16 @@ def find_usage(document: Any) -> Usage | None:
 def normalize(usage: Any) -> Usage | None:
     """Return ``usage`` as integers under canonical names, or ``None`` if it says nothing.
 
-    All zeros say nothing: no image is free of tokens, and some proxies write zeros for "unknown".
+    All zeros say nothing: no image is free of tokens, and some proxies write zeros for "unknown". Nor do input
+    tokens alone, which are what is left of a response that broke off there.
     """
     if not isinstance(usage, Mapping):
         return None
     known = {name: _first_number(usage, names) for name, names in _NAMES.items()}
     result: Usage = {name: value for name, value in known.items() if value is not None}
-    if "total_tokens" not in result and result:
-        result["total_tokens"] = sum(result.values())
+    if "total_tokens" not in result and "output_tokens" not in result:
+        return None
+    result.setdefault("total_tokens", sum(result.values()))
     if not any(result.values()):
         return None
     for name, names in _DETAILS.items():
