@@ -264,7 +264,7 @@ class JojoKeyHook(BaseHook):
         """Close the connections of requests in flight, when the task is killed. They are billed anyway."""
         self.stopping.set()
         if "client" in vars(self):
-            self.client.cut()
+            self.client.abort()
 
     def _call_unbilled(self, call: Callable[[], T]) -> T:
         try:

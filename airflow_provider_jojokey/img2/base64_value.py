@@ -48,16 +48,32 @@ class Base64Value:
         """Whether the value has ended and can be used."""
         self._head: bytes | None = b""  # the first characters, until they cannot be "data:…,"
         self._escape = b""
+        self._escaped = False  # a backslash was seen: nearly no value has one, so they are not looked for
         self._carry = b""
         self._padded = False
+        self._usual = True  # no escape, white space or URL-safe alphabet was seen yet
         self._unusual = False  # white space or the URL-safe alphabet was seen
         self._taken = False
 
     def feed(self, data: bytes, start: int, end: int) -> None:
         """Decode the characters ``data[start:end]``."""
+        if self._usual and self.sink is not None:
+            # Nearly all pieces of nearly all images take this short way.
+            try:
+                first, rest = self._decode_fours(data, start, end)
+            except ValueError:
+                self._usual = False
+            else:
+                if first:
+                    self.sink.write(first)
+                if rest:
+                    self.sink.write(rest)
+                if b"\\" in self._carry:
+                    self._take_escape_out_of_carry()
+                return
         if self.problem is not None:
             return
-        if self._escape or data.find(b"\\", start, end) >= 0:
+        if self._escaped or (self._head is not None and data.find(b"\\", start, end) >= 0):
             data = self._unescape(self._escape + data[start:end])
             start, end = 0, len(data)
         if self._head is not None:
@@ -105,6 +121,7 @@ class Base64Value:
             # The second half of a pair escapes nothing.
             run = cut + 1 - len(data[: cut + 1].rstrip(b"\\"))
             whole = run % 2 == 0
+        self._escaped, self._usual = True, False
         data, self._escape = (data, b"") if whole else (data[:cut], data[cut:])
         slashes_only = data.replace(b"\\/", b"/")
         if b"\\" not in slashes_only:
@@ -140,6 +157,11 @@ class Base64Value:
                 raise ValueError  # decoding such a piece as it is would fail, and cost a pass
             parts = self._decode_fours(data, start, end)
         except ValueError:
+            if not self._escaped and data.find(b"\\", start, end) >= 0:
+                unescaped = self._unescape(data[start:end])
+                if self.problem is None:
+                    self._decode(unescaped, 0, len(unescaped))
+                return
             # White space and the URL-safe alphabet are rare, and not worth a pass over every image.
             piece = self._carry + data[start:end]
             dense = piece.translate(_URL_SAFE, WHITE_SPACE)
@@ -158,8 +180,14 @@ class Base64Value:
                 if self.sink is None:
                     self.sink = self._open_sink()
                 self.sink.write(part)
+        if not self._escaped and b"\\" in self._carry:
+            self._take_escape_out_of_carry()
 
-    def _decode_fours(self, data: bytes, start: int, end: int) -> tuple[bytes, ...]:
+    def _take_escape_out_of_carry(self) -> None:
+        at = self._carry.index(b"\\")
+        self._carry = self._carry[:at] + self._unescape(self._carry[at:])
+
+    def _decode_fours(self, data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
         """Decode or raise ``ValueError`` with nothing changed."""
         joined = b""
         if carry := self._carry:
@@ -167,7 +195,7 @@ class Base64Value:
             joined = carry + data[start : min(end, start + missing)]
             if len(joined) < 4:
                 self._carry = joined
-                return ()
+                return b"", b""
             start += missing
         stop = end - (end - start) % 4
         fours = memoryview(data)[start:stop]

@@ -391,10 +391,21 @@ def _edge_code(
 
 
 def _parse(body: bytes) -> Any:
+    """Return the body as JSON; of lines or events, the first that reports an error."""
+    text = body.decode("utf-8-sig", "replace")
     try:
-        return json.loads(body.decode("utf-8-sig", "replace"))
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        pass
+    for line in text.splitlines()[:100]:
+        line = line.removeprefix("data:").strip()
+        try:
+            document = json.loads(line) if line[:1] == "{" else None
+        except (ValueError, RecursionError):
+            continue
+        if document is not None and find_failure(document) is not None:
+            return document
+    return None
 
 
 def _is_html(headers: Mapping[str, str], body: bytes) -> bool:
@@ -409,8 +420,8 @@ def _plain_text(headers: Mapping[str, str], body: bytes, cloudflare: Mapping[str
     if _is_html(headers, body):
         title = re.search(rb"<title[^<>]{0,200}>([^<]{0,500})</title>", body, re.IGNORECASE)
         body = title[1] if title else b""
-    elif body.lstrip()[:1] in (b"{", b"["):
-        return ""  # JSON without a message: nothing in it is written for people
+    elif body.lstrip().startswith((b"{", b"[", b"data:", b"event:", b":")):
+        return ""  # JSON or events without a message: nothing in it is written for people
     return body[:4096].decode("utf-8", errors="replace")
 
 

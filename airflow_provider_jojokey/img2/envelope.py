@@ -71,7 +71,7 @@ def is_preview(document: Any, event: str = "") -> bool:
     :param document: a JSON document
     :param event: the name of the server-sent event that it came in
     """
-    if not isinstance(document, Mapping):
+    if not isinstance(document, dict):
         return False
     if document.get("partial_image_index") is not None or document.get("partial_image_b64") is not None:
         return True
@@ -96,7 +96,7 @@ def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:
     if isinstance(document, list):
         nested = [_elements(one, value_of, depth + 1) or [one] for one in document]
         return [element for elements in nested for element in elements]
-    if not isinstance(document, Mapping):
+    if not isinstance(document, dict):
         return []
     if _has_image(document, value_of):
         return [document]
@@ -113,7 +113,7 @@ def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:
 
 
 def _has_image(element: Any, value_of: ValueOf) -> bool:
-    if not isinstance(element, Mapping):
+    if not isinstance(element, dict):
         return False
     if any(value_of(element.get(name)) is not None for name in (*BASE64_KEYS, *LINK_KEYS, "result", "data")):
         return True
@@ -131,7 +131,7 @@ def _is_address(text: str) -> bool:
 def _link_in(element: Mapping[str, Any]) -> str | None:
     for name in LINK_KEYS:
         value = element.get(name)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             value = value.get("url")
         if isinstance(value, list) and value:
             value = value[0]
@@ -145,11 +145,11 @@ def _slot(element: Any, value_of: ValueOf) -> Slot:
     if isinstance(element, str):
         value = value_of(element)
         return Slot(value, element if value is None and _is_address(element) else None, None, None)
-    if not isinstance(element, Mapping):
+    if not isinstance(element, dict):
         return Slot(None, None, None, element)
     nested = element.get("image_url")
     places = [element.get(name) for name in (*BASE64_KEYS, *LINK_KEYS, "result", "data")]
-    places += [nested.get("url")] if isinstance(nested, Mapping) else []
+    places += [nested.get("url")] if isinstance(nested, dict) else []
     values = [value for place in places if (value := value_of(place)) is not None]
     # An empty string is an image that is absent.
     value = next((one for one in values if one.sink is not None), values[0] if values else None)

@@ -39,18 +39,17 @@ class LineReader:
 
     :param new_splitter: returns a splitter for a document that begins; called with whether it is an event's
     :param on_document: called with each document that has ended, or was cut short but says what it is
-    :param is_done: whether nothing more needs to be read
     """
 
     def __init__(
         self,
         new_splitter: Callable[[bool], Splitter],
         on_document: OnDocument,
-        is_done: Callable[[], bool],
     ) -> None:
         self._new_splitter = new_splitter
         self._on_document = on_document
-        self._is_done = is_done
+        self.done = False
+        """Set when nothing more needs to be read."""
         self.streamed = False
         """Whether there are server-sent events, be they comments."""
         self.ended = False
@@ -67,10 +66,12 @@ class LineReader:
         self._ends = _LineEnds()
         self._start: bytes | None = b""  # the body's first bytes, while they may be a byte order mark
         self._after_cr = False
+        self._ends_in_cr = False  # whether any line did so far
         self._field = bytearray()
         self._skipped = 0
         self._event = ""
         self._in_data = False
+        self._inside = False  # in a document, in the short way's sense: its next byte continues it
         self._splitter: Splitter | None = None
         # A document that only its event's name explains, which may follow it.
         self._waiting: tuple[Splitter, Any] | None = None
@@ -83,10 +84,17 @@ class LineReader:
         if self._start is not None:
             data = self._without_bom(self._start + data)
         position, end = 0, len(data)
-        self._ends.begin(data)
-        while position < end and not self._is_done():
-            position = self._state(data, position, end)
-        self._ends.begin(b"")
+        if self._inside and not (self._in_data and (b"\n" in data or (self._ends_in_cr and b"\r" in data))):
+            # Most pieces are from the middle of a document: they take the short way.
+            assert self._splitter is not None
+            position = self._splitter.feed(data, 0, end)
+            if self._splitter.complete:
+                self._leave_document()
+        if position < end:
+            self._ends.begin(data)
+            while position < end and not self.done:
+                position = self._state(data, position, end)
+            self._ends.begin(b"")
 
     def end(self) -> None:
         """End the body: what has not ended yet is cut short."""
@@ -159,15 +167,20 @@ class LineReader:
         return self._skip(data, position, stop, end, self._end_text)
 
     def _in_document(self, data: bytes, position: int, end: int) -> int:
-        assert self._splitter is not None
+        self._inside = True
         stop = self._ends.next(position, end) if self._in_data else end
+        assert self._splitter is not None
         position = self._splitter.feed(data, position, stop)
         if self._splitter.complete:
-            self._state = self._at_data if self._in_data else self._at_line
-            self._end_document()
-        elif self._in_data and stop < end:
+            self._leave_document()
+        if self._inside and self._in_data and stop < end:
             return self._end_line(data, stop)
         return position
+
+    def _leave_document(self) -> None:
+        self._inside = False
+        self._state = self._at_data if self._in_data else self._at_line
+        self._end_document()
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
@@ -186,7 +199,9 @@ class LineReader:
             raise ReplyError(f"the reply has more than {MAX_TEXT_BYTES:,} bytes of text besides its images")
 
     def _end_line(self, data: bytes, position: int) -> int:
+        self._inside = False
         self._after_cr = data[position] == _CR
+        self._ends_in_cr = self._ends_in_cr or self._after_cr
         self._state = self._at_line
         return position + 1
 
@@ -205,7 +220,7 @@ class LineReader:
         text = bytes(self._field).strip()
         self._field.clear()
         if text.strip(b'"[] ').upper() == b"DONE":
-            self.ended = True
+            self.ended = self.done = True
         elif text:
             if len(self.event_texts) < 5:
                 self.event_texts.append((self._event, text.decode("utf-8", "replace")))
@@ -232,7 +247,7 @@ class LineReader:
             document = splitter.finish()
         except ReplyError as error:
             if splitter.text.strip().upper() == b"[DONE]":
-                self.ended = True
+                self.ended = self.done = True
             elif splitter.values or not self._in_data:  # an event without images need not be JSON
                 self.problem = self.problem or str(error)
                 self._on_document(splitter, splitter.understood(), self._event)

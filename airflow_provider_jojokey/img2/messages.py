@@ -49,20 +49,24 @@ class Failure:
     shaped: bool = False
 
 
-def find_failure(document: Any, event: str = "") -> Failure | None:
+def find_failure(document: Any, event: str = "", depth: int = 0) -> Failure | None:
     """Return the error that ``document`` reports, or ``None``.
 
     :param document: a JSON document
     :param event: the name of the server-sent event that it came in
+    :param depth: how deep in another document it is
     """
+    if depth > MAX_DEPTH:
+        return None
     if isinstance(document, list):
-        return next((found for one in document[:MAX_MESSAGES] if (found := find_failure(one))), None)
-    if not isinstance(document, Mapping):
+        found = (find_failure(element, "", depth + 1) for element in document[:MAX_MESSAGES])
+        return next((failure for failure in found if failure is not None), None)
+    if not isinstance(document, dict):
         return None
     error = document.get("error") or document.get("errors")
-    if isinstance(error, list) and error and isinstance(error[0], Mapping):
+    if isinstance(error, list) and error and isinstance(error[0], dict):
         error = {**error[0], "message": message_of(error)}
-    if isinstance(error, Mapping):
+    if isinstance(error, dict):
         return _failure_of(error, message_of(error) or message_of(document), shaped=True)
     if error and not isinstance(error, bool):
         message = message_of(document) if isinstance(error, (int, float)) else message_of(error)
@@ -70,8 +74,8 @@ def find_failure(document: Any, event: str = "") -> Failure | None:
     if document.get("success") is False:
         return _failure_of(document, message_of(document), shaped=True)
     if _is_failed(document, event):
-        nested = next((one for name in _NESTED_KEYS if isinstance(one := document.get(name), Mapping)), None)
-        failure = find_failure(nested) if nested else None
+        nested = next((one for name in _NESTED_KEYS if isinstance(one := document.get(name), dict)), None)
+        failure = find_failure(nested, "", depth + 1) if nested else None
         return failure or _failure_of(document, message_of(document), shaped=False)
     return None
 
@@ -81,7 +85,7 @@ def say(document: Any) -> Failure:
     found = find_failure(document)
     if found is not None:
         return found
-    source = document if isinstance(document, Mapping) else {}
+    source = document if isinstance(document, dict) else {}
     return _failure_of(source, message_of(document), shaped=False)
 
 
@@ -94,7 +98,7 @@ def message_of(value: Any, depth: int = 0) -> str:
     if isinstance(value, list):
         found = (message_of(one, depth + 1) for one in value[:MAX_MESSAGES])
         return "; ".join(one for one in found if one)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return ""
     message = ""
     for name in _MESSAGE_KEYS:
@@ -103,15 +107,13 @@ def message_of(value: Any, depth: int = 0) -> str:
     for name in () if message else _NESTED_KEYS:
         inner = value.get(name)
         # A text there is data: an image, a link or a prompt that the gateway repeats.
-        if (name == "error" or isinstance(inner, (Mapping, list))) and (
-            message := message_of(inner, depth + 1)
-        ):
+        if (name == "error" or isinstance(inner, (dict, list))) and (message := message_of(inner, depth + 1)):
             break
     place = value.get("loc")
     if message and isinstance(place, list):
         message = f"{'.'.join(str(one) for one in place[:8])}: {message}"
     metadata = value.get("metadata")
-    raw = message_of(metadata.get("raw"), depth + 1) if isinstance(metadata, Mapping) else ""
+    raw = message_of(metadata.get("raw"), depth + 1) if isinstance(metadata, dict) else ""
     return f"{message}: {raw}" if raw and message and raw not in message else message or raw
 
 
@@ -149,7 +151,7 @@ def _codes_in(error: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
         if code := _code(error.get(name)):
             yield code
     for name in _INNER_KEYS:
-        if isinstance(inner := error.get(name), Mapping) and depth < MAX_DEPTH:
+        if isinstance(inner := error.get(name), dict) and depth < MAX_DEPTH:
             yield from _codes_in(inner, depth + 1)
     for name in _TYPE_KEYS:
         if isinstance(value := error.get(name), str) and value:
@@ -169,7 +171,7 @@ def find_task_id(document: Any, depth: int = 0) -> str | None:
         return None
     if isinstance(document, list):
         return next((found for one in document[:10] if (found := find_task_id(one, depth + 1))), None)
-    if not isinstance(document, Mapping):
+    if not isinstance(document, dict):
         return None
     for name in ("task_id", "taskId", "taskID", "job_id", "jobId", "prediction_id"):
         if (value := document.get(name)) and isinstance(value, (str, int)) and not isinstance(value, bool):

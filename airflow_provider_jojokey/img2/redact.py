@@ -20,7 +20,10 @@ _BASE64 = re.compile(r"(?:data:[a-z/+.-]{1,60};base64,)?[A-Za-z0-9+/_=-]{48,}")
 _URL_LOGIN = re.compile(r"(://)[^\s/@\"'<>]*@")
 # Bounded: a hostile response would make an unbounded search take seconds.
 _URL_QUERY = re.compile(r"(://[^\s?\"'<>]{1,2000})\?[^\s\"'<>]+")
-_SIGNATURE = re.compile(r"(X-Amz-[A-Za-z-]+=)[^\s&\"'<>]+", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"((?:X-(?:Amz|Goog)-[A-Za-z-]+|signature|sig|token|secret|password|api[_-]?key)=)[^\s&\"'<>]+",
+    re.IGNORECASE,
+)
 # Control characters, line separators, bidirectional and invisible characters, and lone surrogates.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]+"
@@ -35,8 +38,10 @@ def clean(text: str, secret: str = "", limit: int = MAX_DETAIL_CHARACTERS) -> st
     :param secret: a text that must not appear, the token
     :param limit: the longest result, in characters
     """
-    text = _without_secret(text, secret)
-    text = _SIGNATURE.sub(r"\1…", _URL_LOGIN.sub(r"\1", _URL_QUERY.sub(r"\1", text[:20_000])))
+    text = _without_secret(text, secret)[:20_000].replace(
+        "\\/", "/"
+    )  # links in JSON have their slashes escaped
+    text = _SIGNATURE.sub(r"\1…", _URL_LOGIN.sub(r"\1", _URL_QUERY.sub(r"\1", text)))
     text = _BASE64.sub("…", _without_tokens(text))
     text = " ".join(_UNPRINTABLE.sub(" ", text).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

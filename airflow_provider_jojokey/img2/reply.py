@@ -84,7 +84,7 @@ class ReplyDecoder:
         self._on_whole = on_whole or (lambda _: None)
         self._on_preview = on_preview or (lambda _: None)
         self._expected = expected
-        self._lines = LineReader(self._new_splitter, self._take, lambda: self.done)
+        self._lines = LineReader(self._new_splitter, self._take)
         self._splitter: Splitter | None = None
         self._closed = False
         self._documents = 0
@@ -236,6 +236,7 @@ class ReplyDecoder:
             self._usage_aside = usage or self._usage_aside
         self._merge(document, bool(slots) and not preview, plain)
         splitter.close()
+        self._lines.done = self.done
 
     def _keep_slot(self, slot: envelope.Slot) -> None:
         value = slot.value

@@ -25,6 +25,8 @@ MAX_VALUES = 128
 
 Path = list["str | int | None"]
 
+# Line breaks in a text are not worth the loss of an image that was paid for.
+_loads = json.JSONDecoder(strict=False).decode
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _STRING_STOP = re.compile(rb'["\\]')
 # A string where a link may stand is an image if it begins like one: a data: URI, or bare base64 of
@@ -87,8 +89,7 @@ class Splitter:
         if self._step == self._in_image:
             raise ReplyError("the reply ends in the middle of an image")
         try:
-            # A stray byte or line break in some text is no reason to lose an image that was paid for.
-            return json.loads(self._text.decode("utf-8", errors="replace"), strict=False)
+            return _loads(self._text.decode("utf-8", errors="replace"))
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise ReplyError(f"the reply is not one whole JSON document ({reason})") from None
@@ -96,7 +97,7 @@ class Splitter:
     def understood(self) -> Any:
         """Return the document up to its last complete value, or ``None``."""
         try:
-            return json.loads(_closed(bytes(self._text)).decode("utf-8", errors="replace"), strict=False)
+            return _loads(_closed(bytes(self._text)).decode("utf-8", errors="replace"))
         except (ValueError, RecursionError):
             return None
 
@@ -184,7 +185,7 @@ class Splitter:
         self._step = self._outside
         if self._path and self._path[-1] is None:
             try:
-                self._key = json.loads(self._text[self._string_start :], strict=False)
+                self._key = _loads(self._text[self._string_start :].decode("utf-8", errors="replace"))
             except ValueError:
                 self._key = None  # json.loads will refuse the whole document too
 
@@ -200,7 +201,8 @@ class Splitter:
         value = self.values[-1]
         quote = data.find(b'"', position, end)
         stop = end if quote < 0 else quote
-        self._escaped = _ends_escaped(data, position, stop, self._escaped)
+        if stop > position:  # nearly always it does not end in a backslash
+            self._escaped = data[stop - 1] == 0x5C and _ends_escaped(data, position, stop, self._escaped)
         value.feed(data, position, stop)
         if quote < 0:
             return end

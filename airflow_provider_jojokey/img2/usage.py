@@ -51,35 +51,35 @@ Usage = dict[str, Any]
 def find_usage(document: Any) -> Usage | None:
     """Return the normalized usage that a JSON document reports, or ``None``."""
     for depth in range(3):
-        if not isinstance(document, Mapping):
+        if not isinstance(document, dict):
             return None
         for name in _PLACES:
             if (usage := normalize(document.get(name))) is not None:
                 return usage
         if depth < 2:
             inner = (document.get(name) for name in _WRAPPERS)
-            document = next((value for value in inner if isinstance(value, Mapping)), None)
+            document = next((value for value in inner if isinstance(value, dict)), None)
     return None
 
 
 def normalize(usage: Any) -> Usage | None:
     """Return ``usage`` as integers under canonical names, or ``None`` if it says nothing.
 
-    All zeros say nothing: no image is free of tokens, and some proxies write zeros for "unknown". Nor do input
-    tokens alone, which are what is left of a response that broke off there.
+    All zeros say nothing: no image is free of tokens, and some proxies write zeros for "unknown".
     """
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, dict):
         return None
     known = {name: _first_number(usage, names) for name, names in _NAMES.items()}
     result: Usage = {name: value for name, value in known.items() if value is not None}
-    if "total_tokens" not in result and "output_tokens" not in result:
-        return None
-    result.setdefault("total_tokens", sum(result.values()))
+    if len(result) < 2 and "total_tokens" not in result:
+        return None  # half of a usage, as in a response that broke off: a sum over it would be too low
+    if "total_tokens" not in result:
+        result["total_tokens"] = sum(result.values())
     if not any(result.values()):
         return None
     for name, names in _DETAILS.items():
         details: Mapping[str, Any] = next(
-            (usage[one] for one in names if isinstance(usage.get(one), Mapping)), {}
+            (usage[one] for one in names if isinstance(usage.get(one), dict)), {}
         )
         parts = {part: _whole_number(details.get(part)) for part in _DETAIL_NAMES}
         if parts := {part: value for part, value in parts.items() if value is not None}:

@@ -99,7 +99,8 @@ def decide(
             return Wait(attempt)
     # Attempts for another prompt never hide one for this prompt: without this rule, a prompt that is
     # changed and changed back would be paid for again while its first attempt is unresolved.
-    latest = next((attempt for attempt in counting if attempt.fingerprint == fingerprint), None)
-    if latest is None:
-        return Pay()
-    return Reuse(latest) if latest.outcome is Outcome.COMPLETE else Reconcile(latest)
+    same = [attempt for attempt in counting if attempt.fingerprint == fingerprint]
+    for attempt in same:  # images that exist are reused, even if a later attempt was lost
+        if attempt.outcome is Outcome.COMPLETE:
+            return Reuse(attempt)
+    return Reconcile(same[0]) if same else Pay()

@@ -61,7 +61,6 @@ class Facts:
     :param log: the gateway log; ``None`` if it could not be read
     :param log_problem: why it could not be read, without a full stop
     :param others: IDs of requests that are known to be others, or claimed by other attempts
-    :param balance_unchanged: whether the token's balance is the same as before the request; ``None`` if unknown
     """
 
     model: str
@@ -75,7 +74,6 @@ class Facts:
     log: Sequence[LoggedRequest] | None = None
     log_problem: str = ""
     others: frozenset[str] = frozenset()
-    balance_unchanged: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +120,6 @@ def judge(facts: Facts) -> Verdict:
         return Verdict(
             Event.PROVEN_UNBILLED,
             f"the gateway log shows that the request failed (request ID {row.request_id}), and no charge",
-        )
-    if facts.balance_unchanged and facts.finished:
-        return Verdict(
-            Event.PROVEN_UNBILLED, "the token's balance is the same as before the request was sent"
         )
     return _unknown(facts, row)
 

@@ -74,7 +74,9 @@ def generate_images(job: ImageJob, services: Services) -> Generated:
 
 def _generate(context: Context) -> Generated:
     job, rounds = context.job, 0
-    repay: set[str] = set()  # lost attempts that the user agrees to pay for again
+    # Attempts that allow another payment: their images are gone, or the user agrees to pay again. They don't
+    # hide earlier attempts, which may be unresolved.
+    settled: set[str] = set()
     while (rounds := rounds + 1) <= MAX_ROUNDS:
         fresh = rounds == 1 and targets.are_free(context)
         receipt = context.receipts.assume_absent() if fresh else context.receipts.read()
@@ -82,16 +84,20 @@ def _generate(context: Context) -> Generated:
             for orphan in found:
                 reconcile(context, orphan, receipt)
             continue
-        match decide(receipt, job.owner, context.fingerprint, job.reuse, context.alive(receipt)):
+        rest = receipt.without(settled)
+        match decide(rest, job.owner, context.fingerprint, job.reuse, context.alive(rest)):
             case Conflict(other):
                 raise errors.conflict(context, other)
             case Wait(other):
                 context.wait_for(other)
                 rounds -= 1
                 continue
-            case Reuse(attempt) if images_exist(context, attempt, receipt):
-                return _generated(context, attempt, settle_usage(context, receipt), reused=True)
-            case Reconcile(attempt) if attempt.id not in repay:
+            case Reuse(attempt):
+                if images_exist(context, attempt, receipt):
+                    return _generated(context, attempt, settle_usage(context, receipt), reused=True)
+                settled.add(attempt.id)
+                continue
+            case Reconcile(attempt):
                 verdict = reconcile(context, attempt, receipt)
                 recorded = context.receipts.last.attempt(attempt.id)
                 if recorded is None or recorded.outcome not in (Outcome.UNKNOWN, Outcome.BILLED):
@@ -100,7 +106,7 @@ def _generate(context: Context) -> Generated:
                 if not job.permits_repayment(attempt):
                     raise error
                 log.warning("%s Paying again, as on_unknown_outcome or reuse permits.", error.message)
-                repay.add(attempt.id)
+                settled.add(attempt.id)
                 continue
         context.permit()
         if not fresh and not targets.may_be_written(context, receipt):

@@ -14,7 +14,7 @@ This module does no I/O.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,6 +60,10 @@ class Receipt:
     def with_request(self, host: str, request: Mapping[str, Any]) -> Receipt:
         """Return a receipt that names ``request`` as the latest one."""
         return replace(self, host=host, request=dict(request))
+
+    def without(self, attempt_ids: Collection[str]) -> Receipt:
+        """Return a receipt without these attempts, to decide what the others allow. Never write it."""
+        return replace(self, attempts=tuple(a for a in self.attempts if a.id not in attempt_ids))
 
     def attempt(self, attempt_id: str) -> Attempt | None:
         """Return the attempt with this ID."""

@@ -40,6 +40,7 @@ class Stored:
     data: bytes
     etag: str
     sha256: str
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,7 +58,9 @@ class S3:
     ever: set[tuple[str, str]] = field(default_factory=set)
     """Each key and digest that was ever stored."""
 
-    def put(self, bucket: str, key: str, data: bytes, conditions: dict[str, str]) -> str:
+    def put(
+        self, bucket: str, key: str, data: bytes, conditions: dict[str, str], metadata: dict[str, str]
+    ) -> str:
         old = self.objects.get((bucket, key))
         if conditions and self.kind == "501":
             raise self.error("NotImplemented", "PutObject")
@@ -69,7 +72,7 @@ class S3:
             if etag not in ((old.etag,) if self.kind == "ceph" else (old.etag, f'"{old.etag}"')):
                 raise self.error("PreconditionFailed", "PutObject")
         digest = hashlib.sha256(data).hexdigest()
-        self.objects[bucket, key] = Stored(data, hashlib.md5(data).hexdigest(), digest)
+        self.objects[bucket, key] = Stored(data, hashlib.md5(data).hexdigest(), digest, metadata)
         self.ever.add((key, digest))
         return f'"{self.objects[bucket, key].etag}"'
 
@@ -132,7 +135,10 @@ class S3Client:
         data = Body if isinstance(Body, bytes) else Body.read()
         conditions = {name: options[name] for name in ("IfMatch", "IfNoneMatch") if name in options}
         words = f"PUT {Key} {conditions or ''}"
-        return self._call("PutObject", words, lambda: {"ETag": self._s3.put(Bucket, Key, data, conditions)})
+        metadata = options.get("Metadata", {})
+        return self._call(
+            "PutObject", words, lambda: {"ETag": self._s3.put(Bucket, Key, data, conditions, metadata)}
+        )
 
     def get_object(self, *, Bucket: str, Key: str, **_: Any) -> dict[str, Any]:
         def get() -> dict[str, Any]:
@@ -149,7 +155,7 @@ class S3Client:
             found = self._s3.objects.get((Bucket, Key))
             if found is None:
                 raise self._s3.error("404", "HeadObject")
-            return {"ETag": f'"{found.etag}"', "ContentLength": len(found.data), "Metadata": {}}
+            return {"ETag": f'"{found.etag}"', "ContentLength": len(found.data), "Metadata": found.metadata}
 
         return self._call("HeadObject", f"HEAD {Key}", head)
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from airflow_provider_jojokey.store.receipts import Receipt
 from store.world import Bucket
 
+from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
 
 from .conftest import Run

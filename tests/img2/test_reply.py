@@ -379,7 +379,7 @@ def test_white_space_inside_base64_is_passed_over(blank: str) -> None:
     image = bytes(range(100))
     value = blank.join(re.findall(".{1,7}", b64(image))) + blank
     document = f'{{"data":[{{"b64_json":"{value}"}}]}}'
-    for piece in (len(document), 1, 2, 3, 11):
+    for piece in (len(document), *range(1, 40)):
         assert images_of(decode(document, list(range(piece, len(document), piece))))[0][1] == image
 
 
