@@ -18,16 +18,18 @@ EXTENSIONS = ("png", "jpg", "webp")
 
 
 def stored_images(context: Context, attempt: Attempt) -> tuple[tuple[StoredImage, ...], str | None]:
-    """Return the images of an attempt that are at the job's keys, and the ID of its request.
+    """Return the images of an attempt that are in S3, and the ID of its request.
 
     :raises JojoKeyStoreError: if S3 gives no answer
     """
+    destination = context.job.destination
     found: list[StoredImage] = []
     request_id = attempt.request_id
     for index in range(attempt.requested or 1):
-        keys = [context.job.destination.key_for(index, extension) for extension in EXTENSIONS]
-        for key in dict.fromkeys(keys):  # one key, unless it contains {ext}
-            stored = context.store.find_image(context.job.destination.bucket, key, attempt.id)
+        keys = [destination.key_for(index, extension) for extension in EXTENSIONS]
+        keys += [destination.key_beside_receipt(attempt.id, f"-{index}.{name}") for name in EXTENSIONS]
+        for key in dict.fromkeys(keys):  # the first three are one key, unless it contains {ext}
+            stored = context.store.find_image(destination.bucket, key, attempt.id)
             if stored is not None:
                 found.append(stored[0])
                 request_id = request_id or stored[1]

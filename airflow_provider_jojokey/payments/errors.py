@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyAlreadyBilledError,
     JojoKeyError,
     JojoKeyReceiptError,
+    JojoKeyStoreError,
     JojoKeyUnknownOutcomeError,
 )
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
@@ -69,6 +71,9 @@ def stopped() -> JojoKeyError:
 
 def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
     """Return ``error`` with what the task has spent and received so far, as far as the receipt was read."""
+    if not context.receipts.is_known and not isinstance(error, (JojoKeyStoreError, JojoKeyReceiptError)):
+        with suppress(JojoKeyError):
+            context.receipts.read()
     receipt, job = context.receipts.last, context.job
     images = [
         image.to_json()

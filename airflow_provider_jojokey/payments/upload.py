@@ -184,8 +184,7 @@ class Uploader:
         return tuple(uris) or attempt.kept
 
     def _aside(self, attempt: Attempt, suffix: str) -> str:
-        """Return a key next to the receipt that belongs to this attempt alone."""
-        return f"{self.job.destination.receipt_key.removesuffix('.json')}.{attempt.id[:12]}{suffix}"
+        return self.job.destination.key_beside_receipt(attempt.id, suffix)
 
     def _labels(self, attempt: Attempt, generation: Generation | None) -> dict[str, str]:
         owner, request = attempt.owner, self.job.request

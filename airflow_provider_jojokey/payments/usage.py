@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
@@ -11,12 +12,15 @@ from airflow_provider_jojokey.payments import clock, gateway_log
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
 from airflow_provider_jojokey.payments.context import LOG_DELAY
 from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.store.s3 import retry_transient
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.context import Context
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 10.0
+"""Seconds for which an outage of S3 is waited out."""
 USAGE_RETRY = 2.0
 """Seconds after which the gateway log is read once more for a request that has just ended."""
 
@@ -44,13 +48,15 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                 if logged is None or not logged.charged:
                     continue
                 unknown = attempt.outcome is Outcome.UNKNOWN
-                receipt = context.receipts.update(
+                update = partial(
+                    context.receipts.update,
                     attempt,
                     Event.PROVEN_BILLED if unknown else Event.DETAIL,
                     expected=attempt,
                     usage=logged.usage,
                     charge=None if logged.quota is None else {"quota": logged.quota},
                 )
+                receipt = retry_transient(update, patience=PATIENCE, stopping=context.stopping)
                 context.observer.billed(logged.usage)
         except (Img2Error, JojoKeyError) as error:
             log.info("The usage of an earlier request is not known yet: %s", error)

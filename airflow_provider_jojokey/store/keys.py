@@ -65,6 +65,10 @@ class Destination:
         """The key of the request's receipt: one for all its images, so ``{index}`` and ``{ext}`` stay as they are."""
         return f"{RECEIPTS}{self.key}.json"
 
+    def key_beside_receipt(self, attempt_id: str, suffix: str) -> str:
+        """Return a key next to the receipt that belongs to one attempt alone."""
+        return f"{self.receipt_key.removesuffix('.json')}.{attempt_id[:12]}{suffix}"
+
     def uri(self, key: str) -> str:
         """Return the ``s3://`` URI of a key."""
         return f"s3://{self.bucket}/{key}"

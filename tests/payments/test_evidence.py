@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from airflow_provider_jojokey.payments.attempt import Event
@@ -161,6 +161,7 @@ KNOWN = st.builds(
     KNOWN, st.sampled_from(["log", "row", "request_id", "unsent", "images", "finished"]), st.integers(0, 1)
 )
 def test_removing_facts_never_proves_that_nothing_was_billed(known: Facts, what: str, index: int) -> None:
+    assume(not (known.unsent and known.request_id))  # a request that was not sent has no ID
     gone: dict[str, Any] = {
         "log": {"log": None},
         "request_id": {"request_id": None},
