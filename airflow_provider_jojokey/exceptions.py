@@ -1,13 +1,15 @@
-"""The errors that a task can end with.
+"""Exceptions that a task can end with.
 
-One class for each kind of cause, so that a callback can tell them apart. Those that a retry
-cannot help are also :class:`AirflowFailException`: Airflow fails the task at once, whatever its
-``retries``. Each message says what happened, whether money was spent, what to do, and what a
-retry will do.
+There is one class per kind of cause, so callbacks and retry policies can distinguish them. Classes that
+also derive from :class:`AirflowFailException` fail the task immediately, whatever its ``retries``.
+
+An error is data. :func:`render` is the only place that turns it into text, in a fixed order: what
+happened, whether you were charged, what was kept, what to do, what a retry does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -16,102 +18,173 @@ from airflow_provider_jojokey.img2.errors import Billed, Img2Error, Kind
 
 
 class JojoKeyError(AirflowException):
-    """A generation, or what belongs to it, failed.
+    """Generating images, or a step around it, failed.
 
-    :param message: what happened, whether it cost money, what to do
-    :param status_code: the HTTP status of the gateway's answer, if there was one
-    :param code: the ``error.code`` in its body, or Cloudflare's error number
-    :param request_id: the gateway's request id, for JojoKey's support
-    :param cf_ray: Cloudflare's ray id, for JojoKey's support
-    :param retry_after: seconds after which trying again makes sense, where known
-    :param billed: whether this attempt cost money: ``"no"``, ``"yes"`` or ``"unknown"``
+    :param what: what happened, as sentences; charges and retries are rendered from the other facts
+    :param todo: what to do about it
+    :param billed: whether the request cost money: ``"no"``, ``"yes"`` or ``"unknown"``
+    :param sent: whether this attempt sent a paid request
+    :param reason: why ``billed`` has its value, without a full stop
+    :param detail: the words of the gateway or of S3, redacted
+    :param status_code: the HTTP status of the response, if there was one
+    :param code: the response's ``error.code``, or Cloudflare's error number
+    :param request_id: the gateway's request ID
+    :param cf_ray: Cloudflare's ray ID
+    :param retry_after: seconds after which a retry makes sense, if known
     """
 
-    retry: str = "A retry is safe: it pays nothing twice."
-    """What a retry will do: the message's last sentence."""
+    retry: str = "A retry is safe: it does not pay twice."
+    """What a retry does: the last sentence of the text."""
 
     def __init__(
         self,
-        message: str = "",
+        what: str = "",
+        todo: str = "",
         *,
+        billed: Billed = "no",
+        sent: bool = False,
+        reason: str = "",
+        detail: str = "",
         status_code: int | None = None,
         code: str | None = None,
         request_id: str | None = None,
         cf_ray: str | None = None,
         retry_after: float | None = None,
-        billed: Billed = "no",
     ) -> None:
-        super().__init__(f"{message} {self.retry}".strip())
-        self.message = message
+        super().__init__(what)
+        self.what = what
+        self.todo = todo
+        self.billed: Billed = billed
+        self.sent = sent
+        self.reason = reason
+        self.detail = detail
         self.status_code = status_code  # type: ignore[assignment]
         self.code = code
         self.request_id = request_id
         self.cf_ray = cf_ray
         self.retry_after = retry_after
-        self.billed: Billed = billed
         self.usage: dict[str, Any] | None = None
-        """The tokens that were billed to the task in its Dag run so far, where that is known."""
+        """Tokens billed to the task in its Dag run so far, if known."""
         self.images: list[dict[str, Any]] | None = None
-        """Images that had arrived all the same and are in S3, as in the manifest."""
+        """Images that were received anyway and are in S3, as in the manifest."""
+        self.requested: int | None = None
+        """Number of images that were requested."""
+        self.kept: list[str] = []
+        """URIs of other things that were kept in S3: a preview, links, unknown image types."""
+        self.spool: str | None = None
+        """Folder on this host where paid images wait for S3."""
         self.receipt: str | None = None
-        """The ``s3://`` place of the receipt, once something was written there."""
+        """``s3://`` URI of the receipt, once it exists."""
+
+    @property
+    def message(self) -> str:
+        """The text without its last sentence, which says what a retry does."""
+        return render(self)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.retry}".strip()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), dict(vars(self)))  # keyword arguments would be lost otherwise
+        return _rebuild, (type(self), dict(vars(self)))  # the default loses keyword arguments
 
-    def retold(self, message: str, kind: type[JojoKeyError] | None = None, **changes: Any) -> JojoKeyError:
-        """Return the same error in other words.
+    def changed(self, kind: type[JojoKeyError] | None = None, **facts: Any) -> JojoKeyError:
+        """Return a copy with other facts.
 
-        :param message: what it says
-        :param kind: its class; by default this one's
-        :param changes: what else is different, ``billed`` or ``retry_after`` for example
+        :param kind: the class of the copy; by default the class of this error
+        :param facts: attributes to replace
         """
-        return _rebuild(kind or type(self), {**vars(self), **changes, "message": message})
+        return _rebuild(kind or type(self), {**vars(self), **facts})
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that another process needs to raise the same error."""
+        """Return everything another process needs to raise the same error."""
         return {"class": type(self).__name__, **vars(self)}
 
     @staticmethod
-    def from_json(values: dict[str, Any]) -> JojoKeyError:
-        """Return the error that :meth:`to_json` told of."""
-        state = dict(values)
-        known = {one.__name__: one for one in _all_classes(JojoKeyError)}
-        return _rebuild(known.get(state.pop("class"), JojoKeyError), state)
+    def from_json(values: Mapping[str, Any]) -> JojoKeyError:
+        """Return the error that :meth:`to_json` describes."""
+        facts = dict(values)
+        known = {cls.__name__: cls for cls in _all_classes(JojoKeyError)}
+        return _rebuild(known.get(facts.pop("class", ""), JojoKeyError), facts)
 
-    @staticmethod
-    def of(error: Img2Error) -> JojoKeyError:
+    @classmethod
+    def of(cls, error: Img2Error) -> JojoKeyError:
         """Return the exception for an error of the API."""
-        return _CLASS_OF_KIND[error.kind](
-            str(error),
+        exception = _CLASS_OF_KIND[error.kind](
+            f"{error.summary}.",
+            error.advice,
+            billed=error.billed,
+            sent=True,
+            detail=error.detail,
             status_code=error.status_code,
             code=error.code,
             request_id=error.request_id,
             cf_ray=error.cf_ray,
             retry_after=error.retry_after,
-            billed=error.billed,
         )
+        exception.usage = getattr(error, "usage", None)
+        return exception
 
 
-def _rebuild(cls: type[JojoKeyError], state: dict[str, Any]) -> JojoKeyError:
-    error = cls.__new__(cls, state.get("message", ""))
-    AirflowException.__init__(error, f"{state['message']} {state.get('retry', cls.retry)}".strip())
-    vars(error).update(state)
+def render(error: JojoKeyError) -> str:
+    """Return the text of an error: what happened, charges, what was kept, what to do."""
+    parts = [_what(error), _charge(error)]
+    if error.images:
+        count = f"{len(error.images)} of {error.requested}" if error.requested else f"{len(error.images)}"
+        parts.append(f"{count} images were received and stored: {_uris(error.images)}.")
+    if error.kept:
+        parts.append(f"Also kept: {', '.join(error.kept)}.")
+    if error.spool:
+        parts.append(
+            f"The received images are safe on this host in {error.spool}. A retry on this host stores them "
+            "without paying again; a retry on another host can't reach them, and doesn't pay either."
+        )
+    return " ".join(part for part in (*parts, error.todo) if part)
+
+
+def _what(error: JojoKeyError) -> str:
+    marks = {
+        "HTTP": error.status_code,
+        "code": error.code,
+        "request ID": error.request_id,
+        "cf-ray": error.cf_ray,
+    }
+    known = ", ".join(f"{name} {value}" for name, value in marks.items() if value)
+    words = (f" ({known})" if known else "") + (f': "{error.detail}"' if error.detail else "")
+    return f"{error.what.removesuffix('.')}{words}." if error.what else ""
+
+
+def _charge(error: JojoKeyError) -> str:
+    if error.billed == "no":
+        text = "Nothing was billed" if error.sent else "Nothing was sent or billed"
+    else:
+        text = "You were charged" if error.billed == "yes" else "You may have been charged"
+    because = f": {error.reason}" if error.reason else ""
+    earlier = " This attempt sent nothing." if error.billed != "no" and not error.sent else ""
+    return f"{text}{because}.{earlier}"
+
+
+def _uris(images: list[dict[str, Any]]) -> str:
+    return ", ".join(image["uri"] for image in images)
+
+
+def _rebuild(cls: type[JojoKeyError], facts: Mapping[str, Any]) -> JojoKeyError:
+    error = cls(facts.get("what", ""))
+    vars(error).update(facts)
     return error
 
 
 def _all_classes(cls: type[JojoKeyError]) -> list[type[JojoKeyError]]:
-    return [cls, *(one for child in cls.__subclasses__() for one in _all_classes(child))]
+    return [cls, *(found for child in cls.__subclasses__() for found in _all_classes(child))]
 
 
 class JojoKeyFailure(JojoKeyError, AirflowFailException):
-    """A failure that a retry cannot help: the task fails at once."""
+    """A failure that a retry cannot fix: the task fails immediately."""
 
-    retry = "Airflow does not retry it: a retry would end the same way."
+    retry = "Airflow does not retry the task: a retry would end the same way."
 
 
 class JojoKeyConnectionError(JojoKeyFailure):
-    """The Airflow connection is missing something or holds something that cannot be used."""
+    """The Airflow connection lacks a value or has one that cannot be used."""
 
 
 class JojoKeyRequestError(JojoKeyFailure, ValueError):
@@ -119,7 +192,7 @@ class JojoKeyRequestError(JojoKeyFailure, ValueError):
 
 
 class JojoKeyTokenError(JojoKeyFailure):
-    """The token is wrong, disabled, expired or used up (401)."""
+    """The token is invalid, disabled, expired or exhausted (401)."""
 
 
 class JojoKeyAccessError(JojoKeyFailure):
@@ -127,73 +200,77 @@ class JojoKeyAccessError(JojoKeyFailure):
 
 
 class JojoKeyEdgeBlockedError(JojoKeyFailure):
-    """The network edge refused this machine before the gateway saw the request."""
+    """The network edge blocked this machine before the gateway received the request."""
 
 
 class JojoKeyQuotaError(JojoKeyFailure):
-    """The account's balance or the token's quota is not enough."""
+    """The account's balance or the token's quota is too low."""
 
 
 class JojoKeyContentError(JojoKeyFailure):
-    """The content check refused the prompt."""
+    """The content filter rejected the prompt."""
 
 
 class JojoKeyBaseUrlError(JojoKeyFailure):
-    """There is no image API at the connection's host (404, a web page, a redirect)."""
+    """The connection's host does not serve the image API (404, a web page, a redirect)."""
 
 
 class JojoKeyTLSError(JojoKeyFailure):
     """TLS failed before anything was sent."""
 
 
+_RETRIED = "Airflow retries the task; nothing has been paid so far."
+
+
 class JojoKeyRateLimitError(JojoKeyError):
     """Too many requests (429)."""
 
-    retry = "Airflow retries it; nothing was paid so far."
+    retry = _RETRIED
 
 
 class JojoKeyNoChannelError(JojoKeyError):
     """No channel serves the model in the token's group at the moment (503)."""
 
-    retry = "Airflow retries it; nothing was paid so far."
+    retry = _RETRIED
 
 
 class JojoKeyOverloadedError(JojoKeyError):
-    """The gateway or the model behind it is overloaded or failing; what it had taken it refunded."""
+    """The gateway or the model behind it is overloaded or failing; the gateway refunded the request."""
 
-    retry = "Airflow retries it; nothing was paid so far."
+    retry = _RETRIED
 
 
 class JojoKeyUnreachableError(JojoKeyError):
     """No connection to the gateway."""
 
-    retry = "Airflow retries it; nothing was paid so far."
+    retry = _RETRIED
 
 
 class JojoKeyUnknownOutcomeError(JojoKeyError):
-    """The request was sent, its answer was lost, and it may have been billed."""
+    """The request was sent, its response was lost, and it may have been billed."""
 
     retry = (
-        "A retry first asks the gateway's log, and pays again only if that shows that nothing was billed, "
+        "A retry first looks for evidence at no cost. It pays again only with proof that nothing was billed, "
         "or with on_unknown_outcome='regenerate'."
     )
 
 
 class JojoKeyAlreadyBilledError(JojoKeyUnknownOutcomeError, AirflowFailException):
-    """An earlier attempt gave no images and was billed, or nobody can tell: a person has to decide."""
+    """An earlier attempt produced no images and was, or may have been, billed: a person decides."""
 
     retry = (
-        "Airflow does not retry it. To pay for a new image, clear the task with "
-        "on_unknown_outcome='regenerate' or reuse='never'."
+        "Airflow does not retry the task. To pay for a new image, clear the task with "
+        "on_unknown_outcome='regenerate' or reuse='never'. If JojoKey support confirms that nothing was billed, "
+        "record it with `airflow jojokey resolve`."
     )
 
 
 class JojoKeyReplyError(JojoKeyFailure):
-    """The gateway reported success, and billed it, but its reply holds no usable image."""
+    """The gateway reported success, and billed it, but the response has no usable image."""
 
     retry = (
-        "Airflow does not retry it: that would pay a second time. To pay for a new image, clear the task with "
-        "on_unknown_outcome='regenerate' or reuse='never'."
+        "Airflow does not retry the task, which would pay a second time. To pay for a new image, clear the task "
+        "with on_unknown_outcome='regenerate' or reuse='never'."
     )
 
 
@@ -203,40 +280,35 @@ class JojoKeyStoreError(JojoKeyError):
     :param transient: whether the same request may succeed later without anyone changing anything
     """
 
-    def __init__(
-        self, what: str = "", todo: str = "", *, transient: bool = False, detail: str = "", **facts: Any
-    ) -> None:
-        marks = {"HTTP": facts.get("status_code"), "code": facts.get("code")}
-        known = ", ".join(f"{name} {value}" for name, value in marks.items() if value)
-        words = (f" ({known})" if known else "") + (f': "{detail}"' if detail else "")
-        super().__init__(f"{what.removesuffix('.')}{words}. {todo}", **facts)
-        self.what, self.todo, self.transient, self.detail = what, todo, transient, detail
+    def __init__(self, what: str = "", todo: str = "", *, transient: bool = False, **facts: Any) -> None:
+        super().__init__(what, todo, **facts)
+        self.transient = transient
 
 
 class JojoKeyReceiptError(JojoKeyFailure):
-    """The receipt of earlier attempts forbids to pay: it cannot be read, or another task has the same key."""
+    """The receipt of earlier attempts prevents payment: it is unreadable, or another task uses the key."""
 
-    retry = "Airflow does not retry it: a person has to look first."
+    retry = "Airflow does not retry the task: a person has to look first."
 
 
 class JojoKeyBudgetError(JojoKeyFailure):
-    """What it would take is more than ``max_tokens`` or ``max_images`` allow: it was not sent."""
+    """The request would exceed ``max_tokens`` or ``max_images``, and was not sent."""
 
-    retry = "Airflow does not retry it. Raise the limit and clear the task: only what is missing is paid for."
+    retry = "Airflow does not retry the task. Raise the limit and clear the task: only missing images are paid for."
 
 
 class JojoKeyBatchError(JojoKeyError):
-    """Some items of a batch failed; all that was made is safe in S3."""
+    """Some items of a batch failed; all images that were received are in S3."""
 
-    retry = "A retry sends only what is missing: it pays nothing twice."
+    retry = "A retry sends only what is missing: it does not pay twice."
 
 
 class JojoKeyBatchFailure(JojoKeyBatchError, AirflowFailException):
     """Some items of a batch failed, and a retry would help none of them."""
 
     retry = (
-        "Airflow does not retry it: these items would fail again. Put right what they complain of and clear the "
-        "task: only what is missing is sent and paid for."
+        "Airflow does not retry the task: these items would fail again. Fix their causes and clear the task: "
+        "only what is missing is sent and paid for."
     )
 
 

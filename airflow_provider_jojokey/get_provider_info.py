@@ -85,12 +85,20 @@ def get_provider_info() -> dict[str, Any]:
                         "default": "600",
                     },
                     "longest_generation": {
-                        "description": "Seconds after which a generation has surely ended. Only then does it mean "
-                        "anything that the gateway's log does not have it.",
+                        "description": "Seconds after which a generation of 1024x1024 in high quality has "
+                        "definitely ended; larger images take proportionally longer.",
                         "version_added": "0.1.0",
                         "type": "float",
                         "example": None,
                         "default": "300",
+                    },
+                    "s3_extra_args": {
+                        "description": "Additional S3 parameters for every object that is written, as JSON. "
+                        "Operators can override each of them.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": '{"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/posters"}',
+                        "default": "",
                     },
                     "thumbnail_directory": {
                         "description": "Where the API server keeps small copies of the images that it shows. Empty: "

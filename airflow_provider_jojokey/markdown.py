@@ -30,7 +30,7 @@ def pictures(ti: RuntimeTaskInstanceProtocol, task_id: str, map_index: int = -1)
     :param task_id: who made the images
     :param map_index: which of its mapped tasks
     """
-    result = Result.of_xcom(ti.xcom_pull(task_ids=task_id, key=XCOM_KEY, map_indexes=map_index))
+    result = Result.from_xcom(ti.xcom_pull(task_ids=task_id, key=XCOM_KEY, map_indexes=map_index))
     if result is None or not result.images:
         return f"*The task {escape(task_id)} has made no images.*"
     prefix = base_path()

@@ -1,27 +1,30 @@
-"""What a task tells the UI: one XCom beside the manifest, small, and enough to show and to add up.
+"""What a task reports to the UI: one small XCom next to the manifest.
 
-It is a copy of facts that the receipt and the manifest hold, under a key of its own: the gallery asks
-Airflow's database for the images of all Dags at once, and a key that only this package uses is what makes
-that one quick query. A failed attempt leaves one as well, for its cost and for what had arrived.
+It repeats facts of the receipt and the manifest under its own key, because the gallery queries Airflow's
+database for the images of all Dags at once, and a key that only this package uses keeps that query fast. A
+failed attempt leaves one as well, for its cost and for what was received anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.exceptions import JojoKeyError
 
 XCOM_KEY = "jojokey_images"
 VERSION = 1
 MAX_PROMPT = 2_000
-"""Characters of a prompt that are kept here; the receipt has it whole."""
+"""Characters of a prompt that it keeps; the receipt has all of it."""
 MAX_LISTED = 12
-"""Images of a batch that are listed here; its manifest in S3 has all."""
+"""Images of a batch that it lists; the manifest in S3 has all."""
 MAX_MESSAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class ResultImage:
+class StoredImage:
     """One image in S3.
 
     :param bytes: its size
@@ -32,15 +35,15 @@ class ResultImage:
 
     bucket: str
     key: str
-    content_type: str
-    width: int
-    height: int
-    bytes: int
-    sha256: str
+    content_type: str = ""
+    width: int = 0
+    height: int = 0
+    bytes: int = 0
+    sha256: str = ""
 
     @property
     def uri(self) -> str:
-        """The ``s3://`` place."""
+        """The ``s3://`` URI."""
         return f"s3://{self.bucket}/{self.key}"
 
     @property
@@ -48,28 +51,56 @@ class ResultImage:
         """The last part of the key."""
         return self.key.rpartition("/")[2]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, as in the manifest."""
+        return {"uri": self.uri, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StoredImage:
+        """Return the image that :meth:`to_json` describes.
+
+        :raises KeyError: if it has no bucket, key or size
+        :raises ValueError: if a value has the wrong type
+        """
+        image = cls(
+            bucket=values["bucket"],
+            key=values["key"],
+            bytes=values["bytes"],
+            **{
+                name: values[name] for name in ("content_type", "width", "height", "sha256") if name in values
+            },
+        )
+        texts = (image.bucket, image.key, image.content_type, image.sha256)
+        numbers = (image.width, image.height, image.bytes)
+        if not all(isinstance(text, str) for text in texts) or not image.bucket or not image.key:
+            raise ValueError("an image has no bucket or key")
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("an image has an invalid size")
+        return image
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one task made, or failed to make.
+    """What one task generated, or failed to.
 
     :param state: ``"complete"`` or ``"failed"``
     :param images: what is in S3; of a batch the first few
-    :param count: how many images there are in all
-    :param prompt: what was asked for, shortened
-    :param usage: the tokens that were billed to the task in its Dag run
+    :param count: number of images, of a batch all of them
+    :param prompt: the prompt, shortened
+    :param usage: the tokens billed to the task in its Dag run
     :param seconds: how long the gateway took
-    :param created: when the gateway made them, in seconds since 1970
+    :param created: when the gateway generated them, in seconds since 1970
     :param reused: whether an earlier attempt had paid for them
-    :param receipt: the receipt's ``s3://`` place
+    :param receipt: the receipt's ``s3://`` URI
     :param aws_conn_id: the Airflow connection that reaches the images
-    :param error: the exception's class, where the task failed
-    :param message: what happened then
-    :param manifest: the ``s3://`` place of a batch's list of all its images
+    :param error: the exception's class, if the task failed
+    :param message: the exception's text
+    :param billed: whether the failed request was billed: ``"no"``, ``"yes"`` or ``"unknown"``
+    :param manifest: the ``s3://`` URI of a batch's list of all images
     """
 
     state: str
-    images: tuple[ResultImage, ...] = ()
+    images: tuple[StoredImage, ...] = ()
     count: int = 0
     prompt: str = ""
     model: str | None = None
@@ -84,18 +115,74 @@ class Result:
     aws_conn_id: str | None = None
     error: str | None = None
     message: str | None = None
+    billed: str | None = None
     manifest: str | None = None
 
     @classmethod
-    def of_xcom(cls, value: Any) -> Result | None:
-        """Read an XCom's value. Whoever may write XComs may write anything: what is no result gives ``None``."""
+    def from_manifest(cls, manifest: Mapping[str, Any], *, prompt: str, aws_conn_id: str | None) -> Result:
+        """Return the result for images that were generated or reused.
+
+        :param manifest: what the operator returns
+        """
+        images = tuple(StoredImage.from_json(image) for image in manifest["images"])
+        names = ("model", "size", "quality", "seconds", "request_id", "created", "reused", "receipt")
+        facts: dict[str, Any] = {name: manifest.get(name) for name in names}
+        return cls(
+            state="complete",
+            images=images,
+            count=len(images),
+            prompt=shortened(prompt, MAX_PROMPT),
+            usage=manifest.get("usage") or {},
+            aws_conn_id=aws_conn_id,
+            **facts,
+        )
+
+    @classmethod
+    def from_error(
+        cls,
+        error: JojoKeyError,
+        *,
+        prompt: str,
+        aws_conn_id: str | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Return the result for an attempt that failed: what it cost, and what was received anyway.
+
+        :param options: ``model``, ``size`` and ``quality`` as requested
+        """
+        images = tuple(StoredImage.from_json(image) for image in error.images or ())
+        requested: dict[str, Any] = {name: (options or {}).get(name) for name in ("model", "size", "quality")}
+        return cls(
+            state="failed",
+            images=images,
+            count=len(images),
+            prompt=shortened(prompt, MAX_PROMPT),
+            usage=error.usage or {},
+            request_id=error.request_id,
+            receipt=error.receipt,
+            aws_conn_id=aws_conn_id,
+            error=type(error).__name__,
+            message=shortened(str(error), MAX_MESSAGE),
+            billed=error.billed,
+            **requested,
+        )
+
+    def to_xcom(self) -> dict[str, Any]:
+        """Return the XCom's value."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {"version": VERSION, **values, "images": [image.to_json() for image in self.images]}
+
+    @classmethod
+    def from_xcom(cls, value: Any) -> Result | None:
+        """Read an XCom's value. Any task may write any XCom: returns ``None`` if it is not a result."""
         try:
             if not isinstance(value, Mapping) or value["version"] != VERSION:
                 return None
             state = value["state"]
             if state not in ("complete", "failed"):
                 return None
-            images = tuple(_image(one) for one in value["images"])
+            images = tuple(_checked(StoredImage.from_json(image)) for image in value["images"])
+            billed = value.get("billed")
             return cls(
                 state=state,
                 images=images,
@@ -105,6 +192,7 @@ class Result:
                 seconds=float(value["seconds"]) if value.get("seconds") is not None else None,
                 created=_number(value.get("created")),
                 reused=value.get("reused") is True,
+                billed=billed if billed in ("no", "yes", "unknown") else None,
                 **{name: _text(value.get(name)) for name in _TEXTS},
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
@@ -124,71 +212,18 @@ _TEXTS = (
 )
 
 
-def of_manifest(manifest: Mapping[str, Any], *, prompt: str, aws_conn_id: str | None) -> dict[str, Any]:
-    """Return the XCom's value for images that were made or reused.
-
-    :param manifest: what the operator returns
-    """
-    images = list(manifest["images"])
-    return {
-        "version": VERSION,
-        "state": "complete",
-        "images": images,
-        "count": len(images),
-        "prompt": shortened(prompt, MAX_PROMPT),
-        **{name: manifest.get(name) for name in ("model", "size", "quality", "usage", "seconds")},
-        **{name: manifest.get(name) for name in ("request_id", "created", "reused", "receipt")},
-        "aws_conn_id": aws_conn_id,
-        "error": None,
-        "message": None,
-        "manifest": None,
-    }
-
-
-def of_error(
-    error: Any, *, prompt: str, aws_conn_id: str | None, options: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return the XCom's value for an attempt that failed: what it cost and what had arrived.
-
-    :param error: a :class:`~airflow_provider_jojokey.exceptions.JojoKeyError`
-    :param options: ``model``, ``size`` and ``quality`` as asked for
-    """
-    images = list(error.images or ())
-    return {
-        "version": VERSION,
-        "state": "failed",
-        "images": images,
-        "count": len(images),
-        "prompt": shortened(prompt, MAX_PROMPT),
-        **{name: (options or {}).get(name) for name in ("model", "size", "quality")},
-        "usage": error.usage or {},
-        "seconds": None,
-        "request_id": error.request_id,
-        "created": None,
-        "reused": False,
-        "receipt": error.receipt,
-        "aws_conn_id": aws_conn_id,
-        "error": type(error).__name__,
-        "message": shortened(str(error), MAX_MESSAGE),
-        "manifest": None,
-    }
-
-
 def shortened(text: str, length: int) -> str:
     """Return ``text``, or its beginning and an ellipsis: ``length`` characters at most."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _image(value: Mapping[str, Any]) -> ResultImage:
-    image = ResultImage(**{name: value[name] for name in ResultImage.__slots__})
-    texts = (image.bucket, image.key, image.content_type, image.sha256)
-    numbers = (image.width, image.height, image.bytes)
-    if not all(isinstance(one, str) and one for one in texts):
-        raise ValueError("an image has no place")
-    if not all(type(one) is int and one >= 0 for one in numbers):
-        raise ValueError("an image has no size")
-    if len(image.sha256) != 64 or not set(image.sha256) <= set("0123456789abcdef"):
-        raise ValueError("an image has no checksum")
+def _checked(image: StoredImage) -> StoredImage:
+    """Return an image of an XCom, which the UI shows and fetches.
+
+    :raises ValueError: if it is incomplete
+    """
+    if not image.content_type or len(image.sha256) != 64 or not set(image.sha256) <= set("0123456789abcdef"):
+        raise ValueError("an image has no type or checksum")
     return image
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from airflow_provider_jojokey.store import spool
+from airflow_provider_jojokey.store.extra_args import parse_extra_args
 
 UPLOAD_PATIENCE = 600.0
 LONGEST_GENERATION = 300.0
@@ -24,11 +27,11 @@ class Settings:
     :param spool_directory: where images wait until S3 has confirmed them
     :param spool_max_age: seconds after which images that nobody came back for are deleted
     :param upload_patience: seconds for which an outage of S3 is waited out, once images are paid for
-    :param longest_generation: seconds after which a generation of 1024x1024 has surely ended, one way or the other, and
-        a larger one in proportion:
-        only then does it mean anything that the gateway's log does not have it
+    :param longest_generation: seconds after which a generation of 1024x1024 in high quality has definitely ended;
+        larger images take proportionally longer
     :param thumbnail_directory: where the API server keeps small copies of the images
     :param thumbnail_cache_bytes: what they may take together
+    :param s3_extra_args: additional S3 parameters for every object, see :mod:`store.extra_args`
     """
 
     spool_directory: Path = field(default_factory=spool.default_root)
@@ -37,11 +40,13 @@ class Settings:
     longest_generation: float = LONGEST_GENERATION
     thumbnail_directory: Path = field(default_factory=_thumbnail_directory)
     thumbnail_cache_bytes: int = THUMBNAIL_CACHE_BYTES
+    s3_extra_args: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_airflow(cls) -> Settings:
+    def from_airflow_config(cls) -> Settings:
         """Read Airflow's configuration.
 
+        :raises ValueError: if ``s3_extra_args`` can't be used
         :raises AirflowConfigException: if a number is none
         """
         from airflow.providers.common.compat.sdk import conf
@@ -54,6 +59,9 @@ class Settings:
             upload_patience=conf.getfloat("jojokey", "upload_patience", fallback=UPLOAD_PATIENCE),
             longest_generation=conf.getfloat("jojokey", "longest_generation", fallback=LONGEST_GENERATION),
             thumbnail_directory=Path(thumbnails).expanduser() if thumbnails else _thumbnail_directory(),
+            s3_extra_args=parse_extra_args(
+                conf.get("jojokey", "s3_extra_args", fallback=""), "[jojokey] s3_extra_args"
+            ),
             thumbnail_cache_bytes=conf.getint(
                 "jojokey", "thumbnail_cache_bytes", fallback=THUMBNAIL_CACHE_BYTES
             ),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.client import Generation, OpenFile
-    from airflow_provider_jojokey.order import Order
+    from airflow_provider_jojokey.payments.job import ImageJob
 
 IMAGES = "jojokey.images"
 IMAGES_REUSED = "jojokey.images_reused"
@@ -38,11 +38,14 @@ _TAGS = {"dag_id": 100, "model": 50, "quality": 10, "error": 50}
 
 
 class Observer:
-    """Who is told of one order. This one listens to nothing."""
+    """Receives the events of one job. This one ignores them."""
 
-    def generate(self, jojokey: JojoKeyHook, order: Order, open_file: OpenFile) -> Generation:
-        """Send the one paid request."""
-        return jojokey.generate(order.request, open_file)
+    def generate(self, hook: JojoKeyHook, job: ImageJob, open_file: OpenFile, **options: Any) -> Generation:
+        """Send the one paid request.
+
+        :param options: see :meth:`JojoKeyHook.generate`
+        """
+        return hook.generate(job.request, open_file, **options)
 
     def upload(self, bucket: str, key: str, size: int) -> AbstractContextManager[Any]:
         """Return what an upload is wrapped in.
@@ -52,24 +55,24 @@ class Observer:
         return nullcontext()
 
     def stored(self) -> None:
-        """Take notice that a paid image is in S3."""
+        """Record that a paid image was stored."""
 
     def reused(self, images: int) -> None:
-        """Take notice of images that were paid for before."""
+        """Record that paid images were reused."""
 
     def billed(self, usage: Mapping[str, Any] | None) -> None:
-        """Take notice of tokens that are now known to be billed."""
+        """Record tokens that are now known to be billed."""
 
 
 @contextmanager
-def observe(order: Order) -> Iterator[Observer]:
-    """Observe the way of one order's images, if anybody wants to know."""
+def observe(job: ImageJob) -> Iterator[Observer]:
+    """Observe one job, if metrics or traces are enabled."""
     stats, tracer = _stats(), _tracer()
     if stats is None and tracer is None:
         yield Observer()
         return
-    observer = _Observer(order, stats, tracer)
-    with observer.span("jojokey", {"jojokey.images.requested": order.request.n}):
+    observer = _Observer(job, stats, tracer)
+    with observer.span("jojokey", {"jojokey.images.requested": job.request.n}):
         try:
             yield observer
         except Exception as error:
@@ -78,21 +81,21 @@ def observe(order: Order) -> Iterator[Observer]:
 
 
 class _Observer(Observer):
-    def __init__(self, order: Order, stats: Any, tracer: Any) -> None:
+    def __init__(self, job: ImageJob, stats: Any, tracer: Any) -> None:
         self._stats = stats
         self._tracer = tracer
-        request = order.request
+        request = job.request
         self._tags = {
             name: _tag(name, value)
             for name, value in (
-                ("dag_id", order.owner.dag_id),
+                ("dag_id", job.owner.dag_id),
                 ("model", request.model),
                 ("quality", request.quality),
             )
         }
 
-    def generate(self, jojokey: JojoKeyHook, order: Order, open_file: OpenFile) -> Generation:
-        request = order.request
+    def generate(self, hook: JojoKeyHook, job: ImageJob, open_file: OpenFile, **options: Any) -> Generation:
+        request = job.request
         attributes = {
             "gen_ai.operation.name": "generate_content",
             "gen_ai.output.type": "image",
@@ -110,7 +113,7 @@ class _Observer(Observer):
                 self.span(f"generate_content {request.model}", attributes, client=True) as span,
                 ExitStack() as decoding,
             ):
-                generation = jojokey.generate(request, self._announced(open_file, decoding))
+                generation = hook.generate(request, self._announced(open_file, decoding), **options)
                 if span is not None:
                     _answered(span, generation)
                 return generation

@@ -25,14 +25,15 @@ from loopback import Exchange, Server
 from store.world import Bucket, Shop, bucket_of, moto_bucket
 
 from airflow_provider_jojokey import exceptions as kinds
-from airflow_provider_jojokey import generation
+from airflow_provider_jojokey.payments import context as contexts
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
-from airflow_provider_jojokey.order import Order
+from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
+from airflow_provider_jojokey.payments import receipt_store, liveness, reconcile, send
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
-from airflow_provider_jojokey.store import ledger as ledgers
 from airflow_provider_jojokey.store import spool as spools
-from airflow_provider_jojokey.store.receipts import Outcome, Owner, Receipt
+from airflow_provider_jojokey.payments.attempt import Outcome, Owner
+from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
 _numbers = itertools.count()
@@ -49,7 +50,8 @@ def shop(moto: Bucket, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.Mon
     """A shop with a bucket of its own, on a store that honours conditions."""
     bucket = replace(moto, name=f"posters-{next(_numbers)}")
     bucket.client().create_bucket(Bucket=bucket.name)
-    monkeypatch.setattr(generation, "POLL", 0.02)
+    monkeypatch.setattr(contexts, "POLL", 0.02)
+    monkeypatch.setattr(contexts, "LOG_DELAY", 0.0)
     return Shop(gateway, bucket, tmp_path / "spool", monkeypatch)
 
 
@@ -63,8 +65,9 @@ def s3(tmp_path: Path) -> Iterator[S3Server]:
 @pytest.fixture
 def outage(s3: S3Server, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop on a server that a test may stop and start."""
-    monkeypatch.setattr(generation, "POLL", 0.02)
-    monkeypatch.setattr(ledgers, "SETTLING", 0.05)
+    monkeypatch.setattr(contexts, "POLL", 0.02)
+    monkeypatch.setattr(contexts, "LOG_DELAY", 0.0)
+    monkeypatch.setattr(receipt_store, "CLAIM_RECHECK", 0.05)
     return Shop(gateway, bucket_of(s3), tmp_path / "spool", monkeypatch)
 
 
@@ -364,7 +367,7 @@ def test_a_spool_that_cannot_be_made_in_the_end_costs_nothing_and_is_not_left_op
     shop.spools.mkdir()
     (shop.spools / "id").write_text("an id")
     place = (
-        generation._Till(shop.order(), JojoKeyHook(), shop.store(), shop.settings)
+        generation._Till(shop.job(), JojoKeyHook(), shop.store(), shop.settings)
         .spool_of(ledgers.new_attempt("", Owner("", "", ""), 1, ""))
         .folder.parent
     )
@@ -530,7 +533,7 @@ def test_an_order_is_reserved_by_the_receipt_that_it_is_claimed_with_or_not_sent
     for run in ("tuesday", "wednesday"):
         with contextlib.suppress(kinds.JojoKeyBudgetError):
             generation.generate_images(
-                shop.order(run=run),
+                shop.job(run=run),
                 jojokey=JojoKeyHook(),
                 store=shop.store(),
                 settings=shop.settings,
@@ -546,7 +549,7 @@ def test_what_is_reused_is_not_reserved(shop: Shop) -> None:
     shop.make()
 
     made = generation.generate_images(
-        shop.order(run="tuesday", reuse="always"),
+        shop.job(run="tuesday", reuse="always"),
         jojokey=JojoKeyHook(),
         store=shop.store(),
         settings=shop.settings,
@@ -851,7 +854,7 @@ def test_a_task_that_is_killed_while_it_waits_for_another_sends_nothing(shop: Sh
 
 
 def run_trigger(shop: Shop, **order: Any) -> Any:
-    trigger = GenerateImageTrigger(shop.order(**order).to_json(), "jojokey_default", "aws_default")
+    trigger = GenerateImageTrigger(shop.job(**order).to_json(), "jojokey_default", "aws_default")
 
     async def run() -> Any:
         return [event async for event in trigger.run()]
@@ -863,7 +866,7 @@ def run_trigger(shop: Shop, **order: Any) -> Any:
 def test_one_trigger_that_is_run_twice_at_once_pays_once(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, reuse: str
 ) -> None:
-    monkeypatch.setattr("airflow_provider_jojokey.settings.Settings.of_airflow", lambda: shop.settings)
+    monkeypatch.setattr("airflow_provider_jojokey.settings.Settings.from_airflow_config", lambda: shop.settings)
     shop.gateway.behave(delay=0.2)
 
     async def both() -> Any:
@@ -877,7 +880,7 @@ def test_one_trigger_that_is_run_twice_at_once_pays_once(
 
 
 def test_a_triggers_error_comes_back_as_it_was(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_jojokey.settings.Settings.of_airflow", lambda: shop.settings)
+    monkeypatch.setattr("airflow_provider_jojokey.settings.Settings.from_airflow_config", lambda: shop.settings)
 
     (event,) = asyncio.run(run_trigger(shop, prompt="a fox [sandbox: truncated]", n=2))
 
@@ -887,7 +890,7 @@ def test_a_triggers_error_comes_back_as_it_was(shop: Shop, monkeypatch: pytest.M
 
 
 def test_an_order_survives_its_way_through_json(shop: Shop) -> None:
-    order = shop.order(reuse="always", n=2, extra_body={"user": "me"})
+    order = shop.job(reuse="always", n=2, extra_body={"user": "me"})
     assert Order.from_json(json.loads(json.dumps(order.to_json()))) == order
 
 

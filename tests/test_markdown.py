@@ -11,6 +11,7 @@ from test_results import IMAGE, MANIFEST
 
 from airflow_provider_jojokey import results
 from airflow_provider_jojokey.markdown import escape, pictures
+from airflow_provider_jojokey.results import Result
 
 
 class TaskInstance:
@@ -27,7 +28,8 @@ class TaskInstance:
 
 def made(count: int) -> TaskInstance:
     manifest = {**MANIFEST, "images": [IMAGE] * count}
-    return TaskInstance(results.of_manifest(manifest, prompt="a [fox](https://evil)", aws_conn_id=None))
+    result = Result.from_manifest(manifest, prompt="a [fox](https://evil)", aws_conn_id=None)
+    return TaskInstance(result.to_xcom())
 
 
 def test_each_picture_has_a_number_and_leads_to_itself() -> None:

@@ -1,4 +1,4 @@
-"""What a task tells the UI, and what the UI believes."""
+"""The XCom value for the UI: what tasks write, and what the UI accepts."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ MANIFEST = {
 
 
 def value() -> dict[str, Any]:
-    return copy.deepcopy(results.of_manifest(MANIFEST, prompt="a fox", aws_conn_id="aws_default"))
+    result = Result.from_manifest(MANIFEST, prompt="a fox", aws_conn_id="aws_default")
+    return copy.deepcopy(result.to_xcom())
 
 
-def test_what_was_made_is_read_as_it_was_told() -> None:
-    result = Result.of_xcom(json.loads(json.dumps(value())))
+def test_result_survives_the_xcom() -> None:
+    result = Result.from_xcom(json.loads(json.dumps(value())))
 
     assert result is not None
     assert result.state == "complete"
@@ -60,27 +61,27 @@ def test_what_was_made_is_read_as_it_was_told() -> None:
     assert (image.uri, image.name, image.width, image.height) == (IMAGE["uri"], "fox.png", 1024, 1536)
 
 
-def test_a_failure_tells_what_it_cost_and_what_had_arrived() -> None:
+def test_failure_names_its_cost_and_received_images() -> None:
     error = JojoKeyReplyError("The reply broke off.", request_id="2026", billed="yes")
     error.usage, error.images, error.receipt = {"total_tokens": 205}, [IMAGE], MANIFEST["receipt"]
 
-    result = Result.of_xcom(
-        results.of_error(error, prompt="a fox", aws_conn_id=None, options={"model": None, "size": "auto"})
-    )
+    failed = Result.from_error(error, prompt="a fox", aws_conn_id=None, options={"model": None, "size": "auto"})
+    result = Result.from_xcom(failed.to_xcom())
 
     assert result is not None
     assert (result.state, result.error, result.size) == ("failed", "JojoKeyReplyError", "auto")
+    assert result.billed == "yes"
     assert result.usage == {"total_tokens": 205}
     assert len(result.images) == 1
     assert result.message is not None
     assert "broke off" in result.message
 
 
-def test_a_long_prompt_is_shortened_visibly() -> None:
-    told = results.of_manifest(MANIFEST, prompt="x" * 32_000, aws_conn_id=None)
+def test_long_prompt_ends_with_an_ellipsis() -> None:
+    result = Result.from_manifest(MANIFEST, prompt="x" * 32_000, aws_conn_id=None)
 
-    assert len(told["prompt"]) == results.MAX_PROMPT
-    assert told["prompt"].endswith("…")
+    assert len(result.prompt) == results.MAX_PROMPT
+    assert result.prompt.endswith("…")
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def test_a_long_prompt_is_shortened_visibly() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_result_is_none(broken: Any) -> None:
-    assert Result.of_xcom({**value(), **broken} if isinstance(broken, dict) and broken else broken) is None
+def test_invalid_value_is_not_a_result(broken: Any) -> None:
+    assert Result.from_xcom({**value(), **broken} if isinstance(broken, dict) and broken else broken) is None
 
 
 json_values = st.recursive(
@@ -115,20 +116,20 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(sorted(value())), json_values)
-def test_no_value_of_any_field_does_harm(name: str, other: Any) -> None:
-    result = Result.of_xcom({**value(), name: other})
+def test_any_value_of_a_field_is_handled(name: str, other: Any) -> None:
+    result = Result.from_xcom({**value(), name: other})
 
-    assert result is None or all(one.uri.startswith("s3://") for one in result.images)
+    assert result is None or all(image.uri.startswith("s3://") for image in result.images)
 
 
 @given(st.sampled_from(sorted(IMAGE)), json_values)
 def test_no_value_of_any_field_of_an_image_does_harm(name: str, other: Any) -> None:
-    result = Result.of_xcom({**value(), "images": [{**IMAGE, name: other}]})
+    result = Result.from_xcom({**value(), "images": [{**IMAGE, name: other}]})
 
     assert result is None or result.images[0].bytes >= 0
 
 
-def test_paths_hold_whatever_a_run_is_called() -> None:
+def test_paths_quote_run_ids() -> None:
     assert paths.tab_path("d", "manual__2026-01-01T00:00:00+00:00/x?#", "g.t", 3) == (
         "/dags/d/runs/manual__2026-01-01T00:00:00+00:00%2Fx%3F%23/tasks/g.t/mapped/3/plugin/jojokey-images"
     )

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from airflow_provider_jojokey.store.keys import RECEIPTS, part
 
 if TYPE_CHECKING:
-    from airflow_provider_jojokey.store.receipts import Owner
+    from airflow_provider_jojokey.payments.attempt import Owner
 
 CONTENT_TYPE = "application/x-ndjson; charset=utf-8"
 NOWHERE = -1

@@ -12,8 +12,8 @@ from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.results import shortened
 
 if TYPE_CHECKING:
-    from airflow_provider_jojokey.order import Order
-    from airflow_provider_jojokey.store.receipts import Owner
+    from airflow_provider_jojokey.payments.attempt import Owner
+    from airflow_provider_jojokey.payments.job import ImageJob
 
 PLACE = ("s3_bucket", "s3_key")
 CHOICES = {"reuse": REUSE, "on_unknown_outcome": ON_UNKNOWN_OUTCOME}
@@ -32,37 +32,39 @@ class Plan:
     :param items: what was asked for: any sequence of dicts, read one by one
     :param defaults: the options that an item need not repeat
     :param owner: the task that wants them
+    :param replace: see :class:`ImageJob`
     """
 
     items: Sequence[Any]
     defaults: Mapping[str, Any]
     owner: Owner
+    replace: bool = False
 
-    def orders(self) -> Iterator[tuple[int, Order]]:
+    def jobs(self) -> Iterator[tuple[int, ImageJob]]:
         """Yield each item's number, from 0, and its order.
 
         :raises ValueError: at the first item that is not valid
         """
         for index, item in enumerate(self.items):
-            yield index, self._order(item)
+            yield index, self._job(item)
 
     def problems(self) -> Iterator[tuple[int, str]]:
         """Yield what is wrong: an item's number and a sentence that may be shown."""
         places: dict[tuple[str, str], int] = {}
         for index, item in enumerate(self.items):
             try:
-                order = self._order(item)
+                job = self._job(item)
             except (ValueError, TypeError, AttributeError) as error:
                 yield index, shortened(str(error), MAX_PROBLEM)
                 continue
-            for place in set(_places(order)):
+            for place in set(_places(job)):
                 if (other := places.setdefault(place, index)) != index:
                     yield index, f"it writes to s3://{place[0]}/{place[1][:200]}, and so does item {other}"
                     break
 
-    def _order(self, item: Any) -> Order:
+    def _job(self, item: Any) -> ImageJob:
         from airflow_provider_jojokey.img2.request import ImageRequest
-        from airflow_provider_jojokey.order import Order
+        from airflow_provider_jojokey.payments.job import ImageJob
         from airflow_provider_jojokey.store.keys import Destination
 
         if not isinstance(item, Mapping):
@@ -92,16 +94,17 @@ class Plan:
             bucket = None  # the batch's bucket is for those that name none
         if bucket is not None and not isinstance(bucket, str):
             raise ValueError(f"s3_bucket must be text, not {type(bucket).__name__}")
-        return Order(
+        return ImageJob(
             request=request,
             destination=Destination.parse(bucket, values["s3_key"], request.n),
             owner=self.owner,
             reuse=values["reuse"],
             on_unknown_outcome=values["on_unknown_outcome"],
+            replace=self.replace,
         )
 
 
-def told(problems: Sequence[tuple[int, str]], total: int) -> str:
+def format_problems(problems: Sequence[tuple[int, str]], total: int) -> str:
     """Return one message that names the bad items, the first of them if there are very many."""
     lines = [f"requests[{index}]: {problem}" for index, problem in problems[:MAX_TOLD]]
     if len(problems) > MAX_TOLD:
@@ -109,10 +112,10 @@ def told(problems: Sequence[tuple[int, str]], total: int) -> str:
     return f"{len(problems)} of {total} requests are not valid: {'; '.join(lines)}"
 
 
-def _places(order: Order) -> Iterator[tuple[str, str]]:
+def _places(job: ImageJob) -> Iterator[tuple[str, str]]:
     """Yield the objects that an order will write, the receipt among them."""
-    destination, output = order.destination, order.request.output_format or "png"
+    destination, output = job.destination, job.request.output_format or "png"
     extension = "jpg" if output == "jpeg" else output
     yield destination.bucket, destination.receipt_key
-    for index in range(order.request.n):
+    for index in range(job.request.n):
         yield destination.bucket, destination.key_for(index, extension)

@@ -1,12 +1,11 @@
-"""The run of a batch: one thread decides what is sent when, the others wait for images, one each.
+"""Run a batch: one thread decides what is sent when, and one thread per image waits for it.
 
-All that is counted, paced and written down is touched by the deciding thread alone. What the others
-do is :func:`generate_images`, as any single task does it.
+Only the deciding thread touches counts, pace and manifest. The others call :func:`generate_images`, as a
+single task does.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import queue
 import threading
@@ -22,11 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_jojokey import results
-from airflow_provider_jojokey.batch import hook as hooks
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
 from airflow_provider_jojokey.batch.tally import Tally
-from airflow_provider_jojokey.budget import Amount, Budget, Verdict, estimate, spent_on
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBaseUrlError,
     JojoKeyConnectionError,
@@ -41,31 +37,36 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyTokenError,
     JojoKeyUnreachableError,
 )
-from airflow_provider_jojokey.generation import generate_images
-from airflow_provider_jojokey.order import Order
-from airflow_provider_jojokey.store.ledger import Ledger
-from airflow_provider_jojokey.store.receipts import Step, decide
+from airflow_provider_jojokey.payments.budget import Amount, Budget, spent_on
+from airflow_provider_jojokey.payments.context import Context
+from airflow_provider_jojokey.payments.gateway_log import GatewayLog
+from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Services, generate_images
+from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
+from airflow_provider_jojokey.payments.usage import settle_usage
+from airflow_provider_jojokey.results import Result
 
 if TYPE_CHECKING:
-    from airflow_provider_jojokey.batch.hook import BatchHook
     from airflow_provider_jojokey.batch.manifest import Manifest
     from airflow_provider_jojokey.batch.plan import Plan
-    from airflow_provider_jojokey.batch.store import PooledStore
+    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.settings import Settings
+    from airflow_provider_jojokey.store.s3 import ImageStore
 
 log = logging.getLogger(__name__)
 
 PROGRESS = 30.0
-"""Seconds between two lines of progress in the log."""
-GRACE = 120.0
-"""Seconds for which a batch that is killed waits for images that are being made: they are paid for."""
-CUT = 10.0
-"""Seconds after that for what has been cut to be written down."""
+"""Seconds between two progress lines in the log."""
+SHUTDOWN_GRACE = 120.0
+"""Seconds for which a batch that is killed waits for images in flight: they are paid for."""
+ABORT_GRACE = 10.0
+"""Seconds after that in which aborted requests are recorded."""
 MAX_TRIES = 3
-"""How often one item is sent in one run, where the gateway fails it and bills nothing; waits for its rate are free."""
+"""How often a run sends an item that the gateway fails without billing it. Rate limits don't count."""
 SURVEYED_AT_ONCE = 256
+LOG_INTERVAL = 60.0
+"""Seconds between two reads of the gateway log, which allows about 20 in 20 minutes."""
 
-HOPELESS = (
+FATAL_ERRORS = (
     JojoKeyBaseUrlError,
     JojoKeyConnectionError,
     JojoKeyEdgeBlockedError,
@@ -74,38 +75,36 @@ HOPELESS = (
     JojoKeyTokenError,
 )
 """After one of these, all other items would end the same way."""
-REFUSING = (JojoKeyEdgeBlockedError, JojoKeyTLSError, JojoKeyTokenError)
-"""What a free question may be refused with, and then all that is paid for would be."""
-PASSING = (JojoKeyNoChannelError, JojoKeyOverloadedError, JojoKeyStoreError, JojoKeyUnreachableError)
+PREFLIGHT_FATAL = (JojoKeyEdgeBlockedError, JojoKeyTLSError, JojoKeyTokenError)
+"""If an unbilled call fails with one of these, paid ones would too."""
+TRANSIENT = (JojoKeyNoChannelError, JojoKeyOverloadedError, JojoKeyStoreError, JojoKeyUnreachableError)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One item's turn.
+class Turn:
+    """One item's turn to be sent.
 
     :param index: the item's number
-    :param order: what is wanted
-    :param ticket: the leave to send it
-    :param refusal: why it must not be sent, where it may only be taken if it is paid for already
+    :param job: its job
+    :param ticket: the permission to send it
     """
 
     index: int
-    order: Order
+    job: ImageJob
     ticket: Ticket
-    refusal: JojoKeyError | None = None
 
 
 class Batch:
-    """One run over a plan's items.
+    """One run over the items of a plan.
 
     :param plan: the items, checked
-    :param total: how many there are
-    :param hook: who draws
-    :param store: who keeps
-    :param settings: the worker's
-    :param manifest: where to write down what came of each item
-    :param max_in_flight: how many images may be waited for at once
-    :param budget: what may be spent; ``None`` is no limit
+    :param total: number of items
+    :param hook: the JojoKey hook, which all threads share
+    :param store: S3, which all threads share
+    :param settings: the worker's settings
+    :param manifest: where each item's result is written
+    :param max_in_flight: how many images may be in flight
+    :param budget: the limits; ``None`` is no limit
     """
 
     def __init__(
@@ -113,31 +112,38 @@ class Batch:
         plan: Plan,
         total: int,
         *,
-        hook: BatchHook,
-        store: PooledStore,
+        hook: JojoKeyHook,
+        store: ImageStore,
         settings: Settings,
         manifest: Manifest,
         max_in_flight: int,
         aws_conn_id: str | None,
         budget: Budget | None = None,
     ) -> None:
-        self.hook = hook
-        self.store = store
-        # An answer of the gateway's log serves for a while: an item is missing in it only that much later.
-        self.settings = replace(settings, longest_generation=settings.longest_generation + hooks.LOG_MAX_AGE)
         self.manifest = manifest
         self.tally = Tally(total)
         self.limiter = Limiter(max_in_flight)
         self.stopped = False
-        self.budget = budget
+        self.closed: JojoKeyError | None = None
+        """Why nothing is sent any more; items that are paid for are still reused."""
+        self._hook = hook
+        self._budget = budget
+        self._services = Services(
+            hook,
+            store,
+            settings,
+            log=GatewayLog(lambda: hook.client.billing_log(), interval=LOG_INTERVAL),
+            budget=budget or Budget.unlimited(),
+            resend=False,
+        )
         self._plan = plan
         self._aws_conn_id = aws_conn_id
-        self._fresh = plan.orders()
-        self._again: deque[tuple[int, Order]] = deque()
+        self._fresh = plan.jobs()
+        self._again: deque[tuple[int, ImageJob]] = deque()
         self._tries: Counter[int] = Counter()
-        self._spent: dict[int, Amount | None] = {}
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[tuple[Job, dict[str, Any] | JojoKeyError] | None] = queue.SimpleQueue()
+        self._unsettled: list[ImageJob] = []
+        self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[Turn, Generated | JojoKeyError] | None] = queue.SimpleQueue()
         self._threads = 0
         self._busy = 0
         self._began = time.monotonic()
@@ -145,50 +151,52 @@ class Batch:
         self._last_refusal: JojoKeyError | None = None
 
     def stop(self) -> None:
-        """Send nothing more; what is in flight is still waited for. May be called from a signal's handler."""
+        """Send nothing more; images in flight are still waited for. A signal handler may call it."""
         self.stopped = True
         self._ended.put(None)
 
     def preflight(self) -> None:
-        """Ask the gateway, for free, whether it knows the token: if not, nothing is sent, only taken what is paid."""
+        """Check the token at no cost. If the gateway rejects it, only items that are paid for are reused."""
         try:
-            self.hook.list_models()
-        except REFUSING as error:
-            log.error("%s Nothing is sent.", error.message)
+            self._hook.list_models()
+        except PREFLIGHT_FATAL as error:
+            log.error("%s No item is sent.", error.message)
             self._close(error)
         except JojoKeyError as error:
-            log.info("Whether the token is good could not be asked: %s", error.message)
+            log.info("The token could not be checked: %s", error.message)
 
     def run(self) -> Tally:
-        """Go through all items, and return what it came to.
+        """Process all items and return the totals.
 
-        :raises BaseException: what Airflow interrupts a task with; by then what was in flight has been seen to
+        :raises BaseException: whatever Airflow interrupts a task with, after images in flight were stored
         """
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
         try:
             with _quiet_threads():
-                self._survey()
+                self._load_spent()
                 try:
                     while not self.stopped:
-                        delay = self._send_what_may_be_sent()
+                        delay = self._dispatch()
                         if delay is None and not self._busy:
                             break
                         self._wait(delay)
                 finally:
                     self._drain()
-                    self._close_budget()
+                    self._settle_usage()
+                    if self._budget is not None:
+                        self._budget.close()
         finally:
-            self._let_go(0)
+            self._stop_idle_threads(0)
         return self.tally
 
-    def _send_what_may_be_sent(self) -> float | None:
+    def _dispatch(self) -> float | None:
         """Hand items to threads; return the seconds until the next may follow, ``None`` if there is no next."""
         while True:
             now = time.monotonic()
-            if self.hook.closed is None and self.limiter.stalled(now):
+            if self.closed is None and self.limiter.stalled(now):
                 self._give_up_waiting(now)
-            delay = 0.0 if self.hook.closed else self.limiter.delay(now)
+            delay = 0.0 if self.closed else self.limiter.delay(now)
             if self._busy >= self.limiter.max_in_flight:
                 return float("inf")
             if delay:
@@ -196,44 +204,28 @@ class Batch:
             item = self._next()
             if item is None:
                 return None
-            refusal = None
-            if self.budget is not None and self.hook.closed is None:
-                verdict = self._reserve(*item)
-                if verdict is Verdict.WAIT:
-                    self._again.appendleft(item)
-                    return float("inf")
-                refusal = self.budget.refusal(estimate(item[1])) if verdict is Verdict.NO else None
-            self._submit(Job(*item, self.limiter.give(now), refusal))
+            self._submit(Turn(*item, self.limiter.give(now)))
 
-    def _reserve(self, index: int, order: Order) -> Verdict:
-        """Set aside what an item will take, if there is room for it."""
-        assert self.budget is not None
-        try:
-            return self.budget.reserve(index, estimate(order))
-        except JojoKeyError as error:
-            log.error("%s No more is sent.", error.message)
-            self._close(error)
-            return Verdict.YES  # it is closed: only what is paid for is taken
-
-    def _survey(self) -> None:
+    def _load_spent(self) -> None:
         """Read all receipts, to know what this task has spent in this Dag run before it spends more.
 
-        :raises JojoKeyError: if one of them does not tell
+        :raises JojoKeyError: if one of them cannot be read
         """
-        if self.budget is None:
+        if self._budget is None:
             return
+        store = self._services.store
 
-        def look(item: tuple[int, Order]) -> tuple[int, Amount]:
-            index, order = item
-            return index, spent_on(Ledger(self.store, order.destination).read(), order)
+        def spent(item: tuple[int, ImageJob]) -> Amount:
+            return spent_on(ReceiptStore(store, item[1].destination).read(), item[1])
 
-        orders = self._plan.orders()
-        with ThreadPoolExecutor(self.store.connections, thread_name_prefix=THREADS) as readers:
-            while some := list(islice(orders, SURVEYED_AT_ONCE)):
-                for index, spent in readers.map(look, some):
-                    self.budget.known(index, spent)
-        if self.budget.spent.images:
-            log.info("Spent so far by this task in this Dag run: %s", self.budget.spent)
+        jobs = self._plan.jobs()
+        total = Amount()
+        with ThreadPoolExecutor(store.connections or 1, thread_name_prefix=THREADS) as readers:
+            while some := list(islice(jobs, SURVEYED_AT_ONCE)):
+                total = sum(readers.map(spent, some), total)
+        self._budget.start(total)
+        if total.images:
+            log.info("This task has spent %s in this Dag run so far.", total)
 
     def _has_more(self) -> bool:
         if self._again:
@@ -243,17 +235,17 @@ class Batch:
             self._again.append(item)
         return item is not None
 
-    def _next(self) -> tuple[int, Order] | None:
+    def _next(self) -> tuple[int, ImageJob] | None:
         return self._again.popleft() if self._has_more() else None
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, turn: Turn) -> None:
         if self._busy >= self._threads:
             self._start_thread()
         self._busy += 1
-        self._jobs.put(job)
+        self._turns.put(turn)
 
     def _start_thread(self) -> None:
-        """Start one thread more; where the system gives none, go on with those that there are.
+        """Start another thread; if the system refuses, go on with those that exist.
 
         :raises RuntimeError: if there is none at all
         """
@@ -268,59 +260,42 @@ class Batch:
         except RuntimeError:
             if not self._threads:
                 raise
-            log.warning("The system gives no more threads than %d: as many are in flight.", self._threads)
+            log.warning(
+                "The system starts no more than %d threads, so as many images are in flight.", self._threads
+            )
             self.limiter.max_in_flight = self._threads
             return
         self._threads += 1
 
-    def _let_go(self, needed: int) -> None:
-        """Let threads end that have nothing left to do: each has its memory."""
+    def _stop_idle_threads(self, needed: int) -> None:
+        """Stop threads that have nothing left to do: each one takes memory."""
         while self._threads > needed:
-            self._jobs.put(None)
+            self._turns.put(None)
             self._threads -= 1
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            outcome = self._outcome(job)
-            self._spent[job.index] = self._spent_on(job.order)
-            self._ended.put((job, outcome))
+        while (turn := self._turns.get()) is not None:
+            self._ended.put((turn, self._generate(turn)))
 
-    def _outcome(self, job: Job) -> dict[str, Any] | JojoKeyError:
+    def _generate(self, turn: Turn) -> Generated | JojoKeyError:
+        def on_send() -> None:
+            turn.ticket.sent_at = time.monotonic()
+
         try:
-            closed = self.hook.closed or job.refusal
-            if closed is not None and (usage := self._unpaid(job.order)) is not None:
-                error = copy.copy(closed)
-                error.usage = usage
-                return error
-            self.hook.take(job.ticket, job.refusal)
-            return generate_images(job.order, jojokey=self.hook, store=self.store, settings=self.settings)
+            return generate_images(turn.job, replace(self._services, permit=self._permit, on_send=on_send))
         except JojoKeyError as error:
             return error
         except Exception as error:
-            log.exception("Item %d failed in an unforeseen way", job.index)
-            return JojoKeyError(f"It failed in an unforeseen way: {type(error).__name__}.", billed="unknown")
+            log.exception("Item %d failed with an unexpected error", turn.index)
+            return JojoKeyError(
+                f"It failed with an unexpected error ({type(error).__name__}).", billed="unknown", sent=True
+            )
 
-    def _spent_on(self, order: Order) -> Amount | None:
-        """Return what was spent on an item, if there is a budget and its receipt tells."""
-        if self.budget is None:
-            return None
-        try:
-            return spent_on(Ledger(self.store, order.destination).read(), order)
-        except Exception as error:  # whatever it is, what was set aside stays so, and the thread goes on
-            log.warning("What an item has cost cannot be read: %s", error)
-            return None
+    def _permit(self) -> None:
+        if self.closed is not None:
+            raise self.closed.changed()
 
-    def _unpaid(self, order: Order) -> dict[str, Any] | None:
-        """Return what a task has spent on an item that would have to be paid for; ``None`` if nothing has to be.
-
-        :raises JojoKeyError: if its receipt does not tell
-        """
-        receipt = Ledger(self.store, order.destination).read()
-        fingerprint = order.request.fingerprint(self.hook.client.base_url)
-        decision = decide(receipt, order.owner, fingerprint, order.reuse, {})
-        return None if decision.step in (Step.REUSE, Step.SETTLE) else receipt.usage_of(order.owner)
-
-    # What has come back
+    # Results
 
     def _wait(self, delay: float | None) -> None:
         """Wait until something comes back, or for ``delay`` seconds; take it all."""
@@ -333,7 +308,7 @@ class Batch:
                     self._busy -= 1
                     self._take(*ended)
                     if not self._has_more():
-                        self._let_go(self._busy)
+                        self._stop_idle_threads(self._busy)
                 ended = self._ended.get_nowait()
         except queue.Empty:
             pass
@@ -341,100 +316,107 @@ class Batch:
             self._next_progress = time.monotonic() + PROGRESS
             log.info(self._progress())
 
-    def _take(self, job: Job, outcome: dict[str, Any] | JojoKeyError) -> None:
+    def _take(self, turn: Turn, outcome: Generated | JojoKeyError) -> None:
         now = time.monotonic()
-        self._settle(job, outcome)
-        if not isinstance(outcome, JojoKeyError):
-            self.limiter.done(job.ticket, now)
-            self._succeeded(job, outcome)
+        if isinstance(outcome, Generated):
+            self.limiter.done(turn.ticket, now)
+            self._succeeded(turn, outcome)
             return
-        may_go_again = not self.stopped and self.hook.closed is None
-        if isinstance(outcome, JojoKeyRateLimitError):
-            self._slow_down(outcome, lambda: self.limiter.refused(job.ticket, now, outcome.retry_after))
+        may_go_again = not self.stopped and self.closed is None
+        if isinstance(outcome, JojoKeyRateLimitError) and outcome.billed == "no":
+            self._slow_down(outcome, lambda: self.limiter.refused(turn.ticket, now, outcome.retry_after))
             if may_go_again:
-                self._again.appendleft((job.index, job.order))
+                self._again.appendleft((turn.index, turn.job))
                 return
-        elif isinstance(outcome, PASSING) and outcome.billed == "no" and getattr(outcome, "passing", True):
-            self._slow_down(outcome, lambda: self.limiter.overloaded(job.ticket, now, outcome.retry_after))
-            self._tries[job.index] += 1
-            if may_go_again and self._tries[job.index] < MAX_TRIES:
-                self._again.append((job.index, job.order))
+        elif (
+            isinstance(outcome, TRANSIENT) and outcome.billed == "no" and getattr(outcome, "transient", True)
+        ):
+            self._slow_down(outcome, lambda: self.limiter.overloaded(turn.ticket, now, outcome.retry_after))
+            self._tries[turn.index] += 1
+            if may_go_again and self._tries[turn.index] < MAX_TRIES:
+                self._again.append((turn.index, turn.job))
                 return
         else:
-            self.limiter.done(job.ticket, now)
-        self._failed(job, outcome)
-        if self.hook.closed is None and (isinstance(outcome, HOPELESS) or _was_paid_in_vain(outcome)):
-            log.error("%s No more is sent: the other items would end the same way.", outcome.message)
+            self.limiter.done(turn.ticket, now)
+        self._failed(turn, outcome)
+        if self.closed is None and (isinstance(outcome, FATAL_ERRORS) or _is_fatal_upload_error(outcome)):
+            log.error("%s No further item is sent: the others would end the same way.", outcome.message)
             self._close(outcome)
 
-    def _settle(self, job: Job, outcome: dict[str, Any] | JojoKeyError) -> None:
-        """Count in the budget what an item has really cost."""
-        if self.budget is None:
-            return
-        free = isinstance(outcome, JojoKeyError) and outcome.billed == "no"
-        self.budget.settle(job.index, self._spent.pop(job.index), job.ticket.sent_at is not None and not free)
-
-    def _slow_down(self, error: JojoKeyError, take_notice: Any) -> None:
+    def _slow_down(self, error: JojoKeyError, notify: Any) -> None:
         before = self.limiter.wanted_pause(time.monotonic())
-        take_notice()
+        notify()
         self._last_refusal = error
         pause = self.limiter.wanted_pause(time.monotonic())
         if not before and pause >= 1:
-            log.info("%s All of the batch waits for %.0f s.", error.message, pause)
+            log.info("%s The whole batch waits for %.0f s.", error.message, pause)
 
     def _give_up_waiting(self, now: float) -> None:
         assert self._last_refusal is not None
         wanted = self.limiter.wanted_pause(now)
         self._last_refusal.retry_after = wanted or None
         log.error(
-            "Nothing but refusals for %.0f s, and the next try would be in %.0f s: no more is sent in this try.",
+            "The gateway has refused everything for %.0f s, and the next request would be in %.0f s: this try sends "
+            "nothing more.",
             now - self._began,
             wanted,
         )
         self._close(self._last_refusal)
 
     def _close(self, error: JojoKeyError) -> None:
-        """Send nothing more; items that are paid for are still taken."""
-        closed = type(error)(error.message, status_code=error.status_code, code=error.code, billed="no")
-        closed.retry_after = error.retry_after
-        self.hook.closed = closed
-
-    def _succeeded(self, job: Job, manifest: dict[str, Any]) -> None:
-        self.tally.succeed(job.index, manifest)
-        if manifest["request_id"]:
-            self.hook.known_requests.add(manifest["request_id"])
-        prompt = job.order.request.prompt
-        self.manifest.add(
-            job.index, results.of_manifest(manifest, prompt=prompt, aws_conn_id=self._aws_conn_id)
+        """Send nothing more; items that are paid for are still reused."""
+        self.closed = error.changed(
+            billed="no", sent=False, usage=None, images=None, kept=[], spool=None, receipt=None
         )
 
-    def _failed(self, job: Job, error: JojoKeyError) -> None:
-        self.tally.fail(job.index, job.order, error)
-        request = job.order.request
+    def _succeeded(self, turn: Turn, generated: Generated) -> None:
+        self.tally.succeed(turn.index, generated.manifest)
+        if generated.receipt.missing_usage(turn.job.owner):
+            self._unsettled.append(turn.job)
+        prompt = turn.job.request.prompt
+        result = Result.from_manifest(generated.manifest, prompt=prompt, aws_conn_id=self._aws_conn_id)
+        self.manifest.add(turn.index, result.to_xcom())
+
+    def _failed(self, turn: Turn, error: JojoKeyError) -> None:
+        self.tally.fail(turn.index, turn.job, error)
+        if error.billed != "no":
+            self._unsettled.append(turn.job)
+        request = turn.job.request
         options = {name: getattr(request, name) for name in ("model", "size", "quality")}
-        line = results.of_error(error, prompt=request.prompt, aws_conn_id=self._aws_conn_id, options=options)
-        self.manifest.add(job.index, line | {"retryable": not isinstance(error, AirflowFailException)})
+        result = Result.from_error(
+            error, prompt=request.prompt, aws_conn_id=self._aws_conn_id, options=options
+        )
+        line = {**result.to_xcom(), "retryable": not isinstance(error, AirflowFailException)}
+        self.manifest.add(turn.index, line)
+
+    def _settle_usage(self) -> None:
+        """Look up the usage of items whose responses did not report it, with one read of the gateway log."""
+        services = replace(
+            self._services, log=GatewayLog(self._hook.client.billing_log, interval=LOG_INTERVAL)
+        )
+        for job in self._unsettled:
+            try:
+                context = Context(job, services)
+                receipt = context.receipts.read()
+                before = receipt.usage_of(job.owner)
+                self.tally.settle(before, settle_usage(context, receipt).usage_of(job.owner))
+            except JojoKeyError as error:
+                log.warning("The usage of %s is not known yet: %s", job.uri, error.message)
 
     # The end
 
     def _drain(self) -> None:
-        """See to what is in flight, if the run was broken off: it is paid for."""
+        """Wait for images in flight if the run was interrupted: they are paid for."""
         self.stopped = self.stopped or bool(self._busy)
         if not self._busy:
             return
-        log.warning("The task is to end: nothing more is sent. %s", self._progress())
-        self._wait_for_all(GRACE)
+        self._close(JojoKeyError("The task was told to end."))
+        log.warning("The task was told to end: it sends nothing more. %s", self._progress())
+        self._wait_for_all(SHUTDOWN_GRACE)
         if self._busy:
-            log.warning("%d images were not waited for: their connections are cut.", self._busy)
-            self.hook.cut()
-            self._wait_for_all(CUT)
-
-    def _close_budget(self) -> None:
-        try:
-            if self.budget is not None:
-                self.budget.close()
-        except JojoKeyError as error:
-            log.warning("The Dag run's ledger still holds what was set aside: %s", error.message)
+            log.warning("%d images have not arrived in time: their connections are closed.", self._busy)
+            self._hook.abort()
+            self._wait_for_all(ABORT_GRACE)
 
     def _wait_for_all(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -455,13 +437,13 @@ class Batch:
         )
 
     def summary(self) -> str:
-        """Return one line on how it went."""
+        """Return one line about the whole run."""
         return f"In {_duration(time.monotonic() - self._began)}: {self._progress()}"
 
 
-def _was_paid_in_vain(error: JojoKeyError) -> bool:
-    """Tell whether images that were paid for could not be kept, for a reason that will not pass by itself."""
-    return isinstance(error, JojoKeyStoreError) and error.billed == "yes" and not error.passing
+def _is_fatal_upload_error(error: JojoKeyError) -> bool:
+    """Return whether paid images could not be stored, for a reason that will not go away by itself."""
+    return isinstance(error, JojoKeyStoreError) and error.billed == "yes" and not error.transient
 
 
 def _duration(seconds: float) -> str:
@@ -471,7 +453,13 @@ def _duration(seconds: float) -> str:
 
 
 THREADS = "jojokey-batch-"
-CHATTY = ("airflow_provider_jojokey.generation", "airflow_provider_jojokey.img2.client")
+CHATTY = (
+    *(
+        f"airflow_provider_jojokey.payments.{name}"
+        for name in ("generate", "send", "reconcile", "upload", "context")
+    ),
+    "airflow_provider_jojokey.img2.client",
+)
 SAME_WARNINGS = 10
 
 

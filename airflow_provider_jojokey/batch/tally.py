@@ -1,4 +1,4 @@
-"""What a batch has come to so far: counts and sums, never the items themselves."""
+"""Counts and sums over the items of a batch, never the items themselves."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_jojokey.exceptions import JojoKeyBatchError, JojoKeyBatchFailure, JojoKeyError
+from airflow_provider_jojokey.payments.receipt import total_usage
 from airflow_provider_jojokey.results import MAX_LISTED, shortened
-from airflow_provider_jojokey.store.receipts import total_usage
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.errors import Billed
-    from airflow_provider_jojokey.order import Order
+    from airflow_provider_jojokey.payments.job import ImageJob
 
 MAX_KEYS = 100
 """Images up to which a batch pushes ``keys``; of more, its manifest tells."""
@@ -50,11 +50,11 @@ class Tally:
     retryable: int = 0
     images: int = 0
     paid: bool = False
-    """Whether anything was surely billed."""
-    doubtful: bool = False
-    """Whether there are items of which nobody knows whether they were billed."""
-    untold: int = 0
-    """Images that were paid for without a word on their tokens that is known here."""
+    """Whether anything was billed."""
+    has_unknown_outcomes: bool = False
+    """Whether it is unknown if some items were billed."""
+    without_usage: int = 0
+    """Paid images whose usage is unknown."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
     retry_after: float | None = None
     causes: dict[str, Cause] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Tally:
     @property
     def billed(self) -> Billed:
         """Whether it cost money, over all items."""
-        return "yes" if self.paid or self.tokens else "unknown" if self.doubtful else "no"
+        return "yes" if self.paid or self.tokens else "unknown" if self.has_unknown_outcomes else "no"
 
     @property
     def keys(self) -> list[str] | None:
@@ -104,7 +104,7 @@ class Tally:
             self._pay(len(manifest["images"]), manifest["usage"])
         self._count(index, manifest["images"], manifest["usage"])
 
-    def fail(self, index: int, order: Order, error: JojoKeyError) -> None:
+    def fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         """Count an item that has no images, or not all."""
         self.failed += 1
         if not isinstance(error, AirflowFailException):
@@ -112,41 +112,52 @@ class Tally:
             if error.retry_after is not None:
                 self.retry_after = max(self.retry_after or 0.0, error.retry_after)
         if error.billed == "yes":
-            self._pay(order.request.n, error.usage)
-        self.doubtful = self.doubtful or error.billed == "unknown"
-        place = order.destination.uri(order.destination.key)
-        known = self.causes.setdefault(type(error).__name__, Cause(index, place, error.message))
+            self._pay(job.request.n, error.usage)
+        self.has_unknown_outcomes = self.has_unknown_outcomes or error.billed == "unknown"
+        known = self.causes.setdefault(type(error).__name__, Cause(index, job.uri, error.message))
         known.count += 1
         self._count(index, error.images or [], error.usage)
 
-    def error(self, end: str, where: str) -> JojoKeyBatchError:
-        """Return what a batch that is not whole fails with.
+    def settle(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Count usage that became known after an item had ended.
 
-        :param end: what else there is to say of how it ended
+        :param before: the usage that was counted for its task and key
+        :param after: the usage that is known now
+        """
+        self.usage = total_usage((self.usage, after))
+        self.usage = _minus(self.usage, before)
+
+    def error(self, end: str, where: str) -> JojoKeyBatchError:
+        """Return the error for a batch with failed or missing items.
+
+        :param end: how it ended, if not normally
         :param where: where its manifest is
         """
         rest = self.total - self.done
         counts = [f"{self.made} made", f"{self.reused} reused", f"{self.failed} failed"]
-        counts += [f"{rest} not begun"] if rest else []
-        causes = sorted(self.causes.items(), key=lambda one: -one[1].count)
-        told = "; ".join(
+        counts += [f"{rest} not started"] if rest else []
+        causes = sorted(self.causes.items(), key=lambda cause: -cause[1].count)
+        listed = "; ".join(
             f"{cause.count} {name} (first item {cause.index}, {shortened(cause.place, 200)}: "
             f"{shortened(cause.message, MAX_CAUSE)})"
             for name, cause in causes
         )
         spent = f"{self.tokens:,} tokens were billed to this task in this Dag run"
-        if self.untold:
-            spent += f", and {self.untold:,} images were paid for whose tokens are not known"
-        if self.doubtful:
-            spent += ", and there are items of which nobody knows whether they were billed"
+        if self.without_usage:
+            spent += f", and {self.without_usage:,} paid images have unknown usage"
+        if self.has_unknown_outcomes:
+            spent += ", and it is unknown whether some items were billed"
         again = self.retryable + rest
         kind = JojoKeyBatchError if again else JojoKeyBatchFailure
-        hope = f" A retry may help {again} of the {self.failed + rest}." if again else ""
+        todo = f"A retry may help {again} of the {self.failed + rest}." if again else ""
         error = kind(
-            f"{self.failed + rest} of {self.total} items are not done ({', '.join(counts)}){end}. {told}. "
-            f"{spent}. What was made is in S3{where}.{hope}",
+            f"{self.failed + rest} of {self.total} items have no images ({', '.join(counts)}){end}. {listed}. "
+            f"All images that were received are in S3{where}.",
+            todo,
+            reason=spent,
             retry_after=self.retry_after,
             billed=self.billed,
+            sent=True,
         )
         error.usage = self.usage
         return error
@@ -154,7 +165,7 @@ class Tally:
     def _pay(self, images: int, usage: Mapping[str, Any] | None) -> None:
         self.paid = True
         if not (usage or {}).get("total_tokens"):
-            self.untold += images
+            self.without_usage += images
 
     def _count(self, index: int, images: list[dict[str, Any]], usage: Mapping[str, Any] | None) -> None:
         self.images += len(images)
@@ -167,3 +178,14 @@ class Tally:
             self._uris[index] = [image["uri"] for image in images]
             if self.images > MAX_KEYS:
                 self._uris = None
+
+
+def _minus(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``total`` without ``usage``, which is part of it."""
+    result = dict(total)
+    for name, value in usage.items():
+        if isinstance(value, Mapping):
+            result[name] = _minus(result.get(name) or {}, value)
+        elif isinstance(value, int):
+            result[name] = result.get(name, 0) - value
+    return result

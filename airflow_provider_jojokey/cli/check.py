@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
-OK, WRONG, UNTOLD = "ok", "failed", "unknown"
+OK, WRONG, UNKNOWN = "ok", "failed", "unknown"
 QUOTA_PER_DOLLAR = 500_000.0
 """The gateway's own default, for one that does not tell."""
 
@@ -23,7 +23,7 @@ QUOTA_PER_DOLLAR = 500_000.0
 @command
 def check(options: argparse.Namespace) -> int:
     """Run the command."""
-    rows = [*_jojokey(options.jojokey_conn_id), *_bucket(options.bucket, options.aws_conn_id)]
+    rows = [*_jojokey(options.jojokey_conn_id), *_bucket(options)]
     show(rows, options.output)
     wrong = [row for row in rows if row["state"] == WRONG]
     if wrong:
@@ -68,7 +68,7 @@ def _balance(hook: JojoKeyHook) -> dict[str, Any]:
     try:
         told = hook.get_token_usage()
     except JojoKeyError:
-        return _row("balance", UNTOLD, "this gateway does not tell what the token may spend")
+        return _row("balance", UNKNOWN, "this gateway does not tell what the token may spend")
     expires = told.get("expires_at")
     if isinstance(expires, (int, float)) and 0 < expires < time.time():
         return _row("balance", WRONG, "the token has expired: make a new one in JojoKey's console")
@@ -76,7 +76,7 @@ def _balance(hook: JojoKeyHook) -> dict[str, Any]:
         return _row("balance", OK, "the token has no limit of its own; the account's balance decides")
     available, used = told.get("total_available"), told.get("total_used")
     if not isinstance(available, (int, float)) or isinstance(available, bool):
-        return _row("balance", UNTOLD, "this gateway does not tell what the token may spend")
+        return _row("balance", UNKNOWN, "this gateway does not tell what the token may spend")
     each = _quota_per_dollar(hook)
     detail = f"US$ {available / each:,.2f} left"
     if isinstance(used, (int, float)):
@@ -99,11 +99,13 @@ def _quota_per_dollar(hook: JojoKeyHook) -> float:
     return each if each > 0 else QUOTA_PER_DOLLAR
 
 
-def _bucket(place: str | None, conn_id: str) -> Iterator[dict[str, Any]]:
-    """Try what a generation does in the bucket, on an object of its own."""
+def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Check in the bucket what a generation does there, with small objects of its own."""
+    from airflow_provider_jojokey.cli.connections import image_store
     from airflow_provider_jojokey.exceptions import JojoKeyStoreError
     from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems, split
-    from airflow_provider_jojokey.store.s3 import ImageStore
+
+    place = options.bucket
 
     if place is None:
         return
@@ -113,35 +115,41 @@ def _bucket(place: str | None, conn_id: str) -> Iterator[dict[str, Any]]:
         return
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     key = f"{RECEIPTS}{prefix}.check-{uuid.uuid4().hex}"
-    store = ImageStore(conn_id)
+    store = image_store(options)
     try:
         if store.read(bucket, key) is not None:
-            raise JojoKeyStoreError(f"s3://{bucket}/{key} is there already, which cannot be.")
-        if store.write(bucket, key, b"{}", replacing=None) is None:
-            raise JojoKeyStoreError(f"s3://{bucket} refuses a new object as if it were there already.")
-        honours = store.honours_conditions(bucket, key, b"{}")
+            raise JojoKeyStoreError(f"s3://{bucket}/{key} exists, although its name is random.")
+        etag = store.write(bucket, key, b"{}", replacing=None)
+        if etag is None:
+            raise JojoKeyStoreError(f"s3://{bucket} rejects a new object as if it existed already.")
+        verified = store.verify_conditional_writes(bucket, key, b"{}", etag).verified
+        # Parameters for images only, such as a storage class, may be forbidden where the others are allowed.
+        store.put(bucket, f"{key}.png", b"", "image/png", image=True)
     except JojoKeyError as error:
         yield _row("bucket", WRONG, error.message)
         return
     detail = f"s3://{bucket}/{prefix} can be read and written"
-    if (left := _delete(store, bucket, key)) is not None:
-        detail += f"; {left} could not be deleted and stays"
+    kept = [uri for name in (key, f"{key}.png") if (uri := _delete(store, bucket, name)) is not None]
+    if kept:
+        detail += f"; {' and '.join(kept)} could not be deleted"
+    if store.extra_args:
+        detail += f", with {', '.join(sorted(store.extra_args))}"
     yield _row("bucket", OK, detail)
     yield _row(
         "conditional writes",
-        OK if honours else UNTOLD,
-        "honoured: two processes that race cannot both pay"
-        if honours
-        else "not honoured by this store: processes that race within a second could both pay",
+        OK if verified else UNKNOWN,
+        "enforced: two processes that race cannot both pay"
+        if verified
+        else "not enforced by this store: processes that race within a second could both pay",
     )
 
 
 def _delete(store: Any, bucket: str, key: str) -> str | None:
     """Delete the object of the check; return its place if that is not allowed, which images do not need."""
-    from airflow_provider_jojokey.store.s3 import store_errors
+    from airflow_provider_jojokey.store.s3 import translate_errors
 
     try:
-        with store_errors(f"delete s3://{bucket}/{key}"):
+        with translate_errors(f"delete s3://{bucket}/{key}"):
             store.client.delete_object(Bucket=bucket, Key=key)
     except JojoKeyError:
         return f"s3://{bucket}/{key}"

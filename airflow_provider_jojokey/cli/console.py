@@ -65,7 +65,7 @@ def code_of(error: Any) -> int:
 
     if error.billed != "no":
         return BILLED
-    if isinstance(error, AirflowFailException) or getattr(error, "passing", True) is False:
+    if isinstance(error, AirflowFailException) or getattr(error, "transient", True) is False:
         return FAILED
     return AGAIN
 

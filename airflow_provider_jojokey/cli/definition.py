@@ -38,6 +38,12 @@ def get_jojokey_commands() -> list[CLICommand]:
         metavar="ID",
     )
 
+    s3_extra_args = Arg(
+        ("--s3-extra-args",),
+        help="Additional S3 parameters for every object, as JSON (default: [jojokey] s3_extra_args)",
+        metavar="JSON",
+    )
+
     check = ActionCommand(
         name="check",
         help="Tell whether images can be made and stored. Costs nothing",
@@ -53,6 +59,7 @@ def get_jojokey_commands() -> list[CLICommand]:
             ),
             jojokey_conn_id,
             aws_conn_id,
+            s3_extra_args,
             ARG_OUTPUT,
             ARG_VERBOSE,
         ),
@@ -109,6 +116,7 @@ def get_jojokey_commands() -> list[CLICommand]:
             ),
             jojokey_conn_id,
             aws_conn_id,
+            s3_extra_args,
             ARG_OUTPUT,
             ARG_VERBOSE,
         ),
@@ -141,4 +149,35 @@ def get_jojokey_commands() -> list[CLICommand]:
             ARG_VERBOSE,
         ),
     )
-    return [GroupCommand(name=GROUP, help=HELP, subcommands=(check, generate, ledger))]
+    uri = Arg(("uri",), help="The image's key as given to the operator, or its receipt: s3://bucket/key")
+    attempts = ActionCommand(
+        name="attempts",
+        help="Show the attempts that a receipt lists, and what is known about each",
+        description="Show the attempts to pay for the images at one key: when, by which task, whether they were "
+        "billed, and the evidence for it. JSON and YAML have all fields.",
+        epilog="exit codes: 0 done; 1 no receipt, or it can't be read; 2 wrong usage; 3 S3 could not be reached",
+        func=lazy_load_command("airflow_provider_jojokey.cli.receipts.attempts"),
+        args=(uri, aws_conn_id, ARG_OUTPUT, ARG_VERBOSE),
+    )
+    resolve = ActionCommand(
+        name="resolve",
+        help="Record whether an attempt with an unknown outcome was billed",
+        description="Record in the receipt what JojoKey support, or another person, states about an attempt whose "
+        "response was lost. After --not-billed, a cleared task generates the image and pays once.",
+        epilog="exit codes: 0 recorded; 1 not recorded; 2 wrong usage; 3 S3 could not be reached",
+        func=lazy_load_command("airflow_provider_jojokey.cli.receipts.resolve"),
+        args=(
+            uri,
+            Arg(("--billed",), help="It was billed", action="store_true"),
+            Arg(("--not-billed",), help="It was not billed, or was refunded", action="store_true"),
+            Arg(("--note",), help="Where this is known from, such as a support ticket"),
+            Arg(
+                ("--request-id",), help="The gateway's ID of the request, to look up its usage", metavar="ID"
+            ),
+            Arg(("--attempt",), help="The attempt's ID or its beginning, if there are several", metavar="ID"),
+            aws_conn_id,
+            ARG_OUTPUT,
+            ARG_VERBOSE,
+        ),
+    )
+    return [GroupCommand(name=GROUP, help=HELP, subcommands=(attempts, check, generate, ledger, resolve))]

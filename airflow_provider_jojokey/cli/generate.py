@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.cli.connections import jojokey_hook
+from airflow_provider_jojokey.cli.connections import image_store, jojokey_hook
 from airflow_provider_jojokey.cli.console import BILLED, CommandFailed, code_of, command, progress, say, show
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyRequestError
 
@@ -61,7 +61,7 @@ def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:
             stream=options.stream,
         )
     except ValueError as error:
-        raise JojoKeyRequestError(f"The request is not valid: {error}. Nothing was sent or billed.") from None
+        raise JojoKeyRequestError(f"The request is not valid: {error}.") from None
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _waiting(hook: JojoKeyHook, request: ImageRequest) -> Iterator[None]:
             shown.add_task(f"Making {many}, which takes about {seconds:.0f} s", total=None)
             yield
     except KeyboardInterrupt:
-        hook.cut()
+        hook.abort()
         raise CommandFailed("Interrupted. What had been sent is billed all the same.", BILLED) from None
 
 
@@ -87,31 +87,29 @@ def _waiting(hook: JojoKeyHook, request: ImageRequest) -> Iterator[None]:
 
 
 def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest) -> list[dict[str, Any]]:
-    from airflow_provider_jojokey.generation import generate_images
-    from airflow_provider_jojokey.order import Order
+    from airflow_provider_jojokey.payments.attempt import Owner
+    from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.keys import Destination
-    from airflow_provider_jojokey.store.receipts import Owner
-    from airflow_provider_jojokey.store.s3 import ImageStore
 
     try:
         destination = Destination.parse(None, options.out, request.n)
     except ValueError as error:
-        raise JojoKeyRequestError(
-            f"The place in S3 is not valid: {error}. Nothing was sent or billed."
-        ) from None
-    store = ImageStore(options.aws_conn_id)
+        raise JojoKeyRequestError(f"The place in S3 is not valid: {error}.") from None
+    store = image_store(options)
     if not options.overwrite:
         _refuse_to_overwrite(options, hook, request, store, destination)
-    order = Order(
+    job = ImageJob(
         request=request,
         destination=destination,
         owner=Owner(DAG_ID, _run_id(), TASK_ID),
         reuse=options.reuse,
         on_unknown_outcome=options.on_unknown_outcome,
+        replace=options.overwrite,
     )
     with _waiting(hook, request):
-        manifest = generate_images(order, jojokey=hook, store=store, settings=Settings.of_airflow())
+        services = Services(hook, store, Settings.from_airflow_config())
+        manifest = generate_images(job, services).manifest
     if manifest["reused"]:
         say("jojokey: nothing was sent: these images were paid for before.")
     tokens = 0 if manifest["reused"] else manifest["usage"].get("total_tokens")
@@ -129,22 +127,21 @@ def _refuse_to_overwrite(
     destination: Destination,
 ) -> None:
     """Raise if other images are where these would go; those that this very request was paid for are not other."""
-    from airflow_provider_jojokey.store.ledger import Ledger
-    from airflow_provider_jojokey.store.receipts import Outcome
+    from airflow_provider_jojokey.payments.attempt import Outcome
+    from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 
     fingerprint = request.fingerprint(hook.client.base_url)
     own: set[str] = set()
     if options.reuse == "always":
-        receipt = Ledger(store, destination).read()
+        receipt = ReceiptStore(store, destination).read()
         last = next((one for one in reversed(receipt.attempts) if one.outcome is Outcome.COMPLETE), None)
         if last is not None and last.fingerprint == fingerprint:
-            own = {image["key"] for image in last.images}
+            own = {image.key for image in last.images}
     keys = {destination.key_for(index, one) for index in range(request.n) for one in EXTENSIONS}
     for key in sorted(keys - own):
         if store.size_of(destination.bucket, key) is not None:
             raise JojoKeyRequestError(
-                f"{destination.uri(key)} is there already. Nothing was sent or billed. "
-                "Choose another place, or say --overwrite."
+                f"{destination.uri(key)} is there already. Choose another place, or say --overwrite."
             )
 
 
@@ -166,23 +163,20 @@ def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageReque
     try:
         destination = Destination("disk", name, request.n)
     except ValueError:
-        raise JojoKeyRequestError(f"{options.out!r} is no file's name. Nothing was sent or billed.") from None
+        raise JojoKeyRequestError(f"{options.out!r} is not a file name.") from None
     if not options.overwrite:
         for index in range(request.n):
             for one in EXTENSIONS:
                 if os.path.lexists(path := folder / destination.key_for(index, one)):
                     raise JojoKeyRequestError(
-                        f"{path} is there already. Nothing was sent or billed. "
-                        "Choose another name, or say --overwrite."
+                        f"{path} is there already. Choose another name, or say --overwrite."
                     )
     try:
         spool = Path(
             tempfile.mkdtemp(prefix=".jojokey-", dir=folder)
         )  # on the same disk, and it can be written
     except OSError as error:
-        raise JojoKeyRequestError(
-            f"{folder} cannot be written: {error.strerror}. Nothing was sent or billed."
-        ) from None
+        raise JojoKeyRequestError(f"{folder} cannot be written: {error.strerror}.") from None
     try:
         generation = _generate(hook, request, spool)
         with _closing(generation):
@@ -241,10 +235,10 @@ def _folder_and_name(out: str, request: ImageRequest, overwrite: bool) -> tuple[
     path = Path(out).expanduser()
     if not (path.is_dir() or out.endswith(("/", os.sep))):
         if not path.parent.is_dir():
-            raise JojoKeyRequestError(f"There is no folder {path.parent}. Nothing was sent or billed.")
+            raise JojoKeyRequestError(f"There is no folder {path.parent}.")
         return path.parent, path.name
     if not path.is_dir():
-        raise JojoKeyRequestError(f"There is no folder {path}. Nothing was sent or billed.")
+        raise JojoKeyRequestError(f"There is no folder {path}.")
     slug = re.sub(r"[^\w]+", "-", request.prompt.lower())[:40].strip("-_") or "image"
     taken = [one.name.rpartition(".")[0] for one in path.iterdir()]
     name, number = slug, 1

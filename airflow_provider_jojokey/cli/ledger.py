@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_jojokey.cli.console import FAILED, USAGE, CommandFailed, command, progress, say, show
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
+from airflow_provider_jojokey.payments.receipt import Receipt, ReceiptUnreadable
 from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems
-from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Receipt, ReceiptUnreadable
 
 if TYPE_CHECKING:
     import argparse
@@ -129,7 +130,7 @@ def _receipts(
 
     from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from airflow_provider_jojokey.store.s3 import store_errors
+    from airflow_provider_jojokey.store.s3 import translate_errors
 
     def read(key: str) -> tuple[str, Receipt | str]:
         from airflow_provider_jojokey.exceptions import JojoKeyStoreError
@@ -148,7 +149,7 @@ def _receipts(
             store.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=RECEIPTS + prefix)
         )
         while True:
-            with store_errors(f"list s3://{bucket}/{RECEIPTS}{prefix}"):
+            with translate_errors(f"list s3://{bucket}/{RECEIPTS}{prefix}"):
                 page = next(pages, None)
             if page is None:
                 return

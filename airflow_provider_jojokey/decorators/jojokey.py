@@ -87,12 +87,12 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
         manifest: dict[str, Any] = super().execute(context)
         return manifest
 
-    def _resume(self, order: dict[str, Any]) -> None:
-        # The function is not called again: it might say something else than what was paid for.
+    def _resume(self, job: dict[str, Any]) -> None:
+        # The function is not called again: it might return something else than what was paid for.
         for name in FIELDS:
-            setattr(self, name, order["request"][name])
-        self.s3_bucket, self.s3_key = order["destination"]["bucket"], order["destination"]["key"]
-        self.reuse, self.on_unknown_outcome = order["reuse"], order["on_unknown_outcome"]
+            setattr(self, name, job["request"][name])
+        self.s3_bucket, self.s3_key = job["destination"]["bucket"], job["destination"]["key"]
+        self.reuse, self.on_unknown_outcome = job["reuse"], job["on_unknown_outcome"]
 
     def _options(self, returned: Any) -> Mapping[str, Any]:
         """Return what the function has decided.
@@ -106,18 +106,17 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
         if not isinstance(returned, Mapping) or not isinstance(returned.get("prompt"), str):
             raise JojoKeyRequestError(
                 f"{name} must return the prompt, or a dict of options with 'prompt' among them, not "
-                f"{type(returned).__name__}. Nothing was sent or billed."
+                f"{type(returned).__name__}."
             )
         unknown = [str(one)[:50] for one in returned if one not in OPTIONS]
         if unknown:
             raise JojoKeyRequestError(
                 f"{name} returned {', '.join(unknown)}, which it cannot decide. It may return "
-                f"{', '.join(OPTIONS)}. Nothing was sent or billed."
+                f"{', '.join(OPTIONS)}."
             )
         if self.s3_key is AT_RUN_TIME and "s3_key" not in returned:
             raise JojoKeyRequestError(
                 f"s3_key is missing: give it to @task.jojokey_image, or return it from {name}. "
-                "Nothing was sent or billed."
             )
         return returned
 

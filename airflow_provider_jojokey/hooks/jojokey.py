@@ -62,13 +62,12 @@ class ConnectionSettings:
         token = re.sub(r"(?i)^bearer(\s+|$)", "", (connection.password or "").strip())
         if not token:
             raise JojoKeyConnectionError(
-                f"The connection {conn_id!r} has no token. Nothing was sent. "
-                "Put the JojoKey token (sk-…) into its password."
+                f"The connection {conn_id!r} has no token.", "Enter the JojoKey token (sk-…) as its password."
             )
         if not (token.isascii() and token.isprintable()) or " " in token:
             raise JojoKeyConnectionError(
-                f"The token in the connection {conn_id!r} holds characters that no token has. "
-                "Nothing was sent. Copy it again from JojoKey's console."
+                f"The token in the connection {conn_id!r} contains invalid characters.",
+                "Copy it again from JojoKey's console.",
             )
         extra = {name: value for name, value in _extra(connection).items() if value not in (None, "")}
         settings: dict[str, Any] = {}
@@ -81,8 +80,8 @@ class ConnectionSettings:
                 "" if name == "proxy" else f"={str(extra[name])[:50]!r}"
             )  # a proxy's URL may hold a password
             raise JojoKeyConnectionError(
-                f"The connection {conn_id!r} has {name}{value} in its extra, which is "
-                f"{_EXPECTED[name]}. Nothing was sent. Correct it or leave it empty."
+                f"The connection {conn_id!r} has {name}{value} in its extra, which is {_EXPECTED[name]}.",
+                "Correct it or leave it empty.",
             ) from None
         return cls(token=token, host=_host(connection), **settings)
 
@@ -103,9 +102,9 @@ class JojoKeyHook(BaseHook):
         super().__init__(**kwargs)
         self.jojokey_conn_id = jojokey_conn_id
         self.stopping = threading.Event()
-        """Set when the task is killed: from then on nothing is sent and nothing is waited for."""
-        self.known_requests: set[str] = set()
-        """The gateway's ids of requests whose answers are known: in its log, they are nobody else's."""
+        """Set when the task is killed: from then on, the hook sends nothing and waits for nothing."""
+        self.decode_slots: int | None = None
+        """How many responses may be decoded at once, if many threads share the hook."""
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -141,11 +140,11 @@ class JojoKeyHook(BaseHook):
                 read_timeout=settings.read_timeout,
                 verify=settings.verify,
                 proxy=settings.proxy,
+                decode_slots=threading.BoundedSemaphore(self.decode_slots) if self.decode_slots else None,
             )
         except ValueError as error:
             raise JojoKeyConnectionError(
-                f"The connection {self.jojokey_conn_id!r} has a base URL that cannot be used: {error}. "
-                "Nothing was sent."
+                f"The connection {self.jojokey_conn_id!r} has an invalid base URL: {error}."
             ) from None
 
     def get_conn(self) -> requests.Session:
@@ -155,45 +154,74 @@ class JojoKeyHook(BaseHook):
         """
         return self.client.session
 
-    def generate(self, request: ImageRequest, open_file: OpenFile | None = None) -> Generation:
-        """Generate images. Sent again only where surely nothing was billed and the wait is short.
+    def generate(
+        self,
+        request: ImageRequest,
+        open_file: OpenFile | None = None,
+        *,
+        before_send: Callable[[], None] | None = None,
+        on_fact: Callable[[str, str], None] | None = None,
+        max_resends: int | None = None,
+        resend_until: float | None = None,
+    ) -> Generation:
+        """Generate images. The hook resends requests that definitely weren't billed, for a short while.
 
-        :param request: what to draw
-        :param open_file: makes the file for image 0, 1, 2 …; by default one without a name
-        :raises JojoKeyError: if there are no images; the class tells the kind of cause, and
-            ``billed`` whether it cost money
+        :param request: the images
+        :param open_file: returns the file for image 0, 1, 2 …; by default a temporary file without a name
+        :param before_send: called before each send; an exception prevents it
+        :param on_fact: receives facts about the response as soon as they are known, see :meth:`Client.generate`
+        :param max_resends: instead of the connection's setting
+        :param resend_until: no resend after this time (:func:`payments.clock.monotonic` seconds); by default
+            the connection's ``max_resend_wait`` seconds from now, including the time that failing responses take
+        :raises JojoKeyError: if there are no images; the class names the kind of cause, and ``billed`` says
+            whether you were charged
         """
         import tenacity
 
+        from airflow_provider_jojokey.payments import clock
+
         settings = self.settings
+        until = clock.monotonic() + settings.max_resend_wait if resend_until is None else resend_until
+        resends = settings.max_resends if max_resends is None else max_resends
         resending = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_resend_may_help),
             wait=_wait_before_resending,
             stop=tenacity.stop_any(
                 tenacity.stop_when_event_set(self.stopping),
-                tenacity.stop_after_attempt(1 + settings.max_resends),
-                _stop_before_waiting_longer_than(settings.max_resend_wait),
+                tenacity.stop_after_attempt(1 + resends),
+                _stop_before(until),
             ),
             before_sleep=self._log_resend,
-            sleep=tenacity.sleep_using_event(self.stopping),
+            sleep=self._sleep,
             reraise=True,
         )
         try:
-            return resending(self._generate_once, request, open_file)
+            return resending(self._generate_once, request, open_file, before_send, on_fact)
         except Img2Error as error:
-            for image in error.salvaged:  # their files stay where open_file made them
+            for image in error.salvaged:  # their files stay where open_file put them
                 image.file.close()
             self._explain(error)
             raise JojoKeyError.of(error) from None
 
-    def _generate_once(self, request: ImageRequest, open_file: OpenFile | None) -> Generation:
+    def _generate_once(
+        self,
+        request: ImageRequest,
+        open_file: OpenFile | None,
+        before_send: Callable[[], None] | None,
+        on_fact: Callable[[str, str], None] | None,
+    ) -> Generation:
         if self.stopping.is_set():
             raise Img2Error(
                 Kind.UNREACHABLE,
-                "The task was killed before the request was sent",
+                "The task was told to end before it sent its request",
                 advice="Clear the task to try again.",
             )
-        return self.client.generate(request, open_file)
+        return self.client.generate(request, open_file, before_send=before_send, on_fact=on_fact)
+
+    def _sleep(self, seconds: float) -> None:
+        from airflow_provider_jojokey.payments import clock
+
+        clock.pause(seconds, self.stopping)
 
     def test_connection(self) -> tuple[bool, str]:
         """Tell whether images can be made with this connection. Costs nothing.
@@ -221,7 +249,7 @@ class JojoKeyHook(BaseHook):
 
         :raises JojoKeyError: if the gateway does not tell
         """
-        return self._free(self.client.list_models)
+        return self._call_unbilled(self.client.list_models)
 
     def get_token_usage(self) -> dict[str, Any]:
         """Return what the gateway tells of the token: its quota, what is used, when it expires.
@@ -230,15 +258,15 @@ class JojoKeyHook(BaseHook):
 
         :raises JojoKeyError: if the gateway does not tell
         """
-        return self._free(self.client.token_usage)
+        return self._call_unbilled(self.client.token_usage)
 
-    def cut(self) -> None:
-        """Break off what is in flight, when the task is killed. JojoKey bills it all the same."""
+    def abort(self) -> None:
+        """Close the connections of requests in flight, when the task is killed. They are billed anyway."""
         self.stopping.set()
         if "client" in vars(self):
-            self.client.cut()
+            self.client.abort()
 
-    def _free(self, call: Callable[[], T]) -> T:
+    def _call_unbilled(self, call: Callable[[], T]) -> T:
         try:
             return call()
         except Img2Error as error:
@@ -274,9 +302,12 @@ def _wait_before_resending(state: Any) -> float:
     return float(2**state.attempt_number) * random.uniform(0.75, 1.25)
 
 
-def _stop_before_waiting_longer_than(seconds: float) -> Any:
+def _stop_before(until: float) -> Any:
+    """Return tenacity's condition for giving up rather than resending after ``until``."""
+    from airflow_provider_jojokey.payments import clock
+
     def stop(state: Any) -> bool:
-        return bool(state.idle_for + state.upcoming_sleep > seconds)
+        return bool(clock.monotonic() + state.upcoming_sleep > until)
 
     return stop
 
@@ -289,8 +320,8 @@ def _extra(connection: Any) -> dict[str, Any]:
         extra = ...
     if not isinstance(extra, dict | None):
         raise JojoKeyConnectionError(
-            f"The extra of the connection {connection.conn_id!r} is not a JSON object. Nothing was sent. "
-            'Write it as {"read_timeout": 300}, or leave it empty.'
+            f"The extra of the connection {connection.conn_id!r} is not a JSON object.",
+            'Write it as {"read_timeout": 300}, or leave it empty.',
         )
     return extra or {}
 

@@ -6,8 +6,8 @@
         generation = client.generate(ImageRequest("a fox in the snow, poster"))
         generation.images[0].save("fox.png")
 
-All names are imported when they are first used, because Airflow
-imports the operator, and with it this package, at every parse of a Dag file.
+All names are imported on first use, because Airflow imports the operator, and with it this package, at
+every parse of a Dag file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.client import Client, Generation
     from airflow_provider_jojokey.img2.errors import Img2Error, Kind
     from airflow_provider_jojokey.img2.images import Image
-    from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError
+    from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder
     from airflow_provider_jojokey.img2.request import ImageRequest
+    from airflow_provider_jojokey.img2.splitter import ReplyError
 
 __all__ = [
     "Client",
@@ -43,7 +44,7 @@ _MODULES = {
     "Kind": "errors",
     "Reply": "reply",
     "ReplyDecoder": "reply",
-    "ReplyError": "reply",
+    "ReplyError": "splitter",
 }
 
 

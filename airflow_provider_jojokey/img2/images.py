@@ -1,7 +1,7 @@
-"""An image on its way: a file that knows its digest, its type and its size in pixels.
+"""Image files: digest, type, size in pixels, and whether they are complete.
 
-Type and size come from the file's first bytes, never from a name or from what was asked for:
-a gateway may answer a request for PNG with JPEG, or an image with a page of text.
+Type and size come from the file's first bytes, never from a name or from the request: a gateway may
+answer a request for PNG with JPEG, or with a page of text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -23,7 +23,7 @@ EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
 class ImageHeader(NamedTuple):
-    """What an image's first bytes say of it."""
+    """Type and size, from an image's first bytes."""
 
     content_type: str
     width: int
@@ -32,6 +32,10 @@ class ImageHeader(NamedTuple):
 
 class NotAnImage(ValueError):
     """Bytes that are not a PNG, JPEG or WebP image."""
+
+
+class Incomplete(NotAnImage):
+    """An image whose end is missing."""
 
 
 class ImageFile:
@@ -86,17 +90,35 @@ class ImageFile:
         """
         return read_header(self.file)
 
-    def seal(self, suffix: str = ".image") -> None:
-        """Mark the image as whole: a file named ``….part`` is renamed to ``….image``.
+    def check(self) -> ImageHeader:
+        """Return type and size of an image that is complete.
 
-        Who finds the file after this process was killed can tell by its name what it is worth.
+        Only headers and the file's end are read again, not the image's data.
+
+        :raises NotAnImage: if it is not a PNG, JPEG or WebP image, or is cut short
         """
-        if self.path is not None and self.path.suffix == ".part":
-            self.path = self.path.rename(self.path.with_suffix(suffix))
+        header = read_header(self.file)
+        require_complete(self.file, header.content_type, self.size)
+        return header
+
+    def seal(self, suffix: str = ".image") -> None:
+        """Rename ``….part`` to ``….image``, or another suffix, when everything has arrived.
+
+        The name tells the next process what the file is worth, if this one is killed.
+        """
+        if self.path is not None and self.path.suffix in (".part", ".image") and self.path.suffix != suffix:
+            try:
+                self.path = self.path.rename(self.path.with_suffix(suffix))
+            except FileNotFoundError:
+                self.path = None  # something deleted it; its bytes stay readable while it is open
 
     def seal_preview(self) -> None:
-        """Mark a whole preview: it is renamed to ``….preview``, and never taken for the image."""
+        """Rename a whole preview to ``….preview``, which is never taken for the image."""
         self.seal(".preview")
+
+    def seal_unusable(self) -> None:
+        """Rename bytes that are no usable image to ``….bin``: they are paid for, so they are kept."""
+        self.seal(".bin")
 
     @classmethod
     def reopen(cls, path: Path) -> ImageFile:
@@ -167,7 +189,97 @@ def read_header(file: BinaryIO) -> ImageHeader:
             return _sized("image/webp", *_webp_size(head))
     except struct.error:
         raise NotAnImage(f"an image that ends within its header, after {len(head)} bytes") from None
-    raise NotAnImage("no image" if head else "nothing")
+    raise NotAnImage(_guess(head))
+
+
+_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image", b"heic": "a HEIC image", b"heix": "a HEIC image",
+           b"mif1": "a HEIF image"}  # fmt: skip
+_MAGIC = ((b"GIF8", "a GIF image"), (b"BM", "a BMP image"), (b"II*\0", "a TIFF image"), (b"MM\0*", "a TIFF image"),
+          (b"\xff\x0a", "a JPEG XL image"), (b"\0\0\0\x0cJXL ", "a JPEG XL image"), (b"%PDF", "a PDF document"),
+          (b"<svg", "an SVG image"), (b"<", "markup"), (b"{", "JSON"))  # fmt: skip
+
+
+def _guess(head: bytes) -> str:
+    """Return what bytes that are no PNG, JPEG or WebP image are, as far as their beginning says."""
+    if not head:
+        return "nothing"
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
+        return _BRANDS[head[8:12]]
+    return next((name for magic, name in _MAGIC if head.startswith(magic)), "no image")
+
+
+def require_complete(file: BinaryIO, content_type: str, size: int) -> None:
+    """Raise if the image in ``file`` is cut short. Bytes after its end are allowed.
+
+    :param file: the image, seekable
+    :param content_type: its type
+    :param size: its length in bytes
+    :raises Incomplete: if its end is missing
+    """
+    try:
+        complete = _IS_COMPLETE[content_type](file, size)
+    except struct.error:
+        complete = False
+    if not complete:
+        raise Incomplete(f"{content_type} that is cut short, after {size:,} bytes")
+
+
+def _png_is_complete(file: BinaryIO, size: int) -> bool:
+    """Walk the chunks to IEND, reading eight bytes of each (PNG specification, 5.3)."""
+    position = 8
+    for _ in range(MAX_CHUNKS):
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            return False
+        length, kind = struct.unpack(">I4s", head)
+        position += 12 + length
+        if position > size:
+            return False
+        if kind == b"IEND":
+            return True
+    return _ends_with(file, size, b"IEND\xaeB\x60\x82", 0)
+
+
+def _jpeg_is_complete(file: BinaryIO, size: int) -> bool:
+    """Find the end-of-image marker behind the first scan; a thumbnail before it has one, too."""
+    scan = 0
+    for marker, start in _jpeg_segments(file, to_scan=True):
+        scan = start
+        if marker == 0xDA:
+            break
+    return _ends_with(file, size, b"\xff\xd9", scan)
+
+
+def _webp_is_complete(file: BinaryIO, size: int) -> bool:
+    file.seek(4)
+    (length,) = struct.unpack("<I", file.read(4))
+    return bool(size >= 8 + length)
+
+
+_IS_COMPLETE: dict[str, Callable[[BinaryIO, int], bool]] = {
+    "image/png": _png_is_complete,
+    "image/jpeg": _jpeg_is_complete,
+    "image/webp": _webp_is_complete,
+}
+
+MAX_CHUNKS = 200_000
+"""A PNG of the largest size has some 30,000 chunks; a hostile one could have millions."""
+_TAIL = 64 * 1024
+
+
+def _ends_with(file: BinaryIO, size: int, end: bytes, start: int) -> bool:
+    """Return whether ``end`` is in the file behind ``start``: backwards, so its last bytes usually suffice."""
+    stop = size
+    while stop > start:
+        begin = max(start, stop - _TAIL)
+        file.seek(begin)
+        if end in file.read(stop - begin):
+            return True
+        if begin == start:
+            return False
+        stop = begin + len(end) - 1
+    return False
 
 
 def _sized(content_type: str, width: int, height: int) -> ImageHeader:
@@ -186,7 +298,8 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
     raise NotAnImage("image/jpeg without a frame")
 
 
-def _jpeg_segments(file: BinaryIO) -> Iterator[tuple[int, int]]:
+def _jpeg_segments(file: BinaryIO, to_scan: bool = False) -> Iterator[tuple[int, int]]:
+    """Yield marker and position of each segment before the first scan, with it where ``to_scan``."""
     position = 2
     for _ in range(10_000):  # real files have some twenty; a hostile one could have millions
         file.seek(position)
@@ -197,6 +310,8 @@ def _jpeg_segments(file: BinaryIO) -> Iterator[tuple[int, int]]:
             position += 1
             continue
         if marker in (0xD9, 0xDA):  # the picture itself, or its end: no frame header can follow
+            if to_scan:
+                yield marker, position
             return
         yield marker, position + 2
         file.seek(position + 2)

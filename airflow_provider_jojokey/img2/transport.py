@@ -1,16 +1,21 @@
-"""Connections to the gateway: how they are made, kept alive, cut, and where they may lead."""
+"""Connections to the gateway: how they are made, kept alive and aborted, and which addresses they may reach."""
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import socket
 import ssl
 import threading
+import time
 import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from requests.auth import AuthBase
 from requests_toolbelt.adapters.socket_options import TCPKeepAliveAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -24,11 +29,19 @@ USER_AGENT = f"airflow-provider-jojokey/{__version__} python-requests/{requests.
 
 DEFAULT_BASE_URL = "https://api.jojokey.com"
 
+MAX_INTERIM_RESPONSES = 10_000
+MAX_INTERIM_BYTES = 1024 * 1024
+"""Of all headers of the interim responses before one response."""
+
+READ_BYTES = 512 * 1024
+"""Measured: pieces of 16 KiB cost three times the CPU, 1 MiB gains nothing."""
+TLS_RECORD_BYTES = 16 * 1024
+
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class NoAuth(AuthBase):
-    """Nothing. As an auth object it keeps ``.netrc`` from sending its logins to whoever is linked to."""
+    """No credentials. As an auth object it keeps ``.netrc`` from sending its logins to the hosts of links."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Leave the request as it is."""
@@ -51,16 +64,16 @@ class BearerAuth(AuthBase):
 
 
 class ForbiddenAddress(OSError):
-    """An image URL that leads to an address which is not public."""
+    """The address of a linked image is not public."""
 
 
 class GatewaySession(requests.Session):
-    """A session whose own ``verify`` and ``proxies`` beat the environment's.
+    """A session whose own ``verify`` and ``proxies`` take precedence over the environment.
 
-    In plain requests, ``REQUESTS_CA_BUNDLE`` undoes ``session.verify = False`` and ``HTTPS_PROXY``
-    undoes ``session.proxies``: what a person wrote into the connection would be ignored.
+    In plain requests, ``REQUESTS_CA_BUNDLE`` overrides ``session.verify = False`` and ``HTTPS_PROXY``
+    overrides ``session.proxies``, so the connection's settings would be ignored.
 
-    The environment is read once for each host: each time is a walk through all its variables, which
+    The environment is read once for each host: reading it walks through all variables, which
     for a small image was a tenth of all work (measured).
     """
 
@@ -80,16 +93,47 @@ class GatewaySession(requests.Session):
         return {**self._settings[key], "proxies": dict(self._settings[key]["proxies"])}
 
 
-class GatewayAdapter(TCPKeepAliveAdapter):
-    """Keep quiet connections alive, and know them, so that they can be cut while they wait.
+class FinalResponse(http.client.HTTPResponse):
+    """A response whose interim (1xx) responses are skipped, apart from 101.
 
-    TCP keep-alive starts after 60 s of silence: a NAT forgets a connection that says nothing for
+    ``http.client`` skips only ``100 Continue`` and takes any other for the final response. Gateways send
+    ``102 Processing`` and ``103 Early Hints`` while an image is generated, and the image behind them is paid for.
+
+    Their number, bytes and time are bounded: a server that sends nothing else must not be waited for forever.
+    """
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._interim_timeout: float | None = sock.gettimeout()
+
+    def _read_status(self) -> tuple[str, int, str]:
+        size, started = 0, time.monotonic()
+        for _ in range(MAX_INTERIM_RESPONSES):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status == http.client.SWITCHING_PROTOCOLS or not 100 <= status < 200:
+                return version, status, reason
+            while (line := self.fp.readline(MAX_INTERIM_BYTES + 1)) not in (b"\r\n", b"\n"):
+                size += len(line)
+                if not line:
+                    raise http.client.RemoteDisconnected("Remote end closed connection without response")
+                if size > MAX_INTERIM_BYTES:
+                    raise http.client.HTTPException("the interim responses are too large")
+            waited = time.monotonic() - started
+            if self._interim_timeout is not None and waited > 2 * self._interim_timeout:
+                raise TimeoutError(f"only interim responses arrived for {waited:.0f} s")
+        raise http.client.HTTPException(f"more than {MAX_INTERIM_RESPONSES:,} interim responses")
+
+
+class GatewayAdapter(TCPKeepAliveAdapter):
+    """Keep idle connections alive, and track them so that they can be aborted while they wait.
+
+    TCP keep-alive starts after 60 s of silence: a NAT drops a connection that is silent for
     the two minutes that a generation takes.
 
-    Each request has a connection of its own. On one that was kept, a reset may mean that the server
-    had closed it before the request came, and nobody could tell whether that was billed.
+    Each request has a connection of its own. On a reused one, a reset may mean that the server
+    had closed it before the request arrived, and it would be unknown whether that was billed.
 
-    All connections share what they trust. By default each reads the CA bundle anew and keeps it for as
+    All connections share one TLS context. By default each reads the CA bundle again and keeps it for as
     long as it lives: 20 ms of CPU and 1 MB for a connection that does little but wait (measured).
 
     :param public_only: refuse to talk to an address that is not public, checked on the connected
@@ -97,7 +141,7 @@ class GatewayAdapter(TCPKeepAliveAdapter):
     """
 
     def __init__(self, public_only: bool = False) -> None:
-        # Sockets, because a connection gives its own away with a response after which it closes.
+        # Sockets, because a connection hands its own over to a response after which it closes.
         self._live: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._public_only = public_only
         self._trust: dict[tuple[str | None, str | None], ssl.SSLContext] = {}
@@ -105,29 +149,29 @@ class GatewayAdapter(TCPKeepAliveAdapter):
         super().__init__()  # type: ignore[no-untyped-call]
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pool manager with connections that this adapter knows."""
+        """Make the pool manager with connections that this adapter tracks."""
         super().init_poolmanager(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.poolmanager.pool_classes_by_scheme = self._pool_classes()
 
     def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-        """Make the proxy's pool manager with connections that this adapter knows."""
+        """Make the proxy's pool manager with connections that this adapter tracks."""
         manager = super().proxy_manager_for(proxy, **kwargs)
         manager.pool_classes_by_scheme = self._pool_classes()
         return manager
 
-    def cut(self) -> None:
-        """Break off every connection that is open; whoever waits on one gets an error now."""
-        for reference in self._live.valuerefs():  # a copy at one go: others may connect meanwhile
+    def abort(self) -> None:
+        """Shut down every open connection; threads that wait on one get an error now."""
+        for reference in self._live.valuerefs():  # an atomic copy: other threads may connect meanwhile
             if (sock := reference()) is not None:
                 try:
-                    # A closed descriptor would not wake a waiting recv; a shut-down one does. TLS
-                    # must not be asked: it would change under the feet of the thread that reads.
+                    # A closed descriptor would not wake a waiting recv; a shut-down one does.
+                    # SSLSocket.shutdown() is not thread-safe here, so the plain one is called.
                     socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
                 except (OSError, TypeError):
                     continue
 
     def _trusting(self, bundle: str | None, folder: str | None) -> ssl.SSLContext:
-        """Return the TLS settings that trust a bundle or folder of certificates, read once.
+        """Return the TLS context that trusts a bundle or folder of certificates, read once.
 
         :raises SSLError: if it cannot be read
         """
@@ -146,12 +190,13 @@ class GatewayAdapter(TCPKeepAliveAdapter):
 
         class Known:
             sock: Any
+            response_class: Any = FinalResponse
 
             def connect(self) -> None:
                 try:
                     self.share_trust()
                     super().connect()  # type: ignore[misc]
-                    # Through a proxy the peer is the proxy, and what it may reach is the proxy's to say.
+                    # Through a proxy, the peer is the proxy, and the proxy decides which hosts it reaches.
                     if adapter._public_only and not getattr(self, "proxy", None):
                         require_public(self.sock.getpeername()[0])
                 except Exception as error:
@@ -167,8 +212,8 @@ class GatewayAdapter(TCPKeepAliveAdapter):
 
         class KnownHTTPS(Known, HTTPSConnection):
             def share_trust(self) -> None:
-                # A proxy that speaks TLS is checked by the connection's own bundle, and somebody's
-                # own certificate is nothing to share.
+                # A TLS proxy is verified with the connection's own bundle, and a client certificate
+                # must not be shared.
                 alone = self.cert_file or (self.proxy is not None and self.proxy.scheme == "https")
                 if (self.ca_certs or self.ca_cert_dir) and not alone:
                     self.ssl_context = adapter._trusting(self.ca_certs, self.ca_cert_dir)
@@ -213,15 +258,76 @@ def open_session(
     return session
 
 
-def cut(session: requests.Session) -> None:
-    """Break off all that ``session`` waits for."""
+def abort(session: requests.Session) -> None:
+    """Abort everything that ``session`` waits for."""
     for adapter in session.adapters.values():
         if isinstance(adapter, GatewayAdapter):
-            adapter.cut()
+            adapter.abort()
+
+
+def limit_wait(response: requests.Response, seconds: float) -> None:
+    """Wait at most ``seconds`` for each further piece of a response, where its socket can be reached."""
+    fp = getattr(getattr(response.raw, "_fp", None), "fp", None)
+    sock = getattr(getattr(fp, "raw", None), "_sock", None)
+    if sock is not None:
+        sock.settimeout(seconds)
+
+
+def iter_chunks(
+    response: requests.Response, decode_slots: AbstractContextManager[Any] | None = None
+) -> Iterator[bytes]:
+    """Yield the body as it arrives; before an error, yield what had arrived.
+
+    ``read`` would lose the bytes it had gathered when the connection breaks, and with them perhaps
+    a whole image; so each receive is taken as it comes. TLS hands out records of 16 KiB, which
+    would cost three times the CPU: whole records are gathered while more are likely to follow.
+
+    :param decode_slots: held from a piece's first bytes until it has been used, so that many
+        simultaneous replies take the memory of a few
+    """
+    failure: BaseException | None = None
+    while failure is None:
+        # Not holding a slot: read only one TLS record while waiting.
+        limit = READ_BYTES if decode_slots is None else TLS_RECORD_BYTES
+        piece = response.raw.read1(limit, decode_content=True)
+        if not piece:
+            return
+        with decode_slots or nullcontext():
+            gathered = [piece]
+            while len(piece) == TLS_RECORD_BYTES and len(gathered) < READ_BYTES // TLS_RECORD_BYTES:
+                try:
+                    piece = response.raw.read1(READ_BYTES, decode_content=True)
+                except (urllib3.exceptions.HTTPError, OSError) as error:
+                    failure = error
+                    break
+                if piece:
+                    gathered.append(piece)
+            whole = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            del gathered, piece  # used memory is not held while waiting for the next piece
+            yield whole
+            del whole
+    raise failure
+
+
+def read_beginning(response: requests.Response, limit: int, within: float = 60.0) -> bytes:
+    """Return the body's first ``limit`` bytes; read errors end it early.
+
+    :param within: seconds after which reading stops, however steadily bytes drip in
+    """
+    body = b""
+    end = time.monotonic() + within
+    try:
+        for piece in iter_chunks(response):
+            body += piece
+            if len(body) >= limit or time.monotonic() > end:
+                break
+    except (urllib3.exceptions.HTTPError, OSError):
+        pass
+    return body[:limit]
 
 
 def failed_before_sending(error: BaseException) -> bool:
-    """Tell whether ``error`` arose while a connection was being made, so that no request was sent on it."""
+    """Return whether ``error`` arose while connecting, so that no request was sent."""
     return getattr(error, "before_sending", False)
 
 
@@ -248,7 +354,7 @@ def base_url_of(address: str | None) -> str:
 
 
 def sends_token_in_the_clear(base_url: str) -> bool:
-    """Tell whether the token would cross a network unencrypted: plain http, not to this machine."""
+    """Return whether the token would cross a network unencrypted: plain http, not to this machine."""
     parts = urlsplit(base_url)
     return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
 
@@ -261,14 +367,27 @@ def _is_loopback(host: str) -> bool:
 
 
 def require_public(address: str) -> None:
-    """Let the IP address of a public host pass.
+    """Raise unless an IP address is public.
 
-    :raises ForbiddenAddress: for any other: loopback, private, link-local, multicast …
+    :raises ForbiddenAddress: for loopback, private, link-local, multicast … addresses
     """
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        # An IPv4 address in IPv6 clothes leads where the IPv4 address leads.
+        # IPv4-mapped, 6to4 and NAT64 addresses lead where their IPv4 address leads.
         nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
         ip = ip.ipv4_mapped or ip.sixtofour or nat64 or ip
     if not ip.is_global or ip.is_multicast:
         raise ForbiddenAddress("the address is not public")
+
+
+def is_own_origin(url: str, base_url: str) -> bool:
+    """Return whether two URLs have the same scheme, host and port.
+
+    :raises ValueError: if one is not valid
+    """
+    return _origin(url) == _origin(base_url)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)

@@ -53,7 +53,7 @@ class S3ConsoleLink(BaseOperatorLink):
 
         from airflow_provider_jojokey.results import XCOM_KEY, Result
 
-        result = Result.of_xcom(XCom.get_value(ti_key=ti_key, key=XCOM_KEY))
+        result = Result.from_xcom(XCom.get_value(ti_key=ti_key, key=XCOM_KEY))
         if result is None or not result.images:
             return ""
         place = _place_on_aws(result.aws_conn_id)

@@ -44,7 +44,7 @@ class Message:
         ti = context["ti"]
         map_index = getattr(ti, "map_index", -1)
         map_index = -1 if map_index is None else map_index
-        result = Result.of_xcom(ti.xcom_pull(task_ids=ti.task_id, key=XCOM_KEY, map_indexes=map_index))
+        result = Result.from_xcom(ti.xcom_pull(task_ids=ti.task_id, key=XCOM_KEY, map_indexes=map_index))
         mapped = f"[{map_index}]" if map_index >= 0 else ""
         name = f"{ti.dag_id}.{ti.task_id}{mapped}"
         if result is None:

@@ -11,13 +11,15 @@ from airflow_provider_jojokey.choices import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
+from airflow_provider_jojokey.store.extra_args import parse_extra_args
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_jojokey.budget import Limit
-    from airflow_provider_jojokey.store.receipts import Owner
+    from airflow_provider_jojokey.payments.attempt import Owner
+    from airflow_provider_jojokey.payments.job import Limit
+    from airflow_provider_jojokey.store.s3 import ImageStore
 
 OPTIONS = (
     "s3_bucket",
@@ -35,6 +37,8 @@ OPTIONS = (
     *LIMITS,
     "jojokey_conn_id",
     "aws_conn_id",
+    "s3_extra_args",
+    "replace",
 )
 """The options that are templated, of each of the operators."""
 
@@ -45,13 +49,15 @@ class ImageOperator(BaseOperator):
     Each operator names all its arguments itself, so that editors, type checkers and the reference know them.
     """
 
+    aws_conn_id: str | None
+    s3_extra_args: Any
     operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_fgcolor = "#2b1a66"
 
-    _told: dict[str, Any] | None = None
-    """What the task has told the UI, once it has."""
+    _ui_result: dict[str, Any] | None = None
+    """The XCom value for the UI, once the task has pushed it."""
     _uris: list[str] | None = None
-    """All images' places, where that does not list them, unless they are too many."""
+    """The URIs of all images, if the XCom value does not list them and they are not too many."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -64,19 +70,20 @@ class ImageOperator(BaseOperator):
         """Return the images, the model and the cost."""
         from airflow_provider_jojokey.lineage import lineage_of
 
-        return lineage_of(self._told, self._uris)
+        return lineage_of(self._ui_result, self._uris)
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Return what had arrived, the model and the cost."""
         return self.get_openlineage_facets_on_complete(task_instance)
 
     def _owner(self, context: Context) -> Owner:
-        """Return whose the images are."""
-        from airflow_provider_jojokey.store.receipts import Owner
+        """Return the task that the images belong to."""
+        from airflow_provider_jojokey.payments.attempt import Owner
 
         ti = context["ti"]
         map_index = getattr(ti, "map_index", -1)
         return Owner(
+            ti_id=str(getattr(ti, "id", None) or ""),
             dag_id=ti.dag_id,
             run_id=ti.run_id,
             task_id=ti.task_id,
@@ -85,21 +92,50 @@ class ImageOperator(BaseOperator):
         )
 
     def _limits(self) -> tuple[Limit, Limit]:
-        """Return what the task, and what the Dag run, may spend.
+        """Return the limits of the task and of the Dag run.
 
-        :raises JojoKeyRequestError: if a limit is no number
+        :raises JojoKeyRequestError: if a limit is not a number
         """
-        from airflow_provider_jojokey.budget import limits
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+        from airflow_provider_jojokey.payments.budget import parse_limits
 
         try:
-            return limits({name: getattr(self, name) for name in LIMITS})
+            return parse_limits({name: getattr(self, name) for name in LIMITS})
         except ValueError as error:
-            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
+            raise JojoKeyRequestError(f"{error}.") from None
+
+    def _image_store(self, connections: int | None = None) -> ImageStore:
+        """Return the S3 store with the task's and the worker's additional parameters.
+
+        :raises JojoKeyRequestError: if a parameter can't be used
+        """
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+        from airflow_provider_jojokey.settings import Settings
+        from airflow_provider_jojokey.store.s3 import ImageStore
+
+        try:
+            extra = {**Settings.from_airflow_config().s3_extra_args, **parse_extra_args(self.s3_extra_args)}
+        except ValueError as error:
+            raise JojoKeyRequestError(f"{error}.") from None
+        return ImageStore(self.aws_conn_id, connections=connections, extra_args=extra)
 
     def _push(self, context: Context, key: str, value: Any) -> None:
         if self.do_xcom_push:
             context["ti"].xcom_push(key, value)
+
+    def _flag(self, name: str) -> bool:
+        """Return the value of a flag, whatever a template rendered it to.
+
+        :raises JojoKeyRequestError: if it is neither true nor false
+        """
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+        value = getattr(self, name)
+        known = {"true": True, "1": True, "false": False, "0": False, "none": False, "": False}
+        found = known.get(str(value).strip().lower())
+        if found is None:
+            raise JojoKeyRequestError(f"{name} must be true or false, not {str(value)[:40]!r}.")
+        return found
 
     def _check_literals(self, *more: str) -> None:
         """Check what is known when the Dag is parsed.
@@ -120,6 +156,11 @@ class ImageOperator(BaseOperator):
         for name, choices in (("reuse", REUSE), ("on_unknown_outcome", ON_UNKNOWN_OUTCOME)):
             if is_literal(value := getattr(self, name)) and value not in choices:
                 found.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        if is_literal(self.s3_extra_args):
+            try:
+                parse_extra_args(self.s3_extra_args)
+            except ValueError as error:
+                found.append(str(error))
         found += more
         if found:
             raise ValueError(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")

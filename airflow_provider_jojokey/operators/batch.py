@@ -6,25 +6,30 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_jojokey import assets, results
+from airflow_provider_jojokey import assets
 from airflow_provider_jojokey.arguments import filled, is_literal, whole_number
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
+from airflow_provider_jojokey.results import MAX_MESSAGE, MAX_PROMPT, XCOM_KEY, Result, StoredImage, shortened
 from airflow_provider_jojokey.store.keys import bucket_problems
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_jojokey.batch.hook import BatchHook
     from airflow_provider_jojokey.batch.manifest import Manifest
     from airflow_provider_jojokey.batch.plan import Plan
     from airflow_provider_jojokey.batch.runner import Batch
-    from airflow_provider_jojokey.batch.store import PooledStore
     from airflow_provider_jojokey.batch.tally import Tally
-    from airflow_provider_jojokey.budget import Budget
-    from airflow_provider_jojokey.store.receipts import Owner
+    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+    from airflow_provider_jojokey.payments.attempt import Owner
+    from airflow_provider_jojokey.payments.budget import Budget
+    from airflow_provider_jojokey.store.s3 import ImageStore
 
 MAX_IN_FLIGHT = 1000
+DECODE_SLOTS = 8
+"""Responses decoded at the same time: more would not be faster on one interpreter, but take memory."""
+S3_CONNECTIONS = 32
+"""Uploads take milliseconds where images take seconds, and each connection takes memory."""
 RESULT_VERSION = 1
 
 
@@ -54,6 +59,11 @@ class GenerateImageBatchOperator(ImageOperator):
     :param max_images_per_run: the same in images
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
+    :param s3_extra_args: additional S3 parameters for every object that is written, such as
+        ``{"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "…"}``, ``ACL`` or ``RequestPayer``. Storage class,
+        tags and cache control apply to images only. The default is ``[jojokey] s3_extra_args``
+    :param replace: overwrite an object at ``s3_key`` that no receipt mentions. By default the task fails
+        before it pays
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
     """
 
@@ -86,6 +96,8 @@ class GenerateImageBatchOperator(ImageOperator):
         max_images_per_run: int | None = None,
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
+        s3_extra_args: Mapping[str, Any] | str | None = None,
+        replace: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -111,6 +123,8 @@ class GenerateImageBatchOperator(ImageOperator):
         self.max_images_per_run = max_images_per_run
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
+        self.s3_extra_args = s3_extra_args
+        self.replace = replace
         self._batch: Batch | None = None
         found = []
         if type(max_in_flight) is int and not 1 <= max_in_flight <= MAX_IN_FLIGHT:
@@ -120,18 +134,18 @@ class GenerateImageBatchOperator(ImageOperator):
         self._check_literals(*found)
 
     @cached_property
-    def hook(self) -> BatchHook:
-        """The hook to JojoKey that all threads share."""
-        from airflow_provider_jojokey.batch.hook import BatchHook
+    def hook(self) -> JojoKeyHook:
+        """The JojoKey hook, which all threads share."""
+        from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
-        return BatchHook(self.jojokey_conn_id)
+        hook = JojoKeyHook(self.jojokey_conn_id)
+        hook.decode_slots = DECODE_SLOTS
+        return hook
 
     @cached_property
-    def store(self) -> PooledStore:
-        """The place of the images, which all threads share."""
-        from airflow_provider_jojokey.batch.store import PooledStore
-
-        return PooledStore(self.aws_conn_id, self._in_flight())
+    def store(self) -> ImageStore:
+        """The S3 store, which all threads share."""
+        return self._image_store(min(self._in_flight(), S3_CONNECTIONS))
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Make what is missing, and return what it came to.
@@ -142,19 +156,19 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.batch.heap import keep_small
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
         from airflow_provider_jojokey.batch.runner import Batch
-        from airflow_provider_jojokey.budget import Amount, estimate
+        from airflow_provider_jojokey.payments.budget import Amount, estimate
         from airflow_provider_jojokey.settings import Settings
 
         keep_small()
         owner = self._owner(context)
         plan, buckets = self._plan(owner)
         total = len(plan.items)
-        settings = Settings.of_airflow()
+        settings = Settings.from_airflow_config()
         place = (buckets[0], manifest_key(owner)) if buckets else None
         budget = self._budget(owner, total, buckets)
         if place:
             self._preflight(buckets, place)
-        wanted = sum((estimate(order) for _, order in plan.orders()), Amount())
+        wanted = sum((estimate(job) for _, job in plan.jobs()), Amount())
         self.log.info("%d items, about %s, at most %d in flight", total, wanted, self._in_flight())
         manifest = Manifest(settings.spool_directory, total)
         self._batch = batch = Batch(
@@ -177,7 +191,7 @@ class GenerateImageBatchOperator(ImageOperator):
                 BaseException
             ) as interruption:  # a timeout, for one: what was spent until then is told all the same
                 uri = self._store_manifest(manifest, place, patience=0.0)
-                self._tell(context, plan, batch.tally, uri, interruption)
+                self._report(context, plan, batch.tally, uri, interruption)
                 raise
             self.log.info(batch.summary())
             uri = self._store_manifest(manifest, place, settings.upload_patience)
@@ -190,7 +204,7 @@ class GenerateImageBatchOperator(ImageOperator):
         if self._batch is not None:
             self._batch.stop()
         elif "hook" in vars(self):
-            self.hook.cut()
+            self.hook.abort()
 
     # Before anything is sent
 
@@ -199,23 +213,21 @@ class GenerateImageBatchOperator(ImageOperator):
 
         :raises JojoKeyRequestError: if any item is not valid
         """
-        from airflow_provider_jojokey.batch.plan import Plan, told
+        from airflow_provider_jojokey.batch.plan import Plan, format_problems
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
         items = self.requests
         if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Sequence):
-            raise JojoKeyRequestError(
-                f"requests must be a list of dicts, not {type(items).__name__}. Nothing was sent or billed."
-            )
+            raise JojoKeyRequestError(f"requests must be a list of dicts, not {type(items).__name__}.")
         names = (*FIELDS, "s3_bucket", "reuse", "on_unknown_outcome")
         defaults = {name: filled(getattr(self, name)) for name in names if name != "prompt"}
         defaults["model"] = defaults["model"] or self.hook.settings.default_model
-        plan = Plan(items, defaults, owner)
+        plan = Plan(items, defaults, owner, self._flag("replace"))
         found = list(plan.problems())
         if found:
-            raise JojoKeyRequestError(f"{told(found, len(items))}. Nothing was sent or billed.")
+            raise JojoKeyRequestError(f"{format_problems(found, len(items))}.")
         first = [defaults["s3_bucket"]] if defaults["s3_bucket"] else []
-        return plan, list(dict.fromkeys([*first, *(order.destination.bucket for _, order in plan.orders())]))
+        return plan, list(dict.fromkeys([*first, *(job.destination.bucket for _, job in plan.jobs())]))
 
     def _preflight(self, buckets: list[str], place: tuple[str, str]) -> None:
         """See that all buckets can be written to, before money is spent.
@@ -225,28 +237,26 @@ class GenerateImageBatchOperator(ImageOperator):
         import json
 
         from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
-        from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+        from airflow_provider_jojokey.payments import errors
 
         bucket, key = place
         pointer = json.dumps({"version": RESULT_VERSION, "manifest": f"s3://{bucket}/{key}"}).encode() + b"\n"
-        for one in buckets:
-            try:
-                self.store.put(one, key, pointer, CONTENT_TYPE)
-                self.store.honours_conditions(one, key, pointer)
-            except JojoKeyStoreError as error:
-                raise error.retold(f"{error.message} Nothing was sent or billed by this attempt.") from None
+        for name in buckets:
+            if self.hook.stopping.is_set():
+                raise errors.stopped()
+            self.store.put(name, key, pointer, CONTENT_TYPE)
 
     def _budget(self, owner: Owner, items: int, buckets: list[str]) -> Budget | None:
         """Return what may be spent, or ``None`` if there is no limit.
 
         :raises JojoKeyRequestError: if a limit is no number
         """
-        from airflow_provider_jojokey.budget import Budget, RunLedger
+        from airflow_provider_jojokey.payments.budget import Budget, RunBudget
 
         own, run = self._limits()
         if not items or not (own or run):
             return None
-        return Budget(own, run, RunLedger(self.store, buckets[0], owner) if run else None, items)
+        return Budget(own, run, RunBudget(self.store, buckets[0], owner) if run else None)
 
     def _in_flight(self) -> int:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
@@ -256,7 +266,7 @@ class GenerateImageBatchOperator(ImageOperator):
             if type(number) is not int or not 1 <= number <= MAX_IN_FLIGHT:
                 raise ValueError(_IN_FLIGHT.format(str(number)[:20]))
         except ValueError as error:
-            raise JojoKeyRequestError(f"{error}. Nothing was sent or billed.") from None
+            raise JojoKeyRequestError(f"{error}.") from None
         return number
 
     # Afterwards
@@ -267,7 +277,7 @@ class GenerateImageBatchOperator(ImageOperator):
         """Put the manifest where it belongs; return its place, ``None`` if S3 did not take it in time."""
         from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
         from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-        from airflow_provider_jojokey.store.s3 import patiently
+        from airflow_provider_jojokey.store.s3 import retry_transient
 
         if place is None:
             return None
@@ -279,7 +289,7 @@ class GenerateImageBatchOperator(ImageOperator):
                 self.store.put(bucket, key, lines, CONTENT_TYPE)
 
             try:
-                patiently(put, patience=patience, stopping=self.hook.stopping)
+                retry_transient(put, patience=patience, stopping=self.hook.stopping)
             except JojoKeyStoreError as error:
                 self.log.error("The manifest is not in S3: %s The receipts have all of it.", error.message)
                 return None
@@ -293,7 +303,7 @@ class GenerateImageBatchOperator(ImageOperator):
         if not whole:
             end = ", because the task was told to end" if stopped else ""
             error = tally.error(end, f", listed in {uri}" if uri else "")
-        self._tell(context, plan, tally, uri, error)
+        self._report(context, plan, tally, uri, error)
         if error is not None:
             raise error
         summary = {
@@ -310,40 +320,35 @@ class GenerateImageBatchOperator(ImageOperator):
             assets.tell_of_batch(context, self.outlets, summary, tally.uris)
         return summary
 
-    def _tell(
+    def _report(
         self, context: Context, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None
     ) -> None:
-        """Push what was made and what it has cost, however it has ended."""
+        """Push what was generated and what it cost, however the task ended."""
         if tally.keys is not None and (error is None or tally.images):
             self._push(context, "keys", tally.keys)
-        if error is None or tally.tokens:
-            self._push(context, "usage", tally.usage)
-        self._told = self._for_the_ui(plan, tally, uri, error)
+        self._push(context, "usage", tally.usage)
+        self._ui_result = self._result(plan, tally, uri, error).to_xcom()
         self._uris = tally.uris
-        self._push(context, results.XCOM_KEY, self._told)
+        self._push(context, XCOM_KEY, self._ui_result)
 
-    def _for_the_ui(
-        self, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None
-    ) -> dict[str, Any]:
-        first = next((order.request for _, order in plan.orders()), None)
-        return {
-            "version": results.VERSION,
-            "state": "failed" if error else "complete",
-            "images": tally.listed,
-            "count": tally.images,
-            "prompt": results.shortened(first.prompt, results.MAX_PROMPT) if first else "",
-            **{name: getattr(first, name, None) for name in ("model", "size", "quality")},
-            "usage": tally.usage,
-            "seconds": None,
-            "request_id": None,
-            "created": None,
-            "reused": tally.reused == tally.total,
-            "receipt": None,
-            "aws_conn_id": self.aws_conn_id,
-            "error": type(error).__name__ if error else None,
-            "message": results.shortened(str(error), results.MAX_MESSAGE) if error else None,
-            "manifest": uri,
-        }
+    def _result(self, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None) -> Result:
+        first = next((job.request for _, job in plan.jobs()), None)
+        return Result(
+            state="failed" if error else "complete",
+            images=tuple(StoredImage.from_json(image) for image in tally.listed),
+            count=tally.images,
+            prompt=shortened(first.prompt, MAX_PROMPT) if first else "",
+            model=first.model if first else None,
+            size=first.size if first else None,
+            quality=first.quality if first else None,
+            usage=tally.usage,
+            reused=tally.reused == tally.total,
+            aws_conn_id=self.aws_conn_id,
+            error=type(error).__name__ if error else None,
+            message=shortened(str(error), MAX_MESSAGE) if error else None,
+            billed=tally.billed if error else None,
+            manifest=uri,
+        )
 
 
 _IN_FLIGHT = f"max_in_flight must be a whole number from 1 to {MAX_IN_FLIGHT:,}, not {{}}"

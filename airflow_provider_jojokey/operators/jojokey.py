@@ -6,28 +6,28 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_jojokey import assets, results
+from airflow_provider_jojokey import assets
 from airflow_provider_jojokey.arguments import filled, is_literal, whole_number
 from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
+from airflow_provider_jojokey.results import XCOM_KEY, Result
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_jojokey.budget import Limit
     from airflow_provider_jojokey.exceptions import JojoKeyError
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
     from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
-    from airflow_provider_jojokey.order import Order
+    from airflow_provider_jojokey.payments.job import ImageJob
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 __all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
 
 PROMPT_IN_LOG = 200
-PAYS_AGAIN = "A retry sends a new request, and pays for it, as reuse='never' says."
+PAYS_AGAIN = "A retry sends a new request and pays for it, because of reuse='never'."
 
 
 def __getattr__(name: str) -> Any:
@@ -82,6 +82,11 @@ class GenerateImageOperator(ImageOperator):
     :param max_images_per_run: the same in images
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
+    :param s3_extra_args: additional S3 parameters for every object that is written, such as
+        ``{"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "…"}``, ``ACL`` or ``RequestPayer``. Storage class,
+        tags and cache control apply to images only. The default is ``[jojokey] s3_extra_args``
+    :param replace: overwrite an object at ``s3_key`` that no receipt mentions. By default the task fails
+        before it pays
     :param deferrable: free the worker's slot while the image is made; by default what
         ``[operators] default_deferrable`` says
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
@@ -117,6 +122,8 @@ class GenerateImageOperator(ImageOperator):
         max_images_per_run: int | None = None,
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
+        s3_extra_args: Mapping[str, Any] | str | None = None,
+        replace: bool = False,
         deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -143,37 +150,36 @@ class GenerateImageOperator(ImageOperator):
         self.max_images_per_run = max_images_per_run
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
+        self.s3_extra_args = s3_extra_args
+        self.replace = replace
         self.deferrable = _default_deferrable() if deferrable is None else deferrable
         self._check_literals(*self._place_problems())
 
     @cached_property
     def hook(self) -> JojoKeyHook:
-        """The hook to JojoKey."""
+        """The JojoKey hook."""
         from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
         return JojoKeyHook(self.jojokey_conn_id)
 
     @cached_property
     def store(self) -> ImageStore:
-        """The place of the images."""
-        from airflow_provider_jojokey.store.s3 import ImageStore
-
-        return ImageStore(self.aws_conn_id)
+        """The S3 store."""
+        return self._image_store()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Generate the images, store them, and return the manifest.
 
         :raises JojoKeyError: if there are no images; the message says whether it cost money
         """
-        from airflow_provider_jojokey.budget import generate_within_limits
         from airflow_provider_jojokey.exceptions import JojoKeyError
         from airflow_provider_jojokey.img2.estimate import expected_tokens
+        from airflow_provider_jojokey.payments.generate import Services, generate_images
         from airflow_provider_jojokey.settings import Settings
 
         _label_by_key(context)
-        order = self._order(context)
-        limits = self._limits()
-        request = order.request
+        job = self._job(context)
+        request = job.request
         self.log.info(
             "Generating %d of %s %s, about %s tokens: %s",
             request.n,
@@ -183,88 +189,89 @@ class GenerateImageOperator(ImageOperator):
             self._short_prompt(),
         )
         if self.deferrable:
-            self._defer(order, limits)
+            self._defer(job)
         try:
-            manifest = generate_within_limits(
-                order, limits, jojokey=self.hook, store=self.store, settings=Settings.of_airflow()
-            )
+            generated = generate_images(job, Services(self.hook, self.store, Settings.from_airflow_config()))
         except JojoKeyError as error:
             raise self._failed(context, error) from None
-        return self._succeeded(context, manifest)
+        return self._succeeded(context, generated.manifest)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Go on where the trigger has ended.
+        """Resume after the trigger fires.
 
-        :raises JojoKeyError: what the trigger met
+        :raises JojoKeyError: the error that the trigger reported
         """
         from airflow_provider_jojokey.exceptions import JojoKeyError
 
-        if event and "order" in event:
-            self._resume(event["order"])
+        if event and "job" in event:
+            self._resume(event["job"])
         _label_by_key(context)
         if event and "manifest" in event:
             return self._succeeded(context, event["manifest"])
         raise self._failed(context, JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT))
 
-    def _order(self, context: Context) -> Order:
-        from airflow_provider_jojokey.order import Order
+    def _job(self, context: Context) -> ImageJob:
+        from airflow_provider_jojokey.payments.job import ImageJob
 
         request = self._request()
-        return Order(
+        task_limit, run_limit = self._limits()
+        return ImageJob(
             request=request,
             destination=self._destination(request.n),
             owner=self._owner(context),
             reuse=self._choice("reuse", REUSE),
             on_unknown_outcome=self._choice("on_unknown_outcome", ON_UNKNOWN_OUTCOME),
+            task_limit=task_limit,
+            run_limit=run_limit,
+            replace=self._flag("replace"),
         )
 
-    def _defer(self, order: Order, limits: tuple[Limit, Limit]) -> None:
-        from airflow_provider_jojokey.budget import limits_to_json
+    def _defer(self, job: ImageJob) -> None:
         from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
         self.defer(
             trigger=GenerateImageTrigger(
-                order.to_json(), self.jojokey_conn_id, self.aws_conn_id, limits_to_json(limits)
+                job.to_json(), self.jojokey_conn_id, self.aws_conn_id, self.store.extra_args
             ),
             method_name="execute_complete",
         )
 
-    def _resume(self, order: dict[str, Any]) -> None:
-        """Take over what was ordered: a template with the time in it, for one, would give something else now.
+    def _resume(self, job: dict[str, Any]) -> None:
+        """Restore what was requested: a template with the current time would render differently now.
 
-        :param order: see :meth:`Order.to_json`
+        :param job: see :meth:`ImageJob.to_json`
         """
         for name in ("prompt", "model", "size", "quality"):
-            setattr(self, name, order["request"][name])
+            setattr(self, name, job["request"][name])
 
     def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
-        self._told = results.of_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id)
-        self._push(context, results.XCOM_KEY, self._told)
+        result = Result.from_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id)
+        self._ui_result = result.to_xcom()
+        self._push(context, XCOM_KEY, self._ui_result)
         if self.outlets:
             assets.tell_of_images(context, self.outlets, manifest)
         return manifest
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
-        # What a failed attempt has cost is told as well: nothing else would show it.
-        if error.usage and error.usage.get("total_tokens"):
-            self._push(context, "usage", error.usage)
-        options = {name: getattr(self, name) for name in ("model", "size", "quality")}
-        self._told = results.of_error(
-            error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options
-        )
-        self._push(context, results.XCOM_KEY, self._told)
         from airflow_provider_jojokey.exceptions import JojoKeyFailure
 
+        # Also after a failure: without it, the sum over the XComs would be below the bill.
+        if error.usage is not None:
+            self._push(context, "usage", error.usage)
+        options = {name: getattr(self, name) for name in ("model", "size", "quality")}
+        result = Result.from_error(error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options)
+        self._ui_result = result.to_xcom()
+        self._push(context, XCOM_KEY, self._ui_result)
         if self.reuse == "never" and not isinstance(error, JojoKeyFailure):
-            return error.retold(error.message, retry=PAYS_AGAIN)
+            return error.changed(retry=PAYS_AGAIN)
         return error
 
     def on_kill(self) -> None:
-        """Close the connection. What was sent is billed all the same."""
+        """Send nothing more and close the connection. A request in flight is billed anyway."""
         if "hook" in vars(self):
-            self.hook.cut()
+            self.hook.abort()
 
     def _request(self) -> ImageRequest:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
@@ -278,9 +285,7 @@ class GenerateImageOperator(ImageOperator):
                 values[name] = whole_number(name, values[name])
             return ImageRequest(**values)
         except ValueError as error:
-            raise JojoKeyRequestError(
-                f"The request is not valid: {error}. Nothing was sent or billed."
-            ) from None
+            raise JojoKeyRequestError(f"The request is not valid: {error}.") from None
 
     def _destination(self, n: int) -> Destination:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
@@ -288,18 +293,14 @@ class GenerateImageOperator(ImageOperator):
         try:
             return Destination.parse(filled(self.s3_bucket), self.s3_key, n)
         except ValueError as error:
-            raise JojoKeyRequestError(
-                f"The place in S3 is not valid: {error}. Nothing was sent or billed."
-            ) from None
+            raise JojoKeyRequestError(f"The place in S3 is not valid: {error}.") from None
 
     def _choice(self, name: str, choices: tuple[str, ...]) -> str:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
         value = getattr(self, name)
         if value not in choices:
-            raise JojoKeyRequestError(
-                f"{name} must be one of {', '.join(choices)}, not {value!r}. Nothing was sent or billed."
-            )
+            raise JojoKeyRequestError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
         return str(value)
 
     def _place_problems(self) -> list[str]:
@@ -317,7 +318,13 @@ class GenerateImageOperator(ImageOperator):
         return text if len(text) <= PROMPT_IN_LOG else f"{text[:PROMPT_IN_LOG]}… ({len(text):,} characters)"
 
 
-_NO_EVENT = {"class": "JojoKeyError", "message": "The trigger ended without a result."}
+_NO_EVENT = {
+    "class": "JojoKeyError",
+    "what": "The trigger ended without a result.",
+    "billed": "unknown",
+    "sent": True,
+    "todo": "Clear the task: it reads its receipt first, and stores or reuses what was paid for.",
+}
 
 
 def _default_deferrable() -> bool:

@@ -24,7 +24,7 @@ from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.plugins import objects, tab, thumbnails, totals, xcoms
 from airflow_provider_jojokey.plugins.access import ReadableDags, readable_xcom
 from airflow_provider_jojokey.plugins.cards import Place, card
-from airflow_provider_jojokey.results import ResultImage
+from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.settings import Settings
 
 MAX_LIMIT = 200
@@ -279,7 +279,7 @@ def disposition(kind: str, name: str) -> str:
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(safe, safe='')}"
 
 
-def _image(place: Place, number: int, item: int | None) -> tuple[ResultImage, str | None]:
+def _image(place: Place, number: int, item: int | None) -> tuple[StoredImage, str | None]:
     with create_session(scoped=False) as session:
         row = xcoms.of_task(session, *place)
     result = row.result if row else None
@@ -291,7 +291,7 @@ def _image(place: Place, number: int, item: int | None) -> tuple[ResultImage, st
     return result.images[number], connection
 
 
-def _caching(image: ResultImage, version: str | None, tag: str) -> dict[str, str]:
+def _caching(image: StoredImage, version: str | None, tag: str) -> dict[str, str]:
     # Only a URL that names these very bytes may be kept unasked: another try of the task makes others.
     named = version is not None and len(version) >= 16 and image.sha256.startswith(version)
     age = f"max-age={MAX_AGE}, immutable" if named else "no-cache"
@@ -312,7 +312,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 def _cache() -> thumbnails.ThumbnailCache:
     global _the_cache
     if _the_cache is None:
-        settings = Settings.of_airflow()
+        settings = Settings.from_airflow_config()
         _the_cache = thumbnails.ThumbnailCache(settings.thumbnail_directory, settings.thumbnail_cache_bytes)
     return _the_cache
 

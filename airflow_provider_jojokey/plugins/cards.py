@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_provider_jojokey.links.paths import URL_PREFIX, base_path, image_path, tab_path
 from airflow_provider_jojokey.plugins.xcoms import Row
-from airflow_provider_jojokey.results import Result, ResultImage
+from airflow_provider_jojokey.results import Result, StoredImage
 
 Place = tuple[str, str, str, int]
 
@@ -66,7 +66,7 @@ def seconds(value: Any) -> float | None:
     return round(value, 3) if isinstance(value, (int, float)) and isfinite(value) else None
 
 
-def image_card(image: ResultImage, number: int, place: Place, item: int | None = None) -> dict[str, Any]:
+def image_card(image: StoredImage, number: int, place: Place, item: int | None = None) -> dict[str, Any]:
     """Return what is told of one image: what it is, and under which URLs it is had.
 
     :param number: its place in the result, from 0
@@ -88,7 +88,7 @@ def image_card(image: ResultImage, number: int, place: Place, item: int | None =
     }
 
 
-def _url(kind: str, image: ResultImage, number: int, place: Place, item: int | None) -> str:
+def _url(kind: str, image: StoredImage, number: int, place: Place, item: int | None) -> str:
     path = image_path(*place, number)
     if kind != "images":
         path = path.replace(f"{URL_PREFIX}/images/", f"{URL_PREFIX}/{kind}/", 1)

@@ -18,9 +18,9 @@ from contextlib import closing
 from typing import Any, BinaryIO
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
-from airflow_provider_jojokey.results import ResultImage
+from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.store.keys import RECEIPTS
-from airflow_provider_jojokey.store.s3 import is_aws, store_errors
+from airflow_provider_jojokey.store.s3 import is_aws, translate_errors
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_DOCUMENT = 4 * 1024 * 1024
@@ -49,7 +49,7 @@ def content_type(head: bytes) -> str | None:
     return next((kind for signature, kind in _SIGNATURES if head.startswith(signature)), None)
 
 
-def fetch(image: ResultImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
+def fetch(image: StoredImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
     """Return an image as an open file without a name, and its type.
 
     :param aws_conn_id: the connection that the task used
@@ -106,7 +106,7 @@ def lines(
     found: list[Any] = []
     with (
         closing(_open(*_place(uri, suffix), aws_conn_id)) as body,
-        store_errors(f"read {uri}"),
+        translate_errors(f"read {uri}"),
     ):
         for number, line in enumerate(body.iter_lines(PIECE)):
             if len(line) > longest:
@@ -131,10 +131,10 @@ def console_url(uris: Sequence[str], aws_conn_id: str | None) -> str | None:
     return s3_console_url(uris, meta.region_name, meta.partition)
 
 
-def _pieces(image: ResultImage, aws_conn_id: str | None) -> Iterator[bytes]:
+def _pieces(image: StoredImage, aws_conn_id: str | None) -> Iterator[bytes]:
     with closing(_open(image.bucket, image.key, aws_conn_id, image.bytes)) as body:
         arrived = 0
-        with store_errors(f"read {image.uri}"):
+        with translate_errors(f"read {image.uri}"):
             while piece := body.read(PIECE):
                 arrived += len(piece)
                 if arrived > image.bytes:
@@ -144,7 +144,7 @@ def _pieces(image: ResultImage, aws_conn_id: str | None) -> Iterator[bytes]:
 
 def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = None) -> Any:
     client = _client(aws_conn_id)
-    with store_errors(f"read s3://{bucket}/{key}"):
+    with translate_errors(f"read s3://{bucket}/{key}"):
         try:
             answer = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.ClientError as error:
@@ -196,7 +196,7 @@ def _new_client(aws_conn_id: str | None) -> Any:
 
     impatient = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
     try:
-        with store_errors("use the AWS connection"):
+        with translate_errors("use the AWS connection"):
             hook = S3Hook(aws_conn_id=aws_conn_id)
             if hook.conn_config.conn_type not in (None, "aws"):
                 raise JojoKeyStoreError("The connection that the task names is no AWS connection.")

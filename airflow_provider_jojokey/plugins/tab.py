@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.payments.attempt import Attempt, Owner
+from airflow_provider_jojokey.payments.receipt import Receipt, ReceiptUnreadable
 from airflow_provider_jojokey.plugins import objects
 from airflow_provider_jojokey.plugins.cards import facts, image_card, seconds, tokens
 from airflow_provider_jojokey.plugins.xcoms import Row
 from airflow_provider_jojokey.results import VERSION, Result
-from airflow_provider_jojokey.store.receipts import Attempt, Owner, Receipt, ReceiptUnreadable
 
 ITEMS_A_PAGE = 60
 MAX_PAGES = 1_000
@@ -135,7 +136,7 @@ def _item(value: Any, line: int) -> tuple[int, Result | None]:
     if not isinstance(value, Mapping):
         return line, None
     index = value.get("index")
-    result = Result.of_xcom({"version": VERSION, "state": "complete", "images": (), **value})
+    result = Result.from_xcom({"version": VERSION, "state": "complete", "images": (), **value})
     return index if type(index) is int and abs(index) < 2**53 else line, result
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from airflow_provider_jojokey.img2.images import read_header
 from airflow_provider_jojokey.plugins.objects import NotServed
-from airflow_provider_jojokey.results import ResultImage
+from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.store.spool import make_own
 
 WIDTHS = (320, 640)
@@ -53,7 +53,7 @@ class ThumbnailCache:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def get(
-        self, image: ResultImage, aws_conn_id: str | None, width: int, fetch: Callable[[], BinaryIO]
+        self, image: StoredImage, aws_conn_id: str | None, width: int, fetch: Callable[[], BinaryIO]
     ) -> bytes:
         """Return a thumbnail as WebP, made if it is not there.
 

@@ -134,7 +134,7 @@ def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result
         if _json(version) != VERSION:
             continue
         told = {"version": VERSION, "state": _json(state), "count": _json(count), "usage": _json(usage)}
-        result = Result.of_xcom({**told, "images": ()})
+        result = Result.from_xcom({**told, "images": ()})
         if result is not None:
             yield timestamp.date(), dag_id, result
 
@@ -209,7 +209,7 @@ def _read(session: Session, keys: Select[Any], *order: Any) -> Sequence[tuple[XC
 def _rows(found: Iterable[tuple[XComModel, str | None, str]]) -> list[Row]:
     rows = []
     for xcom, label, text in found:
-        result = Result.of_xcom(_value(text))
+        result = Result.from_xcom(_value(text))
         if result is not None:
             place = (xcom.dag_id, xcom.run_id, xcom.task_id, xcom.map_index)
             rows.append(Row(*place, label, xcom.timestamp, result))

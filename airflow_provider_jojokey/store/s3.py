@@ -26,9 +26,11 @@ from urllib.parse import quote, urlsplit
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
+from airflow_provider_jojokey.store.extra_args import for_documents, for_images, for_reads
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.images import Image
+    from airflow_provider_jojokey.results import StoredImage
 
 T = TypeVar("T")
 
@@ -45,6 +47,9 @@ MAX_BODY_WITHOUT_EXPECT = 64 * 1024
 
 MAX_DETAIL_CHARACTERS = 300
 """Of S3's own message in an error."""
+
+DIGEST, PIXELS, ATTEMPT = "sha256", "pixels", "attempt-id"
+"""Names of metadata entries: an image's digest, its width and height, and the attempt that paid for it."""
 
 WRONG_ETAG = '"00000000000000000000000000000000"'
 
@@ -67,10 +72,17 @@ class ImageStore:
     :param aws_conn_id: the Airflow connection to AWS or to an S3-compatible store
     :param connections: how many threads may use S3 at once; by default there is no limit, and the connection
         decides how many sockets are kept open
+    :param extra_args: additional S3 parameters, see :mod:`store.extra_args`
     """
 
-    def __init__(self, aws_conn_id: str | None, connections: int | None = None) -> None:
+    def __init__(
+        self,
+        aws_conn_id: str | None,
+        connections: int | None = None,
+        extra_args: Mapping[str, Any] | None = None,
+    ) -> None:
         self.aws_conn_id = aws_conn_id
+        self.extra_args: dict[str, Any] = dict(extra_args or {})
         self.connections = None if connections is None else max(1, min(connections, MAX_CONNECTIONS))
         self._turns: AbstractContextManager[Any] = (
             nullcontext() if self.connections is None else threading.BoundedSemaphore(self.connections)
@@ -134,6 +146,10 @@ class ImageStore:
         from botocore.exceptions import ClientError
 
         method = getattr(self.client, operation)
+        if operation != "put_object":
+            parameters |= for_reads(self.extra_args)
+        elif "Metadata" not in parameters:
+            parameters |= for_documents(self.extra_args)
         with self._turns:
             try:
                 response: dict[str, Any] = method(**parameters)
@@ -210,6 +226,7 @@ class ImageStore:
             # Computed when the image was decoded, so it covers the spool as well, and saves boto3 its own passes.
             checksum["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(image.file.sha256)).decode()
         image.file.file.seek(0)
+        facts = {DIGEST: image.file.sha256, PIXELS: f"{image.width}x{image.height}"}
         response = self._request(
             "put_object",
             Bucket=bucket,
@@ -217,7 +234,8 @@ class ImageStore:
             Body=image.file.file,
             ContentLength=image.file.size,
             ContentType=image.content_type,
-            Metadata=metadata(labels),
+            Metadata=metadata({**self.extra_args.get("Metadata", {}), **labels, **facts}),
+            **for_images(self.extra_args),
             **checksum,
             **condition,
         )
@@ -246,6 +264,52 @@ class ImageStore:
 
         :raises JojoKeyStoreError: if S3 gives no answer
         """
+        found = self._describe(bucket, key)
+        return None if found is None else int(found["ContentLength"])
+
+    def holds(self, image: StoredImage) -> bool:
+        """Return whether an image is where it was stored, as far as its size and its metadata tell.
+
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        found = self._describe(image.bucket, image.key)
+        if found is None or int(found["ContentLength"]) != image.bytes:
+            return False
+        # Not every store keeps metadata. Without the digest, another image of the same size would pass.
+        digest: str = found.get("Metadata", {}).get(DIGEST, image.sha256)
+        return digest == image.sha256
+
+    def find_image(self, bucket: str, key: str, attempt_id: str) -> tuple[StoredImage, str | None] | None:
+        """Return the image at a key, and the ID of its request, if the metadata names this attempt.
+
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        from airflow_provider_jojokey.results import StoredImage
+
+        doing = f"look for s3://{bucket}/{key}"
+        with translate_errors(doing):
+            try:
+                response = self._request("head_object", Bucket=bucket, Key=key)
+            except _client_error() as error:
+                if _code(error) in ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden"):
+                    return None
+                raise
+        labels = response.get("Metadata", {})
+        width, _, height = labels.get(PIXELS, "").partition("x")
+        if labels.get(ATTEMPT) != attempt_id or not (width.isdecimal() and height.isdecimal()):
+            return None
+        image = StoredImage(
+            bucket=bucket,
+            key=key,
+            content_type=response.get("ContentType", ""),
+            width=int(width),
+            height=int(height),
+            bytes=int(response["ContentLength"]),
+            sha256=labels.get(DIGEST, ""),
+        )
+        return image, labels.get("request-id")
+
+    def _describe(self, bucket: str, key: str) -> dict[str, Any] | None:
         doing = f"read the size of s3://{bucket}/{key}"
         with translate_errors(doing):
             try:
@@ -261,7 +325,26 @@ class ImageStore:
                         return None
                     raise
             self._etag(response, doing)
-            return int(response["ContentLength"])
+            return response
+
+    def exists(self, bucket: str, key: str) -> bool | None:
+        """Return whether there is an object; ``None`` if S3 doesn't let this user know.
+
+        ``False`` is not proof: it may be the 404 of a proxy. Use :meth:`size_of` where a payment depends on it.
+
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        doing = f"look for s3://{bucket}/{key}"
+        with translate_errors(doing):
+            try:
+                self._etag(self._request("head_object", Bucket=bucket, Key=key), doing)
+            except _client_error() as error:
+                if _code(error) in ("404", "NoSuchKey", "NotFound"):
+                    return False
+                if _code(error) in ("403", "AccessDenied", "Forbidden"):
+                    return None  # without s3:ListBucket, S3 answers so for a missing object
+                raise
+            return True
 
     def read(self, bucket: str, key: str) -> tuple[bytes, str] | None:
         """Return a small object and its ETag, or ``None`` if S3 says that there is no such object.
@@ -282,15 +365,23 @@ class ImageStore:
                 raise self._not_s3(response, doing)
             return response["Consumed"], self._etag(response, doing)
 
-    def put(self, bucket: str, key: str, body: bytes | IO[bytes], content_type: str) -> None:
+    def put(
+        self, bucket: str, key: str, body: bytes | IO[bytes], content_type: str, *, image: bool = False
+    ) -> None:
         """Write an object, whatever is there.
 
+        :param image: whether the additional parameters for images apply
         :raises JojoKeyStoreError: if S3 rejects it or cannot be reached
         """
         doing = f"write s3://{bucket}/{key}"
         with translate_errors(doing):
             response = self._request(
-                "put_object", Bucket=bucket, Key=key, Body=body, ContentType=content_type
+                "put_object",
+                Bucket=bucket,
+                Key=key,
+                Body=body,
+                ContentType=content_type,
+                **({"Metadata": {}, **self.extra_args} if image else {}),
             )
             self._etag(response, doing)
 
@@ -891,7 +982,7 @@ def _is_web_page(headers: Mapping[str, str]) -> bool:
 
 
 def _redacted(text: str) -> str:
-    from airflow_provider_jojokey.img2.errors import clean
+    from airflow_provider_jojokey.img2.redact import clean
 
     text = clean(text)
     return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"

@@ -152,18 +152,24 @@ class Spool:
             return False
 
     def note(self, name: str, value: str) -> None:
-        """Remember a fact about the response: ``"request_id"``, ``"link"`` or ``"task_id"``.
+        """Remember a fact about the latest request's response: ``"request_id"``, ``"link"`` or ``"task_id"``.
 
         :raises OSError: if the disk rejects it
         """
-        _append(self.folder / _FACTS, {"name": name, "value": value}, sync=False)
+        fact = {"name": name, "value": value, "request": len(self.sends())}
+        _append(self.folder / _FACTS, fact, sync=False)
 
     def facts(self) -> dict[str, list[str]]:
-        """Return the facts that were noted, by name, oldest first."""
+        """Return the facts about the latest request, by name, oldest first.
+
+        Those about an earlier request are left out. Its ID would identify the wrong row in the gateway log: an
+        error row of a rejected request would prove that the resent one, whose response was lost, was not billed.
+        """
         facts: dict[str, list[str]] = {}
+        latest = len(self.sends())
         for line in _lines(self.folder / _FACTS):
             name, value = line.get("name"), line.get("value")
-            if isinstance(name, str) and isinstance(value, str):
+            if isinstance(name, str) and isinstance(value, str) and line.get("request") == latest:
                 facts.setdefault(name, []).append(value)
         return facts
 
@@ -196,8 +202,17 @@ class Spool:
     # --- what was received ---------------------------------------------------------------------------------------
 
     def open(self, index: int) -> ImageFile:
-        """Open the file for an image."""
-        return ImageFile(self.folder / f"{index}.part")
+        """Open the file for an image.
+
+        A cleaner of temporary files may have deleted the folder of an attempt in flight: then it is made again.
+
+        :raises OSError: if the disk rejects it
+        """
+        try:
+            return ImageFile(self.folder / f"{index}.part")
+        except FileNotFoundError:
+            self._make_folder()
+            return ImageFile(self.folder / f"{index}.part")
 
     def keep(self, generation: Generation) -> None:
         """Record that the whole response has arrived.

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from store.world import Bucket
 
+from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
-from airflow_provider_jojokey.store.receipts import Receipt
 
 from .conftest import Run
 

@@ -10,14 +10,16 @@ import pytest
 from store.world import Bucket
 
 from airflow_provider_jojokey.cli.ledger import IN_MEMORY, _receipts
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner, Worker
+from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.sandbox import Gateway
-from airflow_provider_jojokey.store.receipts import Attempt, Outcome, Owner, Receipt, Worker
 from airflow_provider_jojokey.store.s3 import ImageStore
 
 from .conftest import Run, Told
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-IMAGE = {"uri": "s3://posters/k.png", "bucket": "posters", "key": "k.png", "bytes": 5}
+IMAGE = StoredImage("posters", "k.png", bytes=5)
 COMPLETE = Attempt(
     id="0" * 32,
     fingerprint="f",
@@ -28,7 +30,7 @@ COMPLETE = Attempt(
     outcome=Outcome.COMPLETE,
     billed="yes",
     usage={"input_tokens": 10, "output_tokens": 200, "total_tokens": 210},
-    images=[IMAGE],
+    images=(IMAGE,),
     model="gpt-image-2",
 )
 
@@ -78,7 +80,7 @@ def test_it_adds_up_by(jojokey: Run, bucket: Bucket, by: str, names: list[str]) 
 
 
 def test_what_is_not_known_is_counted_and_what_was_not_billed_is_not(jojokey: Run, bucket: Bucket) -> None:
-    nothing = {"usage": None, "images": []}
+    nothing = {"usage": None, "images": ()}
     write(
         bucket,
         "one.png",

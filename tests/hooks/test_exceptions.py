@@ -1,9 +1,10 @@
-"""The exceptions that tasks end with: which class, what it says, and that it survives a process border."""
+"""The exceptions that tasks end with: their class, their text, and copies in other processes."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ A_RETRY_MAY_HELP = {Kind.RATE_LIMIT, Kind.NO_CHANNEL, Kind.OVERLOADED, Kind.UNRE
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_each_kind_has_its_class(kind: Kind) -> None:
+def test_each_kind_has_its_own_class(kind: Kind) -> None:
     error = JojoKeyError.of(Img2Error(kind, "It went wrong", billed="unknown", detail="so they say", **FACTS))
     assert type(error) is CLASSES[kind]
     assert isinstance(error, AirflowException)
@@ -51,7 +52,7 @@ def test_each_kind_has_its_class(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_only_those_that_a_retry_cannot_help_fail_the_task_at_once(kind: Kind) -> None:
+def test_kinds_that_a_retry_cannot_fix_fail_the_task_immediately(kind: Kind) -> None:
     error = JojoKeyError.of(Img2Error(kind, "It went wrong"))
     assert isinstance(error, AirflowFailException) is (kind not in A_RETRY_MAY_HELP)
 
@@ -61,11 +62,11 @@ def test_only_those_that_a_retry_cannot_help_fail_the_task_at_once(kind: Kind) -
     ("billed", "money"),
     [
         ("no", "Nothing was billed."),
-        ("yes", "very likely billed."),
-        ("unknown", "Whether it was billed is not known."),
+        ("yes", "You were charged."),
+        ("unknown", "You may have been charged."),
     ],
 )
-def test_the_message_says_what_happened_what_it_cost_what_to_do_and_what_a_retry_does(
+def test_text_names_cause_charge_advice_and_retry_in_order(
     kind: Kind, billed: Any, money: str
 ) -> None:
     cause = Img2Error(kind, "It went wrong", billed=billed, detail="so they say", **FACTS)
@@ -74,35 +75,35 @@ def test_the_message_says_what_happened_what_it_cost_what_to_do_and_what_a_retry
     assert -1 not in positions
     assert positions == sorted(positions)
     assert message.endswith(CLASSES[kind].retry)
-    assert "retr" in CLASSES[kind].retry
+    assert re.search("retr(y|ies)", CLASSES[kind].retry)
     for value in FACTS.values():
         if not isinstance(value, float):
             assert str(value) in message
 
 
-def test_a_bad_request_is_a_value_error_too() -> None:
+def test_invalid_request_is_a_value_error() -> None:
     assert issubclass(errors.JojoKeyRequestError, ValueError)
 
 
 def all_classes(base: type[JojoKeyError]) -> list[type[JojoKeyError]]:
-    return [base, *(one for below in base.__subclasses__() for one in all_classes(below))]
+    return [base, *(found for child in base.__subclasses__() for found in all_classes(child))]
 
 
 @pytest.mark.parametrize("cls", all_classes(JojoKeyError))
 @pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
-def test_it_survives_pickling(cls: type[JojoKeyError], copied: Any) -> None:
+def test_copies_keep_every_fact(cls: type[JojoKeyError], copied: Any) -> None:
     error = cls("It went wrong.", billed="yes", **FACTS)
     error.add_note("seen on the way")
     again = copied(error)
     assert type(again) is cls
     assert str(again) == str(error)
     assert again.args == error.args
-    for name, value in {**FACTS, "billed": "yes", "message": "It went wrong."}.items():
+    for name, value in {**FACTS, "billed": "yes", "what": "It went wrong.", "message": error.message}.items():
         assert getattr(again, name) == value
 
 
 @pytest.mark.parametrize("cls", all_classes(JojoKeyError))
-def test_it_can_be_made_of_nothing(cls: type[JojoKeyError]) -> None:
+def test_every_argument_is_optional(cls: type[JojoKeyError]) -> None:
     error = cls()
     assert error.billed == "no"
     assert error.status_code is None

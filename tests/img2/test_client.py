@@ -35,8 +35,10 @@ from airflow_provider_jojokey.img2 import (
     Img2Error,
     Kind,
     client,
+    download,
     estimate,
     images,
+    receive,
     transport,
 )
 from airflow_provider_jojokey.img2.estimate import expected_seconds
@@ -70,7 +72,7 @@ def calls(gateway: Gateway) -> Iterator[Client]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "DOWNLOAD_WAIT", 0.0)
+    monkeypatch.setattr(download, "WAIT", 0.0)
 
 
 @contextmanager
@@ -278,6 +280,82 @@ def test_any_other_refusal_is_not_answered_with_another_request(status: int, mes
         assert len(server.requests) == 1
 
 
+# --- what the caller hears of ---------------------------------------------------------------------------------------
+
+
+def test_before_send_is_called_right_before_each_post(png: bytes) -> None:
+    posts: list[int] = []
+    with Gateway(image=png, response_format="rejected") as gateway, Client(gateway.token, gateway.url) as one:
+        one.generate(FOX, before_send=lambda: posts.append(len(gateway.requests))).close()
+    assert posts == [0, 1]
+
+
+def test_nothing_is_sent_if_before_send_raises(gateway: Gateway, calls: Client) -> None:
+    def refuse() -> None:
+        raise KeyError("the disk is full")
+
+    with pytest.raises(KeyError, match="the disk is full"):
+        calls.generate(FOX, before_send=refuse)
+    assert not gateway.requests
+
+
+def test_before_send_may_forbid_the_second_post(png: bytes) -> None:
+    answers = iter([None, KeyError("stop")])
+
+    def once() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    with Gateway(image=png, response_format="rejected") as gateway, Client(gateway.token, gateway.url) as one:
+        with pytest.raises(KeyError):
+            one.generate(FOX, before_send=once)
+        assert len(gateway.requests) == 1
+
+
+def test_the_request_id_is_reported_before_the_body_arrives(gateway: Gateway) -> None:
+    with Client(gateway.token, gateway.url, read_timeout=0.5) as one:
+        facts: list[tuple[str, str]] = []
+        refused(lambda: one.generate(asking("stalls"), on_fact=lambda *fact: facts.append(fact)))
+    assert facts == [("request_id", gateway.settlements[0].request_id)]
+
+
+def test_a_link_is_reported_whole_before_it_is_downloaded(gateway: Gateway, calls: Client) -> None:
+    facts: dict[str, str] = {}
+
+    def on_fact(name: str, value: str) -> None:
+        facts[name] = value
+        if name == "link":
+            assert not gateway.fetches
+
+    calls.generate(asking("url_reply"), on_fact=on_fact).close()
+    assert facts["link"].startswith(f"{gateway.url}/sandbox/images/")
+    assert len(gateway.fetches) == 1
+
+
+def test_lost_links_are_on_the_error_and_not_in_its_text() -> None:
+    body = json.dumps({"data": [{"url": "https://127.0.0.1:9/fox.png?Signature=secret"}]}).encode()
+    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
+        error = refused(lambda: one.generate(FOX))
+    assert error.links == ["https://127.0.0.1:9/fox.png?Signature=secret"]
+    assert "secret" not in str(error)
+
+
+def test_decoding_holds_a_slot(png: bytes) -> None:
+    class Slots:
+        held = 0
+
+        def __enter__(self) -> None:
+            self.held += 1
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    slots = Slots()
+    with Gateway(image=png) as gateway, Client(gateway.token, gateway.url, decode_slots=slots) as one:
+        one.generate(FOX).close()
+    assert slots.held >= 1
+
+
 # --- how replies travel -------------------------------------------------------------------------------------------
 
 
@@ -357,6 +435,7 @@ def test_type_and_size_come_from_the_image_not_from_the_request() -> None:
 # --- replies that cannot be used ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("case", "kind", "billed"),
     [
@@ -405,15 +484,21 @@ def test_images_that_arrived_whole_are_kept_when_a_reply_breaks_off(
 
 
 def test_images_beside_a_broken_one_are_kept(png: bytes) -> None:
-    bodies = [document_of(png, b"no picture", png), document_of(png, png)[:-30]]
-    for body in bodies:
-        with raw(lambda exchange, body=body: exchange.answer(200, body)) as (_, one):
-            error = refused(lambda: one.generate(FOX))
-        assert bytes_of(error.salvaged[0]) == png
-        for image in error.salvaged:
-            image.file.close()
+    with raw(lambda exchange: exchange.answer(200, document_of(png, b"no picture", png))) as (_, one):
+        generation = one.generate(ImageRequest("a fox", n=3))
+    assert [(image.index, bytes_of(image)) for image in generation.images] == [(0, png), (2, png)]
+    assert "2 of 3 requested images arrived: image 2 is no image" in generation.warnings[0]
+    generation.close()
 
 
+def test_images_before_a_cut_one_are_kept(png: bytes) -> None:
+    with raw(lambda exchange: exchange.answer(200, document_of(png, png)[:-30])) as (_, one):
+        error = refused(lambda: one.generate(ImageRequest("a fox", n=2)))
+    assert [bytes_of(image) for image in error.salvaged] == [png]
+    error.salvaged[0].file.close()
+
+
+@pytest.mark.usefixtures("impatient")
 def test_linked_images_beside_a_broken_one_are_kept(gateway: Gateway, png: bytes) -> None:
     def behave(exchange: Exchange) -> None:
         if exchange.request.target == "/fox.png":
@@ -435,9 +520,9 @@ def test_a_key_that_stands_twice_in_a_broken_reply_is_no_trap(png: bytes) -> Non
     encoded = base64.b64encode(png)
     body = b'{"data":[{"b64_json":"%s","b64_json":"%s"},{}]}' % (encoded, encoded)
     with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
-        error = refused(lambda: one.generate(FOX))
-    assert [bytes_of(image) for image in error.salvaged] == [png]
-    error.salvaged[0].file.close()
+        generation = one.generate(FOX)
+    assert [bytes_of(image) for image in generation.images] == [png]
+    generation.close()
 
 
 @pytest.mark.parametrize(
@@ -463,6 +548,7 @@ def test_files_of_a_reply_that_cannot_be_used_are_closed(body: bytes, tmp_path: 
     assert all(file.file.closed for file in files)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_nothing_is_left_open_whatever_happens(calls: Client, gateway: Gateway) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", ResourceWarning)
@@ -616,6 +702,7 @@ def forbidden_links(port: int) -> list[str]:
     ]
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "number", range(len(forbidden_links(0))), ids=lambda number: forbidden_links(0)[number]
 )
@@ -629,6 +716,7 @@ def test_a_link_to_where_no_image_may_come_from_is_not_followed(number: int, aut
     assert "secret" not in str(error)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "number", range(len(forbidden_links(0))), ids=lambda number: forbidden_links(0)[number]
 )
@@ -670,14 +758,14 @@ def test_a_redirect_on_the_own_host_is_followed_a_few_times(png: bytes) -> None:
             exchange.answer(302, Location=f"/step/{int(step) - 1}")
 
     with raw(behave) as (server, one):
-        start = client.MAX_REDIRECTS
+        start = download.MAX_REDIRECTS
         generation = one.generate(FOX)
         assert bytes_of(generation.images[0]) == png
         generation.close()
         start += 1
         error = refused(lambda: one.generate(FOX))
     assert "redirects more than" in str(error)
-    assert len(server.requests) == 2 * (2 + client.MAX_REDIRECTS)
+    assert len(server.requests) == 2 * (2 + download.MAX_REDIRECTS)
 
 
 def test_a_link_that_is_no_image_is_refused() -> None:
@@ -741,7 +829,7 @@ def test_a_stream_that_only_pings_is_given_up_and_may_have_been_billed(
         )
         given_up.set()
         assert len(server.requests) == 1
-    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
     assert error.salvaged == []
     kept = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
     assert kept == ([("0.preview", b"half a fox")] if came else [])
@@ -762,7 +850,7 @@ def test_an_image_that_had_come_before_a_stream_only_pinged_is_kept(
     png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(client, "time", clock)
+    monkeypatch.setattr(receive, "time", clock)
     given_up = threading.Event()
 
     def behave(exchange: Exchange) -> None:
@@ -786,6 +874,7 @@ def test_a_stream_may_take_long_while_it_brings_something_of_an_image(
     png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
+    monkeypatch.setattr(receive, "time", clock)
     monkeypatch.setattr(client, "time", clock)
     request = ImageRequest("a fox", stream=True, quality="high")
     patience = 2 * expected_seconds(request)
@@ -828,7 +917,7 @@ TRANSIENT = {
     "reset": resetting,
     "break": breaking_off,
     "silence": waiting,
-    **{str(status): answering(status) for status in (408, 429, 500, 502, 503, 504)},
+    **{str(status): answering(status) for status in (404, 408, 429, 500, 502, 503, 504)},
 }
 
 
@@ -871,9 +960,9 @@ def test_a_linked_image_survives_two_failures_of_its_host(
 
 @pytest.mark.usefixtures("impatient")
 def test_a_linked_image_that_never_comes_is_given_up_and_those_behind_it_are_kept() -> None:
-    with image_host(*[answering(503)] * 4, links=3) as (server, one):
+    with image_host(*[answering(503)] * download.TRIES, links=3) as (server, one):
         error = refused(lambda: one.generate(FOX))
-        assert fetches_of(server) == ["/0.png"] * 3 + ["/1.png", "/2.png"]
+        assert fetches_of(server) == ["/0.png"] * download.TRIES + ["/1.png", "/2.png"]
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
     assert "HTTP 503" in str(error)
     assert [(image.index, bytes_of(image)) for image in error.salvaged] == [
@@ -883,7 +972,7 @@ def test_a_linked_image_that_never_comes_is_given_up_and_those_behind_it_are_kep
         image.file.close()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
+@pytest.mark.parametrize("status", [401, 403, 410])
 def test_a_link_that_is_refused_for_good_is_tried_once(status: int) -> None:
     with image_host(answering(status), links=2) as (server, one):
         error = refused(lambda: one.generate(FOX))
@@ -915,7 +1004,7 @@ def test_a_full_disk_ends_a_download() -> None:
 
 
 def test_cut_ends_the_wait_before_another_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "DOWNLOAD_WAIT", 600.0)
+    monkeypatch.setattr(download, "WAIT", 600.0)
     waits = threading.Event()
 
     class Waits(logging.Handler):
@@ -923,16 +1012,16 @@ def test_cut_ends_the_wait_before_another_download(monkeypatch: pytest.MonkeyPat
             waits.set()
 
     handler = Waits(logging.WARNING)
-    client.log.addHandler(handler)
+    download.log.addHandler(handler)
     try:
         with image_host(answering(503), links=2) as (server, one), ThreadPoolExecutor() as pool:
             answer = pool.submit(refused, lambda: one.generate(FOX))
             assert waits.wait(10)
-            one.cut()
+            one.abort()
             error = answer.result(10)
             assert fetches_of(server) == ["/0.png"]
     finally:
-        client.log.removeHandler(handler)
+        download.log.removeHandler(handler)
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
 
 
@@ -948,7 +1037,7 @@ def test_cut_breaks_off_a_download(png: bytes) -> None:
         one.timeout = (10.0, 60.0)
         answer = pool.submit(refused, lambda: one.generate(FOX))
         assert arrived.wait(10)
-        one.cut()
+        one.abort()
         error = answer.result(10)
         assert fetches_of(server) == ["/0.png"]
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
@@ -990,7 +1079,7 @@ def test_a_server_that_is_not_there_was_not_paid() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     error = refused(lambda: Client(TOKEN, f"http://127.0.0.1:{port}").generate(FOX))
-    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNREACHABLE, "no", True)
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNREACHABLE, "no", True)
     assert "Connection refused" in str(error)
 
 
@@ -1002,7 +1091,7 @@ def test_a_name_that_does_not_exist_was_not_paid() -> None:
 def test_an_answer_that_does_not_come_may_have_been_billed(gateway: Gateway) -> None:
     with Client(gateway.token, gateway.url, read_timeout=0.2) as one:
         error = refused(lambda: one.generate(asking("hang")))
-    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
     assert "timed out" in str(error).lower()
     assert len(gateway.requests) == 1
 
@@ -1237,7 +1326,7 @@ def test_an_answer_lost_on_the_way_through_a_proxy_may_have_been_billed(
         one = Client(TOKEN, server.url, proxy=way.url, verify=str(authority.bundle))
         error = refused(lambda: one.generate(FOX))
         assert len(server.requests) == 1
-    assert (error.kind, error.billed, error.resend_is_safe) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
 
 
 @pytest.mark.parametrize(
@@ -1327,12 +1416,12 @@ def test_a_tokens_usage_is_told(gateway: Gateway, calls: Client) -> None:
     ],
 )
 def test_a_refused_token_is_explained(gateway: Gateway, token: str, words: str) -> None:
-    assert words in (Client(token, gateway.url).why_refused() or "")
+    assert words in (Client(token, gateway.url).explain_rejected_token() or "")
 
 
 def test_a_token_is_not_explained_where_the_gateway_does_not_tell() -> None:
     with raw(lambda exchange: exchange.answer(200, b"<html>", Content_Type="text/html")) as (_, one):
-        assert one.why_refused() is None
+        assert one.explain_rejected_token() is None
 
 
 @pytest.mark.parametrize(
@@ -1344,7 +1433,7 @@ def test_a_free_call_never_talks_of_money(call: str, body: bytes) -> None:
         error = refused(getattr(one, call))
     assert error.kind is Kind.BASE_URL
     assert error.billed == "no"
-    assert "Nothing was billed." in str(error)
+    assert "You were not charged." in str(error)
 
 
 @pytest.mark.parametrize("status", [500, 502, 524])
@@ -1390,7 +1479,7 @@ def test_cut_wakes_who_waits_at_once(
         server.wait_for_request()
         if behave is stalling:
             assert begun.wait(10)
-        one.cut()
+        one.abort()
         error = answer.result(5)
     assert error.kind is kind
     assert error.billed in ("unknown", "yes")
@@ -1398,7 +1487,7 @@ def test_cut_wakes_who_waits_at_once(
 
 def test_cut_works_from_a_signal_handler(gateway: Gateway, calls: Client) -> None:
     def handler(*_: object) -> None:
-        calls.cut()
+        calls.abort()
 
     def kill() -> None:
         gateway.wait_for_request()
@@ -1422,7 +1511,7 @@ def test_cut_through_a_proxy(gateway: Gateway) -> None:
         one = Client(gateway.token, gateway.url, proxy=way.url, read_timeout=60)
         answer = pool.submit(refused, lambda: one.generate(asking("hang")))
         gateway.wait_for_request()
-        one.cut()
+        one.abort()
         assert answer.result(5).billed == "unknown"
 
 
@@ -1430,14 +1519,14 @@ def test_cut_wakes_all_of_many_at_once(gateway: Gateway, calls: Client) -> None:
     with ThreadPoolExecutor(30) as pool:
         answers = [pool.submit(refused, lambda: calls.generate(asking("hang"))) for _ in range(30)]
         gateway.wait_for_request(30)
-        calls.cut()
+        calls.abort()
         assert {answer.result(5).billed for answer in answers} == {"unknown"}
 
 
 def test_cut_with_nothing_in_flight_does_nothing(gateway: Gateway, calls: Client) -> None:
-    calls.cut()
+    calls.abort()
     calls.generate(FOX).close()
-    calls.cut()
+    calls.abort()
     calls.generate(FOX).close()
     assert len(gateway.ledger) == 2
 
@@ -1458,7 +1547,7 @@ def test_cut_while_others_come_and_go(gateway: Gateway, calls: Client) -> None:
         runs = [pool.submit(come_and_go) for _ in range(8)]
         gateway.wait_for_request(8)
         for _ in range(300):
-            calls.cut()
+            calls.abort()
         stop.set()
         seen = set().union(*(run.result(10) for run in runs))
     assert seen <= {Kind.UNKNOWN_OUTCOME, Kind.REPLY, Kind.UNREACHABLE}
@@ -1483,7 +1572,7 @@ def test_many_threads_share_one_client(png: bytes, caplog: pytest.LogCaptureFixt
         hashlib.sha256(png).hexdigest()
     }
     assert len(server.requests) == 80
-    assert caplog.text == "", "a full connection pool is nothing to warn of"
+    assert "pool" not in caplog.text, "a full connection pool is nothing to warn of"
     for generation in generations:
         generation.close()
 

@@ -16,14 +16,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from airflow_provider_jojokey.img2.errors import (
-    ADVICE,
-    MAX_DETAIL_CHARACTERS,
-    Img2Error,
-    Kind,
-    clean,
-    from_response,
-)
+from airflow_provider_jojokey.img2.classify import from_response
+from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error, Kind
+from airflow_provider_jojokey.img2.redact import MAX_DETAIL_CHARACTERS, clean
 
 ID = "20261123230854017262697a4da893a6"
 RAY = "8f2c3d4e5f6a7b8c-HKG"
@@ -85,18 +80,27 @@ class Row:
         return from_response(self.status, self.headers, self.body, secret=TOKEN)
 
 
+PASSING = (Kind.RATE_LIMIT, Kind.NO_CHANNEL, Kind.OVERLOADED, Kind.UNREACHABLE)
+
+
+def unmarked(status: int, kind: Kind, billed: str) -> tuple[Kind, str]:
+    """What is left of an error if nothing proves that the gateway sent it."""
+    if billed == "yes" or status in (400, 401, 402, 403, 404, 413, 422, 429):
+        return kind, billed
+    return Kind.UNKNOWN_OUTCOME if kind in PASSING else kind, "unknown"
+
+
 def gateway(
     name: str, status: int, kind: Kind, code: str, *messages: str, billed: str = "no", words: str = ""
 ) -> list[Row]:
-    """The same error in each language, with and without the gateway's header."""
+    """The same error in each language, with the gateway's header and with the request ID in the text only."""
     return [
         Row(
             f"{name}-{number}-{'header' if headers is GATEWAY else 'text only'}",
             status,
             headers,
             said(message, code),
-            kind,
-            billed,
+            *((kind, billed) if headers is GATEWAY else unmarked(status, kind, billed)),
             code or None,
             words=[message, *filter(None, words.split("|"))],
         )
@@ -132,7 +136,7 @@ TABLE = [
     *gateway("banned", 403, Kind.ACCESS, "", "User is banned", "用户已被封禁"),
     *gateway("no channel", 503, Kind.NO_CHANNEL, "model_not_found",
              "No available channel for model gpt-image-2 under group default (distributor)",
-             "分组 default 下模型 gpt-image-2 无可用渠道（distributor）", words="support|channel"),
+             "分组 default 下模型 gpt-image-2 无可用渠道（distributor）", words=""),
     *gateway("model unknown", 404, Kind.ACCESS, "model_not_found", "The model does not exist"),
     *gateway("cpu", 503, Kind.OVERLOADED, "system_cpu_overloaded", "system overloaded", "系统 CPU 过载"),
     *gateway("memory", 503, Kind.OVERLOADED, "system_memory_overloaded", "system overloaded", "系统内存过载"),
@@ -145,7 +149,7 @@ TABLE = [
     *gateway("unprocessable", 422, Kind.REQUEST, "", "n must be less than 11", "参数无效"),
     *gateway("invalid", 500, Kind.REQUEST, "invalid_request", "size an unexpected error", "请求参数无效"),
     *gateway("sensitive", 500, Kind.CONTENT, "sensitive_words_detected", "sensitive words detected", "用户敏感词检测不通过",
-             words="word it differently"),
+             words="Rephrase"),
     *gateway("moderation", 400, Kind.CONTENT, "moderation_blocked", "rejected by the safety system"),
     *gateway("policy", 400, Kind.CONTENT, "content_policy_violation", "rejected as a result of our safety system"),
     *gateway("fee", 403, Kind.CONTENT, "violation_fee.grok.csam", "usage guidelines violated", billed="yes"),
@@ -160,7 +164,8 @@ TABLE = [
     *gateway("upstream rate", 429, Kind.RATE_LIMIT, "rate_limit_exceeded", "Rate limit reached"),
     *gateway("unknown parameter", 400, Kind.REQUEST, "unknown_parameter", "Unknown parameter: 'response_format'."),
     *gateway("path", 404, Kind.BASE_URL, "", "Invalid URL (POST /v1/v1/images/generations)", words="https://api.jojokey.com"),
-    *gateway("teapot", 418, Kind.REQUEST, "", "I am a teapot"),
+    Row("teapot", 418, GATEWAY, said("I am a teapot"), Kind.REQUEST),
+    Row("teapot of nobody", 418, {}, openai("I am a teapot", ""), Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("rate, empty", 429, {"X-Oneapi-Request-Id": ID}, b"", Kind.RATE_LIMIT),
     Row("rate, waits", 429, {**GATEWAY, "Retry-After": "7"}, said("slow down"), Kind.RATE_LIMIT, retry_after=7),
     Row("503, waits", 503, {**GATEWAY, "Retry-After": "2"}, said("busy"), Kind.OVERLOADED, retry_after=2),
@@ -179,7 +184,7 @@ TABLE = [
     Row("200 page", 200, {"Content-Type": "text/html"}, page("JojoKey"), Kind.BASE_URL, words=["web page", "JojoKey"]),
     Row("200 page, gateway", 200, {**GATEWAY, "Content-Type": "Text/HTML"}, b"", Kind.BASE_URL),
     Row("200 page, unnamed", 200, {}, b"\n <!doctype html>", Kind.BASE_URL),
-    Row("200 empty", 200, GATEWAY, b"", Kind.REPLY, "yes", words=["refunded"]),
+    Row("200 empty", 200, GATEWAY, b"", Kind.REPLY, "yes", words=["refund"]),
     Row("200 no data", 200, GATEWAY, b'{"created":1}', Kind.REPLY, "yes"),
     Row("202 no data", 202, GATEWAY, b'{"created":1}', Kind.REPLY, "yes"),
     Row("200 null error", 200, GATEWAY, b'{"error":null,"data":[]}', Kind.REPLY, "yes"),
@@ -220,25 +225,32 @@ TABLE = [
           {"Content-Type": "application/json", **waits}, openai("upstream request timeout", "timeout"),
           Kind.UNKNOWN_OUTCOME, "unknown", "timeout", 5 if waits else None, words=["upstream request timeout"])
       for status in (408, 500, 502, 503, 504, 521, 524, 529, 530) for waits in ({}, {"Retry-After": "5"})],
-    *[Row(f"a proxy's 500 with the code {code}", 500, {}, openai("no", code), Kind.UNKNOWN_OUTCOME, "unknown", code)
-      for code in ("rate_limit_exceeded", "insufficient_quota", "moderation_blocked", "server_error", "500")],
+    *[Row(f"a proxy's 500 with the code {code}", 500, {}, openai("no", code), kind, "unknown", code)
+      for code, kind in (("rate_limit_exceeded", Kind.UNKNOWN_OUTCOME), ("server_error", Kind.UNKNOWN_OUTCOME),
+                         ("500", Kind.UNKNOWN_OUTCOME), ("insufficient_quota", Kind.QUOTA),
+                         ("moderation_blocked", Kind.CONTENT))],
     *[Row(f"a proxy's {status} in OpenAI's shape", status, {}, openai("no", "some_code"), kind, code="some_code")
       for status, kind in ((400, Kind.REQUEST), (401, Kind.TOKEN), (403, Kind.ACCESS), (429, Kind.RATE_LIMIT))],
     Row("a proxy's 503 that is flat", 503, {}, b'{"success":false,"message":"busy"}', Kind.UNKNOWN_OUTCOME, "unknown"),
     *[Row(f"the gateway's {status} {code}, without its id", status, {}, openai("no", code), kind, billed, code)
       for status, code, kind, billed in (
-          (503, "model_not_found", Kind.NO_CHANNEL, "no"),
-          (503, "system_cpu_overloaded", Kind.OVERLOADED, "no"),
-          (500, "do_request_failed", Kind.OVERLOADED, "no"),
-          (500, "invalid_request", Kind.REQUEST, "no"),
-          (500, "sensitive_words_detected", Kind.CONTENT, "no"),
-          (500, "insufficient_user_quota", Kind.QUOTA, "no"),
+          (503, "model_not_found", Kind.UNKNOWN_OUTCOME, "unknown"),
+          (503, "system_cpu_overloaded", Kind.UNKNOWN_OUTCOME, "unknown"),
+          (500, "do_request_failed", Kind.UNKNOWN_OUTCOME, "unknown"),
+          (500, "invalid_request", Kind.REQUEST, "unknown"),
+          (500, "sensitive_words_detected", Kind.CONTENT, "unknown"),
+          (500, "insufficient_user_quota", Kind.QUOTA, "unknown"),
           (500, "violation_fee.x", Kind.CONTENT, "yes"),
       )],
-    Row("the gateway's 500 by its type, without its id", 500, {}, openai("no", "", type="new_api_error"), Kind.OVERLOADED),
+    Row("the gateway's type without its header", 500, {}, openai("no", "", type="new_api_error"),
+        Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("500 of nobody", 500, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("503 of nobody", 503, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
-    Row("503 of nobody that says when", 503, {"Retry-After": "5"}, b"", Kind.OVERLOADED, retry_after=5),
+    Row("503 of nobody that says when", 503, {"Retry-After": "5"}, b"", Kind.UNKNOWN_OUTCOME, "unknown", retry_after=5),
+    *[Row(f"{status} of nobody, {name}", status, {}, body, Kind.UNKNOWN_OUTCOME, "unknown")
+      for status in (424, 425, 499) for name, body in (("empty", b""), ("JSON", openai("no", "")), ("page", page("no")))],
+    *[Row(f"{status} of the gateway", status, GATEWAY, said("no"), Kind.OVERLOADED) for status in (424, 425, 499)],
+    *[Row(f"interim {status} as the response", status, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown") for status in (101, 103)],
     Row("408 of nobody", 408, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("403 of nobody", 403, {"Content-Type": "text/html"}, page("Forbidden"), Kind.EDGE_BLOCKED),
     Row("451 of nobody", 451, {"Content-Type": "text/html"}, page("Unavailable"), Kind.EDGE_BLOCKED),
@@ -258,7 +270,8 @@ def test_each_known_answer_is_understood(row: Row) -> None:
     assert error.retry_after == row.retry_after
     assert error.request_id == (ID if row.by_gateway else None)
     assert (error.cf_ray or "")[:16] == (RAY[:16] if "CF-RAY" in row.headers or b"ray_id" in row.body else "")
-    for word in [*row.words, ADVICE[row.kind].todo, f"HTTP {row.status}"]:
+    advice = "Change the request" if row.kind is Kind.REQUEST else ADVICE[row.kind].todo
+    for word in [*row.words, advice, f"HTTP {row.status}"]:
         assert word in str(error)
 
 
@@ -270,15 +283,15 @@ def test_only_what_surely_cost_nothing_and_may_pass_is_safe_to_send_again(row: R
         Kind.OVERLOADED,
         Kind.UNREACHABLE,
     )
-    assert row.error().resend_is_safe is safe
+    assert row.error().is_safe_to_resend is safe
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_each_message_says_whether_money_was_spent(row: Row) -> None:
     sentence = {
-        "no": "Nothing was billed.",
-        "yes": "likely billed.",
-        "unknown": "Whether it was billed is not known.",
+        "no": "You were not charged.",
+        "yes": "You were very likely charged.",
+        "unknown": "You may have been charged.",
     }
     assert [billed for billed, words in sentence.items() if words in str(row.error())] == [row.billed]
 
@@ -506,10 +519,10 @@ def test_it_survives_pickling(copied: Any) -> None:
 
 def test_its_message_is_the_whole_story() -> None:
     assert str(full_error()) == (
-        f'Too fast (HTTP 429, code rate, request id {ID}, cf-ray {RAY}): "slow down". '
-        "Whether it was billed is not known. Wait."
+        f'Too fast (HTTP 429, code rate, request ID {ID}, cf-ray {RAY}): "slow down". '
+        "You may have been charged. Wait."
     )
-    assert str(Img2Error(Kind.QUOTA, "Poor")) == f"Poor. Nothing was billed. {ADVICE[Kind.QUOTA].todo}"
+    assert str(Img2Error(Kind.QUOTA, "Poor")) == f"Poor. You were not charged. {ADVICE[Kind.QUOTA].todo}"
 
 
 @pytest.mark.parametrize("kind", Kind)

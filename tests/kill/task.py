@@ -100,7 +100,7 @@ def run(job: Job, pipe: Connection) -> None:
     logging.info("begins: %s", job.acts)
     os.environ.update(job.environ)
     own = Settings(Path(job.spools), upload_patience=job.patience, longest_generation=job.longest_generation)
-    settings.Settings.of_airflow = lambda: own  # type: ignore[method-assign]
+    settings.Settings.from_airflow_config = lambda: own  # type: ignore[method-assign]
     generation.POLL = 0.1
     generation.START_WITHIN = 4.0
     for act in job.acts:

@@ -61,7 +61,7 @@ def test_a_prompt_becomes_an_image_in_s3_and_keys_and_usage_in_xcom(
 def test_a_task_tells_the_ui_what_it_made(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run("told", one("a fox <b>in</b> the snow", more="n=2"))
 
-    result = Result.of_xcom(run.xcom(XCOM_KEY))
+    result = Result.from_xcom(run.xcom(XCOM_KEY))
     assert result is not None
     assert (result.state, result.count, result.prompt) == ("complete", 2, "a fox <b>in</b> the snow")
     assert [one.key for one in result.images] == run.xcom("keys")
@@ -76,7 +76,7 @@ def test_a_task_that_failed_tells_the_ui_what_it_cost_and_what_had_arrived(
 ) -> None:
     run = airflow.run("told_failed", one("a fox [sandbox: truncated]", more="n=2"))
 
-    result = Result.of_xcom(run.xcom(XCOM_KEY))
+    result = Result.from_xcom(run.xcom(XCOM_KEY))
     assert run.state == "failed"
     assert result is not None
     assert (result.state, result.error) == ("failed", "JojoKeyReplyError")

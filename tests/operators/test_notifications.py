@@ -170,7 +170,7 @@ def test_a_large_result_stays_within_slacks_limits() -> None:
             for n in range(12)
         ],
     }
-    message = Message("title", Result.of_xcom(value), "http://x", ("d", "r", "t", 3))
+    message = Message("title", Result.from_xcom(value), "http://x", ("d", "r", "t", 3))
     blocks = message.slack_blocks()
     assert len(blocks) <= 50
     assert max(len(one["text"]["text"]) for one in blocks) <= 3000

@@ -169,7 +169,7 @@ def pay_before() -> None:
         reuse="always",
     )
     generate_images(
-        order, jojokey=JojoKeyHook(), store=ImageStore("aws_default"), settings=Settings.of_airflow()
+        order, jojokey=JojoKeyHook(), store=ImageStore("aws_default"), settings=Settings.from_airflow_config()
     )
 
 

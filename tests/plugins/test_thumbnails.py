@@ -15,7 +15,7 @@ from operators.conftest import BUCKET
 from PIL import Image
 
 from airflow_provider_jojokey.plugins.thumbnails import MAX_PIXELS, ThumbnailCache
-from airflow_provider_jojokey.results import ResultImage
+from airflow_provider_jojokey.results import StoredImage
 from plugins.world import Book, Server, picture, result, told
 
 PATH = "/jojokey/thumbnails/a/manual__1/image/-1/0"
@@ -123,8 +123,8 @@ class Pictures:
         return io.BytesIO(self.data)
 
 
-def image(number: int) -> ResultImage:
-    return ResultImage("posters", f"{number}.png", "image/png", 64, 64, 100, f"{number:064x}")
+def image(number: int) -> StoredImage:
+    return StoredImage("posters", f"{number}.png", "image/png", 64, 64, 100, f"{number:064x}")
 
 
 def kept(folder: Path) -> int:
@@ -182,10 +182,10 @@ def test_another_connection_or_place_is_another_thumbnail(tmp_path: Path) -> Non
     pictures = Pictures()
     cache = ThumbnailCache(tmp_path)
     one = image(1)
-    for place, connection in ((one, "a"), (one, "b"), (ResultImage("c", *_rest(one)), "a")):
+    for place, connection in ((one, "a"), (one, "b"), (StoredImage("c", *_rest(one)), "a")):
         cache.get(place, connection, 320, pictures)
     assert pictures.asked == 3
 
 
-def _rest(one: ResultImage) -> tuple[Any, ...]:
+def _rest(one: StoredImage) -> tuple[Any, ...]:
     return one.key, one.content_type, one.width, one.height, one.bytes, one.sha256

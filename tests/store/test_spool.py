@@ -905,3 +905,13 @@ def test_cleaning_an_empty_place_does_nothing(tmp_path: Path) -> None:
     spools.clean(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     spools.clean(tmp_path / "file")
+
+
+def test_facts_belong_to_the_latest_request(spool: Spool) -> None:
+    spool.mark_sending("2026-11-28T10:00:00+00:00", "s3")
+    spool.note("request_id", "of-the-rejected-request")
+    spool.mark_sending("2026-11-28T10:01:00+00:00", "s3")
+    assert spool.facts() == {}
+
+    spool.note("request_id", "of-the-resent-request")
+    assert spool.facts() == {"request_id": ["of-the-resent-request"]}

@@ -1,0 +1,155 @@
+"""``airflow jojokey attempts`` and ``resolve``: read a receipt, and record what a person knows about it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.cli.console import USAGE, CommandFailed, command, say, show
+from airflow_provider_jojokey.store.keys import RECEIPTS, Destination, split
+
+if TYPE_CHECKING:
+    import argparse
+
+    from airflow_provider_jojokey.payments.attempt import Attempt
+    from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
+
+SHOWN = ("attempt", "started", "task", "try", "outcome", "billed", "tokens", "request_id", "evidence")
+
+
+@command
+def attempts(options: argparse.Namespace) -> None:
+    """Print the attempts of one receipt."""
+    receipts = _receipt_store(options)
+    receipt = receipts.read()
+    if not receipt.attempts:
+        raise CommandFailed(f"{receipts.uri} doesn't exist, or lists no attempts")
+    show([_row(attempt) for attempt in receipt.attempts], options.output, SHOWN)
+    for attempt in receipt.attempts:
+        for label, uris in (
+            ("image", [image.uri for image in attempt.images]),
+            ("preview", [attempt.preview.uri] if attempt.preview else []),
+            ("kept", attempt.kept),
+        ):
+            for uri in uris:
+                say(f"{attempt.id[:12]} {label}: {uri}")
+
+
+@command
+def resolve(options: argparse.Namespace) -> None:
+    """Record in a receipt whether an attempt was billed, as JojoKey support or another person states it."""
+    from airflow_provider_jojokey.payments import liveness
+    from airflow_provider_jojokey.payments.attempt import TRANSITIONS, Event
+
+    if options.billed == options.not_billed:
+        raise CommandFailed("Pass either --billed or --not-billed", USAGE)
+    receipts = _receipt_store(options)
+    attempt = _choose(receipts, options.attempt)
+    if liveness.may_be_alive(attempt, receipts.now(), receipts.clock):
+        raise CommandFailed(
+            f"Attempt {attempt.id[:12]} may still be in flight, at the latest until "
+            f"{attempt.lease_until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC. Nothing was recorded"
+        )
+    event = Event.STATED_BILLED if options.billed else Event.STATED_UNBILLED
+    if event not in TRANSITIONS[attempt.outcome]:
+        raise CommandFailed(f"Attempt {attempt.id[:12]} is {attempt.outcome}, which can't be changed")
+    now = receipts.now()
+    statement = {
+        "by": _user(),
+        "at": now.isoformat(timespec="seconds"),
+        "billed": "yes" if options.billed else "no",
+        "note": options.note or "",
+    }
+    facts: dict[str, Any] = {
+        "resolution": statement,
+        "ended_at": attempt.ended_at or now,
+        "note": f"{statement['by']} recorded that it was {'' if options.billed else 'not '}billed",
+    }
+    if options.request_id:
+        facts["request_id"] = options.request_id
+    if not options.billed:
+        facts["usage"] = None
+    receipt = receipts.update(attempt, event, expected=attempt, **facts)
+    changed = receipt.attempt(attempt.id)
+    if changed is None or changed.resolution != statement:
+        raise CommandFailed("Another process changed the receipt at the same time. Run the command again")
+    show([_row(changed)], options.output, SHOWN)
+    if options.billed and not changed.usage:
+        hint = "" if changed.request_id else " Pass --request-id to have its usage read from the gateway log."
+        say(f"jojokey: the next run of the task adds its usage, if the gateway log shows it.{hint}")
+    if not options.billed:
+        say("jojokey: clear the task to generate the image. It pays once.")
+
+
+def _receipt_store(options: argparse.Namespace) -> ReceiptStore:
+    """Return the receipt of an image's key, or of a receipt's own key.
+
+    :raises CommandFailed: if the URI names neither
+    """
+    from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+    try:
+        bucket, key = split(None, options.uri)
+        if key.startswith(RECEIPTS):
+            key = key.removeprefix(RECEIPTS).removesuffix(".json")
+        destination = Destination(bucket or "", key)
+    except ValueError as error:
+        raise CommandFailed(f"{options.uri}: {error}", USAGE) from None
+    return ReceiptStore(ImageStore(options.aws_conn_id), destination)
+
+
+def _choose(receipts: ReceiptStore, attempt_id: str | None) -> Attempt:
+    """Return the attempt with an ID, or the only one without a proven outcome.
+
+    :raises CommandFailed: if there is not exactly one
+    """
+    from airflow_provider_jojokey.payments.attempt import Outcome
+
+    receipt = receipts.read()
+    if attempt_id:
+        found = [attempt for attempt in receipt.attempts if attempt.id.startswith(attempt_id)]
+    else:
+        found = [
+            attempt for attempt in receipt.attempts if attempt.outcome in (Outcome.UNKNOWN, Outcome.OPEN)
+        ]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(attempt.id[:12] for attempt in found) or "none"
+    wanted = f"start with {attempt_id}" if attempt_id else "have an unknown outcome"
+    raise CommandFailed(
+        f"{len(found)} attempts in {receipts.uri} {wanted} ({listed}). Choose one with --attempt", USAGE
+    )
+
+
+def _row(attempt: Attempt) -> dict[str, Any]:
+    index = f"[{attempt.owner.map_index}]" if attempt.owner.map_index >= 0 else ""
+    return {
+        "attempt": attempt.id[:12],
+        "started": f"{attempt.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "dag": attempt.owner.dag_id,
+        "run": attempt.owner.run_id,
+        "task": f"{attempt.owner.task_id}{index}",
+        "try": attempt.owner.try_number,
+        "host": attempt.worker.host,
+        "sends": len(attempt.sends),
+        "outcome": attempt.outcome.value,
+        "billed": attempt.billed,
+        "tokens": (attempt.usage or {}).get("total_tokens"),
+        "charge": attempt.charge,
+        "images": len(attempt.images),
+        "request_id": attempt.request_id,
+        "cf_ray": attempt.cf_ray,
+        "evidence": attempt.note,
+        "hint": attempt.hint,
+        "resolution": attempt.resolution,
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user ID without a name
+        return str(os.getuid())

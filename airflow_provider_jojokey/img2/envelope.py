@@ -1,0 +1,174 @@
+"""Find the images in a JSON document, whatever envelope the gateway put them in.
+
+The API promises ``{"data": [{"b64_json": "…"}]}``. Gateways also send ``data`` as an object, a list at the
+root, ``{"images": […]}``, ``{"code": 0, "data": {"data": […]}}``, bare strings, and links in place of base64.
+A key alone makes no image: every key above it must be a known container, so that a picture that the
+gateway merely repeats is not taken for the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_jojokey.img2.base64_value import Base64Value
+from airflow_provider_jojokey.img2.splitter import Path
+
+CONTAINERS = (
+    "data", "images", "image", "result", "results", "output", "outputs", "response", "artifacts", "predictions",
+    "items", "item", "image_url", "image_urls", "urls", "url", "generated_images", "generatedImages",
+)  # fmt: skip
+BASE64_KEYS = (
+    "b64_json", "b64", "base64", "image_base64", "image_b64", "b64Json", "imageBase64", "bytesBase64Encoded",
+    "partial_image_b64",
+)  # fmt: skip
+LINK_KEYS = ("url", "image_url", "image", "link", "src", "uri")
+MAX_PATH = 8
+
+_CONTAINERS = frozenset(CONTAINERS)
+_BASE64_KEYS = frozenset(BASE64_KEYS)
+_LINK_PLACES = frozenset(LINK_KEYS) | _CONTAINERS
+
+_PREVIEW_WORDS = ("partial", "chunk", "preview")
+
+ValueOf = Callable[[Any], Base64Value | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One element of a reply, which should be an image.
+
+    :param value: its base64, decoded
+    :param url: where to fetch it instead
+    :param revised_prompt: the prompt as the model rewrote it
+    :param element: the element itself, without base64
+    """
+
+    value: Base64Value | None
+    url: str | None
+    revised_prompt: str | None
+    element: Any
+
+
+def is_base64(path: Path) -> bool:
+    """Return whether the string at ``path`` is the base64 of an image."""
+    return bool(path) and path[-1] in _BASE64_KEYS and _in_containers(path)
+
+
+def is_link(path: Path) -> bool:
+    """Return whether the string at ``path`` may be a link to an image, or an image."""
+    return bool(path) and (path[-1] in _LINK_PLACES or isinstance(path[-1], int)) and _in_containers(path)
+
+
+def _in_containers(path: Path) -> bool:
+    return len(path) <= MAX_PATH and all(isinstance(key, int) or key in _CONTAINERS for key in path[:-1])
+
+
+def is_preview(document: Any, event: str = "") -> bool:
+    """Return whether the pictures in ``document`` are unfinished.
+
+    :param document: a JSON document
+    :param event: the name of the server-sent event that it came in
+    """
+    if not isinstance(document, dict):
+        return False
+    if document.get("partial_image_index") is not None or document.get("partial_image_b64") is not None:
+        return True
+    names = [event, document.get("type"), document.get("object"), document.get("event")]
+    return any(word in name.lower() for name in names if isinstance(name, str) for word in _PREVIEW_WORDS)
+
+
+def find_slots(document: Any, value_of: ValueOf) -> list[Slot]:
+    """Return the elements of a reply, in order, and take the placeholders out of it.
+
+    :param document: the JSON document, with placeholders for base64
+    :param value_of: returns the value that a placeholder stands for
+    """
+    slots = [_slot(element, value_of) for element in _elements(document, value_of)]
+    _remove_placeholders(document, value_of)
+    return slots
+
+
+def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:
+    if depth > MAX_PATH:
+        return []
+    if isinstance(document, list):
+        nested = [_elements(one, value_of, depth + 1) or [one] for one in document]
+        return [element for elements in nested for element in elements]
+    if not isinstance(document, dict):
+        return []
+    if _has_image(document, value_of):
+        return [document]
+    fallback: list[Any] = []
+    for name in CONTAINERS:
+        inner = document.get(name)
+        if isinstance(inner, str) and _is_picture(inner, value_of):
+            return [inner]
+        elements = _elements(inner, value_of, depth + 1)
+        if any(_is_picture(one, value_of) or _has_image(one, value_of) for one in elements):
+            return elements
+        fallback = fallback or elements
+    return fallback
+
+
+def _has_image(element: Any, value_of: ValueOf) -> bool:
+    if not isinstance(element, dict):
+        return False
+    if any(value_of(element.get(name)) is not None for name in (*BASE64_KEYS, *LINK_KEYS, "result", "data")):
+        return True
+    return _link_in(element) is not None
+
+
+def _is_picture(element: Any, value_of: ValueOf) -> bool:
+    return isinstance(element, str) and (value_of(element) is not None or _is_address(element))
+
+
+def _is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://", "/")) and 1 < len(text) < 10_000
+
+
+def _link_in(element: Mapping[str, Any]) -> str | None:
+    for name in LINK_KEYS:
+        value = element.get(name)
+        if isinstance(value, dict):
+            value = value.get("url")
+        if isinstance(value, list) and value:
+            value = value[0]
+        # A "url" is a link whatever it holds; an "image" may also be a word.
+        if isinstance(value, str) and value and (name in ("url", "image_url") or _is_address(value)):
+            return value
+    return None
+
+
+def _slot(element: Any, value_of: ValueOf) -> Slot:
+    if isinstance(element, str):
+        value = value_of(element)
+        return Slot(value, element if value is None and _is_address(element) else None, None, None)
+    if not isinstance(element, dict):
+        return Slot(None, None, None, element)
+    nested = element.get("image_url")
+    places = [element.get(name) for name in (*BASE64_KEYS, *LINK_KEYS, "result", "data")]
+    places += [nested.get("url")] if isinstance(nested, dict) else []
+    values = [value for place in places if (value := value_of(place)) is not None]
+    # An empty string is an image that is absent.
+    value = next((one for one in values if one.sink is not None), values[0] if values else None)
+    link = None if value is not None and value.sink is not None else _link_in(element)
+    if link is not None and value_of(link) is not None:
+        link = None
+    revised = element.get("revised_prompt")
+    return Slot(value, link, revised if isinstance(revised, str) and revised else None, element)
+
+
+def _remove_placeholders(document: Any, value_of: ValueOf) -> None:
+    todo = [document]
+    while todo:
+        inner = todo.pop()
+        places = (
+            inner.items() if isinstance(inner, dict) else enumerate(inner) if isinstance(inner, list) else ()
+        )
+        for key, value in list(places):
+            if value_of(value) is not None:
+                inner[key] = None
+            elif isinstance(value, (dict, list)):
+                todo.append(value)

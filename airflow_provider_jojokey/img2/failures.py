@@ -1,0 +1,96 @@
+"""Decide what a broken connection means: whether the request was sent, and what to do."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+import urllib3
+
+from airflow_provider_jojokey.img2 import transport
+from airflow_provider_jojokey.img2.errors import Img2Error, Kind
+from airflow_provider_jojokey.img2.redact import clean
+
+NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+"""All that a request or a read may raise; the disk raises :class:`OSError`, too: see :func:`is_disk_error`."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield ``error`` and what it wraps: requests and urllib3 wrap by cause, context, reason and args."""
+    seen: set[int] = set()
+    todo: list[Any] = [error]
+    while todo:
+        cause = todo.pop(0)
+        if isinstance(cause, BaseException) and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the innermost cause, in a few words and without addresses of objects."""
+    found = list(causes(error))
+    if any(
+        isinstance(cause, (urllib3.exceptions.InvalidChunkLength, http.client.IncompleteRead))
+        for cause in found
+    ):
+        return "the connection was closed in the middle"  # its own words are about hexadecimal numbers
+    innermost = found[-1]
+    if isinstance(innermost, OSError) and innermost.strerror:
+        return innermost.strerror
+    return clean(str(innermost), limit=200) or type(innermost).__name__
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return whether ``error`` is of this machine's disk, not of the network."""
+    network = (ConnectionError, TimeoutError, requests.RequestException, ssl.SSLError)
+    return isinstance(error, OSError) and not isinstance(error, network)
+
+
+def without_response(error: BaseException, secret: str, paid: bool = True) -> Img2Error:
+    """Return what it means that no response arrived.
+
+    :param error: the error of the transport
+    :param secret: a text that must not appear, the token
+    :param paid: whether the request would have been billed
+    """
+    found = list(causes(error))
+    reason = clean(reason_of(error), secret)
+
+    def caused_by(*types: type[BaseException]) -> bool:
+        return any(isinstance(cause, types) for cause in found)
+
+    if caused_by(requests.exceptions.InvalidHeader, UnicodeEncodeError) or (
+        type(error) is ValueError and "header" in reason
+    ):
+        return Img2Error(Kind.TOKEN, "The token contains invalid characters")
+    if caused_by(
+        requests.exceptions.InvalidURL,
+        requests.exceptions.MissingSchema,
+        requests.exceptions.InvalidSchema,
+        urllib3.exceptions.LocationParseError,
+    ):
+        return Img2Error(Kind.BASE_URL, f"The address of the image API is not valid: {reason}")
+    # A ProxyError alone proves nothing: urllib3 raises it also when a response through a proxy is lost.
+    unsent = any(map(transport.failed_before_sending, found))
+    if unsent and caused_by(requests.exceptions.ProxyError):
+        return Img2Error(Kind.UNREACHABLE, f"The proxy did not let the request through: {reason}")
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        # Only what requests reads before it connects is raised as it is: the CA bundle.
+        return Img2Error(Kind.TLS, f"The CA bundle cannot be read: {reason}")
+    if caused_by(ssl.SSLCertVerificationError) or (unsent and caused_by(ssl.SSLError)):
+        return Img2Error(Kind.TLS, f"No trusted connection to JojoKey could be made: {reason}")
+    if unsent or caused_by(
+        urllib3.exceptions.NewConnectionError,
+        urllib3.exceptions.ConnectTimeoutError,
+        requests.exceptions.ConnectTimeout,
+    ):
+        return Img2Error(Kind.UNREACHABLE, f"JojoKey could not be reached: {reason}")
+    if not paid:
+        return Img2Error(Kind.UNREACHABLE, f"JojoKey did not respond: {reason}")
+    return Img2Error(
+        Kind.UNKNOWN_OUTCOME, f"The response of JojoKey was lost after sending: {reason}", billed="unknown"
+    )

@@ -1,0 +1,322 @@
+"""Read the body of a reply as lines, and hand out the JSON documents in them. No sockets here.
+
+The body is one JSON document, JSON lines, server-sent events, or a mix. The first byte of a line that means
+something decides what the line is. So a gateway may send blank lines before its reply, answer a request for
+a stream with plain JSON, or put a bare JSON error between two events.
+
+::
+
+    AT_LINE ──{ or [──▶ IN_DOCUMENT ──document ends──▶ AT_LINE or AT_DATA
+       │                      ▲
+       │ data:                │ { or [
+       ├──▶ AT_DATA ──────────┤
+       │       └─other──▶ IN_TEXT ──line ends──▶ AT_LINE
+       └─other──▶ IN_FIELD ──line ends──▶ AT_LINE
+
+A blank line ends an event. What is not a document is kept only as far as an error message needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from airflow_provider_jojokey.img2.envelope import CONTAINERS
+from airflow_provider_jojokey.img2.splitter import MAX_TEXT_BYTES, ReplyError, Splitter
+
+MAX_WORDS = 4096
+"""Bytes of a line that is neither a document nor an event: enough for an error message."""
+
+_BOM = b"\xef\xbb\xbf"
+_LF, _CR = 0x0A, 0x0D
+
+OnDocument = Callable[[Splitter, Any, str], None]
+"""Called with the splitter, the document with its placeholders, and the name of its event."""
+
+
+class LineReader:
+    """The state machine above.
+
+    :param new_splitter: returns a splitter for a document that begins; called with whether it is an event's
+    :param on_document: called with each document that has ended, or was cut short but says what it is
+    """
+
+    def __init__(
+        self,
+        new_splitter: Callable[[bool], Splitter],
+        on_document: OnDocument,
+    ) -> None:
+        self._new_splitter = new_splitter
+        self._on_document = on_document
+        self.done = False
+        """Set when nothing more needs to be read."""
+        self.streamed = False
+        """Whether there are server-sent events, be they comments."""
+        self.ended = False
+        """Whether ``[DONE]`` was seen."""
+        self.plain_whole = False
+        """Whether a document outside of events has ended."""
+        self.problem = ""
+        """What is broken, half a sentence."""
+        self.words = bytearray()
+        """The beginning of what is neither a document nor an event's field."""
+        self.event_texts: list[tuple[str, str]] = []
+        """Names and texts of the events whose data is not JSON, the first few."""
+        self._state = self._at_line
+        self._ends = _LineEnds()
+        self._start: bytes | None = b""  # the body's first bytes, while they may be a byte order mark
+        self._after_cr = False
+        self._ends_in_cr = False  # whether any line did so far
+        self._field = bytearray()
+        self._skipped = 0
+        self._event = ""
+        self._in_data = False
+        self._inside = False  # in a document, in the short way's sense: its next byte continues it
+        self._splitter: Splitter | None = None
+        # A document that only its event's name explains, which may follow it.
+        self._waiting: tuple[Splitter, Any] | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, in pieces of any length.
+
+        :raises ReplyError: too much text, too many images
+        """
+        if self._start is not None:
+            data = self._without_bom(self._start + data)
+        position, end = 0, len(data)
+        if self._inside and not (self._in_data and (b"\n" in data or (self._ends_in_cr and b"\r" in data))):
+            # Most pieces are from the middle of a document: they take the short way.
+            assert self._splitter is not None
+            position = self._splitter.feed(data, 0, end)
+            if self._splitter.complete:
+                self._leave_document()
+        if position < end:
+            self._ends.begin(data)
+            while position < end and not self.done:
+                position = self._state(data, position, end)
+            self._ends.begin(b"")
+
+    def end(self) -> None:
+        """End the body: what has not ended yet is cut short."""
+        if self._state == self._in_field:
+            self._end_field()
+        elif self._state == self._in_text:
+            self._end_text()
+        if self._splitter is not None:
+            if b"[DONE]".startswith(self._splitter.text.strip()):  # it may be cut off, too
+                self._splitter = None
+            else:
+                self._break_off()
+        self._settle()
+
+    def close(self) -> None:
+        """Close the sinks of documents that were not handed out."""
+        for splitter in (self._splitter, self._waiting[0] if self._waiting else None):
+            if splitter is not None:
+                splitter.close()
+
+    # --- states: each takes data from position on and returns the position of what it did not take ---------------
+
+    def _at_line(self, data: bytes, position: int, end: int) -> int:
+        byte = data[position]
+        if byte == _LF and self._after_cr:
+            self._after_cr = False
+            return position + 1
+        self._after_cr = byte == _CR
+        if byte in (_LF, _CR):
+            self._end_event()
+        elif byte in b"{[":
+            self._begin_document(in_data=False)
+            return position
+        elif byte not in b" \t,":
+            self._field.clear()
+            self._state = self._in_field
+            return position
+        self._count(1)
+        return position + 1
+
+    def _in_field(self, data: bytes, position: int, end: int) -> int:
+        stop = self._ends.next(position, end)
+        known = len(self._field)
+        self._field += data[position : min(stop, position + MAX_WORDS - known)]
+        if self._field.startswith(b"data:"):
+            self.streamed = True
+            self._state = self._at_data
+            return position + len(b"data:") - known
+        return self._skip(data, position, stop, end, self._end_field)
+
+    def _at_data(self, data: bytes, position: int, end: int) -> int:
+        byte = data[position]
+        if self._splitter is not None:  # a document of several data lines
+            self._state = self._in_document
+            return position + (byte == 0x20)
+        if byte in (_LF, _CR):
+            return self._end_line(data, position)
+        if byte in b" \t":
+            return position + 1
+        if byte in b"{[":
+            self._begin_document(in_data=True)
+            return position
+        self._field.clear()
+        self._state = self._in_text
+        return position
+
+    def _in_text(self, data: bytes, position: int, end: int) -> int:
+        stop = self._ends.next(position, end)
+        self._field += data[position : min(stop, position + MAX_WORDS - len(self._field))]
+        return self._skip(data, position, stop, end, self._end_text)
+
+    def _in_document(self, data: bytes, position: int, end: int) -> int:
+        self._inside = True
+        stop = self._ends.next(position, end) if self._in_data else end
+        assert self._splitter is not None
+        position = self._splitter.feed(data, position, stop)
+        if self._splitter.complete:
+            self._leave_document()
+        if self._inside and self._in_data and stop < end:
+            return self._end_line(data, stop)
+        return position
+
+    def _leave_document(self) -> None:
+        self._inside = False
+        self._state = self._at_data if self._in_data else self._at_line
+        self._end_document()
+
+    # --- ends ---------------------------------------------------------------------------------------------------
+
+    def _skip(self, data: bytes, position: int, stop: int, end: int, finish: Callable[[], None]) -> int:
+        """Pass over the rest of a line, of which enough is kept."""
+        if not self._field.startswith(b":"):
+            self._count(stop - position)
+        if stop == end:
+            return end
+        finish()
+        return self._end_line(data, stop)
+
+    def _count(self, skipped: int) -> None:
+        self._skipped += skipped
+        if self._skipped > MAX_TEXT_BYTES:
+            raise ReplyError(f"the reply has more than {MAX_TEXT_BYTES:,} bytes of text besides its images")
+
+    def _end_line(self, data: bytes, position: int) -> int:
+        self._inside = False
+        self._after_cr = data[position] == _CR
+        self._ends_in_cr = self._ends_in_cr or self._after_cr
+        self._state = self._at_line
+        return position + 1
+
+    def _end_field(self) -> None:
+        line = bytes(self._field)
+        self._field.clear()
+        if line.startswith(b"event:"):
+            self.streamed = True
+            self._event = line[6:].strip().decode("utf-8", "replace")[:100]
+        elif line.startswith(b":"):
+            self.streamed = True
+        elif not line.startswith((b"id:", b"retry:")) and line != b"data":
+            self._add_words(line)
+
+    def _end_text(self) -> None:
+        text = bytes(self._field).strip()
+        self._field.clear()
+        if text.strip(b'"[] ').upper() == b"DONE":
+            self.ended = self.done = True
+        elif text:
+            if len(self.event_texts) < 5:
+                self.event_texts.append((self._event, text.decode("utf-8", "replace")))
+            self._add_words(text)
+
+    def _end_event(self) -> None:
+        if self._splitter is not None:
+            self._break_off()
+        self._settle()
+        self._event = ""
+
+    def _begin_document(self, in_data: bool) -> None:
+        if self._splitter is not None:
+            self._break_off()
+        self._settle()
+        self._in_data = in_data
+        self._splitter = self._new_splitter(in_data)
+        self._state = self._in_document
+
+    def _end_document(self) -> None:
+        splitter, self._splitter = self._splitter, None
+        assert splitter is not None
+        try:
+            document = splitter.finish()
+        except ReplyError as error:
+            if splitter.text.strip().upper() == b"[DONE]":
+                self.ended = self.done = True
+            elif splitter.values or not self._in_data:  # an event without images need not be JSON
+                self.problem = self.problem or str(error)
+                self._on_document(splitter, splitter.understood(), self._event)
+            return
+        self.plain_whole = self.plain_whole or not self._in_data
+        if self._in_data and not self._event and not _says_what_it_is(document):
+            self._waiting = splitter, document
+        else:
+            self._on_document(splitter, document, self._event)
+
+    def _break_off(self) -> None:
+        """End a document that is cut short."""
+        splitter, self._splitter = self._splitter, None
+        assert splitter is not None
+        try:
+            splitter.finish()
+        except ReplyError as error:
+            self.problem = self.problem or str(error)
+        document = splitter.understood()
+        if self._event or _says_what_it_is(document):
+            self._on_document(splitter, document, self._event)
+        else:
+            splitter.close()
+
+    def _settle(self) -> None:
+        if self._waiting is not None:
+            (splitter, document), self._waiting = self._waiting, None
+            self._on_document(splitter, document, self._event)
+
+    def _without_bom(self, data: bytes) -> bytes:
+        if len(data) < len(_BOM) and _BOM.startswith(data):
+            self._start = data
+            return b""
+        self._start = None
+        return data.removeprefix(_BOM)
+
+    def _add_words(self, line: bytes) -> None:
+        room = MAX_WORDS - len(self.words)
+        if room > 0:
+            self.words += line[:room] + b"\n"
+
+
+def _says_what_it_is(document: Any) -> bool:
+    """Return whether an event's document can be understood without the event's name."""
+    names = ("type", "object", "partial_image_index", "error", *CONTAINERS)
+    return isinstance(document, list) or (
+        isinstance(document, dict) and any(document.get(name) is not None for name in names)
+    )
+
+
+class _LineEnds:
+    """Find line ends (LF or CR) in a piece, looking at each byte once for each of the two."""
+
+    def __init__(self) -> None:
+        self.begin(b"")
+
+    def begin(self, data: bytes) -> None:
+        """Begin a piece."""
+        self._data = data
+        self._lf = self._cr = -1
+
+    def next(self, position: int, end: int) -> int:
+        """Return the position of the next line end, or ``end``."""
+        if self._lf < position:
+            self._lf = self._found(b"\n", position)
+        if self._cr < position:
+            self._cr = self._found(b"\r", position)
+        return min(self._lf, self._cr, end)
+
+    def _found(self, byte: bytes, position: int) -> int:
+        found = self._data.find(byte, position)
+        return found if found >= 0 else len(self._data)

@@ -1,0 +1,74 @@
+"""Make text of others fit for logs and messages.
+
+Gateways quote tokens, signed links and image data in their errors. Everything that this package shows
+or stores of a response passes through :func:`clean` or :func:`public_link`.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+MAX_DETAIL_CHARACTERS = 500
+MAX_LINK_CHARACTERS = 300
+
+# No \b before these: a Chinese character is a word character too, and may stand right before a token.
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:(sk)-[A-Za-z0-9_*.-]{6,}|(Bearer)\s+[A-Za-z0-9_*.~+/=-]{16,})", re.IGNORECASE
+)
+_BASE64 = re.compile(r"(?:data:[a-z/+.-]{1,60};base64,)?[A-Za-z0-9+/_=-]{48,}")
+_URL_LOGIN = re.compile(r"(://)[^\s/@\"'<>]*@")
+# Bounded: a hostile response would make an unbounded search take seconds.
+_URL_QUERY = re.compile(r"(://[^\s?\"'<>]{1,2000})\?[^\s\"'<>]+")
+_SIGNATURE = re.compile(
+    r"((?:X-(?:Amz|Goog)-[A-Za-z-]+|signature|sig|token|secret|password|api[_-]?key)=)[^\s&\"'<>]+",
+    re.IGNORECASE,
+)
+# Control characters, line separators, bidirectional and invisible characters, and lone surrogates.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]+"
+)
+_LONG_SEGMENT = re.compile(r"[^/]{65,}")
+
+
+def clean(text: str, secret: str = "", limit: int = MAX_DETAIL_CHARACTERS) -> str:
+    """Return ``text`` as one short line without secrets, image data or queries of URLs.
+
+    :param text: what someone else wrote
+    :param secret: a text that must not appear, the token
+    :param limit: the longest result, in characters
+    """
+    text = _without_secret(text, secret)[:20_000].replace(
+        "\\/", "/"
+    )  # links in JSON have their slashes escaped
+    text = _SIGNATURE.sub(r"\1…", _URL_LOGIN.sub(r"\1", _URL_QUERY.sub(r"\1", text)))
+    text = _BASE64.sub("…", _without_tokens(text))
+    text = " ".join(_UNPRINTABLE.sub(" ", text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def public_link(url: str, secret: str = "") -> str:
+    """Return ``url`` without login, query and fragment: what of a signed link may be shown.
+
+    :param url: an absolute URL
+    :param secret: a text that must not appear, the token
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{_LONG_SEGMENT.sub('…', parts.path)}"
+    place = "".join(_UNPRINTABLE.sub("", _without_tokens(_without_secret(place, secret))).split())
+    return place if len(place) <= MAX_LINK_CHARACTERS else place[: MAX_LINK_CHARACTERS - 1] + "…"
+
+
+def _without_secret(text: str, secret: str) -> str:
+    if secret:
+        text = text.replace(secret, "sk-…")
+        if len(bare := secret.removeprefix("sk-")) >= 8:  # the gateway quotes a token without its sk-
+            text = text.replace(bare, "…")
+    return text
+
+
+def _without_tokens(text: str) -> str:
+    return _TOKEN.sub(lambda found: f"{found[1] or found[2]}-…", text)

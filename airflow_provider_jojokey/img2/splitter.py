@@ -1,0 +1,269 @@
+"""Split one JSON document, as it arrives, into its large base64 strings and the rest.
+
+A reply is a small JSON document with a few very large strings in it, the images in base64. Each of them is
+decoded piece by piece into a sink of its own. Everything else, some hundred bytes, is kept with a placeholder
+where an image was, and given to :func:`json.loads` at the end. That checks the grammar, so the scanner here
+only has to know strings, brackets, commas and colons.
+
+Memory holds a piece of the document, never the document. The placeholder has a nonce in it, so that a prompt
+that the gateway repeats cannot be taken for one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from airflow_provider_jojokey.img2.base64_value import Base64Value, Sink
+
+MAX_TEXT_BYTES = 4 * 1024 * 1024
+MAX_VALUES = 128
+"""More images than the gateway ever makes in one request; each holds an open file."""
+
+Path = list["str | int | None"]
+
+# Line breaks in a text are not worth the loss of an image that was paid for.
+_loads = json.JSONDecoder(strict=False).decode
+_STRUCTURE = re.compile(rb'["{}\[\],:]')
+_STRING_STOP = re.compile(rb'["\\]')
+# A string where a link may stand is an image if it begins like one: a data: URI, or bare base64 of
+# PNG, JPEG ("/9j/", whose slashes may be escaped) or WebP.
+_IMAGE_HEADS = (b"data:", b"ivborw0kggo", b"/9j/", b"\\/9j\\/", b"\\/9j/", b"uklgr")
+_MAX_HEAD = max(map(len, _IMAGE_HEADS))
+
+
+class ReplyError(ValueError):
+    """A reply that is not what the API promises. The generation was very likely billed."""
+
+
+class Splitter:
+    """Split one JSON document whose root is an object or a list.
+
+    :param is_image: whether the string at a path (keys and indexes from the root) is base64
+    :param is_link: whether the string at a path is an image if it begins like one
+    :param open_sink: called for the first bytes of each image
+    :param on_value: called with each value that has ended, and its path, at that moment
+    """
+
+    def __init__(
+        self,
+        is_image: Callable[[Path], bool],
+        is_link: Callable[[Path], bool],
+        open_sink: Callable[[], Sink],
+        on_value: Callable[[Base64Value, Path], object] | None = None,
+    ) -> None:
+        self._is_image = is_image
+        self._is_link = is_link
+        self._open_sink = open_sink
+        self._on_value = on_value
+        self._nonce = secrets.token_hex(16)
+        self.values: list[Base64Value] = []
+        self.complete = False
+        """Whether the document has ended."""
+        self._text = bytearray()
+        # One entry for each open container: an array's index, an object's key, None before it.
+        self._path: Path = []
+        self._key: str | None = None
+        self._string_start = 0
+        self._escaped = False
+        self._link = b""  # the first characters of a string that may be an image
+        self._step = self._outside
+
+    def feed(self, data: bytes, start: int, end: int) -> int:
+        """Take ``data[start:end]`` up to the document's end, and return the position after it.
+
+        :raises ReplyError: too much text, too many images
+        """
+        while start < end and not self.complete:
+            start = self._step(data, start, end)
+        return start
+
+    def finish(self) -> Any:
+        """Return the document, with a placeholder for each image.
+
+        :raises ReplyError: if it is not one whole JSON document
+        """
+        if self._step == self._in_image:
+            raise ReplyError("the reply ends in the middle of an image")
+        try:
+            return _loads(self._text.decode("utf-8", errors="replace"))
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise ReplyError(f"the reply is not one whole JSON document ({reason})") from None
+
+    def understood(self) -> Any:
+        """Return the document up to its last complete value, or ``None``."""
+        try:
+            return _loads(_closed(bytes(self._text)).decode("utf-8", errors="replace"))
+        except (ValueError, RecursionError):
+            return None
+
+    @property
+    def text(self) -> bytes:
+        """What has come besides the images, with a placeholder for each."""
+        return bytes(self._text)
+
+    def holds(self, *words: bytes) -> bool:
+        """Return whether any of ``words`` has come besides the images."""
+        return any(word in self._text for word in words)
+
+    def value_of(self, placeholder: Any) -> Base64Value | None:
+        """Return the value that ``placeholder`` stands for, or ``None`` if it is something else."""
+        if isinstance(placeholder, str) and placeholder.startswith(self._nonce):
+            return self.values[int(placeholder[len(self._nonce) :])]
+        return None
+
+    def close(self) -> None:
+        """Close all sinks that were not taken."""
+        for value in self.values:
+            value.close()
+
+    # Each step takes data from position on and returns the position of what it did not take.
+
+    def _outside(self, data: bytes, position: int, end: int) -> int:
+        found = _STRUCTURE.search(data, position, end)
+        stop = found.end() if found else end
+        self._keep(data, position, stop)
+        if found:
+            self._structure(data[stop - 1])
+        return stop
+
+    def _structure(self, byte: int) -> None:
+        path = self._path
+        match byte:
+            case 0x22:  # "
+                if self._is_image(path):
+                    self._begin_image()
+                else:
+                    self._string_start = len(self._text) - 1
+                    self._step = self._in_link if self._is_link(path) else self._in_string
+            case 0x7B:  # {
+                path.append(None)
+            case 0x5B:  # [
+                path.append(0)
+            case 0x7D | 0x5D:  # } ]
+                if path:
+                    path.pop()
+                self.complete = not path
+            case 0x2C:  # ,
+                if path:
+                    path[-1] = path[-1] + 1 if isinstance(path[-1], int) else None
+            case 0x3A if path and path[-1] is None:  # :
+                path[-1] = self._key
+
+    def _in_link(self, data: bytes, position: int, end: int) -> int:
+        stop = min(position + _MAX_HEAD - len(self._link), end)
+        link, self._link = self._link + data[position:stop], b""
+        lower = link.lower()
+        if lower.startswith(_IMAGE_HEADS):
+            self._begin_image()
+        elif any(head.startswith(lower) for head in _IMAGE_HEADS):
+            self._link = link
+            return stop
+        else:
+            self._step = self._in_string
+        return stop - len(link) + self.feed(link, 0, len(link))
+
+    def _in_string(self, data: bytes, position: int, end: int) -> int:
+        if self._escaped:
+            self._escaped = False
+            self._keep(data, position, position + 1)
+            return position + 1
+        found = _STRING_STOP.search(data, position, end)
+        stop = found.end() if found else end
+        self._keep(data, position, stop)
+        if found and data[stop - 1] == 0x5C:
+            self._escaped = True
+        elif found:
+            self._end_string()
+        return stop
+
+    def _end_string(self) -> None:
+        self._step = self._outside
+        if self._path and self._path[-1] is None:
+            try:
+                self._key = _loads(self._text[self._string_start :].decode("utf-8", errors="replace"))
+            except ValueError:
+                self._key = None  # json.loads will refuse the whole document too
+
+    def _begin_image(self) -> None:
+        if len(self.values) == MAX_VALUES:
+            raise ReplyError(f"the reply has more than {MAX_VALUES} images")
+        self._text += f"{self._nonce}{len(self.values)}".encode()
+        self.values.append(Base64Value(self._open_sink))
+        self._escaped = False
+        self._step = self._in_image
+
+    def _in_image(self, data: bytes, position: int, end: int) -> int:
+        value = self.values[-1]
+        quote = data.find(b'"', position, end)
+        stop = end if quote < 0 else quote
+        if stop > position:  # nearly always it does not end in a backslash
+            self._escaped = data[stop - 1] == 0x5C and _ends_escaped(data, position, stop, self._escaped)
+        value.feed(data, position, stop)
+        if quote < 0:
+            return end
+        if self._escaped:
+            self._escaped = False
+            value.fail("its base64 has a quotation mark in it")
+            return quote + 1
+        value.finish()
+        self._text += b'"'
+        self._step = self._outside
+        if self._on_value:
+            self._on_value(value, self._path)
+        return quote + 1
+
+    def _keep(self, data: bytes, start: int, end: int) -> None:
+        if len(self._text) + end - start > MAX_TEXT_BYTES:
+            raise ReplyError(f"the reply has more than {MAX_TEXT_BYTES:,} bytes of text besides its images")
+        self._text += data[start:end]
+
+
+def _ends_escaped(data: bytes, start: int, end: int, before: bool) -> bool:
+    """Return whether ``data[start:end]`` ends in a backslash that escapes what follows."""
+    run = 0
+    while end - run > start and data[end - run - 1] == 0x5C:
+        run += 1
+    return (run % 2 == 1) ^ (before and run == end - start)
+
+
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+_CLOSERS = {b"{": b"}", b"[": b"]"}
+
+
+def _closed(text: bytes) -> bytes:
+    """Return a document that was cut short, up to its last complete value, with its brackets closed."""
+    open_brackets: list[bytes] = []
+    safe, before = 0, b""
+    for found in _TOKEN.finditer(text):
+        token = found[0]
+        if token in _CLOSERS:
+            open_brackets.append(_CLOSERS[token])
+        elif token in (b"}", b"]"):
+            if not open_brackets or open_brackets[-1] != token:
+                break
+            open_brackets.pop()
+            safe = found.end()
+            if not open_brackets:
+                break
+        elif token == b",":
+            safe = found.start()
+        elif token[:1] == b'"' and open_brackets and (before == b":" or open_brackets[-1] == b"]"):
+            safe = found.end()
+        before = token
+    return text[:safe] + b"".join(reversed(_open_at(text, safe)))
+
+
+def _open_at(text: bytes, end: int) -> list[bytes]:
+    """Return the closing brackets that are due at a position."""
+    open_brackets: list[bytes] = []
+    for found in _TOKEN.finditer(text, 0, end):
+        if found[0] in _CLOSERS:
+            open_brackets.append(_CLOSERS[found[0]])
+        elif found[0] in (b"}", b"]") and open_brackets:
+            open_brackets.pop()
+    return open_brackets

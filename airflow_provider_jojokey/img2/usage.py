@@ -1,0 +1,117 @@
+"""Normalize the token usage of a response, in one place.
+
+Gateways write numbers as strings and floats, use the names of other APIs, and fill in zeros for what they
+do not know. Everything downstream (receipts, budgets, XComs) may rely on plain integers under the
+names of OpenAI's Images API.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MAX_TOKENS = 10**12
+"""No request uses more; a larger number is nonsense and would not survive some JSON readers."""
+
+_NAMES = {
+    "input_tokens": ("input_tokens", "prompt_tokens", "inputTokens", "promptTokens", "promptTokenCount"),
+    "output_tokens": (
+        "output_tokens",
+        "completion_tokens",
+        "outputTokens",
+        "completionTokens",
+        "candidatesTokenCount",
+    ),
+    "total_tokens": ("total_tokens", "totalTokens", "totalTokenCount"),
+}
+_DETAILS = {
+    "input_tokens_details": (
+        "input_tokens_details",
+        "prompt_tokens_details",
+        "input_token_details",
+        "inputTokensDetails",
+        "promptTokensDetails",
+    ),
+    "output_tokens_details": (
+        "output_tokens_details",
+        "completion_tokens_details",
+        "output_token_details",
+        "outputTokensDetails",
+        "completionTokensDetails",
+    ),
+}
+_DETAIL_NAMES = ("text_tokens", "image_tokens", "cached_tokens", "reasoning_tokens", "audio_tokens")
+_PLACES = ("usage", "usageMetadata", "usage_metadata")
+_WRAPPERS = ("data", "result", "response", "output", "item")
+
+Usage = dict[str, Any]
+
+
+def find_usage(document: Any) -> Usage | None:
+    """Return the normalized usage that a JSON document reports, or ``None``."""
+    for depth in range(3):
+        if not isinstance(document, dict):
+            return None
+        for name in _PLACES:
+            if (usage := normalize(document.get(name))) is not None:
+                return usage
+        if depth < 2:
+            inner = (document.get(name) for name in _WRAPPERS)
+            document = next((value for value in inner if isinstance(value, dict)), None)
+    return None
+
+
+def normalize(usage: Any) -> Usage | None:
+    """Return ``usage`` as integers under canonical names, or ``None`` if it says nothing.
+
+    All zeros say nothing: no image is free of tokens, and some proxies write zeros for "unknown".
+    """
+    if not isinstance(usage, dict):
+        return None
+    known = {name: _first_number(usage, names) for name, names in _NAMES.items()}
+    result: Usage = {name: value for name, value in known.items() if value is not None}
+    if len(result) < 2 and "total_tokens" not in result:
+        return None  # half of a usage, as in a response that broke off: a sum over it would be too low
+    if "total_tokens" not in result:
+        result["total_tokens"] = sum(result.values())
+    if not any(result.values()):
+        return None
+    for name, names in _DETAILS.items():
+        details: Mapping[str, Any] = next(
+            (usage[one] for one in names if isinstance(usage.get(one), dict)), {}
+        )
+        parts = {part: _whole_number(details.get(part)) for part in _DETAIL_NAMES}
+        if parts := {part: value for part, value in parts.items() if value is not None}:
+            result[name] = parts
+    return result
+
+
+def add(first: Usage | None, second: Usage | None) -> Usage | None:
+    """Return the sum of two normalized usages; ``None`` is unknown and adds nothing."""
+    if first is None or second is None:
+        return first or second
+    total: Usage = dict(first)
+    for name, value in second.items():
+        if isinstance(value, dict):
+            total[name] = add(total.get(name), value)
+        else:
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def _first_number(usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((found for name in names if (found := _whole_number(usage.get(name))) is not None), None)
+
+
+def _whole_number(value: Any) -> int | None:
+    if isinstance(value, str) and len(value) <= 20:
+        try:
+            value = float(value.strip().replace(",", ""))
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return math.ceil(value) if 0 <= value <= MAX_TOKENS else None

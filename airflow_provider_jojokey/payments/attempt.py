@@ -1,0 +1,255 @@
+"""One attempt to pay for images, its states, and the transitions between them.
+
+An attempt is written to S3 as ``open`` before its request is sent. An open attempt whose process is gone
+is therefore a request that *may* have been billed. Without it, a retry after ``kill -9`` would pay again.
+
+:data:`TRANSITIONS` is the only definition of how an attempt changes. Everything goes through
+:meth:`Attempt.after`, which raises :class:`IllegalTransition` for anything else. Without the table, late
+news about an attempt ("no response") could overwrite better evidence ("images stored").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from enum import StrEnum
+from types import NoneType
+from typing import Any
+
+from airflow_provider_jojokey.results import StoredImage
+
+
+class Outcome(StrEnum):
+    """What is known about how an attempt ended."""
+
+    OPEN = "open"
+    """It has not ended, or its process died before it could record an end."""
+    COMPLETE = "complete"
+    """Its images are in S3."""
+    NOT_BILLED = "not_billed"
+    """Proven: it cost nothing."""
+    BILLED = "billed"
+    """Proven: it cost money. It did not deliver all of its images."""
+    UNKNOWN = "unknown"
+    """There is no proof that it was billed, and none that it was not."""
+
+
+class Event(StrEnum):
+    """Something that is learned about an attempt."""
+
+    STORED = "stored"
+    """All of its images are in S3."""
+    PROVEN_BILLED = "proven_billed"
+    PROVEN_UNBILLED = "proven_unbilled"
+    LOST = "lost"
+    """Its response was lost, and nothing proves whether it was billed."""
+    DETAIL = "detail"
+    """More about it, such as its usage or charge. Its outcome stays."""
+    STATED_BILLED = "stated_billed"
+    """A person states that it was billed."""
+    STATED_UNBILLED = "stated_unbilled"
+    """A person states that it was not billed, or was refunded."""
+
+
+_BILLED = {"no", "yes", "unknown"}
+_AFTER: Mapping[Event, tuple[Outcome, str]] = {
+    Event.STORED: (Outcome.COMPLETE, "yes"),
+    Event.PROVEN_BILLED: (Outcome.BILLED, "yes"),
+    Event.PROVEN_UNBILLED: (Outcome.NOT_BILLED, "no"),
+    Event.LOST: (Outcome.UNKNOWN, "unknown"),
+    Event.STATED_BILLED: (Outcome.BILLED, "yes"),
+    Event.STATED_UNBILLED: (Outcome.NOT_BILLED, "no"),
+}
+
+TRANSITIONS: Mapping[Outcome, frozenset[Event]] = {
+    # Anything may become known about a request in flight.
+    Outcome.OPEN: frozenset(Event),
+    Outcome.UNKNOWN: frozenset(Event),
+    # Images that were received are stronger evidence than any earlier conclusion. So is a row in the
+    # gateway log that shows a charge.
+    Outcome.NOT_BILLED: frozenset({Event.STORED, Event.PROVEN_BILLED, Event.STATED_BILLED, Event.DETAIL}),
+    # A charge can be refunded, which only a person can state.
+    Outcome.BILLED: frozenset(
+        {Event.STORED, Event.PROVEN_BILLED, Event.STATED_BILLED, Event.STATED_UNBILLED, Event.DETAIL}
+    ),
+    Outcome.COMPLETE: frozenset({Event.DETAIL}),
+}
+"""The events that each outcome accepts; :data:`_AFTER` names the outcome that follows."""
+
+
+class IllegalTransition(ValueError):
+    """An event that contradicts what is known about the attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The task that an attempt belongs to.
+
+    :param try_number: the task's try, from 1
+    :param map_index: the index of a mapped task, -1 if it is not mapped
+    :param ti_id: Airflow's ID of the task instance: new for each try, the same for a trigger that runs twice
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+    try_number: int = 1
+    ti_id: str = ""
+
+    def is_run_of(self, other: Owner) -> bool:
+        """Whether both belong to one Dag run."""
+        return (self.dag_id, self.run_id) == (other.dag_id, other.run_id)
+
+    def is_task_of(self, other: Owner) -> bool:
+        """Whether both are one task of one Dag run, in any try."""
+        return self.is_run_of(other) and (self.task_id, self.map_index) == (other.task_id, other.map_index)
+
+    def is_try_of(self, other: Owner) -> bool:
+        """Whether both are one try of one task.
+
+        Names and try numbers are not enough: ``dag.test()`` deletes a run and creates it again with the
+        same names. They are all there is in receipts without a task-instance ID.
+        """
+        if self.ti_id and other.ti_id:
+            return self.ti_id == other.ti_id
+        return self.is_task_of(other) and self.try_number == other.try_number
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The process that makes an attempt.
+
+    :param host: the host's name, for people
+    :param pid: the process ID
+    :param started: when the process started, in seconds since 1970; process IDs are reused
+    :param spool: ID of the spool where the images wait
+    :param identity: differs between machines, boots and process namespaces, also of one host name
+    """
+
+    host: str
+    pid: int
+    started: float
+    spool: str = ""
+    identity: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt to pay for images.
+
+    :param id: 32 hex digits
+    :param fingerprint: of the request, see :meth:`ImageRequest.fingerprint`
+    :param owner: the task it belongs to
+    :param worker: the process that makes it
+    :param started_at: when it was claimed, before its request was sent
+    :param lease_until: until when other hosts assume that it may be in flight
+    :param clock: which clock these times come from: ``"s3"`` or ``"host"``
+    :param outcome: what is known about its end
+    :param ended_at: when it ended or was reconciled
+    :param billed: ``"no"``, ``"yes"`` or ``"unknown"``
+    :param usage: the tokens that were billed, if known
+    :param charge: what the gateway log shows as charged: ``quota`` in the gateway's quota units
+    :param images: the images that it stored
+    :param preview: the stored preview of an image that never arrived
+    :param kept: URIs of everything else that was kept: links, task IDs, unknown image types
+    :param requested: number of images that the request asks for
+    :param sends: when the request was sent, each time
+    :param error: name of the exception's class
+    :param note: the evidence for ``billed``, for people
+    :param hint: a gateway log row that matches only by time: ``request_id`` and ``usage``; not evidence
+    :param resolution: what a person stated: ``by``, ``at``, ``billed``, ``note``
+    """
+
+    id: str
+    fingerprint: str
+    owner: Owner
+    worker: Worker
+    started_at: datetime
+    lease_until: datetime
+    clock: str = "host"
+    outcome: Outcome = Outcome.OPEN
+    ended_at: datetime | None = None
+    billed: str = "unknown"
+    usage: dict[str, Any] | None = None
+    charge: dict[str, Any] | None = None
+    images: tuple[StoredImage, ...] = ()
+    preview: StoredImage | None = None
+    kept: tuple[str, ...] = ()
+    model: str | None = None
+    size: str | None = None
+    quality: str | None = None
+    created: int | None = None
+    seconds: float | None = None
+    request_id: str | None = None
+    cf_ray: str | None = None
+    code: str | None = None
+    requested: int | None = None
+    sends: tuple[str, ...] = ()
+    error: str | None = None
+    note: str | None = None
+    hint: dict[str, Any] | None = None
+    resolution: dict[str, Any] | None = None
+
+    def after(self, event: Event, **facts: Any) -> Attempt:
+        """Return the attempt after ``event``.
+
+        :param facts: other fields to set
+        :raises IllegalTransition: if what is known contradicts the event
+        """
+        if event not in TRANSITIONS[self.outcome]:
+            raise IllegalTransition(f"{event} after {self.outcome}")
+        if event is not Event.DETAIL:
+            outcome, billed = _AFTER[event]
+            facts |= {"outcome": outcome, "billed": billed}
+        return replace(self, **facts)
+
+    @property
+    def may_cost(self) -> bool:
+        """Whether it was, or may have been, billed."""
+        return self.outcome is not Outcome.NOT_BILLED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attempt as JSON values."""
+        values: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            values[name] = value.isoformat() if isinstance(value, datetime) else value
+        values["images"] = [image.to_json() for image in self.images]
+        values["preview"] = self.preview.to_json() if self.preview else None
+        values["kept"], values["sends"] = list(self.kept), list(self.sends)
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Attempt:
+        """Return the attempt that :meth:`to_json` describes, ignoring fields it does not know.
+
+        :raises ValueError: if it is not an attempt
+        :raises KeyError: if a field is missing
+        :raises TypeError: if a field has the wrong type
+        """
+        known = _known(cls, values)
+        known["owner"] = Owner(**_known(Owner, known["owner"]))
+        known["worker"] = Worker(**_known(Worker, known["worker"]))
+        known["outcome"] = Outcome(known["outcome"])
+        for name in ("started_at", "lease_until", "ended_at"):
+            if name != "ended_at" or known.get(name) is not None:
+                known[name] = datetime.fromisoformat(known[name])
+                if known[name].tzinfo is None:
+                    raise ValueError(f"{name} has no time zone")
+        for name in ("usage", "charge", "hint", "resolution"):
+            if not isinstance(known.get(name), (dict, NoneType)):
+                raise ValueError(f"{name} is not an object")
+        if known.get("billed", "unknown") not in _BILLED:
+            raise ValueError("billed is not no, yes or unknown")
+        known["images"] = tuple(StoredImage.from_json(image) for image in known.get("images", ()))
+        preview = known.get("preview")
+        known["preview"] = StoredImage.from_json(preview) if preview else None
+        for name in ("kept", "sends"):
+            known[name] = tuple(str(value) for value in known.get(name) or ())
+        return cls(**known)
+
+
+def _known(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(cls)}
+    return {name: value for name, value in values.items() if name in names}

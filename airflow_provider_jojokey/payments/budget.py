@@ -1,0 +1,299 @@
+"""What a task, and a Dag run, may spend: checked before each payment, counted from the receipts.
+
+A task knows from its own receipts what it has spent in its Dag run, over all tries. The limit of a Dag run
+needs a small object in S3 with one entry per task: what the task has spent plus what it has reserved. A task
+writes only its own entry and computes it anew each time, so a task that died corrects its entry in its next
+try. Each write names the version that it replaces, so only one of two tasks gets the last of a budget. On a
+store without conditional writes, two tasks that write at once may exceed the limit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.choices import LIMITS
+from airflow_provider_jojokey.exceptions import (
+    JojoKeyBudgetError,
+    JojoKeyError,
+    JojoKeyReceiptError,
+    JojoKeyStoreError,
+)
+from airflow_provider_jojokey.img2.estimate import expected_tokens
+from airflow_provider_jojokey.payments import clock
+from airflow_provider_jojokey.payments.job import ImageJob, Limit
+from airflow_provider_jojokey.store.keys import RECEIPTS, part
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.payments.attempt import Owner
+    from airflow_provider_jojokey.payments.receipt import Receipt
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+MAX_CONFLICTS = 50
+"""Writes of the run's entry that may fail because of other tasks."""
+RECHECK = 1.0
+"""Seconds after which a job that waits for room checks whether it may still be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Tokens and images."""
+
+    tokens: int = 0
+    images: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.tokens + other.tokens, self.images + other.images)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.tokens - other.tokens, self.images - other.images)
+
+    def __str__(self) -> str:
+        return f"{self.tokens:,} tokens and {self.images:,} images"
+
+    def fits(self, limit: Limit) -> bool:
+        """Whether it is within ``limit``."""
+        return (limit.tokens is None or self.tokens <= limit.tokens) and (
+            limit.images is None or self.images <= limit.images
+        )
+
+
+def estimate(job: ImageJob) -> Amount:
+    """Return about what a job costs, by the published token figures."""
+    return Amount(expected_tokens(job.request), job.request.n)
+
+
+def spent_on(receipt: Receipt, job: ImageJob) -> Amount:
+    """Return what a job's task has spent on it in its Dag run; the estimate where that is unknown."""
+    spent, about = Amount(), estimate(job)
+    for attempt in receipt.attempts_of(job.owner):
+        if attempt.may_cost:
+            tokens = (attempt.usage or {}).get("total_tokens")
+            known = tokens if isinstance(tokens, int) and tokens else about.tokens
+            spent += Amount(known, max(len(attempt.images), about.images))
+    return spent
+
+
+class Budget:
+    """What one task may spend. Threads may share it.
+
+    :param task_limit: the task's limit, over all tries in one Dag run
+    :param run_limit: the limit of all tasks of the Dag run
+    :param run: where the tasks of the run account to each other; needed with ``run_limit``
+    :param spent: what the task has spent so far; ``None`` if its first job shows that
+    """
+
+    def __init__(
+        self, task_limit: Limit, run_limit: Limit, run: RunBudget | None, spent: Amount | None = None
+    ) -> None:
+        self._task_limit = task_limit
+        self._run_limit = run_limit
+        self._run = run if run_limit else None
+        self._spent = spent
+        self._reserved: dict[str, tuple[Amount, Amount]] = {}
+        self._changed = threading.Condition()
+
+    @classmethod
+    def unlimited(cls) -> Budget:
+        """Return a budget without limits."""
+        return cls(Limit(), Limit(), None)
+
+    def start(self, spent: Amount) -> None:
+        """Set what the task has spent before its jobs start."""
+        self._spent = spent
+
+    @property
+    def spent(self) -> Amount:
+        """What the task has spent, as far as its jobs have ended."""
+        return self._spent or Amount()
+
+    def reserve(self, job: ImageJob, receipt: Receipt, permit: Callable[[], None]) -> None:
+        """Reserve what a job costs, waiting for other jobs that may turn out cheaper than reserved.
+
+        :param receipt: the job's receipt
+        :param permit: called while waiting; raises if the job must not be sent any more
+        :raises JojoKeyBudgetError: if there is no room
+        :raises JojoKeyError: if the run's object cannot be read or written
+        """
+        if not (self._task_limit or self._run_limit):
+            return
+        about, before = estimate(job), spent_on(receipt, job)
+        with self._changed:
+            self._reserved.pop(job.uri, None)
+            self._spent = before if self._spent is None else self._spent
+            while not self._has_room(about):
+                others = bool(self._reserved)
+                if not others or not (self.spent + about).fits(self._task_limit):
+                    raise self._refusal(about)
+                self._changed.wait(RECHECK)
+                permit()
+            self._reserved[job.uri] = (about, before)
+
+    def settle(self, job: ImageJob, receipt: Receipt | None) -> None:
+        """Count what a job that has ended has cost.
+
+        :param receipt: its receipt; ``None`` counts what was reserved
+        """
+        with self._changed:
+            about, before = self._reserved.pop(job.uri, (None, Amount()))
+            if about is not None:
+                after = before + about if receipt is None else spent_on(receipt, job)
+                self._spent = self.spent + after - before
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Replace the task's reservation in the Dag run by what it has spent. A failure is only logged."""
+        with self._changed:
+            if self._run is None or self._spent is None:
+                return
+            try:
+                self._run.book(self._spent, Limit())
+            except JojoKeyError as error:
+                log.warning("The Dag run's budget still holds this task's reservation: %s", error.message)
+
+    def _has_room(self, about: Amount) -> bool:
+        reserved = sum((amount for amount, _ in self._reserved.values()), self.spent + about)
+        if not reserved.fits(self._task_limit):
+            return False
+        return self._run is None or self._run.book(reserved, self._run_limit)
+
+    def _refusal(self, about: Amount) -> JojoKeyBudgetError:
+        if (self.spent + about).fits(self._task_limit) and self._run is not None:
+            what = (
+                f"This Dag run may spend {_text(self._run_limit)}. Its tasks have spent or reserved "
+                f"{self._run.total(self.spent)}, and this request would cost about {about}."
+            )
+        else:
+            what = (
+                f"This task may spend {_text(self._task_limit)}. It has spent {self.spent} in this Dag run, "
+                f"and this request would cost about {about}."
+            )
+        return JojoKeyBudgetError(what)
+
+
+def budget_of(job: ImageJob, store: ImageStore) -> Budget:
+    """Return the budget of a task with a single job."""
+    run = RunBudget(store, job.destination.bucket, job.owner) if job.run_limit else None
+    return Budget(job.task_limit, job.run_limit, run)
+
+
+def parse_limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
+    """Return the limits of the task and of the Dag run, from an operator's arguments.
+
+    :param values: by the names in :data:`LIMITS`: numbers, numbers as text, or ``None``
+    :raises ValueError: if one of them is not a whole number from 0
+    """
+    numbers: list[int | None] = []
+    for name in LIMITS:
+        value = values.get(name)
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, str) and value.strip() in ("", "None"):
+            value = None
+        if value is not None and (type(value) is not int or value < 0):
+            raise ValueError(f"{name} must be a whole number from 0, not {str(value)[:40]!r}")
+        numbers.append(value)
+    return Limit(*numbers[:2]), Limit(*numbers[2:])
+
+
+class RunBudget:
+    """What the tasks of one Dag run have spent and reserved, in S3.
+
+    :param store: S3
+    :param bucket: the bucket, the same for all tasks that share the limit
+    :param owner: this task
+    """
+
+    def __init__(self, store: ImageStore, bucket: str, owner: Owner) -> None:
+        self._store = store
+        self._bucket = bucket
+        # Not .json, which would look like a receipt.
+        self._key = f"{RECEIPTS}budgets/{part(owner.dag_id)}/{part(owner.run_id)}.ledger"
+        self._own = f"{owner.task_id}[{owner.map_index}]" if owner.map_index >= 0 else owner.task_id
+        self._tasks: dict[str, Amount] | None = None
+        self._etag: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """The object's ``s3://`` URI."""
+        return f"s3://{self._bucket}/{self._key}"
+
+    def total(self, own: Amount) -> Amount:
+        """Return the sum over the run's tasks, with ``own`` for this one."""
+        return sum((amount for task, amount in (self._tasks or {}).items() if task != self._own), own)
+
+    def book(self, own: Amount, limit: Limit) -> bool:
+        """Write this task's entry, unless the run would exceed ``limit``.
+
+        :return: whether there was room
+        :raises JojoKeyStoreError: if S3 does not accept it
+        :raises JojoKeyReceiptError: if the object cannot be understood
+        """
+        for conflicts in range(MAX_CONFLICTS):
+            # A write replaces others' news unseen, unless conditional writes are enforced: then read first.
+            fresh = self._tasks is None or not self._store.conditional_writes_verified(self._bucket)
+            tasks = self._tasks = self._read() if fresh or self._tasks is None else self._tasks
+            fits = self.total(own).fits(limit)
+            if fits and tasks.get(self._own, Amount()) == own:
+                return True  # also if the response to an earlier write was lost
+            if not fits and fresh:
+                return False
+            if fits:
+                changed = {**tasks, self._own: own}
+                etag = self._store.write(self._bucket, self._key, _to_json(changed), replacing=self._etag)
+                if etag is not None:
+                    self._tasks, self._etag = changed, etag
+                    return True
+                clock.pause(random.uniform(0, 0.05 * min(conflicts + 1, 10)))
+            self._tasks = None  # others may have written since it was read
+        raise JojoKeyStoreError(
+            f"Other tasks wrote to {self.uri} {MAX_CONFLICTS} times while this one tried to.", transient=True
+        )
+
+    def _read(self) -> dict[str, Amount]:
+        found = self._store.read(self._bucket, self._key)
+        if found is None:
+            self._etag = None
+            return {}
+        data, self._etag = found
+        try:
+            document = json.loads(data)
+            if document["version"] != VERSION:
+                raise ValueError("another version")
+            return {
+                task: Amount(_count(entry["tokens"]), _count(entry["images"]))
+                for task, entry in document["tasks"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise JojoKeyReceiptError(
+                f"The budget of the Dag run, {self.uri}, cannot be read, so what its tasks have spent is unknown.",
+                "Repair the object or restore an earlier version of it. Do not delete it unless you accept that "
+                "the limit no longer counts what finished tasks have spent.",
+            ) from None
+
+
+def _to_json(tasks: dict[str, Amount]) -> bytes:
+    entries: dict[str, Any] = {
+        task: {"tokens": amount.tokens, "images": amount.images} for task, amount in tasks.items()
+    }
+    return json.dumps({"version": VERSION, "tasks": entries}, indent=1).encode()
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError
+    return value
+
+
+def _text(limit: Limit) -> str:
+    parts = [f"{limit.tokens:,} tokens"] if limit.tokens is not None else []
+    parts += [f"{limit.images:,} images"] if limit.images is not None else []
+    return " and ".join(parts)

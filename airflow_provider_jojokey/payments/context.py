@@ -1,0 +1,208 @@
+"""What the steps of the payment path share: the job, the services it uses, and what follows from both."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.img2.estimate import times_longer
+from airflow_provider_jojokey.payments import clock, errors, liveness
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
+from airflow_provider_jojokey.payments.gateway_log import GatewayLog
+from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
+from airflow_provider_jojokey.payments.upload import Uploader
+from airflow_provider_jojokey.store import spool as spools
+from airflow_provider_jojokey.store.spool import Spool
+from airflow_provider_jojokey.telemetry import Observer
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+    from airflow_provider_jojokey.payments.budget import Budget
+    from airflow_provider_jojokey.payments.job import ImageJob
+    from airflow_provider_jojokey.settings import Settings
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+log = logging.getLogger(__name__)
+
+POLL = 2.0
+"""Seconds between two reads of a receipt while another process generates its images."""
+SEND_DEADLINE = 30.0
+"""Seconds after its claim in which an attempt sends its request for the first time, or never."""
+LEASE_MARGIN = 60.0
+"""Seconds added to a lease for everything that has no timeout of its own."""
+LOG_DELAY = 60.0
+"""Seconds after the end of a request in which the gateway writes its log row: it relays the response first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a job uses. A batch shares it among its jobs.
+
+    :param hook: the JojoKey hook
+    :param store: S3
+    :param settings: the worker's settings
+    :param log: the gateway log, if it is shared
+    :param budget: the limits, if they are shared
+    :param permit: called before a claim and before each send; raises :class:`JojoKeyError` to prevent it
+    :param on_send: called right before each send
+    :param resend: whether the hook may resend a request that was not billed; a batch decides that itself
+    """
+
+    hook: JojoKeyHook
+    store: ImageStore
+    settings: Settings
+    log: GatewayLog | None = None
+    budget: Budget | None = None
+    permit: Callable[[], None] = lambda: None
+    on_send: Callable[[], None] = lambda: None
+    resend: bool = True
+
+
+@dataclass
+class Context:
+    """One job on its way through the payment path.
+
+    :param job: the job
+    :param services: what it uses
+    :param observer: receives metrics and spans
+    :raises JojoKeyConnectionError: if the connection cannot be used
+    :raises JojoKeyStoreError: if the spool cannot be used
+    """
+
+    job: ImageJob
+    services: Services
+    observer: Observer = field(default_factory=Observer)
+
+    def __post_init__(self) -> None:
+        self.budget: Budget
+        self.reconciled: set[str] = set()
+        """Orphaned attempts that this job has dealt with, in case their spools cannot be deleted."""
+        self._waiting = False
+        self.host = self.services.hook.client.base_url  # needs a token: without one, nothing else is tried
+        self.fingerprint = self.job.request.fingerprint(self.host)
+        self.store = self.services.store
+        self.settings = self.services.settings
+        self.stopping = self.services.hook.stopping
+        self.receipts = ReceiptStore(self.store, self.job.destination)
+        self.uploader = Uploader(self.job, self.store, self.settings, self.stopping, self.observer)
+        try:
+            self.spool_id = spools.prepare(self.settings.spool_directory)
+        except OSError as error:
+            raise self.spool_error(error) from None
+
+    @cached_property
+    def log(self) -> GatewayLog:
+        """The gateway log."""
+        return self.services.log or GatewayLog(self.services.hook.client.billing_log)
+
+    def now(self) -> datetime:
+        """Return the time by S3's clock, which all hosts share."""
+        return self.store.now()
+
+    def new_attempt(self) -> Attempt:
+        """Return an attempt of this process that starts now."""
+        now = self.now()
+        return Attempt(
+            id=uuid.uuid4().hex,
+            fingerprint=self.fingerprint,
+            owner=self.job.owner,
+            worker=liveness.this_worker(self.spool_id),
+            started_at=now,
+            lease_until=now + timedelta(seconds=self._lease),
+            clock=self.store.clock,
+            requested=self.job.request.n,
+        )
+
+    def alive(self, receipt: Receipt) -> Mapping[str, bool]:
+        """Return, for each attempt, whether its process may still be working on it."""
+        return {attempt.id: self.is_alive(attempt) for attempt in receipt.attempts}
+
+    def is_alive(self, attempt: Attempt) -> bool:
+        """Return whether an attempt's process may still be working on it.
+
+        Another host may have recorded an attempt as lost while its process on this host still receives images.
+        """
+        if attempt.outcome is Outcome.OPEN:
+            return liveness.may_be_alive(attempt, self.now(), self.store.clock)
+        return attempt.outcome is not Outcome.COMPLETE and liveness.runs_here(attempt)
+
+    def permit(self) -> None:
+        """Check that a request may still be sent.
+
+        :raises JojoKeyError: if not
+        """
+        if self.stopping.is_set():
+            raise errors.stopped()
+        self.services.permit()
+
+    def wait_for(self, other: Attempt) -> None:
+        """Wait a moment for an attempt that another process makes.
+
+        :raises JojoKeyError: if this task is told to end
+        """
+        if not self._waiting:
+            self._waiting = True
+            log.info(
+                "Waiting for another process (%s, process ID %d) that has been generating these images since %s.",
+                other.worker.host,
+                other.worker.pid,
+                errors.started(other),
+            )
+        if clock.pause(POLL, self.stopping):
+            raise errors.stopped()
+
+    def spool_of(self, attempt: Attempt) -> Spool:
+        """Return the folder on this host where an attempt's images wait."""
+        return Spool.of(self.settings.spool_directory, self.job.uri, attempt.id)
+
+    def has_spools(self) -> bool:
+        """Return whether an attempt at the job's key left something on this host.
+
+        :raises JojoKeyStoreError: if the spool can't be read
+        """
+        try:
+            return bool(spools.attempts_in(self.settings.spool_directory, self.job.uri))
+        except OSError as error:
+            raise self.spool_error(error) from None
+
+    @property
+    def send_window(self) -> float:
+        """Seconds after its claim in which an attempt sends its request, including resends."""
+        settings = self.services.hook.settings
+        resends = settings.max_resend_wait if self.services.resend and settings.max_resends else 0.0
+        return SEND_DEADLINE + resends
+
+    @property
+    def _lease(self) -> float:
+        settings = self.services.hook.settings
+        # A stream, or a response that trickles, may take longer than any pause in it.
+        answering = settings.read_timeout * times_longer(self.job.request)
+        return self.send_window + settings.connect_timeout + answering + LEASE_MARGIN
+
+    def sent_between(self, attempt: Attempt) -> tuple[datetime, datetime]:
+        """Return the earliest and the latest time at which an attempt may have sent its request."""
+        recorded = [datetime.fromisoformat(at) for at in attempt.sends]
+        recorded += [datetime.fromisoformat(send["at"]) for send in self.spool_of(attempt).sends()]
+        if recorded:
+            return min(recorded), max(recorded)
+        latest = attempt.started_at + timedelta(seconds=self.send_window)
+        return attempt.started_at, min(latest, attempt.ended_at) if attempt.ended_at else latest
+
+    def finished_by(self, attempt: Attempt) -> datetime:
+        """Return when the model must have finished, and the gateway must have written its log."""
+        longest = self.settings.longest_generation * times_longer(self.job.request)
+        return self.sent_between(attempt)[1] + timedelta(seconds=longest + LOG_DELAY)
+
+    def spool_error(self, error: OSError) -> JojoKeyError:
+        """Return the error for a spool directory that cannot be used."""
+        return JojoKeyStoreError(
+            f"The spool directory {self.settings.spool_directory} cannot be used: {error.strerror}.",
+            "Set [jojokey] spool_directory to a directory that this worker may write to.",
+        )

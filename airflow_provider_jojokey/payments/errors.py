@@ -1,0 +1,93 @@
+"""The errors of the payment path that no single step raises, as data."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.exceptions import (
+    JojoKeyAlreadyBilledError,
+    JojoKeyError,
+    JojoKeyReceiptError,
+    JojoKeyUnknownOutcomeError,
+)
+from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.payments.context import Context
+    from airflow_provider_jojokey.payments.evidence import Verdict
+
+
+def conflict(context: Context, other: Attempt) -> JojoKeyError:
+    """Return the error for another task of the same Dag run that writes to the same key."""
+    index = f"[{other.owner.map_index}]" if other.owner.map_index >= 0 else ""
+    return JojoKeyReceiptError(
+        f"The task {other.owner.task_id}{index} of the same Dag run writes to {context.job.uri} too, so one of the "
+        "two images would be paid for and lost.",
+        "Give each task its own key, for example with {{ task.task_id }} or {{ ti.map_index }} in s3_key.",
+    )
+
+
+def missing_image(problem: str) -> JojoKeyError:
+    """Return the error for an image that this Dag run has paid for and that is no longer in S3.
+
+    :param problem: what happened to it, without a full stop
+    """
+    return JojoKeyReceiptError(
+        f"This Dag run has paid for its image, but {problem}.",
+        "Restore the object, or clear the task with reuse='never' to pay for a new image. A date or run ID in "
+        "s3_key keeps runs from overwriting each other.",
+    )
+
+
+def lost(context: Context, attempt: Attempt, verdict: Verdict) -> JojoKeyError:
+    """Return the error for an earlier attempt that was, or may have been, billed and produced too little."""
+    billed = attempt.outcome is Outcome.BILLED or verdict.event in (Event.PROVEN_BILLED, Event.STATED_BILLED)
+    received = (
+        f"{len(attempt.images)} of {attempt.requested} images were" if attempt.images else "no image was"
+    )
+    final = billed or verdict.final
+    error = (JojoKeyAlreadyBilledError if final else JojoKeyUnknownOutcomeError)(
+        f"The response to an earlier request ({started(attempt)}) was lost, so {received} received.",
+        "To check the charge, send JojoKey support this time and the request ID or cf-ray. To generate the image "
+        'again, set on_unknown_outcome="regenerate".',
+        billed="yes" if billed else "unknown",
+        reason=verdict.reason or attempt.note or "",
+        request_id=attempt.request_id,
+        cf_ray=attempt.cf_ray,
+    )
+    if not final:
+        error.retry_after = max(0.0, (context.finished_by(attempt) - context.now()).total_seconds())
+    error.kept = ([attempt.preview.uri] if attempt.preview else []) + list(attempt.kept)
+    return error
+
+
+def stopped() -> JojoKeyError:
+    """Return the error for a task that was told to end before it sent anything."""
+    return JojoKeyError("The task was told to end before it sent its request.")
+
+
+def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
+    """Return ``error`` with what the task has spent and received so far, as far as the receipt was read."""
+    receipt, job = context.receipts.last, context.job
+    images = [
+        image.to_json()
+        for attempt in receipt.attempts_of(job.owner)
+        if attempt.fingerprint == context.fingerprint
+        for image in attempt.images
+    ]
+    usage = receipt.usage_of(job.owner) if context.receipts.is_known else None
+    if error.spool:
+        usage = error.usage  # includes a response that the receipt doesn't list yet
+    facts: dict[str, Any] = {
+        "usage": usage,
+        "images": images or None,
+        "requested": error.requested or job.request.n,
+        "receipt": context.receipts.uri,
+    }
+    return error.changed(**facts)
+
+
+def started(attempt: Attempt) -> str:
+    """Return when an attempt was claimed, for people."""
+    return f"{attempt.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

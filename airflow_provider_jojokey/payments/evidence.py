@@ -1,0 +1,229 @@
+"""Which facts prove that an attempt was, or was not, billed.
+
+Missing data proves nothing. A log without a row may be switched off, pruned or late; a missing file may
+have been deleted. Only the proofs in :func:`judge` count. Everything else is unknown, and the user's
+``on_unknown_outcome`` decides.
+
+This module does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_jojokey.payments.attempt import Event
+
+CONSUMED, FAILED = 2, 5
+"""Types of rows in the gateway log: a charge, and a failed channel (new-api, ``model/log.go``)."""
+
+CLOCK_TOLERANCE = 300.0
+"""Seconds by which the gateway's clock may differ from S3's. It is not the clock of the CDN in front of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRequest:
+    """One request in the gateway log: all rows with its ID.
+
+    The gateway writes a row for each channel that failed, and one for the charge.
+
+    :param request_id: the gateway's ID
+    :param charged: whether there is a row for a charge
+    :param model: the model
+    :param began: when it began, in seconds since 1970 by the gateway's clock
+    :param ended: when its last row was written
+    :param usage: the billed tokens
+    :param quota: what was charged, in the gateway's quota units
+    """
+
+    request_id: str
+    charged: bool
+    model: str
+    began: float
+    ended: float
+    usage: dict[str, int] | None = None
+    quota: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known about one attempt without a usable response.
+
+    :param stated: what a person stated: ``"yes"`` or ``"no"``
+    :param images: images that were received
+    :param unsent: whether the spool proves that the request was not sent
+    :param request_id: the gateway's ID of the request, if its response got far enough
+    :param model: the requested model
+    :param sent_from: earliest time of a send, in seconds since 1970
+    :param sent_until: latest time of a send
+    :param finished: whether the model must have finished by now
+    :param log: the gateway log; ``None`` if it could not be read
+    :param log_problem: why it could not be read, without a full stop
+    :param others: IDs of requests that are known to be others, or claimed by other attempts
+    """
+
+    model: str
+    sent_from: float
+    sent_until: float
+    finished: bool
+    stated: str | None = None
+    images: int = 0
+    unsent: bool = False
+    request_id: str | None = None
+    log: Sequence[LoggedRequest] | None = None
+    log_problem: str = ""
+    others: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the facts prove.
+
+    :param event: ``PROVEN_BILLED``, ``PROVEN_UNBILLED`` or ``LOST``
+    :param reason: the evidence, without a full stop
+    :param final: whether the same sources cannot change it later
+    :param usage: the billed tokens, if the log proves them
+    :param charge: what was charged, if the log proves it
+    :param hint: a request in the log that matches only by time; not evidence
+    """
+
+    event: Event
+    reason: str
+    final: bool = True
+    usage: dict[str, int] | None = None
+    charge: dict[str, Any] | None = None
+    hint: dict[str, Any] | None = None
+
+
+def judge(facts: Facts) -> Verdict:
+    """Return what ``facts`` prove. The first proof that applies counts."""
+    row = _row_of(facts)
+    found: dict[str, Any] = {}
+    if row is not None and row.charged:
+        charge = None if row.quota is None else {"quota": row.quota}
+        found = {"usage": row.usage, "charge": charge}
+    if facts.stated == "yes":
+        return Verdict(Event.STATED_BILLED, "a person recorded that it was billed", **found)
+    if facts.images:
+        received = "an image was" if facts.images == 1 else f"{facts.images} images were"
+        return Verdict(Event.PROVEN_BILLED, f"{received} received", **found)
+    if row is not None and row.charged:
+        return Verdict(
+            Event.PROVEN_BILLED, f"the gateway log shows the charge (request ID {row.request_id})", **found
+        )
+    if facts.stated == "no":
+        return Verdict(Event.STATED_UNBILLED, "a person recorded that it was not billed")
+    if facts.unsent:
+        return Verdict(Event.PROVEN_UNBILLED, "the process ended before it sent the request")
+    if row is not None and facts.finished and _logs_charges_after(facts, row):
+        return Verdict(
+            Event.PROVEN_UNBILLED,
+            f"the gateway log shows that the request failed (request ID {row.request_id}), and no charge",
+        )
+    return _unknown(facts, row)
+
+
+def _unknown(facts: Facts, row: LoggedRequest | None) -> Verdict:
+    matching = [] if facts.request_id else _matching_by_time(facts)
+    hint = None
+    if facts.log is None:
+        reason = f"the gateway log cannot be read ({facts.log_problem})" if facts.log_problem else ""
+    elif row is not None and not facts.finished:
+        reason = "the gateway log shows a failed channel, but another one may still be generating"
+    elif row is not None:
+        reason = "the gateway log shows that the request failed, but it may not list charges: it has none since then"
+    elif facts.request_id and not facts.finished:
+        reason = f"the gateway log doesn't show the request yet (request ID {facts.request_id})"
+    elif facts.request_id:
+        reason = f"the gateway log doesn't show the request (request ID {facts.request_id})"
+    elif len(matching) == 1:
+        hint = {"request_id": matching[0].request_id, "usage": matching[0].usage, "quota": matching[0].quota}
+        reason = (
+            f"the gateway log shows a charge at about that time (request ID {matching[0].request_id}), "
+            "which may be this request or another one"
+        )
+    elif matching:
+        reason = (
+            f"the gateway log shows {len(matching)} charges at about that time, which may be other requests"
+        )
+    elif facts.finished:
+        reason = (
+            "the gateway log shows no such request, which proves nothing: logs can be off, pruned or late"
+        )
+    else:
+        reason = "the gateway log doesn't show the request yet"
+    return Verdict(Event.LOST, reason, final=facts.finished, hint=hint)
+
+
+def _logs_charges_after(facts: Facts, failed: LoggedRequest) -> bool:
+    """Return whether the log was recording charges when a request had failed.
+
+    A gateway can log failures and not charges. There, a failed channel looks like a failed request.
+    """
+    return any(row.charged and row.ended >= failed.ended for row in facts.log or ())
+
+
+def _row_of(facts: Facts) -> LoggedRequest | None:
+    if not facts.request_id:
+        return None
+    return next((row for row in facts.log or () if row.request_id == facts.request_id), None)
+
+
+def _matching_by_time(facts: Facts) -> list[LoggedRequest]:
+    """Return charges that this attempt may have caused, as far as model and time tell."""
+    earliest, latest = facts.sent_from - CLOCK_TOLERANCE, facts.sent_until + CLOCK_TOLERANCE
+    return [
+        row
+        for row in facts.log or ()
+        if row.charged
+        and row.model == facts.model
+        and row.request_id not in facts.others
+        and earliest <= row.began <= latest
+    ]
+
+
+def group_log(rows: Iterable[Mapping[str, Any]]) -> list[LoggedRequest]:
+    """Return the requests in the rows of the gateway log, grouped by request ID.
+
+    Rows without a request ID identify nothing and are left out.
+    """
+    by_id: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        request_id = row.get("request_id")
+        if isinstance(request_id, str) and request_id and row.get("type") in (CONSUMED, FAILED):
+            by_id.setdefault(request_id, []).append(row)
+    return [_grouped(request_id, rows) for request_id, rows in by_id.items()]
+
+
+def _grouped(request_id: str, rows: Sequence[Mapping[str, Any]]) -> LoggedRequest:
+    charge = next((row for row in rows if row.get("type") == CONSUMED), None)
+    ended = max(_number(row.get("created_at")) for row in rows)
+    # A row is written when its request ends. It states how long the request took.
+    began = min(_number(row.get("created_at")) - _number(row.get("use_time")) for row in rows)
+    names = [row.get("model_name") for row in (charge, *rows) if row is not None]
+    quota = None if charge is None else charge.get("quota")
+    return LoggedRequest(
+        request_id=request_id,
+        charged=charge is not None,
+        model=next((name for name in names if isinstance(name, str)), ""),
+        began=began,
+        ended=ended,
+        usage=None if charge is None else _usage(charge),
+        quota=quota if isinstance(quota, int) and not isinstance(quota, bool) else None,
+    )
+
+
+def _usage(row: Mapping[str, Any]) -> dict[str, int] | None:
+    tokens = {
+        "input_tokens": int(_number(row.get("prompt_tokens"))),
+        "output_tokens": int(_number(row.get("completion_tokens"))),
+    }
+    total = sum(tokens.values())
+    return {**tokens, "total_tokens": total} if total else None
+
+
+def _number(value: Any) -> float:
+    """Return a finite number; 0 for anything else that JSON can hold."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number and abs(value) < 1e15 else 0.0

@@ -1,0 +1,168 @@
+"""Generate the images of one job, paid for once.
+
+:func:`generate_images` is the loop: read the receipt, decide, act, and start over until the images are
+reused or paid for.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.payments import clock, errors, targets
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
+from airflow_provider_jojokey.payments.budget import budget_of
+from airflow_provider_jojokey.payments.context import Context, Services
+from airflow_provider_jojokey.payments.decision import Conflict, Reconcile, Reuse, Wait, decide
+from airflow_provider_jojokey.payments.job import ImageJob
+from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.payments.reconcile import orphans, reconcile
+from airflow_provider_jojokey.payments.reuse import images_exist
+from airflow_provider_jojokey.payments.send import claim_and_send
+from airflow_provider_jojokey.payments.usage import settle_usage
+from airflow_provider_jojokey.store import spool as spools
+from airflow_provider_jojokey.telemetry import observe
+
+__all__ = ["Generated", "ImageJob", "Services", "generate_images"]
+
+MANIFEST_VERSION = 1
+MAX_ROUNDS = 50
+"""Decisions, not counting waits, after which the receipt counts as unusable."""
+
+CONFLICT_PAUSE = 0.05
+"""Seconds, times the number of decisions, to wait at most after another process was faster."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Images in S3 that were paid for once.
+
+    :param receipt: the receipt as it is now
+    :param attempt: the attempt that paid for them
+    :param manifest: what the operator returns
+    """
+
+    receipt: Receipt
+    attempt: Attempt
+    manifest: dict[str, Any]
+
+
+def generate_images(job: ImageJob, services: Services) -> Generated:
+    """Generate images, or reuse those that were paid for.
+
+    :raises JojoKeyError: if there are no images. It says whether you were charged, and what a retry does
+    """
+    with observe(job) as observer:
+        context = Context(job, services, observer)
+        context.budget = services.budget or budget_of(job, services.store)
+        spools.maybe_clean(services.settings.spool_directory, services.settings.spool_max_age)
+        try:
+            return _generate(context)
+        except JojoKeyError as error:
+            settle_usage(context, context.receipts.last)
+            raise errors.with_account(error, context) from None
+        finally:
+            context.budget.settle(job, context.receipts.last)
+            if services.budget is None:
+                context.budget.close()
+
+
+def _generate(context: Context) -> Generated:
+    job, rounds = context.job, 0
+    # Attempts that allow another payment: their images are gone, or the user agrees to pay again. They don't
+    # hide earlier attempts, which may be unresolved.
+    settled: set[str] = set()
+    while (rounds := rounds + 1) <= MAX_ROUNDS:
+        fresh = rounds == 1 and targets.are_free(context)
+        receipt = context.receipts.assume_absent() if fresh else context.receipts.read()
+        if found := orphans(context, receipt):
+            for orphan in found:
+                reconcile(context, orphan, receipt)
+            continue
+        rest = receipt.without(settled)
+        match decide(rest, job.owner, context.fingerprint, job.reuse, context.alive(rest)):
+            case Conflict(other):
+                raise errors.conflict(context, other)
+            case Wait(other):
+                context.wait_for(other)
+                rounds -= 1
+                continue
+            case Reuse(attempt):
+                if images_exist(context, attempt, receipt):
+                    return _generated(context, attempt, settle_usage(context, receipt), reused=True)
+                settled.add(attempt.id)
+                continue
+            case Reconcile(attempt):
+                verdict = reconcile(context, attempt, receipt)
+                recorded = context.receipts.last.attempt(attempt.id)
+                if recorded is None or recorded.outcome not in (Outcome.UNKNOWN, Outcome.BILLED):
+                    continue  # it delivered images or cost nothing; or it has ended in the meantime
+                error = errors.lost(context, recorded, verdict)
+                if not job.permits_repayment(attempt):
+                    raise error
+                log.warning("%s Paying again, as on_unknown_outcome or reuse permits.", error.message)
+                settled.add(attempt.id)
+                continue
+        context.permit()
+        if not fresh and not targets.may_be_written(context, receipt):
+            continue
+        context.budget.reserve(job, receipt, context.permit)
+        attempt = context.new_attempt()
+        paid = claim_and_send(context, attempt)
+        if paid is not None:
+            return _generated(context, attempt, settle_usage(context, paid), reused=False)
+        clock.pause(random.uniform(0, CONFLICT_PAUSE * rounds), context.stopping)
+    raise JojoKeyStoreError(
+        f"{context.receipts.uri} changed {MAX_ROUNDS} times while this task decided what to do.",
+        "Run `airflow jojokey check --bucket` to see whether the store handles conditional writes.",
+        transient=True,
+    )
+
+
+def _generated(context: Context, attempt: Attempt, receipt: Receipt, *, reused: bool) -> Generated:
+    attempt = receipt.attempt(attempt.id) or attempt
+    request = context.job.request
+    _log_result(attempt, reused)
+    if reused:
+        context.observer.reused(len(attempt.images))
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "images": [image.to_json() for image in attempt.images],
+        "usage": receipt.usage_of(context.job.owner),
+        "model": attempt.model or request.model,
+        "size": attempt.size or request.size,
+        "quality": attempt.quality or request.quality,
+        "request_id": attempt.request_id,
+        "fingerprint": attempt.fingerprint,
+        "created": attempt.created,
+        "seconds": attempt.seconds,
+        "reused": reused,
+        "receipt": context.receipts.uri,
+    }
+    return Generated(receipt, attempt, manifest)
+
+
+def _log_result(attempt: Attempt, reused: bool) -> None:
+    uris = ", ".join(image.uri for image in attempt.images[:3])
+    more = f" and {len(attempt.images) - 3} more" if len(attempt.images) > 3 else ""
+    if reused:
+        log.info(
+            "Reusing %s%s, paid for at %s by Dag run %s of %s. Nothing was sent.",
+            uris, more, errors.started(attempt), attempt.owner.run_id, attempt.owner.dag_id,
+        )  # fmt: skip
+        return
+    tokens = (attempt.usage or {}).get("total_tokens")
+    log.info(
+        "Stored %s%s: %s bytes in %.1f s for %s tokens (request ID %s).",
+        uris,
+        more,
+        f"{sum(image.bytes for image in attempt.images):,}",
+        attempt.seconds or 0.0,
+        "an unknown number of" if tokens is None else f"{tokens:,}",
+        attempt.request_id or "unknown",
+    )

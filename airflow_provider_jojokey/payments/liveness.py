@@ -1,0 +1,98 @@
+"""Which process makes an attempt, and whether it may still be running."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import cache
+
+from airflow_provider_jojokey.payments.attempt import Attempt, Worker
+from airflow_provider_jojokey.store import host
+
+CLOCK_TOLERANCE = timedelta(minutes=10)
+"""Added to a lease whose times come from a host's own clock, because S3 sent no ``Date``."""
+
+_in_flight: set[str] = set()
+_lock = threading.Lock()
+
+
+def this_worker(spool_id: str = "") -> Worker:
+    """Return this process.
+
+    :param spool_id: ID of the spool where its images wait
+    """
+    return replace(_worker(os.getpid()), spool=spool_id)  # by process ID: a fork is another worker
+
+
+def start(attempt: Attempt) -> None:
+    """Register an attempt as in flight in this process, where the death of a thread would go unseen."""
+    with _lock:
+        _in_flight.add(attempt.id)
+
+
+def end(attempt: Attempt) -> None:
+    """Remove the registration of :func:`start`."""
+    with _lock:
+        _in_flight.discard(attempt.id)
+
+
+def may_be_alive(attempt: Attempt, now: datetime, clock: str) -> bool:
+    """Return whether the process that makes ``attempt`` may still be running.
+
+    On this host, the process table answers. On another host the attempt counts as alive until its lease ends.
+
+    :param now: the time, see :meth:`ImageStore.now`
+    :param clock: its source: ``"s3"`` or ``"host"``
+    """
+    if is_of_this_host(attempt.worker):
+        return runs_here(attempt)
+    one_clock = attempt.clock == clock == "s3"
+    return now < attempt.lease_until + (timedelta() if one_clock else CLOCK_TOLERANCE)
+
+
+def is_of_this_host(worker: Worker) -> bool:
+    """Return whether a process belongs to this machine, boot and process namespace."""
+    return bool(worker.identity) and worker.identity == this_worker().identity
+
+
+def runs_here(attempt: Attempt) -> bool:
+    """Return whether an attempt's process runs on this host and is not done with it, whatever is recorded."""
+    this, worker = this_worker(), attempt.worker
+    if not is_of_this_host(worker):
+        return False
+    if worker.pid == this.pid and _same_start(worker.started, this.started):
+        return attempt.id in _in_flight
+    return is_running(worker)
+
+
+def is_running(worker: Worker) -> bool:
+    """Return whether a process of this host is running; ``True`` if the system doesn't let us see it."""
+    import psutil
+
+    try:
+        process = psutil.Process(worker.pid)
+        return bool(
+            _same_start(process.create_time(), worker.started) and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True  # it exists, and we may not inspect it
+
+
+def _same_start(first: float, second: float) -> bool:
+    return abs(first - second) < 2.0
+
+
+@cache
+def _worker(pid: int) -> Worker:
+    import psutil
+
+    return Worker(
+        host=host.host_name(),
+        pid=pid,
+        started=psutil.Process(pid).create_time(),
+        identity=host.host_identity(),
+    )

@@ -1,0 +1,161 @@
+"""The receipt: which attempts were made to pay for the images at one key, and what they cost.
+
+A receipt is a small JSON object next to the images in S3. Its invariants, and what each one prevents:
+
+* An attempt that cost money, or may have, is never removed. The bill of a year is the sum over the
+  attempts, and a run that generates an image again does not erase what the last one cost.
+* An unreadable receipt is never treated as missing: the task stops before it pays.
+* Unbilled attempts do not accumulate: only the latest few are kept. Without this limit, a gateway that
+  rejects requests for a week would grow a receipt until it no longer fits into memory.
+
+This module does no I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
+
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
+MAX_UNBILLED = 10
+"""Attempts that cost nothing and that a receipt keeps."""
+
+
+class ReceiptUnreadable(ValueError):
+    """A receipt that exists and cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Everything known about the images at one key.
+
+    :param bucket: the images' bucket
+    :param key: the images' key, as given to the operator
+    :param host: the gateway
+    :param request: the body of the latest request: prompt, model, size …
+    :param attempts: the attempts, oldest first
+    """
+
+    bucket: str
+    key: str
+    host: str = ""
+    request: dict[str, Any] = field(default_factory=dict)
+    attempts: tuple[Attempt, ...] = ()
+
+    def with_attempt(self, attempt: Attempt) -> Receipt:
+        """Return a receipt in which ``attempt`` is added, or replaces the attempt with its ID."""
+        attempts = list(self.attempts)
+        index = next((i for i, known in enumerate(attempts) if known.id == attempt.id), None)
+        if index is None:
+            attempts.append(attempt)
+        else:
+            attempts[index] = attempt
+        return replace(self, attempts=_without_old_unbilled(attempts))
+
+    def with_request(self, host: str, request: Mapping[str, Any]) -> Receipt:
+        """Return a receipt that names ``request`` as the latest one."""
+        return replace(self, host=host, request=dict(request))
+
+    def without(self, attempt_ids: Collection[str]) -> Receipt:
+        """Return a receipt without these attempts, to decide what the others allow. Never write it."""
+        return replace(self, attempts=tuple(a for a in self.attempts if a.id not in attempt_ids))
+
+    def attempt(self, attempt_id: str) -> Attempt | None:
+        """Return the attempt with this ID."""
+        return next((attempt for attempt in self.attempts if attempt.id == attempt_id), None)
+
+    def attempts_of(self, owner: Owner) -> list[Attempt]:
+        """Return the attempts of ``owner``'s task in its Dag run, over all tries."""
+        return [attempt for attempt in self.attempts if attempt.owner.is_task_of(owner)]
+
+    def usage_of(self, owner: Owner) -> dict[str, Any]:
+        """Return the tokens billed to ``owner``'s task in its Dag run, over all tries."""
+        return total_usage(attempt.usage for attempt in self.attempts_of(owner) if attempt.may_cost)
+
+    def missing_usage(self, owner: Owner) -> list[Attempt]:
+        """Return the attempts of ``owner``'s task that may have cost money and whose usage can be looked up."""
+        return [
+            attempt
+            for attempt in self.attempts_of(owner)
+            if attempt.may_cost
+            and attempt.outcome is not Outcome.OPEN
+            and not (attempt.usage or {}).get("total_tokens")
+            and attempt.request_id
+        ]
+
+    def to_json(self) -> bytes:
+        """Return the JSON document: the attempts, preceded by a summary of the latest one."""
+        latest = self.attempts[-1] if self.attempts else None
+        complete = latest is not None and latest.outcome is Outcome.COMPLETE
+        attempts = [attempt.to_json() for attempt in self.attempts]
+        document = {
+            "version": VERSION,
+            "state": "complete" if complete else "started",
+            "bucket": self.bucket,
+            "key": self.key,
+            "host": self.host,
+            "fingerprint": latest.fingerprint if latest else None,
+            "dag_id": latest.owner.dag_id if latest else None,
+            "run_id": latest.owner.run_id if latest else None,
+            "task_id": latest.owner.task_id if latest else None,
+            "request": self.request,
+            "images": attempts[-1]["images"] if attempts else [],
+            "usage": latest.usage if latest else None,
+            "attempts": attempts,
+        }
+        return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Receipt:
+        """Read a document.
+
+        :raises ReceiptUnreadable: if it is not a receipt of a known version
+        """
+        try:
+            document = json.loads(data)
+            if document["version"] not in READABLE_VERSIONS:
+                raise ReceiptUnreadable(
+                    f"it has version {document['version']!r}; this package reads versions 1 and 2"
+                )
+            if not isinstance(document["attempts"], list) or not isinstance(document["request"], dict):
+                raise ReceiptUnreadable("its attempts are not a list, or its request is not an object")
+            return cls(
+                bucket=document["bucket"],
+                key=document["key"],
+                host=document["host"],
+                request=document["request"],
+                attempts=tuple(Attempt.from_json(values) for values in document["attempts"]),
+            )
+        except ReceiptUnreadable:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ReceiptUnreadable(f"it is not a receipt ({type(error).__name__})") from None
+
+
+def _without_old_unbilled(attempts: list[Attempt]) -> tuple[Attempt, ...]:
+    """Return the attempts without all but the latest unbilled ones. A person's statement stays."""
+    unbilled = [attempt.id for attempt in attempts if not attempt.may_cost and not attempt.resolution]
+    old = set(unbilled[:-MAX_UNBILLED])
+    return tuple(attempt for attempt in attempts if attempt.id not in old)
+
+
+def total_usage(usages: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Return the sum of several ``usage`` objects, including details; the three totals are always present."""
+    total: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    for usage in usages:
+        _add(total, usage or {})
+    return total
+
+
+def _add(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
+    for name, value in usage.items():
+        if isinstance(value, Mapping):
+            if isinstance(details := total.setdefault(name, {}), dict):
+                _add(details, value)
+        elif isinstance(value, int) and not isinstance(value, bool) and isinstance(total.get(name, 0), int):
+            total[name] = total.get(name, 0) + value

@@ -1,0 +1,173 @@
+"""Receipts in S3: read, claim and update one receipt by compare-and-set.
+
+Each write names the version that it replaces. Where a store does not enforce that, see :data:`CLAIM_RECHECK`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
+from airflow_provider_jojokey.payments import clock
+from airflow_provider_jojokey.payments.attempt import TRANSITIONS, Attempt, Event
+from airflow_provider_jojokey.payments.receipt import Receipt, ReceiptUnreadable
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.store.keys import Destination
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+log = logging.getLogger(__name__)
+
+CLAIM_RECHECK = 1.0
+"""Seconds between a claim and the check that it still stands, on a store without conditional writes.
+
+Such a store accepts the claims of two writers. The later one stands, and the earlier writer finds that out
+here, unless the other one takes longer than this between its read and its write.
+"""
+MAX_CONFLICTS = 20
+"""Writes that may fail because of other writers before the store counts as unusable."""
+
+
+class ReceiptStore:
+    """The receipt at one key.
+
+    :param store: S3
+    :param destination: the images' bucket and key
+    """
+
+    def __init__(self, store: ImageStore, destination: Destination) -> None:
+        self._store = store
+        self.bucket = destination.bucket
+        self.key = destination.receipt_key
+        self._empty = Receipt(bucket=destination.bucket, key=destination.key)
+        self._etag: str | None = None
+        self._receipt: Receipt | None = None
+
+    @property
+    def uri(self) -> str:
+        """The receipt's ``s3://`` URI."""
+        return f"s3://{self.bucket}/{self.key}"
+
+    @property
+    def verified(self) -> bool:
+        """Whether the store is known to let only one of two concurrent writers win."""
+        return self._store.conditional_writes_verified(self.bucket)
+
+    @property
+    def clock(self) -> str:
+        """The source of :meth:`now`: ``"s3"`` or ``"host"``."""
+        return self._store.clock
+
+    def now(self) -> datetime:
+        """Return the time by S3's clock, which all hosts share."""
+        return self._store.now()
+
+    def read(self) -> Receipt:
+        """Return the receipt; an empty one if S3 states that there is none.
+
+        :raises JojoKeyStoreError: if S3 does not answer that
+        :raises JojoKeyReceiptError: if the receipt cannot be understood
+        """
+        found = self._store.read(self.bucket, self.key)
+        if found is None:
+            self._etag, self._receipt = None, self._empty
+            return self._receipt
+        data, self._etag = found
+        try:
+            self._receipt = Receipt.from_json(data)
+        except ReceiptUnreadable as error:
+            self._receipt = None
+            raise JojoKeyReceiptError(
+                f"The receipt {self.uri} cannot be read: {error}. It records what earlier attempts paid for.",
+                "Repair the object or restore an earlier version of it. If you don't need the earlier images, "
+                "delete it and clear the task, which pays for a new image.",
+            ) from None
+        return self._receipt
+
+    def assume_absent(self) -> Receipt:
+        """Return an empty receipt without reading S3. A claim on it fails if there is a receipt."""
+        self._etag = self._receipt = None
+        return self._empty
+
+    def claim(self, attempt: Attempt, host: str, request: Mapping[str, Any]) -> bool:
+        """Add ``attempt`` to the receipt that was read last, before it pays.
+
+        :param host: the gateway
+        :param request: the request's body
+        :return: whether it may pay; ``False`` if another process was faster
+        :raises JojoKeyStoreError: if S3 does not accept the claim; nothing may be paid then
+        """
+        seen = self._receipt
+        if self._store.supports_conditional_writes is False and self.read() != seen:
+            return False
+        receipt = self.last.with_attempt(attempt).with_request(host, request)
+        if not self._write(receipt):
+            # The condition also fails for a repeated request whose first response was lost.
+            return self.read().attempt(attempt.id) is not None
+        conditions = self._store.verify_conditional_writes(
+            self.bucket, self.key, receipt.to_json(), self._etag or ""
+        )
+        self._etag = conditions.etag
+        if conditions.verified:
+            return True
+        clock.pause(CLAIM_RECHECK)
+        return self.read().attempt(attempt.id) is not None
+
+    def update(
+        self, attempt: Attempt, event: Event, *, expected: Attempt | None = None, **facts: Any
+    ) -> Receipt:
+        """Record what happened to ``attempt``, without losing what others have recorded meanwhile.
+
+        :param expected: the attempt as it was read, if another process made it: if it has changed since
+            then, the change stands
+        :param facts: fields to set
+        :return: the receipt as it is now. An event that contradicts better evidence is not recorded
+        :raises JojoKeyStoreError: if S3 does not accept the update
+        """
+        receipt = self._receipt if self.verified and self._receipt else self.read()
+        for conflicts in range(MAX_CONFLICTS):
+            stored = receipt.attempt(attempt.id)
+            if expected is not None and stored != expected:
+                return receipt
+            stored = stored or attempt  # absent after a lost update: add it again
+            if event not in TRANSITIONS[stored.outcome]:
+                log.info(
+                    "The receipt keeps attempt %s as %s: it is better evidence.", stored.id, stored.outcome
+                )
+                return receipt
+            changed = stored.after(event, **facts)
+            if changed == receipt.attempt(attempt.id):
+                return receipt
+            if self._write(receipt.with_attempt(changed)) and self.verified:
+                return self.last
+            receipt = self.read()
+            if receipt.attempt(attempt.id) == changed:
+                return receipt  # also if the response to this write was lost
+            clock.pause(random.uniform(0, 0.05 * (1 + conflicts)))
+        raise JojoKeyStoreError(
+            f"Other processes wrote to {self.uri} {MAX_CONFLICTS} times while this one tried to.",
+            "If nothing else writes there, the store mishandles conditional writes: "
+            "run `airflow jojokey check --bucket`.",
+            transient=True,
+        )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether :attr:`last` is what S3 holds, as far as this process knows."""
+        return self._receipt is not None
+
+    @property
+    def last(self) -> Receipt:
+        """The receipt as it was last read or written; an empty one before that."""
+        return self._receipt or self._empty
+
+    def _write(self, receipt: Receipt) -> bool:
+        etag = self._store.write(self.bucket, self.key, receipt.to_json(), replacing=self._etag)
+        if etag is None:
+            return False
+        self._etag, self._receipt = etag, receipt
+        return True

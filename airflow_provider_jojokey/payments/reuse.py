@@ -1,0 +1,39 @@
+"""Check that images which were paid for are still in S3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_provider_jojokey.payments import errors
+from airflow_provider_jojokey.payments.attempt import Attempt
+from airflow_provider_jojokey.payments.receipt import Receipt
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.payments.context import Context
+
+
+def images_exist(context: Context, attempt: Attempt, receipt: Receipt) -> bool:
+    """Return whether a complete attempt's images are in S3 as they were stored.
+
+    :raises JojoKeyReceiptError: if they are not, and this task has paid for them: paying again is for a
+        person to decide
+    :raises JojoKeyStoreError: if S3 doesn't say
+    """
+    problem = _problem(context, attempt, receipt)
+    if problem and attempt.owner.is_task_of(context.job.owner):
+        raise errors.missing_image(problem)
+    return not problem
+
+
+def _problem(context: Context, attempt: Attempt, receipt: Receipt) -> str:
+    """Return what happened to an attempt's images, without a full stop; nothing if they are there."""
+    position = [other.id for other in receipt.attempts].index(attempt.id)
+    keys = {image.key for image in attempt.images}
+    for later in receipt.attempts[position + 1 :]:
+        if any(image.key in keys for image in later.images):
+            same = later.owner.is_task_of(attempt.owner)
+            return f"{'a later attempt' if same else 'another Dag run'} has overwritten it"
+    for image in attempt.images:
+        if not context.store.holds(image):
+            return f"{image.uri} is missing or has changed"
+    return ""

@@ -1,0 +1,54 @@
+"""Look, before anything is paid, at the keys where the images will be stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.payments.context import Context
+    from airflow_provider_jojokey.payments.receipt import Receipt
+
+
+def are_free(context: Context) -> bool:
+    """Return whether this looks like the first request for a key, so that its receipt need not be read.
+
+    It is only a guess that saves a request: the claim is written on the condition that there is no receipt.
+    So it is made only where conditional writes are verified, and not for retries.
+    """
+    job = context.job
+    if job.replace or job.reuse == "always" or job.owner.try_number > 1:
+        return False
+    if not context.receipts.verified or context.has_spools():
+        return False
+    return all(context.store.exists(job.destination.bucket, key) is False for key in _keys(context))
+
+
+def may_be_written(context: Context, receipt: Receipt) -> bool:
+    """Return whether the images overwrite only objects that the receipt mentions.
+
+    :return: ``False`` if the receipt has changed since it was read, so that it must be looked at again
+    :raises JojoKeyRequestError: if they would overwrite another object
+    :raises JojoKeyStoreError: if S3 gives no answer
+    """
+    job = context.job
+    if job.replace:
+        return True
+    mentioned = {image.key for attempt in receipt.attempts for image in attempt.images}
+    for key in _keys(context):
+        if key not in mentioned and context.store.exists(job.destination.bucket, key):
+            if context.receipts.read() != receipt:
+                return False
+            raise JojoKeyRequestError(
+                f"{job.destination.uri(key)} exists, and no receipt mentions it, so it is not overwritten.",
+                "Choose another s3_key, delete the object, or set replace=True.",
+            )
+    return True
+
+
+def _keys(context: Context) -> list[str]:
+    """Return the keys of the images, as far as their type is known before they arrive."""
+    request, destination = context.job.request, context.job.destination
+    extension = "jpg" if request.output_format == "jpeg" else request.output_format or "png"
+    return [destination.key_for(index, extension) for index in range(request.n)]

@@ -1,0 +1,163 @@
+"""``jojokey attempts`` and ``jojokey resolve``: what a person reads from a receipt and records in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from store.buckets import Bucket
+
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
+from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.sandbox import Gateway
+
+from .conftest import Run, Told
+
+URI = "s3://posters/fox.png"
+LOST = "a fox [sandbox: reset times=1]"
+
+
+@pytest.fixture
+def lost(jojokey: Run, gateway: Gateway, bucket: Bucket) -> Told:
+    """A request whose response was lost, so its outcome is unknown."""
+    return jojokey("generate", LOST, "--out", URI)
+
+
+def receipt(bucket: Bucket, key: str = "fox.png") -> Receipt:
+    answer = bucket.client().get_object(Bucket=bucket.name, Key=f"_jojokey/{key}.json")
+    return Receipt.from_json(answer["Body"].read())
+
+
+def write(bucket: Bucket, changed: Receipt) -> None:
+    key = f"_jojokey/{changed.key}.json"
+    bucket.client().put_object(Bucket=bucket.name, Key=key, Body=changed.to_json())
+
+
+def test_attempts_shows_evidence_for_each_attempt(jojokey: Run, lost: Told) -> None:
+    (row,) = jojokey("attempts", URI, "-o", "json").rows
+
+    assert (row["outcome"], row["billed"], row["sends"]) == ("unknown", "unknown", 1)
+    assert "gateway log" in row["evidence"]
+
+
+@pytest.mark.parametrize("uri", [URI, "s3://posters/_jojokey/fox.png.json"])
+def test_attempts_accepts_image_and_receipt_uri(jojokey: Run, lost: Told, uri: str) -> None:
+    assert len(jojokey("attempts", uri, "-o", "json").rows) == 1
+
+
+def test_attempts_lists_images_and_table_is_readable(jojokey: Run, bucket: Bucket, gateway: Gateway) -> None:
+    jojokey("generate", "a fox", "--out", URI)
+
+    told = jojokey("attempts", URI)
+
+    assert "complete" in told.out
+    assert f"image: {URI}" in told.err
+
+
+def test_attempts_of_missing_receipt_fails(jojokey: Run, bucket: Bucket) -> None:
+    told = jojokey("attempts", "s3://posters/nothing.png")
+    assert (told.code, told.out) == (1, "")
+    assert "doesn't exist" in told.err
+
+
+def test_not_billed_statement_lets_the_image_be_paid(
+    jojokey: Run, lost: Told, gateway: Gateway, bucket: Bucket
+) -> None:
+    again = jojokey("generate", LOST, "--out", URI)
+    assert again.code == 4
+    assert len(gateway.requests) == 1
+
+    told = jojokey("resolve", URI, "--not-billed", "--note", "ticket 12")
+    made = jojokey("generate", LOST, "--out", URI)
+
+    assert told.code == 0
+    assert made.code == 0
+    assert len(gateway.requests) == 2
+    first, second = receipt(bucket).attempts
+    assert (first.outcome, second.outcome) == (Outcome.NOT_BILLED, Outcome.COMPLETE)
+    assert first.resolution is not None
+    assert (first.resolution["billed"], first.resolution["note"]) == ("no", "ticket 12")
+    assert first.resolution["by"]
+    assert first.resolution["at"]
+
+
+def test_billed_statement_keeps_the_image_unpaid(jojokey: Run, lost: Told, gateway: Gateway) -> None:
+    assert jojokey("resolve", URI, "--billed").code == 0
+
+    again = jojokey("generate", LOST, "--out", URI)
+
+    assert again.code == 4
+    assert "a person recorded that it was billed" in again.err
+    assert len(gateway.requests) == 1
+
+
+def test_request_id_adds_usage_from_gateway_log(
+    jojokey: Run, lost: Told, gateway: Gateway, bucket: Bucket
+) -> None:
+    (record,) = gateway.ledger
+    jojokey("resolve", URI, "--billed", "--request-id", record.request_id)
+
+    jojokey("generate", LOST, "--out", URI)
+
+    (attempt,) = receipt(bucket).attempts
+    assert attempt.usage is not None
+    assert attempt.usage["total_tokens"] == record.total_tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("s3://posters/fox.png",), 2, "either --billed or --not-billed"),
+        (("s3://posters/fox.png", "--billed", "--not-billed"), 2, "either --billed or --not-billed"),
+        (("fox.png", "--billed"), 2, "bucket"),
+        (("s3://posters/", "--billed"), 2, "s3_key"),
+        (("s3://posters/nothing.png", "--billed"), 2, "0 attempts"),
+        (("s3://posters/fox.png", "--billed", "--attempt", "zz"), 2, "0 attempts"),
+    ],
+)
+def test_resolve_rejects_unclear_statements(
+    jojokey: Run, lost: Told, bucket: Bucket, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    before = receipt(bucket)
+
+    told = jojokey("resolve", *arguments)
+
+    assert told.code == code
+    assert words in told.err
+    assert receipt(bucket) == before
+
+
+def test_resolve_asks_which_of_several_attempts(jojokey: Run, lost: Told, bucket: Bucket) -> None:
+    known = receipt(bucket)
+    other = replace(known.attempts[0], id="f" * 32)
+    write(bucket, known.with_attempt(other))
+
+    assert jojokey("resolve", URI, "--billed").code == 2
+    assert jojokey("resolve", URI, "--billed", "--attempt", "fff").code == 0
+
+    assert [attempt.outcome for attempt in receipt(bucket).attempts] == [Outcome.UNKNOWN, Outcome.BILLED]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda attempt: replace(attempt, outcome=Outcome.COMPLETE),
+        lambda attempt: replace(
+            attempt, outcome=Outcome.OPEN, lease_until=attempt.started_at.replace(year=2999),
+            worker=replace(attempt.worker, identity="another host"),
+        ),
+    ],
+    ids=["complete", "in flight elsewhere"],
+)  # fmt: skip
+def test_resolve_does_not_contradict_better_evidence(
+    jojokey: Run, lost: Told, bucket: Bucket, change: Callable[[Attempt], Any]
+) -> None:
+    known = receipt(bucket)
+    write(bucket, known.with_attempt(change(known.attempts[0])))
+
+    told = jojokey("resolve", URI, "--not-billed", "--attempt", known.attempts[0].id)
+
+    assert told.code == 1
+    assert receipt(bucket).attempts[0].resolution is None

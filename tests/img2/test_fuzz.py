@@ -1,0 +1,11 @@
+"""A short run of the fuzzer; ``make fuzz`` runs a million cases."""
+
+from __future__ import annotations
+
+from .fuzz import run
+
+
+def test_mutated_responses_do_no_harm() -> None:
+    outcomes = run(first=20_261_128, count=4_000)
+    assert outcomes["images"] > 500
+    assert outcomes["errors"] > 500

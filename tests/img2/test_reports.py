@@ -1,0 +1,478 @@
+"""What gateways were seen to send, one row each: replies and errors that the documentation does not promise.
+
+A comment names the public report that a row was taken from. Each row goes through the client, against a raw
+server, as it would on the wire.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from loopback import Exchange, Server
+from PIL import Image
+
+from airflow_provider_jojokey.img2 import Client, Generation, ImageRequest, Img2Error, Kind, download
+
+TOKEN = "sk-only-for-tests-0123456789"
+ID = {"X-Oneapi-Request-Id": "2026112823085401726269"}
+LITELLM = {"x-litellm-call-id": "3f1c", "x-litellm-version": "1.106.2"}
+SIZE = (1024, 1024)
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = SIZE, color: str = "navy") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, color).save(out, kind)
+    return out.getvalue()
+
+
+PNG = picture()
+JPEG = picture("JPEG")
+WEBP = picture("WEBP")
+BLURRED = picture(color="gray")
+B64 = base64.b64encode(PNG).decode()
+USAGE = {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}
+ITEM = {"b64_json": B64}
+
+
+@dataclass
+class Row:
+    """One response and what has to come of it."""
+
+    name: str
+    body: bytes
+    status: int = 200
+    headers: dict[str, str] | None = None
+    request: ImageRequest | None = None
+    raw: bool = False
+    """Whether the body is the whole response, with its head, or what comes before its head."""
+    kind: Kind | None = None
+    """``None``: the image arrives."""
+    billed: str = "yes"
+    tokens: int | None = None
+    words: str = ""
+    """What the error or a warning says; several pieces are separated by ``|``."""
+    never: str = ""
+    posts: int = 1
+
+
+def doc(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def data(*items: Any, **fields: Any) -> bytes:
+    return doc({"created": 1, "data": list(items), **fields})
+
+
+def sse(*events: Any, done: bool = True, end: str = "\n") -> bytes:
+    lines = []
+    for event in events:
+        if isinstance(event, dict) and (name := event.get("type")):
+            lines.append(f"event: {name}{end}")
+        lines.append(f"data: {event if isinstance(event, str) else json.dumps(event)}{end}{end}")
+    return "".join([*lines, f"data: [DONE]{end}{end}" if done else ""]).encode()
+
+
+def completed(**fields: Any) -> dict[str, Any]:
+    return {"type": "image_generation.completed", "b64_json": B64, **fields}
+
+
+def partial(index: int = 0, kind: str = "image_generation.partial_image", **fields: Any) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "b64_json": base64.b64encode(BLURRED).decode(),
+        "partial_image_index": index,
+        **fields,
+    }
+
+
+def error(code: str | None = "", message: str = "Something is wrong", **fields: Any) -> bytes:
+    return doc(
+        {"error": {"message": message, "type": fields.pop("type", "upstream_error"), "code": code, **fields}}
+    )
+
+
+def ok_head(body: bytes, *headers: str) -> bytes:
+    lines = ["HTTP/1.1 200 OK", *headers, f"Content-Length: {len(body)}"]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def interim(*statuses: int, header: str = "") -> bytes:
+    return b"".join(f"HTTP/1.1 {status} Interim\r\n{header}\r\n".encode() for status in statuses)
+
+
+def chunked(*pieces: bytes, last: bool = True) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return (
+        head
+        + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+        + (b"0\r\n\r\n" if last else b"")
+    )
+
+
+GOOD = data(ITEM, usage=USAGE)
+STREAM = ImageRequest("a fox", stream=True)
+TWO = ImageRequest("a fox", n=2)
+THREE = ImageRequest("a fox", n=3)
+
+INTERIM = [
+    Row("102, repeated", interim(*[102] * 40) + ok_head(GOOD), raw=True, tokens=206),  # QuantumNous/new-api#4506
+    Row("103 with headers", interim(103, header="Link: </a.css>; rel=preload\r\n") + ok_head(GOOD), raw=True,
+        tokens=206),  # notatallshaw/nab#1130
+    Row("100, 102 and 103", interim(100, 102, 103) + ok_head(GOOD), raw=True, tokens=206),
+    Row("199 before an error", interim(199) + b"HTTP/1.1 400 Bad\r\nX-Oneapi-Request-Id: 1\r\nContent-Length: 2\r\n\r\n{}",
+        raw=True, kind=Kind.REQUEST, billed="no"),
+    Row("103 and then nothing", interim(103), raw=True, kind=Kind.UNKNOWN_OUTCOME, billed="unknown"),
+]  # fmt: skip
+
+ENVELOPES = [
+    Row("data as an object", doc({"data": ITEM, "usage": USAGE}), tokens=206),
+    Row("a list at the root", doc([ITEM])),
+    Row("images of objects", doc({"images": [ITEM], "usage": USAGE}), tokens=206),
+    Row("images of bare base64", doc({"images": [B64]})),
+    Row("images of data URIs", doc({"images": [f"data:image/png;base64,{B64}"]})),
+    Row("code and nested data", doc({"code": 0, "data": {"data": [ITEM], "usage": USAGE}}), tokens=206),
+    Row("result", doc({"result": {"images": [ITEM]}})),
+    Row("predictions", doc({"predictions": [{"bytesBase64Encoded": B64, "mimeType": "image/png"}]})),  # googleapis/js-genai#813
+    Row("201", GOOD, status=201, tokens=206),
+    Row("202", GOOD, status=202, tokens=206),
+    Row("a data URI in b64_json", data({"b64_json": f"data:image/png;base64,{B64}"})),
+    Row("base64 in url", data({"url": B64})),
+    Row("a good reply with status and message", doc({"status": "completed", "message": "ok", "data": [ITEM]})),
+]  # fmt: skip
+
+BASE64 = [
+    Row("URL-safe", data({"b64_json": B64.replace("+", "-").replace("/", "_")})),
+    Row("without padding", data({"b64_json": B64.rstrip("=")})),
+    Row("URL-safe without padding", data({"b64_json": B64.translate(str.maketrans("+/", "-_")).rstrip("=")})),
+    Row("in lines of 76", data({"b64_json": "\n".join(B64[i : i + 76] for i in range(0, len(B64), 76))})),
+    Row("broken in one of two", data({"b64_json": B64[:40] + "*" + B64[41:]}, ITEM), request=TWO,
+        words="1 of 2 requested images arrived|base64 is broken"),
+    Row("broken", data({"b64_json": B64[:40] + "*" + B64[41:]}), kind=Kind.REPLY, words="base64 is broken"),
+]  # fmt: skip
+
+BEGINNINGS = [
+    Row("newline pings, then JSON", chunked(b"\n", b"\n", b"\n", GOOD), raw=True, tokens=206),
+    Row("newline pings, then a stream", chunked(b"\n", b"\r\n", sse(completed(usage=USAGE))), raw=True, request=STREAM,
+        tokens=206),
+    Row("spaces in pieces of their own", chunked(b" ", b" \t", GOOD), raw=True, tokens=206),
+    Row("a byte order mark", b"\xef\xbb\xbf" + GOOD, tokens=206),
+    Row("a byte order mark before a stream", b"\xef\xbb\xbf" + sse(completed(usage=USAGE)), request=STREAM, tokens=206),
+    Row("a stream called JSON", sse(completed(usage=USAGE)), headers={"Content-Type": "application/json"}, tokens=206),
+    Row("JSON called a stream", GOOD, headers={"Content-Type": "text/event-stream"}, request=STREAM, tokens=206),
+    Row("JSON lines", doc(partial()) + b"\n" + doc(completed(usage=USAGE)) + b"\n", request=STREAM, tokens=206),
+]  # fmt: skip
+
+STREAMS = [
+    Row("a link in the completed event", sse({"type": "image_generation.completed", "url": "/own/fox.png", "usage": USAGE}),
+        request=STREAM, tokens=206),  # Railgun19457/astrbot_plugin_image_generation#55
+    Row("an edit's preview before the image", sse(partial(kind="image_edit.partial_image"), completed(usage=USAGE)),
+        request=STREAM, tokens=206),
+    Row("only an edit's preview", sse(partial(kind="image_edit.partial_image")), request=STREAM, kind=Kind.REPLY,
+        words="before an image was complete"),  # openai/openai-node#2617
+    Row("a preview by its type alone", sse({**partial(), "partial_image_index": None}), request=STREAM, kind=Kind.REPLY),
+    Row("chunks", sse({"type": "image.chunk", "b64_json": base64.b64encode(BLURRED).decode()}), request=STREAM,
+        kind=Kind.REPLY),  # maximhq/bifrost#980
+    Row("previews of the Responses API", sse(
+        {"type": "response.image_generation_call.partial_image", "partial_image_b64": base64.b64encode(BLURRED).decode()},
+        {"type": "response.output_item.done", "item": {"type": "image_generation_call", "result": B64}},
+        {"type": "response.completed", "response": {"output": [{"result": B64}], "usage": USAGE}}),
+        request=STREAM, tokens=206),  # NousResearch/hermes-agent#76981
+    Row("carriage returns alone", sse(partial(), completed(usage=USAGE), end="\r"), request=STREAM, tokens=206),
+    Row("no blank lines between events", b"".join(b"data: " + doc(one) + b"\n" for one in (partial(), completed(usage=USAGE))),
+        request=STREAM, tokens=206),
+    Row("usage in an event of its own", sse(completed(), {"type": "image_generation.usage", "usage": USAGE}),
+        request=STREAM, tokens=206),
+    Row("a large event in one chunk without a last chunk", chunked(sse(completed(usage=USAGE), done=False), last=False),
+        raw=True, request=STREAM, tokens=206),  # Railgun19457/astrbot_plugin_image_generation#65
+]  # fmt: skip
+
+STREAM_ERRORS = [
+    Row("flat", sse({"type": "error", "code": "server_error", "message": "The model failed"}), request=STREAM,
+        kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="The model failed|server_error"),
+    Row("nested", sse({"type": "error", "error": {"code": "moderation_blocked", "message": "Not allowed"}}),
+        request=STREAM, kind=Kind.CONTENT, billed="unknown", words="Not allowed"),
+    Row("a text", sse({"error": "upstream is busy"}), request=STREAM, kind=Kind.UNKNOWN_OUTCOME, billed="unknown",
+        words="upstream is busy"),
+    Row("plain text in an event named error", b"event: error\ndata: upstream is busy\n\n", request=STREAM,
+        kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="upstream is busy"),
+    Row("a failed event", sse({"type": "image_generation.failed", "message": "out of memory"}), request=STREAM,
+        kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="out of memory"),
+    Row("a failed response", sse({"type": "response.failed", "response": {"error": {"code": "content_filter",
+        "message": "filtered"}}}), request=STREAM, kind=Kind.CONTENT, billed="unknown", words="filtered"),
+    Row("bare JSON", b": PING\n\n" + error("content_filter", "filtered") + b"\n\n", request=STREAM, kind=Kind.CONTENT,
+        billed="unknown", words="filtered"),
+    Row("after one of two images", sse(completed(usage=USAGE), {"type": "error", "message": "no more"}),
+        request=ImageRequest("a fox", n=2, stream=True), tokens=206, words="1 of 2 requested images arrived"),
+]  # fmt: skip
+
+FRAMING = [
+    Row("no last chunk", chunked(GOOD, last=False), raw=True, tokens=206),  # Wei-Shaw/sub2api#6410
+    Row("Content-Length too long", ok_head(GOOD).replace(b"Content-Length: ", b"Content-Length: 9"), raw=True, tokens=206),
+    Row("a second document", GOOD + doc({"error": {"message": "late"}}), tokens=206),
+    Row("something behind the document", GOOD + b"\n\n<!-- cached -->", tokens=206),
+    Row("the end of the document is missing", GOOD[:-1], tokens=206),
+    Row("the usage is missing", GOOD[: GOOD.index(b', "usage"')]),
+    Row("the second image is missing", doc({"usage": USAGE, "data": [ITEM, ITEM]})[:-200], request=TWO, kind=Kind.REPLY,
+        tokens=206),
+]  # fmt: skip
+
+NORMAL_USAGE = [
+    Row("a text", data(ITEM, usage={"total_tokens": "253"}), tokens=253),
+    Row("floats", data(ITEM, usage={"input_tokens": 10.0, "output_tokens": 243.0, "total_tokens": 253.0}), tokens=253),
+    Row("the chat API's names", data(ITEM, usage={"prompt_tokens": 53, "completion_tokens": 200,
+        "input_tokens_details": {"text_tokens": 53}}), tokens=253),  # Helicone/helicone#5003
+    Row("Gemini's names", doc({"data": [ITEM], "usageMetadata": {"promptTokenCount": 53, "candidatesTokenCount": 200}}),
+        tokens=253),  # laravel/ai#482
+    Row("all zeros mean unknown", data(ITEM, usage={"input_tokens": 0, "output_tokens": 0, "total_tokens": 0})),
+    Row("no numbers", data(ITEM, usage={"total_tokens": float("nan"), "input_tokens": True, "output_tokens": None})),
+    Row("a list", data(ITEM, usage=[1, 2])),
+]  # fmt: skip
+
+LINKS = [
+    Row("relative to the gateway", data({"url": "/own/fox.png"})),
+    Row("without a slash", data({"url": "own/fox.png"})),
+    Row("a bare link in a list", doc({"images": ["/own/fox.png"]})),
+    Row("image_url", doc({"output": [{"image_url": {"url": "/own/fox.png"}}]})),
+    Row("a list of links", data({"url": ["/own/fox.png"]})),  # dickpy/dsh-imagegen#10
+    Row("image_urls", doc({"output": {"image_urls": ["/own/fox.png"]}})),  # liliMozi/openhanako#1684
+    Row("404 for the first moments", data({"url": "/own/later.png"})),
+    Row("403 is final", data({"url": "/own/forbidden.png?Signature=s3cret"}), kind=Kind.REPLY,
+        words="HTTP 403|/own/forbidden.png|It is paid for", never="s3cret"),
+    Row("404 for good", data({"url": "/own/gone.png?Signature=s3cret"}), kind=Kind.REPLY,
+        words="HTTP 404|/own/gone.png", never="s3cret"),
+]  # fmt: skip
+
+TASKS = [
+    Row("in a list", doc({"code": 200, "data": [{"status": "submitted", "task_id": "t1"}]}), kind=Kind.REPLY,
+        words="a task (ID t1), which this package does not wait for"),  # QuantumNous/new-api#4711
+    Row("in an object", doc({"success": True, "data": {"task_id": "t1", "status": "submitted"}}), status=202,
+        kind=Kind.REPLY, words="a task (ID t1)"),  # dickpy/dsh-imagegen#10
+    Row("at the root", doc({"id": "t1", "object": "image.generation.task", "status": "queued"}), kind=Kind.REPLY,
+        words="a task (ID t1)"),
+    Row("in output", doc({"output": {"task_id": "t1", "task_status": "PENDING"}, "request_id": "r"}), kind=Kind.REPLY,
+        words="a task (ID t1)"),
+]  # fmt: skip
+
+AVIF = base64.b64encode(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(200)).decode()
+TYPES = [
+    Row("AVIF", data({"b64_json": AVIF}), kind=Kind.REPLY, words="image 1 is an AVIF image, not PNG, JPEG or WebP"),
+    Row("GIF", data({"b64_json": base64.b64encode(picture("GIF", (8, 8))).decode()}), kind=Kind.REPLY, words="a GIF image"),
+    Row("a sentence", data({"b64_json": base64.b64encode(b"The image could not be drawn").decode()}), kind=Kind.REPLY,
+        words="no image"),
+    Row("a PNG that is cut short", data({"b64_json": base64.b64encode(PNG[:-20]).decode()}), kind=Kind.REPLY,
+        words="cut short"),
+    Row("a JPEG that is cut short", data({"b64_json": base64.b64encode(JPEG[:-20]).decode()}), kind=Kind.REPLY,
+        words="cut short"),
+    Row("a WebP that is cut short", data({"b64_json": base64.b64encode(WEBP[:-20]).decode()}), kind=Kind.REPLY,
+        words="cut short"),
+    Row("bytes behind the image", data({"b64_json": base64.b64encode(PNG + b"trailing").decode()}), never="cut short"),
+]  # fmt: skip
+
+WORDS = [
+    Row("FastAPI", doc({"detail": [{"loc": ["body", "size"], "msg": "size is not supported"}]}), status=422,
+        kind=Kind.REQUEST, billed="no", words="body.size: size is not supported"),
+    Row("a message at the root", doc({"message": "Forbidden by policy X"}), status=403, kind=Kind.EDGE_BLOCKED,
+        billed="no", words="Forbidden by policy X"),
+    Row("msg", doc({"code": 1004, "msg": "余额不足"}), status=400, headers=ID, kind=Kind.REQUEST, billed="no", words="余额不足"),
+    Row("a problem document", doc({"type": "about:blank", "title": "Bad size", "detail": "use 1024x1024"}), status=400,
+        kind=Kind.REQUEST, billed="no", words="use 1024x1024"),
+    Row("errors", doc({"errors": [{"message": "first"}, {"message": "second"}]}), status=400, kind=Kind.REQUEST,
+        billed="no", words="first; second"),
+    Row("the provider's own words", error("", "Provider returned error", metadata={"raw": '{"error":{"message":"too dark"}}'}),
+        status=400, headers=ID, kind=Kind.REQUEST, billed="no", words="Provider returned error: too dark"),
+    Row("JSON in the message", error("FORBIDDEN", json.dumps({"error": "Forbidden", "message": json.dumps(
+        {"error": {"message": "temporarily blocked"}})})), status=403, kind=Kind.ACCESS, billed="no",
+        words="temporarily blocked"),  # pollinations/pollinations#8848
+    Row("no words at all", doc({"ok": False}), status=400, kind=Kind.REQUEST, billed="no", words="The gateway gave no reason"),
+]  # fmt: skip
+
+ADVICE = [
+    Row("the channel's key", error("invalid_api_key", "Incorrect API key provided"), status=401, headers=ID,
+        kind=Kind.NO_CHANNEL, billed="no", words="The key of the gateway's channel was rejected|support"),
+    Row("the channel's key, by new-api's code", error("channel:invalid_key"), status=401, headers=ID, kind=Kind.NO_CHANNEL,
+        billed="no", words="The key of the gateway's channel was rejected"),
+    Row("the channel's login", error(None, type="authentication_error"), status=401, headers=ID, kind=Kind.NO_CHANNEL,
+        billed="no", words="The key of the gateway's channel"),
+    Row("the user's own token", error("", "无效的令牌", type="new_api_error"), status=401, headers=ID, kind=Kind.TOKEN, billed="no"),
+    Row("no deployment", error("DeploymentNotFound"), status=404, headers=ID, kind=Kind.NO_CHANNEL, billed="no",
+        words="channel"),
+]  # fmt: skip
+
+CLASSES = [
+    Row("content_filter", error("content_filter"), status=400, headers=ID, kind=Kind.CONTENT, billed="no"),  # stanford-crfm/helm#3327
+    Row("contentFilter", error("contentFilter"), status=400, headers=ID, kind=Kind.CONTENT, billed="no"),
+    Row("content_policy_violation", error("content_policy_violation", type="invalid_request_error"), status=400, headers=ID,
+        kind=Kind.CONTENT, billed="no"),  # BerriAI/litellm#19372
+    Row("content_policy_violation at 422", doc({"success": False, "error": {"message": "Rejected", "code":
+        "content_policy_violation"}}), status=422, kind=Kind.CONTENT, billed="no"),  # pollinations/pollinations#12067
+    Row("DataInspectionFailed", error("DataInspectionFailed"), status=400, headers=ID, kind=Kind.CONTENT, billed="no"),
+    Row("prompt_blocked", error("prompt_blocked"), status=500, headers=ID, kind=Kind.CONTENT, billed="no"),
+    Row("an inner code", error("400", inner_error={"code": "ResponsibleAIPolicyViolation"}), status=400, headers=ID,
+        kind=Kind.CONTENT, billed="no"),
+    Row("entitlement", error("entitlement_exhausted"), status=403, headers=ID, kind=Kind.QUOTA, billed="no"),
+    Row("model_price_error", error("model_price_error"), status=500, headers=ID, kind=Kind.ACCESS, billed="no",
+        words="administrator"),
+    Row("channel:model_mapped_error", error("channel:model_mapped_error"), status=500, headers=ID, kind=Kind.ACCESS,
+        billed="no", words="administrator"),
+    Row("channel:no_available_key", error("channel:no_available_key"), status=500, headers=ID, kind=Kind.NO_CHANNEL, billed="no"),
+    Row("get_channel_failed", error("get_channel_failed"), status=500, headers=ID, kind=Kind.NO_CHANNEL, billed="no"),
+    Row("convert_request_failed", error("convert_request_failed"), status=500, headers=ID, kind=Kind.REQUEST, billed="no"),
+    *[Row(f"unmarked {status}", error(""), status=status, kind=Kind.UNKNOWN_OUTCOME, billed="unknown")
+      for status in (424, 425, 499)],
+    Row("an image request's error of the user", error(None, "Streaming must have non-zero partial images.",
+        type="image_generation_user_error"), status=400, headers=ID, kind=Kind.REQUEST, billed="no",
+        words="non-zero partial images"),  # QuantumNous/new-api#1234
+]  # fmt: skip
+
+RELAYS = [
+    Row("a rate limit", error("429", "litellm.RateLimitError: slow down"), status=429, headers=LITELLM,
+        kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="A proxy in front of JojoKey|num_retries: 0"),
+    Row("no channel, with the gateway's ID in the message", error("model_not_found", "No channel (request id: 20261)"),
+        status=503, headers=LITELLM, kind=Kind.UNKNOWN_OUTCOME, billed="unknown"),
+    Row("the gateway's header relayed", error("do_request_failed"), status=500, headers={**LITELLM, **ID},
+        kind=Kind.UNKNOWN_OUTCOME, billed="unknown"),
+    Row("a budget", error("429", "Budget has been exceeded!", type="budget_exceeded"), status=429, headers=LITELLM,
+        kind=Kind.QUOTA, billed="unknown"),  # BerriAI/litellm#4606
+    Row("a code that is a status", error("400", "litellm.ContentPolicyViolationError", type="content_policy_violation"),
+        status=400, headers=LITELLM, kind=Kind.CONTENT, billed="unknown"),
+    Row("a token", error("401", "Authentication Error", type="auth_error"), status=401, headers=LITELLM, kind=Kind.TOKEN,
+        billed="unknown"),
+    Row("response_format", error("400", "litellm.UnsupportedParamsError: response_format"), status=400, headers=LITELLM,
+        kind=Kind.REQUEST, billed="unknown", words="drop_params"),
+    Row("by its message", error("500", "litellm.Timeout: no answer"), status=400, kind=Kind.REQUEST, billed="unknown"),
+    Row("a count of retries", error(""), status=429, headers={"x-retry-count": "2"}, kind=Kind.UNKNOWN_OUTCOME, billed="unknown"),
+    Row("Portkey", error(""), status=429, headers={"x-portkey-retry-attempt-count": "1"}, kind=Kind.UNKNOWN_OUTCOME,
+        billed="unknown"),
+    Row("an image all the same", GOOD, headers=LITELLM, tokens=206),
+]  # fmt: skip
+
+DIFFERENT = [
+    Row("another size", data({"b64_json": base64.b64encode(picture(size=(1254, 1254))).decode()}),
+        words="The image is 1254x1254, not 1024x1024"),  # marcusquinn/aidevops#31094
+    Row("another format", data(ITEM), request=ImageRequest("a fox", output_format="webp"),
+        words="The image is image/png, not image/webp"),  # router-for-me/CLIProxyAPI#4114
+    Row("what was requested", data({"b64_json": base64.b64encode(JPEG).decode()}),
+        request=ImageRequest("a fox", output_format="jpeg"), never="The image is"),
+    Row("any size", data({"b64_json": base64.b64encode(picture(size=(64, 64))).decode()}),
+        request=ImageRequest("a fox", size="auto"), never="The image is"),
+]  # fmt: skip
+
+SLOTS = [
+    Row("one of three flagged", data(ITEM, {"error": {"code": "content_filter", "message": "flagged"}}, ITEM), request=THREE,
+        words="2 of 3 requested images arrived: image 2: it is missing (flagged)"),
+    Row("one of three empty", data(ITEM, {"b64_json": ""}, ITEM), request=THREE, words="2 of 3 requested images"),
+    Row("n downgraded", data(ITEM), request=THREE, words="1 of 3 requested images arrived; the gateway gave no reason"),
+    Row("all flagged", data({"error": {"code": "content_filter", "message": "flagged"}}), kind=Kind.CONTENT, billed="unknown",
+        words="flagged"),
+]  # fmt: skip
+
+TABLES = {
+    "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "streams": STREAMS,
+    "stream errors": STREAM_ERRORS, "framing": FRAMING, "usage": NORMAL_USAGE, "links": LINKS, "tasks": TASKS, "types": TYPES,
+    "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS,
+}  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    generation: Generation | None
+    error: Img2Error | None
+    posts: int
+    facts: list[tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "WAIT", 0.0)
+
+
+def answering(row: Row) -> Callable[[Exchange], None]:
+    fetched: list[str] = []
+
+    def behave(exchange: Exchange) -> None:
+        target = exchange.request.target.partition("?")[0].removeprefix("/v1/images")
+        fetched.append(target)
+        if exchange.request.method == "POST":
+            exchange.send(row.body) if row.raw else exchange.answer(
+                row.status, row.body, **(row.headers or {})
+            )
+        elif target == "/own/later.png" and fetched.count(target) < 3:
+            exchange.answer(404)
+        elif target in ("/own/fox.png", "/own/later.png"):
+            exchange.answer(200, PNG)
+        else:
+            exchange.answer(403 if "forbidden" in target else 404)
+
+    return behave
+
+
+def play(row: Row) -> Outcome:
+    facts: list[tuple[str, str]] = []
+    with Server(answering(row)) as server, Client(TOKEN, server.url, read_timeout=5) as client:
+        generation, failure = None, None
+        try:
+            generation = client.generate(
+                row.request or ImageRequest("a fox"), on_fact=lambda *fact: facts.append(fact)
+            )
+        except Img2Error as error:
+            failure = error
+        posts = sum(1 for request in server.requests if request.method == "POST")
+    return Outcome(generation, failure, posts, facts)
+
+
+def rows() -> Iterator[Any]:
+    for table, members in TABLES.items():
+        for row in members:
+            yield pytest.param(row, id=f"{table}: {row.name}")
+
+
+@pytest.mark.parametrize("row", rows())
+def test_a_reported_response_has_the_right_outcome(row: Row) -> None:
+    outcome = play(row)
+    generation, error = outcome.generation, outcome.error
+    assert outcome.posts == row.posts
+    if row.kind is None:
+        assert generation is not None, str(error)
+        for image in generation.images:
+            image.file.file.seek(0)
+            assert image.file.file.read() != BLURRED
+        said = " ".join(generation.warnings)
+        usage = generation.usage
+        generation.close()
+    else:
+        assert error is not None, "the image arrived"
+        assert (error.kind, error.billed) == (row.kind, row.billed), str(error)
+        said, usage = str(error), error.usage
+        for image in error.salvaged:
+            image.file.close()
+    assert (usage or {}).get("total_tokens") == row.tokens
+    for word in filter(None, row.words.split("|")):
+        assert word in said
+    assert not row.never or row.never not in said
+    assert TOKEN not in said
+    assert B64[:60] not in said
+
+
+def test_each_class_has_at_least_three_members() -> None:
+    assert all(len(members) >= 3 for members in TABLES.values())
+
+
+def test_a_task_id_is_a_fact_and_is_on_the_error() -> None:
+    outcome = play(TASKS[0])
+    assert outcome.error is not None
+    assert outcome.error.task_id == "t1"
+    assert ("task_id", "t1") in outcome.facts
+
+
+def test_a_lost_link_is_whole_on_the_error() -> None:
+    outcome = play(next(row for row in LINKS if row.name == "404 for good"))
+    assert outcome.error is not None
+    (link,) = outcome.error.links
+    assert link.endswith("/own/gone.png?Signature=s3cret")
+    assert ("link", link) in outcome.facts

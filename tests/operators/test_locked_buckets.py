@@ -1,0 +1,185 @@
+"""Buckets whose policy rejects every request without a header, and objects that must not be replaced.
+
+A proxy in front of moto plays the policy: it answers as S3 does to a request that lacks the header.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from store.fault_proxy import FaultProxy, Forward, Request, Response, error
+
+from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+
+KMS = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/posters"}
+ACL = {"ACL": "bucket-owner-full-control"}
+PAYER = {"RequestPayer": "requester"}
+DENIED = "User is not authorized to perform: s3:PutObject with an explicit deny in a resource-based policy"
+
+
+def requires(header: str, value: str, *methods: str) -> Callable[[Request, Forward], Response]:
+    """Return a policy that denies these methods unless the header has the value."""
+
+    def policy(request: Request, forward: Forward) -> Response:
+        if request.method in methods and request.headers.get(header) != value:
+            return error(403, "AccessDenied", DENIED)
+        return forward(request)
+
+    return policy
+
+
+POLICIES = {
+    "kms": (requires("x-amz-server-side-encryption", "aws:kms", "PUT"), KMS),
+    "acl": (requires("x-amz-acl", "bucket-owner-full-control", "PUT"), ACL),
+    "requester pays": (requires("x-amz-request-payer", "requester", "PUT", "GET", "HEAD"), PAYER),
+}
+
+
+@pytest.fixture(params=POLICIES)
+def locked(
+    request: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[FaultProxy, dict[str, Any]]]:
+    """A locked bucket, and the parameters that open it."""
+    policy, extra = POLICIES[request.param]
+    with FaultProxy(store.connection["extra"]["endpoint_url"], policy) as proxy:
+        connection = {**store.connection, "extra": {**store.connection["extra"], "endpoint_url": proxy.url}}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        yield proxy, extra
+
+
+SINGLE = """
+GenerateImageOperator(
+    task_id="image", prompt="a fox", s3_bucket="posters", s3_key="locked/fox.png", {more}
+)
+"""
+BATCH = """
+from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+
+GenerateImageBatchOperator(
+    task_id="image", s3_bucket="posters", max_images_per_run=5,
+    requests=[{{"prompt": "a fox", "s3_key": "locked/0.png"}}, {{"prompt": "an owl", "s3_key": "locked/1.png"}}],
+    {more}
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "keys"),
+    [
+        (SINGLE, ["locked/fox.png"]),
+        (SINGLE.replace("{more}", "deferrable=True, {more}"), ["locked/fox.png"]),
+        (BATCH, ["locked/0.png", "locked/1.png"]),
+    ],
+    ids=["single", "deferred", "batch"],
+)
+def test_s3_extra_args_open_a_locked_bucket(
+    airflow: Any, gateway: Any, store: Any, locked: Any, body: str, keys: list[str]
+) -> None:
+    _, extra = locked
+
+    run = airflow.run("locked", body.format(more=f"s3_extra_args={extra!r}"))
+
+    assert run.state == "success"
+    assert run.xcom("keys") == keys
+    assert len(gateway.ledger) == len(keys)
+    assert set(keys) <= set(store.objects())
+
+
+def test_setting_is_the_default_of_s3_extra_args(
+    airflow: Any, gateway: Any, store: Any, locked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__S3_EXTRA_ARGS", json.dumps(locked[1]))
+
+    run = airflow.run("locked", SINGLE.format(more=""))
+
+    assert (run.state, run.xcom("keys")) == ("success", ["locked/fox.png"])
+
+
+def test_locked_bucket_without_extra_args_costs_nothing(
+    airflow: Any, gateway: Any, store: Any, locked: Any
+) -> None:
+    run = airflow.run("locked", SINGLE.format(more=""))
+
+    assert run.state == "failed"
+    assert not gateway.requests
+
+
+@pytest.mark.parametrize("command", ["check", "generate"])
+def test_cli_opens_a_locked_bucket(gateway: Any, store: Any, locked: Any, command: str) -> None:
+    _, extra = locked
+    arguments = {
+        "check": ["check", "--bucket", "posters"],
+        "generate": ["generate", "a fox", "--out", "s3://posters/locked/cli.png"],
+    }[command]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "airflow_provider_jojokey", *arguments, "-o", "json", *more],
+            env=dict(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    refused = run()
+    opened = run("--s3-extra-args", json.dumps(extra))
+
+    assert refused.returncode != 0
+    assert "explicit deny" in refused.stdout + refused.stderr, "S3's own words"
+    assert opened.returncode == 0, opened.stderr
+    assert len(gateway.ledger) == (command == "generate")
+
+
+def test_unusable_parameter_is_an_import_error() -> None:
+    with pytest.raises(ValueError, match="'Body'"):
+        GenerateImageOperator(
+            task_id="image", prompt="a fox", s3_key="s3://b/k.png", s3_extra_args={"Body": "x"}
+        )
+
+
+@pytest.mark.parametrize("name", ["s3_extra_args", "replace"])
+def test_unusable_rendered_argument_fails_before_payment(
+    airflow: Any, gateway: Any, store: Any, name: str
+) -> None:
+    more = f'{name}="{{{{ params.extra }}}}"'
+
+    run = airflow.run("locked", SINGLE.format(more=more), params={"extra": '{"Key": "x"}'})
+
+    assert run.state == "failed"
+    assert not gateway.requests
+
+
+@pytest.mark.parametrize("body", [SINGLE, SINGLE.replace("{more}", "deferrable=True, {more}"), BATCH])
+def test_unrelated_object_is_not_replaced_and_nothing_is_paid(
+    airflow: Any, gateway: Any, store: Any, body: str
+) -> None:
+    for key in ("locked/fox.png", "locked/0.png", "locked/1.png"):
+        store.client.put_object(Bucket="posters", Key=key, Body=b"a logo")
+
+    run = airflow.run("unrelated", body.format(more=""))
+
+    assert run.state == "failed"
+    assert not gateway.requests
+    assert store.objects()["locked/fox.png"] == b"a logo"
+
+
+def test_replace_true_replaces_an_unrelated_object(airflow: Any, gateway: Any, store: Any) -> None:
+    store.client.put_object(Bucket="posters", Key="locked/fox.png", Body=b"a logo")
+
+    run = airflow.run("unrelated", SINGLE.format(more='replace="true"'))
+
+    assert (run.state, run.xcom("keys")) == ("success", ["locked/fox.png"])
+    assert store.objects()["locked/fox.png"] != b"a logo"
+
+
+def test_next_run_replaces_its_own_fixed_key(airflow: Any, gateway: Any, store: Any) -> None:
+    runs = [airflow.run(f"fixed_{number}", SINGLE.format(more="")) for number in range(2)]
+
+    assert [run.state for run in runs] == ["success", "success"]
+    assert len(gateway.ledger) == 2

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from store.buckets import Bucket, bucket_of, moto_bucket
+
+from airflow_provider_jojokey.payments import context, receipt_store
+from airflow_provider_jojokey.sandbox import Gateway, S3Server
+from airflow_provider_jojokey.store import s3 as s3_store
+
+from .harness import Harness, Time, simulated_hosts
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Bucket]:
+    with moto_bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def time() -> Iterator[Time]:
+    with simulated_hosts() as time:
+        yield time
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten waits that have no setting."""
+    monkeypatch.setattr(context, "POLL", 0.02)
+    monkeypatch.setattr(context, "LOG_DELAY", 0.0)
+    monkeypatch.setattr(receipt_store, "CLAIM_RECHECK", 0.05)
+    monkeypatch.setattr(s3_store, "_known", {})
+
+
+@pytest.fixture
+def harness(
+    moto: Bucket, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, time: Time
+) -> Harness:
+    """A worker with a bucket of its own, on a store with conditional writes."""
+    bucket = replace(moto, name=f"posters-{next(_numbers)}")
+    bucket.client().create_bucket(Bucket=bucket.name)
+    return Harness(gateway, bucket, tmp_path / "spool", monkeypatch, time=time)
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3Server]:
+    """An S3 server without conditional writes, which a test may stop and start."""
+    with S3Server(tmp_path / "objects") as server:
+        yield server
+
+
+@pytest.fixture
+def unconditional(
+    s3: S3Server, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, time: Time
+) -> Harness:
+    """A worker on a store without conditional writes."""
+    return Harness(gateway, bucket_of(s3), tmp_path / "spool", monkeypatch, time=time)

@@ -1,0 +1,394 @@
+"""Images that were received and not stored yet: S3 outages, killed processes, lost and copied spools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
+
+from airflow_provider_jojokey import exceptions
+from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
+from airflow_provider_jojokey.sandbox import Gateway, S3Server
+from airflow_provider_jojokey.store import host as hosts
+from airflow_provider_jojokey.store import spool as spools
+
+from .harness import DiesAfterResponse, Harness, Killed, name_of, when_asked
+
+# --- S3 outages ------------------------------------------------------------------------------------------------------
+
+
+def test_outage_after_response_is_waited_out(unconditional: Harness, s3: S3Server) -> None:
+    harness, gateway = unconditional, unconditional.gateway
+    harness.run(key="first.png")  # the store's conditional writes are tested
+
+    def stop_and_start() -> None:
+        s3.stop()
+        gateway.wait_for_ledger(2)
+        gateway.wait_until_idle()
+        threading.Event().wait(1.0)
+        s3.start()
+
+    gateway.behave(delay=0.5)
+    helper = threading.Thread(target=lambda: (gateway.wait_for_request(2), stop_and_start()))
+    helper.start()
+    manifest = harness.run(n=3)
+    helper.join()
+
+    assert harness.posts == 2
+    assert [len(harness.read(image["key"])) for image in manifest["images"]] == [
+        image["bytes"] for image in manifest["images"]
+    ]
+    assert harness.spooled() == []
+
+
+def test_retry_stores_images_that_s3_did_not_accept(unconditional: Harness, s3: S3Server) -> None:
+    harness = unconditional
+    harness.set(upload_patience=0.1)
+    harness.gateway.behave(delay=0.3)
+    helper = when_asked(harness.gateway, s3.stop)
+
+    error = harness.fail(n=2)
+    helper.join()
+
+    assert isinstance(error, exceptions.JojoKeyStoreError)
+    assert not isinstance(error, AirflowFailException)
+    assert error.billed == "yes"
+    assert error.usage is not None
+    assert error.usage["total_tokens"] == harness.tokens
+    assert "The received images are safe on this host" in error.message
+    assert {"0.image", "1.image", "reply.json"} <= set(harness.spooled())
+
+    still_down = harness.fail(n=2, try_number=2)
+    assert "Nothing was sent or billed" in still_down.message
+    s3.start()
+    manifest = harness.run(n=2, try_number=3)
+
+    assert harness.posts == 1
+    assert len(manifest["images"]) == 2
+    assert manifest["usage"]["total_tokens"] == harness.tokens
+    assert harness.spooled() == []
+    assert harness.outcomes() == ["complete"]
+
+
+def test_retry_stores_part_of_broken_response(unconditional: Harness, s3: S3Server) -> None:
+    harness = unconditional
+    harness.set(upload_patience=0.1)
+    harness.gateway.behave("truncated", delay=0.3, times=1)
+    helper = when_asked(harness.gateway, s3.stop)
+
+    error = harness.fail(n=3)
+    helper.join()
+
+    assert isinstance(error, exceptions.JojoKeyStoreError)
+    assert not isinstance(error, AirflowFailException)  # only a retry can store the image
+    assert error.billed == "yes"
+    assert "0.image" in harness.spooled()
+
+    s3.start()
+    final = harness.fail(n=3, try_number=2)
+
+    assert isinstance(final, exceptions.JojoKeyAlreadyBilledError)
+    assert "1 of 3 images were received and stored: s3://posters/fox-0.png" in final.message
+    assert harness.read("fox-0.png")
+    assert harness.posts == 1
+    assert harness.spooled() == []
+
+
+def test_full_disk_does_not_prevent_upload(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("airflow_provider_jojokey.store.spool.Spool.keep", full)
+
+    assert name_of(harness.end()) == "image"
+    assert harness.outcomes() == ["complete"]
+
+
+def test_spool_is_empty_once_s3_has_everything(harness: Harness) -> None:
+    harness.run()
+    harness.run_with_retries("an owl [sandbox: no_channel]", "owl.png")
+    harness.run_with_retries("an owl [sandbox: truncated]", "owls.png", n=2)
+    assert [path.name for path in harness.spools.iterdir()] == ["id"]
+
+
+def test_old_spools_are_deleted(harness: Harness) -> None:
+    old = harness.spools / ("0" * 32) / ("1" * 32)
+    old.mkdir(parents=True)
+    (old / "0.image").write_bytes(b"nobody came back for it")
+    os.utime(old / "0.image", (1, 1))
+    os.utime(old, (1, 1))
+
+    harness.run()
+
+    assert not old.exists()
+
+
+# --- killed processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [Killed, AirflowTaskTimeout, KeyboardInterrupt, SystemExit])
+def test_task_killed_after_response_loses_nothing(harness: Harness, error: type[BaseException]) -> None:
+    hook = DiesAfterResponse()
+    hook.error = error
+    with pytest.raises(error):
+        harness.run(hook=hook)
+    assert harness.outcomes() == ["open"]
+
+    manifest = harness.run(try_number=2)
+
+    assert (harness.posts, manifest["reused"]) == (1, True)
+    assert manifest["usage"]["total_tokens"] == harness.tokens
+    assert harness.spooled() == []
+
+
+def die(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def killed_before_request(harness: Harness, **job: Any) -> None:
+    """Kill a try between its claim and its request."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("airflow_provider_jojokey.hooks.jojokey.JojoKeyHook.generate", die)
+        with pytest.raises(Killed):
+            harness.run(**job)
+    assert harness.outcomes()[-1] == "open"
+
+
+def test_spool_proves_that_nothing_was_sent(harness: Harness) -> None:
+    killed_before_request(harness)
+
+    harness.run(try_number=2)
+
+    first, second = harness.receipt().attempts
+    assert first.note == "the process ended before it sent the request"
+    assert (str(first.outcome), str(second.outcome)) == ("not_billed", "complete")
+    assert harness.billed == 1
+
+
+def test_try_killed_while_claiming_sent_nothing(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim reached S3, and the process died before it learned that."""
+    claim = ReceiptStore.claim
+
+    def claim_and_die(self: Any, *arguments: Any) -> None:
+        claim(self, *arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReceiptStore, "claim", claim_and_die)
+        with pytest.raises(Killed):
+            harness.run()
+
+    harness.run(try_number=2)
+
+    assert harness.outcomes() == ["not_billed", "complete"]
+
+
+# --- F4: what proves nothing -----------------------------------------------------------------------------------------
+
+
+def lose_folder(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in harness.attempt_folders():
+        shutil.rmtree(folder)
+
+
+def lose_spool(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(harness.spools)
+
+
+def lose_intent(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in harness.attempt_folders():
+        for name in ("intent.json", "sending.json"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def lose_marks_of_sending(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in harness.attempt_folders():
+        for path in folder.iterdir():
+            if path.name != "stamp":
+                path.unlink()
+
+
+def damage_intent(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in harness.attempt_folders():
+        for name in ("intent.json", "sending.json"):
+            if (folder / name).exists():
+                (folder / name).write_text("{")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lose_folder, lose_spool, lose_intent, lose_marks_of_sending, damage_intent],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("log", [True, False], ids=["log", "no log"])
+def test_lost_spool_is_not_proof(
+    harness: Harness, png: bytes, monkeypatch: pytest.MonkeyPatch, loss: Any, log: bool
+) -> None:
+    with Gateway(image=png, log=log) as gateway:
+        harness.gateway = gateway
+        harness.connect()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("airflow_provider_jojokey.store.spool.Spool.note", lambda *_: None)
+            harness.kill()
+        for path in harness.spools.rglob("*.image"):
+            path.unlink()
+        loss(harness, monkeypatch)
+
+        results = harness.run_with_retries(first=2)
+
+        assert isinstance(results[-1], exceptions.JojoKeyAlreadyBilledError)
+        assert results[-1].billed == "unknown"
+        assert harness.posts == 1
+
+
+def from_another_boot(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "boot_id", lambda: "another boot")
+
+
+def from_unknown_boot(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "boot_id", lambda: "")
+
+
+def from_another_machine(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "machine_id", lambda: "another machine")
+
+
+def from_a_backup(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    backup = harness.spools.with_name("backup")
+    shutil.copytree(harness.spools, backup, copy_function=shutil.copy2)
+    shutil.rmtree(harness.spools)
+    shutil.copytree(backup, harness.spools, copy_function=shutil.copy2)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [from_another_boot, from_unknown_boot, from_another_machine, from_a_backup, lose_folder, lose_spool],
+    ids=lambda f: f.__name__,
+)
+def test_unsent_mark_counts_only_where_it_was_written(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, origin: Any
+) -> None:
+    """A backup of the spool from before the request looks like an attempt that sent nothing."""
+    killed_before_request(harness)
+    origin(harness, monkeypatch)
+
+    results = harness.run_with_retries(first=2)
+
+    assert [name_of(result) for result in results][-1] == "JojoKeyAlreadyBilledError"
+    assert harness.posts == 0
+
+
+def test_cleaned_up_spool_does_not_prove_that_nothing_was_sent(harness: Harness, png: bytes) -> None:
+    with Gateway(image=png, log=False) as silent:
+        harness.gateway = silent
+        harness.connect()
+        harness.kill()
+        receipt = harness.receipt()
+        (attempt,) = receipt.attempts
+        old = replace(attempt, started_at=attempt.started_at - timedelta(days=8))
+        document = replace(receipt, attempts=(old,)).to_json()
+        harness.bucket.client().put_object(
+            Bucket=harness.bucket.name, Key="_jojokey/fox.png.json", Body=document
+        )
+        (folder,) = harness.attempt_folders()
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (1, 1))
+        spools.clean(harness.spools)
+        assert not folder.exists()
+
+        error = harness.fail(try_number=2)
+
+        assert isinstance(error, exceptions.JojoKeyAlreadyBilledError)
+        assert error.billed == "unknown"
+        assert harness.posts == 1
+
+
+def test_copied_spool_gets_images_but_proves_nothing(harness: Harness) -> None:
+    """Images in a copied spool are images that were received; marks in it are no evidence."""
+    harness.kill()
+    other = harness.on("clone")
+    shutil.copytree(harness.spools, other.spools)
+    harness.time.skip(1000)
+
+    manifest = other.run(try_number=2)
+
+    assert (manifest["reused"], harness.posts) == (True, 1)
+
+
+# --- F8: images of this host's spool are stored whatever came later --------------------------------------------------
+
+
+def test_image_in_spool_is_stored_after_another_hosts_attempt(harness: Harness) -> None:
+    """This host received an image; another host paid again on request, and its response was lost."""
+    harness.kill()
+    harness.time.skip(1000)
+    other = harness.on("other")
+    other.fail("a fox", try_number=2)
+    wish = {"on_unknown_outcome": "regenerate"}
+    harness.gateway.behave("reset", times=1)
+    other.fail("a fox", try_number=3, **wish)
+    harness.time.skip(1000)
+
+    manifest = harness.run("a fox", try_number=4)
+
+    assert (manifest["reused"], harness.posts) == (True, 2)
+    assert sorted(harness.outcomes()) == ["complete", "unknown"]
+    assert harness.spooled() == []
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("change", [{"prompt": "an owl"}, {"quality": "high"}, {"reuse": "never"}], ids=str)
+def test_image_in_spool_is_stored_after_change(harness: Harness, change: dict[str, Any], n: int) -> None:
+    harness.kill(n=n)
+
+    manifest = harness.run(**{"try_number": 2, "n": n, **change})
+
+    first, second = harness.receipt().attempts
+    assert [str(attempt.outcome) for attempt in (first, second)] == ["complete", "complete"]
+    assert len(first.images) == n
+    assert all(image.key.startswith("_jojokey/fox.png.") for image in first.images)
+    assert all(harness.read(image.key) for image in first.images)
+    assert [image["key"] for image in manifest["images"]] == (
+        ["fox.png"] if n == 1 else ["fox-0.png", "fox-1.png"]
+    )
+    assert manifest["usage"]["total_tokens"] == harness.tokens
+    assert harness.spooled() == []
+
+
+def test_image_in_spool_is_stored_even_if_the_task_then_fails(harness: Harness) -> None:
+    harness.kill("an owl")
+
+    harness.fail("a fox [sandbox: invalid_request]", try_number=2)
+
+    assert harness.outcomes() == ["complete", "not_billed"]
+    assert harness.spooled() == []
+
+
+def test_part_of_broken_response_in_spool_is_stored(harness: Harness) -> None:
+    """The process was killed while the second of three images arrived."""
+    harness.kill(n=3)
+    (folder,) = harness.attempt_folders()
+    for name in ("1.image", "2.image", "reply.json"):
+        (folder / name).unlink(missing_ok=True)
+
+    error = harness.fail(n=3, try_number=2)
+
+    assert (error.billed, harness.posts) == ("yes", 1)
+    assert "1 of 3 images were received and stored" in error.message
+    assert harness.spooled() == []
+
+
+def test_try_after_reuse_never_counts_dead_try(harness: Harness) -> None:
+    harness.kill(reuse="never")
+
+    manifest = harness.run(reuse="never", try_number=2)
+
+    assert (manifest["reused"], harness.billed) == (False, 2)
+    assert manifest["usage"]["total_tokens"] == harness.tokens
+    assert harness.outcomes() == ["complete", "complete"]
