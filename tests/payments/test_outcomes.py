@@ -76,7 +76,8 @@ GROUPS = [
           "JojoKeyUnknownOutcomeError", "unknown", 1, 1, _SUPPORT, "JojoKeyAlreadyBilledError"),
     _rows("cloudflare_522 | cloudflare_502 | cloudflare_502_text | reset billed=no | cloudflare_524 billed=no",
           "JojoKeyUnknownOutcomeError", "unknown", 1, 0, _SUPPORT, "JojoKeyAlreadyBilledError"),
-    # The log shows a failure with the request's ID, but no charge since then: it may not list charges at all.
+    # The gateway log shows a failure with the request ID and no charge, and no charge at all since then, so it
+    # may not list charges.
     _rows("error_in_200 billed=no", "JojoKeyUnknownOutcomeError", "unknown", 1, 0, _SUPPORT,
           "JojoKeyAlreadyBilledError"),
     _rows("empty_body | no_data | null_data | empty_data | fewer_images | empty_b64 | bad_base64 | not_an_image"
@@ -225,6 +226,17 @@ def test_large_image_gets_more_time_before_retry(harness: Harness) -> None:
     assert small.retry_after is not None
     assert large.retry_after is not None
     assert large.retry_after > small.retry_after + 5
+
+
+def test_logged_failure_is_retried_where_charges_are_logged(harness: Harness) -> None:
+    harness.fail("a fox [sandbox: error_in_200 billed=no times=1]")
+    harness.run("an owl", "owl.png", task="other")
+    harness.time.skip(60)
+
+    harness.run("a fox [sandbox: error_in_200 billed=no times=1]", try_number=2)
+
+    assert harness.outcomes() == ["not_billed", "complete"]
+    assert harness.billed == 2
 
 
 def test_hook_resends_unbilled_request(harness: Harness) -> None:
