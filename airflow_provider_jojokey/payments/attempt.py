@@ -123,7 +123,8 @@ class Worker:
 
     :param host: the host's name, for people
     :param pid: the process ID
-    :param started: when the process started, in seconds since 1970; process IDs are reused
+    :param started: when the process started, in seconds since boot, or since 1970 where that is unknown;
+        process IDs are reused
     :param spool: ID of the spool where the images wait
     :param identity: differs between machines, boots and process namespaces, also of one host name
     """
@@ -209,6 +210,11 @@ class Attempt:
     def may_cost(self) -> bool:
         """Whether it was, or may have been, billed."""
         return self.outcome is not Outcome.NOT_BILLED
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has ended, did not deliver all of its images, and was or may have been billed."""
+        return self.outcome in (Outcome.UNKNOWN, Outcome.BILLED)
 
     def to_json(self) -> dict[str, Any]:
         """Return the attempt as JSON values."""
