@@ -63,19 +63,19 @@ def run_dag(day: str, conf: dict[str, str], environment: dict[str, str], log: ob
 
 
 def show_result(sandbox: object, environment: dict[str, str], day: str) -> None:
-    """Print where the image lies and what it cost, as its receipt in S3 tells it."""
+    """Print where the image is and what it cost, from its receipt."""
     os.environ.update(environment, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR")
+    from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
     from airflow_provider_jojokey.store.keys import Destination
-    from airflow_provider_jojokey.store.ledger import Ledger
     from airflow_provider_jojokey.store.s3 import ImageStore
 
     bucket = environment["AIRFLOW_VAR_POSTERS_BUCKET"]
-    receipt = Ledger(ImageStore("aws_default"), Destination(bucket, f"daily/{day}.{{ext}}")).read()
-    paid = next(one for one in reversed(receipt.attempts) if one.images)
+    receipt = ReceiptStore(ImageStore("aws_default"), Destination(bucket, f"daily/{day}.{{ext}}")).read()
+    paid = next(attempt for attempt in reversed(receipt.attempts) if attempt.images)
     image = paid.images[0]
-    print(f"\nImage     {image['uri']}, {image['width']}x{image['height']} {image['content_type']}")
+    print(f"\nImage     {image.uri}, {image.width}x{image.height} {image.content_type}")
     if not sandbox.uses_real_s3:  # type: ignore[attr-defined]
-        print(f"On disk   {HOME / 'world' / 's3' / image['bucket'] / image['key']}")
+        print(f"On disk   {HOME / 'world' / 's3' / image.bucket / image.key}")
     usage = paid.usage or {}
     print(
         f"Usage     {usage.get('input_tokens')} tokens in, {usage.get('output_tokens')} out, "

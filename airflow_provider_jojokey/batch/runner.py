@@ -147,6 +147,8 @@ class Batch:
         self._ended: queue.SimpleQueue[tuple[Turn, Generated | JojoKeyError] | None] = queue.SimpleQueue()
         self._threads = 0
         self._busy = 0
+        self._sent: set[int] = set()
+        """Items that have sent a request and whose outcome has not been counted."""
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
         self._last_refusal: JojoKeyError | None = None
@@ -323,6 +325,7 @@ class Batch:
     def _generate(self, turn: Turn) -> Generated | JojoKeyError:
         def on_send() -> None:
             turn.ticket.sent_at = time.monotonic()
+            self._sent.add(turn.index)
 
         try:
             return generate_images(turn.job, replace(self._services, permit=self._permit, on_send=on_send))
@@ -361,6 +364,7 @@ class Batch:
 
     def _take(self, turn: Turn, outcome: Generated | JojoKeyError) -> None:
         now = time.monotonic()
+        self._sent.discard(turn.index)
         if isinstance(outcome, Generated):
             self.limiter.done(turn.ticket, now)
             self._succeeded(turn, outcome)
@@ -461,11 +465,12 @@ class Batch:
         if self._busy:
             hook.stop(0.0)  # no effect if the task was told to end: it has stopped already
             self._wait_for_all(hook.stopped.is_set)
-            end = max(began + LIMIT, time.monotonic() + RECORDING)
-            self._wait_for_all(lambda: time.monotonic() >= end)
-        if self._busy:
-            log.error("%d requests could not be recorded in time. A retry reconciles them.", self._busy)
-            self.tally.unknown_outcomes += self._busy
+            soon = time.monotonic() + RECORDING
+            late = max(soon, began + LIMIT)
+            self._wait_for_all(lambda: time.monotonic() >= (late if self._sent else soon))
+        if self._sent:
+            log.error("%d requests could not be recorded in time. A retry reconciles them.", len(self._sent))
+            self.tally.unknown_outcomes += len(self._sent)
 
     def _wait_for_all(self, give_up: Callable[[], bool]) -> None:
         while self._busy and not give_up():

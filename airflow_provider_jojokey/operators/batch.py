@@ -292,7 +292,9 @@ class GenerateImageBatchOperator(ImageOperator):
             with self._stop_switch.interruptible(sent=True):
                 batch.settle()
         except TaskStopped:
-            self.log.warning("The task has to end: usage that is still unknown is settled when it is cleared.")
+            self.log.warning(
+                "The task has to end: usage that is still unknown is settled when it is cleared."
+            )
 
     def _store_manifest(
         self, manifest: Manifest, place: tuple[str, str] | None, patience: float
@@ -316,10 +318,14 @@ class GenerateImageBatchOperator(ImageOperator):
                 with self._stop_switch.interruptible(sent=True):
                     retry_transient(put, patience=patience, stopping=self.hook.stopping)
             except JojoKeyStoreError as error:
-                self.log.error("The manifest is not in S3: %s The receipts have the same facts.", error.message)
+                self.log.error(
+                    "The manifest is not in S3: %s The receipts have the same facts.", error.message
+                )
                 return None
             except TaskStopped:
-                self.log.error("The manifest is not in S3: S3 did not respond. The receipts have the same facts.")
+                self.log.error(
+                    "The manifest is not in S3: S3 did not respond. The receipts have the same facts."
+                )
                 return None
         return f"s3://{bucket}/{key}"
 

@@ -266,7 +266,6 @@ class GenerateImageOperator(ImageOperator):
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
         from airflow_provider_jojokey.exceptions import JojoKeyFailure
-
         from airflow_provider_jojokey.payments.receipt import total_usage
 
         # Also after a failure: without it, the sum over the XComs would be below the bill.

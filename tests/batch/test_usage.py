@@ -39,7 +39,9 @@ def run_batch(store: Any, gateway: Any) -> Any:
     """Run one try of a batch; return its XComs and its error."""
     run_id = uuid.uuid4().hex
 
-    def run(requests: list[dict[str, Any]], try_number: int = 1) -> tuple[dict[str, Any], JojoKeyError | None]:
+    def run(
+        requests: list[dict[str, Any]], try_number: int = 1
+    ) -> tuple[dict[str, Any], JojoKeyError | None]:
         pushed: dict[str, Any] = {}
         ti = SimpleNamespace(
             dag_id="usage",
@@ -68,7 +70,6 @@ def in_receipts(store: Any) -> int:
     receipts = [json.loads(body) for key, body in objects if key.endswith(".json")]
     usages = [attempt["usage"] or {} for receipt in receipts for attempt in receipt["attempts"]]
     return sum(usage.get("total_tokens", 0) for usage in usages)
-
 
 
 def mixed(*cases: str) -> list[dict[str, Any]]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
+from airflow_provider_jojokey.batch import runner
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.hooks import jojokey as hooks
 from airflow_provider_jojokey.operators import stopping
@@ -22,6 +25,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     hooks.JojoKeyHook.stop.__defaults__ = (job["grace"],)
     stopping.LIMIT, stopping.RECORDING = job["limit"], 1.0
+    runner.LIMIT, runner.RECORDING = job["limit"], 1.0
     pushed: dict[str, Any] = {}
     ti = SimpleNamespace(
         dag_id="dag",
@@ -33,13 +37,22 @@ def main() -> None:
     )
     kind = GenerateImageBatchOperator if job["batch"] else GenerateImageOperator
     operator = kind(task_id="task", s3_bucket="posters", **job["arguments"])
-    signal.signal(signal.SIGTERM, lambda *_: operator.on_kill())  # as Airflow's task runner does
+    told_at: list[float] = []
+
+    def on_term(*_: object) -> None:  # as in Airflow's task runner
+        told_at.append(time.monotonic())
+        operator.on_kill()
+
+    signal.signal(signal.SIGTERM, on_term)
     end: dict[str, Any] = {}
     try:
         end["result"] = operator.execute({"ti": ti})  # type: ignore[typeddict-item]
     except JojoKeyError as error:
         end |= {"error": type(error).__name__, "message": str(error), "billed": error.billed}
+    if told_at:
+        end["seconds"] = time.monotonic() - told_at[0]
     print(json.dumps({**end, "pushed": pushed}), flush=True)
+    os._exit(0)  # as a task's process in Airflow
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from loopback import Exchange, Server
 
-SOON = 12.0
+SOON = 8.0
 """Seconds in which a process ends that has nothing to wait for, on a busy machine."""
 
 
@@ -63,7 +63,12 @@ def start(gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     started: list[subprocess.Popen[str]] = []
 
     def process(
-        *, batch: bool = False, try_number: int = 1, grace: float = 15.0, limit: float = 18.0, **arguments: Any
+        *,
+        batch: bool = False,
+        try_number: int = 1,
+        grace: float = 15.0,
+        limit: float = 18.0,
+        **arguments: Any,
     ) -> subprocess.Popen[str]:
         if not batch:
             arguments = {"prompt": "a fox", "s3_key": "fox.png", **arguments}
@@ -91,10 +96,9 @@ def start(gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def end_of(child: subprocess.Popen[str], within: float) -> dict[str, Any]:
     """Tell the task to end; return what it reports."""
     child.send_signal(signal.SIGTERM)
-    began = time.monotonic()
     out, _ = child.communicate(timeout=60)
-    assert time.monotonic() - began < within
     end: dict[str, Any] = json.loads(out.splitlines()[-1])
+    assert end["seconds"] < within
     return end
 
 
@@ -104,8 +108,12 @@ NOTHING = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 @pytest.mark.parametrize(
     "hangs",
     [
-        pytest.param(lambda method, path: path == "/posters/_jojokey/fox.png.json" and method == "GET", id="read"),
-        pytest.param(lambda method, path: path == "/posters/_jojokey/fox.png.json" and method == "PUT", id="claim"),
+        pytest.param(
+            lambda method, path: path == "/posters/_jojokey/fox.png.json" and method == "GET", id="read"
+        ),
+        pytest.param(
+            lambda method, path: path == "/posters/_jojokey/fox.png.json" and method == "PUT", id="claim"
+        ),
         pytest.param(lambda method, path: path == "/posters/fox.png", id="look"),
     ],
 )
@@ -268,7 +276,7 @@ def test_batch_whose_claims_hang_ends(start: Any, gateway: Any, s3: FrontOfS3) -
     task = start(batch=True, requests=items(20), limit=2.0)
     assert s3.hung.wait(60)
 
-    end = end_of(task, 20)
+    end = end_of(task, 3 + SOON)
 
     assert end["pushed"]["usage"] == NOTHING
     assert gateway.requests == ()
