@@ -514,7 +514,7 @@ def main() -> None:
         for number, outcome in enumerate(pool.imap_unordered(_run_part, parts), 1):
             for name, count in outcome.items():
                 totals[name] += count
-            if number % 20 == 0:
+            if number % 4 == 0:
                 print(f"{sum(totals.values()):,} cases in {time.monotonic() - started:.0f} s", flush=True)
     print(f"{sum(totals.values()):,} cases, seed {seed}: {totals['images']:,} gave images, {totals['errors']:,} an error; "
           "no check failed")  # fmt: skip
