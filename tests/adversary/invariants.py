@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyRequestError, JojoKeyStoreError
 
+from airflow_provider_jojokey.payments.liveness import CLOCK_TOLERANCE
 from tests.adversary.virtual import EPOCH
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
         world.problems.append("sent without a claim in the receipt")
     for attempt in world.receipt(job.destination.key)["attempts"]:
         now = EPOCH + world.scheduler.now + world.s3.offset
-        if attempt["id"] == sent.attempt and datetime.fromisoformat(attempt["lease_until"]).timestamp() < now:
+        tolerance = 0.0 if attempt["clock"] == "s3" else CLOCK_TOLERANCE.total_seconds()
+        until = datetime.fromisoformat(attempt["lease_until"]).timestamp() + tolerance
+        if attempt["id"] == sent.attempt and until < now:
             world.problems.append("sent after its lease")
     earlier = [other for other in world.sent(job) if other.billed and _same(other, sent)]
     order = [attempt["id"] for attempt in world.receipt(job.destination.key)["attempts"]]
