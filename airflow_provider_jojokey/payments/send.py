@@ -43,6 +43,7 @@ def claim_and_send(context: Context, attempt: Attempt) -> Receipt | None:
             spool.create(attempt.to_json())
         except OSError as error:
             raise context.spool_error(error) from None
+        context.claimed = True
         if context.receipts.claim(attempt, context.host, context.job.request.body()):
             return _send(context, attempt, context.receipts.last, claimed_at)
         spool.discard()

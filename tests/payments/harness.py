@@ -240,7 +240,7 @@ class Harness:
     def delete(self, key: str) -> None:
         self.bucket.client().delete_object(Bucket=self.bucket.name, Key=key)
 
-    def keys(self) -> list[str]:
+    def objects(self) -> list[str]:
         listing = self.bucket.client().list_objects_v2(Bucket=self.bucket.name)
         return [entry["Key"] for entry in listing.get("Contents", [])]
 
