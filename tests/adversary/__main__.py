@@ -22,7 +22,9 @@ def main() -> int:
     parser.add_argument("--seed", default="1")
     parser.add_argument("--skew", type=float, default=0.0, help="seconds by which clocks may differ")
     parser.add_argument("--only", help="number of one sequence; prints its steps and log")
-    parser.add_argument("--show", type=int, default=3, help="violations to minimise and print, one of each kind")
+    parser.add_argument(
+        "--show", type=int, default=3, help="violations to minimise and print, one of each kind"
+    )
     parser.add_argument("--mutants", action="store_true", help="run against mutants of the package instead")
     parser.add_argument("--first", action="store_true", help="stop at the first violation, on any store")
     args = parser.parse_args()

@@ -84,9 +84,23 @@ def run_mutants(sequences: int, seed: str, only: str = "") -> int:
 
 def _violation(folder: str, sequences: int, seed: str) -> str:
     """Return the first violation that a mutant causes, or nothing."""
-    command = [sys.executable, "-m", "tests.adversary", "--first", "--sequences", str(sequences), "--seed", seed]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.adversary",
+        "--first",
+        "--sequences",
+        str(sequences),
+        "--seed",
+        seed,
+    ]
     result = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": folder}, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": folder},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     found = result.stdout.strip().splitlines()
     return found[-1] if result.returncode and found else result.stderr[-200:] if result.returncode else ""
