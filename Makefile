@@ -17,7 +17,7 @@ MATRIX_TESTS := tests/img2 tests/store tests/hooks tests/operators tests/policie
                 tests/test_markdown.py tests/test_generation.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill fuzz check format bench \
+.PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill mutants fuzz check format bench \
         test-foreign bench-cluster constraints clean
 
 help: ## List these commands

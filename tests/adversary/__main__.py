@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -32,7 +33,8 @@ def main() -> int:
         from tests.adversary.mutants import run_mutants
 
         return run_mutants(args.sequences, args.seed, args.only or "")
-    folder = Path(tempfile.mkdtemp(prefix="jojokey-adversary-"))
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="jojokey-adversary-", dir=memory))
     try:
         if args.only:
             print(story(draw(f"{args.seed}/{args.only}", args.skew), folder))
