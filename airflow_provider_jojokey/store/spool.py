@@ -420,7 +420,7 @@ def prepare(root: Path) -> str:
     :raises OSError: if it cannot be made, or this user may not write to it
     """
     folder = private_root(root)
-    make_own(folder)
+    make_own(folder.resolve() if folder.is_symlink() else folder)  # a link of root is as good as one's own
     path = folder / "id"
     here = {"machine": host.machine_id(), "inode": folder.stat().st_ino}
     known = _known_id(path, here)

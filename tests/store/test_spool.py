@@ -239,13 +239,31 @@ def test_directory_that_this_user_may_not_write_to_is_an_error() -> None:
 
 
 @root_only
-def test_link_of_another_user_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "mine")
+@pytest.mark.parametrize("target_is_shared", [False, True])
+def test_link_of_another_user_is_refused(tmp_path: Path, target_is_shared: bool) -> None:
+    if target_is_shared:
+        owned_by_another(tmp_path / "target", 0o1777)
+    else:
+        (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
     os.lchown(tmp_path / "link", 12345, 12345)
     with pytest.raises(PermissionError, match="another user"):
         spools.prepare(tmp_path / "link")
     spools.clean(tmp_path / "link")
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+@root_only
+def test_link_of_root_is_followed() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        own = Path(folder) / "own"
+        own.mkdir(mode=0o700)
+        os.chown(own, 54321, 54321)
+        (Path(folder) / "link").symlink_to(own)
+        known = in_another_process(_PREPARE_AS_ANOTHER, Path(folder) / "link").strip()
+        assert uuid.UUID(hex=known)
+        assert [path.name for path in own.iterdir()] == ["id"]
 
 
 def test_own_link_is_followed(tmp_path: Path) -> None:
