@@ -111,8 +111,19 @@ class Api:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def call(self, path: str, body: Any = None) -> Any:
-        """Return the JSON of a GET, or of a PATCH if there is a body."""
+    def get(self, path: str) -> Any:
+        """Return the JSON of a GET; ``None`` if Airflow is too busy to answer, which is no reason to end it."""
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            return self._call(path)
+
+    def patch(self, path: str, body: Any) -> bool:
+        """Change an object and return whether Airflow did."""
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            self._call(path, body)
+            return True
+        return False
+
+    def _call(self, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
             f"{self.url}/api/v2/{path}",
             data=None if body is None else json.dumps(body).encode(),
@@ -124,16 +135,17 @@ class Api:
 
 
 def unpause_dags(api: Api, stop: threading.Event) -> None:
-    """Unpause the Dags as soon as the Dag processor has read all of them."""
+    """Unpause each Dag as soon as the Dag processor has read it."""
     expected = len(list((ROOT / "dags").glob("*.py")))
-    found: list[str] = []
+    unpaused: set[str] = set()
     deadline = time.monotonic() + PATIENCE
-    while len(found) < expected and time.monotonic() < deadline and not stop.wait(0.5):
-        found = [dag["dag_id"] for dag in api.call("dags?limit=100")["dags"]]
-    for dag_id in found:
-        api.call(f"dags/{dag_id}", {"is_paused": False})
-    say(f"{len(found)} of {expected} Dags are read")
-    for error in api.call("importErrors")["import_errors"]:
+    while len(unpaused) < expected and time.monotonic() < deadline and not stop.wait(0.5):
+        found = {dag["dag_id"] for dag in (api.get("dags?limit=100") or {}).get("dags", ())}
+        unpaused |= {
+            dag_id for dag_id in found - unpaused if api.patch(f"dags/{dag_id}", {"is_paused": False})
+        }
+    say(f"{len(unpaused)} of {expected} Dags are ready")
+    for error in (api.get("importErrors") or {}).get("import_errors", ()):
         say(f"{error['filename']}: {error['stack_trace'].strip().splitlines()[-1]}")
 
 
@@ -142,7 +154,8 @@ def wait_for_first_poster(api: Api, stop: threading.Event, failures: Failures) -
     say("poster_daily is making the poster of the day …")
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and not stop.wait(1.0):
-        runs = api.call("dags/poster_daily/dagRuns?limit=20&order_by=-run_after")["dag_runs"]
+        found = api.get("dags/poster_daily/dagRuns?limit=20&order_by=-run_after") or {}
+        runs = found.get("dag_runs", ())
         failures.print_new()
         active = [run for run in runs if run["state"] in ("queued", "running")]
         if not active and any(run["run_type"] == "scheduled" for run in runs):
@@ -171,24 +184,15 @@ class Failures:
             print(f"    {self._exception(failed)[:1000]}", flush=True)
 
     def _failed(self) -> list[dict[str, Any]]:
-        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-            found = self._api.call(
-                "dags/~/dagRuns/~/taskInstances?state=failed&state=up_for_retry&limit=50&order_by=-start_date"
-            )
-            return list(found["task_instances"])
-        return []
+        query = "state=failed&state=up_for_retry&limit=50&order_by=-start_date"
+        found = self._api.get(f"dags/~/dagRuns/~/taskInstances?{query}") or {}
+        return list(found.get("task_instances", ()))
 
     def _exception(self, failed: dict[str, Any]) -> str:
-        place = (
-            f"dags/{failed['dag_id']}/dagRuns/{quote(failed['dag_run_id'])}/taskInstances/{failed['task_id']}"
-        )
-        try:
-            lines = self._api.call(f"{place}/logs/{failed['try_number']}?map_index={failed['map_index']}")[
-                "content"
-            ]
-        except (OSError, http.client.HTTPException, ValueError):
-            lines = []
-        return exception_in(lines) or f"The task has no log. Look into {HOME / 'ui.log'}"
+        run = f"dags/{failed['dag_id']}/dagRuns/{quote(failed['dag_run_id'])}"
+        task = f"{run}/taskInstances/{failed['task_id']}"
+        found = self._api.get(f"{task}/logs/{failed['try_number']}?map_index={failed['map_index']}") or {}
+        return exception_in(found.get("content") or []) or f"The task has no log. Look into {HOME / 'ui.log'}"
 
 
 def try_of(instance: dict[str, Any]) -> tuple[Any, ...]:
