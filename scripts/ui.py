@@ -29,11 +29,12 @@ PATIENCE = 120.0
 
 def main() -> int:
     port = choose_port(PORT)
-    url = f"http://localhost:{port}"
-    with claimed(HOME, f"make ui ({url})") as holder:
+    with claimed(HOME, f"make ui (http://localhost:{port})") as holder:
         if holder:
             print(f"{holder} is running and uses {HOME}. End it first.", file=sys.stderr)
             return 1
+        if port != PORT:
+            print(f"Port {PORT} is in use by another program. Airflow takes port {port}.", flush=True)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
@@ -49,10 +50,7 @@ def main() -> int:
 
 def choose_port(wanted: int) -> int:
     """Return the port, or the next one that no program listens on."""
-    port = next(port for port in range(wanted, 65536) if is_free(port))
-    if port != wanted:
-        print(f"Port {wanted} is in use by another program. Airflow takes port {port}.", flush=True)
-    return port
+    return next(port for port in range(wanted, 65536) if is_free(port))
 
 
 def serve(sandbox: Any, port: int, stop: threading.Event) -> int:
