@@ -49,6 +49,7 @@ def run(sandbox: Sandbox, home: Path) -> int:
     real = "the real API: this costs money"
     print(f"Gateway   {real if sandbox.uses_real_api else 'a stand-in for JojoKey, on this machine'}")
     path = home / "demo.log"
+    printed = 0
     environment = airflow_environment(sandbox, home)
     with path.open("w", encoding="utf-8") as log:
         print("Airflow   preparing its database (ten seconds or more) …", flush=True)
@@ -57,25 +58,31 @@ def run(sandbox: Sandbox, home: Path) -> int:
             print(f"Dag       airflow dags test poster_daily {today}", flush=True)
             # The demo of the same day asks for the same image, so it isn't paid for twice.
             conf = {"reuse": "always"} | ({"theme": theme} if (theme := os.environ.get("THEME")) else {})
-            code = run_dag(today, conf, environment, log)
+            code, printed = run_dag(today, conf, environment, log)
     if code == 0:
         show_result(sandbox, environment, today)
     else:
-        print(f"\nThe demo failed. The end of Airflow's log, which is in {path}:\n", file=sys.stderr)
-        print(*path.read_text(encoding="utf-8").splitlines()[-15:], sep="\n", file=sys.stderr)
+        print(f"\nThe demo failed. Airflow's log is in {path}", file=sys.stderr)
+        if not printed:
+            print(*path.read_text(encoding="utf-8").splitlines()[-15:], sep="\n", file=sys.stderr)
     return code
 
 
-def run_dag(day: str, conf: dict[str, str], environment: dict[str, str], log: IO[str]) -> int:
-    """Run the Dag once. Print the provider's messages and all exceptions, and write everything to a file."""
+def run_dag(day: str, conf: dict[str, str], environment: dict[str, str], log: IO[str]) -> tuple[int, int]:
+    """Run the Dag once, and return its exit code and the number of messages printed.
+
+    It prints the provider's messages and all exceptions, and writes everything to a file.
+    """
     command = [*AIRFLOW, "dags", "test", "poster_daily", day, "--conf", json.dumps(conf)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
+    printed = 0
     for message in messages(_copied(process.stdout, log)):
+        printed += 1
         print(f"          {message[:1000]}", flush=True)
-    return process.wait()
+    return process.wait(), printed
 
 
 def messages(lines: Iterable[str]) -> Iterator[str]:

@@ -523,3 +523,20 @@ def test_help_helps(words: list[str]) -> None:
     assert done.returncode == 0
     assert not done.stderr
     assert max(map(len, done.stdout.splitlines())) < 128
+
+
+def test_readme_command_works_in_an_empty_home(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("## The sandbox")[2].partition("```console\n")[2].partition("```")[0]
+    commands = block.replace("\n$ ", "\n").removeprefix("$ ")
+    clean = {
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": CLEAN["PYTHONPATH"],
+    }
+    done = subprocess.run(
+        ["sh", "-ec", commands], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=240
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "world" / "s3" / "posters" / "fox.png").read_bytes().startswith(b"\x89PNG")
