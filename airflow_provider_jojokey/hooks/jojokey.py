@@ -333,7 +333,7 @@ class JojoKeyHook(BaseHook):
 
     def _explain(self, error: Img2Error) -> None:
         """Ask the gateway why it refused the token, where it tells: wrong, expired or used up."""
-        if error.kind is Kind.TOKEN and (reason := self.client.why_refused()):
+        if error.kind is Kind.TOKEN and (reason := self.client.explain_rejected_token()):
             error.advice = reason
 
     def _log_resend(self, state: Any) -> None:
@@ -380,7 +380,7 @@ class _Response:
 
 
 def _resend_may_help(error: BaseException) -> bool:
-    return isinstance(error, Img2Error) and error.resend_is_safe
+    return isinstance(error, Img2Error) and error.is_safe_to_resend
 
 
 def _wait_before_resending(state: Any) -> float:

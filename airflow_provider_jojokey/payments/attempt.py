@@ -52,6 +52,7 @@ class Event(StrEnum):
     """A person states that it was not billed, or was refunded."""
 
 
+_TEXT_LISTS = ("kept", "sends", "warnings")
 _BILLED = {"no", "yes", "unknown"}
 _AFTER: Mapping[Event, tuple[Outcome, str]] = {
     Event.STORED: (Outcome.COMPLETE, "yes"),
@@ -157,6 +158,7 @@ class Attempt:
     :param kept: URIs of everything else that was kept: links, task IDs, unknown image types
     :param requested: number of images that the request asks for
     :param sends: when the request was sent, each time
+    :param warnings: what differs from the request, a sentence each: missing images, another size or format
     :param error: name of the exception's class
     :param note: the evidence for ``billed``, for people
     :param hint: a gateway log row that matches only by time: ``request_id`` and ``usage``; not evidence
@@ -188,6 +190,7 @@ class Attempt:
     code: str | None = None
     requested: int | None = None
     sends: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     error: str | None = None
     note: str | None = None
     hint: dict[str, Any] | None = None
@@ -223,7 +226,8 @@ class Attempt:
             values[name] = value.isoformat() if isinstance(value, datetime) else value
         values["images"] = [image.to_json() for image in self.images]
         values["preview"] = self.preview.to_json() if self.preview else None
-        values["kept"], values["sends"] = list(self.kept), list(self.sends)
+        for name in _TEXT_LISTS:
+            values[name] = list(values[name])
         return values
 
     @classmethod
@@ -251,7 +255,7 @@ class Attempt:
         known["images"] = tuple(StoredImage.from_json(image) for image in known.get("images", ()))
         preview = known.get("preview")
         known["preview"] = StoredImage.from_json(preview) if preview else None
-        for name in ("kept", "sends"):
+        for name in _TEXT_LISTS:
             known[name] = tuple(_texts(known.get(name)))
         for sent in known["sends"]:
             if datetime.fromisoformat(sent).tzinfo is None:

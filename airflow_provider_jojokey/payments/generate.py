@@ -145,6 +145,7 @@ def _generated(context: Context, attempt: Attempt, receipt: Receipt, *, reused: 
         "fingerprint": attempt.fingerprint,
         "created": attempt.created,
         "seconds": attempt.seconds,
+        "warnings": list(attempt.warnings),
         "reused": reused,
         "receipt": context.receipts.uri,
     }

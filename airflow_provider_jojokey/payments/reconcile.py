@@ -226,6 +226,7 @@ def complete(
                 seconds=round(generation.seconds, 3),
                 request_id=generation.request_id,
                 sends=sends,
+                warnings=generation.warnings,
                 error=None,
             )
         )
