@@ -156,7 +156,6 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.batch.heap import keep_small
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
         from airflow_provider_jojokey.batch.runner import Batch
-        from airflow_provider_jojokey.exceptions import JojoKeyError
         from airflow_provider_jojokey.operators.stopping import TaskStopped
         from airflow_provider_jojokey.payments.budget import Amount, estimate
         from airflow_provider_jojokey.payments.receipt import total_usage
@@ -192,12 +191,12 @@ class GenerateImageBatchOperator(ImageOperator):
                     if total:
                         batch.preflight()
                     batch.load_spent()
-            except JojoKeyError:
-                self._push(context, "usage", total_usage(()))
-                raise
             except TaskStopped:
                 self._push(context, "usage", total_usage(()))
                 raise switch.error() from None
+            except BaseException:  # also a timeout
+                self._push(context, "usage", total_usage(()))
+                raise
             try:
                 tally = batch.run()
             except BaseException as interruption:  # such as a timeout: what was spent until then is reported
