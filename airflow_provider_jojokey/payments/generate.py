@@ -67,7 +67,8 @@ def generate_images(job: ImageJob, services: Services) -> Generated:
             settle_usage(context, context.receipts.last)
             raise errors.with_account(error, context) from None
         finally:
-            context.budget.settle(job, context.receipts.last)
+            receipts = context.receipts
+            context.budget.settle(job, receipts.last if receipts.is_known else None, context.claimed)
             if services.budget is None:
                 context.budget.close()
 

@@ -44,7 +44,7 @@ def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
     latest = [
         attempt
         for attempt in world.receipt(job.destination.key)["attempts"]
-        if attempt["fingerprint"] == _fingerprint(job) and attempt["billed"] != "no" and attempt["id"] != sent.attempt
+        if attempt["fingerprint"] == _fingerprint(job) and attempt["billed"] != "no" and attempt["id"] not in later
     ]
     if job.reuse == "always" and latest and latest[-1]["outcome"] == "complete" and _is_there(world, latest[-1]):
         problems.append("paid although reuse='always' had the image")
@@ -78,7 +78,8 @@ def at_end_of_process(world: World, ended: Ended) -> list[str]:
                 problems.append("returns an image that is not in S3")
     if isinstance(error, JojoKeyRequestError) and world.plan.conditional:
         problems.append("refuses to replace its own image")
-    if ended.alone and not isinstance(error, JojoKeyStoreError) and not ended.step.faults:
+    troubled = ended.step.faults or process.terminated is not None or isinstance(error, JojoKeyStoreError)
+    if ended.alone and not troubled:
         usage = ended.manifest["usage"] if ended.manifest is not None else error.usage if error else None
         recorded = sum(_tokens(attempt["usage"]) for attempt in world.attempts(job))
         if _tokens(usage) != recorded:

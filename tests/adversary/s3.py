@@ -146,7 +146,7 @@ class S3Client:
             if found is None:
                 raise self._s3.error("NoSuchKey", "GetObject")
             body = StreamingBody(io.BytesIO(found.data), len(found.data))
-            return {"Body": body, "ETag": f'"{found.etag}"', "ContentLength": len(found.data)}
+            return {"Body": body, "ETag": f'"{found.etag}"', "ContentLength": len(found.data), "Metadata": found.metadata}
 
         return self._call("GetObject", f"GET {Key}", get)
 

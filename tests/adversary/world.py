@@ -203,8 +203,12 @@ class World:
         process = ended.process
         arrived = {digest for sent in self.gateway.sent if sent.process is process for digest in sent.arrived}
         self.held[process.host.name] |= self.received(process.host) if process in self.bereft else arrived
-        others = [other for other in self.ended if other is not ended and other.job.destination == ended.job.destination]
-        ended.alone = not any(other.process.ended is None and other.process.alive for other in others)
+        ended.alone = not any(
+            other is not ended
+            and other.job.destination == ended.job.destination
+            and (other.process.ended is None or other.process.ended > process.started)
+            for other in self.ended
+        )
         self.problems += at_end_of_process(self, ended)
 
     def _post(self, ended: Ended, outcome: str) -> Sent:

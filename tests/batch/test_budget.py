@@ -31,7 +31,7 @@ def test_no_more_images_are_sent_than_the_task_may_make(
     out = capfd.readouterr().out
     assert "This task may spend 7 images" in out
     assert "13 JojoKeyBudgetError" in out
-    assert "13 of 20 items are not done (7 made, 0 reused, 13 failed)" in out
+    assert "13 of 20 items have no images (7 made, 0 reused, 13 failed)" in out
     assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
 
 
