@@ -76,8 +76,7 @@ GROUPS = [
           "JojoKeyUnknownOutcomeError", "unknown", 1, 1, _SUPPORT, "JojoKeyAlreadyBilledError"),
     _rows("cloudflare_522 | cloudflare_502 | cloudflare_502_text | reset billed=no | cloudflare_524 billed=no",
           "JojoKeyUnknownOutcomeError", "unknown", 1, 0, _SUPPORT, "JojoKeyAlreadyBilledError"),
-    # The gateway log shows a failure with the request ID and no charge, and no charge at all since then, so it
-    # may not list charges.
+    # The log shows a failure with the request's ID, but no charge since then: it may not list charges at all.
     _rows("error_in_200 billed=no", "JojoKeyUnknownOutcomeError", "unknown", 1, 0, _SUPPORT,
           "JojoKeyAlreadyBilledError"),
     _rows("empty_body | no_data | null_data | empty_data | fewer_images | empty_b64 | bad_base64 | not_an_image"
