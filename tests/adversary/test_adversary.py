@@ -58,15 +58,15 @@ def test_known_accident_costs_nothing(case: str, store: str, tmp_path: Path, sim
 
 
 def races(store: str, folder: Path) -> list[str]:
-    """Let two hosts start a moment apart, on a key that has a receipt, and return what went wrong."""
+    """Let two processes start a moment apart, and return what went wrong."""
     problems = []
     for moment in range(12):
-        steps = (Run(prompt=1), Run(wait=0.01 + 0.02 * moment), Run(host=moment % 2))
+        steps = (Run(wait=0.01 + 0.02 * moment), Run(host=moment % 2))
         problems += run_plan(Plan(f"race/{moment}", steps, store=store), folder).problems
     return problems
 
 
-@pytest.mark.parametrize("store", ["no conditions", "no If-Match", "501"])
+@pytest.mark.parametrize("store", ["no conditions", "501"])
 def test_claim_waits_on_store_without_conditional_writes(
     store: str, tmp_path: Path, simulation: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
