@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_jojokey.payments import decision, generate, receipt_store
 from tests.adversary.__main__ import run, story
 from tests.adversary.gateway import Post
 from tests.adversary.plan import Event, Plan, Run, draw
@@ -56,6 +57,25 @@ def test_known_accident_costs_nothing(case: str, store: str, tmp_path: Path, sim
     assert any(post.billed for post in world.gateway.sent)
 
 
+def races(store: str, folder: Path) -> list[str]:
+    """Let two processes start a moment apart, and return what went wrong."""
+    problems = []
+    for moment in range(12):
+        steps = (Run(wait=0.01 + 0.02 * moment), Run(host=moment % 2))
+        problems += run_plan(Plan(f"race/{moment}", steps, store=store), folder).problems
+    return problems
+
+
+@pytest.mark.parametrize("store", ["no conditions", "501"])
+def test_claim_waits_on_store_without_conditional_writes(
+    store: str, tmp_path: Path, simulation: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert races(store, tmp_path / "world") == []
+
+    monkeypatch.setattr(receipt_store, "CLAIM_RECHECK", 0.0)
+    assert "paid twice" in races(store, tmp_path / "world")
+
+
 @pytest.mark.parametrize("skew", [0.0, 600.0])
 def test_random_sequences_break_no_promise(skew: float, tmp_path: Path) -> None:
     report = run(SEQUENCES, "test", skew, tmp_path / "world")
@@ -66,8 +86,6 @@ def test_random_sequences_break_no_promise(skew: float, tmp_path: Path) -> None:
 def test_adversary_notices_a_double_payment(
     tmp_path: Path, simulation: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_jojokey.payments import decision, generate
-
     monkeypatch.setattr(generate, "decide", lambda *_: decision.Pay())
     world = run_plan(Plan("1", (Run(), Run())), tmp_path / "world")
     assert "paid twice" in world.problems
