@@ -22,7 +22,7 @@ CLOCK_TOLERANCE = 300.0
 """Seconds by which the gateway's clock may differ from S3's. It is not the clock of the CDN in front of it."""
 
 CHARGE_DELAY = 600.0
-"""Seconds by which a charge may be logged later than a failed channel of the same request."""
+"""Seconds by which a charge may be logged late. The gateway relays the response first, and logs failures at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Facts:
     :param sent_from: earliest time of a send, in seconds since 1970
     :param sent_until: latest time of a send
     :param finished: whether the model must have finished by now
+    :param overdue: whether even a late charge must have been logged by now
     :param log: the gateway log; ``None`` if it could not be read
     :param log_problem: why it could not be read, without a full stop
     :param others: IDs of requests that are known to be others, or claimed by other attempts
@@ -70,6 +71,7 @@ class Facts:
     sent_from: float
     sent_until: float
     finished: bool
+    overdue: bool = False
     stated: str | None = None
     images: int = 0
     unsent: bool = False
@@ -119,7 +121,7 @@ def judge(facts: Facts) -> Verdict:
         return Verdict(Event.STATED_UNBILLED, "a person recorded that it was not billed")
     if facts.unsent:
         return Verdict(Event.PROVEN_UNBILLED, "the process ended before it sent the request")
-    if row is not None and facts.finished and _logs_charges_after(facts, row):
+    if row is not None and facts.overdue and _logs_charges_after(facts, row):
         return Verdict(
             Event.PROVEN_UNBILLED,
             f"the gateway log shows that the request failed (request ID {row.request_id}), and no charge",
@@ -160,12 +162,11 @@ def _unknown(facts: Facts, row: LoggedRequest | None) -> Verdict:
 
 
 def _logs_charges_after(facts: Facts, failed: LoggedRequest) -> bool:
-    """Return whether the log would show the charge by now, if the request had succeeded on another channel.
+    """Return whether the log was recording charges when a request had failed.
 
-    A gateway can log failures and not charges, or charges later than failures: it relays the response first. There,
-    a failed channel looks like a failed request. Both times are of the gateway's clock.
+    A gateway can log failures and not charges. There, a failed channel looks like a failed request.
     """
-    return any(row.charged and row.ended >= failed.ended + CHARGE_DELAY for row in facts.log or ())
+    return any(row.charged and row.ended >= failed.ended for row in facts.log or ())
 
 
 def _row_of(facts: Facts) -> LoggedRequest | None:

@@ -46,6 +46,7 @@ class ReceiptStore:
         self._empty = Receipt(bucket=destination.bucket, key=destination.key)
         self._etag: str | None = None
         self._receipt: Receipt | None = None
+        self._read_at = float("-inf")
 
     @property
     def uri(self) -> str:
@@ -72,6 +73,7 @@ class ReceiptStore:
         :raises JojoKeyStoreError: if S3 does not answer that
         :raises JojoKeyReceiptError: if the receipt cannot be understood
         """
+        self._read_at = clock.monotonic()
         found = self._store.read(self.bucket, self.key)
         if found is None:
             self._etag, self._receipt = None, self._empty
@@ -102,7 +104,10 @@ class ReceiptStore:
         :raises JojoKeyStoreError: if S3 does not accept the claim; nothing may be paid then
         """
         seen = self._receipt
-        if self._store.supports_conditional_writes is False and self.read() != seen:
+        unprotected = self._store.supports_conditional_writes is False
+        if not self.verified and clock.monotonic() - self._read_at > CLAIM_RECHECK:
+            unprotected = True  # the claim would overwrite what another process has written in the meantime
+        if unprotected and self.read() != seen:
             return False
         receipt = self.last.with_attempt(attempt).with_request(host, request)
         # The condition also fails for a repeated request whose first response was lost.

@@ -133,13 +133,15 @@ def examine(
             logged = context.log.requests(newer_than=clock.monotonic() - gateway_log.MAX_AGE)
         except Img2Error as error:
             problem, transient = error.summary, ADVICE[error.kind].passing
+    # As of the copy of the log: rows that were written since then are not in it.
+    seen, finished_by = context.now() - timedelta(seconds=context.log.age()), context.finished_by(attempt)
     verdict = evidence.judge(
         Facts(
             model=attempt.model or context.job.request.model,
             sent_from=first.timestamp(),
             sent_until=last.timestamp(),
-            # As of the copy of the log: rows that were written since then are not in it.
-            finished=context.now() - timedelta(seconds=context.log.age()) >= context.finished_by(attempt),
+            finished=seen >= finished_by,
+            overdue=seen >= finished_by + timedelta(seconds=evidence.CHARGE_DELAY),
             stated=(attempt.resolution or {}).get("billed"),
             images=images or len(attempt.images),
             unsent=unsent,

@@ -34,11 +34,16 @@ def row(
 
 
 def facts(*rows: dict[str, Any], log: bool = True, **changes: Any) -> Facts:
-    known: dict[str, Any] = {"finished": True, "log": group_log(rows) if log else None, **changes}
+    known: dict[str, Any] = {
+        "finished": True,
+        "overdue": True,
+        "log": group_log(rows) if log else None,
+        **changes,
+    }
     return Facts(model=MODEL, sent_from=SENT, sent_until=SENT + 1, **known)
 
 
-OTHER_CHARGE = row("other", at=SENT + 900)
+OTHER_CHARGE = row("other", at=SENT + 500)
 TABLE = {
     # what proves a charge
     "images were received": (facts(images=1), BILLED),
@@ -64,10 +69,10 @@ TABLE = {
     "one charge at that time": (facts(row("A")), LOST),
     "two charges at that time": (facts(row("A"), row("B")), LOST),
     "failure at that time": (facts(row("A", FAILED), OTHER_CHARGE), LOST),
-    "failed with its ID, still generating": (facts(row("R", FAILED), request_id="R", finished=False), LOST),
+    "failed with its ID, still generating": (facts(row("R", FAILED), request_id="R", finished=False, overdue=False), LOST),
     "failed with its ID, charges not logged": (facts(row("R", FAILED), request_id="R"), LOST),
     "failed with its ID, charges logged before": (facts(row("R", FAILED), row("o", at=SENT - 99), request_id="R"), LOST),
-    "failed with its ID, charge may be late": (facts(row("R", FAILED), row("o", at=SENT + 500), request_id="R"), LOST),
+    "failed with its ID, charge may be late": (facts(row("R", FAILED), OTHER_CHARGE, request_id="R", overdue=False), LOST),
     "rows without ID": (facts(row(None), row(""), request_id="R"), LOST),
     "row of another type": (facts(row("R", 3), request_id="R"), LOST),
 }  # fmt: skip
