@@ -6,7 +6,7 @@ import traceback
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.exceptions import JojoKeyRequestError, JojoKeyStoreError
+from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyRequestError, JojoKeyStoreError
 from airflow_provider_jojokey.payments.liveness import CLOCK_TOLERANCE
 from tests.adversary.virtual import EPOCH
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tests.adversary.gateway import Sent
     from tests.adversary.world import Ended, World
 
+SPOOL_LOSSES = {"power cut", "clean spool", "lose spool", "copy spool"}
+"""Events that may take a request ID with them before the receipt has it."""
 GRACE = 25.0
 """Seconds of virtual time in which a process ends after SIGTERM."""
 
@@ -87,6 +89,8 @@ def at_end_of_process(world: World, ended: Ended) -> list[str]:
                 problems.append("returns an image that is not in S3")
     if isinstance(error, JojoKeyRequestError) and world.plan.conditional:
         problems.append("refuses to replace its own image")
+    if process.name.startswith("last"):
+        problems += _without_image(world, ended)
     troubled = ended.step.faults or process.terminated is not None or isinstance(error, JojoKeyStoreError)
     if ended.alone and not troubled:
         usage = ended.manifest["usage"] if ended.manifest is not None else error.usage if error else None
@@ -114,7 +118,7 @@ def at_end(world: World) -> list[str]:
     for ended in jobs.values():
         problems += _of_task(world, ended)
     for ended in world.ended:
-        if ended.process.name.startswith("last") and not isinstance(ended.error, JojoKeyStoreError):
+        if ended.process.name.startswith("last"):
             problems += _left_behind(world, ended)
     total = sum(_tokens(attempt["usage"]) for ended in jobs.values() for attempt in world.attempts(ended.job))
     if total > sum(post.tokens for post in world.gateway.sent):
@@ -151,7 +155,7 @@ def _excused(world: World, attempts: list[dict[str, Any]], by_id: dict[str | Non
         if any(post.outcome == "proxy" for post in posts):
             return True
         if attempt["billed"] == "yes" and attempt["usage"] is None:
-            lost = attempt["request_id"] is None and "power cut" in world.plan.accidents()
+            lost = attempt["request_id"] is None and not SPOOL_LOSSES.isdisjoint(world.plan.accidents())
             shown = world.plan.log in ("honest", "late") and any(post.id_seen for post in posts) and not lost
             if not shown:
                 return True
@@ -170,6 +174,23 @@ def _left_behind(world: World, ended: Ended) -> list[str]:
         elif digest not in listed and world.plan.conditional:
             problems.append("a stored image is not in the receipt")
     return problems
+
+
+def _without_image(world: World, ended: Ended) -> list[str]:
+    """Return whether the last process of a task has no image, although nothing prevents it."""
+    lost = [
+        attempt
+        for attempt in world.attempts(ended.job)
+        if attempt["outcome"] in ("open", "billed", "unknown")
+    ]
+    if (
+        ended.error is None
+        or lost
+        or isinstance(ended.error, JojoKeyReceiptError)
+        or not world.plan.conditional
+    ):
+        return []
+    return ["no image although nothing is lost"]
 
 
 def _posts_at(world: World, job: Any) -> list[Sent]:
