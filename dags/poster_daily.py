@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, time
+from typing import Any
 
 from airflow.sdk import DAG, Asset, Param
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+
+
+def key_of(dag_run: Any) -> str:
+    """Return the S3 key: one for each day, and another for each run that a person triggers."""
+    when = dag_run.logical_date or dag_run.run_after
+    triggered = dag_run.run_type == "manual" and when.time() != time.min
+    return str(when.strftime("daily/%Y-%m-%d-%H%M%S.{ext}" if triggered else "daily/%Y-%m-%d.{ext}"))
+
 
 with DAG(
     dag_id="poster_daily",
@@ -17,6 +26,7 @@ with DAG(
     max_active_runs=1,
     doc_md=__doc__,
     tags=["jojokey", "poster"],
+    user_defined_macros={"key_of": key_of},
     params={
         "theme": Param("A quiet harbour", type="string", title="Theme", description="What the poster shows."),
         "size": Param(
@@ -44,7 +54,7 @@ with DAG(
 Three flat colours, generous margins, the date "{{ day.strftime("%-d %B %Y") }}" set small at the foot.
 """,
         s3_bucket="{{ var.value.get('posters_bucket', 'posters') }}",
-        s3_key="daily/{{ (dag_run.logical_date or dag_run.run_after).strftime('%Y-%m-%d') }}.{ext}",
+        s3_key="{{ key_of(dag_run) }}",
         size="{{ params.size }}",
         quality="{{ params.quality }}",
         # Somebody does not like the picture: a Variable with the run's id, and the cleared task pays for a new one.

@@ -1,8 +1,11 @@
-"""Publish each day's poster: runs when `poster_daily` has made one, and copies it to the public prefix."""
+"""Copy each new poster of `poster_daily` to the public prefix.
+
+The Dag runs whenever `poster_daily` stores a poster. A run that starts before the first poster waits for it.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Asset, task
@@ -10,17 +13,26 @@ from airflow.sdk import DAG, Asset, task
 DAILY_POSTER = Asset("daily_poster")
 
 
+@task.sensor(
+    inlets=[DAILY_POSTER],
+    mode="reschedule",
+    poke_interval=timedelta(seconds=15),
+    timeout=timedelta(days=7),
+    soft_fail=True,
+)
+def wait_for_poster(*, inlet_events: Any = None) -> bool:
+    """Return whether `poster_daily` has made a poster; a run that you trigger by hand may be too early."""
+    return len(inlet_events[DAILY_POSTER]) > 0
+
+
 @task(inlets=[DAILY_POSTER])
 def publish(bucket: str, *, inlet_events: Any = None) -> list[str]:
-    """Copy the newest poster to the public prefix and return its places."""
+    """Copy the newest poster to the public prefix and return its URIs."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-    events = inlet_events[DAILY_POSTER]
-    if not len(events):
-        raise ValueError("poster_daily has made no poster yet.")
     published = []
-    for uri in events[-1].extra.get("uris", ()):
-        # Whoever may create asset events may write anything into them: nothing else is made public.
+    for uri in inlet_events[DAILY_POSTER][-1].extra.get("uris", ()):
+        # Anyone who can create asset events can write any URI into them: copy daily posters only.
         key = uri.removeprefix(f"s3://{bucket}/")
         if not key.startswith("daily/"):
             raise ValueError(f"Not a daily poster: {uri!r}")
@@ -28,7 +40,7 @@ def publish(bucket: str, *, inlet_events: Any = None) -> list[str]:
         S3Hook().copy_object(key, public, source_bucket_name=bucket, dest_bucket_name=bucket)
         published.append(f"s3://{bucket}/{public}")
     if not published:
-        raise ValueError("The newest event names no poster. Was it made by hand?")
+        raise ValueError("The newest asset event lists no images. Was it created by hand?")
     return published
 
 
@@ -42,4 +54,4 @@ with DAG(
     doc_md=__doc__,
     tags=["jojokey", "poster"],
 ):
-    publish("{{ var.value.get('posters_bucket', 'posters') }}")
+    wait_for_poster() >> publish("{{ var.value.get('posters_bucket', 'posters') }}")

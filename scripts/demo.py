@@ -1,7 +1,7 @@
-"""From nothing to a poster: the sandbox, one run of poster_daily, and where its picture lies.
+"""From nothing to a poster: start the sandbox, run `poster_daily` once, and print where its image is.
 
-With JOJOKEY_API_KEY in the environment the real API is used, and that costs money; with AWS
-credentials and JOJOKEY_S3_BUCKET, the real S3.
+If JOJOKEY_API_KEY is set, the real API is used, which costs money. If JOJOKEY_S3_BUCKET and AWS credentials are
+set, the real S3 is used.
 """
 
 from __future__ import annotations
@@ -11,71 +11,119 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
 
-from world import HOME, airflow_environment, open_sandbox
+from world import HOME, airflow_environment, claimed, start_sandbox
+
+from airflow_provider_jojokey.sandbox import Sandbox
 
 AIRFLOW = [sys.executable, "-m", "airflow"]
-LOG = HOME / "demo.log"
-OF_THE_PROVIDER = re.compile(
-    r"\S+ \[\w+ *\] (?P<said>.+?)\s+\[[\w.]*airflow_provider_jojokey[\w.]*\]"
-    r"|airflow_provider_jojokey\.exceptions\.(?P<error>\w+: .+)"
-)
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+ \[")
+MESSAGE = re.compile(r"\S+ \[\w+ *\] (?P<message>.+?)\s+\[[\w.]*airflow_provider_jojokey[\w.]*\]")
+NOT_THE_EXCEPTION = ("Traceback ", "During handling of ", "The above exception ")
 
 
 def main() -> int:
-    HOME.mkdir(exist_ok=True)
+    with claimed(HOME, "make demo") as holder:
+        home = HOME
+        if holder:
+            # Two Airflows with one database would run each other's tasks.
+            home = HOME / "beside"
+            print(f"{holder} is running, so this demo keeps its files in {home}.", flush=True)
+            home.mkdir(parents=True, exist_ok=True)
+        try:
+            sandbox = start_sandbox(home)
+        except (OSError, RuntimeError) as error:
+            print(f"The sandbox cannot start. {error}", file=sys.stderr)
+            return 1
+        with sandbox:
+            return run(sandbox, home)
+
+
+def run(sandbox: Sandbox, home: Path) -> int:
+    """Run `poster_daily` once and print its image; return the exit code."""
     today = datetime.now(UTC).strftime("%Y-%m-%d")
-    sandbox = open_sandbox()
-    real = (
-        "the real API: this costs money"
-        if sandbox.uses_real_api
-        else "a stand-in for JojoKey, on this machine"
-    )
-    print(f"Gateway   {real}")
-    with sandbox, LOG.open("w", encoding="utf-8") as log:
-        environment = airflow_environment(sandbox)
-        print("Airflow   preparing its database …", flush=True)
-        subprocess.run([*AIRFLOW, "db", "migrate"], env=environment, stdout=log, stderr=log, check=True)
-        print(f"Dag       airflow dags test poster_daily {today}", flush=True)
-        # The same day again is the same order: it is not paid for twice.
-        conf = {"reuse": "always"} | ({"theme": theme} if (theme := os.environ.get("THEME")) else {})
-        code = run_dag(today, conf, environment, log)
+    real = "the real API: this costs money"
+    print(f"Gateway   {real if sandbox.uses_real_api else 'a stand-in for JojoKey, on this machine'}")
+    path = home / "demo.log"
+    printed = 0
+    environment = airflow_environment(sandbox, home)
+    with path.open("w", encoding="utf-8") as log:
+        print("Airflow   preparing its database (ten seconds or more) …", flush=True)
+        code = subprocess.run([*AIRFLOW, "db", "migrate"], env=environment, stdout=log, stderr=log).returncode
         if code == 0:
-            show_result(sandbox, environment, today)
-        else:
-            print(f"\nThe run failed; all that Airflow said is in {LOG}", file=sys.stderr)
-        return code
+            print(f"Dag       airflow dags test poster_daily {today}", flush=True)
+            # The demo of the same day asks for the same image, so it isn't paid for twice.
+            conf = {"reuse": "always"} | ({"theme": theme} if (theme := os.environ.get("THEME")) else {})
+            code, printed = run_dag(today, conf, environment, log)
+    if code == 0:
+        show_result(sandbox, environment, today)
+    else:
+        print(f"\nThe demo failed. Airflow's log is in {path}", file=sys.stderr)
+        if not printed:
+            print(*path.read_text(encoding="utf-8").splitlines()[-15:], sep="\n", file=sys.stderr)
+    return code
 
 
-def run_dag(day: str, conf: dict[str, str], environment: dict[str, str], log: object) -> int:
-    """Run the Dag once; show of Airflow's log what the provider says, keep the rest in a file."""
+def run_dag(day: str, conf: dict[str, str], environment: dict[str, str], log: IO[str]) -> tuple[int, int]:
+    """Run the Dag once, and return its exit code and the number of messages printed.
+
+    It prints the provider's messages and all exceptions, and writes everything to a file.
+    """
     command = [*AIRFLOW, "dags", "test", "poster_daily", day, "--conf", json.dumps(conf)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        print(line, end="", file=log)  # type: ignore[call-overload]
-        if told := OF_THE_PROVIDER.match(line):
-            print(f"          {(told['said'] or told['error'])[:1000]}", flush=True)
-    return process.wait()
+    printed = 0
+    for message in messages(_copied(process.stdout, log)):
+        printed += 1
+        print(f"          {message[:1000]}", flush=True)
+    return process.wait(), printed
 
 
-def show_result(sandbox: object, environment: dict[str, str], day: str) -> None:
-    """Print where the image lies and what it cost, as its receipt in S3 tells it."""
+def messages(lines: Iterable[str]) -> Iterator[str]:
+    """Return from Airflow's log the messages of this provider and the exceptions of any task."""
+    exception: list[str] | None = None
+    for line in lines:
+        if line.startswith("Traceback "):
+            exception = []
+        elif LOG_LINE.match(line):
+            if exception:
+                yield " ".join(exception)
+            exception = None
+            if found := MESSAGE.match(line):
+                yield found["message"]
+        elif exception is not None and line.strip() and not line.startswith((" ", *NOT_THE_EXCEPTION)):
+            exception.append(line.strip().removeprefix("airflow_provider_jojokey.exceptions."))
+    if exception:
+        yield " ".join(exception)
+
+
+def _copied(lines: Iterable[str], log: IO[str]) -> Iterator[str]:
+    for line in lines:
+        log.write(line)
+        log.flush()
+        yield line
+
+
+def show_result(sandbox: Sandbox, environment: dict[str, str], day: str) -> None:
+    """Print where the image is and what it cost, from its receipt in S3."""
     os.environ.update(environment, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR")
+    from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
     from airflow_provider_jojokey.store.keys import Destination
-    from airflow_provider_jojokey.store.ledger import Ledger
     from airflow_provider_jojokey.store.s3 import ImageStore
 
     bucket = environment["AIRFLOW_VAR_POSTERS_BUCKET"]
-    receipt = Ledger(ImageStore("aws_default"), Destination(bucket, f"daily/{day}.{{ext}}")).read()
-    paid = next(one for one in reversed(receipt.attempts) if one.images)
+    receipt = ReceiptStore(ImageStore("aws_default"), Destination(bucket, f"daily/{day}.{{ext}}")).read()
+    paid = next(attempt for attempt in reversed(receipt.attempts) if attempt.images)
     image = paid.images[0]
-    print(f"\nImage     {image['uri']}, {image['width']}x{image['height']} {image['content_type']}")
-    if not sandbox.uses_real_s3:  # type: ignore[attr-defined]
-        print(f"On disk   {HOME / 'world' / 's3' / image['bucket'] / image['key']}")
+    print(f"\nImage     {image.uri}, {image.width}x{image.height} {image.content_type}")
+    if not sandbox.uses_real_s3:
+        print(f"On disk   {sandbox.directory / 's3' / image.bucket / image.key}")
     usage = paid.usage or {}
     print(
         f"Usage     {usage.get('input_tokens')} tokens in, {usage.get('output_tokens')} out, "

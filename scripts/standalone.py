@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
@@ -10,12 +12,18 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-STARTUP = 120.0
+STARTUP = 300.0
+"""Seconds that Airflow gets to start; a small, busy machine needs two minutes."""
+COMPONENTS = {"metadatabase": "database", "dag_processor": "Dag processor", "scheduler": "scheduler"}
+REMINDER = 15.0
+"""Seconds without news after which the wait is reported as well."""
+
+# A proxy cannot reach loopback.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class DidNotStart(RuntimeError):
@@ -43,14 +51,18 @@ def environment_of(port: int, prefix: str = "") -> dict[str, str]:
 
 @contextlib.contextmanager
 def standalone(
-    environment: Mapping[str, str], log: Path, stop: threading.Event | None = None
+    environment: Mapping[str, str],
+    log: Path,
+    stop: threading.Event | None = None,
+    report: Callable[[str], None] = lambda message: None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run Airflow while the context lasts; it is healthy when the context begins.
 
     :param environment: all of it, with that of :func:`environment_of`
     :param log: a file for what it prints
     :param stop: ends the wait for its start
-    :raises DidNotStart: if it is not healthy within two minutes
+    :param report: called with each step of the start
+    :raises DidNotStart: if it is not healthy within five minutes
     """
     with log.open("wb") as out:
         airflow = subprocess.Popen(
@@ -64,32 +76,62 @@ def standalone(
         )
         try:
             health = f"{environment['AIRFLOW__API__BASE_URL']}/api/v2/monitor/health"
-            _wait_until_healthy(airflow, health, log, stop or threading.Event())
+            _wait_until_healthy(airflow, health, log, stop or threading.Event(), report)
             yield airflow
         finally:
             _end(airflow)
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that no program listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _wait_until_healthy(
-    airflow: subprocess.Popen[bytes], health: str, log: Path, stop: threading.Event
+    airflow: subprocess.Popen[bytes],
+    health: str,
+    log: Path,
+    stop: threading.Event,
+    report: Callable[[str], None],
 ) -> None:
-    deadline = time.monotonic() + STARTUP
-    while time.monotonic() < deadline and airflow.poll() is None and not stop.wait(0.5):
-        try:
-            with urllib.request.urlopen(health, timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            continue
-    raise DidNotStart(
-        "Airflow was not waited for." if stop.is_set() else f"Airflow did not come up; see {log}"
-    )
+    began = reported = time.monotonic()
+    missing = ["API server", *COMPONENTS.values()]
+    while airflow.poll() is None and not stop.wait(0.5):
+        now = time.monotonic()
+        if now - began > STARTUP:
+            raise DidNotStart(
+                f"Airflow did not start within {STARTUP:.0f} s: no {', '.join(missing)}. Its log is {log}"
+            )
+        found = _healthy(health)
+        for component in [name for name in missing if name in found]:
+            missing.remove(component)
+            report(f"{component} is up ({now - began:.0f} s)")
+            reported = now
+        if not missing:
+            return
+        if now - reported > REMINDER:
+            report(f"waiting for {missing[0]} ({now - began:.0f} s)")
+            reported = now
+    if stop.is_set():
+        raise DidNotStart("The start of Airflow was interrupted.")
+    end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+    raise DidNotStart(f"{end}\n\nAirflow ended as it started. Its log is {log}")
+
+
+def _healthy(health: str) -> set[str]:
+    """Return the components that Airflow says are healthy; none while its API server does not answer."""
+    try:
+        with OPENER.open(health, timeout=5) as response:
+            states = json.load(response)
+        found = {"API server"}
+        for name, label in COMPONENTS.items():
+            if states[name]["status"] == "healthy":
+                found.add(label)
+        return found
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _end(airflow: subprocess.Popen[bytes]) -> None:

@@ -1,11 +1,15 @@
-"""What `make demo` and `make ui` have in common: an Airflow of their own, and the sandbox."""
+"""The sandbox and the Airflow environment that `make demo` and `make ui` share."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from airflow_provider_jojokey.sandbox import Sandbox
@@ -15,18 +19,23 @@ HOME = Path(os.environ.get("DEMO_HOME") or ROOT / ".demo")
 GATEWAY_PORT, S3_PORT = 4870, 4871
 
 
-def open_sandbox(home: Path = HOME) -> Sandbox:
-    """Return the sandbox of this checkout, not started: what it keeps is in ``.demo``.
+def start_sandbox(home: Path = HOME) -> Sandbox:
+    """Start the sandbox of this checkout, which keeps its files in ``.demo``, and return it.
 
-    It takes the same ports each time, if they are free: a gateway at another address is another gateway,
-    and what the first has been paid for says nothing of the second.
+    It listens on the same ports each time unless another program uses them: the receipts of a gateway at another
+    address don't count.
+
+    :raises OSError: if a port is in use or rclone is missing
+    :raises RuntimeError: if the S3 server doesn't start
     """
-    return Sandbox(
-        home / "world",
-        gateway_port=_free(GATEWAY_PORT),
-        s3_port=_free(S3_PORT),
-        environ=os.environ,
-    )
+    gateway_port, s3_port = _port(GATEWAY_PORT, "The gateway"), _port(S3_PORT, "S3")
+    try:
+        return Sandbox(home / "world", gateway_port=gateway_port, s3_port=s3_port, environ=os.environ).start()
+    except (OSError, RuntimeError):
+        if not gateway_port and not s3_port:
+            raise
+        # Another program took a port a moment ago.
+        return Sandbox(home / "world", environ=os.environ).start()
 
 
 def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
@@ -41,14 +50,16 @@ def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
         "AIRFLOW_VAR_POSTERS_BUCKET": sandbox.buckets[0],
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        # The demo registers all Dags. If they were unpaused, `make ui` would start their runs before its API
+        # server listens, and such tasks fail.
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(home / "spool"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "PYTHONWARNINGS": "ignore",
     }
     if not sandbox.uses_real_api:
-        # A stand-in is quick: nobody has to wait for minutes until its log must know a lost request.
+        # The stand-in answers within seconds, so a lost request is known to be lost just as soon.
         connection = json.loads(environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"])
         connection["extra"] = {"connect_timeout": 2, "max_resend_wait": 2}
         environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"] = json.dumps(connection)
@@ -56,11 +67,46 @@ def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
     return environment
 
 
-def _free(port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextlib.contextmanager
+def claimed(home: Path, holder: str) -> Iterator[str]:
+    """Claim the database in ``home`` while the context lasts; the context is the current holder if there is one.
+
+    Without it, the scheduler of `make ui` would run the tasks of a demo a second time.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "in-use").open("a+", encoding="utf-8") as file:
         try:
-            probe.bind(("127.0.0.1", port))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return 0
-    return port
+            file.seek(0)
+            yield file.read().strip() or "Another command"
+            return
+        file.truncate(0)
+        file.write(holder)
+        file.flush()
+        yield ""
+
+
+def is_free(port: int) -> bool:
+    """Return whether no program listens on the port, on IPv4 or IPv6 loopback."""
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            probe = socket.socket(family)
+        except OSError:  # no IPv6
+            continue
+        with probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen()
+            except OSError as error:
+                if family is socket.AF_INET or error.errno == errno.EADDRINUSE:
+                    return False
+    return True
+
+
+def _port(port: int, server: str) -> int:
+    if is_free(port):
+        return port
+    print(f"Port {port} is in use by another program. {server} takes a free port.", flush=True)
+    return 0

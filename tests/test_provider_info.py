@@ -171,7 +171,7 @@ def test_airflow_knows_the_connection_type(tmp_path: Path) -> None:
 def test_the_lowest_versions_that_are_allowed_are_those_that_the_oldest_airflow_is_tested_with() -> None:
     root = Path(__file__).parents[1]
     allowed = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
-    tested = dict(re.findall(r"(?m)^(\S+)==([\w.]+)", (root / "constraints-3.1.txt").read_text()))
+    tested = dict(re.findall(r"(?m)^(\S+)==([\w.]+)", (root / "constraints-lowest.txt").read_text()))
     lowest = dict(one.split(">=") for one in allowed)
     untested = {name: low for name, low in lowest.items() if not f"{tested[name]}.".startswith(f"{low}.")}
     assert not untested

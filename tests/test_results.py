@@ -65,7 +65,9 @@ def test_failure_names_its_cost_and_received_images() -> None:
     error = JojoKeyReplyError("The reply broke off.", request_id="2026", billed="yes")
     error.usage, error.images, error.receipt = {"total_tokens": 205}, [IMAGE], MANIFEST["receipt"]
 
-    failed = Result.from_error(error, prompt="a fox", aws_conn_id=None, options={"model": None, "size": "auto"})
+    failed = Result.from_error(
+        error, prompt="a fox", aws_conn_id=None, options={"model": None, "size": "auto"}
+    )
     result = Result.from_xcom(failed.to_xcom())
 
     assert result is not None

@@ -1,7 +1,8 @@
 """Run a batch: one thread decides what is sent when, and one thread per image waits for it.
 
-Only the deciding thread touches counts, pace and manifest. The others call :func:`generate_images`, as a
-single task does.
+Only the deciding thread touches counts, pace and manifest. It is not the main thread, in which Airflow raises
+a timeout between any two instructions: an image that had just arrived would be missing from the counts.
+The other threads call :func:`generate_images`, as a single task does.
 """
 
 from __future__ import annotations
@@ -11,18 +12,16 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
-from airflow_provider_jojokey.batch.tally import Tally
+from airflow_provider_jojokey.batch.tally import Tally, Unsettled
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBaseUrlError,
     JojoKeyConnectionError,
@@ -56,13 +55,15 @@ log = logging.getLogger(__name__)
 
 PROGRESS = 30.0
 """Seconds between two progress lines in the log."""
-SHUTDOWN_GRACE = 120.0
-"""Seconds for which a batch that is killed waits for images in flight: they are paid for."""
-ABORT_GRACE = 10.0
-"""Seconds after that in which aborted requests are recorded."""
+TIMEOUT_GRACE = 120.0
+"""Seconds for which a batch that is interrupted, such as by a timeout, waits for images in flight: they are paid for.
+If it is told to end, its hook decides how long, see :meth:`JojoKeyHook.stop`."""
+LIMIT, RECORDING = 16.0, 3.0
+"""Seconds after the start of the end, and after the last response, in which everything is stored and recorded. The
+rest of the task, such as its manifest, has to end in time as well, see :mod:`operators.stopping`."""
 MAX_TRIES = 3
 """How often a run sends an item that the gateway fails without billing it. Rate limits don't count."""
-SURVEYED_AT_ONCE = 256
+DRAIN_POLL = 0.2
 LOG_INTERVAL = 60.0
 """Seconds between two reads of the gateway log, which allows about 20 in 20 minutes."""
 
@@ -141,11 +142,13 @@ class Batch:
         self._fresh = plan.jobs()
         self._again: deque[tuple[int, ImageJob]] = deque()
         self._tries: Counter[int] = Counter()
-        self._unsettled: list[ImageJob] = []
+        self._unsettled: list[Unsettled] = []
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[tuple[Turn, Generated | JojoKeyError] | None] = queue.SimpleQueue()
         self._threads = 0
         self._busy = 0
+        self._sent: set[int] = set()
+        """Items that have sent a request and whose outcome has not been counted."""
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
         self._last_refusal: JojoKeyError | None = None
@@ -172,9 +175,31 @@ class Batch:
         """
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
+        failures: list[BaseException] = []
+
+        def decide() -> None:
+            try:
+                self._run()
+            except BaseException as error:
+                failures.append(error)
+
+        decider = threading.Thread(
+            target=copy_context().run, args=(decide,), name="jojokey-decider", daemon=True
+        )
+        decider.start()
+        try:
+            decider.join()
+        except BaseException:
+            self.stop()
+            decider.join()
+            raise
+        if failures:
+            raise failures[0]
+        return self.tally
+
+    def _run(self) -> None:
         try:
             with _quiet_threads():
-                self._load_spent()
                 try:
                     while not self.stopped:
                         delay = self._dispatch()
@@ -183,12 +208,8 @@ class Batch:
                         self._wait(delay)
                 finally:
                     self._drain()
-                    self._settle_usage()
-                    if self._budget is not None:
-                        self._budget.close()
         finally:
             self._stop_idle_threads(0)
-        return self.tally
 
     def _dispatch(self) -> float | None:
         """Hand items to threads; return the seconds until the next may follow, ``None`` if there is no next."""
@@ -206,26 +227,50 @@ class Batch:
                 return None
             self._submit(Turn(*item, self.limiter.give(now)))
 
-    def _load_spent(self) -> None:
+    def load_spent(self) -> None:
         """Read all receipts, to know what this task has spent in this Dag run before it spends more.
 
         :raises JojoKeyError: if one of them cannot be read
         """
         if self._budget is None:
             return
-        store = self._services.store
+        store, jobs, lock = self._services.store, self._plan.jobs(), threading.Lock()
+        sums: queue.SimpleQueue[Amount | BaseException] = queue.SimpleQueue()
 
-        def spent(item: tuple[int, ImageJob]) -> Amount:
-            return spent_on(ReceiptStore(store, item[1].destination).read(), item[1])
+        def add_up() -> None:
+            spent = Amount()
+            try:
+                while not self.stopped:
+                    with lock:
+                        item = next(jobs, None)
+                    if item is None:
+                        break
+                    spent += spent_on(ReceiptStore(store, item[1].destination).read(), item[1])
+            except BaseException as error:
+                sums.put(error)
+            else:
+                sums.put(spent)
 
-        jobs = self._plan.jobs()
+        # Not a thread pool, which would wait for its threads although S3 does not respond.
+        readers = min(store.connections or 1, self.tally.total)
+        for number in range(readers):
+            threading.Thread(target=add_up, name=f"{THREADS}reader-{number}", daemon=True).start()
         total = Amount()
-        with ThreadPoolExecutor(store.connections or 1, thread_name_prefix=THREADS) as readers:
-            while some := list(islice(jobs, SURVEYED_AT_ONCE)):
-                total = sum(readers.map(spent, some), total)
+        for _ in range(readers):
+            found = sums.get()
+            if isinstance(found, BaseException):
+                self.stopped = True  # the other readers end
+                raise found
+            total += found
         self._budget.start(total)
         if total.images:
             log.info("This task has spent %s in this Dag run so far.", total)
+
+    def settle(self) -> None:
+        """Look up usage that responses did not report, and account for it in the budget. Call it after :meth:`run`."""
+        self._settle_usage()
+        if self._budget is not None:
+            self._budget.close()
 
     def _has_more(self) -> bool:
         if self._again:
@@ -280,6 +325,7 @@ class Batch:
     def _generate(self, turn: Turn) -> Generated | JojoKeyError:
         def on_send() -> None:
             turn.ticket.sent_at = time.monotonic()
+            self._sent.add(turn.index)
 
         try:
             return generate_images(turn.job, replace(self._services, permit=self._permit, on_send=on_send))
@@ -318,6 +364,7 @@ class Batch:
 
     def _take(self, turn: Turn, outcome: Generated | JojoKeyError) -> None:
         now = time.monotonic()
+        self._sent.discard(turn.index)
         if isinstance(outcome, Generated):
             self.limiter.done(turn.ticket, now)
             self._succeeded(turn, outcome)
@@ -372,7 +419,7 @@ class Batch:
     def _succeeded(self, turn: Turn, generated: Generated) -> None:
         self.tally.succeed(turn.index, generated.manifest)
         if generated.receipt.missing_usage(turn.job.owner):
-            self._unsettled.append(turn.job)
+            self._unsettled.append(Unsettled(turn.job, len(generated.manifest["images"])))
         prompt = turn.job.request.prompt
         result = Result.from_manifest(generated.manifest, prompt=prompt, aws_conn_id=self._aws_conn_id)
         self.manifest.add(turn.index, result.to_xcom())
@@ -380,7 +427,7 @@ class Batch:
     def _failed(self, turn: Turn, error: JojoKeyError) -> None:
         self.tally.fail(turn.index, turn.job, error)
         if error.billed != "no":
-            self._unsettled.append(turn.job)
+            self._unsettled.append(Unsettled(turn.job, turn.job.request.n, error.billed))
         request = turn.job.request
         options = {name: getattr(request, name) for name in ("model", "size", "quality")}
         result = Result.from_error(
@@ -394,12 +441,13 @@ class Batch:
         services = replace(
             self._services, log=GatewayLog(self._hook.client.billing_log, interval=LOG_INTERVAL)
         )
-        for job in self._unsettled:
+        for item in self._unsettled:
+            job = item.job
             try:
                 context = Context(job, services)
                 receipt = context.receipts.read()
                 before = receipt.usage_of(job.owner)
-                self.tally.settle(before, settle_usage(context, receipt).usage_of(job.owner))
+                self.tally.settle(item, before, settle_usage(context, receipt).usage_of(job.owner))
             except JojoKeyError as error:
                 log.warning("The usage of %s is not known yet: %s", job.uri, error.message)
 
@@ -410,18 +458,23 @@ class Batch:
         self.stopped = self.stopped or bool(self._busy)
         if not self._busy:
             return
+        began, hook = time.monotonic(), self._hook
         self._close(JojoKeyError("The task was told to end."))
         log.warning("The task was told to end: it sends nothing more. %s", self._progress())
-        self._wait_for_all(SHUTDOWN_GRACE)
+        self._wait_for_all(lambda: hook.stopping.is_set() or time.monotonic() >= began + TIMEOUT_GRACE)
         if self._busy:
-            log.warning("%d images have not arrived in time: their connections are closed.", self._busy)
-            self._hook.abort()
-            self._wait_for_all(ABORT_GRACE)
+            hook.stop(0.0)  # no effect if the task was told to end: it has stopped already
+            self._wait_for_all(hook.stopped.is_set)
+            soon = time.monotonic() + RECORDING
+            late = max(soon, began + LIMIT)
+            self._wait_for_all(lambda: time.monotonic() >= (late if self._sent else soon))
+        if self._sent:
+            log.error("%d requests could not be recorded in time. A retry reconciles them.", len(self._sent))
+            self.tally.unknown_outcomes += len(self._sent)
 
-    def _wait_for_all(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while self._busy and (left := end - time.monotonic()) > 0:
-            self._wait(left)
+    def _wait_for_all(self, give_up: Callable[[], bool]) -> None:
+        while self._busy and not give_up():
+            self._wait(DRAIN_POLL)
 
     def _progress(self) -> str:
         tally = self.tally

@@ -21,6 +21,19 @@ MAX_KEYS = 100
 MAX_CAUSE = 300
 
 
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """An item that cost money, or may have, and whose usage is unknown.
+
+    :param images: paid images
+    :param billed: ``"yes"`` or ``"unknown"``
+    """
+
+    job: ImageJob
+    images: int
+    billed: str = "yes"
+
+
 @dataclass(slots=True)
 class Cause:
     """One class of error among the failed items.
@@ -51,8 +64,8 @@ class Tally:
     images: int = 0
     paid: bool = False
     """Whether anything was billed."""
-    has_unknown_outcomes: bool = False
-    """Whether it is unknown if some items were billed."""
+    unknown_outcomes: int = 0
+    """Items of which it is unknown whether they were billed."""
     without_usage: int = 0
     """Paid images whose usage is unknown."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
@@ -75,7 +88,7 @@ class Tally:
     @property
     def billed(self) -> Billed:
         """Whether it cost money, over all items."""
-        return "yes" if self.paid or self.tokens else "unknown" if self.has_unknown_outcomes else "no"
+        return "yes" if self.paid or self.tokens else "unknown" if self.unknown_outcomes else "no"
 
     @property
     def keys(self) -> list[str] | None:
@@ -113,12 +126,12 @@ class Tally:
                 self.retry_after = max(self.retry_after or 0.0, error.retry_after)
         if error.billed == "yes":
             self._pay(job.request.n, error.usage)
-        self.has_unknown_outcomes = self.has_unknown_outcomes or error.billed == "unknown"
+        self.unknown_outcomes += error.billed == "unknown"
         known = self.causes.setdefault(type(error).__name__, Cause(index, job.uri, error.message))
         known.count += 1
         self._count(index, error.images or [], error.usage)
 
-    def settle(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    def settle(self, item: Unsettled, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Count usage that became known after an item had ended.
 
         :param before: the usage that was counted for its task and key
@@ -126,6 +139,13 @@ class Tally:
         """
         self.usage = total_usage((self.usage, after))
         self.usage = _minus(self.usage, before)
+        if (after.get("total_tokens") or 0) <= (before.get("total_tokens") or 0):
+            return
+        if item.billed == "unknown":
+            self.paid = True
+            self.unknown_outcomes -= 1
+        elif not before.get("total_tokens"):
+            self.without_usage -= item.images
 
     def error(self, end: str, where: str) -> JojoKeyBatchError:
         """Return the error for a batch with failed or missing items.
@@ -145,8 +165,8 @@ class Tally:
         spent = f"{self.tokens:,} tokens were billed to this task in this Dag run"
         if self.without_usage:
             spent += f", and {self.without_usage:,} paid images have unknown usage"
-        if self.has_unknown_outcomes:
-            spent += ", and it is unknown whether some items were billed"
+        if self.unknown_outcomes:
+            spent += f", and it is unknown whether {self.unknown_outcomes:,} items were billed"
         again = self.retryable + rest
         kind = JojoKeyBatchError if again else JojoKeyBatchFailure
         todo = f"A retry may help {again} of the {self.failed + rest}." if again else ""

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.store.keys import Destination
 
 DAG_ID, TASK_ID = "jojokey-cli", "generate"
-"""Whose images these are, in a receipt."""
+"""The owner in receipts."""
 EXTENSIONS = ("png", "jpg", "webp")
 SHOWN = ("image", "content_type", "width", "height", "bytes", "total_tokens", "reused")
 
 
 @command
 def generate(options: argparse.Namespace) -> None:
-    """Run the command."""
+    """Generate images into S3 or into files."""
     hook = jojokey_hook(options.jojokey_conn_id)
     request = _request(options, hook)
     make = _to_s3 if options.out.startswith("s3://") else _to_disk
@@ -66,7 +66,7 @@ def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:
 
 @contextmanager
 def _waiting(hook: JojoKeyHook, request: ImageRequest) -> Iterator[None]:
-    """Show that something is under way; Ctrl-C closes the connection."""
+    """Show progress; Ctrl-C closes the connection."""
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from airflow_provider_jojokey.img2.estimate import expected_seconds
@@ -80,10 +80,10 @@ def _waiting(hook: JojoKeyHook, request: ImageRequest) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         hook.abort()
-        raise CommandFailed("Interrupted. What had been sent is billed all the same.", BILLED) from None
+        raise CommandFailed("Interrupted. If the request was sent, you are charged anyway.", BILLED) from None
 
 
-# To S3: the operator's way
+# To S3, like the operator
 
 
 def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ def _refuse_to_overwrite(
     store: Any,
     destination: Destination,
 ) -> None:
-    """Raise if other images are where these would go; those that this very request was paid for are not other."""
+    """Raise if other images exist at these keys. Images that this very request paid for are not others."""
     from airflow_provider_jojokey.payments.attempt import Outcome
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 
@@ -141,7 +141,7 @@ def _refuse_to_overwrite(
     for key in sorted(keys - own):
         if store.size_of(destination.bucket, key) is not None:
             raise JojoKeyRequestError(
-                f"{destination.uri(key)} is there already. Choose another place, or say --overwrite."
+                f"{destination.uri(key)} exists already.", "Choose another key, or use --overwrite."
             )
 
 
@@ -153,7 +153,7 @@ def _run_id() -> str:
     return f"manual__{datetime.now(UTC).isoformat()}__{user}__{uuid.uuid4().hex[:8]}"
 
 
-# To disk: no receipt, so no second chance
+# To disk, without a receipt
 
 
 def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest) -> list[dict[str, Any]]:
@@ -169,7 +169,7 @@ def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageReque
             for one in EXTENSIONS:
                 if os.path.lexists(path := folder / destination.key_for(index, one)):
                     raise JojoKeyRequestError(
-                        f"{path} is there already. Choose another name, or say --overwrite."
+                        f"{path} exists already.", "Choose another name, or use --overwrite."
                     )
     try:
         spool = Path(
@@ -203,7 +203,7 @@ def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageReque
 
 
 def _generate(hook: JojoKeyHook, request: ImageRequest, spool: Path) -> Generation:
-    """Send the paid request; what had arrived of an answer that broke off stays in ``spool``."""
+    """Send the paid request. Images of a response that breaks off stay in ``spool``."""
     from airflow_provider_jojokey.img2.images import ImageFile
 
     def open_file(index: int) -> ImageFile:
@@ -213,12 +213,11 @@ def _generate(hook: JojoKeyHook, request: ImageRequest, spool: Path) -> Generati
         try:
             return hook.generate(request, open_file)
         except JojoKeyError as error:
-            message = error.message
-            if arrived := sorted(spool.glob("*.image")):
-                message += f" {len(arrived)} of {request.n} images had arrived: they are in {spool}."
+            kept = [str(path) for path in sorted(spool.glob("*.image"))]
+            todo = error.todo
             if error.billed != "no":
-                message += " No receipt is kept of images on disk: the same command again pays again."
-            raise CommandFailed(message, code_of(error)) from None
+                todo = f"{todo} Images on disk have no receipt: the same command pays again.".strip()
+            raise CommandFailed(error.changed(kept=kept, todo=todo).message, code_of(error)) from None
 
 
 @contextmanager

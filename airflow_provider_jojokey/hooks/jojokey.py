@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +24,17 @@ if TYPE_CHECKING:
     import requests
 
     from airflow_provider_jojokey.img2.client import Client, Generation, OpenFile
+    from airflow_provider_jojokey.img2.images import ImageFile
 
 
 T = TypeVar("T")
+
+STOP_GRACE = 15.0
+"""Seconds that a response has to begin to arrive after the task was told to end."""
+STALLED = 5.0
+"""Seconds without a byte of an image after which a response does not count as arriving."""
+STOP_POLL = 0.1
+STOP_LATENCY = 0.1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -102,7 +112,11 @@ class JojoKeyHook(BaseHook):
         super().__init__(**kwargs)
         self.jojokey_conn_id = jojokey_conn_id
         self.stopping = threading.Event()
-        """Set when the task is killed: from then on, the hook sends nothing and waits for nothing."""
+        """Set when the task is told to end: from then on, the hook sends nothing and waits for nothing."""
+        self.stopped = threading.Event()
+        """Set after :meth:`stop` when no response is in flight any more."""
+        self._stopper: threading.Thread | None = None
+        self._in_flight: set[_Response] = set()
         self.decode_slots: int | None = None
         """How many responses may be decoded at once, if many threads share the hook."""
 
@@ -210,13 +224,18 @@ class JojoKeyHook(BaseHook):
         before_send: Callable[[], None] | None,
         on_fact: Callable[[str, str], None] | None,
     ) -> Generation:
-        if self.stopping.is_set():
-            raise Img2Error(
-                Kind.UNREACHABLE,
-                "The task was told to end before it sent its request",
-                advice="Clear the task to try again.",
-            )
-        return self.client.generate(request, open_file, before_send=before_send, on_fact=on_fact)
+        response = _Response(open_file)
+        self._in_flight.add(response)  # before the check: stop() must not miss a request that passes it
+        try:
+            if self.stopping.is_set():
+                raise Img2Error(
+                    Kind.UNREACHABLE,
+                    "The task was told to end before it sent its request",
+                    advice="Clear the task to try again.",
+                )
+            return self.client.generate(request, response.open_file, before_send=before_send, on_fact=on_fact)
+        finally:
+            self._in_flight.discard(response)
 
     def _sleep(self, seconds: float) -> None:
         from airflow_provider_jojokey.payments import clock
@@ -260,8 +279,47 @@ class JojoKeyHook(BaseHook):
         """
         return self._call_unbilled(self.client.token_usage)
 
+    def stop(self, grace: float = STOP_GRACE, *, abort: bool = True) -> None:
+        """Send nothing more, and let responses arrive that are paid for. Returns at once.
+
+        A response has ``grace`` seconds to begin to arrive. One that is arriving then may finish. The
+        connections of all others are closed, although they are billed. :attr:`stopped` is set at the end.
+
+        A signal handler may call it. The event is therefore set by another thread: the interrupted thread may
+        hold the lock of the event, and would wait for itself forever.
+
+        :param grace: seconds
+        :param abort: whether connections are closed at the end
+        """
+        if self._stopper is None:
+            self._stopper = threading.Thread(
+                target=self._stop, args=(grace, abort), name="jojokey-stop", daemon=True
+            )
+            try:
+                self._stopper.start()
+            except RuntimeError:  # the system starts no more threads
+                self._stop(0.0, abort)
+        end = time.monotonic() + STOP_LATENCY
+        while not self.stopping.is_set() and time.monotonic() < end:
+            time.sleep(0.001)
+
+    def _stop(self, grace: float, abort: bool) -> None:
+        self.stopping.set()
+        end = time.monotonic() + grace
+        while self._in_flight and time.monotonic() < end:
+            for response in tuple(self._in_flight):
+                response.observe()
+            time.sleep(STOP_POLL)
+        arriving = {response for response in tuple(self._in_flight) if response.is_arriving}
+        while any(response.observe() for response in arriving & self._in_flight):
+            time.sleep(STOP_POLL)
+        if abort and self._in_flight:
+            self.log.warning("%d responses have not arrived in time. They are billed.", len(self._in_flight))
+            self.abort()
+        self.stopped.set()
+
     def abort(self) -> None:
-        """Close the connections of requests in flight, when the task is killed. They are billed anyway."""
+        """Send nothing more, and close the connections of requests in flight. They are billed anyway."""
         self.stopping.set()
         if "client" in vars(self):
             self.client.abort()
@@ -275,7 +333,7 @@ class JojoKeyHook(BaseHook):
 
     def _explain(self, error: Img2Error) -> None:
         """Ask the gateway why it refused the token, where it tells: wrong, expired or used up."""
-        if error.kind is Kind.TOKEN and (reason := self.client.why_refused()):
+        if error.kind is Kind.TOKEN and (reason := self.client.explain_rejected_token()):
             error.advice = reason
 
     def _log_resend(self, state: Any) -> None:
@@ -288,8 +346,41 @@ class JojoKeyHook(BaseHook):
         )
 
 
+class _Response:
+    """A response that a thread waits for.
+
+    :param open_file: returns the file for image 0, 1, 2 …
+    """
+
+    def __init__(self, open_file: OpenFile | None) -> None:
+        self._open_file = open_file
+        self._files: list[ImageFile] = []
+        self._bytes = 0
+        self._grew_at = -math.inf
+
+    def open_file(self, index: int) -> ImageFile:
+        """Return the file for an image that begins to arrive."""
+        from airflow_provider_jojokey.img2.images import ImageFile
+
+        file = ImageFile() if self._open_file is None else self._open_file(index)
+        self._files.append(file)
+        return file
+
+    def observe(self) -> bool:
+        """Take notice of what has arrived since the last call; return whether it is arriving."""
+        received = sum(file.size for file in tuple(self._files))
+        if received != self._bytes:
+            self._bytes, self._grew_at = received, time.monotonic()
+        return self.is_arriving
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether bytes of its images have arrived in the last few seconds."""
+        return time.monotonic() - self._grew_at < STALLED
+
+
 def _resend_may_help(error: BaseException) -> bool:
-    return isinstance(error, Img2Error) and error.resend_is_safe
+    return isinstance(error, Img2Error) and error.is_safe_to_resend
 
 
 def _wait_before_resending(state: Any) -> float:

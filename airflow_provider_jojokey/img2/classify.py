@@ -305,11 +305,10 @@ def _kind_of_status(number: int, rule: Rule) -> Kind:
 
 def _verdict_of_codes(failure: Failure, status: int, sender: Sender) -> Verdict | None:
     """Return what the error's codes stand for, if one is known."""
-    marked = sender in (Sender.GATEWAY, Sender.RELAY)
     for code in failure.codes:
         if code == "model_not_found":
             return Verdict(Kind.NO_CHANNEL if status == 503 else Kind.ACCESS)
-        if code in KEY_CODES and marked and failure.type != "new_api_error":
+        if code in KEY_CODES and sender is Sender.GATEWAY and failure.type != "new_api_error":
             return _KEY_FAILED
         if (verdict := CODES.get(re.sub("[^a-z0-9]", "", code.lower()))) is not None:
             return verdict
@@ -320,12 +319,14 @@ def _verdict_of_codes(failure: Failure, status: int, sender: Sender) -> Verdict 
 
 
 def _sender(headers: Mapping[str, str], failure: Failure, edge_code: str | None) -> Sender:
-    if is_relay(headers) or _RELAY_MESSAGE.search(failure.message):
+    if is_relay(headers):
         return Sender.RELAY
     if edge_code:
         return Sender.EDGE
     if headers.get("x-oneapi-request-id"):
-        return Sender.GATEWAY
+        return Sender.GATEWAY  # even if its own channel is such a proxy: the gateway refunds what it fails
+    if _RELAY_MESSAGE.search(failure.message):
+        return Sender.RELAY
     return Sender.API if failure.shaped else Sender.OTHER
 
 

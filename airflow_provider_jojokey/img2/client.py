@@ -260,10 +260,6 @@ class Client:
             "Ask JojoKey support to check the channel."
         )
 
-    # The names of the first edition.
-    why_refused = explain_rejected_token
-    cut = abort
-
     @property
     def _secret(self) -> str:
         return getattr(self.session.auth, "token", "")

@@ -26,6 +26,8 @@ BASE64_KEYS = (
 LINK_KEYS = ("url", "image_url", "image", "link", "src", "uri")
 MAX_PATH = 8
 
+_IMAGE_KEYS = dict.fromkeys((*BASE64_KEYS, *LINK_KEYS, "result", "data"))
+"""In the order in which they count."""
 _CONTAINERS = frozenset(CONTAINERS)
 _BASE64_KEYS = frozenset(BASE64_KEYS)
 _LINK_PLACES = frozenset(LINK_KEYS) | _CONTAINERS
@@ -102,7 +104,9 @@ def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:
         return [document]
     fallback: list[Any] = []
     for name in CONTAINERS:
-        inner = document.get(name)
+        if name not in document:
+            continue
+        inner = document[name]
         if isinstance(inner, str) and _is_picture(inner, value_of):
             return [inner]
         elements = _elements(inner, value_of, depth + 1)
@@ -115,7 +119,7 @@ def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:
 def _has_image(element: Any, value_of: ValueOf) -> bool:
     if not isinstance(element, dict):
         return False
-    if any(value_of(element.get(name)) is not None for name in (*BASE64_KEYS, *LINK_KEYS, "result", "data")):
+    if any(name in _IMAGE_KEYS and value_of(value) is not None for name, value in element.items()):
         return True
     return _link_in(element) is not None
 
@@ -130,7 +134,9 @@ def _is_address(text: str) -> bool:
 
 def _link_in(element: Mapping[str, Any]) -> str | None:
     for name in LINK_KEYS:
-        value = element.get(name)
+        if name not in element:
+            continue
+        value = element[name]
         if isinstance(value, dict):
             value = value.get("url")
         if isinstance(value, list) and value:
@@ -148,7 +154,7 @@ def _slot(element: Any, value_of: ValueOf) -> Slot:
     if not isinstance(element, dict):
         return Slot(None, None, None, element)
     nested = element.get("image_url")
-    places = [element.get(name) for name in (*BASE64_KEYS, *LINK_KEYS, "result", "data")]
+    places = [element[name] for name in _IMAGE_KEYS if name in element]
     places += [nested.get("url")] if isinstance(nested, dict) else []
     values = [value for place in places if (value := value_of(place)) is not None]
     # An empty string is an image that is absent.

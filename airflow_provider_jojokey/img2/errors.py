@@ -177,8 +177,6 @@ class Img2Error(Exception):
         """Whether the same request may succeed later and was definitely not billed."""
         return self.billed == "no" and ADVICE[self.kind].passing
 
-    resend_is_safe = is_safe_to_resend
-
     def __str__(self) -> str:
         said = f': "{self.detail}"' if self.detail else ""
         return f"{self.summary}{self._marks()}{said}. {BILLING[self.billed]} {self.advice}"

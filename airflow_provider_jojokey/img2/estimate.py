@@ -58,9 +58,6 @@ def duration_factor(request: Estimable) -> float:
     return max(1.0, expected_seconds(request) / SECONDS["high"])
 
 
-times_longer = duration_factor
-
-
 def _area(request: Estimable) -> float:
     width, height = request.pixels or (1024, 1024)
     return width * height / SQUARE_PIXELS

@@ -175,7 +175,7 @@ class Receiver:
             if file is not None and element.sink is not None and file.size:
                 file.seal_unusable()
                 kept = _kept(file)
-            self._problems.append(f"{name}: {problem}{kept}")
+            self._problems.append(f"{name}: {problem if element.url else self._clean(problem)}{kept}")
             return None
         assert file is not None
         header = self._checked.get(id(file))
@@ -194,7 +194,8 @@ class Receiver:
         except (ReplyError, NotAnImage) as error:
             self._links.append(url)
             place = public_link(url, self.secret)
-            return None, f"{error}. It is paid for and may still be at {place}" if place else str(error)
+            problem = self._clean(str(error))
+            return None, f"{problem}. It is paid for and may still be at {place}" if place else problem
         except OSError as error:
             self._links.append(url)
             return None, f"it could not be written to this machine's disk: {reason_of(error)}"
@@ -207,13 +208,9 @@ class Receiver:
         warnings = []
         if len(images) < self.request.n:
             why = f": {'; '.join(self._problems)}" if self._problems else "; the gateway gave no reason"
-            warnings.append(
-                clean(f"{len(images)} of {self.request.n} requested images arrived{why}.", self.secret)
-            )
+            warnings.append(f"{len(images)} of {self.request.n} requested images arrived{why}.")
         elif self._problems:
-            warnings.append(
-                clean(f"A part of the reply cannot be used: {'; '.join(self._problems)}.", self.secret)
-            )
+            warnings.append(f"A part of the reply cannot be used: {'; '.join(self._problems)}.")
         pixels = self.request.pixels
         sizes = sorted(
             {f"{image.width}x{image.height}" for image in images if (image.width, image.height) != pixels}
@@ -241,7 +238,7 @@ class Receiver:
                 self.on_fact("task_id", clean(task_id, self.secret))
                 return self._from_document(reply.document)
         if self._problems:
-            return self._unusable("; ".join(self._problems))
+            return self._unusable("; ".join(self._problems), clean_already=True)
         if failure is not None:
             broken = isinstance(failure, (ReplyError, NotAnImage))
             return self._unusable(str(failure) if broken else f"it broke off: {reason_of(failure)}")
@@ -258,13 +255,17 @@ class Receiver:
         body = b"" if document is not None else self._beginning
         return from_response(self.response.status_code, headers, body, secret=self.secret, document=document)
 
-    def _unusable(self, reason: str, kind: Kind = Kind.REPLY) -> Img2Error:
+    def _clean(self, text: str) -> str:
+        """Redact what the gateway wrote. Paths and links of ours would not survive it."""
+        return clean(text, self.secret)
+
+    def _unusable(self, reason: str, kind: Kind = Kind.REPLY, clean_already: bool = False) -> Img2Error:
         lost = kind is Kind.UNKNOWN_OUTCOME
         what = "The response of JojoKey was lost" if lost else "JojoKey's response cannot be used"
         headers = self.response.headers
         return Img2Error(
             kind,
-            f"{what}: {clean(reason, self.secret, limit=1000)}",
+            f"{what}: {reason if clean_already else self._clean(reason)}",
             billed="unknown" if lost else "yes",
             status_code=self.response.status_code,
             request_id=clean(headers.get("X-Oneapi-Request-Id", ""), self.secret) or None,

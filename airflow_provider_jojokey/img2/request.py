@@ -1,4 +1,4 @@
-"""What is asked for: one image request, checked before anything is sent."""
+"""One image request, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_jojokey.img2.rules import (
     DEFAULT_PARTIAL_IMAGES,
     FIELDS,
     QUALITIES,
-    knows,
+    is_known_model,
     nearest_size,
     parse_size,
     problems,
@@ -27,10 +27,10 @@ __all__ = ["DEFAULT_MODEL", "ImageRequest", "nearest_size", "parse_size", "probl
 class ImageRequest:
     """One request for images, valid by construction.
 
-    :param prompt: what to draw, 1 to 32,000 characters
+    :param prompt: the description of the image, 1 to 32,000 characters
     :param model: the model's name at the gateway
     :param size: ``"auto"`` or ``"WIDTHxHEIGHT"`` in pixels
-    :param quality: ``"low"``, ``"medium"``, ``"high"`` or ``"auto"``; other names are left to the gateway
+    :param quality: ``"low"``, ``"medium"``, ``"high"`` or ``"auto"``; other values are passed through
     :param n: how many images, 1 to 10
     :param background: ``"auto"``, ``"opaque"`` or ``"transparent"`` (PNG and WebP only)
     :param output_format: ``"png"`` (the API's default), ``"jpeg"`` or ``"webp"``
@@ -39,8 +39,8 @@ class ImageRequest:
     :param stream: ask for the event stream, which keeps a long generation's connection alive
     :param partial_images: previews in an event stream, 0 to 3 (by default 2); each costs some 100
         output tokens, and keeps the connection from falling silent
-    :param extra_body: further fields of the request body, as the gateway understands them
-    :raises ValueError: if a rule is broken; the message lists every problem and a way out
+    :param extra_body: additional fields of the request body; ``{"response_format": None}`` leaves that field out
+    :raises ValueError: if a rule is broken; the message lists every problem and a fix
     """
 
     prompt: str
@@ -68,7 +68,7 @@ class ImageRequest:
         return parse_size(self.size)
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON body, without ``response_format``, which is the client's to negotiate."""
+        """Return the JSON body, without ``response_format``, which the client negotiates."""
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": self.prompt,
@@ -87,9 +87,9 @@ class ImageRequest:
         return {**body, **(self.extra_body or {})}
 
     def fingerprint(self, host: str) -> str:
-        """Return 64 hex digits that are equal for equal images asked of the same ``host``.
+        """Return 64 hex digits that identify the requested image at ``host``.
 
-        All that changes the image counts. How the reply travels (``stream``, ``partial_images``,
+        Every field that changes the image counts. How the reply is sent (``stream``, ``partial_images``,
         ``response_format``) and who pays (the token) do not.
         """
         body = self.body()
@@ -99,9 +99,9 @@ class ImageRequest:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def warnings(self) -> list[str]:
-        """Return what is unusual about the request but left to the gateway, a sentence each."""
+        """Return what is unusual about the request and left to the gateway, a sentence each."""
         unusual = []
-        if not knows(self.model):
+        if not is_known_model(self.model):
             unusual.append(
                 f"model={self.model!r} is not one this package knows ({DEFAULT_MODEL}): "
                 "its limits are not checked here, the gateway decides"
@@ -114,7 +114,7 @@ class ImageRequest:
         if seconds > EDGE_PATIENCE and not self.stream:
             unusual.append(
                 f"{self.size} at quality {self.quality} takes about {seconds:.0f} s, and Cloudflare gives up after "
-                "100 to 125 s with a 524 that is billed all the same. stream=True keeps the connection alive "
-                "where the gateway knows it; lower quality or a smaller size is quicker"
+                "100 to 125 s with a 524 that is billed anyway. stream=True keeps the connection alive if the "
+                "gateway supports it; lower quality or a smaller size is faster"
             )
         return unusual

@@ -1,8 +1,8 @@
-"""What the API accepts: the rules that a request is checked against before it is sent.
+"""The rules of the API that a request is checked against before it is sent.
 
-They are those of the vendor's page and of OpenAI's API reference for ``gpt-image-2``: strict where
-the answer is known, and silent where only the gateway can know, because model and quality names
-change faster than this package. A Dag file pays for importing this at every parse, so it is light.
+They come from the vendor's page and from OpenAI's API reference for ``gpt-image-2``. They are strict where
+the documentation is, and silent where only the gateway can know, because model and quality names change
+faster than this package. Every parse of a Dag file imports this module, so it is light.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ FIELDS = (
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with ``values``, the fields of an :class:`ImageRequest` known so far.
+    """Yield the problems of ``values``, the fields of an :class:`ImageRequest` that are known so far.
 
-    A field that is missing is not checked, and neither is a rule that needs it: so a Dag's
-    literals can be checked when it is parsed, before its templates have values.
+    A missing field is not checked, nor is a rule that needs it. So a Dag's literals can be checked
+    when it is parsed, before its templates have values.
     """
     for name in _FIELD_RULES:
         if name in values:
             yield from _FIELD_RULES[name](values[name])
     if isinstance(size := values.get("size"), str):
-        yield from _size_problems(size, knows(values.get("model", DEFAULT_MODEL)))
+        yield from _size_problems(size, is_known_model(values.get("model", DEFAULT_MODEL)))
     output_format = values.get("output_format", ...)
     if values.get("output_compression") is not None and output_format in (None, "png"):
         yield "output_compression needs output_format='jpeg' or 'webp': PNG is lossless"
@@ -87,8 +87,8 @@ def nearest_size(width: int, height: int) -> str:
     return f"{nearest[0]}x{nearest[1]}"
 
 
-def knows(model: Any) -> bool:
-    """Tell whether this package knows the limits of ``model``."""
+def is_known_model(model: Any) -> bool:
+    """Return whether this package knows the limits of ``model``."""
     return isinstance(model, str) and model.startswith(DEFAULT_MODEL)
 
 
@@ -139,7 +139,7 @@ def _prompt_problems(value: Any) -> Iterator[str]:
     if not isinstance(value, str):
         yield f"prompt must be text, not {type(value).__name__}"
     elif not value.strip():
-        yield "prompt is empty: say what to draw"
+        yield "prompt is empty: describe the image"
     elif len(value) > MAX_PROMPT_CHARACTERS:
         yield f"prompt has {len(value):,} characters; the API takes at most {MAX_PROMPT_CHARACTERS:,}"
     else:

@@ -81,6 +81,8 @@ def normalize(usage: Any) -> Usage | None:
         details: Mapping[str, Any] = next(
             (usage[one] for one in names if isinstance(usage.get(one), dict)), {}
         )
+        if not details:
+            continue
         parts = {part: _whole_number(details.get(part)) for part in _DETAIL_NAMES}
         if parts := {part: value for part, value in parts.items() if value is not None}:
             result[name] = parts
@@ -101,7 +103,10 @@ def add(first: Usage | None, second: Usage | None) -> Usage | None:
 
 
 def _first_number(usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    return next((found for name in names if (found := _whole_number(usage.get(name))) is not None), None)
+    for name in names:
+        if name in usage and (found := _whole_number(usage[name])) is not None:
+            return found
+    return None
 
 
 def _whole_number(value: Any) -> int | None:

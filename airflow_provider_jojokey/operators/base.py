@@ -1,8 +1,9 @@
-"""What the operators that make images have in common. Importing it costs a Dag file next to nothing."""
+"""The base class of the operators. Its imports are light: every parse of a Dag file pays for them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_jojokey.operators.stopping import StopSwitch
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.job import Limit
     from airflow_provider_jojokey.store.s3 import ImageStore
@@ -44,7 +46,7 @@ OPTIONS = (
     "s3_extra_args",
     "replace",
 )
-"""The options that are templated, of each of the operators."""
+"""Templated arguments that all operators have."""
 
 
 OPTIONS_AT_PARSING = (
@@ -64,9 +66,9 @@ _LABEL = "{{ task.map_label }}"
 
 
 class ImageOperator(BaseOperator):
-    """An operator that makes images: their options' checks, links and lineage.
+    """An operator that generates images: checks of its arguments, links and lineage.
 
-    Each operator names all its arguments itself, so that editors, type checkers and the reference know them.
+    Each operator names all of its arguments itself, for editors, type checkers and the reference.
     """
 
     aws_conn_id: str | None
@@ -88,7 +90,13 @@ class ImageOperator(BaseOperator):
         if getattr(self, "retry_policy", self) is None:
             self.retry_policy = JojoKeyRetryPolicy()
 
-    # Called by OpenLineage's listener where it is installed.
+    @cached_property
+    def _stop_switch(self) -> StopSwitch:
+        from airflow_provider_jojokey.operators.stopping import StopSwitch
+
+        return StopSwitch()
+
+    # Called by OpenLineage's listener if it is installed.
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Return the images, the model and the cost."""
@@ -97,7 +105,7 @@ class ImageOperator(BaseOperator):
         return lineage_of(self._ui_result, self._uris)
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return what had arrived, the model and the cost."""
+        """Return what was received, the model and the cost."""
         return self.get_openlineage_facets_on_complete(task_instance)
 
     def _owner(self, context: Context) -> Owner:

@@ -164,20 +164,20 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.batch.heap import keep_small
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
         from airflow_provider_jojokey.batch.runner import Batch
+        from airflow_provider_jojokey.operators.stopping import TaskStopped
         from airflow_provider_jojokey.payments.budget import Amount, estimate
+        from airflow_provider_jojokey.payments.receipt import total_usage
         from airflow_provider_jojokey.settings import Settings
 
         keep_small()
         self._set_label(context)
         self._convert_arguments("requests", "max_in_flight", "stream", "partial_images")
-        owner = self._owner(context)
+        owner, switch = self._owner(context), self._stop_switch
         plan, buckets = self._plan(owner)
         total = len(plan.items)
         settings = Settings.from_airflow_config()
         place = (buckets[0], manifest_key(owner)) if buckets else None
         budget = self._budget(owner, total, buckets)
-        if place:
-            self._preflight(buckets, place)
         wanted = sum((estimate(job) for _, job in plan.jobs()), Amount())
         self.log.info("%d items, about %s, at most %d in flight", total, wanted, self._in_flight())
         manifest = Manifest(settings.spool_directory, total)
@@ -193,28 +193,43 @@ class GenerateImageBatchOperator(ImageOperator):
             budget=budget,
         )
         try:
-            if total:
-                batch.preflight()
+            self.hook.client, self.store.client  # noqa: B018 - Airflow is not to be asked in what may be interrupted
+            try:
+                with switch.interruptible():
+                    if place:
+                        self._preflight(buckets, place)
+                    if total:
+                        batch.preflight()
+                    batch.load_spent()
+            except TaskStopped:
+                self._push(context, "usage", total_usage(()))
+                raise switch.error() from None
+            except BaseException:  # also a timeout
+                self._push(context, "usage", total_usage(()))
+                raise
             try:
                 tally = batch.run()
-            except (
-                BaseException
-            ) as interruption:  # a timeout, for one: what was spent until then is told all the same
+            except BaseException as interruption:  # such as a timeout: what was spent until then is reported
+                self._settle(batch)
                 uri = self._store_manifest(manifest, place, patience=0.0)
                 self._report(context, plan, batch.tally, uri, interruption)
                 raise
+            self._settle(batch)
             self.log.info(batch.summary())
             uri = self._store_manifest(manifest, place, settings.upload_patience)
         finally:
             manifest.close()
+            switch.end()
         return self._ended(context, plan, tally, uri, batch.stopped)
 
     def on_kill(self) -> None:
-        """Send nothing more. What is in flight is paid for, and is waited for and stored."""
+        """Send nothing more. Responses in flight are paid for: they have a few seconds to arrive.
+
+        :raises TaskStopped: to interrupt a part of ``execute`` that waits for S3
+        """
         if self._batch is not None:
             self._batch.stop()
-        elif "hook" in vars(self):
-            self.hook.abort()
+        self._stop_switch.request(self.hook if "hook" in vars(self) else None)
 
     # Before anything is sent
 
@@ -238,20 +253,17 @@ class GenerateImageBatchOperator(ImageOperator):
         return plan, list(dict.fromkeys([*first, *(job.destination.bucket for _, job in plan.jobs())]))
 
     def _preflight(self, buckets: list[str], place: tuple[str, str]) -> None:
-        """See that all buckets can be written to, before money is spent.
+        """Check that all buckets can be written to, before anything is paid.
 
         :raises JojoKeyError: if not
         """
         import json
 
         from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
-        from airflow_provider_jojokey.payments import errors
 
         bucket, key = place
         pointer = json.dumps({"version": RESULT_VERSION, "manifest": f"s3://{bucket}/{key}"}).encode() + b"\n"
         for name in buckets:
-            if self.hook.stopping.is_set():
-                raise errors.stopped()
             self.store.put(name, key, pointer, CONTENT_TYPE)
 
     def _budget(self, owner: Owner, items: int, buckets: list[str]) -> Budget | None:
@@ -275,12 +287,25 @@ class GenerateImageBatchOperator(ImageOperator):
 
     # Afterwards
 
+    def _settle(self, batch: Batch) -> None:
+        """Look up missing usage, unless the task has to end before that is done."""
+        from airflow_provider_jojokey.operators.stopping import TaskStopped
+
+        try:
+            with self._stop_switch.interruptible(sent=True):
+                batch.settle()
+        except TaskStopped:
+            self.log.warning(
+                "The task has to end: usage that is still unknown is settled when it is cleared."
+            )
+
     def _store_manifest(
         self, manifest: Manifest, place: tuple[str, str] | None, patience: float
     ) -> str | None:
-        """Put the manifest where it belongs; return its place, ``None`` if S3 did not take it in time."""
+        """Upload the manifest; return its URI, or ``None`` if S3 does not accept it in time."""
         from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
         from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+        from airflow_provider_jojokey.operators.stopping import TaskStopped
         from airflow_provider_jojokey.store.s3 import retry_transient
 
         if place is None:
@@ -293,9 +318,17 @@ class GenerateImageBatchOperator(ImageOperator):
                 self.store.put(bucket, key, lines, CONTENT_TYPE)
 
             try:
-                retry_transient(put, patience=patience, stopping=self.hook.stopping)
+                with self._stop_switch.interruptible(sent=True):
+                    retry_transient(put, patience=patience, stopping=self.hook.stopping)
             except JojoKeyStoreError as error:
-                self.log.error("The manifest is not in S3: %s The receipts have all of it.", error.message)
+                self.log.error(
+                    "The manifest is not in S3: %s The receipts have the same facts.", error.message
+                )
+                return None
+            except TaskStopped:
+                self.log.error(
+                    "The manifest is not in S3: S3 did not respond. The receipts have the same facts."
+                )
                 return None
         return f"s3://{bucket}/{key}"
 

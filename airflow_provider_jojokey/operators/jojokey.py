@@ -173,6 +173,7 @@ class GenerateImageOperator(ImageOperator):
         """
         from airflow_provider_jojokey.exceptions import JojoKeyError
         from airflow_provider_jojokey.img2.estimate import expected_tokens
+        from airflow_provider_jojokey.operators.stopping import TaskStopped
         from airflow_provider_jojokey.payments.generate import Services, generate_images
         from airflow_provider_jojokey.settings import Settings
 
@@ -190,10 +191,19 @@ class GenerateImageOperator(ImageOperator):
         )
         if self.deferrable:
             self._defer(job)
+        services = Services(
+            self.hook, self.store, Settings.from_airflow_config(), on_send=self._stop_switch.note_send
+        )
         try:
-            generated = generate_images(job, Services(self.hook, self.store, Settings.from_airflow_config()))
+            services.hook.client, services.store.client  # noqa: B018 - Airflow is not to be asked in what may be interrupted
+            with self._stop_switch.interruptible():
+                generated = generate_images(job, services)
         except JojoKeyError as error:
             raise self._failed(context, error) from None
+        except TaskStopped:
+            raise self._failed(context, self._stop_switch.error()) from None
+        finally:
+            self._stop_switch.end()
         return self._succeeded(context, generated.manifest)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -265,10 +275,10 @@ class GenerateImageOperator(ImageOperator):
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
         from airflow_provider_jojokey.exceptions import JojoKeyFailure
+        from airflow_provider_jojokey.payments.receipt import total_usage
 
         # Also after a failure: without it, the sum over the XComs would be below the bill.
-        if error.usage is not None:
-            self._push(context, "usage", error.usage)
+        self._push(context, "usage", error.usage or total_usage(()))
         options = {name: getattr(self, name) for name in ("model", "size", "quality")}
         result = Result.from_error(
             error, prompt=str(self.prompt), aws_conn_id=self.aws_conn_id, options=options
@@ -280,9 +290,11 @@ class GenerateImageOperator(ImageOperator):
         return error
 
     def on_kill(self) -> None:
-        """Send nothing more and close the connection. A request in flight is billed anyway."""
-        if "hook" in vars(self):
-            self.hook.abort()
+        """Send nothing more. A response in flight is paid for: it has a few seconds to arrive.
+
+        :raises TaskStopped: if nothing has been sent, to interrupt ``execute``
+        """
+        self._stop_switch.request(self.hook if "hook" in vars(self) else None)
 
     def _request(self) -> ImageRequest:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError

@@ -52,6 +52,7 @@ class Event(StrEnum):
     """A person states that it was not billed, or was refunded."""
 
 
+_TEXT_LISTS = ("kept", "sends", "warnings")
 _BILLED = {"no", "yes", "unknown"}
 _AFTER: Mapping[Event, tuple[Outcome, str]] = {
     Event.STORED: (Outcome.COMPLETE, "yes"),
@@ -123,7 +124,8 @@ class Worker:
 
     :param host: the host's name, for people
     :param pid: the process ID
-    :param started: when the process started, in seconds since 1970; process IDs are reused
+    :param started: when the process started, in seconds since boot, or since 1970 where that is unknown;
+        process IDs are reused
     :param spool: ID of the spool where the images wait
     :param identity: differs between machines, boots and process namespaces, also of one host name
     """
@@ -156,6 +158,7 @@ class Attempt:
     :param kept: URIs of everything else that was kept: links, task IDs, unknown image types
     :param requested: number of images that the request asks for
     :param sends: when the request was sent, each time
+    :param warnings: what differs from the request, a sentence each: missing images, another size or format
     :param error: name of the exception's class
     :param note: the evidence for ``billed``, for people
     :param hint: a gateway log row that matches only by time: ``request_id`` and ``usage``; not evidence
@@ -187,6 +190,7 @@ class Attempt:
     code: str | None = None
     requested: int | None = None
     sends: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     error: str | None = None
     note: str | None = None
     hint: dict[str, Any] | None = None
@@ -210,6 +214,11 @@ class Attempt:
         """Whether it was, or may have been, billed."""
         return self.outcome is not Outcome.NOT_BILLED
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has ended, did not deliver all of its images, and was or may have been billed."""
+        return self.outcome in (Outcome.UNKNOWN, Outcome.BILLED)
+
     def to_json(self) -> dict[str, Any]:
         """Return the attempt as JSON values."""
         values: dict[str, Any] = {}
@@ -217,7 +226,8 @@ class Attempt:
             values[name] = value.isoformat() if isinstance(value, datetime) else value
         values["images"] = [image.to_json() for image in self.images]
         values["preview"] = self.preview.to_json() if self.preview else None
-        values["kept"], values["sends"] = list(self.kept), list(self.sends)
+        for name in _TEXT_LISTS:
+            values[name] = list(values[name])
         return values
 
     @classmethod
@@ -245,11 +255,44 @@ class Attempt:
         known["images"] = tuple(StoredImage.from_json(image) for image in known.get("images", ()))
         preview = known.get("preview")
         known["preview"] = StoredImage.from_json(preview) if preview else None
-        for name in ("kept", "sends"):
-            known[name] = tuple(str(value) for value in known.get(name) or ())
-        return cls(**known)
+        for name in _TEXT_LISTS:
+            known[name] = tuple(_texts(known.get(name)))
+        for sent in known["sends"]:
+            if datetime.fromisoformat(sent).tzinfo is None:
+                raise ValueError("a time in sends has no time zone")
+        attempt = cls(**known)
+        _check_types(attempt)
+        return attempt
 
 
 def _known(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(cls)}
     return {name: value for name, value in values.items() if name in names}
+
+
+def _texts(values: Any) -> list[str]:
+    if values is not None and not isinstance(values, list):
+        raise ValueError("a list of texts is not a list")
+    if not all(isinstance(value, str) for value in values or ()):
+        raise ValueError("a list of texts has other values")
+    return values or []
+
+
+def _check_types(attempt: Attempt) -> None:
+    """Check what decisions depend on. Without it, a damaged receipt would fail in the middle of a payment.
+
+    :raises ValueError: if a value has the wrong type
+    """
+    owner, worker = attempt.owner, attempt.worker
+    texts = [attempt.id, attempt.fingerprint, attempt.clock]
+    texts += [owner.dag_id, owner.run_id, owner.task_id, owner.ti_id]
+    texts += [worker.host, worker.spool, worker.identity]
+    texts += [] if attempt.request_id is None else [attempt.request_id]
+    counts = [owner.map_index + 1, owner.try_number, worker.pid]
+    counts += [] if attempt.requested is None else [attempt.requested]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a text has the wrong type")
+    if not all(type(count) is int and 0 <= count < 2**31 for count in counts) or owner.map_index is True:
+        raise ValueError("a count has the wrong type, or is out of range")
+    if isinstance(worker.started, bool) or not 0 <= worker.started < float("inf"):
+        raise ValueError("the start of the process is not a time")

@@ -127,7 +127,8 @@ class Budget:
             return
         about, before = estimate(job), spent_on(receipt, job)
         with self._changed:
-            self._reserved.pop(job.uri, None)
+            if (earlier := self._reserved.pop(job.uri, None)) is not None:
+                before = earlier[1]  # what was spent in between counts when the job ends
             self._spent = before if self._spent is None else self._spent
             while not self._has_room(about):
                 others = bool(self._reserved)
@@ -137,16 +138,21 @@ class Budget:
                 permit()
             self._reserved[job.uri] = (about, before)
 
-    def settle(self, job: ImageJob, receipt: Receipt | None) -> None:
+    def settle(self, job: ImageJob, receipt: Receipt | None, claimed: bool) -> None:
         """Count what a job that has ended has cost.
 
-        :param receipt: its receipt; ``None`` counts what was reserved
+        :param receipt: its receipt, if it is known
+        :param claimed: whether it may have been paid for in this run; then an unknown receipt counts what
+            was reserved
         """
         with self._changed:
             about, before = self._reserved.pop(job.uri, (None, Amount()))
             if about is not None:
-                after = before + about if receipt is None else spent_on(receipt, job)
+                unknown = before + about if claimed else before
+                after = unknown if receipt is None else spent_on(receipt, job)
                 self._spent = self.spent + after - before
+            elif self._spent is None and receipt is not None:
+                self._spent = spent_on(receipt, job)  # corrects what a try that died had reserved
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
-from airflow_provider_jojokey.img2.estimate import times_longer
+from airflow_provider_jojokey.img2.estimate import duration_factor
 from airflow_provider_jojokey.payments import clock, errors, liveness
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
@@ -84,6 +84,8 @@ class Context:
         self.budget: Budget
         self.reconciled: set[str] = set()
         """Orphaned attempts that this job has dealt with, in case their spools cannot be deleted."""
+        self.claimed = False
+        """Whether this job has claimed an attempt, and so may have paid."""
         self._waiting = False
         self.host = self.services.hook.client.base_url  # needs a token: without one, nothing else is tried
         self.fingerprint = self.job.request.fingerprint(self.host)
@@ -183,7 +185,7 @@ class Context:
     def _lease(self) -> float:
         settings = self.services.hook.settings
         # A stream, or a response that trickles, may take longer than any pause in it.
-        answering = settings.read_timeout * times_longer(self.job.request)
+        answering = settings.read_timeout * duration_factor(self.job.request)
         return self.send_window + settings.connect_timeout + answering + LEASE_MARGIN
 
     def sent_between(self, attempt: Attempt) -> tuple[datetime, datetime]:
@@ -197,7 +199,7 @@ class Context:
 
     def finished_by(self, attempt: Attempt) -> datetime:
         """Return when the model must have finished, and the gateway must have written its log."""
-        longest = self.settings.longest_generation * times_longer(self.job.request)
+        longest = self.settings.longest_generation * duration_factor(self.job.request)
         return self.sent_between(attempt)[1] + timedelta(seconds=longest + LOG_DELAY)
 
     def spool_error(self, error: OSError) -> JojoKeyError:

@@ -21,6 +21,9 @@ CONSUMED, FAILED = 2, 5
 CLOCK_TOLERANCE = 300.0
 """Seconds by which the gateway's clock may differ from S3's. It is not the clock of the CDN in front of it."""
 
+CHARGE_DELAY = 600.0
+"""Seconds by which a charge may be logged later than a failed channel of the same request."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
@@ -157,11 +160,12 @@ def _unknown(facts: Facts, row: LoggedRequest | None) -> Verdict:
 
 
 def _logs_charges_after(facts: Facts, failed: LoggedRequest) -> bool:
-    """Return whether the log was recording charges when a request had failed.
+    """Return whether the log would show the charge by now, if the request had succeeded on another channel.
 
-    A gateway can log failures and not charges. There, a failed channel looks like a failed request.
+    A gateway can log failures and not charges, or charges later than failures: it relays the response first. There,
+    a failed channel looks like a failed request. Both times are of the gateway's clock.
     """
-    return any(row.charged and row.ended >= failed.ended for row in facts.log or ())
+    return any(row.charged and row.ended >= failed.ended + CHARGE_DELAY for row in facts.log or ())
 
 
 def _row_of(facts: Facts) -> LoggedRequest | None:

@@ -60,6 +60,11 @@ class GatewayLog:
                 raise self._error
             return self._requests
 
+    def age(self) -> float:
+        """Return how many seconds ago the copy was read that :meth:`requests` returns."""
+        with self._lock:
+            return 0.0 if self._read_at == NEVER else clock.monotonic() - self._read_at
+
     def claim(self, request_id: str, attempt_id: str) -> bool:
         """Claim a request that matches an attempt only by time, so that no other attempt is given it.
 

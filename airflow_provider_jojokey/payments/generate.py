@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock, errors, targets
-from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
+from airflow_provider_jojokey.payments.attempt import Attempt
 from airflow_provider_jojokey.payments.budget import budget_of
 from airflow_provider_jojokey.payments.context import Context, Services
 from airflow_provider_jojokey.payments.decision import Conflict, Reconcile, Reuse, Wait, decide
@@ -67,7 +67,8 @@ def generate_images(job: ImageJob, services: Services) -> Generated:
             settle_usage(context, context.receipts.last)
             raise errors.with_account(error, context) from None
         finally:
-            context.budget.settle(job, context.receipts.last)
+            receipts = context.receipts
+            context.budget.settle(job, receipts.last if receipts.is_known else None, context.claimed)
             if services.budget is None:
                 context.budget.close()
 
@@ -100,12 +101,15 @@ def _generate(context: Context) -> Generated:
             case Reconcile(attempt):
                 verdict = reconcile(context, attempt, receipt)
                 recorded = context.receipts.last.attempt(attempt.id)
-                if recorded is None or recorded.outcome not in (Outcome.UNKNOWN, Outcome.BILLED):
+                if recorded is None or not recorded.is_lost:
                     continue  # it delivered images or cost nothing; or it has ended in the meantime
                 error = errors.lost(context, recorded, verdict)
                 if not job.permits_repayment(attempt):
                     raise error
                 log.warning("%s Paying again, as on_unknown_outcome or reuse permits.", error.message)
+                settled |= {
+                    lost.id for lost in receipt.attempts if lost.is_lost and job.permits_repayment(lost)
+                }
                 settled.add(attempt.id)
                 continue
         context.permit()
@@ -141,6 +145,7 @@ def _generated(context: Context, attempt: Attempt, receipt: Receipt, *, reused: 
         "fingerprint": attempt.fingerprint,
         "created": attempt.created,
         "seconds": attempt.seconds,
+        "warnings": list(attempt.warnings),
         "reused": reused,
         "receipt": context.receipts.uri,
     }

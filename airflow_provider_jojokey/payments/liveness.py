@@ -7,9 +7,14 @@ import threading
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_provider_jojokey.payments.attempt import Attempt, Worker
 from airflow_provider_jojokey.store import host
+
+if TYPE_CHECKING:
+    import psutil
 
 CLOCK_TOLERANCE = timedelta(minutes=10)
 """Added to a lease whose times come from a host's own clock, because S3 sent no ``Date``."""
@@ -73,13 +78,31 @@ def is_running(worker: Worker) -> bool:
 
     try:
         process = psutil.Process(worker.pid)
-        return bool(
-            _same_start(process.create_time(), worker.started) and process.status() != psutil.STATUS_ZOMBIE
-        )
+        same = _same_start(_started(process), worker.started)
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
         return True  # it exists, and we may not inspect it
+
+
+def _started(process: psutil.Process) -> float:
+    """Return when a process started, in seconds since boot where the system says so.
+
+    psutil's time depends on the wall clock. After a clock is set, it would make every running process look
+    like another one, and so its attempts like orphans.
+    """
+    import psutil
+
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            raise psutil.NoSuchProcess(process.pid) from None
+    except (OSError, ValueError, IndexError):
+        pass
+    return float(process.create_time())
 
 
 def _same_start(first: float, second: float) -> bool:
@@ -93,6 +116,6 @@ def _worker(pid: int) -> Worker:
     return Worker(
         host=host.host_name(),
         pid=pid,
-        started=psutil.Process(pid).create_time(),
+        started=_started(psutil.Process(pid)),
         identity=host.host_identity(),
     )

@@ -105,11 +105,11 @@ class ReceiptStore:
         if self._store.supports_conditional_writes is False and self.read() != seen:
             return False
         receipt = self.last.with_attempt(attempt).with_request(host, request)
-        if not self._write(receipt):
-            # The condition also fails for a repeated request whose first response was lost.
-            return self.read().attempt(attempt.id) is not None
+        # The condition also fails for a repeated request whose first response was lost.
+        if not self._write(receipt) and self.read().attempt(attempt.id) is None:
+            return False
         conditions = self._store.verify_conditional_writes(
-            self.bucket, self.key, receipt.to_json(), self._etag or ""
+            self.bucket, self.key, self.last.to_json(), self._etag or ""
         )
         self._etag = conditions.etag
         if conditions.verified:

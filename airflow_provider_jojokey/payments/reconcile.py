@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
@@ -137,7 +138,8 @@ def examine(
             model=attempt.model or context.job.request.model,
             sent_from=first.timestamp(),
             sent_until=last.timestamp(),
-            finished=context.now() >= context.finished_by(attempt),
+            # As of the copy of the log: rows that were written since then are not in it.
+            finished=context.now() - timedelta(seconds=context.log.age()) >= context.finished_by(attempt),
             stated=(attempt.resolution or {}).get("billed"),
             images=images or len(attempt.images),
             unsent=unsent,
@@ -224,6 +226,7 @@ def complete(
                 seconds=round(generation.seconds, 3),
                 request_id=generation.request_id,
                 sends=sends,
+                warnings=generation.warnings,
                 error=None,
             )
         )

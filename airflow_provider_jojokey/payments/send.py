@@ -43,6 +43,7 @@ def claim_and_send(context: Context, attempt: Attempt) -> Receipt | None:
             spool.create(attempt.to_json())
         except OSError as error:
             raise context.spool_error(error) from None
+        context.claimed = True
         if context.receipts.claim(attempt, context.host, context.job.request.body()):
             return _send(context, attempt, context.receipts.last, claimed_at)
         spool.discard()
@@ -62,8 +63,8 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
     sends: list[str] = []
     known: dict[str, str] = {}  # about the latest request's response
 
-    def before_send() -> None:
-        """Refuse to send, or mark in the spool that the request is sent now.
+    def check_time() -> None:
+        """Check that other workers still wait for this attempt.
 
         :raises JojoKeyError: if it must not be sent (any more)
         """
@@ -75,11 +76,19 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
                 "workers may soon assume that it has ended.",
                 transient=True,
             )
+
+    def before_send() -> None:
+        """Refuse to send, or mark in the spool that the request is sent now.
+
+        :raises JojoKeyError: if it must not be sent (any more)
+        """
+        check_time()
         at = context.now().isoformat()
         try:
             spool.mark_sending(at, context.store.clock)
         except OSError as error:
             raise context.spool_error(error) from None
+        check_time()  # again: a full disk queue or a suspended machine may delay the mark by minutes
         sends.append(at)
         known.clear()
         context.services.on_send()

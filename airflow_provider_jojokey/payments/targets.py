@@ -40,6 +40,11 @@ def may_be_written(context: Context, receipt: Receipt) -> bool:
         if key not in mentioned and context.store.exists(job.destination.bucket, key):
             if context.receipts.read() != receipt:
                 return False
+            if any(
+                context.store.find_image(job.destination.bucket, key, attempt.id)
+                for attempt in receipt.attempts
+            ):
+                continue  # stored by an attempt whose process died before it could record that
             raise JojoKeyRequestError(
                 f"{job.destination.uri(key)} exists, and no receipt mentions it, so it is not overwritten.",
                 "Choose another s3_key, delete the object, or set replace=True.",

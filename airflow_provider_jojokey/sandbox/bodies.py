@@ -45,6 +45,8 @@ class Call:
     """Draws an unfinished image: its index, and which of its previews."""
     publish: Callable[[bytes, str], str]
     """Puts bytes of a content type on the gateway's host and returns their URL."""
+    publish_late: Callable[[bytes, str], str]
+    """The same, but the first two requests of the URL get a 404."""
 
     @property
     def chinese(self) -> bool:

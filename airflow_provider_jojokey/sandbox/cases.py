@@ -17,11 +17,13 @@ breaking the rules, which is kept.
 # ruff: noqa: RUF001 - the gateway's messages are Chinese, with Chinese punctuation
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from airflow_provider_jojokey.sandbox import odd
 from airflow_provider_jojokey.sandbox.bodies import (
     HTML,
     JSON,
@@ -54,6 +56,8 @@ class Case:
     """Set where the answer is an event stream, whatever the request asked for."""
     good: bool = False
     """Whether a careful client gets its images from it."""
+    odd: bool = False
+    """Whether no documentation promises this reply, so that only a lenient client gets them."""
     fee_usd: float | None = None
     """What is charged where it is not the price of the images, in US dollars."""
 
@@ -322,8 +326,127 @@ _STREAMS = [
     _stream("sse_no_completed", "no_completed", "the stream ends properly without its last image"),
 ]
 
+# --- what was seen in the wild ----------------------------------------------------------------------------------
+
+
+def _odd(
+    name: str, summary: str, answer: Callable[[Call], Reply], *, status: int = 200, good: bool = True
+) -> Case:
+    return Case(name, status, True, "upstream", summary, answer, good=good, odd=good)
+
+
+def _refused(
+    name: str,
+    status: int,
+    summary: str,
+    answer: Callable[[Call], Reply],
+    *,
+    origin: Origin = "gateway",
+    billed: bool = False,
+) -> Case:
+    return Case(name, status, billed, origin, summary, answer)
+
+
+def _translated(images: list[str], old: str, new: str) -> list[dict[str, str]]:
+    return odd.items([image.translate(str.maketrans(old, new)) for image in images])
+
+
+_FLAGGED = {"error": {"code": "content_filter", "message": "This image was filtered"}}
+
+_ODD_200 = [
+    _odd("interim_102", "three 102 Processing before the reply",
+         odd.with_reply(odd.document(odd.plain), interim=(102, 102, 102))),
+    _odd("interim_103", "a 103 Early Hints before the reply", odd.with_reply(odd.document(odd.plain), interim=(103,))),
+    _odd("data_object", "data is an object, not a list",
+         odd.document(lambda call, images: {"data": odd.items(images)[0] if len(images) == 1 else odd.items(images)})),
+    _odd("root_list", "the list of images is the whole document", odd.document(lambda call, images: odd.items(images))),
+    _odd("images_list", "images instead of data", odd.document(lambda call, images: {"images": odd.items(images)})),
+    _odd("bare_images", "images holds bare base64", odd.document(lambda call, images: {"images": images})),
+    _odd("nested_data", "code, and data inside data",
+         odd.document(lambda call, images: {"code": 0, "data": odd.plain(call, images)})),
+    _odd("status_201", "a 201 with the images", odd.document(odd.plain, 201), status=201),
+    _odd("status_202", "a 202 with the images", odd.document(odd.plain, 202), status=202),
+    _odd("b64_url_safe", "base64 in the URL-safe alphabet",
+         odd.document(lambda call, images: {"data": _translated(images, "+/", "-_")})),
+    _odd("b64_unpadded", "base64 without its padding",
+         odd.document(lambda call, images: {"data": odd.items([image.rstrip("=") for image in images])})),
+    _odd("bom", "a byte order mark first", odd.document(odd.plain, before=b"\xef\xbb\xbf")),
+    _odd("newline_pings", "line breaks first, to keep the connection alive",
+         odd.document(odd.plain, before=b"\n\r\n\n")),
+    _odd("json_lines", "a preview and the images as JSON lines", odd.json_lines),
+    _odd("relative_link", "links relative to the gateway", odd.linked(odd.published)),
+    _odd("late_link", "links that answer 404 twice at first", odd.linked(odd.published_late)),
+    _odd("usage_text", "usage as text",
+         odd.with_usage(lambda usage: {name: str(value) for name, value in usage.items() if isinstance(value, int)})),
+    _odd("usage_chat", "usage under the names of the chat API", odd.with_usage(lambda usage: {
+        "prompt_tokens": usage["input_tokens"], "completion_tokens": float(usage["output_tokens"])})),
+    _odd("usage_zero", "usage is all zeros, which says nothing", odd.with_usage(lambda usage: dict.fromkeys(usage, 0))),
+    _odd("second_document", "another JSON document behind the reply", odd.document(odd.plain, after=b'{"late": true}')),
+    _odd("no_last_chunk", "the reply is whole, and its last chunk is missing",
+         odd.with_reply(odd.document(odd.plain), framing="chunked", whole=False, end="fin")),
+    _odd("long_content_length", "the reply is whole, and its Content-Length too long",
+         odd.with_reply(odd.document(odd.plain), extra_length=99, end="fin")),
+    _odd("sse_link", "a completed event with a link", odd.stream(lambda call, images: [
+        {"type": "image_generation.completed", "url": odd.published(call, index)} for index in range(call.order.n)])),
+    _odd("sse_edit", "a preview as the edits endpoint sends it, then the images",
+         odd.stream(odd.edit_preview, odd.completed)),
+    _odd("sse_cr", "lines that end in a carriage return", odd.stream(odd.edit_preview, odd.completed, end="\r")),
+    _odd("sse_open", "a whole stream, and the connection stays open",
+         odd.stream(odd.completed, whole=False, hang=True)),
+    _odd("wrong_size", "images of another size", odd.resized, good=False),
+    _odd("one_flagged", "the last image is replaced by an error", odd.document(
+        lambda call, images: {**odd.plain(call, images), "data": [*odd.items(images)[:-1], _FLAGGED]}), good=False),
+    _odd("avif", "an image of a type that is not supported", odd.document(
+        lambda call, images: {"data": odd.items([base64.b64encode(odd.AVIF).decode()] * call.order.n)}), good=False),
+    _odd("cut_image", "base64 of an image that is cut short", odd.document(
+        lambda call, images: {"data": odd.items([image[: len(image) // 8 * 4] for image in images])}), good=False),
+    _odd("task", "an asynchronous task in place of images", odd.document(
+        lambda call, images: {"code": 200, "data": [{"status": "submitted", "task_id": f"task_{call.request_id}"}]}),
+        good=False),
+    _odd("task_202", "the same with a 202", odd.document(
+        lambda call, images: {"data": {"task_id": f"task_{call.request_id}", "status": "queued"}}, 202),
+        status=202, good=False),
+    _odd("sse_flat_error", "an event of type error with its words at the root", odd.stream(
+        odd.edit_preview,
+        lambda call, images: {"type": "error", "code": "server_error", "message": "The model failed"}), good=False),
+    _odd("sse_edit_only", "a stream that ends after a preview", odd.stream(odd.edit_preview), good=False),
+]  # fmt: skip
+
+_ODD_ERRORS = [
+    _refused("relay_429", 429, "a rate limit as a proxy that retries reports it",
+             odd.relayed(429, "429", "litellm.RateLimitError: too many requests"), origin="network"),
+    _refused("relay_503", 503, "a failure as a proxy that retries reports it; an earlier try was billed",
+             odd.relayed(503, "model_not_found", "No available channel"), origin="network", billed=True),
+    _refused("relay_budget", 429, "a proxy's own budget is used up",
+             odd.relayed(429, "429", "Budget has been exceeded!", "budget_exceeded"), origin="network"),
+    _refused("relay_response_format", 400, "a proxy does not know response_format",
+             odd.relayed(400, "400", "litellm.UnsupportedParamsError: response_format"), origin="network"),
+    _refused("quoted_id", 503, "an unmarked failure that quotes a request ID",
+             odd.relayed(503, "model_not_found", "No available channel", headers={"Content-Type": "application/json"}),
+             origin="network", billed=True),
+    *[_refused(f"unmarked_{status}", status, "an unmarked failure that proves nothing",
+               odd.body(status, {"message": "Failed"}), origin="network", billed=True) for status in (424, 425, 499)],
+    _refused("fastapi_422", 422, "the words of FastAPI",
+             odd.body(422, {"detail": [{"loc": ["body", "size"], "msg": "size is not supported"}]}), origin="network"),
+    _refused("policy_403", 403, "words at the root", odd.body(403, {"message": "Forbidden by policy X"}),
+             origin="network"),
+    _refused("content_filter", 400, "a content filter", odd.error(400, "content_filter", "The prompt was filtered")),
+    _refused("content_filter_azure", 400, "the same, as another API writes it", odd.error(400, "contentFilter")),
+    _refused("inspection_failed", 400, "the same, as a third one writes it", odd.error(400, "DataInspectionFailed")),
+    _refused("entitlement", 403, "the plan does not cover the request", odd.error(403, "entitlement_exhausted")),
+    _refused("model_price_error", 500, "the model has no price: only an administrator can help",
+             odd.error(500, "model_price_error")),
+    _refused("channel_invalid_key", 401, "the key of the gateway's channel was rejected",
+             odd.error(401, "invalid_api_key", "Incorrect API key provided", "invalid_request_error")),
+    _refused("channel_no_key", 500, "the channel has no key left", odd.error(500, "channel:no_available_key")),
+    _refused("deployment_missing", 404, "the channel's deployment is gone", odd.error(404, "DeploymentNotFound")),
+    _refused("retry_after_two", 429, "two waits in one header", odd.error(429, "", Retry_After="1, 2")),
+    _refused("retry_after_ms", 429, "the wait in milliseconds", odd.error(429, "", retry_after_ms="1500")),
+]  # fmt: skip
+
 CASES: Mapping[str, Case] = {
-    case.name: case for case in [*_GOOD_200, *_GATEWAY, *_NETWORK, *_BAD_200, *_STREAMS]
+    case.name: case
+    for case in [*_GOOD_200, *_GATEWAY, *_NETWORK, *_BAD_200, *_STREAMS, *_ODD_200, *_ODD_ERRORS]
 }
 """Every case by name."""
 

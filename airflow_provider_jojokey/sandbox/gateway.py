@@ -126,6 +126,7 @@ class Gateway:
         self._behaviours: list[_Behaviour] = []
         self._turns: dict[tuple[str, int], int] = {}
         self._images: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self._misses: dict[str, int] = {}
         self._log_calls: dict[str, deque[float]] = {}
         self._in_flight = 0
         self._peak = 0
@@ -284,6 +285,7 @@ class Gateway:
             self._behaviours.clear()
             self._turns.clear()
             self._images.clear()
+            self._misses.clear()
             self._log_calls.clear()
             self._taken.clear()
             self._peak = self._in_flight
@@ -367,6 +369,9 @@ class Gateway:
         if path.startswith("/sandbox/images/"):
             with self._changed:
                 image = self._images.get(path)
+                if self._misses.get(path, 0) > 0:
+                    self._misses[path] -= 1
+                    image = None
             if image is None:
                 return Reply(404, {"Content-Type": "text/plain"}, [b"no such image"])
             return Reply(200, {"Content-Type": image[1]}, [image[0]])
@@ -531,12 +536,14 @@ class Gateway:
             image=image,
             preview=preview,
             publish=self._publish,
+            publish_late=lambda image, content_type: self._publish(image, content_type, misses=2),
         )
 
-    def _publish(self, image: bytes, content_type: str) -> str:
+    def _publish(self, image: bytes, content_type: str, misses: int = 0) -> str:
         path = f"/sandbox/images/{secrets.token_hex(12)}.{content_type.rpartition('/')[2]}"
         with self._changed:
             self._images[path] = (image, content_type)
+            self._misses[path] = misses
             while len(self._images) > _KEPT_IMAGES:
                 self._images.popitem(last=False)
         return self.url + path

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import http.client
 import importlib.metadata
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -13,6 +16,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +59,7 @@ class S3Server:
     :param secret_key: by default a new one for each server.
     :param start_timeout: seconds to wait until it answers.
     :raises FileNotFoundError: on start, if rclone is not installed.
-    :raises RuntimeError: on start, if it does not come up.
+    :raises RuntimeError: on start, if another program uses the port, or if it does not come up.
     """
 
     def __init__(
@@ -95,7 +99,8 @@ class S3Server:
         """Start it, wait until it answers, and return self.
 
         :raises FileNotFoundError: if rclone is not installed.
-        :raises RuntimeError: if it does not come up; the message has the end of its log.
+        :raises RuntimeError: if another program uses the port, or if it does not come up; the message has the end
+            of its log.
         """
         if self._keeper is not None:
             return self
@@ -103,14 +108,14 @@ class S3Server:
         self.directory.mkdir(parents=True, exist_ok=True)
         chosen = self._port
         for attempt in range(3):
-            # Between our finding a free port and rclone's taking it, another process may be faster.
+            # Another process can take a free port before rclone binds it.
             self._port = chosen or _free_port()
             try:
                 self._launch(rclone)
                 return self
-            except RuntimeError:
+            except BaseException as error:
                 self.stop()
-                if chosen or attempt == 2:
+                if chosen or attempt == 2 or not isinstance(error, RuntimeError):
                     raise
         raise AssertionError("unreachable")
 
@@ -211,14 +216,49 @@ class S3Server:
             raise RuntimeError(f"The S3 server did not start. {self._log_tail()}")
         self.pid = int(line)
         end = time.monotonic() + self._start_timeout
-        while not _answers(self._port):
+        # An answer alone proves nothing: if another program has the port, that program answers, and rclone ends.
+        while not self._serves_our_directory():
             if not _is_running(self.pid):
-                raise RuntimeError(f"The S3 server ended as it started. {self._log_tail()}")
+                raise RuntimeError(self._reason("ended as it started"))
             if time.monotonic() > end:
-                raise RuntimeError(
-                    f"The S3 server did not answer in {self._start_timeout} s. {self._log_tail()}"
-                )
+                raise RuntimeError(self._reason(f"did not answer in {self._start_timeout:g} s"))
             time.sleep(0.02)
+
+    def _serves_our_directory(self) -> bool:
+        """Return whether the server on the port knows a bucket that only our own directory has."""
+        try:
+            marker = tempfile.mkdtemp(prefix="sandbox-check-", dir=self.directory)
+        except OSError as error:
+            raise RuntimeError(
+                f"The S3 server cannot write to {self.directory}: {error.strerror}."
+            ) from error
+        try:
+            return Path(marker).name in self._buckets()
+        finally:
+            with contextlib.suppress(OSError):
+                os.rmdir(marker)
+
+    def _buckets(self) -> list[str]:
+        """Return the buckets that the server on the port lists; none if it is not an S3 server for our key."""
+        host = f"127.0.0.1:{self._port}"
+        connection = http.client.HTTPConnection(host, timeout=2)
+        try:
+            connection.request("GET", "/", headers=_sign(host, self.access_key, self.secret_key))
+            response = connection.getresponse()
+            text = response.read(1_000_000).decode("utf-8", "replace")
+            return re.findall(r"<Name>([^<]*)</Name>", text) if response.status == 200 else []
+        except (OSError, http.client.HTTPException):
+            return []
+        finally:
+            connection.close()
+
+    def _reason(self, what: str) -> str:
+        if _is_taken(self._port, self.pid):
+            return (
+                f"Another program uses port {self._port} of 127.0.0.1, so the S3 server cannot start. "
+                "Stop that program, or choose another port."
+            )
+        return f"The S3 server {what}. {self._log_tail()}".rstrip()
 
     def _log_tail(self) -> str:
         with contextlib.suppress(OSError):
@@ -251,16 +291,32 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/")
-        connection.getresponse().read()
-        return True
-    except (OSError, http.client.HTTPException):
+def _is_taken(port: int, pid: int | None) -> bool:
+    """Return whether a program listens on the port, although our own process has ended."""
+    if pid is not None and _is_running(pid):
         return False
-    finally:
-        connection.close()
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _sign(host: str, access_key: str, secret_key: str) -> dict[str, str]:
+    """Return the headers of a signed ``GET /``, which lists buckets. They save the sandbox an import of botocore."""
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    digest = hashlib.sha256(b"").hexdigest()
+    names = "host;x-amz-content-sha256;x-amz-date"
+    request = f"GET\n/\n\nhost:{host}\nx-amz-content-sha256:{digest}\nx-amz-date:{now}\n\n{names}\n{digest}"
+    scope = f"{now[:8]}/{REGION}/s3/aws4_request"
+    text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+    key = f"AWS4{secret_key}".encode()
+    for part in (*scope.split("/"), text):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return {
+        "x-amz-date": now,
+        "x-amz-content-sha256": digest,
+        "Authorization": f"AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={names}, "
+        f"Signature={key.hex()}",
+    }
 
 
 def _is_running(pid: int) -> bool:

@@ -47,6 +47,10 @@ class Reply:
     """What happens to the connection afterwards: kept alive, closed (FIN), or reset (RST)."""
     hang: bool = False
     """Once everything is sent, wait until the client goes away."""
+    interim: Sequence[int] = ()
+    """Statuses of interim responses that are sent first."""
+    extra_length: int = 0
+    """By how much the Content-Length is too long."""
     drip: float = 0.0
     """Seconds over which the body is spread evenly; 0 sends it at full speed."""
 
@@ -172,11 +176,13 @@ def _head(reply: Reply) -> bytes:
         phrase = HTTPStatus(reply.status).phrase
     except ValueError:
         phrase = _PHRASES.get(reply.status, "Unknown")
-    lines = [f"HTTP/1.1 {reply.status} {phrase}"]
+    before = [f"HTTP/1.1 {status} Interim\r\nX-Interim: yes\r\n\r\n" for status in reply.interim]
+    lines = [f"{''.join(before)}HTTP/1.1 {reply.status} {phrase}"]
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     if reply.framing == "length":
         assert isinstance(reply.body, Sequence)
-        lines.append(f"Content-Length: {sum(len(piece) for piece in reply.body)}")
+        length = sum(len(piece) for piece in reply.body) + reply.extra_length
+        lines.append(f"Content-Length: {length}")
     elif reply.framing == "chunked":
         lines.append("Transfer-Encoding: chunked")
     else:

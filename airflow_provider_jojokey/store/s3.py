@@ -151,12 +151,13 @@ class ImageStore:
         elif "Metadata" not in parameters:
             parameters |= for_documents(self.extra_args)
         with self._turns:
+            began = clock.monotonic()
             try:
                 response: dict[str, Any] = method(**parameters)
             except ClientError as error:
-                self._clock.observe(_headers(error.response))
+                self._clock.observe(_headers(error.response), began)
                 raise
-            self._clock.observe(_headers(response))
+            self._clock.observe(_headers(response), began)
             if consume is not None:
                 with closing(response["Body"]):  # not "with body": that skips botocore's own checks
                     response["Consumed"] = consume(response)
@@ -688,6 +689,8 @@ class _ServerClock:
     before counts only if the next response agrees: proxies and caches send absurd ones.
     """
 
+    MAX_DURATION = 10.0
+    """Seconds that a request may take; the ``Date`` of a slower one is too old."""
     MAX_STEP = 60.0
     """Seconds by which two samples may differ."""
     MAX_HOST_ERROR = 24 * 3600.0
@@ -710,12 +713,16 @@ class _ServerClock:
         sample = self._sample
         return clock.now() if sample is None else datetime.fromtimestamp(sample.at(clock.monotonic()), UTC)
 
-    def observe(self, headers: Mapping[str, str]) -> None:
-        """Take the time from a response's headers, if it tells."""
+    def observe(self, headers: Mapping[str, str], began: float | None = None) -> None:
+        """Take the time from a response's headers, if it tells.
+
+        :param began: when its request began, :func:`clock.monotonic` seconds. A machine that is suspended while it
+            waits reads an old ``Date``: a claim made by it would look expired to other hosts at once
+        """
         date = _parsed_date(headers)
-        if date is None:
+        new = _Sample(date or 0.0, clock.monotonic())
+        if date is None or (began is not None and new.seen - began > self.MAX_DURATION):
             return
-        new = _Sample(date, clock.monotonic())
         with self._lock:
             known = self._sample
             if known is None:

@@ -227,6 +227,7 @@ class Spool:
             "quality": generation.quality,
             "request_id": generation.request_id,
             "seconds": generation.seconds,
+            "warnings": generation.warnings,
             "images": [
                 {"file": image.file.path.name, "index": image.index, "revised_prompt": image.revised_prompt}
                 for image in generation.images
@@ -247,7 +248,7 @@ class Spool:
             for entry in reply.pop("images"):
                 path = self.folder / Path(entry["file"]).name
                 images.append(self._image(path, entry["index"], entry["revised_prompt"]))
-            return Generation(images=images, **reply)
+            return Generation(images=images, **{**reply, "warnings": tuple(reply.get("warnings", ()))})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             _close(images)
             return None
@@ -420,7 +421,7 @@ def prepare(root: Path) -> str:
     :raises OSError: if it cannot be made, or this user may not write to it
     """
     folder = private_root(root)
-    make_own(folder)
+    make_own(folder.resolve() if folder.is_symlink() else folder)  # a link of root is as good as one's own
     path = folder / "id"
     here = {"machine": host.machine_id(), "inode": folder.stat().st_ino}
     known = _known_id(path, here)

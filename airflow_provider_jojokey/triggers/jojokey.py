@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 MAX_THREADS = 256
 """Threads of one triggerer that may generate images; more triggers wait for a thread."""
+
+
+RECORDING = 4.0
+"""Seconds after the last response in which a cancelled trigger stores and records it."""
+POLL = 0.1
 
 
 class GenerateImageTrigger(BaseTrigger):
@@ -45,6 +51,7 @@ class GenerateImageTrigger(BaseTrigger):
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
         self.s3_extra_args = s3_extra_args or {}
+        self._sent = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what it takes to create this trigger again."""
@@ -66,17 +73,44 @@ class GenerateImageTrigger(BaseTrigger):
         return JojoKeyHook(self.jojokey_conn_id)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event: the job, and the manifest or the error."""
-        loop = asyncio.get_running_loop()
-        outcome = await loop.run_in_executor(_threads(), copy_context().run, self._generate)
+        """Yield one event: the job, and the manifest or the error.
+
+        If it is cancelled, because the triggerer ends or a user acts on the task, it sends nothing more. A
+        response in flight is paid for, so it gets a few seconds to arrive and to be stored.
+        """
+        hook = self.hook
+        work = _threads().submit(copy_context().run, self._generate)
+        try:
+            outcome = await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            hook.stop(abort=False)  # another triggerer may have taken over: it reuses what arrives here
+            await self._finish(work)
+            raise
         yield TriggerEvent({"job": self.job, **outcome})  # type: ignore[no-untyped-call]
+
+    async def on_kill(self) -> None:
+        """Send nothing more and close the connection, as a user has ended the task. Airflow 3.3 calls it."""
+        self.hook.abort()
+
+    async def _finish(self, work: Future[dict[str, Any]]) -> None:
+        """Wait until a paid image is stored, or time is up."""
+        end = None
+        while self._sent and not work.done():
+            if end is None and self.hook.stopped.is_set():
+                end = time.monotonic() + RECORDING
+            if end is not None and time.monotonic() >= end:
+                return
+            await asyncio.sleep(POLL)
+
+    def _note_send(self) -> None:
+        self._sent = True
 
     def _generate(self) -> dict[str, Any]:
         from airflow_provider_jojokey.settings import Settings
         from airflow_provider_jojokey.store.s3 import ImageStore
 
         store = ImageStore(self.aws_conn_id, extra_args=self.s3_extra_args)
-        services = Services(self.hook, store, Settings.from_airflow_config())
+        services = Services(self.hook, store, Settings.from_airflow_config(), on_send=self._note_send)
         try:
             generated = generate_images(ImageJob.from_json(self.job), services)
         except JojoKeyError as error:

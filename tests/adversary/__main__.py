@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -22,19 +23,26 @@ def main() -> int:
     parser.add_argument("--seed", default="1")
     parser.add_argument("--skew", type=float, default=0.0, help="seconds by which clocks may differ")
     parser.add_argument("--only", help="number of one sequence; prints its steps and log")
-    parser.add_argument("--show", type=int, default=3, help="violations to minimise and print, one of each kind")
+    parser.add_argument(
+        "--show", type=int, default=3, help="violations to minimise and print, one of each kind"
+    )
     parser.add_argument("--mutants", action="store_true", help="run against mutants of the package instead")
+    parser.add_argument("--first", action="store_true", help="stop at the first violation, on any store")
     args = parser.parse_args()
     if args.mutants:
         from tests.adversary.mutants import run_mutants
 
-        return run_mutants(args.sequences, args.seed)
-    folder = Path(tempfile.mkdtemp(prefix="jojokey-adversary-"))
+        return run_mutants(args.sequences, args.seed, args.only or "")
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="jojokey-adversary-", dir=memory))
     try:
         if args.only:
             print(story(draw(f"{args.seed}/{args.only}", args.skew), folder))
             return 0
-        report = run(args.sequences, args.seed, args.skew, folder)
+        report = run(args.sequences, args.seed, args.skew, folder, args.first)
+        if args.first:
+            print(*report.first)
+            return bool(report.first)
         print(report.table())
         for problem, plan in list(report.first.items())[: args.show]:
             with simulated():
@@ -45,13 +53,15 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(sequences: int, seed: str, skew: float, folder: Path) -> Report:
+def run(sequences: int, seed: str, skew: float, folder: Path, until_violation: bool = False) -> Report:
     """Run sequences; their numbers and the seed name them."""
     report = Report(seed, skew)
     began = time.monotonic()
     with simulated():
         for number in range(sequences):
             report.add(run_plan(draw(f"{seed}/{number}", skew), folder))
+            if until_violation and report.first:
+                break
     report.seconds = time.monotonic() - began
     return report
 

@@ -42,7 +42,6 @@ OUTCOMES = {
 BILLED = {"ok", "no usage", "mid body", "before usage", "after headers"}
 UNBILLED = {"refused", "refused slowly", "not connected", "never arrived"}
 LOGS = ("honest", "disabled", "pruned", "late", "refused", "absent", "limited")
-BALANCES = ("absent", "honest", "lagging", "limited")
 LIMIT, PERIOD = 20, 1200.0
 
 
@@ -119,21 +118,18 @@ class Gateway:
     """The gateway of one sequence.
 
     :param log: how it shows its log, one of :data:`LOGS`
-    :param balance: how it shows the token's balance, one of :data:`BALANCES`
     :param foreign: whether others use the token at the same times
     :param offset: seconds that its clock is ahead
     :param edge_offset: seconds that the clock of the CDN in front of it is ahead
-    :param fixed_price: whether it reserves for each request exactly what it will charge
+    :param error_rows: whether its log shows failures
     """
 
     scheduler: Scheduler
     rng: Random
     log: str = "honest"
-    balance: str = "absent"
     foreign: bool = False
     offset: float = 0.0
     edge_offset: float = 0.0
-    fixed_price: bool = False
     error_rows: bool = True
     sent: list[Sent] = field(default_factory=list)
     others: list[Upstream] = field(default_factory=list)
@@ -142,8 +138,10 @@ class Gateway:
     def upstream(self, started: float, ended: float, billed: bool, n: int, **facts: Any) -> Upstream:
         number = len(self.others) + sum(len(sent.upstream) for sent in self.sent) + 1
         request_id = f"2026{number:012}{self.rng.randrange(10**6):06}"
-        prompt = 20 if self.fixed_price else self.rng.randint(10, 40)
-        return Upstream(request_id, started, ended, billed, prompt, 196 * n, error_row=self.error_rows, **facts)
+        prompt = self.rng.randint(10, 40)
+        return Upstream(
+            request_id, started, ended, billed, prompt, 196 * n, error_row=self.error_rows, **facts
+        )
 
     def receive(self, sent: Sent, post: Post) -> Random:
         """Enter a POST into the ledger."""
@@ -211,17 +209,6 @@ class Gateway:
             "request_id": upstream.request_id,
         }
 
-    def available(self) -> int:
-        """Return the token's balance as the gateway shows it now."""
-        now, total = self.scheduler.now, 50_000_000
-        lag = 5.0 if self.balance == "lagging" else 0.0
-        for upstream in self.books():
-            if now - lag >= upstream.ended:
-                total -= upstream.quota if upstream.billed else 0
-            elif now - lag >= upstream.started:
-                total -= upstream.quota if self.fixed_price else upstream.quota * 3 // 2
-        return total
-
     def limited(self) -> bool:
         now = self.scheduler.now
         self.calls = [*(call for call in self.calls if call > now - PERIOD), now]
@@ -231,7 +218,9 @@ class Gateway:
 class Adapter(GatewayAdapter):
     """A process's connection to the gateway."""
 
-    def __init__(self, gateway: Gateway, process: Process, posts: list[Post], on_post: Callable[[str], Sent]) -> None:
+    def __init__(
+        self, gateway: Gateway, process: Process, posts: list[Post], on_post: Callable[[str], Sent]
+    ) -> None:
         super().__init__()
         self.gateway = gateway
         self.process = process
@@ -244,26 +233,17 @@ class Adapter(GatewayAdapter):
         scheduler, gateway = self.gateway.scheduler, self.gateway
         path = request.url.partition("/api/")[2]
         self._wait(gateway.rng.uniform(0.05, 0.4), f"GET {path}")
-        mode = gateway.log if path.startswith("log") else gateway.balance
+        mode = gateway.log if path.startswith("log") else "absent"
         scheduler.say(f"gateway GET {path}: {mode}")
         if mode == "absent":
-            return self._respond(request, 404, {"error": {"message": "Invalid URL", "type": "invalid_request_error"}})
+            return self._respond(
+                request, 404, {"error": {"message": "Invalid URL", "type": "invalid_request_error"}}
+            )
         if gateway.limited() or (mode == "limited" and len(gateway.calls) > 2):
             return self._respond(request, 429, {"error": {"message": "too many", "type": "new_api_error"}})
         if mode == "refused":
             return self._respond(request, 500, b"upstream connect error", "text/plain")
-        if path.startswith("log"):
-            return self._respond(request, 200, {"success": True, "message": "", "data": gateway.rows()})
-        available = gateway.available()
-        data = {
-            "object": "token_usage",
-            "total_granted": 50_000_000,
-            "total_used": 50_000_000 - available,
-            "total_available": available,
-            "unlimited_quota": False,
-            "expires_at": 0,
-        }
-        return self._respond(request, 200, {"code": True, "message": "ok", "data": data})
+        return self._respond(request, 200, {"success": True, "message": "", "data": gateway.rows()})
 
     def cut(self) -> None:
         """Do nothing: :meth:`_wait` sees SIGTERM itself."""
@@ -398,4 +378,6 @@ def png(text: str) -> bytes:
     header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
     pixels = zlib.compress(b"\0" * 72)
     comment = chunk(b"tEXt", b"Comment\0" + text.encode() + b"." * (zlib.crc32(text.encode()) % 500))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + comment + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + comment + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )

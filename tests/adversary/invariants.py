@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyRequestError, JojoKeyStoreError
-
+from airflow_provider_jojokey.payments.liveness import CLOCK_TOLERANCE
 from tests.adversary.virtual import EPOCH
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
         world.problems.append("sent without a claim in the receipt")
     for attempt in world.receipt(job.destination.key)["attempts"]:
         now = EPOCH + world.scheduler.now + world.s3.offset
-        if attempt["id"] == sent.attempt and datetime.fromisoformat(attempt["lease_until"]).timestamp() < now:
+        tolerance = 0.0 if attempt["clock"] == "s3" else CLOCK_TOLERANCE.total_seconds()
+        until = datetime.fromisoformat(attempt["lease_until"]).timestamp() + tolerance
+        if attempt["id"] == sent.attempt and until < now:
             world.problems.append("sent after its lease")
     earlier = [other for other in world.sent(job) if other.billed and _same(other, sent)]
     order = [attempt["id"] for attempt in world.receipt(job.destination.key)["attempts"]]
@@ -44,9 +46,16 @@ def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
     latest = [
         attempt
         for attempt in world.receipt(job.destination.key)["attempts"]
-        if attempt["fingerprint"] == _fingerprint(job) and attempt["billed"] != "no" and attempt["id"] != sent.attempt
+        if attempt["fingerprint"] == _fingerprint(job)
+        and attempt["billed"] != "no"
+        and attempt["id"] not in later
     ]
-    if job.reuse == "always" and latest and latest[-1]["outcome"] == "complete" and _is_there(world, latest[-1]):
+    if (
+        job.reuse == "always"
+        and latest
+        and latest[-1]["outcome"] == "complete"
+        and _is_there(world, latest[-1])
+    ):
         problems.append("paid although reuse='always' had the image")
     return problems
 
@@ -78,11 +87,14 @@ def at_end_of_process(world: World, ended: Ended) -> list[str]:
                 problems.append("returns an image that is not in S3")
     if isinstance(error, JojoKeyRequestError) and world.plan.conditional:
         problems.append("refuses to replace its own image")
-    if ended.alone and not isinstance(error, JojoKeyStoreError) and not ended.step.faults:
+    troubled = ended.step.faults or process.terminated is not None or isinstance(error, JojoKeyStoreError)
+    if ended.alone and not troubled:
         usage = ended.manifest["usage"] if ended.manifest is not None else error.usage if error else None
         recorded = sum(_tokens(attempt["usage"]) for attempt in world.attempts(job))
         if _tokens(usage) != recorded:
-            problems.append(f"XCom usage differs from the receipt ({type(error).__name__ if error else 'made'})")
+            problems.append(
+                f"XCom usage differs from the receipt ({type(error).__name__ if error else 'made'})"
+            )
     return problems
 
 
@@ -92,7 +104,9 @@ def at_end(world: World) -> list[str]:
     for ended in world.ended:
         if ended.process.crash is not None:
             problems.append(f"ended with {type(ended.process.crash).__name__}")
-            world.scheduler.say("".join(traceback.format_exception(ended.process.crash, limit=-4, chain=False)))
+            world.scheduler.say(
+                "".join(traceback.format_exception(ended.process.crash, limit=-4, chain=False))
+            )
     for post in world.gateway.sent:
         if post.billed:
             problems += post.problems
@@ -119,9 +133,8 @@ def _of_task(world: World, ended: Ended) -> list[str]:
             problems.append("receipt says not billed, and it was")
         if attempt["outcome"] in ("billed", "complete") and not billed and world.plan.conditional:
             problems.append("receipt says billed, and it was not")
-        if attempt["usage"] is not None and _tokens(attempt["usage"]) > sum(post.tokens for post in posts):
-            if world.plan.conditional:
-                problems.append("an attempt's usage is above its bill")
+        if world.plan.conditional and _tokens(attempt["usage"]) > sum(post.tokens for post in posts):
+            problems.append("an attempt's usage is above its bill")
     bill, recorded = sum(post.tokens for post in sent), sum(_tokens(attempt["usage"]) for attempt in attempts)
     if recorded > bill:
         problems.append("receipt above the bill")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from random import Random
 
-from tests.adversary.gateway import BALANCES, LOGS, OUTCOMES, Post
+from tests.adversary.gateway import LOGS, OUTCOMES, Post
 from tests.adversary.s3 import CONDITIONAL, FAULTS, STORES
 
 
@@ -60,9 +60,7 @@ class Plan:
     steps: tuple[Step, ...]
     store: str = "conforming"
     log: str = "honest"
-    balance: str = "absent"
     foreign: bool = False
-    fixed_price: bool = False
     error_rows: bool = True
     same_hostname: bool = False
     offsets: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -125,9 +123,7 @@ def draw(seed: str, skew: float = 0.0) -> Plan:
         tuple(_step(rng, accident) for _ in range(rng.choice((2, 3, 3, 4, 4, 5, 6)))),
         store=store,
         log=rng.choice(("honest", *LOGS)) if rng.random() < 0.7 else "honest",
-        balance=rng.choice(BALANCES),
         foreign=rng.random() < 0.4,
-        fixed_price=rng.random() < 0.3,
         error_rows=rng.random() < 0.7,
         same_hostname=rng.random() < 0.3,
         offsets=(offsets[0], offsets[1], offsets[2], offsets[3], offsets[4]),
@@ -138,7 +134,7 @@ def draw(seed: str, skew: float = 0.0) -> Plan:
 def _step(rng: Random, accident: float) -> Step:
     if rng.random() < 0.2:
         what = rng.choice(("sleep", "sleep", "clean spool", "lose spool", "copy spool", "power cut"))
-        return Event(what, rng.randrange(2), round(rng.choice((5, 60, 300, 900)) * rng.random(), 1))
+        return Event(what, rng.randrange(2), round(rng.choice((5, 60, 500, 500, 1500)) * rng.random(), 1))
 
     def maybe(chance: float, value: Callable[[], object]) -> object:
         return value() if rng.random() < chance else None

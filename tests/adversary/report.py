@@ -9,7 +9,18 @@ from tests.adversary.plan import Plan
 from tests.adversary.s3 import STORES
 from tests.adversary.world import World
 
-COLUMNS = ("sequences", "processes", "POSTs", "payments", "doubled", "lost", "above bill", "differ", "wrong words", "other")
+COLUMNS = (
+    "sequences",
+    "processes",
+    "POSTs",
+    "payments",
+    "doubled",
+    "lost",
+    "above bill",
+    "differ",
+    "wrong words",
+    "other",
+)
 KINDS = {
     "paid": "doubled",
     "sent": "doubled",

@@ -123,7 +123,9 @@ class S3Client:
         amazon = "https://s3.eu-west-1.amazonaws.com"
         self.meta = types.SimpleNamespace(
             endpoint_url=amazon if s3.kind == "aws" else "https://s3.example.org",
-            config=types.SimpleNamespace(request_checksum_calculation="when_supported", region_name="eu-west-1"),
+            config=types.SimpleNamespace(
+                request_checksum_calculation="when_supported", region_name="eu-west-1"
+            ),
             events=Events(),
             region_name="eu-west-1",
         )
@@ -146,7 +148,12 @@ class S3Client:
             if found is None:
                 raise self._s3.error("NoSuchKey", "GetObject")
             body = StreamingBody(io.BytesIO(found.data), len(found.data))
-            return {"Body": body, "ETag": f'"{found.etag}"', "ContentLength": len(found.data)}
+            return {
+                "Body": body,
+                "ETag": f'"{found.etag}"',
+                "ContentLength": len(found.data),
+                "Metadata": found.metadata,
+            }
 
         return self._call("GetObject", f"GET {Key}", get)
 
@@ -163,7 +170,10 @@ class S3Client:
         self.calls += 1
         fault = self._faults.get(self.calls, "")
         s3, sleep = self._s3, self._s3.scheduler.sleep
-        sleep(self._rng.uniform(0.01, 0.06) + (self._rng.uniform(5, 120) if fault == "slow" else 0), f"{words} (out)")
+        sleep(
+            self._rng.uniform(0.01, 0.06) + (self._rng.uniform(5, 120) if fault == "slow" else 0),
+            f"{words} (out)",
+        )
         url = self.meta.endpoint_url
         reads = operation != "PutObject"
         try:
@@ -174,7 +184,9 @@ class S3Client:
             if fault == "bare 404" and reads:
                 raise s3.error("404", operation)
             if fault == "reset":
-                raise ProtocolError("Connection broken", ConnectionResetError(104, "Connection reset by peer"))
+                raise ProtocolError(
+                    "Connection broken", ConnectionResetError(104, "Connection reset by peer")
+                )
             if fault == "409" and "If" in words:
                 raise s3.error("ConditionalRequestConflict", operation)
             answer: dict[str, Any] = act()

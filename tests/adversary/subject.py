@@ -67,7 +67,7 @@ class PerProcess(MutableMapping[Any, Any]):
 
 
 @contextmanager
-def replacements(clock: Clock, same_hostname: bool = False) -> Iterator[None]:
+def replacements(clock: Clock) -> Iterator[None]:
     """Replace the clocks and the identity of machine and process."""
     import_all()
 
@@ -77,14 +77,16 @@ def replacements(clock: Clock, same_hostname: bool = False) -> Iterator[None]:
         return found
 
     def host_name() -> str:
-        return "worker" if same_hostname else process().host.name
+        return process().host.hostname
 
     def this_worker(spool_id: str = "") -> Worker:
         return Worker(host_name(), process().pid, process().started, spool_id, identity(process()))
 
     def is_running(worker: Worker) -> bool:
         return any(
-            (other.pid, other.started) == (worker.pid, worker.started) and other.host is process().host and other.alive
+            (other.pid, other.started) == (worker.pid, worker.started)
+            and other.host is process().host
+            and other.alive
             for other in clock.scheduler.processes
         )
 

@@ -39,14 +39,15 @@ class Livelock(BaseException):
 class Host:
     """A machine.
 
-    :param name: differs between machines; the hostname may be the same for two of them
+    :param name: differs between machines, unlike the hostname
     :param spool: the spool's root
     :param offset: seconds that its wall clock is ahead of true time
     """
 
     name: str
+    hostname: str
     spool: Path
-    offset: float = 0.0
+    offset: float
     boot: int = 0
     next_pid: int = 100
 

@@ -81,18 +81,19 @@ class World:
     def __post_init__(self) -> None:
         host0, host1, s3, gateway, edge = self.plan.offsets
         self.rng = Random(self.plan.seed)
-        self.hosts = [Host(f"host{i}", self.folder / f"host{i}", offset) for i, offset in ((0, host0), (1, host1))]
+        self.hosts = [
+            Host(name, "worker" if self.plan.same_hostname else name, self.folder / name, offset)
+            for name, offset in (("host0", host0), ("host1", host1))
+        ]
         self.tasks = [Task(key) for key in KEYS]
         self.s3 = S3(self.scheduler, self.plan.store, s3)
         self.gateway = Gateway(
             self.scheduler,
             self.rng,
             log=self.plan.log,
-            balance=self.plan.balance,
             foreign=self.plan.foreign,
             offset=gateway,
             edge_offset=edge,
-            fixed_price=self.plan.fixed_price,
             error_rows=self.plan.error_rows,
         )
         self.held: dict[str, set[str]] = {host.name: set() for host in self.hosts}
@@ -165,9 +166,13 @@ class World:
         ended = Ended(step, job, process)
         process.main = lambda: self._process(ended)
         self.ended.append(ended)
-        self.scheduler.say(f"start {name}: {job.owner.run_id}, try {task.number}, prompt {step.prompt}, {step.reuse}")
+        self.scheduler.say(
+            f"start {name}: {job.owner.run_id}, try {task.number}, prompt {step.prompt}, {step.reuse}"
+        )
         self.scheduler.start(process)
-        self.scheduler.run(2 * MAX_SECONDS if step.wait is None else step.wait, process if step.wait is None else None)
+        self.scheduler.run(
+            2 * MAX_SECONDS if step.wait is None else step.wait, process if step.wait is None else None
+        )
 
     def _process(self, ended: Ended) -> None:
         """The process of a task: what the operator does."""
@@ -180,12 +185,16 @@ class World:
         process.on_term = hook.abort
         hook.client.session.mount(
             "https://",
-            Adapter(self.gateway, process, list(ended.step.posts), lambda outcome: self._post(ended, outcome)),
+            Adapter(
+                self.gateway, process, list(ended.step.posts), lambda outcome: self._post(ended, outcome)
+            ),
         )
         vars(store)["client"] = S3Client(self.s3, rng, dict(ended.step.faults))
         try:
             settings = Settings(spool_directory=process.host.spool)
-            ended.manifest = generate_images(job, Services(hook=hook, store=store, settings=settings)).manifest
+            ended.manifest = generate_images(
+                job, Services(hook=hook, store=store, settings=settings)
+            ).manifest
             self.scheduler.say("made")
         except JojoKeyError as error:
             ended.error = error
@@ -203,8 +212,12 @@ class World:
         process = ended.process
         arrived = {digest for sent in self.gateway.sent if sent.process is process for digest in sent.arrived}
         self.held[process.host.name] |= self.received(process.host) if process in self.bereft else arrived
-        others = [other for other in self.ended if other is not ended and other.job.destination == ended.job.destination]
-        ended.alone = not any(other.process.ended is None and other.process.alive for other in others)
+        ended.alone = not any(
+            other is not ended
+            and other.job.destination == ended.job.destination
+            and (other.process.ended is None or other.process.ended > process.started)
+            for other in self.ended
+        )
         self.problems += at_end_of_process(self, ended)
 
     def _post(self, ended: Ended, outcome: str) -> Sent:

@@ -9,9 +9,10 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from airflow_provider_jojokey.batch import hook, runner
 from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.hooks import jojokey as hooks
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+from airflow_provider_jojokey.payments import context, reconcile
 
 
 def main() -> None:
@@ -19,8 +20,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     for name in ("botocore", "urllib3", "boto3"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    hook.LOG_MAX_AGE = job.get("log_max_age", 0.5)
-    runner.GRACE = job.get("grace", 30.0)
+    context.LOG_DELAY = reconcile.LOG_DELAY = job.get("log_delay", 0.5)
+    hooks.JojoKeyHook.stop.__defaults__ = (job.get("grace", hooks.STOP_GRACE),)
     pushed: dict[str, Any] = {}
     ti = SimpleNamespace(
         dag_id="campaign",

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.budget import Amount, Budget, Limit, RunLedger, Verdict, limits
 from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError, JojoKeyReceiptError
+from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
-from airflow_provider_jojokey.store.receipts import Owner
+from airflow_provider_jojokey.payments.attempt import Owner
+from airflow_provider_jojokey.payments.budget import Amount, Budget, RunBudget, estimate, parse_limits
+from airflow_provider_jojokey.payments.job import ImageJob, Limit
+from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
 from batch.conftest import posters
 
@@ -31,7 +35,7 @@ def test_no_more_images_are_sent_than_the_task_may_make(
     out = capfd.readouterr().out
     assert "This task may spend 7 images" in out
     assert "13 JojoKeyBudgetError" in out
-    assert "13 of 20 items are not done (7 made, 0 reused, 13 failed)" in out
+    assert "13 of 20 items have no images (7 made, 0 reused, 13 failed)" in out
     assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
 
 
@@ -118,7 +122,7 @@ def test_a_single_image_that_would_pass_its_limit_is_not_sent(
     assert run.state == "failed"
     assert run.tries["image", -1] == 1
     assert gateway.requests == ()
-    assert "This task may spend 3,000 tokens; it has spent 0 tokens" in capfd.readouterr().out
+    assert "This task may spend 3,000 tokens. It has spent 0 tokens" in capfd.readouterr().out
 
 
 def test_a_single_image_that_was_billed_and_gave_nothing_counts_when_it_is_made_again(
@@ -284,8 +288,8 @@ def booked(store: Any) -> Amount:
     return sum((Amount(**one) for one in json.loads(data)["tasks"].values()), Amount())
 
 
-def ledger(task: str, map_index: int = -1) -> RunLedger:
-    return RunLedger(ImageStore("aws_default"), "posters", Owner("dag", "run", task, map_index))
+def ledger(task: str, map_index: int = -1) -> RunBudget:
+    return RunBudget(ImageStore("aws_default"), "posters", Owner("dag", "run", task, map_index))
 
 
 def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: Any, gateway: Any) -> None:
@@ -294,7 +298,7 @@ def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: 
     _ = first.client
 
     def race(number: int) -> None:
-        own = RunLedger(first, "posters", Owner("dag", "race", "task", number))
+        own = RunBudget(first, "posters", Owner("dag", "race", "task", number))
         if own.book(Amount(100, 1), Limit(images=5)):
             granted.append(number)
 
@@ -308,36 +312,56 @@ def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: 
     assert len(granted) == len(written) == 5
 
 
-def test_batches_that_take_turns_share_the_budget_on_each_kind_of_store(any_store: Any, gateway: Any) -> None:
+def job(number: int, run: str = "run") -> ImageJob:
+    return ImageJob(
+        ImageRequest("a fox", quality="low"),
+        Destination("posters", f"{number}.png"),
+        Owner("dag", run, "task"),
+    )
+
+
+def receipt_of(job: ImageJob) -> Receipt:
+    return Receipt(job.destination.bucket, job.destination.key)
+
+
+def permit() -> None:
+    """Allow it."""
+
+
+def test_batches_that_take_turns_share_a_budget(any_store: Any, gateway: Any) -> None:
     budgets = [
         Budget(
             Limit(),
             Limit(images=10),
-            RunLedger(ImageStore("aws_default"), "posters", Owner("dag", "run", f"batch_{name}")),
-            items=20,
+            RunBudget(ImageStore("aws_default"), "posters", Owner("dag", "run", f"batch_{name}")),
+            Amount(),
         )
         for name in "ab"
     ]
     sent = [0, 0]
     for index in range(20):
         for number, budget in enumerate(budgets):
-            if budget.reserve(index, Amount(200, 1)) is Verdict.YES:
-                sent[number] += 1
-                budget.settle(index, Amount(200, 1), sent=True)
+            wanted = job(index)
+            try:
+                budget.reserve(wanted, receipt_of(wanted), permit)
+            except JojoKeyBudgetError:
+                continue
+            sent[number] += 1
+            budget.settle(wanted, None)
     for budget in budgets:
         budget.close()
 
     assert sent == [5, 5]
-    assert booked(any_store) == Amount(2000, 10)
+    assert booked(any_store).images == 10
 
 
 def test_on_a_store_that_is_proven_a_batch_reads_the_ledger_only_where_somebody_else_has_written(
     store: Any, gateway: Any
 ) -> None:
     images = ImageStore("aws_default")
-    store.client.put_object(Bucket="posters", Key="pointer", Body=b"x")
-    assert images.honours_conditions("posters", "pointer", b"x")
-    own = RunLedger(images, "posters", Owner("dag", "run", "one"))
+    etag = store.client.put_object(Bucket="posters", Key="pointer", Body=b"x")["ETag"]
+    assert images.verify_conditional_writes("posters", "pointer", b"x", etag).verified
+    own = RunBudget(images, "posters", Owner("dag", "run", "one"))
     reads: list[str] = []
     images.client.meta.events.register("before-call.s3.GetObject", lambda **_: reads.append("read"))
 
@@ -366,34 +390,42 @@ def test_a_ledger_that_cannot_be_read_stops_the_run(store: Any, gateway: Any, da
         ledger("one").book(Amount(1, 1), Limit(images=10))
 
 
-def test_what_is_in_flight_may_leave_room() -> None:
-    budget = Budget(Limit(tokens=1_000), Limit(), None, items=3)
-    assert budget.reserve(0, Amount(600, 1)) is Verdict.YES
+def test_job_waits_for_another_that_may_turn_out_cheaper() -> None:
+    first, second, third = job(1), job(2), job(3)
+    each = estimate(first)
+    budget = Budget(Limit(tokens=each.tokens + 5), Limit(), None, Amount())
+    budget.reserve(first, receipt_of(first), permit)
+    waits = 0
 
-    assert budget.reserve(1, Amount(600, 1)) is Verdict.WAIT
-    budget.settle(0, Amount(300, 1), sent=True)
-    assert budget.reserve(1, Amount(600, 1)) is Verdict.YES
-    budget.settle(1, None, sent=False)
-    assert budget.spent == Amount(300, 1)
-    assert budget.reserve(2, Amount(701, 1)) is Verdict.NO
-    assert "has spent 300 tokens and 1 images" in budget.refusal(Amount(701, 1)).message
+    def settle_first() -> None:
+        nonlocal waits
+        waits += 1
+        budget.settle(first, receipt_of(first))  # it cost nothing
+
+    budget.reserve(second, receipt_of(second), settle_first)
+    budget.settle(second, None)
+
+    assert waits == 1
+    assert budget.spent == each
+    with pytest.raises(JojoKeyBudgetError, match="It has spent"):
+        budget.reserve(third, receipt_of(third), permit)
 
 
-def test_what_was_sent_and_has_no_receipt_to_tell_of_it_counts_as_it_was_set_aside() -> None:
-    budget = Budget(Limit(), Limit(images=9), None, items=1)
-    budget.known(0, Amount(150, 1))
-    assert budget.reserve(0, Amount(600, 1)) is Verdict.YES
+def test_sent_job_without_a_receipt_counts_as_reserved() -> None:
+    wanted = job(1)
+    budget = Budget(Limit(images=9), Limit(), None, Amount(150, 1))
+    budget.reserve(wanted, receipt_of(wanted), permit)
 
-    budget.settle(0, None, sent=True)
+    budget.settle(wanted, None)
 
-    assert budget.spent == Amount(750, 2)
+    assert budget.spent == Amount(150, 1) + estimate(wanted)
 
 
 def test_limits_are_numbers_or_texts_of_numbers() -> None:
-    assert limits({"max_tokens": "500", "max_images": "None", "max_images_per_run": 3}) == (
+    assert parse_limits({"max_tokens": "500", "max_images": "None", "max_images_per_run": 3}) == (
         Limit(tokens=500),
         Limit(images=3),
     )
     for bad in (-1, 1.5, True, "many"):
         with pytest.raises(ValueError, match="whole number"):
-            limits({"max_tokens": bad})
+            parse_limits({"max_tokens": bad})

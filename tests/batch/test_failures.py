@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import uuid
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,12 +48,12 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
     assert run.xcom("usage", "batch")["total_tokens"] == billed
     assert len(campaign.store.objects("posters/")) == 7
     told = capfd.readouterr().out
-    assert "3 of 10 items are not done (7 made, 0 reused, 3 failed)" in told
+    assert "3 of 10 items have no images (7 made, 0 reused, 3 failed)" in told
     assert "2 JojoKeyContentError (first item 3, s3://posters/posters/003.png" in told
     assert "1 JojoKeyReplyError (first item 7" in told
     assert f"{billed:,} tokens were billed" in told
     assert "JojoKeyBatchFailure" in told
-    assert "Airflow does not retry it" in told
+    assert "Airflow does not retry the task" in told
     lines = campaign.manifest(run)
     assert [line["state"] for line in lines].count("failed") == 3
     assert lines[3]["error"] == "JojoKeyContentError"
@@ -60,7 +61,10 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
     assert (shown["state"], shown["error"], shown["count"]) == ("failed", "JojoKeyBatchFailure", 7)
 
 
-def test_images_that_were_paid_for_without_a_word_on_tokens_are_told_of(campaign: Any, gateway: Any) -> None:
+def test_unknown_usage_of_paid_images_is_reported(
+    store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "_log", False)
     requests = posters(5, prompt="[sandbox: no_usage] number {}")
     requests[3]["prompt"] = "[sandbox: moderation_blocked] a"
 
@@ -69,7 +73,7 @@ def test_images_that_were_paid_for_without_a_word_on_tokens_are_told_of(campaign
     assert error.billed == "yes"
     assert len(gateway.ledger) == 4
     assert "0 tokens were billed to this task in this Dag run" in error.message
-    assert "4 images were paid for whose tokens are not known" in error.message
+    assert "4 paid images have unknown usage" in error.message
 
 
 def test_what_was_paid_for_and_s3_refused_is_not_told_as_free(
@@ -92,7 +96,7 @@ def test_what_cost_nothing_is_told_as_free(store: Any, gateway: Any) -> None:
     error = failed(posters(2, prompt="[sandbox: moderation_blocked] {}"))
 
     assert error.billed == "no"
-    assert "0 tokens were billed to this task in this Dag run. " in error.message
+    assert "Nothing was billed: 0 tokens were billed to this task in this Dag run." in error.message
     assert "not known" not in error.message
 
 
@@ -100,7 +104,7 @@ def failed(requests: list[dict[str, Any]]) -> JojoKeyError:
     """Make one try that fails, and return its error."""
     ti = SimpleNamespace(
         dag_id="dag",
-        run_id="run",
+        run_id=uuid.uuid4().hex,
         task_id="batch",
         map_index=-1,
         try_number=1,
@@ -268,9 +272,9 @@ def test_a_store_that_takes_receipts_and_no_images_is_noticed_before_all_is_paid
     assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
 
 
-def test_a_timeout_leaves_word_of_what_was_spent(campaign: Any, gateway: Any) -> None:
+def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
     gateway.behave(delay=0.5)
-    run = campaign.run("timeout", posters(50), max_in_flight=2, execution_timeout="timedelta(seconds=2)")
+    run = campaign.run("timeout", posters(50), max_in_flight=1, execution_timeout="timedelta(seconds=10)")
 
     assert run.state == "failed"
     billed = sum(record.total_tokens for record in gateway.ledger)

@@ -22,7 +22,7 @@ def start(gateway: Any, store: Any, tmp_path: Path) -> Any:
     started: list[subprocess.Popen[str]] = []
 
     def one(requests: Any, try_number: int = 1, **job: Any) -> subprocess.Popen[str]:
-        told = {name: job.pop(name) for name in ("grace", "log_max_age") if name in job}
+        told = {name: job.pop(name) for name in ("grace", "log_delay") if name in job}
         environment = {
             **os.environ,
             "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(tmp_path / "spool"),
@@ -78,7 +78,7 @@ def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
     assert lost <= 4  # what was in flight: paid for, and its answers lost with the process
     if lost:
         assert end["error"] == "JojoKeyBatchFailure"
-        assert f"{lost} of 24 items are not done" in end["message"]
+        assert f"{lost} of 24 items have no images" in end["message"]
         assert "JojoKeyAlreadyBilledError" in end["message"]
     assert len(gateway.ledger) == 24
 

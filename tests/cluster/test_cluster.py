@@ -14,8 +14,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from airflow_provider_jojokey.payments.attempt import Outcome
+from airflow_provider_jojokey.payments.receipt import Receipt, total_usage
 from airflow_provider_jojokey.sandbox import LedgerRecord
-from airflow_provider_jojokey.store.receipts import Outcome, Receipt, total_usage
 
 from .campaign import BATCHES, DEFERRED, ITEMS
 from .cluster import Cluster, cluster

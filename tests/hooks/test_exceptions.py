@@ -66,9 +66,7 @@ def test_kinds_that_a_retry_cannot_fix_fail_the_task_immediately(kind: Kind) -> 
         ("unknown", "You may have been charged."),
     ],
 )
-def test_text_names_cause_charge_advice_and_retry_in_order(
-    kind: Kind, billed: Any, money: str
-) -> None:
+def test_text_names_cause_charge_advice_and_retry_in_order(kind: Kind, billed: Any, money: str) -> None:
     cause = Img2Error(kind, "It went wrong", billed=billed, detail="so they say", **FACTS)
     message = str(JojoKeyError.of(cause))
     positions = [message.find(words) for words in ("It went wrong", "so they say", money, cause.advice)]

@@ -835,6 +835,42 @@ def test_a_stream_that_only_pings_is_given_up_and_may_have_been_billed(
     assert kept == ([("0.preview", b"half a fox")] if came else [])
 
 
+@pytest.mark.parametrize("after", [b"", PING], ids=["silence", "pings"])
+def test_a_whole_stream_without_usage_is_not_waited_for_long(
+    after: bytes, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receive, "USAGE_WAIT", 0.2)
+    received = threading.Event()
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(STREAM + event("completed", png))
+        while not received.wait(0.02):
+            exchange.send(after)
+
+    with raw(behave, read_timeout=60) as (_, one):
+        generation = one.generate(ImageRequest("a fox", stream=True))
+        received.set()
+    assert bytes_of(generation.images[0]) == png
+    assert generation.usage is None
+    assert generation.seconds < 30
+    generation.close()
+
+
+def test_a_reply_of_pings_alone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(estimate.SECONDS, "low", 0.0)
+    given_up = threading.Event()
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        while not given_up.wait(0.02):
+            exchange.send(b"\n")
+
+    with raw(behave, read_timeout=0.5) as (_, one):
+        error = refused(lambda: one.generate(FOX))
+        given_up.set()
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+
+
 class Clock:
     """A clock that stands still until it is told otherwise."""
 

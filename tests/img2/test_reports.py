@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -343,9 +343,13 @@ RELAYS = [
         status=400, headers=LITELLM, kind=Kind.CONTENT, billed="unknown"),
     Row("a token", error("401", "Authentication Error", type="auth_error"), status=401, headers=LITELLM, kind=Kind.TOKEN,
         billed="unknown"),
+    Row("the proxy's own key", error("401", "litellm.AuthenticationError", type="AuthenticationError"), status=401,
+        headers=LITELLM, kind=Kind.TOKEN, billed="unknown"),
     Row("response_format", error("400", "litellm.UnsupportedParamsError: response_format"), status=400, headers=LITELLM,
         kind=Kind.REQUEST, billed="unknown", words="drop_params"),
     Row("by its message", error("500", "litellm.Timeout: no answer"), status=400, kind=Kind.REQUEST, billed="unknown"),
+    Row("the gateway's channel is such a proxy", error("429", "litellm.RateLimitError: slow down"), status=429, headers=ID,
+        kind=Kind.RATE_LIMIT, billed="no"),
     Row("a count of retries", error(""), status=429, headers={"x-retry-count": "2"}, kind=Kind.UNKNOWN_OUTCOME, billed="unknown"),
     Row("Portkey", error(""), status=429, headers={"x-portkey-retry-attempt-count": "1"}, kind=Kind.UNKNOWN_OUTCOME,
         billed="unknown"),
@@ -426,13 +430,10 @@ def play(row: Row) -> Outcome:
     return Outcome(generation, failure, posts, facts)
 
 
-def rows() -> Iterator[Any]:
-    for table, members in TABLES.items():
-        for row in members:
-            yield pytest.param(row, id=f"{table}: {row.name}")
+ROWS = [pytest.param(row, id=f"{table}: {row.name}") for table, members in TABLES.items() for row in members]
 
 
-@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("row", ROWS)
 def test_a_reported_response_has_the_right_outcome(row: Row) -> None:
     outcome = play(row)
     generation, error = outcome.generation, outcome.error

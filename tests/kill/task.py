@@ -1,6 +1,6 @@
 """One try of a task, in a process of its own that may kill itself at an exact step.
 
-The steps are the package's own methods: each is called for real, and before or after it something happens.
+The steps are the package's own functions. Each one is called for real, and an accident happens before or after it.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from typing import Any
 import botocore.loaders
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_jojokey import generation, settings
+from airflow_provider_jojokey import settings
 from airflow_provider_jojokey.exceptions import JojoKeyError
-from airflow_provider_jojokey.generation import generate_images
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
-from airflow_provider_jojokey.img2 import client, errors, images  # noqa: F401 - so that a fork has them
-from airflow_provider_jojokey.order import Order
+from airflow_provider_jojokey.img2 import client, errors, images  # noqa: F401 - loaded before the fork
+from airflow_provider_jojokey.payments import context, generate, send, usage
+from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
+from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.settings import Settings
-from airflow_provider_jojokey.store.ledger import Ledger
 from airflow_provider_jojokey.store.s3 import ImageStore
 from airflow_provider_jojokey.store.spool import Spool
 from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
 STEPS: dict[str, tuple[Any, str]] = {
-    "settle": (generation._Till, "_settle"),
-    "claim": (Ledger, "claim"),
-    "write": (ImageStore, "write"),
+    "reconcile": (generate, "reconcile"),
     "create": (Spool, "create"),
+    "claim": (ReceiptStore, "claim"),
+    "write": (ImageStore, "write"),
     "generate": (JojoKeyHook, "generate"),
+    "mark": (Spool, "mark_sending"),
     "seal": (images.ImageFile, "seal"),
     "keep": (Spool, "keep"),
     "put": (ImageStore, "put_image"),
-    "record": (Ledger, "record"),
+    "update": (ReceiptStore, "update"),
     "discard": (Spool, "discard"),
 }
 
@@ -50,9 +51,9 @@ class Act:
     """Something that happens at a step.
 
     :param when: ``before`` or ``after``
-    :param nth: at which call of the step's method, from 1
+    :param nth: at which call of the step's function, from 1
     :param what: ``kill`` this process; ``pull`` the cable to the store, for ``seconds`` or for good; ``lose`` the
-        reply to the next request to the store; ``meet``, wait until the other process has come as far
+        response to the next request to the store; ``meet``: wait until the other process has reached the step
     """
 
     step: str
@@ -66,7 +67,7 @@ class Act:
 class Job:
     """What one process does."""
 
-    order: dict[str, Any]
+    job: dict[str, Any]
     environ: dict[str, str]
     spools: str
     log: str
@@ -74,12 +75,12 @@ class Job:
     longest_generation: float
     acts: tuple[Act, ...] = ()
     triggers: int = 0
-    """How many triggers it runs at once; 0 is a plain task."""
+    """Number of triggers that it runs at once; 0 is a plain task."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How one process ended; :class:`None` takes its place where it was killed."""
+    """How one process ended; ``None`` stands for a process that was killed."""
 
     manifests: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
@@ -90,7 +91,7 @@ class End:
 
 
 def run(job: Job, pipe: Connection) -> None:
-    """Do ``job``; tell ``pipe`` how it ended, if it comes so far."""
+    """Run ``job``, and send ``pipe`` how it ended."""
     log = os.open(job.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -101,19 +102,17 @@ def run(job: Job, pipe: Connection) -> None:
     os.environ.update(job.environ)
     own = Settings(Path(job.spools), upload_patience=job.patience, longest_generation=job.longest_generation)
     settings.Settings.from_airflow_config = lambda: own  # type: ignore[method-assign]
-    generation.POLL = 0.1
-    generation.START_WITHIN = 4.0
+    context.POLL = 0.1
+    context.SEND_DEADLINE = send.SEND_DEADLINE = 4.0
+    context.LOG_DELAY = usage.LOG_DELAY = 0.5
     for act in job.acts:
         _instrument(act, pipe)
-    order = Order.from_json(job.order)
     try:
         if job.triggers:
             end = asyncio.run(_run_triggers(job))
         else:
-            manifest = generate_images(
-                order, jojokey=JojoKeyHook(), store=ImageStore("aws_default"), settings=own
-            )
-            end = End([manifest])
+            services = Services(JojoKeyHook(), ImageStore("aws_default"), own)
+            end = End([generate_images(ImageJob.from_json(job.job), services).manifest])
     except JojoKeyError as error:
         end = _end_of(error)
     logging.info("ends: %s", end)
@@ -122,7 +121,7 @@ def run(job: Job, pipe: Connection) -> None:
 
 async def _run_triggers(job: Job) -> End:
     async def one() -> dict[str, Any]:
-        trigger = GenerateImageTrigger(job.order, "jojokey_default", "aws_default")
+        trigger = GenerateImageTrigger(job.job, "jojokey_default", "aws_default")
         (event,) = [event async for event in trigger.run()]
         return dict(event.payload)
 

@@ -1,4 +1,4 @@
-"""A sample of the trials, each accident once on each store; the environment's ``KILL_TRIALS`` asks for more."""
+"""Each accident once on each store. The environment variable ``KILL_TRIALS`` sets another number of trials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from .trials import ACCIDENTS, run_trials, summary
 
 
-def test_nothing_is_paid_twice_and_nothing_that_arrived_is_lost() -> None:
+def test_accidents_neither_pay_twice_nor_lose_images() -> None:
     trials = int(os.environ.get("KILL_TRIALS") or 2 * len(ACCIDENTS))
     seed = int(os.environ.get("KILL_SEED") or random.randrange(1_000_000))
 

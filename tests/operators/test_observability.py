@@ -153,24 +153,21 @@ def collected(work: Callable[..., dict[str, Any]]) -> Collector:
 
 def pay_before() -> None:
     """Pay for an image that a task will find."""
-    from airflow_provider_jojokey.generation import generate_images
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
-    from airflow_provider_jojokey.order import Order
+    from airflow_provider_jojokey.payments.attempt import Owner
+    from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.keys import Destination
-    from airflow_provider_jojokey.store.receipts import Owner
     from airflow_provider_jojokey.store.s3 import ImageStore
 
-    order = Order(
+    job = ImageJob(
         ImageRequest("paid for before", size="1024x640"),
         Destination("posters", "old.png"),
         Owner("another", "run", "task", -1, 1),
         reuse="always",
     )
-    generate_images(
-        order, jojokey=JojoKeyHook(), store=ImageStore("aws_default"), settings=Settings.from_airflow_config()
-    )
+    generate_images(job, Services(JojoKeyHook(), ImageStore("aws_default"), Settings.from_airflow_config()))
 
 
 def otlp(collector: Collector) -> dict[str, str]:

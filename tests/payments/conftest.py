@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from store.buckets import Bucket, bucket_of, moto_bucket
 
-from airflow_provider_jojokey.payments import context, receipt_store
+from airflow_provider_jojokey.payments import context, generate, receipt_store, usage
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import s3 as s3_store
 
@@ -34,7 +34,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten waits that have no setting."""
     monkeypatch.setattr(context, "POLL", 0.02)
     monkeypatch.setattr(context, "LOG_DELAY", 0.0)
+    monkeypatch.setattr(usage, "USAGE_RETRY", 0.05)
     monkeypatch.setattr(receipt_store, "CLAIM_RECHECK", 0.05)
+    monkeypatch.setattr(generate, "CONFLICT_PAUSE", 0.002)
     monkeypatch.setattr(s3_store, "_known", {})
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -76,7 +77,10 @@ def simulated_hosts() -> Iterator[Time]:
 
     def worker_here(pid: int) -> Any:
         here = _this_host.get()
-        return worker(pid) if here is None else replace(worker(pid), host=here.name, identity=here.identity)
+        if here is None:
+            return worker(pid)
+        own_pid = pid + 1 + crc32(here.identity.encode()) % 1000  # machines have process tables of their own
+        return replace(worker(pid), host=here.name, identity=here.identity, pid=own_pid)
 
     def machine_here() -> str:
         here = _this_host.get()
@@ -240,7 +244,7 @@ class Harness:
     def delete(self, key: str) -> None:
         self.bucket.client().delete_object(Bucket=self.bucket.name, Key=key)
 
-    def keys(self) -> list[str]:
+    def objects(self) -> list[str]:
         listing = self.bucket.client().list_objects_v2(Bucket=self.bucket.name)
         return [entry["Key"] for entry in listing.get("Contents", [])]
 

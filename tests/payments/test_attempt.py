@@ -1,15 +1,18 @@
-"""Attempts: which events change them, and how they travel through JSON."""
+"""The transition table, the identity of owners, and the JSON of an attempt."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_provider_jojokey.payments.attempt import (
+    TRANSITIONS,
     Attempt,
     Event,
     IllegalTransition,
@@ -19,147 +22,258 @@ from airflow_provider_jojokey.payments.attempt import (
 )
 from airflow_provider_jojokey.results import StoredImage
 
-NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-ME = Owner("spring", "monday", "hero", ti_id="ti-1")
-ATTEMPT = Attempt("0" * 32, "fox", ME, Worker("host", 1, 0.5, "spool", "identity"), NOON, NOON)
+from .examples import IMAGE, ME, NOON, attempt
 
-BILLED, UNBILLED = ("billed", "yes"), ("not_billed", "no")
-STORED, LOST = ("complete", "yes"), ("unknown", "unknown")
-ILLEGAL = None
+# --- the table -------------------------------------------------------------------------------------------------------
+
+EVENTS = (
+    Event.STORED,
+    Event.PROVEN_BILLED,
+    Event.PROVEN_UNBILLED,
+    Event.LOST,
+    Event.STATED_BILLED,
+    Event.STATED_UNBILLED,
+    Event.DETAIL,
+)
+# For each outcome, the outcome after each of these events; "-" where the event is illegal.
 TABLE = {
-    #                    open      unknown   not_billed  billed    complete
-    "stored":           (STORED,   STORED,   STORED,     STORED,   ILLEGAL),
-    "proven_billed":    (BILLED,   BILLED,   BILLED,     BILLED,   ILLEGAL),
-    "proven_unbilled":  (UNBILLED, UNBILLED, ILLEGAL,    ILLEGAL,  ILLEGAL),
-    "lost":             (LOST,     LOST,     ILLEGAL,    ILLEGAL,  ILLEGAL),
-    "stated_billed":    (BILLED,   BILLED,   BILLED,     BILLED,   ILLEGAL),
-    "stated_unbilled":  (UNBILLED, UNBILLED, ILLEGAL,    UNBILLED, ILLEGAL),
-}  # fmt: skip
-OUTCOMES = ("open", "unknown", "not_billed", "billed", "complete")
+    "open": ("complete", "billed", "not_billed", "unknown", "billed", "not_billed", "open"),
+    "unknown": ("complete", "billed", "not_billed", "unknown", "billed", "not_billed", "unknown"),
+    "not_billed": ("complete", "billed", "-", "-", "billed", "-", "not_billed"),
+    "billed": ("complete", "billed", "-", "-", "billed", "not_billed", "billed"),
+    "complete": ("-", "-", "-", "-", "-", "-", "complete"),
+}
 ROWS = [
-    (event, outcome, after)
-    for event, row in TABLE.items()
-    for outcome, after in zip(OUTCOMES, row, strict=True)
+    (outcome, event, after)
+    for outcome, row in TABLE.items()
+    for event, after in zip(EVENTS, row, strict=True)
+]
+CHARGE = {"complete": "yes", "billed": "yes", "not_billed": "no", "unknown": "unknown", "open": "unknown"}
+
+
+def test_table_covers_all_outcomes_and_events() -> None:
+    assert set(TABLE) == set(Outcome) == set(TRANSITIONS)
+    assert set(EVENTS) == set(Event)
+
+
+@pytest.mark.parametrize(("outcome", "event", "after"), ROWS)
+def test_event_leads_to_outcome_or_is_illegal(outcome: str, event: Event, after: str) -> None:
+    before = attempt(outcome)
+    if after == "-":
+        with pytest.raises(IllegalTransition, match=f"{event} after {outcome}"):
+            before.after(event, note="new")
+        return
+    changed = before.after(event, note="new")
+    assert (changed.outcome, changed.billed, changed.note) == (after, CHARGE[after], "new")
+    assert replace(changed, outcome=before.outcome, billed=before.billed, note=None) == before
+
+
+@pytest.mark.parametrize("event", [event for event in Event if event is not Event.DETAIL])
+def test_facts_cannot_override_the_outcome_of_an_event(event: Event) -> None:
+    changed = attempt().after(event, outcome=Outcome.OPEN, billed="maybe")
+    assert changed == attempt().after(event)
+
+
+def test_only_proof_that_nothing_was_billed_makes_an_attempt_free() -> None:
+    assert [outcome for outcome in Outcome if not attempt(outcome).may_cost] == [Outcome.NOT_BILLED]
+
+
+# --- owners ----------------------------------------------------------------------------------------------------------
+
+OWNERS = [
+    # another owner, and whether it is the same run, task and try
+    (ME, True, True, True),
+    (replace(ME, try_number=3), True, True, True),  # a deferred task instance keeps its ID
+    (replace(ME, ti_id="ti-1"), True, True, False),  # dag.test() creates a run again, with the same names
+    (replace(ME, ti_id=""), True, True, True),  # a receipt of version 1
+    (replace(ME, ti_id="", try_number=1), True, True, False),
+    (replace(ME, map_index=3, ti_id=""), True, False, False),
+    (replace(ME, task_id="footer", ti_id=""), True, False, False),
+    (replace(ME, run_id="sunday", ti_id=""), False, False, False),
+    (replace(ME, dag_id="banners", ti_id=""), False, False, False),
 ]
 
 
-def test_table_covers_all_events_and_outcomes() -> None:
-    assert {*TABLE, "detail"} == {event.value for event in Event}
-    assert set(OUTCOMES) == {outcome.value for outcome in Outcome}
+@pytest.mark.parametrize(("other", "run", "task", "same_try"), OWNERS)
+def test_owners_share_run_task_and_try(other: Owner, run: bool, task: bool, same_try: bool) -> None:
+    for first, second in ((ME, other), (other, ME)):
+        assert first.is_run_of(second) is run
+        assert first.is_task_of(second) is task
+        assert first.is_try_of(second) is same_try
 
 
-@pytest.mark.parametrize(("event", "outcome", "after"), ROWS)
-def test_transition(event: str, outcome: str, after: tuple[str, str] | None) -> None:
-    attempt = replace(ATTEMPT, outcome=Outcome(outcome), billed="before")
-
-    if after is None:
-        with pytest.raises(IllegalTransition, match=f"{event} after {outcome}"):
-            attempt.after(Event(event), note="news")
-    else:
-        changed = attempt.after(Event(event), note="news")
-        assert (changed.outcome, changed.billed, changed.note) == (*after, "news")
+def test_two_version_1_owners_are_compared_by_names() -> None:
+    old = replace(ME, ti_id="")
+    assert old.is_try_of(old)
+    assert not old.is_try_of(replace(old, try_number=1))
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_detail_changes_no_outcome(outcome: Outcome) -> None:
-    attempt = replace(ATTEMPT, outcome=outcome, billed="before")
-    assert attempt.after(Event.DETAIL, usage={"total_tokens": 5}) == replace(
-        attempt, usage={"total_tokens": 5}
-    )
+# --- JSON ------------------------------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize("outcome", Outcome)
-def test_only_proven_unbilled_attempts_cost_nothing(outcome: Outcome) -> None:
-    assert replace(ATTEMPT, outcome=outcome).may_cost is (outcome is not Outcome.NOT_BILLED)
-
-
-FULL = replace(
-    ATTEMPT,
-    ended_at=NOON,
-    outcome=Outcome.BILLED,
-    billed="yes",
-    usage={"total_tokens": 5},
-    charge={"quota": 1},
-    images=(StoredImage("posters", "fox.png", "image/png", 3, 2, 100, "0" * 64),),
-    preview=StoredImage("posters", "p.png", "image/png", 3, 2, 100, "0" * 64),
-    kept=("s3://posters/links",),
-    sends=(NOON.isoformat(),),
-    requested=2,
-    hint={"request_id": "R"},
-    resolution={"by": "me"},
+TEXT = st.text(max_size=20)
+TIMES = st.datetimes(
+    min_value=datetime(2020, 1, 1),
+    max_value=datetime(2100, 1, 1),
+    timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30)), timezone(-timedelta(hours=8))]),
+)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.none() | st.dictionaries(TEXT, JSON_VALUES, max_size=4)
+IMAGES = st.builds(
+    StoredImage, st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=9), TEXT, *[st.integers(0)] * 3
+)
+TEXTS = st.lists(TEXT, max_size=2).map(tuple)
+SENDS = st.lists(TIMES.map(datetime.isoformat), max_size=2).map(tuple)
+ATTEMPTS = st.builds(
+    Attempt,
+    id=st.uuids().map(lambda uuid: uuid.hex),
+    fingerprint=TEXT,
+    owner=st.builds(Owner, TEXT, TEXT, TEXT, st.integers(-1, 9), st.integers(1, 9), TEXT),
+    worker=st.builds(Worker, TEXT, st.integers(1, 2**22), st.floats(0, 1e12), TEXT, TEXT),
+    started_at=TIMES,
+    lease_until=TIMES,
+    clock=st.sampled_from(["s3", "host"]),
+    outcome=st.sampled_from(Outcome),
+    ended_at=st.none() | TIMES,
+    billed=st.sampled_from(["no", "yes", "unknown"]),
+    usage=OBJECTS,
+    charge=OBJECTS,
+    images=st.lists(IMAGES, max_size=2).map(tuple),
+    preview=st.none() | IMAGES,
+    kept=TEXTS,
+    created=st.none() | st.integers(),
+    seconds=st.none() | st.floats(0, 1e6),
+    request_id=st.none() | TEXT,
+    requested=st.none() | st.integers(1, 10),
+    sends=SENDS,
+    note=st.none() | TEXT,
+    hint=OBJECTS,
+    resolution=OBJECTS,
 )
 
 
-@pytest.mark.parametrize("attempt", [ATTEMPT, FULL], ids=["new", "full"])
-def test_json_round_trip(attempt: Attempt) -> None:
-    assert Attempt.from_json(json.loads(json.dumps(attempt.to_json()))) == attempt
+@given(ATTEMPTS)
+def test_attempt_survives_json(written: Attempt) -> None:
+    text = json.dumps(written.to_json()).encode("utf-8", "surrogatepass")
+    assert Attempt.from_json(json.loads(text)) == written
 
 
-def test_fields_of_newer_versions_are_ignored() -> None:
-    values = {**ATTEMPT.to_json(), "future": 1}
-    values["owner"] = {**values["owner"], "future": 1}
-    values["worker"] = {**values["worker"], "future": 1}
-    assert Attempt.from_json(values) == ATTEMPT
-
-
-def test_attempt_of_version_1_is_readable() -> None:
-    values = {
-        "id": "0" * 32,
+def _old(**changes: Any) -> dict[str, Any]:
+    """An attempt as version 1 wrote it."""
+    return {
+        "id": "b" * 32,
         "fingerprint": "fox",
         "owner": {
-            "dag_id": "spring",
+            "dag_id": "posters",
             "run_id": "monday",
             "task_id": "hero",
             "map_index": -1,
             "try_number": 1,
         },
-        "worker": {"host": "host pid:[1]", "pid": 1, "started": 0.5, "spool": "s"},
-        "started_at": NOON.isoformat(),
-        "lease_until": NOON.isoformat(),
+        "worker": {"host": "here pid:[1]", "pid": 7, "started": 1.5, "spool": "spool"},
+        "started_at": "2026-07-30T12:00:00+00:00",
+        "lease_until": "2026-07-30T12:10:00+00:00",
         "outcome": "complete",
-        "images": [{"uri": "s3://b/k", "bucket": "b", "key": "k", "bytes": 5}],
+        "ended_at": "2026-07-30T12:01:00+00:00",
+        "billed": "yes",
+        "usage": {"total_tokens": 208},
+        "images": [
+            {
+                "uri": "s3://posters/fox.png",
+                "bucket": "posters",
+                "key": "fox.png",
+                "content_type": "image/png",
+                "width": 96,
+                "height": 64,
+                "bytes": 5,
+                "sha256": "0" * 64,
+            }
+        ],
+        "preview": None,
+        **changes,
     }
-    attempt = Attempt.from_json(values)
-    assert (attempt.owner.ti_id, attempt.worker.identity, attempt.clock) == ("", "", "host")
-    assert attempt.images[0].uri == "s3://b/k"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"outcome": "paid"},
-        {"billed": "maybe"},
-        {"usage": [1]},
-        {"charge": 3},
-        {"hint": "R"},
-        {"started_at": "2026-03-01T12:00:00"},
-        {"lease_until": "never"},
-        {"owner": "me"},
-        {"worker": None},
-        {"images": [{"bucket": "b", "key": "k"}]},
-        {"images": [{"bucket": "b", "key": "k", "bytes": -1}]},
-        {"images": [{"bucket": "", "key": "k", "bytes": 1}]},
-        {"preview": {"bucket": "b"}},
+def test_version_1_attempt_is_read() -> None:
+    read = Attempt.from_json(_old())
+    assert read == Attempt(
+        id="b" * 32,
+        fingerprint="fox",
+        owner=Owner("posters", "monday", "hero", -1, 1),
+        worker=Worker("here pid:[1]", 7, 1.5, "spool"),
+        started_at=NOON,
+        lease_until=NOON + timedelta(minutes=10),
+        outcome=Outcome.COMPLETE,
+        ended_at=NOON + timedelta(minutes=1),
+        billed="yes",
+        usage={"total_tokens": 208},
+        images=(IMAGE,),
+    )
+    # Their times come from the host's own clock, and nothing identifies their host.
+    assert (read.clock, read.worker.identity, read.owner.ti_id) == ("host", "", "")
+    assert (read.requested, read.sends, read.kept, read.charge) == (None, (), (), None)
+
+
+@pytest.mark.parametrize("place", ["", "owner", "worker"])
+def test_unknown_fields_are_ignored(place: str) -> None:
+    values = attempt("billed").to_json()
+    (values[place] if place else values)["mood"] = {"good": True}
+    assert Attempt.from_json(values) == attempt("billed")
+
+
+HOSTILE: list[tuple[str, Any]] = [
+    *[(name, value) for name in ("id", "fingerprint") for value in (None, 7, [], {})],
+    *[("owner", value) for value in (None, [], "posters", {}, {"dag_id": "posters"})],
+    *[("owner.dag_id", value) for value in (None, 7, [])],
+    *[("owner.map_index", value) for value in (None, "3", True, 1.5)],
+    *[("owner.try_number", value) for value in (None, "1", [])],
+    *[("owner.ti_id", value) for value in (None, 7, {})],
+    *[("worker", value) for value in (None, [], {}, {"host": "here"})],
+    *[("worker.pid", value) for value in (None, "7", 1.5, True, -1, 10**30)],
+    *[("worker.started", value) for value in (None, "1.5", float("nan"), True)],
+    *[("worker.identity", value) for value in (None, 7)],
+    *[
+        (name, value)
+        for name in ("started_at", "lease_until")
+        for value in (None, 1_785_412_800, "noon", "2026-07-30T12:00:00", "2026-07-30", [])
     ],
-    ids=str,
-)
-def test_unreadable_attempt_is_an_error(change: dict[str, Any]) -> None:
+    *[("ended_at", value) for value in (0, "noon", "2026-07-30T12:00:00", {})],
+    *[("outcome", value) for value in (None, "lost", "OPEN", [], 1)],
+    *[("billed", value) for value in (None, "maybe", True, [])],
+    *[(name, value) for name in ("usage", "charge", "hint", "resolution") for value in ([], "x", 7, False)],
+    *[("images", value) for value in (None, 7, "x", [None], ["s3://posters/fox.png"], [{"key": "fox.png"}])],
+    ("images", [{"bucket": "posters", "key": "fox.png", "bytes": "5"}]),
+    *[("preview", value) for value in ("x", 7, {"key": "fox.png"}, ["x"])],
+    *[("sends", value) for value in ("2026", 7, {"at": 1}, ["noon"], ["2026-07-30T12:00:00"], [None], [7])],
+    *[("kept", value) for value in ("s3://posters/x", 7, [None], [{}])],
+    *[("request_id", value) for value in (7, [], {})],
+    *[("requested", value) for value in ("1", 1.5, True, [], -1)],
+    *[("clock", value) for value in (None, 7, [])],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), HOSTILE)
+def test_hostile_value_is_an_error(name: str, value: Any) -> None:
+    values = attempt("complete", images=(IMAGE,)).to_json()
+    place, _, field = name.rpartition(".")
+    (values[place] if place else values)[field] = value
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
-        Attempt.from_json({**ATTEMPT.to_json(), **change})
+        Attempt.from_json(values)
 
 
 @pytest.mark.parametrize(
-    ("other", "task", "same_try"),
-    [
-        (ME, True, True),
-        (replace(ME, try_number=2), True, True),  # one task instance, as in a trigger that runs twice
-        (replace(ME, ti_id="ti-2"), True, False),  # dag.test() made the run again under the same names
-        (replace(ME, ti_id=""), True, True),  # a receipt of version 1 has names only
-        (replace(ME, ti_id="", try_number=2), True, False),
-        (replace(ME, map_index=1, ti_id="ti-2"), False, False),
-        (replace(ME, task_id="other", ti_id=""), False, False),
-        (replace(ME, run_id="tuesday", ti_id=""), False, False),
-    ],
+    "name", ["id", "fingerprint", "owner", "worker", "started_at", "lease_until", "outcome"]
 )
-def test_task_instance_id_tells_tries_apart(other: Owner, task: bool, same_try: bool) -> None:
-    assert (ME.is_task_of(other), ME.is_try_of(other)) == (task, same_try)
+def test_missing_field_is_an_error(name: str) -> None:
+    values = attempt().to_json()
+    del values[name]
+    with pytest.raises((KeyError, TypeError)):
+        Attempt.from_json(values)
+
+
+def test_the_attempt_that_hostile_values_replace_is_valid() -> None:
+    written = attempt("complete", images=(IMAGE,))
+    assert Attempt.from_json(written.to_json()) == written

@@ -13,7 +13,8 @@ from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
 from airflow_provider_jojokey.payments.decision import Conflict, Decision, Pay, Reconcile, Reuse, Wait, decide
 from airflow_provider_jojokey.payments.receipt import Receipt
 
-from .test_attempt import ATTEMPT, ME
+from .examples import ATTEMPT
+from .examples import OWNER as ME
 
 RETRY = replace(ME, try_number=2, ti_id="ti-2")
 TUESDAY = replace(ME, run_id="tuesday", ti_id="ti-3")

@@ -38,7 +38,7 @@ def facts(*rows: dict[str, Any], log: bool = True, **changes: Any) -> Facts:
     return Facts(model=MODEL, sent_from=SENT, sent_until=SENT + 1, **known)
 
 
-OTHER_CHARGE = row("other", at=SENT + 500)
+OTHER_CHARGE = row("other", at=SENT + 900)
 TABLE = {
     # what proves a charge
     "images were received": (facts(images=1), BILLED),
@@ -67,6 +67,7 @@ TABLE = {
     "failed with its ID, still generating": (facts(row("R", FAILED), request_id="R", finished=False), LOST),
     "failed with its ID, charges not logged": (facts(row("R", FAILED), request_id="R"), LOST),
     "failed with its ID, charges logged before": (facts(row("R", FAILED), row("o", at=SENT - 99), request_id="R"), LOST),
+    "failed with its ID, charge may be late": (facts(row("R", FAILED), row("o", at=SENT + 500), request_id="R"), LOST),
     "rows without ID": (facts(row(None), row(""), request_id="R"), LOST),
     "row of another type": (facts(row("R", 3), request_id="R"), LOST),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from airflow_provider_jojokey import exceptions
+from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments.generate import ImageJob
 from airflow_provider_jojokey.payments.job import Limit
 
@@ -226,3 +227,17 @@ def test_usage_adds_up_over_all_tries(harness: Harness) -> None:
 def test_job_survives_json(harness: Harness) -> None:
     job = harness.job(reuse="always", n=2, extra_body={"user": "me"})
     assert ImageJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+def test_many_lost_responses_cost_one_look_at_the_log(harness: Harness) -> None:
+    """The gateway allows about 20 reads in 20 minutes."""
+    for try_number in range(1, 5):
+        harness.fail("a fox [sandbox: reset times=4]", try_number=try_number, on_unknown_outcome="regenerate")
+    hook = JojoKeyHook()
+    reads, read = [], hook.client.billing_log
+    vars(hook.client)["billing_log"] = lambda: (reads.append(1), read())[1]
+
+    harness.run("a fox [sandbox: reset times=4]", try_number=5, on_unknown_outcome="regenerate", hook=hook)
+
+    assert harness.posts == 5
+    assert len(reads) <= 2

@@ -17,9 +17,11 @@ from airflow_provider_jojokey.sandbox import CASES, Case, Gateway
 from .conftest import Post
 
 WITH_STATUS = [case for case in CASES.values() if case.status is not None]
-HANGING = {"hang", "stalls", "sse_hang"}
-BROKEN = {"truncated", "truncated_mid_image", "sse_broken"}
-READABLE = [case for case in WITH_STATUS if case.name not in HANGING | BROKEN]
+HANGING = {"hang", "stalls", "sse_hang", "sse_open"}
+BROKEN = {"truncated", "truncated_mid_image", "sse_broken", "no_last_chunk", "long_content_length"}
+INTERIM = {"interim_102", "interim_103"}
+"""Python's own client takes their first response for the last."""
+READABLE = [case for case in WITH_STATUS if case.name not in HANGING | BROKEN | INTERIM]
 
 
 def named(case: Case) -> str:
@@ -72,7 +74,9 @@ def test_an_error_brings_no_image(case: Case, post: Post) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES.values() if case.good and not case.stream_fault], ids=named
+    "case",
+    [case for case in CASES.values() if case.good and not case.odd and not case.stream_fault],
+    ids=named,
 )
 def test_a_good_case_brings_the_images(case: Case, gateway: Gateway, post: Post, image: bytes) -> None:
     reply = post(f"a fox [sandbox: {case.name}]", n=2).json()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server, Sandbox, read_ledger
+from airflow_provider_jojokey.sandbox import s3 as s3_module
 
 from .conftest import post_to
 
@@ -201,6 +203,68 @@ def test_objects_outlive_a_killed_s3_server(tmp_path: Path) -> None:
         server.start()
 
         assert client_of(server).get_object(Bucket="posters", Key="a")["Body"].read() == b"kept"
+
+
+class Stranger:
+    """A program that listens on a port before the sandbox does."""
+
+    def __init__(self, answers: bool) -> None:
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) if answers else None
+        self.silent = socket.create_server(("127.0.0.1", 0)) if not answers else None
+
+    def __enter__(self) -> int:
+        if self.server is None:
+            assert self.silent is not None
+            return int(self.silent.getsockname()[1])
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        return self.server.server_port
+
+    def __exit__(self, *_: object) -> None:
+        if self.silent is not None:
+            self.silent.close()
+        if self.server is not None:
+            self.server.shutdown()
+            self.server.server_close()
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["answers", "silent"])
+def test_s3_server_refuses_a_port_of_another_program(tmp_path: Path, answers: bool) -> None:
+    with Stranger(answers) as port:
+        server = S3Server(tmp_path / "objects", port=port)
+        with pytest.raises(RuntimeError, match=f"Another program uses port {port}"):
+            server.start()
+
+        assert server.pid is None
+        assert is_listening(port)  # the other program's
+    assert os.listdir(tmp_path / "objects") == []
+
+
+def test_s3_server_refuses_a_server_with_the_same_keys(tmp_path: Path) -> None:
+    with (
+        S3Server(tmp_path / "theirs", secret_key="same") as theirs,
+        pytest.raises(RuntimeError, match="Another program uses port"),
+    ):
+        S3Server(tmp_path / "ours", secret_key="same", port=theirs.port).start()
+
+
+def test_s3_server_finds_another_free_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Stranger(answers=True) as taken:
+        free = s3_module._free_port()
+        ports = iter([taken, free])
+        monkeypatch.setattr(s3_module, "_free_port", lambda: next(ports))
+        with S3Server(tmp_path / "objects") as server:
+            assert server.port == free
+            assert client_of(server).list_buckets()["Buckets"] == []
+
+
+def test_sandbox_command_names_the_port_in_use(tmp_path: Path) -> None:
+    with Stranger(answers=True) as port:
+        words = [*COMMAND, "--dir", str(tmp_path), "--s3-port", str(port), "--", "true"]
+        done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=50)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"sandbox: Another program uses port {port}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_s3_server_dies_with_its_parent(tmp_path: Path) -> None:
@@ -459,3 +523,20 @@ def test_help_helps(words: list[str]) -> None:
     assert done.returncode == 0
     assert not done.stderr
     assert max(map(len, done.stdout.splitlines())) < 128
+
+
+def test_readme_command_works_in_an_empty_home(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("## The sandbox")[2].partition("```console\n")[2].partition("```")[0]
+    commands = block.replace("\n$ ", "\n").removeprefix("$ ")
+    clean = {
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": CLEAN["PYTHONPATH"],
+    }
+    done = subprocess.run(
+        ["sh", "-ec", commands], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=240
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "world" / "s3" / "posters" / "fox.png").read_bytes().startswith(b"\x89PNG")

@@ -246,6 +246,21 @@ def test_stale_etag_on_untested_ceph_fails(
     assert content(moto, key) == b"2"
 
 
+def test_stale_etag_is_never_sent_in_another_form(
+    moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str
+) -> None:
+    def ignores_unquoted(request: Any, forward: Any) -> Any:
+        if not request.headers.get("if-match", '"').startswith('"'):
+            del request.headers["if-match"]
+        return forward(request)
+
+    proxy.faults = [ignores_unquoted]
+    stale = written(store, key, b"1")
+    moto.client().put_object(Bucket=BUCKET, Key=key, Body=b"2")
+    assert store.write(BUCKET, key, b"3", replacing=stale) is None
+    assert content(moto, key) == b"2"
+
+
 def test_writer_between_two_forms_of_the_etag_wins(
     moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str
 ) -> None:

@@ -749,9 +749,9 @@ def test_longest_labels_are_accepted(moto: Bucket, key: str) -> None:
     labels = dict.fromkeys(EIGHT, "狐" * 400)
     store_in(moto).put_image(BUCKET, key, image_of(b"x"), labels)
     stored = moto.client().head_object(Bucket=BUCKET, Key=key)["Metadata"]
-    assert stored.keys() == set(EIGHT)
+    assert set(EIGHT) < stored.keys()
     assert all(
-        unquote(value.removesuffix("...").rpartition("%E7")[0]).strip("狐") == "" for value in stored.values()
+        unquote(stored[name].removesuffix("...").rpartition("%E7")[0]).strip("狐") == "" for name in EIGHT
     )
 
 

@@ -1,4 +1,4 @@
-"""The spool: what another process finds on disk, whatever moment this one died at."""
+"""The spool: what another process finds on disk, whatever moment this one died at, and what that proves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from airflow_provider_jojokey.img2.client import Generation
 from airflow_provider_jojokey.img2.images import Image, ImageFile
+from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.store import host
 from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.spool import Spool
 
 PLACE = "s3://posters/fox.png"
+ATTEMPT = {"id": "a" * 32, "owner": {"dag_id": "posters"}, "prompt": "狐狸"}
 
 
 def picture(width: int) -> bytes:
@@ -33,9 +40,9 @@ def picture(width: int) -> bytes:
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
-    one = Spool.of(tmp_path, PLACE, "a" * 32)
-    one.create()
-    return one
+    spool = Spool.of(tmp_path, PLACE, ATTEMPT["id"])
+    spool.create(ATTEMPT)
+    return spool
 
 
 def arrive(spool: Spool, index: int, width: int | None = None, seal: str | None = ".image") -> ImageFile:
@@ -89,10 +96,10 @@ def mode(path: Path) -> str:
     return oct(path.stat().st_mode & 0o777)
 
 
-# --- where ---------------------------------------------------------------------------------------------------------
+# --- the folder ----------------------------------------------------------------------------------------------------
 
 
-def test_each_attempt_at_each_place_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_each_attempt_at_each_place_has_its_own_folder(tmp_path: Path) -> None:
     folders = {
         Spool.of(tmp_path, place, attempt).folder
         for place in (PLACE, "s3://posters/../../etc/passwd", "s3://posters/狐狸.png")
@@ -103,100 +110,203 @@ def test_each_attempt_at_each_place_has_a_folder_of_its_own(tmp_path: Path) -> N
     assert Spool.of(tmp_path, PLACE, "a" * 32) == Spool.of(tmp_path, PLACE, "a" * 32)
 
 
-def test_a_spool_is_there_once_it_was_made_and_until_it_is_discarded(tmp_path: Path) -> None:
-    one, other = (Spool.of(tmp_path, PLACE, letter * 32) for letter in "ab")
-    assert not one.exists
-    one.create()
-    one.create()
-    other.create()
-    assert one.exists
-    one.discard()
-    assert (one.exists, other.exists) == (False, True)
-    other.discard()
-    other.discard()
+def test_spool_exists_from_create_to_discard(tmp_path: Path) -> None:
+    first, second = (Spool.of(tmp_path, PLACE, letter * 32) for letter in "ab")
+    assert not first.exists
+    first.create(ATTEMPT)
+    second.create(ATTEMPT)
+    assert first.exists
+    first.discard()
+    assert (first.exists, second.exists) == (False, True)
+    second.discard()
+    second.discard()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_making_one_spool_while_its_neighbour_is_discarded_works(tmp_path: Path) -> None:
+def test_create_succeeds_while_a_neighbour_is_discarded(tmp_path: Path) -> None:
     def come_and_go(letter: str) -> None:
-        one = Spool.of(tmp_path, PLACE, letter * 32)
-        for _ in range(200):
-            one.create()
-            assert one.exists
-            one.discard()
+        spool = Spool.of(tmp_path, PLACE, letter * 32)
+        for _ in range(60):
+            spool.create(ATTEMPT)
+            assert spool.proves_unsent()
+            spool.discard()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(come_and_go, "abcd"))
 
 
-def test_only_this_user_may_look_into_it(tmp_path: Path) -> None:
+def test_only_this_user_can_read_it(tmp_path: Path) -> None:
     root = tmp_path / "new" / "spools"
     spools.prepare(root)
-    one = Spool.of(root, PLACE, "a" * 32)
-    one.create()
-    assert (mode(root), mode(one.folder)) == ("0o700", "0o700")
+    spool = Spool.of(root, PLACE, "a" * 32)
+    spool.create(ATTEMPT)
+    spool.mark_sending("2026-07-30T12:00:00+00:00", "s3")
+    spool.note("link", "https://example.com/?secret")
+    assert (mode(root), mode(spool.folder)) == ("0o700", "0o700")
+    assert {mode(path) for path in spool.folder.iterdir()} == {"0o600"}
 
 
-def test_the_default_place_is_this_users_own() -> None:
+def test_default_root_is_this_users_own() -> None:
     assert str(os.getuid()) in spools.default_root().name
 
 
-def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"file"):
         spools.prepare(tmp_path / "file" / "spools")
     with pytest.raises(OSError, match=r"file"):
-        Spool.of(tmp_path / "file", PLACE, "a" * 32).create()
+        Spool.of(tmp_path / "file", PLACE, "a" * 32).create(ATTEMPT)
 
 
-@pytest.fixture
-def foreign(tmp_path: Path) -> Path:
-    """A folder of another user."""
+def test_lack_of_space_is_described(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ImageRequest("a fox", n=2, size="1024x1024")
+    assert spool.check_free_space(request) is None
+    needed = 2 * 1024 * 1024 * 4 + spools.SPARE_BYTES
+    for free, enough in ((needed, True), (needed - 1, False)):
+        usage = shutil.disk_usage(spool.folder)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        found = spool.check_free_space(request)
+        assert (found is None) is enough
+    assert found == f"{needed - 1:,} bytes are free, and {needed:,} may be needed"
+
+
+# --- shared directories --------------------------------------------------------------------------------------------
+
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+
+
+def owned_by_another(folder: Path, permissions: int) -> Path:
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    folder.chmod(permissions)
+    return folder
+
+
+@root_only
+@pytest.mark.parametrize("permissions", [0o1777, 0o2775, 0o777])
+def test_shared_directory_gets_a_private_subfolder(tmp_path: Path, permissions: int) -> None:
+    shared = owned_by_another(tmp_path / "shared", permissions)
+    known = spools.prepare(shared)
+    assert spools.prepare(shared) == known
+    spool = Spool.of(shared, PLACE, "a" * 32)
+    spool.create(ATTEMPT)
+    (private,) = shared.iterdir()
+    assert private.name == f"uid-{os.getuid()}"
+    assert mode(private) == "0o700"
+    assert spool.folder.is_relative_to(private)
+    assert spool.proves_unsent()
+    assert spools.attempts_in(shared, PLACE) == [(spool, ATTEMPT)]
+    age(spool.folder, 1000)
+    spools.clean(shared, max_age=100)
+    assert not spool.exists
+    assert mode(shared) == oct(permissions & 0o777)
+
+
+_PREPARE_AS_ANOTHER = """
+import os, sys
+from pathlib import Path
+from airflow_provider_jojokey.store import spool
+from airflow_provider_jojokey.store import host
+host.machine_id()  # loads what the interpreter needs, which the other user may not be allowed to read
+os.setgid(54321), os.setuid(54321)
+print(spool.prepare(Path(sys.argv[1])))
+"""
+
+
+@root_only
+def test_users_share_a_sticky_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        Path(folder).chmod(0o755)
+        shared = owned_by_another(Path(folder) / "shared", 0o1777)
+        ids = {spools.prepare(shared), in_another_process(_PREPARE_AS_ANOTHER, shared).strip()}
+        assert len(ids) == 2
+        assert {path.name for path in shared.iterdir()} == {"uid-0", "uid-54321"}
+
+
+@root_only
+def test_subfolder_of_another_user_is_refused(tmp_path: Path) -> None:
+    shared = owned_by_another(tmp_path / "shared", 0o1777)
+    owned_by_another(shared / f"uid-{os.getuid()}", 0o777)
+    with pytest.raises(PermissionError, match="another user"):
+        spools.prepare(shared)
+
+
+def test_directory_that_this_user_may_not_write_to_is_an_error() -> None:
     if os.getuid() == 0:
-        folder = tmp_path / "foreign"
-        folder.mkdir()
-        os.chown(folder, 12345, 12345)
-        return folder
-    if Path("/").stat().st_uid == os.getuid():
-        pytest.skip("nothing here belongs to another user")
-    return Path("/")
+        pytest.skip("root may write everywhere")
+    with pytest.raises(PermissionError):
+        spools.prepare(Path("/"))
 
 
-def test_a_folder_of_another_user_is_refused(foreign: Path) -> None:
-    with pytest.raises(PermissionError, match="another user"):
-        spools.prepare(foreign)
-
-
-def test_a_link_to_a_folder_of_another_user_is_refused(foreign: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(foreign)
-    with pytest.raises(PermissionError, match="another user"):
-        spools.prepare(tmp_path / "link")
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a link for another user")
-def test_another_users_link_to_a_folder_of_ones_own_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "mine")
+@root_only
+@pytest.mark.parametrize("target_is_shared", [False, True])
+def test_link_of_another_user_is_refused(tmp_path: Path, target_is_shared: bool) -> None:
+    if target_is_shared:
+        owned_by_another(tmp_path / "target", 0o1777)
+    else:
+        (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
     os.lchown(tmp_path / "link", 12345, 12345)
     with pytest.raises(PermissionError, match="another user"):
         spools.prepare(tmp_path / "link")
+    spools.clean(tmp_path / "link")
+    assert list((tmp_path / "target").iterdir()) == []
 
 
-def test_ones_own_link_is_followed(tmp_path: Path) -> None:
+@root_only
+def test_link_of_root_is_followed() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        own = Path(folder) / "own"
+        own.mkdir(mode=0o700)
+        os.chown(own, 54321, 54321)
+        (Path(folder) / "link").symlink_to(own)
+        known = in_another_process(_PREPARE_AS_ANOTHER, Path(folder) / "link").strip()
+        assert uuid.UUID(hex=known)
+        assert [path.name for path in own.iterdir()] == ["id"]
+
+
+def test_own_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     assert spools.prepare(tmp_path / "link") == spools.prepare(tmp_path / "mine")
 
 
-# --- the id --------------------------------------------------------------------------------------------------------
+# --- the ID --------------------------------------------------------------------------------------------------------
 
 
-def test_the_id_stays_and_another_disk_has_another(tmp_path: Path) -> None:
+def test_id_stays_and_another_directory_has_another(tmp_path: Path) -> None:
     known = spools.prepare(tmp_path / "one")
     assert spools.prepare(tmp_path / "one") == known
     assert spools.prepare(tmp_path / "two") != known
     assert uuid.UUID(hex=known)
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["id"]
+
+
+def test_copied_directory_gets_an_id_of_its_own(tmp_path: Path) -> None:
+    known = spools.prepare(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    copied = spools.prepare(tmp_path / "copy")
+    assert copied != known
+    assert spools.prepare(tmp_path / "copy") == copied
+    assert spools.prepare(tmp_path / "one") == known
+
+
+def test_renamed_directory_keeps_its_id(tmp_path: Path) -> None:
+    known = spools.prepare(tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert spools.prepare(tmp_path / "two") == known
+
+
+def test_other_machine_gets_another_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = spools.prepare(tmp_path)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(host, "machine_id", lambda: "another")
+        moved = spools.prepare(tmp_path)
+        assert moved != known
+        assert spools.prepare(tmp_path) == moved
+    # On a shared disk, both machines keep theirs.
+    assert spools.prepare(tmp_path) == known
 
 
 def test_threads_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
@@ -238,24 +348,304 @@ def test_processes_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
             worker.communicate(timeout=30)
 
 
-def test_an_empty_id_that_a_power_cut_left_is_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "id").touch()
+@pytest.mark.parametrize("damage", [b"", b"\n", b"{", b'{"id": 7}', b"\xff\xfe", b'{"id": "x"', b"[1]\n7\n"])
+def test_damaged_id_is_replaced(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "id").write_bytes(damage)
     known = spools.prepare(tmp_path)
     assert uuid.UUID(hex=known)
     assert spools.prepare(tmp_path) == known
-    assert [path.name for path in tmp_path.iterdir()] == ["id"]
+
+
+def test_id_of_the_first_edition_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("c" * 32)
+    assert spools.prepare(tmp_path) == "c" * 32
+    assert spools.prepare(tmp_path) == "c" * 32
+
+
+# --- marks ---------------------------------------------------------------------------------------------------------
+
+NOON = "2026-07-30T12:00:00+00:00"
+
+
+def test_new_spool_proves_that_nothing_was_sent(spool: Spool) -> None:
+    assert spool.proves_unsent()
+    assert spool.sends() == []
+    assert spool.attempt() == ATTEMPT
+    intent = json.loads((spool.folder / "intent.json").read_bytes())
+    assert intent["attempt"] == ATTEMPT
+    assert (intent["boot"], intent["machine"]) == (host.boot_id(), host.machine_id())
+
+
+def test_mark_before_each_request_ends_the_proof(spool: Spool) -> None:
+    spool.mark_sending(NOON, "s3")
+    assert not spool.proves_unsent()
+    assert spool.sends() == [{"at": NOON, "clock": "s3"}]
+    spool.mark_sending("2026-07-30T12:00:05+00:00", "host")
+    assert [(send["at"], send["clock"]) for send in spool.sends()] == [
+        (NOON, "s3"),
+        ("2026-07-30T12:00:05+00:00", "host"),
+    ]
+    assert spool.attempt() == ATTEMPT
+
+
+def test_another_process_finds_the_marks(spool: Spool) -> None:
+    code = """
+import sys
+from pathlib import Path
+from airflow_provider_jojokey.store.spool import Spool
+spool = Spool(Path(sys.argv[1]))
+print(spool.proves_unsent(), len(spool.sends()), spool.attempt()["id"])
+"""
+    assert in_another_process(code, spool.folder).split() == ["True", "0", "a" * 32]
+    spool.mark_sending(NOON, "s3")
+    assert in_another_process(code, spool.folder).split() == ["False", "1", "a" * 32]
+
+
+def test_attempt_cannot_be_created_twice(spool: Spool) -> None:
+    with pytest.raises(FileExistsError):
+        spool.create(ATTEMPT)
+    spool.mark_sending(NOON, "s3")
+    with pytest.raises(FileExistsError):
+        spool.create(ATTEMPT)
+    assert not spool.proves_unsent()
+
+
+def test_missing_folder_proves_nothing(tmp_path: Path) -> None:
+    spool = Spool.of(tmp_path, PLACE, "c" * 32)
+    assert not spool.proves_unsent()
+    assert (spool.sends(), spool.facts(), spool.attempt(), spool.leftovers()) == ([], {}, {}, [])
+
+
+def test_request_is_not_sent_without_a_mark(spool: Spool) -> None:
+    shutil.rmtree(spool.folder)  # a temp cleaner
+    with pytest.raises(FileNotFoundError):
+        spool.mark_sending(NOON, "s3")
+
+
+def test_full_disk_stops_the_request_and_the_proof(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            spool.mark_sending(NOON, "s3")
+    assert not spool.proves_unsent()
+
+
+@pytest.mark.parametrize("missing", ["intent.json", "stamp"])
+def test_missing_mark_proves_nothing(spool: Spool, missing: str) -> None:
+    (spool.folder / missing).unlink()
+    assert not spool.proves_unsent()
+
+
+def test_other_boot_proves_nothing(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "boot_id", lambda: "another")
+    assert not spool.proves_unsent()
+
+
+def test_unknown_boot_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "boot_id", lambda: "")
+    spool = Spool.of(tmp_path, PLACE, "b" * 32)
+    spool.create(ATTEMPT)
+    assert not spool.proves_unsent()
+
+
+def test_other_machine_proves_nothing(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "machine_id", lambda: "another")
+    assert not spool.proves_unsent()
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_copied_spool_proves_nothing(spool: Spool, tmp_path: Path, back: bool) -> None:
+    shutil.copytree(spool.folder, tmp_path / "copy")
+    if back:
+        shutil.rmtree(spool.folder)
+        (tmp_path / "copy").rename(spool.folder)
+        assert not spool.proves_unsent()
+    else:
+        assert not Spool(tmp_path / "copy").proves_unsent()
+        assert spool.proves_unsent()
+
+
+def test_marks_restored_from_a_backup_prove_nothing(spool: Spool, tmp_path: Path) -> None:
+    shutil.copytree(spool.folder, tmp_path / "backup")
+    spool.mark_sending(NOON, "s3")
+    for path in spool.folder.iterdir():
+        path.unlink()
+    for path in (tmp_path / "backup").iterdir():
+        shutil.copy2(path, spool.folder / path.name)
+    assert sorted(path.name for path in spool.folder.iterdir()) == ["intent.json", "stamp"]
+    assert not spool.proves_unsent()
+
+
+def test_mark_renamed_back_proves_nothing(spool: Spool) -> None:
+    spool.mark_sending(NOON, "s3")
+    (spool.folder / "sends").unlink()
+    (spool.folder / "sending.json").rename(spool.folder / "intent.json")
+    assert not spool.proves_unsent()
+
+
+# Damage to a folder: (what, which file, a number).
+DAMAGE = st.lists(
+    st.tuples(
+        st.sampled_from(["delete", "cut", "overwrite", "append", "restore", "restore all", "flip"]),
+        st.sampled_from(["intent.json", "stamp", "sending.json", "sends", "facts"]),
+        st.integers(0, 400),
+    ),
+    max_size=6,
+)
+
+
+def do_damage(folder: Path, backup: Path, what: str, name: str, number: int) -> None:
+    path = folder / name
+    if what == "restore all":
+        for kept in backup.iterdir():
+            shutil.copy2(kept, folder / kept.name)
+    elif what == "restore":
+        if (backup / name).exists():
+            shutil.copy2(backup / name, path)
+    elif path.exists():
+        data = path.read_bytes()
+        if what == "delete":
+            path.unlink()
+        elif what == "cut":
+            path.write_bytes(data[: number % (len(data) + 1)])
+        elif what == "overwrite":
+            path.write_bytes(b"\0" * number)
+        elif what == "append":
+            path.write_bytes(data + b"x" * number)
+        elif data:
+            at = number % len(data)
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 3), st.booleans(), DAMAGE)
+def test_no_damage_brings_the_proof_back(steps: int, interrupted: bool, damage: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        spool = Spool.of(root / "spools", PLACE, "a" * 32)
+        spool.create(ATTEMPT)
+        shutil.copytree(spool.folder, root / "backup")
+        for step in range(steps + 1):
+            if interrupted and step == steps:
+                dies_within_mark_sending(spool)
+            else:
+                spool.mark_sending(NOON, "s3")
+        spool.note("request_id", "1")
+        for what, name, number in damage:
+            do_damage(spool.folder, root / "backup", what, name, number)
+            assert not spool.proves_unsent()
+        assert not spool.proves_unsent()
+        spool.attempt(), spool.sends(), spool.facts()
+
+
+def dies_within_mark_sending(spool: Spool) -> None:
+    """Stop after the first step of the mark, as ``kill -9`` would."""
+    append = spools._append
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    spools._append = die  # type: ignore[assignment]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            spool.mark_sending(NOON, "s3")
+    finally:
+        spools._append = append
+
+
+def test_marks_reach_the_disk_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    spool = Spool.of(tmp_path, PLACE, "a" * 32)
+    spool.create(ATTEMPT)
+    assert synced.index("intent.json") < synced.index("a" * 32)
+    synced.clear()
+    spool.mark_sending(NOON, "s3")
+    assert synced == ["sends", "a" * 32]
+    synced.clear()
+    spool.note("link", "https://example.com")
+    assert synced == []
+
+
+# --- facts ---------------------------------------------------------------------------------------------------------
+
+
+def test_facts_are_found_in_order(spool: Spool) -> None:
+    spool.note("request_id", "1")
+    spool.note("link", "https://example.com/狐\n\ud800?a=b")
+    spool.note("request_id", "2")
+    assert spool.facts() == {"request_id": ["1", "2"], "link": ["https://example.com/狐\n\ud800?a=b"]}
+
+
+def test_fact_that_was_half_written_hides_no_other(spool: Spool) -> None:
+    spool.note("link", "first")
+    with open(spool.folder / "facts", "ab") as file:
+        file.write(b'\n{"name": "link", "val')
+    spool.note("link", "second")
+    with open(spool.folder / "facts", "ab") as file:
+        file.write(b'\n[]\n7\n{"name": 7, "value": "x"}\n{"name": "link"}\n\xff\n')
+    assert spool.facts() == {"link": ["first", "second"]}
+
+
+def test_threads_note_facts_at_once(spool: Spool) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: spool.note("link", f"{number}" * 50), range(200)))
+    assert len(spool.facts()["link"]) == 200
+
+
+# --- the attempts of a place ---------------------------------------------------------------------------------------
+
+
+def test_all_attempts_of_a_place_are_found(tmp_path: Path) -> None:
+    made = []
+    for number, letter in enumerate("cab"):
+        spool = Spool.of(tmp_path, PLACE, letter * 32)
+        spool.create({"id": letter * 32})
+        age(spool.folder, 100 - number)
+        made.append((spool, {"id": letter * 32}))
+    made[1][0].mark_sending(NOON, "s3")
+    age(made[1][0].folder, 99)
+    Spool.of(tmp_path, "s3://posters/other.png", "d" * 32).create(ATTEMPT)
+    (made[0][0].folder.parent / "notes").mkdir()
+    assert spools.attempts_in(tmp_path, PLACE) == made
+    assert spools.attempts_in(tmp_path, "s3://posters/nothing.png") == []
+    assert spools.attempts_in(tmp_path / "nowhere", PLACE) == []
+
+
+def test_attempt_with_a_damaged_mark_is_found_too(spool: Spool, tmp_path: Path) -> None:
+    arrive(spool, 0, 48).close()
+    (spool.folder / "intent.json").write_bytes(b'{"attempt": [')
+    assert spools.attempts_in(tmp_path, PLACE) == [(spool, {})]
+    (spool.folder / "intent.json").unlink()
+    assert spools.attempts_in(tmp_path, PLACE) == [(spool, {})]
+
+
+def test_unreadable_directory_is_an_error(tmp_path: Path) -> None:
+    spool = Spool.of(tmp_path, PLACE, "a" * 32)
+    spool.folder.parent.write_bytes(b"not a folder")
+    with pytest.raises(OSError, match="Not a directory"):
+        spools.attempts_in(tmp_path, PLACE)
 
 
 # --- what another process finds ------------------------------------------------------------------------------------
 
 
-def test_what_is_still_arriving_is_worth_nothing(spool: Spool) -> None:
+def test_arriving_image_is_not_found(spool: Spool) -> None:
     arrive(spool, 0, 48, seal=None).close()
-    assert [path.name for path in spool.folder.iterdir()] == ["0.part"]
+    assert "0.part" in [path.name for path in spool.folder.iterdir()]
     assert (spool.whole_images(), spool.preview(), spool.whole_reply()) == ([], None, None)
 
 
-def test_whole_images_are_found_in_the_order_they_came(spool: Spool) -> None:
+def test_whole_images_are_found_in_order(spool: Spool) -> None:
     for index in (10, 2, 0):
         arrive(spool, index, 16 + index).close()
     arrive(spool, 3, 99, seal=None).close()
@@ -264,7 +654,7 @@ def test_whole_images_are_found_in_the_order_they_came(spool: Spool) -> None:
     assert widths(found) == [16, 18, 26]
 
 
-def test_a_found_image_is_as_it_was(spool: Spool) -> None:
+def test_found_image_is_unchanged(spool: Spool) -> None:
     arrive(spool, 0, 48).close()
     (image,) = spool.whole_images()
     image.file.file.seek(0)
@@ -281,7 +671,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_what_is_no_image_is_passed_over_and_closed(spool: Spool) -> None:
+def test_other_files_are_skipped_and_closed(spool: Spool) -> None:
     arrive(spool, 0).close()
     arrive(spool, 1, 48).close()
     (spool.folder / "2.image").mkdir()
@@ -290,7 +680,15 @@ def test_what_is_no_image_is_passed_over_and_closed(spool: Spool) -> None:
     assert not [name for name in open_files() if str(spool.folder) in name]
 
 
-def test_of_several_previews_the_latest_is_found_and_the_others_are_closed(spool: Spool) -> None:
+def test_leftovers_are_listed_in_order(spool: Spool) -> None:
+    for index in (10, 2):
+        arrive(spool, index, seal=".bin").close()
+    arrive(spool, 3, 48).close()
+    (spool.folder / "notes.bin").write_bytes(b"x")
+    assert [path.name for path in spool.leftovers()] == ["2.bin", "10.bin"]
+
+
+def test_latest_preview_is_found_and_others_are_closed(spool: Spool) -> None:
     for index in (0, 9, 10):
         arrive(spool, index, 16 + index, seal=".preview").close()
     latest = spool.preview()
@@ -301,9 +699,9 @@ def test_of_several_previews_the_latest_is_found_and_the_others_are_closed(spool
     assert spool.whole_images() == []
 
 
-def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    one = Spool.of(tmp_path, PLACE, "c" * 32)
-    assert (one.whole_images(), one.preview(), one.whole_reply()) == ([], None, None)
+def test_missing_folder_holds_nothing(tmp_path: Path) -> None:
+    spool = Spool.of(tmp_path, PLACE, "c" * 32)
+    assert (spool.whole_images(), spool.preview(), spool.whole_reply()) == ([], None, None)
 
 
 _RECEIVE = """
@@ -325,7 +723,7 @@ os._exit(1)
 """
 
 
-def test_a_whole_reply_outlives_the_process_that_received_it(spool: Spool, tmp_path: Path) -> None:
+def test_whole_reply_outlives_its_process(spool: Spool, tmp_path: Path) -> None:
     (tmp_path / "fox.png").write_bytes(picture(48))
     with pytest.raises(subprocess.CalledProcessError):
         in_another_process(_RECEIVE, spool.folder, tmp_path / "fox.png")
@@ -342,7 +740,7 @@ def test_a_whole_reply_outlives_the_process_that_received_it(spool: Spool, tmp_p
     reply.close()
 
 
-def test_a_reply_is_kept_as_it_was(spool: Spool) -> None:
+def test_reply_is_kept_unchanged(spool: Spool) -> None:
     kept = generation(arrive(spool, 0, 48), usage=None, created=None, request_id=None)
     spool.keep(kept)
     kept.close()
@@ -350,10 +748,11 @@ def test_a_reply_is_kept_as_it_was(spool: Spool) -> None:
     assert found is not None
     assert (found.usage, found.created, found.request_id) == (None, None, None)
     assert widths(found.images) == [48]
-    assert sorted(path.name for path in spool.folder.iterdir()) == ["0.image", "reply.json"]
+    names = sorted(path.name for path in spool.folder.iterdir())
+    assert names == ["0.image", "intent.json", "reply.json", "stamp"]
 
 
-def test_a_reply_that_was_half_written_down_is_no_whole_reply(spool: Spool) -> None:
+def test_half_written_reply_is_not_whole(spool: Spool) -> None:
     kept = generation(arrive(spool, 0, 48))
     spool.keep(kept)
     kept.close()
@@ -365,9 +764,7 @@ def test_a_reply_that_was_half_written_down_is_no_whole_reply(spool: Spool) -> N
 
 
 @pytest.mark.parametrize("damage", ["missing", "no image"])
-def test_a_reply_whose_image_is_lost_is_no_whole_reply_and_leaves_nothing_open(
-    spool: Spool, damage: str
-) -> None:
+def test_reply_without_its_image_is_not_whole(spool: Spool, damage: str) -> None:
     kept = generation(arrive(spool, 0, 48), arrive(spool, 1, 64))
     spool.keep(kept)
     kept.close()
@@ -405,7 +802,7 @@ REPLY = {
         7,
     ],
 )
-def test_a_file_name_in_a_reply_never_leads_out_of_its_folder(spool: Spool, name: Any) -> None:
+def test_file_name_never_leads_out_of_the_folder(spool: Spool, name: Any) -> None:
     for folder in (spool.folder.parent, spool.folder.parent.parent):
         (folder / "secret.image").write_bytes(picture(16))
     reply = {**REPLY, "images": [{"file": name, "index": 0, "revised_prompt": None}]}
@@ -413,7 +810,7 @@ def test_a_file_name_in_a_reply_never_leads_out_of_its_folder(spool: Spool, name
     assert spool.whole_reply() is None
 
 
-def test_a_file_name_in_a_reply_is_looked_for_inside_its_folder(spool: Spool) -> None:
+def test_file_name_is_looked_up_inside_the_folder(spool: Spool) -> None:
     (spool.folder.parent / "0.image").write_bytes(picture(16))
     arrive(spool, 0, 48).close()
     reply = {**REPLY, "images": [{"file": "../0.image", "index": 0, "revised_prompt": None}]}
@@ -438,12 +835,12 @@ def test_a_file_name_in_a_reply_is_looked_for_inside_its_folder(spool: Spool) ->
         "\xff",
     ],
 )
-def test_a_reply_that_is_none_is_no_whole_reply(spool: Spool, text: str) -> None:
+def test_malformed_reply_is_not_whole(spool: Spool, text: str) -> None:
     (spool.folder / "reply.json").write_bytes(text.encode("latin-1"))
     assert spool.whole_reply() is None
 
 
-def test_a_reply_with_more_than_is_known_leaves_nothing_open(spool: Spool) -> None:
+def test_reply_with_unknown_fields_leaves_nothing_open(spool: Spool) -> None:
     arrive(spool, 0, 48).close()
     reply = {**REPLY, "mood": "good", "images": [{"file": "0.image", "index": 0, "revised_prompt": None}]}
     (spool.folder / "reply.json").write_text(json.dumps(reply))
@@ -454,17 +851,22 @@ def test_a_reply_with_more_than_is_known_leaves_nothing_open(spool: Spool) -> No
 # --- cleaning ------------------------------------------------------------------------------------------------------
 
 
-def _aged(root: Path, attempt: str, age: float) -> Spool:
-    one = Spool.of(root, PLACE, attempt)
-    one.create()
-    arrive(one, 0, 16).close()
-    os.utime(one.folder, (time.time() - age,) * 2)
-    return one
+def age(folder: Path, seconds: float) -> None:
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (time.time() - seconds,) * 2)
 
 
-def test_only_what_nobody_came_back_for_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def aged(root: Path, attempt: str, seconds: float) -> Spool:
+    spool = Spool.of(root, PLACE, attempt)
+    spool.create(ATTEMPT)
+    arrive(spool, 0, 16).close()
+    age(spool.folder, seconds)
+    return spool
+
+
+def test_only_old_attempts_are_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     known = spools.prepare(tmp_path)
-    old, young = _aged(tmp_path, "a" * 32, 1000), _aged(tmp_path, "b" * 32, 10)
+    old, young = aged(tmp_path, "a" * 32, 1000), aged(tmp_path, "b" * 32, 10)
     with caplog.at_level(logging.WARNING):
         spools.clean(tmp_path, max_age=100)
     assert (old.exists, young.exists) == (False, True)
@@ -473,14 +875,23 @@ def test_only_what_nobody_came_back_for_is_deleted(tmp_path: Path, caplog: pytes
     assert spools.prepare(tmp_path) == known
 
 
-def test_a_week_is_the_default_age(tmp_path: Path) -> None:
+@pytest.mark.parametrize("young", ["0.image", "intent.json", "folder"])
+def test_newest_file_counts(tmp_path: Path, young: str) -> None:
+    spool = aged(tmp_path, "a" * 32, 1000)
+    path = spool.folder if young == "folder" else spool.folder / young
+    os.utime(path)
+    spools.clean(tmp_path, max_age=100)
+    assert spool.exists
+
+
+def test_week_is_the_default_age(tmp_path: Path) -> None:
     day = 24 * 3600
-    old, young = _aged(tmp_path, "a" * 32, 7 * day + 60), _aged(tmp_path, "b" * 32, 7 * day - 60)
+    old, young = aged(tmp_path, "a" * 32, 7 * day + 60), aged(tmp_path, "b" * 32, 7 * day - 60)
     spools.clean(tmp_path)
     assert (old.exists, young.exists) == (False, True)
 
 
-def test_what_is_no_spool_is_never_deleted(tmp_path: Path) -> None:
+def test_other_files_are_never_deleted(tmp_path: Path) -> None:
     place = Spool.of(tmp_path, PLACE, "a" * 32).folder.parent
     others = [
         tmp_path / "2024" / "holidays",
@@ -499,16 +910,16 @@ def test_what_is_no_spool_is_never_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "letter.txt").exists()
 
 
-def test_one_process_does_not_look_for_old_spools_with_every_image(tmp_path: Path) -> None:
-    spools.clean_now_and_then(tmp_path, max_age=100)
-    old = _aged(tmp_path, "a" * 32, 1000)
-    spools.clean_now_and_then(tmp_path, max_age=100)
+def test_process_does_not_clean_with_every_image(tmp_path: Path) -> None:
+    spools.maybe_clean(tmp_path, max_age=100)
+    old = aged(tmp_path, "a" * 32, 1000)
+    spools.maybe_clean(tmp_path, max_age=100)
     assert old.exists
     spools.clean(tmp_path, max_age=100)
     assert not old.exists
 
 
-def test_cleaning_where_nothing_is_does_nothing(tmp_path: Path) -> None:
+def test_cleaning_an_empty_place_does_nothing(tmp_path: Path) -> None:
     spools.clean(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     spools.clean(tmp_path / "file")

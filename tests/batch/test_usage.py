@@ -1,0 +1,145 @@
+"""Usage adds up: of each settled run, the XComs, the receipts and the gateway's ledger have the same sum."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+from airflow_provider_jojokey.sandbox import accounts
+from batch.conftest import posters
+
+
+class LateLog:
+    """The gateway log, without rows until they are written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reads = 0
+        self.written = True
+        self._log = accounts.token_log
+        monkeypatch.setattr(accounts, "token_log", self._read)
+
+    def _read(self, account: Any, records: Any) -> Any:
+        self.reads += 1
+        return self._log(account, records if self.written else ())
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> LateLog:
+    return LateLog(monkeypatch)
+
+
+@pytest.fixture
+def run_batch(store: Any, gateway: Any) -> Any:
+    """Run one try of a batch; return its XComs and its error."""
+    run_id = uuid.uuid4().hex
+
+    def run(
+        requests: list[dict[str, Any]], try_number: int = 1
+    ) -> tuple[dict[str, Any], JojoKeyError | None]:
+        pushed: dict[str, Any] = {}
+        ti = SimpleNamespace(
+            dag_id="usage",
+            run_id=run_id,
+            task_id="batch",
+            map_index=-1,
+            try_number=try_number,
+            xcom_push=pushed.__setitem__,
+        )
+        operator = GenerateImageBatchOperator(task_id="batch", requests=requests, s3_bucket="posters")
+        try:
+            operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+        except JojoKeyError as error:
+            return pushed, error
+        return pushed, None
+
+    return run
+
+
+def billed(gateway: Any) -> int:
+    return sum(record.total_tokens for record in gateway.ledger)
+
+
+def in_receipts(store: Any) -> int:
+    objects = store.objects("_jojokey/posters/").items()
+    receipts = [json.loads(body) for key, body in objects if key.endswith(".json")]
+    usages = [attempt["usage"] or {} for receipt in receipts for attempt in receipt["attempts"]]
+    return sum(usage.get("total_tokens", 0) for usage in usages)
+
+
+def mixed(*cases: str) -> list[dict[str, Any]]:
+    requests = posters(6)
+    for number, case in enumerate(cases):
+        requests[2 * number]["prompt"] = f"[sandbox: {case}] number {number}"
+    return requests
+
+
+def test_batch_settles_broken_responses_with_one_read(
+    run_batch: Any, gateway: Any, store: Any, log: LateLog
+) -> None:
+    pushed, error = run_batch(mixed("no_usage", "not_an_image", "no_usage"))
+
+    assert error is not None
+    assert pushed["usage"]["total_tokens"] == in_receipts(store) == billed(gateway) > 0
+    assert log.reads <= 2  # while it runs, and at its end
+    assert "unknown usage" not in error.message
+
+
+def test_batch_settles_truncated_responses(run_batch: Any, gateway: Any, store: Any, log: LateLog) -> None:
+    pushed, error = run_batch(mixed("truncated truncate_after=0", "truncated truncate_after=0"))
+
+    assert error is not None
+    assert pushed["usage"]["total_tokens"] == in_receipts(store) == billed(gateway) > 0
+
+
+def test_late_log_is_settled_when_the_task_is_cleared(
+    run_batch: Any, gateway: Any, store: Any, log: LateLog
+) -> None:
+    requests = mixed("no_usage", "no_usage")
+    log.written = False
+    first, error = run_batch(requests)
+    assert error is None
+    assert first["usage"]["total_tokens"] < billed(gateway)
+
+    log.written = True
+    second, error = run_batch(requests, try_number=2)
+
+    assert error is None
+    assert len(gateway.requests) == 6
+    assert second["usage"]["total_tokens"] == in_receipts(store) == billed(gateway)
+
+
+def test_two_responses_lost_at_once_never_claim_one_charge(
+    run_batch: Any, gateway: Any, store: Any, log: LateLog
+) -> None:
+    pushed, error = run_batch(mixed("reset", "reset"))
+
+    assert error is not None
+    assert error.billed == "yes"
+    assert "unknown whether 2 items were billed" in error.message
+    assert pushed["usage"]["total_tokens"] == in_receipts(store) <= billed(gateway)
+    receipts = [store.receipt(request["s3_key"]) for request in mixed("reset", "reset")]
+    hints = [
+        attempt["hint"]["request_id"]
+        for receipt in receipts
+        for attempt in receipt["attempts"]
+        if attempt["hint"]
+    ]
+    assert len(hints) == len(set(hints))
+
+
+def test_batch_without_a_log_never_exceeds_the_bill(
+    run_batch: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "_log", False)
+
+    pushed, error = run_batch(mixed("no_usage", "truncated truncate_after=0", "reset"))
+
+    assert error is not None
+    assert pushed["usage"]["total_tokens"] == in_receipts(store) < billed(gateway)
+    assert "unknown usage" in error.message

@@ -1,0 +1,225 @@
+"""The truth table of the classification: who answered, and what that proves."""
+
+from __future__ import annotations
+
+import json
+import time
+from email.utils import formatdate
+from itertools import product
+from typing import Any
+
+import pytest
+
+from airflow_provider_jojokey.img2.classify import FAILURES, REFUSALS, is_relay
+from airflow_provider_jojokey.img2.classify import from_response as classify
+from airflow_provider_jojokey.img2.errors import ADVICE, Kind
+from airflow_provider_jojokey.img2.messages import find_failure, find_task_id, message_of
+from airflow_provider_jojokey.img2.usage import add, find_usage, normalize
+
+MARK = {"X-Oneapi-Request-Id": "2026112823085401726269"}
+RELAY = {"x-litellm-call-id": "1"}
+SHAPES: dict[str, bytes] = {
+    "object": json.dumps(
+        {"error": {"message": "no (request id: 2026)", "type": "new_api_error", "code": ""}}
+    ).encode(),
+    "text": json.dumps({"error": "no"}).encode(),
+    "page": b"<html><title>no</title></html>",
+    "empty": b"",
+}
+STATUSES = sorted(
+    {
+        400,
+        401,
+        402,
+        403,
+        404,
+        405,
+        409,
+        413,
+        418,
+        422,
+        429,
+        500,
+        502,
+        503,
+        504,
+        524,
+        529,
+        *REFUSALS,
+        *FAILURES,
+    }
+)
+CODES = (
+    "",
+    "moderation_blocked",
+    "insufficient_user_quota",
+    "model_not_found",
+    "rate_limit_exceeded",
+    "server_error",
+)
+
+
+def answer(status: int, marked: bool, relayed: bool, body: bytes) -> Any:
+    return classify(status, {**(MARK if marked else {}), **(RELAY if relayed else {})}, body)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_the_gateways_own_word_or_a_refusal_proves_that_nothing_was_billed(
+    status: int, shape: str
+) -> None:
+    for marked, relayed in product((False, True), repeat=2):
+        error = answer(status, marked, relayed, SHAPES[shape])
+        proven = not relayed and (marked or status in REFUSALS)
+        assert error.billed == ("no" if proven else "unknown"), (marked, relayed)
+        if not proven:
+            assert not error.is_safe_to_resend
+            assert error.kind is Kind.UNKNOWN_OUTCOME or not ADVICE[error.kind].passing
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_code_decides_the_kind_and_never_the_proof(status: int, code: str) -> None:
+    body = json.dumps({"error": {"message": "no", "type": "x", "code": code}}).encode()
+    kinds = {}
+    for marked, relayed in product((False, True), repeat=2):
+        error = answer(status, marked, relayed, body)
+        assert error.billed == ("no" if not relayed and (marked or status in REFUSALS) else "unknown")
+        kinds[marked, relayed] = error.kind
+    marked_kind = kinds[True, False]
+    if code and not ADVICE[marked_kind].passing:
+        assert set(kinds.values()) == {marked_kind}, "a permanent kind is kept whoever reports it"
+    elif ADVICE[marked_kind].passing:
+        assert kinds[True, True] is Kind.UNKNOWN_OUTCOME, (
+            "what may pass is unknown behind a proxy that retries"
+        )
+
+
+def test_a_fee_is_billed_whoever_reports_it() -> None:
+    body = json.dumps({"error": {"message": "no", "code": "violation_fee.x"}}).encode()
+    for marked, relayed in product((False, True), repeat=2):
+        assert answer(403, marked, relayed, body).billed == "yes"
+
+
+@pytest.mark.parametrize(
+    ("name", "relay"),
+    [
+        ("x-litellm-call-id", True),
+        ("llm_provider-x-oneapi-request-id", True),
+        ("x-portkey-retry-attempt-count", True),
+        ("helicone-cache", True),
+        ("x-retry-count", True),
+        ("x-proxy-attempts", True),
+        ("x-fallback-used", True),
+        ("x-envoy-attempt-count", True),
+        ("retry-after", False),
+        ("retry-after-ms", False),
+        ("x-should-retry", False),
+        ("x-oneapi-request-id", False),
+        ("x-request-id", False),
+        ("content-type", False),
+    ],
+)
+def test_marks_of_proxies_that_retry(name: str, relay: bool) -> None:
+    assert is_relay({name: "1"}) is relay
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "3"}, 3),
+        ({"Retry-After": "3, 8"}, 8),
+        ({"Retry-After": "8, 3"}, 8),
+        ({"Retry-After": "3, soon"}, 3),
+        ({"Retry-After": "5s"}, 5),
+        ({"Retry-After": "1m"}, 60),
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"retry-after-ms": "1500", "Retry-After": "2"}, 1.5),
+        ({"retry-after-ms": "soon", "Retry-After": "2"}, 2),
+        ({"X-Retry-After": "4"}, 4),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT, 30", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30),
+        ({"Retry-After": "-5"}, 0),
+        ({"Retry-After": "9" * 400}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+    assert classify(429, headers, b"").retry_after == seconds
+
+
+def test_retry_after_as_a_date_by_our_clock() -> None:
+    later = classify(429, {"Retry-After": formatdate(time.time() + 100, usegmt=True)}, b"").retry_after
+    assert later is not None
+    assert 90 < later <= 100
+
+
+@pytest.mark.parametrize("body", [{"retry_after": 7}, {"error": {"message": "x", "retry_after_ms": 7000}}])
+def test_retry_after_in_the_body(body: dict[str, Any]) -> None:
+    assert classify(429, MARK, json.dumps(body).encode()).retry_after == 7
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"error": {"message": "a"}}, "a"),
+        ({"error": "a"}, "a"),
+        ({"message": "a"}, "a"),
+        ({"msg": "a"}, "a"),
+        ({"detail": "a"}, "a"),
+        ({"detail": {"reason": "a"}}, "a"),
+        ({"title": "a"}, "a"),
+        ({"errors": ["a", "b"]}, "a; b"),
+        ({"error": {"metadata": {"raw": "a"}}}, "a"),
+        ({"fault": {"faultstring": "a"}}, "a"),
+        ({"base_resp": {"status_code": 1, "status_msg": "x", "message": "a"}}, "a"),
+        ({"data": "iVBORw0KGgo", "created": 1}, ""),
+        ([], ""),
+        (7, ""),
+        ({"error": {"message": ["a"]}}, "a"),
+        ({"message": '{"error": {"message": "a"}}'}, "a"),
+        ({"message": "{not json"}, "{not json"),
+    ],
+)
+def test_the_message_is_found_in_any_shape(document: Any, message: str) -> None:
+    assert message_of(document) == message
+
+
+def test_a_deep_document_has_no_message_and_breaks_nothing() -> None:
+    deep: Any = "a"
+    for _ in range(900):
+        deep = {"error": [deep]}
+    assert message_of(deep) == ""
+    assert find_failure([deep]) is not None
+    assert find_task_id(deep) is None
+    assert find_usage(deep) is None
+
+
+@pytest.mark.parametrize(
+    ("usage", "normal"),
+    [
+        ({"total_tokens": "253"}, {"total_tokens": 253}),
+        ({"total_tokens": "1,253"}, {"total_tokens": 1253}),
+        ({"input_tokens": 1.0, "output_tokens": 2}, {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}),
+        ({"prompt_tokens": 1, "completion_tokens": 2}, {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}),
+        ({"total_tokens": 5, "input_tokens": -1}, {"total_tokens": 5}),
+        ({"total_tokens": 5, "prompt_tokens_details": {"cached_tokens": "2", "x": 1}},
+         {"total_tokens": 5, "input_tokens_details": {"cached_tokens": 2}}),
+        ({"total_tokens": float("inf")}, None),
+        ({"total_tokens": 10**30}, None),
+        ({"total_tokens": 0}, None),
+        ({"total_tokens": True}, None),
+        ({}, None),
+        ("x", None),
+    ],
+)  # fmt: skip
+def test_usage_is_whole_numbers_under_one_set_of_names(usage: Any, normal: Any) -> None:
+    assert normalize(usage) == normal
+    json.dumps(normalize(usage), allow_nan=False)
+
+
+def test_unknown_usage_adds_nothing() -> None:
+    known = {"total_tokens": 5, "input_tokens_details": {"text_tokens": 1}}
+    assert add(known, None) == add(None, known) == known
+    assert add(None, None) is None
+    assert add(known, known) == {"total_tokens": 10, "input_tokens_details": {"text_tokens": 2}}

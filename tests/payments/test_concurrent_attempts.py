@@ -1,0 +1,169 @@
+"""Two processes or threads with one job: triggers that run twice, waits, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from airflow_provider_jojokey import exceptions
+from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+from airflow_provider_jojokey.payments import generate, liveness
+from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
+
+from .harness import Harness, name_of
+
+
+async def run_trigger(harness: Harness, **job: Any) -> dict[str, Any]:
+    trigger = GenerateImageTrigger(harness.job(**job).to_json(), "jojokey_default", "aws_default")
+    (event,) = [event async for event in trigger.run()]
+    return dict(event.payload)
+
+
+@pytest.fixture
+def _settings(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "airflow_provider_jojokey.settings.Settings.from_airflow_config", lambda: harness.settings
+    )
+
+
+@pytest.mark.usefixtures("_settings")
+@pytest.mark.parametrize("reuse", ["run", "always", "never"])
+def test_trigger_that_runs_twice_at_once_pays_once(harness: Harness, reuse: str) -> None:
+    harness.gateway.behave(delay=0.2)
+
+    async def both() -> list[dict[str, Any]]:
+        return await asyncio.gather(run_trigger(harness, reuse=reuse), run_trigger(harness, reuse=reuse))
+
+    manifests = [payload["manifest"] for payload in asyncio.run(both())]
+
+    assert sorted(manifest["reused"] for manifest in manifests) == [False, True]
+    assert manifests[0]["images"] == manifests[1]["images"]
+    assert harness.billed == 1
+
+
+@pytest.mark.usefixtures("_settings")
+def test_error_of_trigger_survives_json(harness: Harness) -> None:
+    payload = asyncio.run(run_trigger(harness, prompt="a fox [sandbox: truncated]", n=2))
+
+    error = JojoKeyError.from_json(json.loads(json.dumps(payload["error"])))
+    assert isinstance(error, exceptions.JojoKeyReplyError)
+    assert "1 of 2 images were received" in error.message
+
+
+def test_waiting_task_takes_result_of_process_that_just_ended(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receipt is read while the other process works, and its process is looked up after it has ended."""
+    looked_too_late = threading.Event()
+    runs_here = liveness.runs_here
+
+    def late(attempt: Any) -> bool:
+        if threading.current_thread() is not maker and not looked_too_late.is_set():
+            looked_too_late.set()
+            maker.join()
+        return runs_here(attempt)
+
+    results = []
+    harness.gateway.behave(delay=0.5)
+    maker = threading.Thread(target=lambda: results.append(harness.run()))
+    maker.start()
+    harness.gateway.wait_for_request()
+    monkeypatch.setattr(liveness, "runs_here", late)
+
+    results.append(harness.run(try_number=2))
+
+    assert looked_too_late.is_set()
+    assert harness.billed == 1
+    assert [result["reused"] for result in results] == [False, True]
+    assert harness.outcomes() == ["complete"]
+
+
+def test_two_tries_reconcile_one_dead_attempt_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.kill()
+    other_is_done = threading.Event()
+    reconcile = generate.reconcile
+
+    def slowly(*arguments: Any) -> Any:
+        if threading.current_thread() is not first:
+            assert other_is_done.wait(10)
+        return reconcile(*arguments)
+
+    def run_first() -> None:
+        harness.run(try_number=2)
+        other_is_done.set()
+
+    monkeypatch.setattr(generate, "reconcile", slowly)
+    harness.store()
+    first = threading.Thread(target=run_first)
+    with ThreadPoolExecutor(1) as threads:
+        second = threads.submit(harness.run, try_number=2)
+        first.start()
+        assert second.result()["reused"] is True
+    first.join()
+
+    assert harness.billed == 1
+    assert harness.outcomes() == ["complete"]
+
+
+def test_stopped_task_that_waits_sends_nothing(harness: Harness) -> None:
+    hook = JojoKeyHook()
+    harness.gateway.behave(delay=1.0)
+    with ThreadPoolExecutor(2) as threads:
+        maker = threads.submit(harness.run)
+        harness.gateway.wait_for_request()
+        waiter = threads.submit(harness.fail, hook=hook)
+        hook.abort()
+        assert "Nothing was sent" in waiter.result().message
+        assert name_of(maker.result()) == "image"
+    assert harness.billed == 1
+
+
+def test_stopped_task_sends_nothing_after_its_claim(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = JojoKeyHook()
+    generate_once = JojoKeyHook._generate_once
+
+    def stop(self: JojoKeyHook, *arguments: Any) -> Any:
+        self.abort()
+        return generate_once(self, *arguments)
+
+    monkeypatch.setattr(JojoKeyHook, "_generate_once", stop)
+
+    error = harness.fail(hook=hook)
+
+    assert (error.billed, harness.posts) == ("no", 0)
+    assert harness.outcomes() == ["not_billed"]
+
+
+def test_stopped_task_does_not_resend(harness: Harness) -> None:
+    harness.connect(max_resends=5, max_resend_wait=60)
+    hook = JojoKeyHook()
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(harness.end, "a fox [sandbox: rate_limited retry_after=30]", hook=hook)
+        harness.gateway.wait_for_request()
+        hook.abort()
+        assert isinstance(ended.result(timeout=10), JojoKeyError)
+    assert harness.posts == 1
+
+
+def test_aborted_response_is_not_paid_again(harness: Harness) -> None:
+    hook = JojoKeyHook()
+    harness.gateway.behave(delay=1.0, times=1)
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(harness.fail, hook=hook)
+        harness.gateway.wait_for_request()
+        hook.abort()
+        assert ended.result(timeout=10).billed == "unknown"
+    harness.gateway.wait_for_ledger()
+
+    results = harness.run_with_retries(first=2)
+
+    assert isinstance(results[-1], exceptions.JojoKeyAlreadyBilledError)
+    assert harness.posts == 1
