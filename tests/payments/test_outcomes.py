@@ -13,8 +13,7 @@ from loopback import Exchange, Server
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.exceptions import JojoKeyError
-from airflow_provider_jojokey.payments import send
-from airflow_provider_jojokey.payments import evidence
+from airflow_provider_jojokey.payments import evidence, send
 from airflow_provider_jojokey.payments.attempt import Outcome
 from airflow_provider_jojokey.sandbox import Gateway
 from airflow_provider_jojokey.store import spool as spools
