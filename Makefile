@@ -22,7 +22,7 @@ MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tes
                 tests/test_results.py tests/test_markdown.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test test-matrix test-cluster docs test-docs build kill mutants fuzz check format bench \
+.PHONY: help install demo ui screenshots test test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check format bench \
         test-foreign bench-cluster constraints clean
 
 help: ## List these commands
@@ -51,7 +51,7 @@ screenshots: install ## The pictures of the UI in docs/images, taken by a Chromi
 	@$(BIN)/python scripts/screenshots.py
 
 test: install ## The whole test suite, servers included
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/foreign --ignore tests/docs/test_tutorial.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/foreign --ignore tests/docs/test_tutorial.py --ignore tests/test_first_hour.py
 
 test-matrix: install ## What depends on Airflow, on the lowest supported 3.1, 3.2 and 3.3, with each Python that is there
 	@$(BIN)/python scripts/matrix.py --airflow $(AIRFLOWS) --python $(PYTHONS) -- -n 2 --dist loadfile \
@@ -60,6 +60,9 @@ test-matrix: install ## What depends on Airflow, on the lowest supported 3.1, 3.
 test-cluster: install ## docker-compose.yaml without containers: a campaign, with a worker and the triggerer killed
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
 	$(BIN)/python -m pytest tests/cluster
+
+test-first-hour: install ## make demo and make ui in both orders, with a real Airflow (ten minutes)
+	$(BIN)/python -m pytest tests/test_first_hour.py
 
 docs: .venvs/docs/installed ## The documentation's pages, in site/; what is wrong in them is an error
 	@NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/mkdocs build --quiet --strict

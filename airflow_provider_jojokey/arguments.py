@@ -1,35 +1,200 @@
-"""What an operator's argument says: when the Dag is parsed, and once templates are rendered."""
+"""Convert an operator's arguments to the types they need, whatever a template rendered.
+
+Templates render to text. With ``render_template_as_native_obj=True`` they render to any Python object, and
+values from upstream tasks keep the types that these tasks returned.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
+from pathlib import PurePath
 from typing import Any
+from uuid import UUID
+
+from airflow_provider_jojokey.choices import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.img2.rules import character_problems
+from airflow_provider_jojokey.store.extra_args import parse_extra_args
+
+TEXTS = (
+    "prompt",
+    "s3_key",
+    "s3_bucket",
+    "model",
+    "size",
+    "quality",
+    "background",
+    "output_format",
+    "moderation",
+    "reuse",
+    "on_unknown_outcome",
+    "jojokey_conn_id",
+    "aws_conn_id",
+)
+"""Arguments that are text."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "size": "1024x1024",
+    "quality": "low",
+    "n": 1,
+    "stream": False,
+    "reuse": "run",
+    "on_unknown_outcome": "fail",
+    "max_in_flight": 8,
+    "replace": False,
+    "jojokey_conn_id": "jojokey_default",
+}
+"""Values of arguments that rendered to nothing."""
+
+_SCALARS = (int, float, Decimal, date, time, UUID, PurePath)
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def is_literal(value: Any) -> bool:
-    """Tell whether ``value`` is known now: no template, and nothing that another task will give."""
+    """Return whether ``value`` is known when the Dag is parsed: no template, and not another task's result."""
     if value is None or isinstance(value, (int, float)):
         return True
     if isinstance(value, str):
-        return "{{" not in value and "{%" not in value
+        return not has_template(value)
     if isinstance(value, Mapping):
-        return all(is_literal(one) for one in value.values())
-    return isinstance(value, (list, tuple)) and all(is_literal(one) for one in value)
+        return all(is_literal(entry) for entry in value.values())
+    return isinstance(value, (list, tuple)) and all(is_literal(entry) for entry in value)
+
+
+def has_template(value: Any) -> bool:
+    """Return whether ``value`` is text that contains Jinja syntax."""
+    return isinstance(value, str) and ("{{" in value or "{%" in value)
 
 
 def filled(value: Any) -> Any:
-    """Return ``value``, or ``None`` where a template rendered to nothing: ``"{{ params.background }}"``."""
-    return None if isinstance(value, str) and value.strip() in ("", "None") else value
+    """Return ``value``, or ``None`` if a template rendered to nothing: ``"{{ params.background }}"``."""
+    if isinstance(value, str) and value.strip() in ("", "None"):
+        return None
+    return None if type(value).__module__ == "jinja2.runtime" else value  # an undefined variable, natively
+
+
+def converted(name: str, value: Any) -> Any:
+    """Return the value of the argument ``name`` in the type it needs.
+
+    :param value: what Airflow rendered; nothing (``None``, ``""``, ``"None"``) becomes the default
+    :raises ValueError: if it can't be converted, or ``prompt`` or ``s3_key`` is nothing
+    """
+    convert = _CONVERTERS[name]
+    value = filled(value)
+    if value is None and name == "prompt":
+        raise ValueError("prompt is empty: say what to draw")
+    if value is None and name == "s3_key":
+        raise ValueError("s3_key is empty and names no object: end it with a name such as hero.png")
+    return DEFAULTS.get(name) if value is None else convert(name, value)
+
+
+def text(name: str, value: Any) -> str:
+    """Return text; numbers and dates are written as a template would write them.
+
+    :raises ValueError: if it is anything else, or Airflow's database can't store it
+    """
+    if not isinstance(value, (str, *_SCALARS)):
+        raise ValueError(f"{name} must be text, not {type(value).__name__}")
+    written = str.__str__(value) if isinstance(value, str) else str(value)
+    for problem in character_problems(name, written):
+        raise ValueError(problem)
+    return written
 
 
 def whole_number(name: str, value: Any) -> Any:
     """Return the number that a template, or a CSV file, gave as text.
 
-    :raises ValueError: if it is none
+    :raises ValueError: if it is not a whole number
     """
+    if type(value) is int or value is None:
+        return value
+    if isinstance(value, (str, int, float, Decimal)) and not isinstance(value, bool):
+        written = str(value).strip()
+        if _WHOLE.fullmatch(written):
+            return int(written.partition(".")[0])
+    raise ValueError(f"{name} must be a whole number, not {str(value)[:50]!r}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return whether a flag is set.
+
+    :raises ValueError: if it is neither true nor false
+    """
+    found = _FLAGS.get(str(value).strip().lower())
+    if found is None:
+        raise ValueError(f"{name} must be true or false, not {str(value)[:40]!r}")
+    return found
+
+
+def mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """Return a dict, which may be written as JSON or, as plain templates render it, as Python.
+
+    :raises ValueError: if it is not a dict
+    """
+    found = _read(value)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{name} must be a dict, not {type(found).__name__}")
+    return found
+
+
+def s3_parameters(name: str, value: Any) -> Mapping[str, Any]:
+    """Return additional S3 parameters, see :mod:`store.extra_args`.
+
+    :raises ValueError: if they can't be used
+    """
+    found = parse_extra_args(_read(value), name)
+    for problem in character_problems(name, found):
+        raise ValueError(problem)
+    return found
+
+
+def rows(name: str, value: Any) -> Sequence[Any]:
+    """Return a list, which may be written as JSON or, as plain templates render it, as Python.
+
+    :raises ValueError: if it is not a list
+    """
+    found = _read(value)
+    if isinstance(found, (str, bytes, Mapping)) or not isinstance(found, Sequence):
+        raise ValueError(f"{name} must be a list of dicts, not {type(found).__name__}")
+    return found
+
+
+def choice(choices: tuple[str, ...]) -> Callable[[str, Any], str]:
+    """Return a converter to one of some words."""
+
+    def convert(name: str, value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {str(value)[:40]!r}")
+        return str(value)
+
+    return convert
+
+
+def _read(value: Any) -> Any:
+    """Return the list or dict that a text describes; anything else as it is."""
     if not isinstance(value, str):
         return value
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"{name} must be a whole number, not {value[:50]!r}") from None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    return value
+
+
+_CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(TEXTS, text),
+    **dict.fromkeys(("n", "output_compression", "partial_images", "max_in_flight", *LIMITS), whole_number),
+    "reuse": choice(REUSE),
+    "on_unknown_outcome": choice(ON_UNKNOWN_OUTCOME),
+    "stream": flag,
+    "replace": flag,
+    "extra_body": mapping,
+    "requests": rows,
+    "s3_extra_args": s3_parameters,
+}

@@ -7,6 +7,8 @@ failed attempt leaves one as well, for its cost and for what was received anyway
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ MAX_PROMPT = 2_000
 MAX_LISTED = 12
 """Images of a batch that it lists; the manifest in S3 has all."""
 MAX_MESSAGE = 1_000
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +214,25 @@ _TEXTS = (
     "message",
     "manifest",
 )
+
+
+def storable(value: Any) -> Any:
+    """Return a JSON value that every database of Airflow can store.
+
+    PostgreSQL's JSONB has no NUL characters, lone surrogates, NaN and infinity, and the worker sends integers
+    of at most 64 bits.
+    """
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, Mapping):
+        return {storable(key): storable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [storable(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if -(2**63) <= value < 2**63 else None
+    return value
 
 
 def shortened(text: str, length: int) -> str:

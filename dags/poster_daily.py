@@ -23,7 +23,7 @@ with DAG(
     schedule="0 6 * * *",
     start_date=datetime(2026, 1, 1),
     catchup=False,
-    max_active_runs=1,
+    max_active_runs=4,
     doc_md=__doc__,
     tags=["jojokey", "poster"],
     user_defined_macros={"key_of": key_of},

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.arguments import filled, whole_number
+from airflow_provider_jojokey.arguments import converted, filled
 from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.results import shortened
@@ -77,23 +77,14 @@ class Plan:
             **{name: value for name, value in item.items() if filled(value) is not None},
         }
         for name in ("prompt", "s3_key"):
-            if not isinstance(values.get(name), str):
-                raise ValueError(f"{name} must be text, not {type(values.get(name)).__name__}")
-        for name, choices in CHOICES.items():
-            if values[name] not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, not {str(values[name])[:40]!r}"
-                )
-        fields = {name: filled(values.get(name)) for name in FIELDS}
-        fields["prompt"] = values["prompt"].strip()
-        for name in ("n", "output_compression", "partial_images"):
-            fields[name] = whole_number(name, fields[name])
-        request = ImageRequest(**fields)
-        bucket = filled(values.get("s3_bucket"))
+            if values.get(name) is None:
+                raise ValueError(f"{name} is missing")
+        values = {name: converted(name, values.get(name)) for name in OPTIONS}
+        values["prompt"] = values["prompt"].strip()
+        request = ImageRequest(**{name: values[name] for name in FIELDS})
+        bucket = values["s3_bucket"]
         if values["s3_key"].startswith("s3://") and filled(item.get("s3_bucket")) is None:
             bucket = None  # the batch's bucket is for those that name none
-        if bucket is not None and not isinstance(bucket, str):
-            raise ValueError(f"s3_bucket must be text, not {type(bucket).__name__}")
         return ImageJob(
             request=request,
             destination=Destination.parse(bucket, values["s3_key"], request.n),

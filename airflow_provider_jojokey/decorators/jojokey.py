@@ -87,13 +87,6 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
         manifest: dict[str, Any] = super().execute(context)
         return manifest
 
-    def _resume(self, job: dict[str, Any]) -> None:
-        # The function is not called again: it might return something else than what was paid for.
-        for name in FIELDS:
-            setattr(self, name, job["request"][name])
-        self.s3_bucket, self.s3_key = job["destination"]["bucket"], job["destination"]["key"]
-        self.reuse, self.on_unknown_outcome = job["reuse"], job["on_unknown_outcome"]
-
     def _options(self, returned: Any) -> Mapping[str, Any]:
         """Return what the function has decided.
 

@@ -28,6 +28,7 @@ MAX_RATIO = 3
 MIN_PIXELS = 655_360
 MAX_PIXELS = 8_294_400
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 _NEARLY_A_SIZE = re.compile(r"\s*([1-9][0-9]{0,5})\s*[x×*X✕]\s*([1-9][0-9]{0,5})\s*(?:px)?\s*")  # noqa: RUF001
 
@@ -115,6 +116,25 @@ def _pixel_problems(width: int, height: int) -> Iterator[str]:
         yield f"the area must be {MIN_PIXELS:,} to {MAX_PIXELS:,} pixels, not {width * height:,}"
 
 
+def character_problems(name: str, value: Any) -> Iterator[str]:
+    """Yield why a database would refuse ``value`` after it was paid for: NUL characters, lone surrogates.
+
+    :param name: how to call it
+    :param value: text, or a structure of dicts and lists with text in it
+    """
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple)):
+            waiting += item
+        elif isinstance(item, str) and (found := _UNSTORABLE.search(item)):
+            kind = "a NUL character" if found[0] == "\0" else "half of a surrogate pair"
+            yield f"{name} contains {kind} (U+{ord(found[0]):04X}), which databases can't store: remove it"
+            return
+
+
 def _prompt_problems(value: Any) -> Iterator[str]:
     if not isinstance(value, str):
         yield f"prompt must be text, not {type(value).__name__}"
@@ -122,11 +142,15 @@ def _prompt_problems(value: Any) -> Iterator[str]:
         yield "prompt is empty: describe the image"
     elif len(value) > MAX_PROMPT_CHARACTERS:
         yield f"prompt has {len(value):,} characters; the API takes at most {MAX_PROMPT_CHARACTERS:,}"
+    else:
+        yield from character_problems("prompt", value)
 
 
 def _text_problems(name: str, value: Any) -> Iterator[str]:
     if not isinstance(value, str) or not value.strip():
         yield f"{name} must be text, not {value!r}"
+    else:
+        yield from character_problems(name, value)
 
 
 def _choice_problems(name: str, value: Any, choices: tuple[str, ...]) -> Iterator[str]:
@@ -156,8 +180,10 @@ def _extra_body_problems(value: Any) -> Iterator[str]:
         yield f"extra_body repeats {', '.join(own)}: use the argument of that name, which is checked"
     try:
         json.dumps(value, allow_nan=False, sort_keys=True)  # as it is sent, and as it is fingerprinted
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         yield f"extra_body cannot be sent as JSON: {error}"
+        return
+    yield from character_problems("extra_body", value)
 
 
 _FIELD_RULES = {

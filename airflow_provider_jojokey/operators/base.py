@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_jojokey.arguments import is_literal
-from airflow_provider_jojokey.choices import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.arguments import TEXTS, converted, has_template, is_literal
+from airflow_provider_jojokey.choices import LIMITS
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
-from airflow_provider_jojokey.store.extra_args import parse_extra_args
+from airflow_provider_jojokey.results import storable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import jinja2
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
@@ -45,6 +49,22 @@ OPTIONS = (
 """Templated arguments that all operators have."""
 
 
+OPTIONS_AT_PARSING = (
+    *FIELDS,
+    "reuse",
+    "on_unknown_outcome",
+    "max_in_flight",
+    "s3_extra_args",
+    "replace",
+    *LIMITS,
+)
+"""Arguments that are checked when the Dag is parsed."""
+
+MAX_LABEL = 250
+"""Characters of a mapped task's label in Airflow's database."""
+_LABEL = "{{ task.map_label }}"
+
+
 class ImageOperator(BaseOperator):
     """An operator that generates images: checks of its arguments, links and lineage.
 
@@ -58,11 +78,15 @@ class ImageOperator(BaseOperator):
 
     _ui_result: dict[str, Any] | None = None
     """The XCom value for the UI, once the task has pushed it."""
+    _label = ""
+    _label_template: str | None = None
+    _upstream_values: list[Any] | None = None
     _uris: list[str] | None = None
     """The URIs of all images, if the XCom value does not list them and they are not too many."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._upstream_arguments: set[str] = set()
         if getattr(self, "retry_policy", self) is None:
             self.retry_policy = JojoKeyRetryPolicy()
 
@@ -122,28 +146,138 @@ class ImageOperator(BaseOperator):
         from airflow_provider_jojokey.store.s3 import ImageStore
 
         try:
-            extra = {**Settings.from_airflow_config().s3_extra_args, **parse_extra_args(self.s3_extra_args)}
+            own = converted("s3_extra_args", self.s3_extra_args) or {}
+            extra = {**Settings.from_airflow_config().s3_extra_args, **own}
         except ValueError as error:
             raise JojoKeyRequestError(f"{error}.") from None
         return ImageStore(self.aws_conn_id, connections=connections, extra_args=extra)
 
     def _push(self, context: Context, key: str, value: Any) -> None:
-        if self.do_xcom_push:
-            context["ti"].xcom_push(key, value)
+        """Push an XCom. What was paid for counts more than an XCom that can't be stored: it is only logged."""
+        if not self.do_xcom_push:
+            return
+        try:
+            context["ti"].xcom_push(key, storable(value))
+        except Exception:
+            self.log.exception(
+                "The XCom %r could not be stored. Images and receipts in S3 are complete.", key
+            )
 
-    def _flag(self, name: str) -> bool:
-        """Return the value of a flag, whatever a template rendered it to.
+    # Templates and arguments
 
-        :raises JojoKeyRequestError: if it is neither true nor false
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render the templates in an argument.
+
+        Values from an upstream task are no templates. Airflow renders those of ``expand_kwargs(upstream())``:
+        text from outside could then read connections and variables. And an argument that is text stays text
+        with ``render_template_as_native_obj=True``, which would turn the key ``2026_11_11`` into a number.
+
+        :param content: an argument, or a part of one
+        :param context: values for the templates
+        """
+        if id(content) in (seen_oids or ()):
+            return content  # Airflow itself knows that it is from upstream
+        if any(content is value for value in self._values_from_upstream(context)):
+            return content
+        if isinstance(content, str) and self._renders_natively and self._is_text_argument(content):
+            environment = self.dag.get_template_env(force_sandboxed=True)
+            is_file = content.endswith(tuple(self.template_ext))
+            template = environment.get_template(content) if is_file else environment.from_string(content)
+            return template.render(context)
+        return super().render_template(content, context, jinja_env, seen_oids)
+
+    @property
+    def _renders_natively(self) -> bool:
+        own = getattr(self, "render_template_as_native_obj", None)
+        return bool(getattr(self.get_dag(), "render_template_as_native_obj", False) if own is None else own)
+
+    def _is_text_argument(self, content: Any) -> bool:
+        return any(content is getattr(self, name, None) for name in TEXTS)
+
+    def _values_from_upstream(self, context: Context) -> list[Any]:
+        """Return the values that an upstream task chose through ``expand_kwargs``, and note their arguments.
+
+        They are all values of the mapped arguments that the Dag file does not contain.
+        """
+        if self._upstream_values is None:
+            self._upstream_values = []
+            dag = self.get_dag()
+            mapped = dag.task_dict.get(self.task_id) if dag else None
+            for expansion, arguments, written in _expansions(mapped, self):
+                if not _is_from_upstream(expansion, getattr(context["ti"], "map_index", -1)):
+                    continue
+                for name, value in arguments.items():
+                    if not any(value is template for template in written.values()):
+                        self._upstream_values.append(value)
+                        self._upstream_arguments.add(name)
+        return self._upstream_values
+
+    def _convert_arguments(self, *more: str) -> None:
+        """Convert all templated arguments to the types they need.
+
+        :param more: arguments that only this operator has
+        :raises JojoKeyRequestError: if an argument can't be converted
         """
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
-        value = getattr(self, name)
-        known = {"true": True, "1": True, "false": False, "0": False, "none": False, "": False}
-        found = known.get(str(value).strip().lower())
-        if found is None:
-            raise JojoKeyRequestError(f"{name} must be true or false, not {str(value)[:40]!r}.")
-        return found
+        for name in (*more, *OPTIONS):
+            value = getattr(self, name)
+            if has_template(value) and name in self._upstream_arguments:
+                if name in ("s3_key", "s3_bucket"):
+                    raise JojoKeyRequestError(
+                        f"{name} comes from an upstream task and contains a template, which is not rendered.",
+                        "Let the upstream task return the whole key, or write the template in the Dag file.",
+                    )
+                self.log.warning("%s comes from an upstream task: the braces in it are not a template.", name)
+            try:
+                setattr(self, name, converted(name, value))
+            except ValueError as error:
+                raise JojoKeyRequestError(f"{error}.") from None
+
+    # The label of a mapped task
+
+    @property
+    def map_label(self) -> str:
+        """The label of a mapped task, as a text that a template can render.
+
+        A native template evaluates its text: only a quoted number stays text.
+        """
+        return repr(self._label) if self.dag.render_template_as_native_obj else self._label
+
+    def _set_label(self, context: Context, default: Any = None, *, paid: bool = False) -> None:
+        """Replace the label of a mapped task that Airflow's database would refuse.
+
+        Airflow renders the label after ``execute`` and fails the task if it can't, paid or not. A template of
+        the Dag's author is used as it is if its label can be stored.
+
+        :param default: the label if the Dag's author chose none
+        :param paid: whether the task has paid: then an error in the author's template is only logged
+        """
+        if getattr(context["ti"], "map_index", None) in (None, -1):
+            return
+        label = default
+        if (template := context.get("map_index_template")) and template != _LABEL:
+            self._label_template = template
+        if self._label_template is not None:
+            try:
+                label = self.dag.get_template_env().from_string(self._label_template).render(context)
+            except Exception:
+                if paid:
+                    self.log.warning("The task has no label: its template failed.", exc_info=True)
+                    context["map_index_template"] = None
+                return
+            if isinstance(label, str) and label == _short_line(label):
+                context["map_index_template"] = self._label_template
+                return
+        if label is not None:
+            self._label = _short_line(str(label))
+            context["map_index_template"] = _LABEL
 
     def _check_literals(self, *more: str) -> None:
         """Check what is known when the Dag is parsed.
@@ -151,24 +285,64 @@ class ImageOperator(BaseOperator):
         :param more: what the operator itself has found
         :raises ValueError: if anything was found
         """
-        literals = {
-            name: value
-            for name in FIELDS
-            if hasattr(self, name)
-            and is_literal(value := getattr(self, name))
-            and not (name == "model" and value is None)
-        }
-        if str(literals.get("prompt", "")).endswith(".prompt"):
-            del literals["prompt"]
-        found = list(problems(literals))
-        for name, choices in (("reuse", REUSE), ("on_unknown_outcome", ON_UNKNOWN_OUTCOME)):
-            if is_literal(value := getattr(self, name)) and value not in choices:
-                found.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        if is_literal(self.s3_extra_args):
+        found: list[str] = []
+        literals: dict[str, Any] = {}
+        for name in OPTIONS_AT_PARSING:
+            if not hasattr(self, name) or not is_literal(value := getattr(self, name)):
+                continue
+            if name == "prompt" and str(value).endswith(".prompt"):
+                continue
             try:
-                parse_extra_args(self.s3_extra_args)
+                value = converted(name, value)
             except ValueError as error:
                 found.append(str(error))
-        found += more
+                continue
+            if name in FIELDS and not (name == "model" and value is None):
+                literals[name] = value
+        found += [*problems(literals), *more]
         if found:
-            raise ValueError(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")
+            raise _error(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")
+
+
+def _error(text: str) -> ValueError:
+    """Return the error for a wrong argument: a mapped task meets it on the worker, where a retry is futile."""
+    from airflow.providers.common.compat.sdk import get_current_context
+
+    try:
+        get_current_context()
+    except Exception:
+        return ValueError(text)
+    from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+    return JojoKeyRequestError(f"{text}.")
+
+
+def _expansions(mapped: Any, task: Any) -> Iterator[tuple[Any, dict[str, Any], Mapping[str, Any]]]:
+    """Yield how a mapped task was expanded, the task's arguments, and those that the Dag file contains.
+
+    :param mapped: Airflow's mapped operator
+    :param task: the operator of one mapped task
+    """
+    written = getattr(mapped, "partial_kwargs", None) or {}
+    if (expansion := getattr(mapped, "expand_input", None)) is not None:
+        yield expansion, {name: getattr(task, name, None) for name in task.template_fields}, written
+    # Of a decorated function, the parameters; their names are not those of the operator's arguments.
+    if (expansion := getattr(mapped, "op_kwargs_expand_input", None)) is not None:
+        given = getattr(task, "op_kwargs", None) or {}
+        yield expansion, {f"{name}()": value for name, value in given.items()}, written.get("op_kwargs") or {}
+
+
+def _is_from_upstream(expansion: Any, map_index: int) -> bool:
+    """Return whether an upstream task chose the arguments of a mapped task, names included."""
+    if getattr(expansion, "EXPAND_INPUT_TYPE", "") != "list-of-dicts":
+        return False
+    value = expansion.value
+    return not isinstance(value, Sequence) or not isinstance(value[map_index], Mapping)
+
+
+def _short_line(text: str) -> str:
+    """Return one printable line that fits into Airflow's column; of a long text its end, which differs."""
+    line = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+    return line if len(line) <= MAX_LABEL else f"…{line[1 - MAX_LABEL :]}"

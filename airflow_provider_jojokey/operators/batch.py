@@ -7,10 +7,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_jojokey import assets
-from airflow_provider_jojokey.arguments import filled, is_literal, whole_number
+from airflow_provider_jojokey.arguments import is_literal
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
-from airflow_provider_jojokey.results import MAX_MESSAGE, MAX_PROMPT, XCOM_KEY, Result, StoredImage, shortened
+from airflow_provider_jojokey.results import (
+    MAX_MESSAGE,
+    MAX_PROMPT,
+    XCOM_KEY,
+    Result,
+    StoredImage,
+    shortened,
+    storable,
+)
 from airflow_provider_jojokey.store.keys import bucket_problems
 
 if TYPE_CHECKING:
@@ -162,6 +170,8 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.settings import Settings
 
         keep_small()
+        self._set_label(context)
+        self._convert_arguments("requests", "max_in_flight", "stream", "partial_images")
         owner, switch = self._owner(context), self._stop_switch
         plan, buckets = self._plan(owner)
         total = len(plan.items)
@@ -232,12 +242,10 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
         items = self.requests
-        if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Sequence):
-            raise JojoKeyRequestError(f"requests must be a list of dicts, not {type(items).__name__}.")
         names = (*FIELDS, "s3_bucket", "reuse", "on_unknown_outcome")
-        defaults = {name: filled(getattr(self, name)) for name in names if name != "prompt"}
+        defaults = {name: getattr(self, name) for name in names if name != "prompt"}
         defaults["model"] = defaults["model"] or self.hook.settings.default_model
-        plan = Plan(items, defaults, owner, self._flag("replace"))
+        plan = Plan(items, defaults, owner, self.replace)
         found = list(plan.problems())
         if found:
             raise JojoKeyRequestError(f"{format_problems(found, len(items))}.")
@@ -273,13 +281,9 @@ class GenerateImageBatchOperator(ImageOperator):
     def _in_flight(self) -> int:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
-        try:
-            number = whole_number("max_in_flight", self.max_in_flight)
-            if type(number) is not int or not 1 <= number <= MAX_IN_FLIGHT:
-                raise ValueError(_IN_FLIGHT.format(str(number)[:20]))
-        except ValueError as error:
-            raise JojoKeyRequestError(f"{error}.") from None
-        return number
+        if not 1 <= self.max_in_flight <= MAX_IN_FLIGHT:
+            raise JojoKeyRequestError(f"{_IN_FLIGHT.format(str(self.max_in_flight)[:20])}.")
+        return self.max_in_flight
 
     # Afterwards
 
@@ -339,7 +343,7 @@ class GenerateImageBatchOperator(ImageOperator):
         self._report(context, plan, tally, uri, error)
         if error is not None:
             raise error
-        summary = {
+        summary: dict[str, Any] = {
             "version": RESULT_VERSION,
             "manifest": uri,
             "total": tally.total,
@@ -349,8 +353,13 @@ class GenerateImageBatchOperator(ImageOperator):
             "images": tally.images,
             "usage": tally.usage,
         }
+        summary = storable(summary)
+        self._set_label(context, paid=True)
         if self.outlets:
-            assets.tell_of_batch(context, self.outlets, summary, tally.uris)
+            try:
+                assets.tell_of_batch(context, self.outlets, summary, tally.uris)
+            except Exception:  # whatever it is, the images are paid for
+                self.log.exception("The asset events could not be written.")
         return summary
 
     def _report(

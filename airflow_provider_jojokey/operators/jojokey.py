@@ -7,11 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_jojokey import assets
-from airflow_provider_jojokey.arguments import filled, is_literal, whole_number
-from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.arguments import converted, filled, is_literal
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
-from airflow_provider_jojokey.results import XCOM_KEY, Result
+from airflow_provider_jojokey.results import XCOM_KEY, Result, storable
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 
 if TYPE_CHECKING:
@@ -178,7 +177,8 @@ class GenerateImageOperator(ImageOperator):
         from airflow_provider_jojokey.payments.generate import Services, generate_images
         from airflow_provider_jojokey.settings import Settings
 
-        _label_by_key(context)
+        self._set_label(context, self.s3_key)
+        self._convert_arguments("prompt", "s3_key", "stream", "partial_images")
         job = self._job(context)
         request = job.request
         self.log.info(
@@ -215,7 +215,7 @@ class GenerateImageOperator(ImageOperator):
 
         if event and "job" in event:
             self._resume(event["job"])
-        _label_by_key(context)
+        self._set_label(context, self.s3_key)
         if event and "manifest" in event:
             return self._succeeded(context, event["manifest"])
         raise self._failed(context, JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT))
@@ -229,11 +229,11 @@ class GenerateImageOperator(ImageOperator):
             request=request,
             destination=self._destination(request.n),
             owner=self._owner(context),
-            reuse=self._choice("reuse", REUSE),
-            on_unknown_outcome=self._choice("on_unknown_outcome", ON_UNKNOWN_OUTCOME),
+            reuse=self.reuse,
+            on_unknown_outcome=self.on_unknown_outcome,
             task_limit=task_limit,
             run_limit=run_limit,
-            replace=self._flag("replace"),
+            replace=self.replace,
         )
 
     def _defer(self, job: ImageJob) -> None:
@@ -251,17 +251,26 @@ class GenerateImageOperator(ImageOperator):
 
         :param job: see :meth:`ImageJob.to_json`
         """
-        for name in ("prompt", "model", "size", "quality"):
+        for name in FIELDS:
             setattr(self, name, job["request"][name])
+        self.s3_bucket, self.s3_key = job["destination"]["bucket"], job["destination"]["key"]
+        self.reuse, self.on_unknown_outcome = job["reuse"], job["on_unknown_outcome"]
+        connection = filled(self.aws_conn_id)
+        self.aws_conn_id = None if connection is None else str(connection)
 
     def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
-        result = Result.from_manifest(manifest, prompt=self.prompt, aws_conn_id=self.aws_conn_id)
+        result = Result.from_manifest(manifest, prompt=str(self.prompt), aws_conn_id=self.aws_conn_id)
         self._ui_result = result.to_xcom()
         self._push(context, XCOM_KEY, self._ui_result)
+        self._set_label(context, self.s3_key, paid=True)
+        manifest = storable(manifest)
         if self.outlets:
-            assets.tell_of_images(context, self.outlets, manifest)
+            try:
+                assets.tell_of_images(context, self.outlets, manifest)
+            except Exception:  # whatever it is, the images are paid for
+                self.log.exception("The asset events could not be written.")
         return manifest
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
@@ -271,7 +280,9 @@ class GenerateImageOperator(ImageOperator):
         # Also after a failure: without it, the sum over the XComs would be below the bill.
         self._push(context, "usage", error.usage or total_usage(()))
         options = {name: getattr(self, name) for name in ("model", "size", "quality")}
-        result = Result.from_error(error, prompt=self.prompt, aws_conn_id=self.aws_conn_id, options=options)
+        result = Result.from_error(
+            error, prompt=str(self.prompt), aws_conn_id=self.aws_conn_id, options=options
+        )
         self._ui_result = result.to_xcom()
         self._push(context, XCOM_KEY, self._ui_result)
         if self.reuse == "never" and not isinstance(error, JojoKeyFailure):
@@ -289,12 +300,10 @@ class GenerateImageOperator(ImageOperator):
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
         from airflow_provider_jojokey.img2.request import ImageRequest
 
-        values = {name: filled(getattr(self, name)) for name in FIELDS}
+        values = {name: getattr(self, name) for name in FIELDS}
         values["model"] = values["model"] or self.hook.settings.default_model
-        values["prompt"] = (self.prompt or "").strip()
+        values["prompt"] = values["prompt"].strip()
         try:
-            for name in ("n", "output_compression"):
-                values[name] = whole_number(name, values[name])
             return ImageRequest(**values)
         except ValueError as error:
             raise JojoKeyRequestError(f"The request is not valid: {error}.") from None
@@ -303,24 +312,16 @@ class GenerateImageOperator(ImageOperator):
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
         try:
-            return Destination.parse(filled(self.s3_bucket), self.s3_key, n)
+            return Destination.parse(self.s3_bucket, self.s3_key, n)
         except ValueError as error:
             raise JojoKeyRequestError(f"The place in S3 is not valid: {error}.") from None
-
-    def _choice(self, name: str, choices: tuple[str, ...]) -> str:
-        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
-
-        value = getattr(self, name)
-        if value not in choices:
-            raise JojoKeyRequestError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-        return str(value)
 
     def _place_problems(self) -> list[str]:
         """Return what is wrong with the place in S3, as far as it is known when the Dag is parsed."""
         if not (is_literal(self.s3_key) and is_literal(self.s3_bucket)):
             return []
         try:
-            bucket, key = split(self.s3_bucket, self.s3_key)
+            bucket, key = split(converted("s3_bucket", self.s3_bucket), converted("s3_key", self.s3_key))
         except ValueError as error:
             return [str(error)]
         return [*(bucket_problems(bucket) if bucket else ()), *key_problems(key)]
@@ -343,12 +344,3 @@ def _default_deferrable() -> bool:
     from airflow.providers.common.compat.sdk import conf
 
     return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
-
-
-def _label_by_key(context: Context) -> None:
-    """Tell mapped tasks apart in the UI by what they make, where the Dag's author has not said how.
-
-    Not a default of the operator's argument: Airflow reads that before it makes a mapped task's operator.
-    """
-    if not context.get("map_index_template") and getattr(context["ti"], "map_index", -1) >= 0:
-        context["map_index_template"] = "{{ task.s3_key }}"

@@ -13,7 +13,7 @@ from loopback import Exchange, Server
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.exceptions import JojoKeyError
-from airflow_provider_jojokey.payments import send
+from airflow_provider_jojokey.payments import evidence, send
 from airflow_provider_jojokey.payments.attempt import Outcome
 from airflow_provider_jojokey.sandbox import Gateway
 from airflow_provider_jojokey.store import spool as spools
@@ -227,7 +227,10 @@ def test_large_image_gets_more_time_before_retry(harness: Harness) -> None:
     assert large.retry_after > small.retry_after + 5
 
 
-def test_logged_failure_is_retried_where_charges_are_logged(harness: Harness) -> None:
+def test_logged_failure_is_retried_where_charges_are_logged(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "CHARGE_DELAY", 0.0)  # the gateway's clock can't be skipped
     harness.fail("a fox [sandbox: error_in_200 billed=no times=1]")
     harness.run("an owl", "owl.png", task="other")
     harness.time.skip(1_200)
