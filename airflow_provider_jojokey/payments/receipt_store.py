@@ -28,6 +28,8 @@ CLAIM_RECHECK = 1.0
 Such a store accepts the claims of two writers. The later one stands, and the earlier writer finds that out
 here, unless the other one takes longer than this between its read and its write.
 """
+MAX_READ_AGE = 1.0
+"""Seconds after which a receipt is read again before a claim, unless the store is known to protect it."""
 MAX_CONFLICTS = 20
 """Writes that may fail because of other writers before the store counts as unusable."""
 
@@ -105,7 +107,7 @@ class ReceiptStore:
         """
         seen = self._receipt
         unprotected = self._store.supports_conditional_writes is False
-        if not self.verified and clock.monotonic() - self._read_at > CLAIM_RECHECK:
+        if not self.verified and clock.monotonic() - self._read_at > MAX_READ_AGE:
             unprotected = True  # the claim would overwrite what another process has written in the meantime
         if unprotected and self.read() != seen:
             return False

@@ -8,8 +8,10 @@ import shutil
 import sys
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 
+from tests.adversary.cases import plans
 from tests.adversary.plan import Plan, draw, shrink
 from tests.adversary.report import Report
 from tests.adversary.world import run_plan, simulated
@@ -57,9 +59,10 @@ def run(sequences: int, seed: str, skew: float, folder: Path, until_violation: b
     """Run sequences; their numbers and the seed name them."""
     report = Report(seed, skew)
     began = time.monotonic()
+    drawn = (draw(f"{seed}/{number}", skew) for number in range(sequences))
     with simulated():
-        for number in range(sequences):
-            report.add(run_plan(draw(f"{seed}/{number}", skew), folder))
+        for plan in chain(plans() if until_violation else (), drawn):
+            report.add(run_plan(plan, folder))
             if until_violation and report.first:
                 break
     report.seconds = time.monotonic() - began

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyRequestError, JojoKeyStoreError
 from airflow_provider_jojokey.payments.liveness import CLOCK_TOLERANCE
+from tests.adversary.subject import identity
 from tests.adversary.virtual import EPOCH
 
 if TYPE_CHECKING:
@@ -91,6 +92,13 @@ def at_end_of_process(world: World, ended: Ended) -> list[str]:
         problems.append("refuses to replace its own image")
     if process.name.startswith("last"):
         problems += _without_image(world, ended)
+    mine = [attempt for attempt in world.attempts(job) if _is_of(attempt, ended)]
+    if (
+        world.plan.conditional
+        and not own
+        and any(attempt["outcome"] in ("unknown", "billed") for attempt in mine)
+    ):
+        problems.append("nothing was sent, and the receipt does not say so")
     troubled = ended.step.faults or process.terminated is not None or isinstance(error, JojoKeyStoreError)
     if ended.alone and not troubled:
         usage = ended.manifest["usage"] if ended.manifest is not None else error.usage if error else None
@@ -191,6 +199,12 @@ def _without_image(world: World, ended: Ended) -> list[str]:
     ):
         return []
     return ["no image although nothing is lost"]
+
+
+def _is_of(attempt: dict[str, Any], ended: Ended) -> bool:
+    worker, process = attempt["worker"], ended.process
+    known = (worker["pid"], worker["identity"], attempt["owner"]["ti_id"])
+    return known == (process.pid, identity(process), ended.job.owner.ti_id)
 
 
 def _posts_at(world: World, job: Any) -> list[Sent]:

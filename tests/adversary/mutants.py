@@ -20,7 +20,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ("a late loss overwrites stored images", "payments/attempt.py", "Outcome.COMPLETE: frozenset({Event.DETAIL})", "Outcome.COMPLETE: frozenset(Event)"),
     ("an empty log proves that nothing was billed", "payments/evidence.py", "    return _unknown(facts, row)\n", "    if facts.finished and facts.log is not None and row is None:\n        return Verdict(Event.PROVEN_UNBILLED, '')\n    return _unknown(facts, row)\n"),
     ("a row that fits in time proves a charge", "payments/evidence.py", "    return Verdict(Event.LOST, reason, final=facts.finished, hint=hint)", "    event = Event.PROVEN_BILLED if hint else Event.LOST\n    return Verdict(event, reason, usage=hint and hint['usage'])"),
-    ("a failed channel proves a failed request", "payments/evidence.py", "if row is not None and facts.finished and _logs_charges_after(facts, row):", "if row is not None:"),
+    ("a failed channel proves a failed request", "payments/evidence.py", "if row is not None and facts.overdue and _logs_charges_after(facts, row):", "if row is not None:"),
     ("an attempt sends whenever it gets to it", "payments/send.py", "if elapsed > (context.send_window if sends else SEND_DEADLINE):", "if False:"),
     ("the time is not checked after the mark", "payments/send.py", "        check_time()  # again", "        # again"),
     ("the mark of a send is not written", "payments/send.py", "            spool.mark_sending(at, context.store.clock)\n", "            pass\n"),
