@@ -92,12 +92,9 @@ def at_end_of_process(world: World, ended: Ended) -> list[str]:
         problems.append("refuses to replace its own image")
     if process.name.startswith("last"):
         problems += _without_image(world, ended)
-    mine = [attempt for attempt in world.attempts(job) if _is_of(attempt, ended)]
-    if (
-        world.plan.conditional
-        and not own
-        and any(attempt["outcome"] in ("unknown", "billed") for attempt in mine)
-    ):
+    mine = [attempt["outcome"] for attempt in world.attempts(job) if _is_of(attempt, ended)]
+    unsure = "unknown" in mine or "billed" in mine
+    if unsure and not own and world.plan.conditional and process.terminated is None:
         problems.append("nothing was sent, and the receipt does not say so")
     troubled = ended.step.faults or process.terminated is not None or isinstance(error, JojoKeyStoreError)
     if ended.alone and not troubled:
