@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import ipaddress
 import socket
@@ -143,6 +144,7 @@ class GatewayAdapter(TCPKeepAliveAdapter):
     def __init__(self, public_only: bool = False) -> None:
         # Sockets, because a connection hands its own over to a response after which it closes.
         self._live: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._aborts = 0
         self._public_only = public_only
         self._trust: dict[tuple[str | None, str | None], ssl.SSLContext] = {}
         self._trust_lock = threading.Lock()
@@ -160,7 +162,8 @@ class GatewayAdapter(TCPKeepAliveAdapter):
         return manager
 
     def abort(self) -> None:
-        """Shut down every open connection; threads that wait on one get an error now."""
+        """Shut down every open connection; threads that wait on one get an error now, or once they are connected."""
+        self._aborts += 1
         for reference in self._live.valuerefs():  # an atomic copy: other threads may connect meanwhile
             if (sock := reference()) is not None:
                 try:
@@ -193,16 +196,19 @@ class GatewayAdapter(TCPKeepAliveAdapter):
             response_class: Any = FinalResponse
 
             def connect(self) -> None:
+                aborts = adapter._aborts
                 try:
                     self.share_trust()
                     super().connect()  # type: ignore[misc]
+                    adapter._live[id(self.sock)] = self.sock
+                    if adapter._aborts != aborts:
+                        raise ConnectionAbortedError(errno.ECONNABORTED, "aborted while it was connecting")
                     # Through a proxy, the peer is the proxy, and the proxy decides which hosts it reaches.
                     if adapter._public_only and not getattr(self, "proxy", None):
                         require_public(self.sock.getpeername()[0])
                 except Exception as error:
                     error.before_sending = True  # type: ignore[attr-defined]
                     raise
-                adapter._live[id(self.sock)] = self.sock
 
             def share_trust(self) -> None:
                 pass

@@ -245,7 +245,7 @@ class Adapter(GatewayAdapter):
             return self._respond(request, 500, b"upstream connect error", "text/plain")
         return self._respond(request, 200, {"success": True, "message": "", "data": gateway.rows()})
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Do nothing: :meth:`_wait` sees SIGTERM itself."""
 
     def _post(self, request: Any) -> Any:

@@ -1648,3 +1648,19 @@ def small_png(width: int = 16, kind: str = "PNG") -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (width, 16), (200, 80, 20)).save(out, kind)
     return out.getvalue()
+
+
+def test_nothing_is_sent_if_aborted_while_connecting(
+    gateway: Gateway, calls: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = transport.HTTPConnection.connect
+
+    def connect_and_abort(connection: Any) -> None:
+        connect(connection)
+        calls.abort()
+
+    monkeypatch.setattr(transport.HTTPConnection, "connect", connect_and_abort)
+    error = refused(lambda: calls.generate(asking("")))
+
+    assert error.billed == "no"
+    assert not gateway.requests
