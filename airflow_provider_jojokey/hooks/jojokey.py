@@ -185,8 +185,8 @@ class JojoKeyHook(BaseHook):
         :param before_send: called before each send; an exception prevents it
         :param on_fact: receives facts about the response as soon as they are known, see :meth:`Client.generate`
         :param max_resends: instead of the connection's setting
-        :param resend_until: no resend after this time (:func:`payments.clock.monotonic` seconds); by default
-            the connection's ``max_resend_wait`` seconds from now, including the time that failing responses take
+        :param resend_until: no resend after this time (:func:`payments.clock.monotonic` seconds), nor after the
+            connection's ``max_resend_wait`` seconds, including the time that failing responses take
         :raises JojoKeyError: if there are no images; the class names the kind of cause, and ``billed`` says
             whether you were charged
         """
@@ -195,7 +195,8 @@ class JojoKeyHook(BaseHook):
         from airflow_provider_jojokey.payments import clock
 
         settings = self.settings
-        until = clock.monotonic() + settings.max_resend_wait if resend_until is None else resend_until
+        until = clock.monotonic() + settings.max_resend_wait
+        until = until if resend_until is None else min(until, resend_until)
         resends = settings.max_resends if max_resends is None else max_resends
         resending = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_resend_may_help),

@@ -460,7 +460,7 @@ def test_connection_test_succeeds(gateway: Gateway, hook: JojoKeyHook) -> None:
     [
         ({"password": "sk-unknown"}, ["does not know this token", "console"]),
         ({"password": "sk-disabled"}, ["disabled"]),
-        ({"password": "sk-expired"}, ["expired on", "make a new one"]),
+        ({"password": "sk-expired"}, ["expired on", "Create a new one"]),
         ({"password": "sk-exhausted"}, ["quota is used up"]),
         ({"password": "sk-no_model"}, ["gpt-image-2 is not visible", "gpt-4o-mini", "image group"]),
         ({"password": "sk-no_group"}, ["group"]),
@@ -497,7 +497,7 @@ def test_connection_test_names_the_cause(
          b"<title>Just a moment...</title>", ["blocked", "cf-ray 8f2c"]),
         (502, {"Server": "nginx"}, b"<title>502 Bad Gateway</title>", ["HTTP 502"]),
         (301, {"Location": "https://example.com/"}, b"", ["redirects"]),
-        (200, {}, b"[]", ["not what JojoKey answers"]),
+        (200, {}, b"[]", ["not in JojoKey's format"]),
     ],
 )  # fmt: skip
 def test_other_servers_are_recognised(
