@@ -11,7 +11,7 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from tests.adversary.cases import plans
+from tests.adversary.cases import plans, sweeps
 from tests.adversary.plan import Plan, draw, shrink
 from tests.adversary.report import Report
 from tests.adversary.world import run_plan, simulated
@@ -61,7 +61,7 @@ def run(sequences: int, seed: str, skew: float, folder: Path, until_violation: b
     began = time.monotonic()
     drawn = (draw(f"{seed}/{number}", skew) for number in range(sequences))
     with simulated():
-        for plan in chain(plans() if until_violation else (), drawn):
+        for plan in chain([*plans(), *sweeps()] if until_violation else (), drawn):
             report.add(run_plan(plan, folder))
             if until_violation and report.first:
                 break

@@ -13,15 +13,7 @@ CASES = {
     "a proxy quotes the ID of a failed request": (
         Run(posts=(Post("proxy"),)), LATER, Run(task=1), Event("sleep", seconds=1000.0), Run()
     ),
-    "an orphan's image after another host has paid again": (
-        Run(kill_at=34), Run(host=1, on_unknown_outcome="regenerate"), Run()
-    ),
-    "a machine is suspended while it marks the send": (Run(freeze_at=(10, 700.0)), Run(host=1)),
-    "a machine is suspended during its first S3 request": (Run(freeze_at=(2, 700.0)), Run(host=1)),
-    "a killed upload and a changed prompt": (Run(prompt=1, kill_at=34), Run()),
-    "a killed upload and a lost spool": (Run(kill_at=33), Event("lose spool"), Run()),
     "a response broke off within its usage": (Run(posts=(Post("mid body", cut=0.94),)),),
-    "the spool is copied to another host": (Run(kill_at=20), Event("copy spool"), Run(host=1), Run()),
     "a claim's response is lost and boto3 repeats it": (Run(faults=((3, "resent"),)), Run()),
     "the host that waits has a clock ahead": (Run(posts=SLOW, wait=20.0), Run(host=1)),
     "try again with the same task instance": (
@@ -34,6 +26,27 @@ RACES = {
     for number, moment in enumerate(0.01 + 0.02 * step for step in range(15))
     for before in ((Run(prompt=1),) if number % 3 == 0 else (),)
 }
+KILLS = {
+    "a kill": lambda at: (Run(kill_at=at), Run()),
+    "a kill and a changed prompt": lambda at: (Run(prompt=1, kill_at=at), Run()),
+    "a kill, and another host pays again": lambda at: (
+        Run(kill_at=at), Run(host=1, on_unknown_outcome="regenerate"), Run()
+    ),
+    "a kill and a lost spool": lambda at: (Run(kill_at=at), Event("lose spool"), Run()),
+    "a kill and a copied spool": lambda at: (Run(kill_at=at), Event("copy spool"), Run(host=1), Run()),
+    "a suspended machine": lambda at: (Run(freeze_at=(at, 700.0)), Run(host=1)),
+}  # fmt: skip
+"""Sequences that are run for each yield point of a process."""
+
+
+def sweeps() -> list[Plan]:
+    """Return sequences in which a process is killed or suspended at each of its yield points."""
+    return [
+        Plan(f"{name} at {at}", steps(at), store)
+        for name, steps in KILLS.items()
+        for at in range(1, 46)
+        for store in ("aws", "conforming")
+    ]
 
 
 def plans() -> list[Plan]:

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_jojokey.payments import decision, generate, receipt_store
 from tests.adversary.__main__ import run, story
-from tests.adversary.cases import plans
+from tests.adversary.cases import KILLS, plans, sweeps
 from tests.adversary.plan import Plan, Run, draw
 from tests.adversary.world import run_plan, simulated
 
@@ -28,6 +28,13 @@ def test_known_accident_costs_nothing(plan: Plan, tmp_path: Path, simulation: No
     world = run_plan(plan, tmp_path / "world")
     assert world.problems == []
     assert any(post.billed for post in world.gateway.sent)
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_no_point_of_an_accident_costs_anything(name: str, tmp_path: Path, simulation: None) -> None:
+    for plan in sweeps():
+        if plan.seed.startswith(f"{name} at"):
+            assert run_plan(plan, tmp_path / "world").problems == [], f"{plan.seed}, {plan.store}"
 
 
 @pytest.mark.parametrize("skew", [0.0, 600.0])
