@@ -15,7 +15,9 @@ CASES = {
     ),
     "a response broke off within its usage": (Run(posts=(Post("mid body", cut=0.94),)),),
     "a claim's response is lost and boto3 repeats it": (Run(faults=((3, "resent"),)), Run()),
-    "the host that waits has a clock ahead": (Run(posts=SLOW, wait=20.0), Run(host=1)),
+    "the host that waits has a clock ahead": (
+        Run(posts=SLOW, wait=20.0), Run(host=1, on_unknown_outcome="regenerate")
+    ),
     "try again with the same task instance": (
         Run(reuse="never", posts=(Post("reset"),)), LATER, Run(kind="again", reuse="never")
     ),
@@ -74,4 +76,7 @@ def plans() -> list[Plan]:
         ),
         log="late",
     )
-    return [*cases, *races, shared, late]
+    absent = Plan(
+        "a proxy says that there is no receipt", (Run(), Run(faults=((1, "bare 404"),))), "no conditions"
+    )
+    return [*cases, *races, shared, late, absent]

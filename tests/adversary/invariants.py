@@ -78,6 +78,9 @@ def at_end_of_process(world: World, ended: Ended) -> list[str]:
         took = world.scheduler.now - process.terminated
         if took > GRACE:
             problems.append("does not end after SIGTERM")
+    paid_for = any(post.billed and _ti(post.job) == _ti(job) for post in sent)
+    if job.reuse == "never" and ended.manifest is not None and ended.manifest["reused"] and not paid_for:
+        problems.append("reuse='never' asked for a new image, and got an old one")
     if ended.manifest is not None:
         prompts = {digest: post for post in world.gateway.sent for digest in post.images}
         for image in ended.manifest["images"]:
@@ -185,7 +188,7 @@ def _left_behind(world: World, ended: Ended) -> list[str]:
         for digest in post.images
     }
     found = {stored.sha256 for stored in world.s3.objects.values()} & wanted
-    if found - listed and world.plan.conditional:
+    if found - listed and ended.manifest is None and world.plan.conditional:
         problems.append("a stored image is not in the receipt")
     return problems
 

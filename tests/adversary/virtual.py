@@ -76,6 +76,8 @@ class Process:
     killed: bool = False
     terminated: float | None = None
     crash: BaseException | None = None
+    received: set[str] = field(default_factory=set)
+    """Digests of images that it has sealed as whole in its spool."""
     turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     @property

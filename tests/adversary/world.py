@@ -201,7 +201,8 @@ class World:
             self.scheduler.say(f"{type(error).__name__}, billed {error.billed}: {error}")
         finally:
             if process.killed:
-                self.held[process.host.name] |= self.received(process.host)
+                kept = self.received(process.host)
+                self.held[process.host.name] |= kept if process in self.bereft else kept | process.received
             else:
                 self._note(ended)
 
@@ -283,11 +284,11 @@ def simulated(verbose: bool = False) -> Iterator[None]:
     """Put the package into the simulation: clocks, identity of the machine, and yield points in the spool."""
     with ExitStack() as stack:
         stack.enter_context(subject.replacements(CLOCK))
-        for cls, names in ((Spool, SPOOL_STEPS), (ImageFile, ("seal",))):
-            for name in names:
-                if (method := getattr(cls, name, None)) is not None:
-                    setattr(cls, name, _with_yield(method, f"{cls.__name__}.{name}"))
-                    stack.callback(setattr, cls, name, method)
+        for name in SPOOL_STEPS:
+            stack.callback(setattr, Spool, name, getattr(Spool, name))
+            setattr(Spool, name, _with_yield(getattr(Spool, name), f"Spool.{name}"))
+        stack.callback(setattr, ImageFile, "seal", ImageFile.seal)
+        ImageFile.seal = _seal(ImageFile.seal)  # type: ignore[method-assign]
         fsync = os.fsync
         os.fsync = _fsync
         stack.callback(setattr, os, "fsync", fsync)
@@ -317,6 +318,15 @@ def _with_yield(method: Callable[..., Any], name: str) -> Callable[..., Any]:
         return found
 
     return stepped
+
+
+def _seal(method: Callable[..., Any]) -> Callable[..., Any]:
+    def seal(file: ImageFile, *args: Any) -> None:
+        _with_yield(method, "ImageFile.seal")(file, *args)
+        if (process := CLOCK.scheduler.current()) is not None and file.path is not None:
+            process.received.add(file.sha256)
+
+    return seal
 
 
 def _fsync(descriptor: Any) -> None:
