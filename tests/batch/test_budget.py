@@ -347,7 +347,7 @@ def test_batches_that_take_turns_share_a_budget(any_store: Any, gateway: Any) ->
             except JojoKeyBudgetError:
                 continue
             sent[number] += 1
-            budget.settle(wanted, None)
+            budget.settle(wanted, None, claimed=True)
     for budget in budgets:
         budget.close()
 
@@ -400,10 +400,10 @@ def test_job_waits_for_another_that_may_turn_out_cheaper() -> None:
     def settle_first() -> None:
         nonlocal waits
         waits += 1
-        budget.settle(first, receipt_of(first))  # it cost nothing
+        budget.settle(first, receipt_of(first), claimed=True)  # it cost nothing
 
     budget.reserve(second, receipt_of(second), settle_first)
-    budget.settle(second, None)
+    budget.settle(second, None, claimed=True)
 
     assert waits == 1
     assert budget.spent == each
@@ -416,7 +416,7 @@ def test_sent_job_without_a_receipt_counts_as_reserved() -> None:
     budget = Budget(Limit(images=9), Limit(), None, Amount(150, 1))
     budget.reserve(wanted, receipt_of(wanted), permit)
 
-    budget.settle(wanted, None)
+    budget.settle(wanted, None, claimed=True)
 
     assert budget.spent == Amount(150, 1) + estimate(wanted)
 
