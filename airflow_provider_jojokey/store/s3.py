@@ -547,7 +547,7 @@ class ImageStore:
     def _rejects_condition(self, bucket: str, condition: Mapping[str, str], error: Any) -> bool:
         """Return whether the store may have rejected the request because it has no such condition."""
         known = getattr(self._conditions(bucket), _NAMES[next(iter(condition))])
-        return known is None and _status(error) in (400, 405, 501) and _code(error) in _UNSUPPORTED
+        return known is not True and _status(error) in (400, 405, 501) and _code(error) in _UNSUPPORTED
 
     def _place(self, bucket: str) -> tuple[str, str]:
         return self.client.meta.endpoint_url, bucket
@@ -815,7 +815,10 @@ def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
         return _of_response(error, doing)
     if isinstance(error, BotoCoreError):
         return _of_botocore(error, doing)
-    if isinstance(error, RecursionError):  # botocore follows redirects by calling itself
+    # botocore follows redirects by calling itself, and may wrap what comes of that.
+    if isinstance(error, RecursionError) or isinstance(
+        getattr(error, "kwargs", {}).get("error"), RecursionError
+    ):
         return JojoKeyStoreError(
             f"S3 redirects every request to {doing}.",
             "Set region_name, and endpoint_url if there is one, in the AWS connection's extra to those of the bucket.",

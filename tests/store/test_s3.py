@@ -313,7 +313,7 @@ def test_response_without_etag_is_not_s3(proxy: FaultProxy, store: ImageStore) -
 def test_endless_redirect_is_an_error(proxy: FaultProxy, store: ImageStore) -> None:
     proxy.faults = [answer(error(301, "PermanentRedirect"))]
     failed = error_of(lambda: store.read("posters", "fox.json"))
-    assert not failed.transient
+    assert not failed.transient, (failed.detail, failed.message)
     assert "region_name" in failed.message
 
 
