@@ -813,16 +813,15 @@ def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
 
     if isinstance(error, ClientError):
         return _of_response(error, doing)
-    if isinstance(error, BotoCoreError):
-        return _of_botocore(error, doing)
     # botocore follows redirects by calling itself, and may wrap what comes of that.
-    if isinstance(error, RecursionError) or isinstance(
-        getattr(error, "kwargs", {}).get("error"), RecursionError
-    ):
+    wrapped = getattr(error, "kwargs", {}).get("error")
+    if isinstance(error, RecursionError) or isinstance(wrapped, RecursionError):
         return JojoKeyStoreError(
             f"S3 redirects every request to {doing}.",
             "Set region_name, and endpoint_url if there is one, in the AWS connection's extra to those of the bucket.",
         )
+    if isinstance(error, BotoCoreError):
+        return _of_botocore(error, doing)
     # botocore reads the body of an error response without translating what breaks there.
     if isinstance(
         error, (HTTPError, http.client.HTTPException, ConnectionError, TimeoutError, ResponseParserError)
