@@ -176,22 +176,27 @@ class Batch:
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
         failures: list[BaseException] = []
+        # Not Thread.join(): in Python 3.11, an exception that interrupts it marks the running thread as ended, so
+        # that a second join() returns at once and images in flight are not counted.
+        ended = threading.Event()
 
         def decide() -> None:
             try:
                 self._run()
             except BaseException as error:
                 failures.append(error)
+            finally:
+                ended.set()
 
         decider = threading.Thread(
             target=copy_context().run, args=(decide,), name="jojokey-decider", daemon=True
         )
         decider.start()
         try:
-            decider.join()
+            ended.wait()
         except BaseException:
             self.stop()
-            decider.join()
+            ended.wait()
             raise
         if failures:
             raise failures[0]
