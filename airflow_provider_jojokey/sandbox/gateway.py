@@ -128,7 +128,7 @@ class Gateway:
         self._images: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
         self._misses: dict[str, int] = {}
         self._log_calls: dict[str, deque[float]] = {}
-        self._in_flight = 0
+        self._answering: set[Wire] = set()
         self._peak = 0
         self._server: Server | None = None
 
@@ -212,7 +212,7 @@ class Gateway:
     def in_flight(self) -> int:
         """How many image requests are being answered."""
         with self._changed:
-            return self._in_flight
+            return len(self._answering)
 
     @property
     def peak_in_flight(self) -> int:
@@ -243,8 +243,8 @@ class Gateway:
         :raises TimeoutError: if one still is.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._in_flight == 0, timeout):
-                raise TimeoutError(f"{self._in_flight} request(s) still in flight after {timeout} s.")
+            if not self._changed.wait_for(lambda: not self._answering, timeout):
+                raise TimeoutError(f"{len(self._answering)} request(s) still in flight after {timeout} s.")
 
     def _wait_for(
         self, items: Callable[[], Iterable[_Item]], n: int, timeout: float, what: str
@@ -278,7 +278,16 @@ class Gateway:
             self._behaviours.clear()
 
     def reset(self) -> None:
-        """Forget requests, ledger, behaviours and the counts of directives."""
+        """End the image requests that are being answered, and forget requests, ledger, behaviours and directives.
+
+        :raises TimeoutError: if a request doesn't end within 10 seconds.
+        """
+        if self._server is not None:
+            self._server.interrupt()
+        with self._changed:
+            for wire in self._answering:
+                wire.shut_down()
+        self.wait_until_idle()
         with self._changed:
             self._requests.clear()
             self._fetches.clear()
@@ -288,7 +297,7 @@ class Gateway:
             self._misses.clear()
             self._log_calls.clear()
             self._taken.clear()
-            self._peak = self._in_flight
+            self._peak = 0
         self._ledger.clear()
 
     # --- answering -----------------------------------------------------------------------------------------------
@@ -421,13 +430,13 @@ class Gateway:
 
     def _generate(self, request: RequestRecord, authorization: str, wire: Wire) -> bool:
         with self._changed:
-            self._in_flight += 1
-            self._peak = max(self._peak, self._in_flight)
+            self._answering.add(wire)
+            self._peak = max(self._peak, len(self._answering))
         try:
             return self._generate_counted(request, authorization, wire)
         finally:
             with self._changed:
-                self._in_flight -= 1
+                self._answering.discard(wire)
                 self._changed.notify_all()
 
     def _generate_counted(self, request: RequestRecord, authorization: str, wire: Wire) -> bool:
@@ -447,7 +456,7 @@ class Gateway:
             return _send(wire, _refuse(request.request_id, refusal))
         exchange = _Exchange(request.request_id, request.time, account)
         call = self._call(order, request, directive, words)
-        work = self._work(self._delay + directive.number("delay"))
+        work = self._work(self._delay + directive.number("delay"), wire)
 
         if case.stream_fault is not None or (order.stream and self._streams and case.good):
             return self._stream(exchange, call, case, wire, work)
@@ -469,7 +478,7 @@ class Gateway:
         except OSError:
             if exchange.settled is not None:
                 self._deliver(exchange, False)
-            elif self._server is not None and not self._server.stopping.is_set():
+            elif not wire.stopping.is_set():
                 # The client left, and the upstream, which does not know, finishes what will be paid for.
                 for _ in work:
                     pass
@@ -548,14 +557,13 @@ class Gateway:
                 self._images.popitem(last=False)
         return self.url + path
 
-    def _work(self, seconds: float) -> Iterator[bytes]:
+    def _work(self, seconds: float, wire: Wire) -> Iterator[bytes]:
         """Take as long as the upstream does, whether or not the client is still there."""
-        server = self._server
         end = time.monotonic() + seconds
-        while server is not None and (left := end - time.monotonic()) > 0:
-            if server.stopping.wait(min(left, self._ping)):
-                # Whoever stops the world does not want to wait for images that nobody will see.
-                raise ConnectionAbortedError("the gateway is stopping")
+        while (left := end - time.monotonic()) > 0:
+            if wire.stopping.wait(min(left, self._ping)):
+                # Nobody will see the image of a request that the server was asked to end.
+                raise ConnectionAbortedError("the gateway ends this request")
             yield b": PING\n\n"
 
     def _settle(self, exchange: _Exchange, call: Call, case: Case) -> None:

@@ -81,6 +81,11 @@ class Server(socketserver.TCPServer):
         for thread, _ in threads:
             thread.join()
 
+    def interrupt(self) -> None:
+        """Ask the requests that are being answered to end; later ones are served."""
+        self.stopping, ended = threading.Event(), self.stopping
+        ended.set()
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a new connection in a thread of its own."""
         thread = threading.Thread(

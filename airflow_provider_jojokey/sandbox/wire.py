@@ -59,12 +59,12 @@ class Wire:
     """One connection's socket.
 
     :param connection: the socket.
-    :param stopping: set when the server shuts down: nothing here waits on after that.
+    :param stopping: set when the server wants this request to end: nothing here waits after that.
     """
 
     def __init__(self, connection: socket.socket, stopping: threading.Event) -> None:
         self._socket = connection
-        self._stopping = stopping
+        self.stopping = stopping
 
     def send(self, reply: Reply, before_last: Callable[[bool], None]) -> bool:
         """Send ``reply``.
@@ -107,8 +107,13 @@ class Wire:
         """Block until the client goes away or the server stops."""
         with contextlib.suppress(OSError):
             # What else the client may still say on this connection is of no interest.
-            while not self._stopping.is_set() and self._socket.recv(_SEGMENT):
+            while not self.stopping.is_set() and self._socket.recv(_SEGMENT):
                 pass
+
+    def shut_down(self) -> None:
+        """Close both directions, which wakes whoever reads from the socket or writes to it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def _send_known(self, reply: Reply, before_last: Callable[[bool], None]) -> None:
         assert isinstance(reply.body, Sequence)
@@ -127,7 +132,7 @@ class Wire:
                 before_last(not self.is_gone())
             self._sendall(part, reply.framing)
             early = started + reply.drip * sent / limit - time.monotonic()
-            if reply.drip > 0 and early > 0 and not self._stopping.wait(early) and self.is_gone():
+            if reply.drip > 0 and early > 0 and not self.stopping.wait(early) and self.is_gone():
                 raise ConnectionResetError("the client went away")
         if reply.framing == "chunked" and not breaks:
             self._socket.sendall(b"0\r\n\r\n")
@@ -163,11 +168,11 @@ class Wire:
             return
         give_up = time.monotonic() + 5
         with contextlib.suppress(OSError):
-            while time.monotonic() < give_up and not self._stopping.is_set():
+            while time.monotonic() < give_up and not self.stopping.is_set():
                 waiting = struct.unpack("i", ioctl(self._socket.fileno(), TIOCOUTQ, b"\0\0\0\0"))[0]
                 if waiting == 0:
                     return
-                self._stopping.wait(0.002)
+                self.stopping.wait(0.002)
 
 
 def _head(reply: Reply) -> bytes:

@@ -6,6 +6,7 @@ import base64
 import gzip
 import http.client
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -100,6 +101,21 @@ def test_a_hanging_case_is_billed_and_ends_when_the_client_leaves(
     gateway.wait_until_idle()
     (record,) = gateway.ledger
     assert not record.delivered
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a fox [sandbox: hang]", "a fox [sandbox: delay=60]", "a fox [sandbox: drip=60]"]
+)
+def test_reset_ends_the_requests_in_flight(prompt: str, gateway: Gateway, post: Post) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        response = pool.submit(post, prompt)
+        gateway.wait_for_request()
+        gateway.reset()
+
+        assert gateway.in_flight == 0
+        assert gateway.ledger == gateway.requests == ()
+        with pytest.raises(requests.RequestException):
+            response.result(timeout=10)
 
 
 @pytest.mark.parametrize("name", ["reset", "close"])
