@@ -25,7 +25,7 @@ import boto3  # noqa: F401 - so that what is measured are images, not imports
 import requests
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-from airflow_provider_jojokey.batch import hook, runner, store  # noqa: F401
+from airflow_provider_jojokey.batch import runner  # noqa: F401
 from airflow_provider_jojokey.img2 import client  # noqa: F401
 from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
 from benchmarks._contenders import TOKEN, _status

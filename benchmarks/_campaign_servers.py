@@ -13,7 +13,6 @@ import argparse
 import base64
 import hashlib
 import json
-import os
 import re
 import socket
 import ssl
@@ -23,17 +22,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._servers import Connection, _discard, _from_aws_chunks, _serve
+from benchmarks._servers import Connection, _discard, _from_aws_chunks, _serve, make_image
 
 TAKES = re.compile(rb"\[takes ([0-9.]+) s\]")
-PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x04\x00\x00\x00\x04\x00\x08\x02\x00\x00\x00"
 
 
 class Gateway:
     """Answers each request with the same image, when its time has come."""
 
     def __init__(self, image_bytes: int) -> None:
-        image = PNG + os.urandom(image_bytes - len(PNG))
+        image = make_image(image_bytes)
         body = (
             b'{"created":1,"data":[{"b64_json":"' + base64.b64encode(image) + b'"}],"usage":'
             b'{"input_tokens":10,"output_tokens":196,"total_tokens":206}}'

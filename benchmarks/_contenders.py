@@ -157,10 +157,9 @@ class Ours:
     def __init__(self, api: str, s3: str, folder: Path) -> None:
         from airflow_provider_jojokey.img2 import ImageRequest
         from airflow_provider_jojokey.img2.client import Client
-        from airflow_provider_jojokey.store.keys import Destination
         from airflow_provider_jojokey.store.s3 import ImageStore
 
-        self._client_class, self._request, self._destination = Client, ImageRequest, Destination
+        self._client_class, self._request = Client, ImageRequest
         self._api = api
         self._clients: dict[str, Client] = {}
         self._store = ImageStore(aws_conn_id=None)
@@ -186,7 +185,7 @@ class Ours:
         }
         try:
             for key, image in zip(keys, generation.images, strict=True):
-                self._store.put_image(self._destination(BUCKET, key), key, image, labels)
+                self._store.put_image(BUCKET, key, image, labels)
         finally:
             generation.close()
 

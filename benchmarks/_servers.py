@@ -12,17 +12,31 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import socket
 import ssl
+import struct
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _HEADER = re.compile(rb"^([^:\r\n]+):[ \t]*([^\r\n]*)", re.MULTILINE)
 _BUFFER_BYTES = 1024 * 1024
+
+
+def make_image(length: int) -> bytes:
+    """Return a PNG file of ``length`` bytes: well-formed chunks around random data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1024, 1024, 8, 6, 0, 0, 0))
+    end = chunk(b"IEND", b"")
+    return start + chunk(b"IDAT", os.urandom(length - len(start) - len(end) - 12)) + end
 
 
 class Counts:
@@ -161,7 +175,8 @@ def _discard(_: Any) -> None:
 
 
 def _from_aws_chunks(data: bytes) -> bytes:
-    position, parts = 0, []
+    position = 0
+    parts: list[bytes] = []
     while True:
         end = data.index(b"\r\n", position)
         size = int(data[position:end].split(b";")[0], 16)

@@ -93,6 +93,7 @@ def fill(rows: int, share: float) -> int:
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
+    from airflow.utils.state import DagRunState
     from sqlalchemy import insert, text
 
     from airflow_provider_jojokey.results import XCOM_KEY
@@ -107,9 +108,10 @@ def fill(rows: int, share: float) -> int:
         session.flush()
         versions = []
         for number in range(DAGS):
-            session.add(DagModel(dag_id=f"posters_{number:02}", bundle_name="benchmark", fileloc="/x.py"))
+            dag_id = f"posters_{number:02}"
+            session.add(DagModel(dag_id=dag_id, bundle_name="benchmark", fileloc="/x.py"))  # type: ignore[no-untyped-call]
             session.flush()
-            version = DagVersion(dag_id=f"posters_{number:02}", version_number=1, bundle_name="benchmark")
+            version = DagVersion(dag_id=dag_id, version_number=1, bundle_name="benchmark")
             session.add(version)
             session.flush()
             versions.append(version.id)
@@ -124,7 +126,7 @@ def fill(rows: int, share: float) -> int:
                         dag_id=f"posters_{dag:02}",
                         run_id=f"scheduled__{at.isoformat()}",
                         run_type="scheduled",
-                        state="success",
+                        state=DagRunState.SUCCESS,
                         run_after=at,
                     )
                     session.add(run)
@@ -247,7 +249,8 @@ def measure(url: str, pid: int, rounds: int) -> dict[str, Any]:
         ).json()
     ask("a page far down", "results", limit=60, cursor=page["next"])
     ask("one Dag", "results", limit=60, dag_id="posters_07")
-    ask("one run", "results", limit=60, **_a_run(page))
+    first = page["results"][0]
+    ask("one run", "results", limit=60, dag_id=first["dag_id"], run_id=first["run_id"])
     ask("one day", "results", limit=60, day_from=_day(100), day_to=_day(100))
     ask("a frequent word", "results", limit=60, q="heron")
     ask("two Chinese words", "results", limit=60, q="狐狸 雪")
@@ -270,10 +273,6 @@ def peak(pid: int, anew: bool = False) -> int:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(one.split()[1]) * 1024 for one in lines if one.startswith("VmHWM"))
-
-
-def _a_run(page: Any) -> dict[str, str]:
-    return {name: page["results"][0][name] for name in ("dag_id", "run_id")}
 
 
 def _day(ago: int) -> str:

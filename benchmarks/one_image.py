@@ -14,16 +14,16 @@ import hashlib
 import json
 import os
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks._servers import make_image
 
 CONTENDERS = {
     "floor": "floor",
@@ -96,7 +96,7 @@ class Child:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._process.args} ended with {self._process.wait()}")
+            raise SystemExit(f"{self._process.args!r} ended with {self._process.wait()}")
         return json.loads(line)
 
 
@@ -157,13 +157,6 @@ class Bench:
 
 def image_bytes(case: Case) -> int:
     return int(case.megabytes * 1_000_000)
-
-
-def make_image(length: int) -> bytes:
-    """Return ``length`` bytes that begin as a PNG image does and go on at random."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 1024, 1024, 8, 6, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return start + os.urandom(length - len(start))
 
 
 def make_reply(images: list[bytes]) -> bytes:
@@ -312,12 +305,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tls", action="store_true", help="HTTPS to both servers")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contender (default 15)")
+    parser.add_argument("--only", nargs="*", help="names of cases, such as 1x6MB")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     arguments = parser.parse_args()
-    result = measure(arguments.tls, arguments.rounds, CASES)
+    cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
+    result = measure(arguments.tls, arguments.rounds, cases)
     print(f"\n{'HTTPS' if arguments.tls else 'Plain HTTP'}, medians of {arguments.rounds} rounds\n")
-    print(table(result, CASES), end="\n\n")
+    print(table(result, cases), end="\n\n")
     judged = verdicts(result, arguments.tls)
     for met, sentence in judged:
         print(f"- {'met' if met else 'MISSED'}: {sentence}")

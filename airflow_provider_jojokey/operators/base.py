@@ -129,7 +129,7 @@ class ImageOperator(BaseOperator):
         :raises JojoKeyRequestError: if a limit is not a number
         """
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
-        from airflow_provider_jojokey.payments.budget import parse_limits
+        from airflow_provider_jojokey.payments.job import parse_limits
 
         try:
             return parse_limits({name: getattr(self, name) for name in LIMITS})

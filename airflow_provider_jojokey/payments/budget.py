@@ -13,11 +13,10 @@ import json
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.choices import LIMITS
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBudgetError,
     JojoKeyError,
@@ -189,25 +188,6 @@ def budget_of(job: ImageJob, store: ImageStore) -> Budget:
     """Return the budget of a task with a single job."""
     run = RunBudget(store, job.destination.bucket, job.owner) if job.run_limit else None
     return Budget(job.task_limit, job.run_limit, run)
-
-
-def parse_limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
-    """Return the limits of the task and of the Dag run, from an operator's arguments.
-
-    :param values: by the names in :data:`LIMITS`: numbers, numbers as text, or ``None``
-    :raises ValueError: if one of them is not a whole number from 0
-    """
-    numbers: list[int | None] = []
-    for name in LIMITS:
-        value = values.get(name)
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
-        if isinstance(value, str) and value.strip() in ("", "None"):
-            value = None
-        if value is not None and (type(value) is not int or value < 0):
-            raise ValueError(f"{name} must be a whole number from 0, not {str(value)[:40]!r}")
-        numbers.append(value)
-    return Limit(*numbers[:2]), Limit(*numbers[2:])
 
 
 class RunBudget:

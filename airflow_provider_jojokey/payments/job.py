@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from airflow_provider_jojokey.choices import LIMITS
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.payments.attempt import Attempt, Owner
 from airflow_provider_jojokey.store.keys import Destination
@@ -23,6 +25,25 @@ class Limit:
 
     def __bool__(self) -> bool:
         return self.tokens is not None or self.images is not None
+
+
+def parse_limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
+    """Return the limits of the task and of the Dag run, from an operator's arguments.
+
+    :param values: by the names in :data:`LIMITS`: numbers, numbers as text, or ``None``
+    :raises ValueError: if one of them is not a whole number from 0
+    """
+    numbers: list[int | None] = []
+    for name in LIMITS:
+        value = values.get(name)
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, str) and value.strip() in ("", "None"):
+            value = None
+        if value is not None and (type(value) is not int or value < 0):
+            raise ValueError(f"{name} must be a whole number from 0, not {str(value)[:40]!r}")
+        numbers.append(value)
+    return Limit(*numbers[:2]), Limit(*numbers[2:])
 
 
 @dataclass(frozen=True, slots=True)

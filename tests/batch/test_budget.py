@@ -13,8 +13,8 @@ from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 from airflow_provider_jojokey.payments.attempt import Owner
-from airflow_provider_jojokey.payments.budget import Amount, Budget, RunBudget, estimate, parse_limits
-from airflow_provider_jojokey.payments.job import ImageJob, Limit
+from airflow_provider_jojokey.payments.budget import Amount, Budget, RunBudget, estimate
+from airflow_provider_jojokey.payments.job import ImageJob, Limit, parse_limits
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
