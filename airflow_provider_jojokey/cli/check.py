@@ -146,7 +146,7 @@ def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _delete(store: Any, bucket: str, key: str) -> str | None:
     """Delete the object of the check; return its place if that is not allowed, which images do not need."""
-    from airflow_provider_jojokey.store.s3 import translate_errors
+    from airflow_provider_jojokey.store.s3_errors import translate_errors
 
     try:
         with translate_errors(f"delete s3://{bucket}/{key}"):

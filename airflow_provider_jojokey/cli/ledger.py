@@ -130,7 +130,7 @@ def _receipts(
 
     from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from airflow_provider_jojokey.store.s3 import translate_errors
+    from airflow_provider_jojokey.store.s3_errors import translate_errors
 
     def read(key: str) -> tuple[str, Receipt | str]:
         from airflow_provider_jojokey.exceptions import JojoKeyStoreError

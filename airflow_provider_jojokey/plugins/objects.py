@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
 from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.store.keys import RECEIPTS
-from airflow_provider_jojokey.store.s3 import is_aws, translate_errors
+from airflow_provider_jojokey.store.s3 import is_aws
+from airflow_provider_jojokey.store.s3_errors import translate_errors
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_DOCUMENT = 4 * 1024 * 1024

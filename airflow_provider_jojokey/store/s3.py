@@ -5,28 +5,38 @@ Two rules protect money here:
 * *An object is missing only if S3 says so.* ``None`` means that S3 answered ``NoSuchKey``. Anything else, such as
   a bare 404 of a proxy, is an error: a receipt that looks missing would let a task pay again.
 * *Conditional writes are tested before money depends on them.* Some stores ignore ``If-Match`` or
-  ``If-None-Match``, and Ceph rejects its own ETag unless the quotes are left out, see :class:`Conditions`.
+  ``If-None-Match``, and Ceph rejects its own ETag unless the quotes are left out, see :mod:`store.conditions`.
 """
 
 from __future__ import annotations
 
 import base64
-import email.utils
 import hashlib
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from datetime import datetime
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
+from airflow_provider_jojokey.store import conditions
+from airflow_provider_jojokey.store.conditions import Conditions, Known, is_condition_failed, unquoted
 from airflow_provider_jojokey.store.extra_args import for_documents, for_images, for_reads
+from airflow_provider_jojokey.store.s3_errors import (
+    client_error,
+    code_of,
+    headers_of,
+    is_web_page,
+    redacted,
+    status_of,
+    translate_errors,
+)
+from airflow_provider_jojokey.store.server_clock import ServerClock
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.images import Image
@@ -45,25 +55,10 @@ MAX_CONNECTIONS = 32
 MAX_BODY_WITHOUT_EXPECT = 64 * 1024
 """Bytes. For less, asking S3 first whether it wants the body (``Expect: 100-continue``) costs a round trip."""
 
-MAX_DETAIL_CHARACTERS = 300
-"""Of S3's own message in an error."""
-
 DIGEST, PIXELS, ATTEMPT = "sha256", "pixels", "attempt-id"
 """Names of metadata entries: an image's digest, its width and height, and the attempt that paid for it."""
 
 WRONG_ETAG = '"00000000000000000000000000000000"'
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """The result of :meth:`ImageStore.verify_conditional_writes`.
-
-    :param verified: whether only one of two conditional writers wins
-    :param etag: the object's current ETag: the test has written the object, and may have changed it
-    """
-
-    verified: bool
-    etag: str
 
 
 class ImageStore:
@@ -88,7 +83,7 @@ class ImageStore:
             nullcontext() if self.connections is None else threading.BoundedSemaphore(self.connections)
         )
         self._creating = threading.Lock()
-        self._clock = _ServerClock()
+        self._clock = ServerClock()
 
     # --- the client ----------------------------------------------------------------------------------------------
 
@@ -129,7 +124,7 @@ class ImageStore:
                 raise JojoKeyStoreError(
                     f"The AWS connection {self.aws_conn_id!r} cannot be used.",
                     "Correct the connection's fields and extra.",
-                    detail=_redacted(str(error)),
+                    detail=redacted(str(error)),
                 ) from None
         use_known_digest(client)
         client.meta.events.register("provide-client-params.s3.PutObject", _note_small_bodies)
@@ -155,9 +150,9 @@ class ImageStore:
             try:
                 response: dict[str, Any] = method(**parameters)
             except ClientError as error:
-                self._clock.observe(_headers(error.response), began)
+                self._clock.observe(headers_of(error.response), began)
                 raise
-            self._clock.observe(_headers(response), began)
+            self._clock.observe(headers_of(response), began)
             if consume is not None:
                 with closing(response["Body"]):  # not "with body": that skips botocore's own checks
                     response["Consumed"] = consume(response)
@@ -204,8 +199,8 @@ class ImageStore:
                 return same
             try:
                 self._put_image(bucket, key, image, labels, condition)
-            except _client_error() as error:
-                if not (condition and _is_condition_failed(error)):
+            except client_error() as error:
+                if not (condition and is_condition_failed(error)):
                     if condition and self._rejects_condition(bucket, condition, error):
                         self._learn(bucket, if_none_match=False)
                         return self.put_image(bucket, key, image, labels, only_if_absent=True)
@@ -255,8 +250,8 @@ class ImageStore:
 
         try:
             return bool(self._request("get_object", compare, Bucket=bucket, Key=key)["Consumed"])
-        except _client_error() as error:
-            if _code(error) == "NoSuchKey":
+        except client_error() as error:
+            if code_of(error) == "NoSuchKey":
                 return None
             raise
 
@@ -291,8 +286,8 @@ class ImageStore:
         with translate_errors(doing):
             try:
                 response = self._request("head_object", Bucket=bucket, Key=key)
-            except _client_error() as error:
-                if _code(error) in ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden"):
+            except client_error() as error:
+                if code_of(error) in ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden"):
                     return None
                 raise
         labels = response.get("Metadata", {})
@@ -315,14 +310,14 @@ class ImageStore:
         with translate_errors(doing):
             try:
                 response = self._request("head_object", Bucket=bucket, Key=key)
-            except _client_error() as error:
-                if _code(error) not in ("404", "NoSuchKey", "NotFound"):
+            except client_error() as error:
+                if code_of(error) not in ("404", "NoSuchKey", "NotFound"):
                     raise
                 # The response to HEAD has no body, so this may be the 404 of a proxy. GET names the cause.
                 try:
                     response = self._request("get_object", lambda _: None, Bucket=bucket, Key=key)
-                except _client_error() as confirmed:
-                    if _code(confirmed) == "NoSuchKey":
+                except client_error() as confirmed:
+                    if code_of(confirmed) == "NoSuchKey":
                         return None
                     raise
             self._etag(response, doing)
@@ -339,10 +334,10 @@ class ImageStore:
         with translate_errors(doing):
             try:
                 self._etag(self._request("head_object", Bucket=bucket, Key=key), doing)
-            except _client_error() as error:
-                if _code(error) in ("404", "NoSuchKey", "NotFound"):
+            except client_error() as error:
+                if code_of(error) in ("404", "NoSuchKey", "NotFound"):
                     return False
-                if _code(error) in ("403", "AccessDenied", "Forbidden"):
+                if code_of(error) in ("403", "AccessDenied", "Forbidden"):
                     return None  # without s3:ListBucket, S3 answers so for a missing object
                 raise
             return True
@@ -358,11 +353,11 @@ class ImageStore:
                 response = self._request(
                     "get_object", lambda response: response["Body"].read(), Bucket=bucket, Key=key
                 )
-            except _client_error() as error:
-                if _code(error) == "NoSuchKey":
+            except client_error() as error:
+                if code_of(error) == "NoSuchKey":
                     return None
                 raise
-            if _is_web_page(_headers(response)):  # some have an ETag
+            if is_web_page(headers_of(response)):  # some have an ETag
                 raise self._not_s3(response, doing)
             return response["Consumed"], self._etag(response, doing)
 
@@ -403,11 +398,11 @@ class ImageStore:
             condition = self._condition(bucket, replacing)
             try:
                 etag = self._write(bucket, key, data, condition)
-            except _client_error() as error:
+            except client_error() as error:
                 if not (condition and self._rejects_condition(bucket, condition, error)):
                     raise
                 etag = self._write(bucket, key, data, {})
-                self._learn(bucket, **{_NAMES[next(iter(condition))]: False})
+                self._learn(bucket, **{conditions.NAMES[next(iter(condition))]: False})
                 return etag
             known = self._conditions(bucket)
             if etag is None and replacing is not None and known.if_match is None and known.quoted:
@@ -418,7 +413,7 @@ class ImageStore:
         """Write what an untested store rejected, if it did so although ``replacing`` is the current ETag."""
         if not self._is_current(bucket, key, replacing):
             return None
-        etag = self._write(bucket, key, data, {"IfMatch": _unquoted(replacing)})
+        etag = self._write(bucket, key, data, {"IfMatch": unquoted(replacing)})
         if etag is not None:
             self._learn(bucket, quoted=False)
         elif self._is_current(bucket, key, replacing):
@@ -440,7 +435,7 @@ class ImageStore:
         """
         if self._conditions(bucket).complete:
             return Conditions(self.conditional_writes_verified(bucket), etag)
-        with _testing.setdefault(
+        with conditions.testing.setdefault(
             self._place(bucket), threading.Lock()
         ):  # threads of a batch wait for the first
             try:
@@ -463,17 +458,17 @@ class ImageStore:
         endpoint = self.client.meta.endpoint_url
         if is_aws(endpoint):
             return True
-        known = [conditions for (place, _), conditions in _known.items() if place == endpoint]
-        if any(conditions.complete and not conditions.verified for conditions in known):
+        known = [found for (place, _), found in conditions.known.items() if place == endpoint]
+        if any(found.complete and not found.verified for found in known):
             return False
-        return True if any(conditions.verified for conditions in known) else None
+        return True if any(found.verified for found in known) else None
 
     def _test_if_none_match(self, bucket: str, key: str, data: bytes, etag: str) -> str:
         if self._conditions(bucket).if_none_match is not None:
             return etag
         try:
             written = self._write(bucket, key, data, {"IfNoneMatch": "*"})
-        except _client_error() as error:
+        except client_error() as error:
             if not self._rejects_condition(bucket, {"IfNoneMatch": "*"}, error):
                 raise
             self._learn(bucket, if_none_match=False)
@@ -487,7 +482,7 @@ class ImageStore:
         try:
             written = self._write(bucket, key, data, self._condition(bucket, etag))
             if written is None and self._conditions(bucket).quoted:
-                written = self._write(bucket, key, data, {"IfMatch": _unquoted(etag)})
+                written = self._write(bucket, key, data, {"IfMatch": unquoted(etag)})
                 if written is not None:
                     # It rejected the quoted form, so it does look at the header, and rejects wrong ones too.
                     self._learn(bucket, quoted=False, if_match=True)
@@ -497,9 +492,9 @@ class ImageStore:
                     self._learn(bucket, if_match=False)
                 return etag  # else another process wrote the object: nothing is known
             etag = written
-            wrong = WRONG_ETAG if self._conditions(bucket).quoted else _unquoted(WRONG_ETAG)
+            wrong = WRONG_ETAG if self._conditions(bucket).quoted else unquoted(WRONG_ETAG)
             written = self._write(bucket, key, data, {"IfMatch": wrong})
-        except _client_error() as error:
+        except client_error() as error:
             if not self._rejects_condition(bucket, {"IfMatch": etag}, error):
                 raise
             self._learn(bucket, if_match=False)
@@ -518,10 +513,10 @@ class ImageStore:
                 ContentType="application/json; charset=utf-8",
                 **condition,
             )
-        except _client_error() as error:
-            if condition and _is_condition_failed(error):
+        except client_error() as error:
+            if condition and is_condition_failed(error):
                 return None
-            if "IfMatch" in condition and _code(error) == "NoSuchKey":
+            if "IfMatch" in condition and code_of(error) == "NoSuchKey":
                 return None  # another process deleted the object
             raise
         return self._etag(response, f"write s3://{bucket}/{key}")
@@ -530,8 +525,8 @@ class ImageStore:
         """Return whether ``etag`` is the object's current ETag."""
         try:
             return bool(self._request("head_object", Bucket=bucket, Key=key).get("ETag") == etag)
-        except _client_error() as error:
-            if _status(error) == 404:
+        except client_error() as error:
+            if status_of(error) == 404:
                 return False
             raise
 
@@ -542,24 +537,26 @@ class ImageStore:
             return {} if known.if_none_match is False else {"IfNoneMatch": "*"}
         if known.if_match is False:
             return {}
-        return {"IfMatch": replacing if known.quoted else _unquoted(replacing)}
+        return {"IfMatch": replacing if known.quoted else unquoted(replacing)}
 
     def _rejects_condition(self, bucket: str, condition: Mapping[str, str], error: Any) -> bool:
         """Return whether the store may have rejected the request because it has no such condition."""
-        known = getattr(self._conditions(bucket), _NAMES[next(iter(condition))])
-        return known is not True and _status(error) in (400, 405, 501) and _code(error) in _UNSUPPORTED
+        known = getattr(self._conditions(bucket), conditions.NAMES[next(iter(condition))])
+        return (
+            known is not True
+            and status_of(error) in (400, 405, 501)
+            and code_of(error) in conditions.UNSUPPORTED
+        )
 
     def _place(self, bucket: str) -> tuple[str, str]:
         return self.client.meta.endpoint_url, bucket
 
-    def _conditions(self, bucket: str) -> _Known:
+    def _conditions(self, bucket: str) -> Known:
         place = self._place(bucket)
-        return _AWS if is_aws(place[0]) else _known.get(place, _Known())
+        return conditions.AWS if is_aws(place[0]) else conditions.known.get(place, Known())
 
     def _learn(self, bucket: str, **facts: bool) -> None:
-        place = self._place(bucket)
-        with _known_lock:
-            _known[place] = replace(_known.get(place, _Known()), **facts)
+        conditions.learn(self._place(bucket), **facts)
 
     def _etag(self, response: Mapping[str, Any], doing: str) -> str:
         """Return a response's ETag.
@@ -571,7 +568,7 @@ class ImageStore:
         raise self._not_s3(response, doing)
 
     def _not_s3(self, response: Mapping[str, Any], doing: str) -> JojoKeyStoreError:
-        content_type = _headers(response).get("content-type", "")
+        content_type = headers_of(response).get("content-type", "")
         sent = f"sent {content_type.partition(';')[0]}" if content_type else "answered"
         return JojoKeyStoreError(
             f"This is not S3: the server at {self.client.meta.endpoint_url} {sent} to a request to {doing}.",
@@ -583,64 +580,6 @@ class ImageStore:
     def _sends_checksums(self) -> bool:
         # Stores that do not know the headers need "when_required" in the connection.
         return bool(self.client.meta.config.request_checksum_calculation != "when_required")
-
-
-# --- what is known about conditional writes, in this process ---------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What is known about conditional writes to one bucket.
-
-    :param if_none_match: whether the store honours ``If-None-Match: *``; ``None`` if unknown
-    :param if_match: whether it accepts the right ETag in ``If-Match`` and rejects a wrong one; ``None`` if unknown
-    :param quoted: whether it accepts the ETag in quotes, as it sends it; Ceph does not
-    """
-
-    if_none_match: bool | None = None
-    if_match: bool | None = None
-    quoted: bool = True
-
-    @property
-    def complete(self) -> bool:
-        """Whether another test would find out nothing that matters."""
-        return self.verified or self.if_none_match is False or self.if_match is False
-
-    @property
-    def verified(self) -> bool:
-        """Whether only one of two writers wins."""
-        return bool(self.if_none_match and self.if_match)
-
-
-_AWS = _Known(if_none_match=True, if_match=True)
-_NAMES = {"IfNoneMatch": "if_none_match", "IfMatch": "if_match"}
-_known: dict[tuple[str, str], _Known] = {}
-_known_lock = threading.Lock()
-_testing: dict[tuple[str, str], threading.Lock] = {}
-
-_CONFLICTS = {"ConditionalRequestConflict", "OperationAborted", "409"}
-_UNSUPPORTED = {
-    "400",
-    "405",
-    "501",
-    "BadRequest",
-    "InvalidArgument",
-    "InvalidRequest",
-    "MethodNotAllowed",
-    "NotImplemented",
-    "NotSupported",
-    "UnsupportedOperation",
-    "XNotImplemented",
-}
-"""Codes of 400, 405 and 501 that say nothing else, such as "the token has expired"."""
-
-
-def _is_condition_failed(error: Any) -> bool:
-    return _status(error) == 412 or (_status(error) == 409 and _code(error) in _CONFLICTS)
-
-
-def _unquoted(etag: str) -> str:
-    return etag.removeprefix("W/").strip('"')
 
 
 def is_aws(endpoint_url: str) -> bool:
@@ -661,92 +600,6 @@ def _note_small_bodies(params: Mapping[str, Any], context: dict[str, Any], **_: 
 
 
 _SMALL = "jojokey_small_body"
-
-
-# --- S3's clock --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """What S3's clock said at one moment.
-
-    :param date: seconds since 1970
-    :param seen: the same moment on this host's monotonic clock
-    """
-
-    date: float
-    seen: float
-
-    def at(self, moment: float) -> float:
-        return self.date + moment - self.seen
-
-
-class _ServerClock:
-    """S3's clock, as far as its responses tell.
-
-    A ``Date`` is never ahead of the truth, but may be behind it, by the time that the response took. So of
-    several samples the one that is furthest ahead is the best. A ``Date`` that is far away from what was known
-    before counts only if the next response agrees: proxies and caches send absurd ones.
-    """
-
-    MAX_DURATION = 10.0
-    """Seconds that a request may take; the ``Date`` of a slower one is too old."""
-    MAX_STEP = 60.0
-    """Seconds by which two samples may differ."""
-    MAX_HOST_ERROR = 24 * 3600.0
-    """Seconds by which this host's clock may be wrong, for the first sample. S3 itself tolerates 900."""
-    MAX_AGE = 600.0
-    """Seconds after which a newer sample is better than one that was further ahead: clocks drift."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sample: _Sample | None = None
-        self._doubtful: _Sample | None = None
-
-    @property
-    def known(self) -> bool:
-        """Whether S3 has told its time."""
-        return self._sample is not None
-
-    def now(self) -> datetime:
-        """Return S3's time, or this host's while S3's is unknown."""
-        sample = self._sample
-        return clock.now() if sample is None else datetime.fromtimestamp(sample.at(clock.monotonic()), UTC)
-
-    def observe(self, headers: Mapping[str, str], began: float | None = None) -> None:
-        """Take the time from a response's headers, if it tells.
-
-        :param began: when its request began, :func:`clock.monotonic` seconds. A machine that is suspended while it
-            waits reads an old ``Date``: a claim made by it would look expired to other hosts at once
-        """
-        date = _parsed_date(headers)
-        new = _Sample(date or 0.0, clock.monotonic())
-        if date is None or (began is not None and new.seen - began > self.MAX_DURATION):
-            return
-        with self._lock:
-            known = self._sample
-            if known is None:
-                agrees = abs(date - clock.now().timestamp()) <= self.MAX_HOST_ERROR
-            else:
-                agrees = abs(date - known.at(new.seen)) <= self.MAX_STEP
-            if not agrees:
-                if self._doubtful is None or abs(date - self._doubtful.at(new.seen)) > self.MAX_STEP:
-                    self._doubtful = new
-                    return
-                known = None
-            self._doubtful = None
-            if known is None or date >= known.at(new.seen) or new.seen - known.seen > self.MAX_AGE:
-                self._sample = new
-
-
-def _parsed_date(headers: Mapping[str, str]) -> float | None:
-    if headers.get("age", "0").strip() not in ("", "0"):
-        return None  # from a cache
-    try:
-        date = email.utils.parsedate_to_datetime(headers["date"])
-        return date.replace(tzinfo=date.tzinfo or UTC).timestamp()
-    except (KeyError, ValueError, TypeError, OverflowError, IndexError):
-        return None
 
 
 # --- waiting -----------------------------------------------------------------------------------------------------
@@ -783,218 +636,6 @@ def retry_transient(
         reraise=True,
     )
     return retrying(call)
-
-
-# --- errors ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def translate_errors(doing: str) -> Iterator[None]:
-    """Turn errors of boto3, and of what lies below it, into :class:`JojoKeyStoreError`.
-
-    :param doing: what was tried, as an infinitive: ``read s3://bucket/key``
-    """
-    try:
-        yield
-    except JojoKeyStoreError:
-        raise
-    except Exception as error:
-        if (translated := _translated(error, doing)) is None:
-            raise
-        raise translated from None
-
-
-def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
-    import http.client
-
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import ResponseParserError
-    from urllib3.exceptions import HTTPError
-
-    if isinstance(error, ClientError):
-        return _of_response(error, doing)
-    # botocore follows redirects by calling itself, and may wrap what comes of that.
-    wrapped = getattr(error, "kwargs", {}).get("error")
-    if isinstance(error, RecursionError) or isinstance(wrapped, RecursionError):
-        return JojoKeyStoreError(
-            f"S3 redirects every request to {doing}.",
-            "Set region_name, and endpoint_url if there is one, in the AWS connection's extra to those of the bucket.",
-        )
-    if isinstance(error, BotoCoreError):
-        return _of_botocore(error, doing)
-    # botocore reads the body of an error response without translating what breaks there.
-    if isinstance(
-        error, (HTTPError, http.client.HTTPException, ConnectionError, TimeoutError, ResponseParserError)
-    ):
-        return JojoKeyStoreError(
-            f"The response of S3 to the request to {doing} broke off ({type(error).__name__}).",
-            _CONNECTION,
-            transient=True,
-        )
-    return None
-
-
-def _of_response(error: Any, doing: str) -> JojoKeyStoreError:
-    code, status = _code(error), _status(error)
-    headers = _headers(error.response)
-    said = str(error.response.get("Error", {}).get("Message") or "")
-    operation = str(getattr(error, "operation_name", ""))
-    if operation.startswith(("AssumeRole", "GetSessionToken", "GetFederationToken")):
-        what = f"AWS STS rejected {operation}, which the AWS connection asks for."
-        todo = "Check the role and its trust policy."
-    else:
-        what = f"S3 rejected the request to {doing}."
-        todo = _advice(code, said, error.response)
-    if _is_web_page(headers):
-        what = f"A web page was the answer to the request to {doing}: something between here and S3 sent it."
-        todo = "Check the AWS connection's endpoint_url, and the proxy or firewall on the way."
-    no_code = code in ("", str(status))
-    return JojoKeyStoreError(
-        what,
-        todo,
-        detail=_redacted(said),
-        status_code=status,
-        code=None if no_code else code,
-        transient=code not in _LASTING
-        and (
-            status is None
-            or (status >= 500 and status not in (501, 505))
-            or status == 429
-            or code in _PASSING
-        ),
-    )
-
-
-def _of_botocore(error: Any, doing: str) -> JojoKeyStoreError:
-    from botocore import exceptions
-
-    name = type(error).__name__.removesuffix("Error")
-    network = isinstance(error, (exceptions.HTTPClientError, exceptions.ConnectionError))
-    passing = (
-        exceptions.IncompleteReadError,
-        exceptions.CredentialRetrievalError,
-        exceptions.MetadataRetrievalError,
-        exceptions.FlexibleChecksumError,
-    )
-    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return JojoKeyStoreError(
-            f"This host does not trust the certificate of S3, so the request to {doing} was not sent.",
-            "Set verify in the AWS connection's extra to the file of the CA that signed the certificate.",
-            detail=_redacted(str(error)),
-        )
-    return JojoKeyStoreError(
-        f"S3 did not answer the request to {doing} ({name})."
-        if network
-        else f"The request to {doing} failed ({name}).",
-        _CONNECTION,
-        detail=_redacted(str(error)),
-        transient=network or isinstance(error, passing),
-    )
-
-
-def _advice(code: str, said: str, response: Mapping[str, Any]) -> str:
-    """Return what to do about an error response of S3."""
-    lower = said.lower()
-    if "kms" in lower or code.startswith("KMS."):
-        return (
-            "Let the AWS connection's user use the bucket's KMS key (kms:GenerateDataKey, kms:Decrypt), in the key "
-            "policy as well if the key belongs to another account."
-        )
-    if code in ("AccessDenied", "403") and "explicit deny" in lower:
-        return (
-            "A policy denies this explicitly, so another permission does not help: look for a Deny in the bucket "
-            "policy, the user's policies and the organization's. Some policies ask for an encryption header, an "
-            "ACL or a network."
-        )
-    if code in (
-        "PermanentRedirect",
-        "AuthorizationHeaderMalformed",
-        "IllegalLocationConstraintException",
-        "301",
-    ):
-        error = response.get("Error", {})
-        region = error.get("Region") or _headers(response).get("x-amz-bucket-region")
-        if region:
-            return f"Set region_name in the AWS connection's extra to {_redacted(str(region))}."
-        if endpoint := error.get("Endpoint"):
-            return f"Set endpoint_url in the AWS connection's extra to https://{_redacted(str(endpoint))}."
-        return "Set region_name in the AWS connection's extra to the bucket's region."
-    if code in ("InvalidArgument", "InvalidRequest", "NotImplemented", "XNotImplemented", "501") and any(
-        word in lower for word in ("checksum", "trailer", "aws-chunked", "content-sha256")
-    ):
-        return (
-            "This store does not know boto3's checksums. Add to the AWS connection's extra: "
-            '{"config_kwargs": {"request_checksum_calculation": "when_required", '
-            '"response_checksum_validation": "when_required"}}.'
-        )
-    return _TODO.get(code, _TODO_ELSE)
-
-
-_CONNECTION = (
-    "Check the AWS connection's endpoint, region and credentials, and whether this host can reach S3."
-)
-_PASSING = {
-    "SlowDown",
-    "RequestTimeout",
-    "InternalError",
-    "ServiceUnavailable",
-    "IncompleteBody",
-    "BadDigest",
-}
-_LASTING = {"QuotaExceeded", "RequestTimeTooSkewed", "XMinioStorageFull"}
-_TODO_ELSE = "Check the AWS connection, and what its user may do in this bucket."
-_PERMISSIONS = (
-    "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) and list the bucket "
-    "(s3:ListBucket): without that, S3 does not distinguish a missing object from a forbidden one."
-)
-_TODO = {
-    "403": _PERMISSIONS,
-    "AccessDenied": _PERMISSIONS,
-    "AllAccessDisabled": "The owner or AWS has disabled access to this bucket.",
-    "ExpiredToken": "The credentials have expired. Renew the session token in the AWS connection, or use a role.",
-    "InvalidAccessKeyId": "This store does not know the AWS connection's access key.",
-    "InvalidBucketName": "Correct s3_bucket: the name is not a valid bucket name.",
-    "InvalidToken": "Renew the session token in the AWS connection, or remove it if the keys are not temporary.",
-    "NoSuchBucket": "Create the bucket, or correct s3_bucket.",
-    "QuotaExceeded": "Free some space in the store, or raise its quota.",
-    "RequestTimeTooSkewed": "Set this worker's clock: it is more than 15 minutes away from S3's.",
-    "SignatureDoesNotMatch": "The AWS connection's secret key is wrong, or its endpoint or region is another's.",
-    "XMinioStorageFull": "Free some space in the store.",
-}
-
-
-def _client_error() -> Any:
-    from botocore.exceptions import ClientError
-
-    return ClientError
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code") or "")
-
-
-def _status(error: Any) -> int | None:
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status if isinstance(status, int) else None
-
-
-def _headers(response: Mapping[str, Any]) -> Mapping[str, str]:
-    headers: Mapping[str, str] = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return headers
-
-
-def _is_web_page(headers: Mapping[str, str]) -> bool:
-    """Return whether a response with a body is a web page, which nothing but S3's headers shows to be an object."""
-    return "html" in headers.get("content-type", "") and not any(
-        name.startswith("x-amz-") for name in headers
-    )
-
-
-def _redacted(text: str) -> str:
-    from airflow_provider_jojokey.img2.redact import clean
-
-    text = clean(text)
-    return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"
 
 
 _HALF_AN_ESCAPE = re.compile("%[0-9A-F]?$")

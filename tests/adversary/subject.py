@@ -17,8 +17,8 @@ import tenacity.nap
 from airflow_provider_jojokey.payments import clock as package_clock
 from airflow_provider_jojokey.payments import liveness
 from airflow_provider_jojokey.payments.attempt import Worker
+from airflow_provider_jojokey.store import conditions, spool
 from airflow_provider_jojokey.store import host as package_host
-from airflow_provider_jojokey.store import s3, spool
 from tests.adversary.virtual import Clock, Process, VirtualTime, replaced, virtual_datetime
 
 PACKAGE = "airflow_provider_jojokey"
@@ -104,7 +104,7 @@ def replacements(clock: Clock) -> Iterator[None]:
         (liveness.this_worker, this_worker),
         (liveness.is_running, is_running),
     ]
-    memories = (s3._known, s3._testing, spool._cleaned)
+    memories = (conditions.known, conditions.testing, spool._cleaned)
     pairs += [(memory, PerProcess(clock)) for memory in memories]
     with replaced(pairs, PACKAGE, tenacity, tenacity.nap):
         yield

@@ -10,7 +10,7 @@ from store.buckets import Bucket, bucket_of, moto_bucket
 
 from airflow_provider_jojokey.payments import context, generate, receipt_store, usage
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
-from airflow_provider_jojokey.store import s3 as s3_store
+from airflow_provider_jojokey.store import conditions
 
 from .harness import Harness, Time, simulated_hosts
 
@@ -37,7 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "USAGE_RETRY", 0.05)
     monkeypatch.setattr(receipt_store, "CLAIM_RECHECK", 0.05)
     monkeypatch.setattr(generate, "CONFLICT_PAUSE", 0.002)
-    monkeypatch.setattr(s3_store, "_known", {})
+    monkeypatch.setattr(conditions, "known", {})
 
 
 @pytest.fixture

@@ -31,9 +31,9 @@ from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
 from airflow_provider_jojokey.settings import Settings
 from airflow_provider_jojokey.store import host as hosts
-from airflow_provider_jojokey.store import s3
 from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
+from airflow_provider_jojokey.store.server_clock import ServerClock
 
 _clients: dict[str, Any] = {}
 _this_host: ContextVar[Host | None] = ContextVar("_this_host", default=None)
@@ -73,7 +73,7 @@ def simulated_hosts() -> Iterator[Time]:
     """Let each thread be on the host that :meth:`Harness.on` names, and let time be skipped."""
     time = Time()
     worker, machine, now = liveness._worker, hosts.machine_id, clock.now
-    s3_now, monotonic = s3._ServerClock.now, clock.monotonic
+    s3_now, monotonic = ServerClock.now, clock.monotonic
 
     def worker_here(pid: int) -> Any:
         here = _this_host.get()
@@ -99,7 +99,7 @@ def simulated_hosts() -> Iterator[Time]:
         patch.setattr(hosts, "machine_id", machine_here)
         patch.setattr(clock, "now", now_here)
         patch.setattr(clock, "monotonic", lambda: monotonic() + time.passed)
-        patch.setattr(s3._ServerClock, "now", s3_now_here)
+        patch.setattr(ServerClock, "now", s3_now_here)
         yield time
 
 

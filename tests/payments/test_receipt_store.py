@@ -18,7 +18,7 @@ from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.payments.receipt_store import MAX_CONFLICTS, ReceiptStore
 from airflow_provider_jojokey.sandbox import S3Server
-from airflow_provider_jojokey.store import s3
+from airflow_provider_jojokey.store import conditions
 from airflow_provider_jojokey.store.keys import Destination
 
 from .examples import attempt
@@ -43,7 +43,7 @@ class Pauses:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
     pauses = Pauses()
     monkeypatch.setattr(clock, "pause", pauses)
-    monkeypatch.setattr(s3, "_known", {})  # as in a new process
+    monkeypatch.setattr(conditions, "known", {})  # as in a new process
     return pauses
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.store import s3
+from airflow_provider_jojokey.store import conditions
 from airflow_provider_jojokey.store.s3 import Conditions, ImageStore
 
 from .buckets import BUCKET, Bucket
@@ -35,7 +35,7 @@ _numbers = itertools.count()
 @pytest.fixture(autouse=True)
 def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known about any store, as in a new process."""
-    monkeypatch.setattr(s3, "_known", {})
+    monkeypatch.setattr(conditions, "known", {})
 
 
 @pytest.fixture(params=["moto", "rclone"])

@@ -25,7 +25,7 @@ from loopback import Server
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.sandbox import S3Server
-from airflow_provider_jojokey.store import s3
+from airflow_provider_jojokey.store import conditions
 from airflow_provider_jojokey.store.s3 import (
     MAX_BODY_WITHOUT_EXPECT,
     MAX_METADATA_VALUE,
@@ -34,6 +34,7 @@ from airflow_provider_jojokey.store.s3 import (
     retry_transient,
     translate_errors,
 )
+from airflow_provider_jojokey.store.server_clock import ServerClock
 
 from .buckets import BUCKET, Bucket, bucket_of
 from .clients import Sent, client_to, error_of, image_of, store_in, store_of
@@ -64,7 +65,7 @@ _numbers = itertools.count()
 @pytest.fixture(autouse=True)
 def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known about any store, as in a new process."""
-    monkeypatch.setattr(s3, "_known", {})
+    monkeypatch.setattr(conditions, "known", {})
 
 
 @pytest.fixture(params=["moto", "rclone"])
@@ -777,7 +778,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Time:
     return Time(monkeypatch)
 
 
-def server_says(clock: s3._ServerClock, moment: datetime | str, **headers: str) -> None:
+def server_says(clock: ServerClock, moment: datetime | str, **headers: str) -> None:
     value = moment if isinstance(moment, str) else email.utils.format_datetime(moment, usegmt=True)
     clock.observe({"date": value, **headers})
 
@@ -809,7 +810,7 @@ def test_response_without_usable_date_tells_no_time(
 
 
 def test_time_goes_on_between_responses(host: Time) -> None:
-    clock = s3._ServerClock()
+    clock = ServerClock()
     server_says(clock, host.wall + timedelta(hours=1))
     started = clock.now()
     host.pass_by(90)
@@ -819,7 +820,7 @@ def test_time_goes_on_between_responses(host: Time) -> None:
 
 @pytest.mark.parametrize("wrong", [timedelta(days=-400), timedelta(days=9000), timedelta(hours=-2)])
 def test_single_absurd_date_is_ignored(host: Time, wrong: timedelta) -> None:
-    clock = s3._ServerClock()
+    clock = ServerClock()
     server_says(clock, host.wall)
     host.pass_by(1)
     server_says(clock, host.wall + wrong)
@@ -830,7 +831,7 @@ def test_single_absurd_date_is_ignored(host: Time, wrong: timedelta) -> None:
 
 
 def test_absurd_first_date_is_not_believed(host: Time) -> None:
-    clock = s3._ServerClock()
+    clock = ServerClock()
     server_says(clock, "Thu, 01 Jan 1970 00:00:00 GMT")
     assert not clock.known
     assert clock.now() == host.wall
@@ -839,7 +840,7 @@ def test_absurd_first_date_is_not_believed(host: Time) -> None:
 
 
 def test_clock_of_s3_that_was_set_is_followed(host: Time) -> None:
-    clock = s3._ServerClock()
+    clock = ServerClock()
     server_says(clock, host.wall)
     for _ in range(2):
         host.pass_by(3)
@@ -848,18 +849,18 @@ def test_clock_of_s3_that_was_set_is_followed(host: Time) -> None:
 
 
 def test_slow_response_does_not_turn_the_clock_back(host: Time) -> None:
-    clock = s3._ServerClock()
+    clock = ServerClock()
     server_says(clock, host.wall)
     host.pass_by(40)
     server_says(clock, host.wall - timedelta(seconds=30))  # it was on its way for 30 s
     assert clock.now() == host.wall
-    host.pass_by(s3._ServerClock.MAX_AGE)
+    host.pass_by(ServerClock.MAX_AGE)
     server_says(clock, host.wall - timedelta(seconds=2))  # clocks drift: an old sample counts no longer
     assert clock.now() == host.wall - timedelta(seconds=2)
 
 
 def test_quicker_response_sets_the_clock_forward(host: Time) -> None:
-    clock = s3._ServerClock()
+    clock = ServerClock()
     server_says(clock, host.wall - timedelta(seconds=20))
     host.pass_by(1)
     server_says(clock, host.wall)
@@ -867,7 +868,7 @@ def test_quicker_response_sets_the_clock_forward(host: Time) -> None:
 
 
 def test_cached_response_tells_no_time(host: Time) -> None:
-    clock = s3._ServerClock()
+    clock = ServerClock()
     server_says(clock, host.wall, age="30")
     assert not clock.known
     server_says(clock, host.wall, age="0")

@@ -1,0 +1,226 @@
+"""Errors of S3, of boto3 and of what lies below it, as :class:`JojoKeyStoreError` with advice for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+
+MAX_DETAIL_CHARACTERS = 300
+"""Of S3's own message in an error."""
+
+
+@contextmanager
+def translate_errors(doing: str) -> Iterator[None]:
+    """Turn errors of boto3, and of what lies below it, into :class:`JojoKeyStoreError`.
+
+    :param doing: what was tried, as an infinitive: ``read s3://bucket/key``
+    """
+    try:
+        yield
+    except JojoKeyStoreError:
+        raise
+    except Exception as error:
+        if (translated := _translated(error, doing)) is None:
+            raise
+        raise translated from None
+
+
+def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
+    import http.client
+
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(error, ClientError):
+        return _of_response(error, doing)
+    # botocore follows redirects by calling itself, and may wrap what comes of that.
+    wrapped = getattr(error, "kwargs", {}).get("error")
+    if isinstance(error, RecursionError) or isinstance(wrapped, RecursionError):
+        return JojoKeyStoreError(
+            f"S3 redirects every request to {doing}.",
+            "Set region_name, and endpoint_url if there is one, in the AWS connection's extra to those of the bucket.",
+        )
+    if isinstance(error, BotoCoreError):
+        return _of_botocore(error, doing)
+    # botocore reads the body of an error response without translating what breaks there.
+    if isinstance(
+        error, (HTTPError, http.client.HTTPException, ConnectionError, TimeoutError, ResponseParserError)
+    ):
+        return JojoKeyStoreError(
+            f"The response of S3 to the request to {doing} broke off ({type(error).__name__}).",
+            _CONNECTION,
+            transient=True,
+        )
+    return None
+
+
+def _of_response(error: Any, doing: str) -> JojoKeyStoreError:
+    code, status = code_of(error), status_of(error)
+    headers = headers_of(error.response)
+    said = str(error.response.get("Error", {}).get("Message") or "")
+    operation = str(getattr(error, "operation_name", ""))
+    if operation.startswith(("AssumeRole", "GetSessionToken", "GetFederationToken")):
+        what = f"AWS STS rejected {operation}, which the AWS connection asks for."
+        todo = "Check the role and its trust policy."
+    else:
+        what = f"S3 rejected the request to {doing}."
+        todo = _advice(code, said, error.response)
+    if is_web_page(headers):
+        what = f"A web page was the answer to the request to {doing}: something between here and S3 sent it."
+        todo = "Check the AWS connection's endpoint_url, and the proxy or firewall on the way."
+    no_code = code in ("", str(status))
+    return JojoKeyStoreError(
+        what,
+        todo,
+        detail=redacted(said),
+        status_code=status,
+        code=None if no_code else code,
+        transient=code not in _LASTING
+        and (
+            status is None
+            or (status >= 500 and status not in (501, 505))
+            or status == 429
+            or code in _PASSING
+        ),
+    )
+
+
+def _of_botocore(error: Any, doing: str) -> JojoKeyStoreError:
+    from botocore import exceptions
+
+    name = type(error).__name__.removesuffix("Error")
+    network = isinstance(error, (exceptions.HTTPClientError, exceptions.ConnectionError))
+    passing = (
+        exceptions.IncompleteReadError,
+        exceptions.CredentialRetrievalError,
+        exceptions.MetadataRetrievalError,
+        exceptions.FlexibleChecksumError,
+    )
+    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return JojoKeyStoreError(
+            f"This host does not trust the certificate of S3, so the request to {doing} was not sent.",
+            "Set verify in the AWS connection's extra to the file of the CA that signed the certificate.",
+            detail=redacted(str(error)),
+        )
+    return JojoKeyStoreError(
+        f"S3 did not answer the request to {doing} ({name})."
+        if network
+        else f"The request to {doing} failed ({name}).",
+        _CONNECTION,
+        detail=redacted(str(error)),
+        transient=network or isinstance(error, passing),
+    )
+
+
+def _advice(code: str, said: str, response: Mapping[str, Any]) -> str:
+    """Return what to do about an error response of S3."""
+    lower = said.lower()
+    if "kms" in lower or code.startswith("KMS."):
+        return (
+            "Let the AWS connection's user use the bucket's KMS key (kms:GenerateDataKey, kms:Decrypt), in the key "
+            "policy as well if the key belongs to another account."
+        )
+    if code in ("AccessDenied", "403") and "explicit deny" in lower:
+        return (
+            "A policy denies this explicitly, so another permission does not help: look for a Deny in the bucket "
+            "policy, the user's policies and the organization's. Some policies ask for an encryption header, an "
+            "ACL or a network."
+        )
+    if code in (
+        "PermanentRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+        "301",
+    ):
+        error = response.get("Error", {})
+        region = error.get("Region") or headers_of(response).get("x-amz-bucket-region")
+        if region:
+            return f"Set region_name in the AWS connection's extra to {redacted(str(region))}."
+        if endpoint := error.get("Endpoint"):
+            return f"Set endpoint_url in the AWS connection's extra to https://{redacted(str(endpoint))}."
+        return "Set region_name in the AWS connection's extra to the bucket's region."
+    if code in ("InvalidArgument", "InvalidRequest", "NotImplemented", "XNotImplemented", "501") and any(
+        word in lower for word in ("checksum", "trailer", "aws-chunked", "content-sha256")
+    ):
+        return (
+            "This store does not know boto3's checksums. Add to the AWS connection's extra: "
+            '{"config_kwargs": {"request_checksum_calculation": "when_required", '
+            '"response_checksum_validation": "when_required"}}.'
+        )
+    return _TODO.get(code, _TODO_ELSE)
+
+
+_CONNECTION = (
+    "Check the AWS connection's endpoint, region and credentials, and whether this host can reach S3."
+)
+_PASSING = {
+    "SlowDown",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "IncompleteBody",
+    "BadDigest",
+}
+_LASTING = {"QuotaExceeded", "RequestTimeTooSkewed", "XMinioStorageFull"}
+_TODO_ELSE = "Check the AWS connection, and what its user may do in this bucket."
+_PERMISSIONS = (
+    "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) and list the bucket "
+    "(s3:ListBucket): without that, S3 does not distinguish a missing object from a forbidden one."
+)
+_TODO = {
+    "403": _PERMISSIONS,
+    "AccessDenied": _PERMISSIONS,
+    "AllAccessDisabled": "The owner or AWS has disabled access to this bucket.",
+    "ExpiredToken": "The credentials have expired. Renew the session token in the AWS connection, or use a role.",
+    "InvalidAccessKeyId": "This store does not know the AWS connection's access key.",
+    "InvalidBucketName": "Correct s3_bucket: the name is not a valid bucket name.",
+    "InvalidToken": "Renew the session token in the AWS connection, or remove it if the keys are not temporary.",
+    "NoSuchBucket": "Create the bucket, or correct s3_bucket.",
+    "QuotaExceeded": "Free some space in the store, or raise its quota.",
+    "RequestTimeTooSkewed": "Set this worker's clock: it is more than 15 minutes away from S3's.",
+    "SignatureDoesNotMatch": "The AWS connection's secret key is wrong, or its endpoint or region is another's.",
+    "XMinioStorageFull": "Free some space in the store.",
+}
+
+
+def client_error() -> Any:
+    """Return botocore's ``ClientError``, which a Dag parse must not import."""
+    from botocore.exceptions import ClientError
+
+    return ClientError
+
+
+def code_of(error: Any) -> str:
+    """Return S3's error code, such as ``NoSuchKey``; empty if there is none."""
+    return str(error.response.get("Error", {}).get("Code") or "")
+
+
+def status_of(error: Any) -> int | None:
+    """Return the HTTP status of an error response."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
+
+
+def headers_of(response: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return a response's HTTP headers, with names in lower case."""
+    headers: Mapping[str, str] = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return headers
+
+
+def is_web_page(headers: Mapping[str, str]) -> bool:
+    """Return whether a response with a body is a web page, which nothing but S3's headers shows to be an object."""
+    return "html" in headers.get("content-type", "") and not any(
+        name.startswith("x-amz-") for name in headers
+    )
+
+
+def redacted(text: str) -> str:
+    """Return text of S3 without secrets, and not too long for an error."""
+    from airflow_provider_jojokey.img2.redact import clean
+
+    text = clean(text)
+    return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"
