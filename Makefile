@@ -84,7 +84,7 @@ build: install .venvs/release/installed ## Wheel and sdist in dist/, checked, wi
 	@ls -l dist
 
 # Tools that nothing here imports have environments of their own.
-.venvs/docs/installed .venvs/release/installed: pyproject.toml constraints.txt $(VENV)/installed
+.venvs/docs/installed .venvs/lint/installed .venvs/release/installed: pyproject.toml constraints.txt $(VENV)/installed
 	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)
 	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints.txt --group $(notdir $(@D))
 	@touch $@
@@ -119,10 +119,12 @@ SEAWEEDFS := 4.48
 	@cd $(@D)/node && npm install --no-audit --no-fund --loglevel=error || { echo "npm cannot install them."; exit 1; }
 	@touch $@
 
-check: install ## ruff, ruff format, mypy --strict
+check: install .venvs/lint/installed ## ruff, ruff format, mypy --strict, spelling, Markdown, GitHub's files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	git ls-files -z '*.md' '*.py' '*.toml' '*.yaml' '*.yml' | xargs -0 .venvs/lint/bin/codespell
+	git ls-files -z '*.md' | xargs -0 .venvs/lint/bin/pymarkdown scan
 
 format: install ## Let ruff put the code in order
 	$(BIN)/ruff check --fix .
@@ -139,7 +141,7 @@ bench-cluster: install ## A campaign by batch, by mapped tasks and by deferred o
 
 constraints: install ## Renew constraints.txt: the versions that everyone gets
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-	    --extra sandbox --group dev --group cluster --group docs --group release --output-file constraints.txt pyproject.toml
+	    --extra sandbox --group dev --group cluster --group docs --group lint --group release --output-file constraints.txt pyproject.toml
 	$(foreach name,$(OLDER),printf '%s\n' apache-airflow==$(word 1,$(AIRFLOW_$(name))) $(word 4,$(AIRFLOW_$(name))) | \
 	 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 	    $(word 3,$(AIRFLOW_$(name))) --exclude-newer $(word 2,$(AIRFLOW_$(name))) $(YOUNGER) --extra sandbox --group matrix \
