@@ -54,11 +54,14 @@ def totals(wanted: Filter) -> dict[str, Any]:
 
 def _added(wanted: Filter) -> dict[str, Any]:
     usage = dict.fromkeys(TOKENS, 0)
-    results = images = failed = 0
+    results = images = failed = unread = 0
     by_day: dict[str, list[int]] = {}
     by_dag: dict[str, list[int]] = {}
     with create_session(scoped=False) as session:
         for day, dag_id, result in usages(session, wanted):
+            if result is None:
+                unread += 1
+                continue
             billed = tokens(result.usage)
             results += 1
             images += result.count
@@ -72,6 +75,7 @@ def _added(wanted: Filter) -> dict[str, Any]:
         "images": images,
         "results": results,
         "failed": failed,
+        "unread": unread,
         "usage": usage,
         "by_day": [
             {"day": day, "tokens": count, "images": made} for day, (count, made) in sorted(by_day.items())

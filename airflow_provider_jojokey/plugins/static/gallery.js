@@ -4,7 +4,7 @@ import { TokensByDag, TokensByDay } from "./charts.js";
 import { FilterBar, isFiltered, useFilters } from "./filters.js";
 import { count } from "./format.js";
 import { Lightbox, slidesOf } from "./lightbox.js";
-import { Button, CopyButton, Empty, Failure, Spinner } from "./parts.js";
+import { Button, CopyButton, Empty, Failure, Notice, Spinner } from "./parts.js";
 import { h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
 import { Card, Cards, keyOf } from "./results.js";
 import { t } from "./text.js";
@@ -39,7 +39,7 @@ function fresh(key) {
   return found && Date.now() - found.at < KEPT_FOR ? found : null;
 }
 
-const NOTHING = { cards: [], next: null, totals: null };
+const NOTHING = { cards: [], next: null, totals: null, unread: 0, why: null, unsearched: 0 };
 
 function useImages(filters) {
   const key = JSON.stringify(filters);
@@ -60,7 +60,8 @@ function useImages(filters) {
       setState((old) => ({ ...old, loading: true, error: null }));
       Promise.all([getResults(filters, null, PAGE, signal), getTotals(filters, signal)]).then(
         ([page, totals]) => {
-          const values = { cards: page.results, next: page.next, totals };
+          const { results: cards, next, unread, unread_why: why, unsearched } = page;
+          const values = { cards, next, totals, unread, why, unsearched };
           keep(key, { ...values, at: Date.now(), scroll: 0 });
           setState({ ...values, loading: false, error: null });
         },
@@ -80,8 +81,9 @@ function useImages(filters) {
       setState((old) => {
         const there = new Set(old.cards.map(keyOf));
         const cards = [...old.cards, ...page.results.filter((card) => !there.has(keyOf(card)))];
-        keep(key, { cards, next: page.next });
-        return { ...old, cards, next: page.next, loadingMore: false };
+        const values = { cards, next: page.next, unread: old.unread + page.unread, why: page.unread_why ?? old.why };
+        keep(key, values);
+        return { ...old, ...values, loadingMore: false };
       });
     } catch (error) {
       if (!signal.aborted) setState((old) => ({ ...old, error, loadingMore: false }));
@@ -140,6 +142,7 @@ export function Gallery() {
   const [filters, change] = useFilters();
   const images = useImages(filters);
   const { cards, next, totals, loading, loadingMore, error, loadMore } = images;
+  const missing = images.unread + images.unsearched + (totals?.unread ?? 0) > 0;
   const dags = useDags(filters, totals);
   const [open, setOpen] = useState(null);
   const root = useRef(null);
@@ -156,13 +159,14 @@ export function Gallery() {
   );
 
   const nothing = !loading && !error && cards.length === 0;
-  const first = nothing && !isFiltered(filters);
+  const first = nothing && !missing && !isFiltered(filters);
   return h(
     "section",
     { ref: root, className: "jojokey-root jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
     !first && h(FilterBar, { filters, dags, onChange: change }),
     !first && totals && h(Totals, { totals, onReload: images.reload, loading }),
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
+    missing && !loading && h(Missing, images),
     loading && !cards.length && h(Spinner, { label: t("Looking for images …") }),
     h(
       "div",
@@ -187,7 +191,7 @@ export function Gallery() {
         h(Button, { onClick: loadMore, disabled: loadingMore }, loadingMore ? t("Loading …") : t("Load more")),
       ),
     first && h(First),
-    nothing && !first && h(NoMatch, { onClear: change }),
+    nothing && isFiltered(filters) && h(NoMatch, { onClear: change }),
     open !== null &&
       slides.length > 0 &&
       h(Lightbox, { slides, start: open, onClose: () => setOpen(null), onNearEnd: loadMore }),
@@ -221,6 +225,30 @@ function Totals({ totals, onReload, loading }) {
       ),
     ),
     h(Button, { icon: "reload", label: t("Refresh"), variant: "ghost", onClick: onReload, disabled: loading }),
+  );
+}
+
+// What a custom XCom backend keeps outside of Airflow's database: never silently left out.
+function Missing({ unread, why, unsearched, totals }) {
+  const lines = [
+    unread > 0 && `${count(unread, "{n} result can't be shown.", "{n} results can't be shown.")} ${why ?? ""}`,
+    unsearched > 0 &&
+      count(
+        unsearched,
+        "The search leaves out {n} result, which the XCom backend keeps outside of Airflow's database.",
+        "The search leaves out {n} results, which the XCom backend keeps outside of Airflow's database.",
+      ),
+    totals?.unread > 0 &&
+      count(
+        totals.unread,
+        "The totals leave out {n} result, which the XCom backend keeps outside of Airflow's database.",
+        "The totals leave out {n} results, which the XCom backend keeps outside of Airflow's database.",
+      ),
+  ].filter(Boolean);
+  return h(
+    Notice,
+    { title: t("Some results are missing here") },
+    lines.map((line) => h("p", { key: line }, line)),
   );
 }
 

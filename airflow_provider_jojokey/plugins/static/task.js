@@ -85,7 +85,7 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   let content;
   if (error && !answer) content = h(Failure, { error, onRetry: retry });
   else if (!answer) content = h(Spinner, { label: t("Looking for images …") });
-  else if (answer.results?.length) content = h(Mapped, { task, answer, onOpen: show });
+  else if (answer.results?.length || answer.unread > 0) content = h(Mapped, { task, answer, onOpen: show });
   else if (answer.result) content = h(One, { task, answer, onOpen: show });
   else if (answer.underWay) content = h(Working);
   else content = h(Nothing);
@@ -359,6 +359,8 @@ function Mapped({ task, answer, onOpen }) {
     "div",
     null,
     h("h3", { className: "jojokey-heading" }, t("Mapped tasks")),
+    answer.unread > 0 &&
+      h(Notice, { title: count(answer.unread, "{n} result can't be shown.", "{n} results can't be shown.") }, answer.unread_why),
     h(
       Cards,
       null,

@@ -72,13 +72,22 @@ export const zh = {
   "Show more": "显示更多",
   "Sign in": "登录",
   Size: "尺寸",
+  "Some results are missing here": "此处缺少部分结果",
   Started: "开始时间",
   "Stored in S3": "已存入 S3",
   "The attempts cannot be told": "无法显示各次尝试",
+  "The search leaves out {n} result, which the XCom backend keeps outside of Airflow's database.":
+    "搜索不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
+  "The search leaves out {n} results, which the XCom backend keeps outside of Airflow's database.":
+    "搜索不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
   "The task failed.": "任务失败。",
   "The task has not ended. Its images appear here by themselves as soon as it leaves some.":
     "任务尚未结束。图片生成后会自动显示在这里。",
   "The task will try again.": "任务将会重试。",
+  "The totals leave out {n} result, which the XCom backend keeps outside of Airflow's database.":
+    "合计不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
+  "The totals leave out {n} results, which the XCom backend keeps outside of Airflow's database.":
+    "合计不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
   "There is no such task any more.": "此任务已不存在。",
   "These tokens were billed to this task.": "这些 token 已计入此任务。",
   "This image cannot be read from S3 any more.": "已无法从 S3 读取此图片。",
@@ -118,6 +127,8 @@ export const zh = {
   "{n} images had arrived and are kept.": "已收到 {n} 张图片并保留。",
   "{n} other": "另外 {n} 个",
   "{n} others": "另外 {n} 个",
+  "{n} result can't be shown.": "{n} 个结果无法显示。",
+  "{n} results can't be shown.": "{n} 个结果无法显示。",
   "{n} token": "{n} token",
   "{n} tokens": "{n} token",
 };
