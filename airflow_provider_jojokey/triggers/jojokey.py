@@ -28,6 +28,8 @@ RECORDING = 4.0
 """Seconds after the last response in which a cancelled trigger stores and records it."""
 SETTLING = 30.0
 """Seconds after the last response in which a trigger that has reached its deadline stores and records it."""
+LAST_LOOK = 0.5
+"""Seconds after the deadline in which a response that is arriving is noticed; it may finish."""
 POLL = 0.1
 
 
@@ -106,14 +108,13 @@ class GenerateImageTrigger(BaseTrigger):
         await asyncio.wait({future}, timeout=left)
         if future.done():
             return future.result()
-        if work.cancel():  # it was still waiting for a thread
-            return _timed_out(errors.stopped())
-        self.hook.stop(grace=0.0)
+        self.hook.stop(LAST_LOOK)
         end = None
         while not future.done():
             if end is None and self.hook.stopped.is_set():
                 end = time.monotonic() + SETTLING
             if end is not None and time.monotonic() >= end:
+                work.cancel()  # in case it still waits for a thread
                 return _timed_out(_unrecorded() if self._sent else errors.stopped())
             await asyncio.wait({future}, timeout=POLL)
         outcome = future.result()

@@ -252,7 +252,7 @@ def test_worker_process_reports_an_odd_response(
 ) -> None:
     odd.failure = FAILURES[failure] if failure else None
     tasks = {name: body for name, body in kinds("odd", KEYS["asset"]).items() if "deferred" not in name}
-    path = written(airflow, "odd_worker", *tasks.values())
+    path = written(airflow, "odd_worker", *tasks.values(), retries=0 if failure else 1)
 
     done = subprocess.run(
         [
