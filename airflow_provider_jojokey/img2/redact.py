@@ -28,7 +28,8 @@ _SIGNATURE = re.compile(
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]+"
 )
-_LONG_SEGMENT = re.compile(r"[^/]{65,}")
+# A broken image in the place of a link looks like a relative link, and its base64 has slashes.
+_LONG_SEGMENT = re.compile(r"[^/]{65,}|[A-Za-z0-9+/=]{65,}")
 
 
 def clean(text: str, secret: str = "", limit: int = MAX_DETAIL_CHARACTERS) -> str:
