@@ -79,22 +79,17 @@ async def guard(request: Request, call_next: Callable[[Request], Any]) -> Respon
 @app.exception_handler(JojoKeyStoreError)
 async def _store_error(_: Request, error: JojoKeyStoreError) -> Response:
     # Not its message: S3's own words can name endpoints, and nothing here was to be billed.
-    return Answer({"detail": f"{error.what} {error.todo}".strip()}, 502)
-
-
-@app.exception_handler(objects.Missing)
-async def _missing(_: Request, error: objects.Missing) -> Response:
-    return Answer({"detail": str(error)}, 404)
+    return Answer({"detail": f"{error.what} {error.todo}".strip(), "reason": "s3"}, 502)
 
 
 @app.exception_handler(objects.NotServed)
 async def _not_served(_: Request, error: objects.NotServed) -> Response:
-    return Answer({"detail": str(error)}, 404)
+    return Answer({"detail": str(error), "reason": error.reason}, 404)
 
 
 @app.exception_handler(thumbnails.CannotShrink)
 async def _cannot_shrink(_: Request, error: thumbnails.CannotShrink) -> Response:
-    return Answer({"detail": str(error)}, 501)
+    return Answer({"detail": str(error), "reason": "not_served"}, 501)
 
 
 @app.exception_handler(Exception)

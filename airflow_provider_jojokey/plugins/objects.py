@@ -38,9 +38,20 @@ _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpe
 class NotServed(Exception):
     """An object that is not given out; the message says why, to people."""
 
+    reason = "not_served"
+    """The same for programs."""
+
 
 class Missing(NotServed):
     """An object that is not there."""
+
+    reason = "missing"
+
+
+class Replaced(Missing):
+    """Another object is at the image's key."""
+
+    reason = "replaced"
 
 
 def content_type(head: bytes) -> str | None:
@@ -150,7 +161,7 @@ def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = Non
             answer = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404", "NoSuchBucket"):
-                raise Missing("The object is not in S3 any more.") from None
+                raise Missing("The object is no longer in S3: it was moved or deleted.") from None
             raise
     if size is not None and answer["ContentLength"] != size:
         answer["Body"].close()
@@ -158,8 +169,8 @@ def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = Non
     return answer["Body"]
 
 
-def _replaced() -> Missing:
-    return Missing("Something else is in its place in S3 now: the image was overwritten.")
+def _replaced() -> Replaced:
+    return Replaced("Another object is at its key in S3 now: the image was overwritten.")
 
 
 def _place(uri: str, suffix: str) -> tuple[str, str]:

@@ -246,6 +246,7 @@ LINKS = [
         kind=Kind.REPLY, never=base64.b64encode(JPEG).decode()[600:680]),
     Row("base64 with slashes, behind a broken character", data({"url": "\ufffd" + "wAARCAAQABADASIAAhEBAxEB/" * 8}),
         kind=Kind.REPLY, never="wAARCAAQABADASIAAhEBAxEB/" * 3),
+    Row("a long scheme", data({"url": "a" * 200 + "://x"}), kind=Kind.REPLY, never="a" * 70),
     Row("403 is final", data({"url": "/own/forbidden.png?Signature=s3cret"}), kind=Kind.REPLY,
         words="HTTP 403|/own/forbidden.png|It is paid for", never="s3cret"),
     Row("404 for good", data({"url": "/own/gone.png?Signature=s3cret"}), kind=Kind.REPLY,
