@@ -165,12 +165,16 @@ async def get_task(
     task_id: str,
     map_index: MapIndex,
     page: Annotated[int, Query(ge=0, lt=tab.MAX_PAGES)] = 0,
+    failed: bool = False,
+    q: Annotated[str, Query(max_length=MAX_QUERY)] = "",
 ) -> Any:
-    """Return all there is to tell of one task."""
-    return Answer(await _in_thread(lambda: _task(dag_id, run_id, task_id, map_index, page)))
+    """Return what is known about one task. ``failed`` and ``q`` select items of a batch."""
+    wanted = tab.Wanted(failed, tuple(q.split()))
+    return Answer(await _in_thread(lambda: _task((dag_id, run_id, task_id, map_index), page, wanted)))
 
 
-def _task(dag_id: str, run_id: str, task_id: str, map_index: int, page: int) -> dict[str, Any]:
+def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
+    dag_id, run_id, task_id, map_index = place
     mapped: list[xcoms.Row] = []
     more = False
     with create_session(scoped=False) as session:
@@ -200,7 +204,7 @@ def _task(dag_id: str, run_id: str, task_id: str, map_index: int, page: int) -> 
     told["attempts"], told["attempts_error"] = tab.attempts(row)
     told["s3_console"] = tab.s3_console(row.result)
     if row.result.manifest is not None:
-        told["items"], told["next_page"], told["items_error"] = tab.items(row, page)
+        told["items"], told["next_page"], told["items_error"] = tab.items(row, page, wanted)
     return told
 
 

@@ -13,7 +13,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, BinaryIO
 
@@ -105,17 +105,26 @@ def document(uri: str, aws_conn_id: str | None, *, suffix: str, limit: int = MAX
 
 
 def lines(
-    uri: str, aws_conn_id: str | None, *, suffix: str, start: int, count: int, longest: int = PIECE
-) -> tuple[list[Any], bool]:
-    """Return some lines of a JSON Lines object, read, and whether there are more.
+    uri: str,
+    aws_conn_id: str | None,
+    *,
+    suffix: str,
+    start: int,
+    count: int,
+    wanted: Callable[[Any], bool] | None = None,
+    longest: int = PIECE,
+) -> tuple[list[tuple[int, Any]], bool]:
+    """Return some lines of a JSON Lines object, with their numbers from 0, and whether there are more.
 
-    :param start: how many lines to pass over
+    :param start: how many of the wanted lines to pass over
     :param count: how many to return
+    :param wanted: which lines count; without it all do
     :param longest: bytes of a line; a longer one ends the reading
     :raises NotServed: if there is no such object, or it is not where such documents are
     :raises JojoKeyStoreError: if S3 does not give it
     """
-    found: list[Any] = []
+    found: list[tuple[int, Any]] = []
+    passed = 0
     with (
         closing(_open(*_place(uri, suffix), aws_conn_id)) as body,
         translate_errors(f"read {uri}"),
@@ -123,10 +132,14 @@ def lines(
         for number, line in enumerate(body.iter_lines(PIECE)):
             if len(line) > longest:
                 raise NotServed(f"Line {number + 1} is longer than {longest:,} bytes.")
-            if number >= start + count:
+            value = _json(line) if wanted is not None or passed >= start else None
+            if wanted is not None and not wanted(value):
+                continue
+            if passed >= start + count:
                 return found, True
-            if number >= start:
-                found.append(_json(line))
+            if passed >= start:
+                found.append((number, value))
+            passed += 1
     return found, False
 
 
