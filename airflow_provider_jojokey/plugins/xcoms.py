@@ -23,7 +23,7 @@ from sqlalchemy import Text, and_, case, cast, func, inspect, or_, select, tuple
 from sqlalchemy.orm import defer, lazyload
 
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
-from airflow_provider_jojokey.results import VERSION, XCOM_KEY, Result
+from airflow_provider_jojokey.results import XCOM_KEY, Result
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -156,18 +156,14 @@ def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result
     newest are read, and for the others ``None`` is yielded.
     """
     value = XComModel.value
-    parts = [cast(_inside(session, value[name]), Text) for name in ("version", "state", "count", "usage")]
+    parts = [cast(_inside(session, value[name]), Text) for name in _ADDED_UP]
     query = select(XComModel.timestamp, XComModel.dag_id, *parts).where(*_conditions(session, wanted))
     rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
     elsewhere = 0
-    for row in rows:
-        timestamp, dag_id, version, state, count, usage = row
-        if _json(version) is None:
-            elsewhere += 1
-        if _json(version) != VERSION:
-            continue
-        told = {"version": VERSION, "state": _json(state), "count": _json(count), "usage": _json(usage)}
-        result = Result.from_xcom({**told, "images": ()})
+    for timestamp, dag_id, *texts in rows:
+        values = dict(zip(_ADDED_UP, map(_json, texts), strict=True))
+        elsewhere += values["version"] is None
+        result = Result.from_xcom({**values, "images": ()})
         if result is not None:
             yield timestamp.date(), dag_id, result
     if elsewhere:
@@ -199,6 +195,9 @@ def count_unsearched(session: Session, wanted: Filter) -> int:
 def _is_elsewhere(session: Session) -> ColumnElement[bool]:
     version = cast(_inside(session, XComModel.value["version"]), Text)
     return func.coalesce(version, "null") == "null"
+
+
+_ADDED_UP = ("version", "state", "count", "usage", "billed", "reused")
 
 
 def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
