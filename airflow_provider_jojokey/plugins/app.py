@@ -135,18 +135,19 @@ def get_results(
 ) -> Any:
     """Return the latest results, a page at a time."""
     after = cursor or None
-    found = xcoms.Rows([])
+    found, unread, why = xcoms.Rows([]), 0, None
     try:
         with create_session(scoped=False) as session:
             for look in (None, *[xcoms.ROWS_AT_ONCE] * ROUNDS):
                 found, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look)
-                if found.rows or found.unread or after is None:
+                unread, why = unread + found.unread, found.why or why
+                if found.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
                     break
             unsearched = xcoms.count_unsearched(session, wanted) if cursor is None else 0
     except xcoms.BadCursor as error:
         raise HTTPException(400, f"{error}") from None
     told = {"results": [card(one) for one in found.rows], "next": after}
-    return Answer({**told, "unread": found.unread, "unread_why": found.why, "unsearched": unsearched})
+    return Answer({**told, "unread": unread, "unread_why": why, "unsearched": unsearched})
 
 
 @app.get("/api/totals")

@@ -187,7 +187,7 @@ export function Gallery() {
     next !== null &&
       !error &&
       !moreError &&
-      cards.length > 0 &&
+      (cards.length > 0 || missing) &&
       h(
         "div",
         { className: "jojokey-show-more" },
