@@ -147,3 +147,19 @@ def test_contributing_lists_every_module() -> None:
             continue
         expected |= named
     assert sorted(path for path in expected if f"`{path}`" not in text) == []
+
+
+def test_figures_match_benchmarks() -> None:
+    figure = "[\\d.]+ \u00d7, \\+[\\d.]+ MiB"  # CPU as a multiple, growth of memory
+    benchmarks = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").replace("**", "")
+    comparison = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    shown = re.findall(figure, comparison)
+    assert shown
+    assert set(shown) <= set(re.findall(figure, benchmarks))
+
+    (row,) = re.findall(r"^\| 1 \S 6 MB \|.*$", comparison.partition("Over HTTPS")[0], re.M)
+    others, _, ours = re.findall(r"([\d.]+) \S,", row)
+    for name in ("README.md", "README.zh.md"):
+        (sentence,) = re.findall(r"^.*(?:bare sockets|\u88f8).*\n?.*", (ROOT / name).read_text("utf-8"), re.M)
+        assert f" {ours} " in sentence
+        assert f" {float(others):.0f} " in sentence
