@@ -82,16 +82,25 @@ export const zh = {
   "Show more": "显示更多",
   "Sign in": "登录",
   Size: "尺寸",
+  "Some results are missing here": "此处缺少部分结果",
   Started: "开始时间",
   "Stored in S3": "已存入 S3",
   "The attempts cannot be told": "无法显示各次尝试",
   "The browser cannot show this image.": "浏览器无法显示此图片。",
+  "The search leaves out {n} result, which the XCom backend keeps outside of Airflow's database.":
+    "搜索不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
+  "The search leaves out {n} results, which the XCom backend keeps outside of Airflow's database.":
+    "搜索不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
   "The task failed, and it was charged.": "任务失败，但已计费。",
   "The task failed. Earlier attempts of it were charged.": "任务失败。之前的尝试已计费。",
   "The task failed. It is unknown whether it was charged.": "任务失败。是否计费未知。",
   "The task failed. Nothing was charged.": "任务失败，未计费。",
   "The task has not ended. Its images appear here by themselves as soon as it leaves some.": "任务尚未结束。图片生成后会自动显示在这里。",
   "The task will try again.": "任务将会重试。",
+  "The totals leave out {n} result, which the XCom backend keeps outside of Airflow's database.":
+    "合计不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
+  "The totals leave out {n} results, which the XCom backend keeps outside of Airflow's database.":
+    "合计不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
   "There is no such task any more.": "此任务已不存在。",
   "These tokens were billed to this task.": "这些 token 已计入此任务。",
   "This image is no longer in S3: it was moved or deleted.": "此图片已不在 S3 中：已被移动或删除。",
@@ -134,6 +143,8 @@ export const zh = {
   "{n} others": "另外 {n} 个",
   "{n} paid": "{n} 个已付费",
   "{n} perhaps paid": "{n} 个可能已付费",
+  "{n} result can't be shown.": "{n} 个结果无法显示。",
+  "{n} results can't be shown.": "{n} 个结果无法显示。",
   "{n} token": "{n} token",
   "{n} tokens": "{n} token",
 };
