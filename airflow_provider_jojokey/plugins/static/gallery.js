@@ -165,7 +165,7 @@ export function Gallery() {
     "section",
     { ref: root, className: "jojokey-root jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
     !first && h(FilterBar, { filters, dags, onChange: change }),
-    !first && totals && h(Totals, { totals, onReload: images.reload, loading }),
+    !first && totals && h(Totals, { totals, onReload: images.reload, loading, onChange: change }),
     error && h(Failure, { error, onRetry: images.reload }),
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
     missing && !loading && h(Missing, images),
@@ -204,7 +204,7 @@ function subtitleOf(card) {
   return `${card.task_id}${label} · ${card.run_id}`;
 }
 
-function Totals({ totals, onReload, loading }) {
+function Totals({ totals, onReload, loading, onChange }) {
   const { usage = {} } = totals;
   return h(
     "div",
@@ -219,10 +219,8 @@ function Totals({ totals, onReload, loading }) {
         [
           count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
           t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
-          failures(totals),
-        ]
-          .filter(Boolean)
-          .join(" · "),
+        ].join(" · "),
+        h(Failures, { totals, onChange }),
       ),
     ),
     h(Button, { icon: "reload", label: t("Refresh"), variant: "ghost", onClick: onReload, disabled: loading }),
@@ -253,13 +251,17 @@ function Missing({ unread, why, unsearched, totals }) {
   );
 }
 
-function failures({ failed, failed_paid: paid, failed_perhaps_paid: perhaps }) {
-  if (!failed) return null;
-  const money = [
-    paid && t("{n} paid", { n: number(paid) }),
-    perhaps && t("{n} perhaps paid", { n: number(perhaps) }),
-  ].filter(Boolean);
-  return t("{n} failed", { n: number(failed) }) + (money.length ? ` (${money.join(", ")})` : "");
+// Each number leads to the results that it counts.
+function Failures({ totals, onChange }) {
+  const numbers = [
+    ["failed", t("{n} failed", { n: number(totals.failed) })],
+    ["failed_paid", t("{n} paid", { n: number(totals.failed_paid) })],
+    ["failed_perhaps_paid", t("{n} perhaps paid", { n: number(totals.failed_perhaps_paid) })],
+  ].filter(([state]) => totals[state] > 0);
+  return numbers.map(([state, text]) => [
+    " · ",
+    h("button", { key: state, type: "button", className: "jojokey-link", onClick: () => onChange({ state }) }, text),
+  ]);
 }
 
 function Charts({ totals, filters, onChange }) {
@@ -285,7 +287,7 @@ function Sentinel({ onSeen }) {
 }
 
 function NoMatch({ onClear }) {
-  const nothing = { q: "", dag_id: "", run_id: "", day_from: "", day_to: "" };
+  const nothing = { q: "", dag_id: "", run_id: "", day_from: "", day_to: "", state: "" };
   return h(
     Empty,
     { icon: "search", title: t("No images match these filters") },
