@@ -106,6 +106,25 @@ function Field({ label, half = false, children }) {
   );
 }
 
+const PERIODS = { "Today": 0, "Last 7 days": 6, "Last 30 days": 29 };
+
+// The days are days in UTC, as the results are counted.
+function Periods({ filters, onChange }) {
+  const ago = (days) => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10);
+  return Object.entries(PERIODS).map(([name, days]) =>
+    h(
+      Button,
+      {
+        key: name,
+        variant: "ghost",
+        "aria-pressed": filters.day_from === ago(days) && !filters.day_to,
+        onClick: () => onChange({ day_from: ago(days), day_to: "" }),
+      },
+      t(name),
+    ),
+  );
+}
+
 export function FilterBar({ filters, dags, onChange }) {
   const known = dags.includes(filters.dag_id) || !filters.dag_id ? dags : [filters.dag_id, ...dags];
   return h(
@@ -173,6 +192,7 @@ export function FilterBar({ filters, dags, onChange }) {
           }),
       }),
     ),
+    h(Periods, { filters, onChange }),
     isFiltered(filters) &&
       h(
         Button,

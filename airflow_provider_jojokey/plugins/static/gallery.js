@@ -149,6 +149,16 @@ function useScrollPosition(root, key) {
   }, [key]);
 }
 
+function useTitle() {
+  useEffect(() => {
+    const { title } = document;
+    document.title = `${t("Images")} - Airflow`;
+    return () => {
+      document.title = title;
+    };
+  }, []);
+}
+
 export function Gallery() {
   const [filters, change] = useFilters();
   const images = useImages(filters);
@@ -157,6 +167,7 @@ export function Gallery() {
   const dags = useDags(filters, totals);
   const root = useRef(null);
   useScrollPosition(root, images.key);
+  useTitle();
   const [show, dialog] = useLightbox(cards, { linked: true, onNearEnd: loadMore });
 
   const nothing = !loading && !error && cards.length === 0;
@@ -178,7 +189,13 @@ export function Gallery() {
           Cards,
           null,
           cards.map((card) =>
-            h(Card, { key: `${keyOf(card)} ${images.round}`, card, title: card.dag_id, subtitle: subtitleOf(card), onOpen: show }),
+            h(Card, {
+              key: `${keyOf(card)} ${images.round}`,
+              card,
+              title: card.dag_id,
+              subtitle: h(Subtitle, { card, onChange: change }),
+              onOpen: show,
+            }),
           ),
         ),
       next !== null && !loading && !error && !moreError && h(Sentinel, { onSeen: loadMore, key: cards.length }),
@@ -199,9 +216,24 @@ export function Gallery() {
   );
 }
 
-function subtitleOf(card) {
+// The run's ID leads to all images of that run.
+function Subtitle({ card, onChange }) {
   const label = card.map_index >= 0 ? ` · ${card.label ?? `[${card.map_index}]`}` : "";
-  return `${card.task_id}${label} · ${card.run_id}`;
+  const only = { dag_id: card.dag_id, run_id: card.run_id };
+  return [
+    `${card.task_id}${label} · `,
+    h(
+      "button",
+      {
+        key: "run",
+        type: "button",
+        className: "jojokey-link",
+        title: t("All images of this run"),
+        onClick: () => onChange(only),
+      },
+      card.run_id,
+    ),
+  ];
 }
 
 function Totals({ totals, onReload, loading, onChange }) {
