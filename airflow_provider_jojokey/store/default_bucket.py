@@ -23,7 +23,8 @@ def default_bucket(aws_conn_id: str | None) -> str | None:
 
     name = None
     try:
-        name = S3Hook(aws_conn_id=aws_conn_id).service_config.get("bucket_name")
+        services = S3Hook(aws_conn_id=aws_conn_id).conn_config.service_config or {}
+        name = (services.get("s3") or {}).get("bucket_name")
         valid = name in (None, "") or (isinstance(name, str) and not list(bucket_problems(name)))
     except (AttributeError, TypeError):  # the service_config, or S3's part of it, is not a dict
         valid = False
