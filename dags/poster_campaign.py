@@ -53,10 +53,12 @@ def report(manifest: str, folder: str) -> dict[str, Any]:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import AirflowFailException
 
+    from airflow_provider_jojokey.store.keys import split_uri
+
     if not manifest:
         raise AirflowFailException("There is no manifest: the batch ended before it made anything.")
     s3 = S3Hook("aws_default").get_conn()
-    bucket, _, key = manifest.removeprefix("s3://").partition("/")
+    bucket, key = split_uri(manifest)
     with tempfile.TemporaryFile() as file:
         s3.download_fileobj(bucket, key, file)
         file.seek(0)
