@@ -79,22 +79,17 @@ async def guard(request: Request, call_next: Callable[[Request], Any]) -> Respon
 @app.exception_handler(JojoKeyStoreError)
 async def _store_error(_: Request, error: JojoKeyStoreError) -> Response:
     # Not its message: S3's own words can name endpoints, and nothing here was to be billed.
-    return Answer({"detail": f"{error.what} {error.todo}".strip()}, 502)
-
-
-@app.exception_handler(objects.Missing)
-async def _missing(_: Request, error: objects.Missing) -> Response:
-    return Answer({"detail": str(error)}, 404)
+    return Answer({"detail": f"{error.what} {error.todo}".strip(), "reason": "s3"}, 502)
 
 
 @app.exception_handler(objects.NotServed)
 async def _not_served(_: Request, error: objects.NotServed) -> Response:
-    return Answer({"detail": str(error)}, 404)
+    return Answer({"detail": str(error), "reason": error.reason}, 404)
 
 
 @app.exception_handler(thumbnails.CannotShrink)
 async def _cannot_shrink(_: Request, error: thumbnails.CannotShrink) -> Response:
-    return Answer({"detail": str(error)}, 501)
+    return Answer({"detail": str(error), "reason": "not_served"}, 501)
 
 
 @app.exception_handler(Exception)
@@ -170,12 +165,16 @@ async def get_task(
     task_id: str,
     map_index: MapIndex,
     page: Annotated[int, Query(ge=0, lt=tab.MAX_PAGES)] = 0,
+    failed: bool = False,
+    q: Annotated[str, Query(max_length=MAX_QUERY)] = "",
 ) -> Any:
-    """Return all there is to tell of one task."""
-    return Answer(await _in_thread(lambda: _task(dag_id, run_id, task_id, map_index, page)))
+    """Return what is known about one task. ``failed`` and ``q`` select items of a batch."""
+    wanted = tab.Wanted(failed, tuple(q.split()))
+    return Answer(await _in_thread(lambda: _task((dag_id, run_id, task_id, map_index), page, wanted)))
 
 
-def _task(dag_id: str, run_id: str, task_id: str, map_index: int, page: int) -> dict[str, Any]:
+def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
+    dag_id, run_id, task_id, map_index = place
     mapped: list[xcoms.Row] = []
     more = False
     with create_session(scoped=False) as session:
@@ -205,7 +204,7 @@ def _task(dag_id: str, run_id: str, task_id: str, map_index: int, page: int) -> 
     told["attempts"], told["attempts_error"] = tab.attempts(row)
     told["s3_console"] = tab.s3_console(row.result)
     if row.result.manifest is not None:
-        told["items"], told["next_page"], told["items_error"] = tab.items(row, page)
+        told["items"], told["next_page"], told["items_error"] = tab.items(row, page, wanted)
     return told
 
 

@@ -21,7 +21,7 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import Text, and_, case, cast, func, inspect, or_, select, tuple_
 from sqlalchemy.orm import defer, lazyload
 
-from airflow_provider_jojokey.results import VERSION, XCOM_KEY, Result
+from airflow_provider_jojokey.results import XCOM_KEY, Result
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -126,17 +126,17 @@ def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result
     Only what adds up is read of each value: a tenth of it.
     """
     value = XComModel.value
-    parts = [cast(_inside(session, value[name]), Text) for name in ("version", "state", "count", "usage")]
+    parts = [cast(_inside(session, value[name]), Text) for name in _ADDED_UP]
     query = select(XComModel.timestamp, XComModel.dag_id, *parts).where(*_conditions(session, wanted))
     rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
-    for row in rows:
-        timestamp, dag_id, version, state, count, usage = row
-        if _json(version) != VERSION:
-            continue
-        told = {"version": VERSION, "state": _json(state), "count": _json(count), "usage": _json(usage)}
-        result = Result.from_xcom({**told, "images": ()})
+    for timestamp, dag_id, *texts in rows:
+        values = dict(zip(_ADDED_UP, map(_json, texts), strict=True))
+        result = Result.from_xcom({**values, "images": ()})
         if result is not None:
             yield timestamp.date(), dag_id, result
+
+
+_ADDED_UP = ("version", "state", "count", "usage", "billed", "reused")
 
 
 def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
