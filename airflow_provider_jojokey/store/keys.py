@@ -151,6 +151,8 @@ def bucket_problems(bucket: str) -> Iterator[str]:
         yield f"s3_bucket={bucket[:80]!r} is the ARN of a bucket: pass its name, {arn[1]!r}"
     elif bucket.startswith("arn:"):
         yield f"s3_bucket={bucket[:120]!r} is not the ARN of an access point"
+    elif bucket.startswith("s3://"):
+        yield f"s3_bucket={bucket[:80]!r} is a URL: pass the bucket's name alone"
     elif "/" in bucket:
         yield f"s3_bucket={bucket[:80]!r} is not a valid bucket name: put the part after the slash into s3_key"
     elif not _BUCKET.fullmatch(bucket):

@@ -175,6 +175,7 @@ def test_uri_of_an_access_point_is_split_after_its_arn(bucket: str, key: str) ->
         ("arn:aws:s3:us-east-1:12345:accesspoint/posters", "not the ARN of an access point"),
         ("arn:aws:s3-outposts:us-east-1:123456789012:accesspoint/posters", "not the ARN of an access point"),
         ("arn:aws:s3:us-east-1:123456789012:accesspoint/posters/spring", "not the ARN of an access point"),
+        ("s3://posters", "pass the bucket's name alone"),
         ("posters/spring", "put the part after the slash into s3_key"),
     ],
 )
