@@ -75,7 +75,7 @@ def test_a_campaign_from_s3_reports_what_is_missing_and_fails(
 def test_campaign_with_a_misspelt_column_fails_before_it_sends(
     shipped: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    store.client.put_object(Bucket="posters", Key="rows.csv", Body=b"promt,s3_key\na fox,a.png\n")
+    store.client.put_object(Bucket="posters", Key="rows.csv", Body=b"prompr,s3_key\na fox,a.png\n")
 
     run = shipped("poster_campaign", csv="s3://posters/rows.csv")
 

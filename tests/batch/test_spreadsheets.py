@@ -176,7 +176,7 @@ def test_case_and_spaces_of_columns_do_not_matter(header: str) -> None:
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        ("promt,s3_key", ["'promt' is unknown: did you mean 'prompt'?", "'prompt' is missing"]),
+        ("prompr,s3_key", ["'prompr' is unknown: did you mean 'prompt'?", "'prompt' is missing"]),
         ("prompt,s3key", ["'s3key' is unknown: did you mean 's3_key'?", "'s3_key' is missing"]),
         ("prompt,s3_key,colour", ["'colour' is unknown: known columns are prompt, model, size"]),
         ("prompt,s3_key,qualitiy", ["did you mean 'quality'?"]),
