@@ -96,6 +96,8 @@ def decode(content: bytes, encoding: str | None = None) -> str:
         encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
     if encoding is not None:
         return _decoded(content, encoding)
+    if _is_damaged_utf8(content):  # as GB18030 it would be valid, and garbled
+        raise ValueError("it is UTF-8 with some invalid bytes: save it as CSV UTF-8")
     for candidate in ("utf-8", "gb18030"):
         try:
             text = _decoded(content, candidate)
@@ -116,6 +118,14 @@ def _decoded(content: bytes, encoding: str) -> str:
         raise ValueError(
             f"it is not valid {encoding}: save it as CSV UTF-8" if known else f"{encoding!r} is no encoding"
         ) from None
+
+
+def _is_damaged_utf8(content: bytes) -> bool:
+    """Return whether most characters beyond ASCII are valid UTF-8, and a few are not."""
+    text = content.decode("utf-8", "replace")
+    invalid = text.count("\N{REPLACEMENT CHARACTER}")
+    beyond_ascii = sum(not character.isascii() for character in text)
+    return 0 < 5 * invalid <= beyond_ascii and "\N{REPLACEMENT CHARACTER}".encode() not in content
 
 
 def _western(content: bytes) -> str | None:

@@ -167,6 +167,14 @@ def test_file_in_no_known_encoding_is_refused(content: bytes) -> None:
     assert "The CSV file" in refused(content)
 
 
+@pytest.mark.parametrize("damage", [b"\xe9", b"\xff", "红".encode()[:2], "红".encode("gb18030")])
+@pytest.mark.parametrize("rows", [CHINESE, POSTERS])
+def test_utf8_with_invalid_bytes_is_not_taken_for_another_encoding(
+    damage: bytes, rows: list[dict[str, str]]
+) -> None:
+    assert "UTF-8 with some invalid bytes" in refused(written(rows * 3) + b"a " + damage + b" fox,fox.png")
+
+
 @pytest.mark.parametrize("header", ["Prompt;S3 Key;SIZE", " prompt ;s3-key; size ", "prompt;s3_key;size;;"])
 def test_case_and_spaces_of_columns_do_not_matter(header: str) -> None:
     content = f"{header}\r\na fox;fox.png;1024x1024;;\r\n".encode()
