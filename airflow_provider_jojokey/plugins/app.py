@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path as FilePath
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-from airflow_provider_jojokey.plugins import objects, tab, thumbnails, totals, xcoms
+from airflow_provider_jojokey.plugins import backend, objects, tab, thumbnails, totals, xcoms
 from airflow_provider_jojokey.plugins.access import ReadableDags, readable_xcom
 from airflow_provider_jojokey.plugins.cards import Place, card
 from airflow_provider_jojokey.results import StoredImage
@@ -82,6 +82,11 @@ async def _store_error(_: Request, error: JojoKeyStoreError) -> Response:
     return Answer({"detail": f"{error.what} {error.todo}".strip(), "reason": "s3"}, 502)
 
 
+@app.exception_handler(backend.Unreadable)
+async def _unreadable(_: Request, error: backend.Unreadable) -> Response:
+    return Answer({"detail": f"The result is not in Airflow's database. {error}"}, 502)
+
+
 @app.exception_handler(objects.NotServed)
 async def _not_served(_: Request, error: objects.NotServed) -> Response:
     return Answer({"detail": str(error), "reason": error.reason}, 404)
@@ -105,6 +110,7 @@ def wanted_results(
     day_from: date | None = None,
     day_to: date | None = None,
     q: Annotated[str, Query(max_length=MAX_QUERY)] = "",
+    state: Literal["failed", "failed_paid", "failed_perhaps_paid", "reused"] | None = None,
 ) -> xcoms.Filter:
     """Return the filter in the query string, as far as the user may see."""
     if dag_id and dag_id not in readable:
@@ -116,6 +122,7 @@ def wanted_results(
         day_from=day_from,
         day_to=day_to,
         words=tuple(q.split()),
+        state=state,
     )
 
 
@@ -130,16 +137,19 @@ def get_results(
 ) -> Any:
     """Return the latest results, a page at a time."""
     after = cursor or None
-    rows: list[xcoms.Row] = []
+    found, unread, why = xcoms.Rows([]), 0, None
     try:
         with create_session(scoped=False) as session:
             for look in (None, *[xcoms.ROWS_AT_ONCE] * ROUNDS):
-                rows, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look)
-                if rows or after is None:
+                found, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look)
+                unread, why = unread + found.unread, found.why or why
+                if found.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
                     break
+            unsearched = xcoms.count_unsearched(session, wanted) if cursor is None else 0
     except xcoms.BadCursor as error:
         raise HTTPException(400, f"{error}") from None
-    return Answer({"results": [card(one) for one in rows], "next": after})
+    told = {"results": [card(one) for one in found.rows], "next": after}
+    return Answer({**told, "unread": unread, "unread_why": why, "unsearched": unsearched})
 
 
 @app.get("/api/totals")
@@ -175,8 +185,7 @@ async def get_task(
 
 def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
     dag_id, run_id, task_id, map_index = place
-    mapped: list[xcoms.Row] = []
-    more = False
+    mapped, more = xcoms.Rows([]), False
     with create_session(scoped=False) as session:
         row = xcoms.of_task(session, dag_id, run_id, task_id, map_index)
         if row is None and map_index == -1:
@@ -190,7 +199,9 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
             )
     told: dict[str, Any] = {
         "result": None,
-        "results": [card(one) for one in mapped],
+        "results": [card(one) for one in mapped.rows],
+        "unread": mapped.unread,
+        "unread_why": mapped.why,
         "attempts": [],
         "attempts_error": None,
         "s3_console": None,

@@ -54,12 +54,15 @@ def totals(wanted: Filter) -> dict[str, Any]:
 
 def _added(wanted: Filter) -> dict[str, Any]:
     usage = dict.fromkeys(TOKENS, 0)
-    results = images = 0
+    results = images = unread = 0
     failed = dict.fromkeys(("yes", "unknown", "no"), 0)
     by_day: dict[str, list[int]] = {}
     by_dag: dict[str, list[int]] = {}
     with create_session(scoped=False) as session:
         for day, dag_id, result in usages(session, wanted):
+            if result is None:
+                unread += 1
+                continue
             billed = tokens(result.usage)
             results += 1
             images += result.count
@@ -73,6 +76,7 @@ def _added(wanted: Filter) -> dict[str, Any]:
     return {
         "images": images,
         "results": results,
+        "unread": unread,
         "failed": sum(failed.values()),
         "failed_paid": failed["yes"],
         "failed_perhaps_paid": failed["unknown"],

@@ -133,14 +133,6 @@ def test_each_setting_that_is_named_exists() -> None:
         assert conf.has_option(section, option), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_links_to_is_there(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        path = target.partition("#")[0]
-        if path and "://" not in path:
-            assert (page.parent / path).exists(), target
-
-
 def test_the_makes_that_are_named_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))

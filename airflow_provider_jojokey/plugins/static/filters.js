@@ -3,7 +3,13 @@ import { useCallback, useEffect, h, useId, useLocation, useRef, useState } from 
 import { Button, Icon } from "./parts.js";
 import { t } from "./text.js";
 
-const NAMES = ["q", "dag_id", "run_id", "day_from", "day_to"];
+const NAMES = ["q", "dag_id", "run_id", "day_from", "day_to", "state"];
+export const STATES = {
+  failed: "Failed",
+  failed_paid: "Failed, paid",
+  failed_perhaps_paid: "Failed, perhaps paid",
+  reused: "Reused",
+};
 const TYPED = new Set(["q", "run_id"]);
 const DAYS = new Set(["day_from", "day_to"]);
 const WAIT_FOR_TYPING = 350;
@@ -13,7 +19,8 @@ export function readFilters() {
   return Object.fromEntries(
     NAMES.map((name) => {
       const value = (query.get(name) ?? "").trim();
-      return [name, DAYS.has(name) && !/^\d{4}-\d\d-\d\d$/.test(value) ? "" : value];
+      const wrong = (DAYS.has(name) && !/^\d{4}-\d\d-\d\d$/.test(value)) || (name === "state" && !STATES[value]);
+      return [name, wrong ? "" : value];
     }),
   );
 }
@@ -112,8 +119,8 @@ export function FilterBar({ filters, dags, onChange }) {
         name: "q",
         type: "search",
         value: filters.q,
-        placeholder: t("Search prompts"),
-        "aria-label": t("Words of the prompt"),
+        placeholder: t("Search prompts, errors, request IDs and tasks"),
+        "aria-label": t("Words of the prompt, error, request ID or task"),
         maxLength: 200,
         onChange,
       }),
@@ -131,6 +138,16 @@ export function FilterBar({ filters, dags, onChange }) {
           },
           h("option", { value: "" }, t("All")),
           known.map((dag) => h("option", { key: dag, value: dag }, dag)),
+        ),
+    }),
+    h(Field, {
+      label: t("State"),
+      children: (id) =>
+        h(
+          "select",
+          { id, name: "state", value: filters.state, onChange: (event) => onChange({ state: event.target.value }) },
+          h("option", { value: "" }, t("All")),
+          Object.entries(STATES).map(([state, name]) => h("option", { key: state, value: state }, t(name))),
         ),
     }),
     h(Field, {

@@ -4,7 +4,7 @@ import { TokensByDag, TokensByDay } from "./charts.js";
 import { FilterBar, isFiltered, useFilters } from "./filters.js";
 import { count, number } from "./format.js";
 import { useLightbox } from "./lightbox.js";
-import { Button, CopyButton, Empty, Failure, Spinner } from "./parts.js";
+import { Button, CopyButton, Empty, Failure, Notice, Spinner } from "./parts.js";
 import { h, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./react.js";
 import { Card, Cards, keyOf } from "./results.js";
 import { t } from "./text.js";
@@ -39,7 +39,16 @@ function fresh(key) {
   return found && Date.now() - found.at < KEPT_FOR ? found : null;
 }
 
-const NOTHING = { cards: [], next: null, totals: null, error: null, moreError: null };
+const NOTHING = {
+  cards: [],
+  next: null,
+  totals: null,
+  unread: 0,
+  why: null,
+  unsearched: 0,
+  error: null,
+  moreError: null,
+};
 
 function useImages(filters) {
   const key = JSON.stringify(filters);
@@ -60,7 +69,8 @@ function useImages(filters) {
       setState((old) => ({ ...old, loading: true, error: null, moreError: null }));
       Promise.all([getResults(filters, null, PAGE, signal), getTotals(filters, signal)]).then(
         ([page, totals]) => {
-          const values = { cards: page.results, next: page.next, totals };
+          const { results: cards, next, unread, unread_why: why, unsearched } = page;
+          const values = { cards, next, totals, unread, why, unsearched };
           keep(key, { ...values, at: Date.now(), scroll: 0 });
           setState({ ...NOTHING, ...values, of: key, loading: false });
         },
@@ -82,8 +92,9 @@ function useImages(filters) {
       setState((old) => {
         const there = new Set(old.cards.map(keyOf));
         const cards = [...old.cards, ...page.results.filter((card) => !there.has(keyOf(card)))];
-        keep(key, { cards, next: page.next });
-        return { ...old, cards, next: page.next, loadingMore: false };
+        const values = { cards, next: page.next, unread: old.unread + page.unread, why: page.unread_why ?? old.why };
+        keep(key, values);
+        return { ...old, ...values, loadingMore: false };
       });
     } catch (error) {
       if (!signal.aborted) setState((old) => ({ ...old, moreError: error, loadingMore: false }));
@@ -142,20 +153,22 @@ export function Gallery() {
   const [filters, change] = useFilters();
   const images = useImages(filters);
   const { cards, next, totals, loading, loadingMore, error, moreError, loadMore } = images;
+  const missing = images.unread + images.unsearched + (totals?.unread ?? 0) > 0;
   const dags = useDags(filters, totals);
   const root = useRef(null);
   useScrollPosition(root, images.key);
   const [show, dialog] = useLightbox(cards, { linked: true, onNearEnd: loadMore });
 
   const nothing = !loading && !error && cards.length === 0;
-  const first = nothing && !isFiltered(filters);
+  const first = nothing && !missing && !isFiltered(filters);
   return h(
     "section",
     { ref: root, className: "jojokey-root jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
     !first && h(FilterBar, { filters, dags, onChange: change }),
-    !first && totals && h(Totals, { totals, onReload: images.reload, loading }),
+    !first && totals && h(Totals, { totals, onReload: images.reload, loading, onChange: change }),
     error && h(Failure, { error, onRetry: images.reload }),
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
+    missing && !loading && h(Missing, images),
     loading && !cards.length && h(Spinner, { label: t("Looking for images …") }),
     h(
       "div",
@@ -174,14 +187,14 @@ export function Gallery() {
     next !== null &&
       !error &&
       !moreError &&
-      cards.length > 0 &&
+      (cards.length > 0 || missing) &&
       h(
         "div",
         { className: "jojokey-show-more" },
         h(Button, { onClick: loadMore, disabled: loadingMore }, loadingMore ? t("Loading …") : t("Load more")),
       ),
     first && h(First),
-    nothing && !first && h(NoMatch, { onClear: change }),
+    nothing && isFiltered(filters) && h(NoMatch, { onClear: change }),
     dialog,
   );
 }
@@ -191,7 +204,7 @@ function subtitleOf(card) {
   return `${card.task_id}${label} · ${card.run_id}`;
 }
 
-function Totals({ totals, onReload, loading }) {
+function Totals({ totals, onReload, loading, onChange }) {
   const { usage = {} } = totals;
   return h(
     "div",
@@ -206,23 +219,49 @@ function Totals({ totals, onReload, loading }) {
         [
           count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
           t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
-          failures(totals),
-        ]
-          .filter(Boolean)
-          .join(" · "),
+        ].join(" · "),
+        h(Failures, { totals, onChange }),
       ),
     ),
     h(Button, { icon: "reload", label: t("Refresh"), variant: "ghost", onClick: onReload, disabled: loading }),
   );
 }
 
-function failures({ failed, failed_paid: paid, failed_perhaps_paid: perhaps }) {
-  if (!failed) return null;
-  const money = [
-    paid && t("{n} paid", { n: number(paid) }),
-    perhaps && t("{n} perhaps paid", { n: number(perhaps) }),
+// What a custom XCom backend keeps outside of Airflow's database: never silently left out.
+function Missing({ unread, why, unsearched, totals }) {
+  const lines = [
+    unread > 0 && `${count(unread, "{n} result can't be shown.", "{n} results can't be shown.")} ${why ?? ""}`,
+    unsearched > 0 &&
+      count(
+        unsearched,
+        "The search leaves out {n} result, which the XCom backend keeps outside of Airflow's database.",
+        "The search leaves out {n} results, which the XCom backend keeps outside of Airflow's database.",
+      ),
+    totals?.unread > 0 &&
+      count(
+        totals.unread,
+        "The totals leave out {n} result, which the XCom backend keeps outside of Airflow's database.",
+        "The totals leave out {n} results, which the XCom backend keeps outside of Airflow's database.",
+      ),
   ].filter(Boolean);
-  return t("{n} failed", { n: number(failed) }) + (money.length ? ` (${money.join(", ")})` : "");
+  return h(
+    Notice,
+    { title: t("Some results are missing here") },
+    lines.map((line) => h("p", { key: line }, line)),
+  );
+}
+
+// Each number leads to the results that it counts.
+function Failures({ totals, onChange }) {
+  const numbers = [
+    ["failed", t("{n} failed", { n: number(totals.failed) })],
+    ["failed_paid", t("{n} paid", { n: number(totals.failed_paid) })],
+    ["failed_perhaps_paid", t("{n} perhaps paid", { n: number(totals.failed_perhaps_paid) })],
+  ].filter(([state]) => totals[state] > 0);
+  return numbers.map(([state, text]) => [
+    " · ",
+    h("button", { key: state, type: "button", className: "jojokey-link", onClick: () => onChange({ state }) }, text),
+  ]);
 }
 
 function Charts({ totals, filters, onChange }) {
@@ -248,7 +287,7 @@ function Sentinel({ onSeen }) {
 }
 
 function NoMatch({ onClear }) {
-  const nothing = { q: "", dag_id: "", run_id: "", day_from: "", day_to: "" };
+  const nothing = { q: "", dag_id: "", run_id: "", day_from: "", day_to: "", state: "" };
   return h(
     Empty,
     { icon: "search", title: t("No images match these filters") },

@@ -84,7 +84,7 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   let content;
   if (error && !answer) content = h(Failure, { error, onRetry: retry });
   else if (!answer) content = h(Spinner, { label: t("Looking for images …") });
-  else if (answer.results?.length) content = h(Mapped, { task, answer });
+  else if (answer.results?.length || answer.unread > 0) content = h(Mapped, { task, answer });
   else if (answer.result) content = h(One, { task, answer });
   else if (answer.underWay) content = h(Working);
   else content = h(Nothing);
@@ -395,6 +395,8 @@ function Mapped({ task, answer }) {
     "div",
     null,
     h("h3", { className: "jojokey-heading" }, t("Mapped tasks")),
+    answer.unread > 0 &&
+      h(Notice, { title: count(answer.unread, "{n} result can't be shown.", "{n} results can't be shown.") }, answer.unread_why),
     h(
       Cards,
       null,
