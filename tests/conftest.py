@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,9 @@ from loopback import Authority  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from airflow_provider_jojokey.sandbox import Gateway  # noqa: E402
+
+# moto's server runs in this process, and Airflow sends its log to standard output, where commands print their JSON.
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
 settings.register_profile("tests", deadline=None, database=None)
 settings.load_profile("tests")
