@@ -13,24 +13,35 @@ import argparse
 import base64
 import hashlib
 import json
+import math
 import re
 import socket
 import ssl
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from benchmarks._servers import Connection, _discard, _from_aws_chunks, _serve, make_image
 
+MINUTE = 60.0
+_BODY = '{"error":{"message":"Too many requests","type":"new_api_error","code":""}}'
+_REFUSAL = (
+    "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nX-Oneapi-Request-Id: refused\r\n"
+    f"Retry-After: {{}}\r\nContent-Length: {len(_BODY)}\r\nConnection: close\r\n\r\n"
+) + _BODY.replace("{", "{{").replace("}", "}}")
 TAKES = re.compile(rb"\[takes ([0-9.]+) s\]")
 
 
 class Gateway:
-    """Answers each request with the same image, when its time has come."""
+    """Answers each request with the same image, when its time has come.
 
-    def __init__(self, image_bytes: int) -> None:
+    :param limit: requests that it accepts in a minute, with ``Retry-After`` for others; 0 is no limit
+    """
+
+    def __init__(self, image_bytes: int, limit: int = 0) -> None:
         image = make_image(image_bytes)
         body = (
             b'{"created":1,"data":[{"b64_json":"' + base64.b64encode(image) + b'"}],"usage":'
@@ -42,7 +53,9 @@ class Gateway:
         )
         self._head, self._body = head, body
         self._lock = threading.Lock()
-        self.counts = {"posts": 0, "in_flight": 0, "peak": 0, "seconds": 0.0}
+        self._limit = limit
+        self._taken: deque[float] = deque()
+        self.counts = {"posts": 0, "in_flight": 0, "peak": 0, "seconds": 0.0, "refused": 0}
 
     def talk(self, connection: Connection) -> None:
         while head := connection.head():
@@ -57,6 +70,9 @@ class Gateway:
             connection.body(headers, asked.extend)
             found = TAKES.search(asked)
             seconds = float(found[1]) if found else 0.0
+            if wait := self._refused_for():
+                connection.sock.sendall(_REFUSAL.format(math.ceil(wait)).encode())
+                continue
             with self._lock:
                 counts = self.counts
                 counts["posts"] += 1
@@ -69,6 +85,20 @@ class Gateway:
                 self.counts["in_flight"] -= 1
             connection.sock.sendall(self._head.format(f"2026-{number}").encode())
             connection.sock.sendall(self._body)
+
+    def _refused_for(self) -> float:
+        """Return after how many seconds a request would be accepted; 0 if it is."""
+        if not self._limit:
+            return 0.0
+        now = time.monotonic()
+        with self._lock:
+            while self._taken and self._taken[0] <= now - MINUTE:
+                self._taken.popleft()
+            if len(self._taken) < self._limit:
+                self._taken.append(now)
+                return 0.0
+            self.counts["refused"] += 1
+            return self._taken[0] + MINUTE - now
 
 
 class Store:
@@ -137,6 +167,7 @@ def _answer(status: int, code: str = "", etag: str = "", body: bytes = b"") -> b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-bytes", type=int, default=2_000_000)
+    parser.add_argument("--limit", type=int, default=0, help="requests that the gateway accepts in a minute")
     parser.add_argument("--certificate", type=Path, help="the gateway speaks HTTPS")
     parser.add_argument("--key", type=Path)
     arguments = parser.parse_args()
@@ -145,7 +176,7 @@ def main() -> None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(arguments.certificate, arguments.key)
     threading.stack_size(256 * 1024)
-    gateway, store = Gateway(arguments.image_bytes), Store()
+    gateway, store = Gateway(arguments.image_bytes, arguments.limit), Store()
     ports: dict[str, Any] = {}
     for name, talk, secured in (("api", gateway.talk, tls), ("s3", store.talk, None)):
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -155,7 +186,7 @@ def main() -> None:
     for line in sys.stdin:
         if line.strip() == "stats":
             print(json.dumps({**gateway.counts, **store.counts}), flush=True)
-            gateway.counts |= {"posts": 0, "peak": 0, "seconds": 0.0}
+            gateway.counts |= {"posts": 0, "peak": 0, "seconds": 0.0, "refused": 0}
             store.counts.update(dict.fromkeys(store.counts, 0))
 
 

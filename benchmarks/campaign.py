@@ -41,12 +41,22 @@ class Case:
     way: str = "ours"
     tls: bool = False
     """Whether the gateway speaks HTTPS."""
+    limit: int = 0
+    """Requests that the gateway accepts in a minute; 0 is no limit."""
+    trips: tuple[float, float] = (0.0, 0.0)
+    """Seconds of a round trip to S3 and to the gateway."""
 
     @property
     def name(self) -> str:
         """The name in files and paths."""
         other = "" if self.way == "ours" else f"-{self.way}"
-        return f"{self.images}-in-{self.in_flight}{other}{'-tls' if self.tls else ''}"
+        limited = f"-{self.limit}-a-minute" if self.limit else ""
+        return f"{self.images}-in-{self.in_flight}{other}{'-tls' if self.tls else ''}{limited}"
+
+    @property
+    def ideal(self) -> float | None:
+        """Seconds in which the limit is used up as fast as possible, and the last images arrive."""
+        return 60.0 * ((self.images - 1) // self.limit) if self.limit else None
 
 
 CASES = [
@@ -62,7 +72,9 @@ CASES = [
     Case(200, 200),
     Case(200, 200, way="requests"),
     Case(200, 200, way="openai"),
+    Case(200, 200, limit=120, trips=(0.03, 0.05)),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS),
+    Case(1_000, 1_000, IN_FLIGHT_DELAYS, way="requests"),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS, tls=True),
 ]
 
@@ -78,9 +90,14 @@ def measure(case: Case, quick: float) -> dict[str, Any]:
             bundle = Path(home, "bundle.pem")
             bundle.write_bytes(Path(certifi.where()).read_bytes() + certificate.read_bytes())
             trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(bundle))
-        servers = stack.enter_context(Child("_campaign_servers", *arguments))
-        api = f"{'https' if case.tls else 'http'}://127.0.0.1:{servers.first['api']}"
-        s3 = f"http://127.0.0.1:{servers.first['s3']}"
+        servers = stack.enter_context(Child("_campaign_servers", *arguments, "--limit", str(case.limit)))
+        ports = {"s3": servers.first["s3"], "api": servers.first["api"]}
+        for name, seconds in zip(ports, case.trips, strict=True):
+            if seconds:
+                delays = ("--port", str(ports[name]), "--round-trip", str(seconds))
+                ports[name] = stack.enter_context(Child("_delays", *delays)).first["port"]
+        api = f"{'https' if case.tls else 'http'}://127.0.0.1:{ports['api']}"
+        s3 = f"http://127.0.0.1:{ports['s3']}"
         environment = {
             **trust,
             "AIRFLOW_HOME": home,
@@ -122,6 +139,7 @@ def measure(case: Case, quick: float) -> dict[str, Any]:
         "peak_in_flight": counted["peak"],
         "s3_writes": counted["writes"],
         "s3_reads": counted["reads"],
+        "refused": counted["refused"],
     }
 
 

@@ -15,8 +15,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -61,6 +61,8 @@ If it is told to end, its hook decides how long, see :meth:`JojoKeyHook.stop`.""
 LIMIT, RECORDING = 16.0, 3.0
 """Seconds after the start of the end, and after the last response, in which everything is stored and recorded. The
 rest of the task, such as its manifest, has to end in time as well, see :mod:`operators.stopping`."""
+MAX_PREPARED = 64
+"""Items at most that threads prepare while others are sent: read their receipts, and wait for their turn."""
 MAX_TRIES = 3
 """How often a run sends an item that the gateway fails without billing it. Rate limits don't count."""
 DRAIN_POLL = 0.2
@@ -81,18 +83,36 @@ PREFLIGHT_FATAL = (JojoKeyEdgeBlockedError, JojoKeyTLSError, JojoKeyTokenError)
 TRANSIENT = (JojoKeyNoChannelError, JojoKeyOverloadedError, JojoKeyStoreError, JojoKeyUnreachableError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Turn:
-    """One item's turn to be sent.
+    """One item on its way through a thread.
 
     :param index: the item's number
     :param job: its job
-    :param ticket: the permission to send it
+    :param began: when it was handed to a thread
     """
 
     index: int
     job: ImageJob
-    ticket: Ticket
+    began: float
+    ticket: Ticket | None = None
+    """The permission to send its request; ``None`` until it needs one."""
+    decided: threading.Event = field(default_factory=threading.Event)
+    """Set once it has its ticket, or will not get one."""
+
+
+class Asks:
+    """A thread asks for the permission to send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request has failed, and its thread is still recording that."""
+
+    error: JojoKeyError
+
+
+Event: TypeAlias = tuple[Turn, "Generated | JojoKeyError | Asks | Failed"]
 
 
 class Batch:
@@ -144,9 +164,15 @@ class Batch:
         self._tries: Counter[int] = Counter()
         self._unsettled: list[Unsettled] = []
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[tuple[Turn, Generated | JojoKeyError] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._waiting: deque[Turn] = deque()
+        """Items whose receipts allow a payment, in the order in which they will be sent."""
+        self._unpermitted = 0
+        """Items that threads work on without the permission to send."""
         self._threads = 0
         self._busy = 0
+        self._held_until = 0.0
+        """Until when no item is handed to a thread, because S3 does not respond."""
         self._sent: set[int] = set()
         """Items that have sent a request and whose outcome has not been counted."""
         self._began = time.monotonic()
@@ -156,12 +182,14 @@ class Batch:
     def stop(self) -> None:
         """Send nothing more; images in flight are still waited for. A signal handler may call it."""
         self.stopped = True
-        self._ended.put(None)
+        self._events.put(None)
 
     def preflight(self) -> None:
         """Check the token at no cost. If the gateway rejects it, only items that are paid for are reused."""
+        began = time.monotonic()
         try:
             self._hook.list_models()
+            self.limiter.expect(time.monotonic() - began)
         except PREFLIGHT_FATAL as error:
             log.error("%s No item is sent.", error.message)
             self._close(error)
@@ -217,20 +245,30 @@ class Batch:
             self._stop_idle_threads(0)
 
     def _dispatch(self) -> float | None:
-        """Hand items to threads; return the seconds until the next may follow, ``None`` if there is no next."""
-        while True:
-            now = time.monotonic()
-            if self.closed is None and self.limiter.stalled(now):
-                self._give_up_waiting(now)
-            delay = 0.0 if self.closed else self.limiter.delay(now)
-            if self._busy >= self.limiter.max_in_flight:
-                return float("inf")
+        """Permit sending, and hand items to threads.
+
+        :return: the seconds until more may be permitted; ``None`` if there is nothing more to hand out
+        """
+        now = time.monotonic()
+        if self.closed is None and self._waiting and self.limiter.stalled(now):
+            self._give_up_waiting(now)
+        delay = float("inf")
+        while self._waiting:
+            delay = self.limiter.delay(now)
             if delay:
-                return delay if self._has_more() else None
+                break
+            turn = self._waiting.popleft()
+            turn.ticket = self.limiter.give(now)
+            self._unpermitted -= 1
+            turn.decided.set()
+        while self._busy < self.limiter.max_in_flight and self._unpermitted < MAX_PREPARED:
+            if now < self._held_until:
+                return min(delay, self._held_until - now)
             item = self._next()
             if item is None:
-                return None
-            self._submit(Turn(*item, self.limiter.give(now)))
+                return delay if self._waiting else None
+            self._submit(Turn(*item, now))
+        return delay
 
     def load_spent(self) -> None:
         """Read all receipts, to know what this task has spent in this Dag run before it spends more.
@@ -292,6 +330,7 @@ class Batch:
         if self._busy >= self._threads:
             self._start_thread()
         self._busy += 1
+        self._unpermitted += 1
         self._turns.put(turn)
 
     def _start_thread(self) -> None:
@@ -325,15 +364,29 @@ class Batch:
 
     def _work(self) -> None:
         while (turn := self._turns.get()) is not None:
-            self._ended.put((turn, self._generate(turn)))
+            self._events.put((turn, self._generate(turn)))
 
     def _generate(self, turn: Turn) -> Generated | JojoKeyError:
+        def acquire() -> None:
+            if turn.ticket is None:
+                self._events.put((turn, Asks()))
+                turn.decided.wait()
+                self._permit()
+
         def on_send() -> None:
+            assert turn.ticket is not None
             turn.ticket.sent_at = time.monotonic()
             self._sent.add(turn.index)
 
+        services = replace(
+            self._services,
+            permit=self._permit,
+            acquire=acquire,
+            on_send=on_send,
+            on_failure=lambda error: self._events.put((turn, Failed(error))),
+        )
         try:
-            return generate_images(turn.job, replace(self._services, permit=self._permit, on_send=on_send))
+            return generate_images(turn.job, services)
         except JojoKeyError as error:
             return error
         except Exception as error:
@@ -353,55 +406,77 @@ class Batch:
         now = time.monotonic()
         until = min(self._next_progress - now, float("inf") if delay is None else delay)
         try:
-            ended = self._ended.get(timeout=max(0.0, until))
+            event = self._events.get(timeout=max(0.0, until))
             while True:
-                if ended is not None:
-                    self._busy -= 1
-                    self._take(*ended)
-                    if not self._has_more():
-                        self._stop_idle_threads(self._busy)
-                ended = self._ended.get_nowait()
+                if event is not None:
+                    self._handle(*event)
+                event = self._events.get_nowait()
         except queue.Empty:
             pass
         if time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS
             log.info(self._progress())
 
+    def _handle(self, turn: Turn, event: Generated | JojoKeyError | Asks | Failed) -> None:
+        if isinstance(event, Asks):
+            if self.closed is not None:
+                turn.decided.set()
+            else:
+                self._waiting.append(turn)
+        elif isinstance(event, Failed):
+            if self.closed is None:
+                self._slow_down(turn, event.error)
+        else:
+            self._busy -= 1
+            self._unpermitted -= turn.ticket is None
+            self._take(turn, event)
+            if not self._has_more():
+                self._stop_idle_threads(self._busy)
+
     def _take(self, turn: Turn, outcome: Generated | JojoKeyError) -> None:
-        now = time.monotonic()
         self._sent.discard(turn.index)
+        slowed = isinstance(outcome, JojoKeyError) and self.closed is None and self._slow_down(turn, outcome)
+        if turn.ticket is not None:
+            self.limiter.done(turn.ticket, time.monotonic())  # no effect if the request was refused
         if isinstance(outcome, Generated):
-            self.limiter.done(turn.ticket, now)
             self._succeeded(turn, outcome)
             return
-        may_go_again = not self.stopped and self.closed is None
-        if isinstance(outcome, JojoKeyRateLimitError) and outcome.billed == "no":
-            self._slow_down(outcome, lambda: self.limiter.refused(turn.ticket, now, outcome.retry_after))
-            if may_go_again:
+        if slowed and not self.stopped:
+            if isinstance(outcome, JojoKeyRateLimitError):
                 self._again.appendleft((turn.index, turn.job))
                 return
-        elif (
-            isinstance(outcome, TRANSIENT) and outcome.billed == "no" and getattr(outcome, "transient", True)
-        ):
-            self._slow_down(outcome, lambda: self.limiter.overloaded(turn.ticket, now, outcome.retry_after))
             self._tries[turn.index] += 1
-            if may_go_again and self._tries[turn.index] < MAX_TRIES:
+            if self._tries[turn.index] < MAX_TRIES:
                 self._again.append((turn.index, turn.job))
                 return
-        else:
-            self.limiter.done(turn.ticket, now)
         self._failed(turn, outcome)
         if self.closed is None and (isinstance(outcome, FATAL_ERRORS) or _is_fatal_upload_error(outcome)):
             log.error("%s No further item is sent: the others would end the same way.", outcome.message)
             self._close(outcome)
 
-    def _slow_down(self, error: JojoKeyError, notify: Any) -> None:
-        before = self.limiter.wanted_pause(time.monotonic())
-        notify()
+    def _slow_down(self, turn: Turn, error: JojoKeyError) -> bool:
+        """Slow down after an unbilled error that may pass; return whether it is one.
+
+        A request's error is reported twice: when it arrives, and when it is recorded. The limiter counts it once.
+        """
+        if error.billed != "no" or not getattr(error, "transient", True):
+            return False
+        now = time.monotonic()
+        before = self.limiter.wanted_pause(now)
+        ticket = turn.ticket or Ticket(turn.began, given=False)
+        if isinstance(error, JojoKeyRateLimitError):
+            self.limiter.refused(ticket, now, error.retry_after)
+        elif isinstance(error, TRANSIENT):
+            self.limiter.overloaded(ticket, now, error.retry_after)
+        else:
+            return False
         self._last_refusal = error
-        pause = self.limiter.wanted_pause(time.monotonic())
+        pause = self.limiter.wanted_pause(now)
+        if turn.ticket is None:
+            self._held_until = now + pause
         if not before and pause >= 1:
             log.info("%s The whole batch waits for %.0f s.", error.message, pause)
+        return True
 
     def _give_up_waiting(self, now: float) -> None:
         assert self._last_refusal is not None
@@ -420,6 +495,8 @@ class Batch:
         self.closed = error.changed(
             billed="no", sent=False, usage=None, images=None, kept=[], spool=None, receipt=None
         )
+        while self._waiting:
+            self._waiting.popleft().decided.set()
 
     def _succeeded(self, turn: Turn, generated: Generated) -> None:
         self.tally.succeed(turn.index, generated.manifest)
@@ -487,11 +564,11 @@ class Batch:
         rate = tally.made / elapsed
         left = tally.total - tally.done
         time_left = f", about {_duration(left / rate)} left" if rate and left else ""
-        pace = f", JojoKey takes {self.limiter.limit:.0f} in {self.limiter.window:.0f} s"
+        pace = str(self.limiter)
         return (
             f"{tally.done} of {tally.total} done: {tally.made} made, {tally.reused} reused, {tally.failed} failed; "
             f"{self._busy} in flight, {tally.tokens:,} tokens, {60 * rate:.1f} a minute{time_left}"
-            f"{pace if self.limiter.limit < float('inf') else ''}"
+            f"{f', the gateway accepts {pace}' if pace else ''}"
         )
 
     def summary(self) -> str:

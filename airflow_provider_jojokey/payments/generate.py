@@ -116,6 +116,8 @@ def _generate(context: Context) -> Generated:
         if not fresh and not targets.may_be_written(context, receipt):
             continue
         context.budget.reserve(job, receipt, context.permit)
+        context.services.acquire()
+        context.permit()  # again: a turn may take minutes
         attempt = context.new_attempt()
         paid = claim_and_send(context, attempt)
         if paid is not None:
