@@ -43,10 +43,12 @@ from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Serv
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.payments.usage import settle_usage
 from airflow_provider_jojokey.results import Result
+from airflow_provider_jojokey.telemetry import observe
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
     from airflow_provider_jojokey.batch.plan import Plan
+    from airflow_provider_jojokey.batch.previous import Previous
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.s3 import ImageStore
@@ -63,6 +65,8 @@ LIMIT, RECORDING = 16.0, 3.0
 rest of the task, such as its manifest, has to end in time as well, see :mod:`operators.stopping`."""
 MAX_PREPARED = 64
 """Items at most that threads prepare while others are sent: read their receipts, and wait for their turn."""
+MAX_UNCHANGED = 100
+"""Items that are handed out before the threads' results are looked at again."""
 MAX_TRIES = 3
 """How often a run sends an item that the gateway fails without billing it. Rate limits don't count."""
 DRAIN_POLL = 0.2
@@ -157,6 +161,10 @@ class Batch:
             budget=budget or Budget.unlimited(),
             resend=False,
         )
+        self.previous: Previous | None = None
+        """What an earlier try has completed, if that is known."""
+        self._asked = 0
+        """The first item of which it is unknown whether an earlier try has completed it."""
         self._plan = plan
         self._aws_conn_id = aws_conn_id
         self._fresh = plan.jobs()
@@ -261,18 +269,36 @@ class Batch:
             turn.ticket = self.limiter.give(now)
             self._unpermitted -= 1
             turn.decided.set()
-        while self._busy < self.limiter.max_in_flight and self._unpermitted < MAX_PREPARED:
+        for _ in range(MAX_UNCHANGED):
+            if self._busy >= self.limiter.max_in_flight or self._unpermitted >= MAX_PREPARED:
+                return delay
             if now < self._held_until:
                 return min(delay, self._held_until - now)
             item = self._next()
             if item is None:
                 return delay if self._waiting else None
-            self._submit(Turn(*item, now))
-        return delay
+            if not self._is_unchanged(*item):
+                self._submit(Turn(*item, now))
+        return 0.0
 
-    def load_spent(self) -> None:
+    def _is_unchanged(self, index: int, job: ImageJob) -> bool:
+        """Count an item that an earlier try has completed; return ``False`` if that is not proven."""
+        if self.previous is None or index < self._asked:
+            return False
+        self._asked = index + 1
+        line = self.previous.unchanged(index, job, self._hook.client.base_url)
+        if line is None:
+            return False
+        with observe(job) as observer:
+            observer.reused(len(line["images"]))
+        self.tally.succeed(index, {**line, "reused": True})
+        self.manifest.add(index, {**line, "reused": True})
+        return True
+
+    def load_spent(self, wanted: Amount) -> None:
         """Read all receipts, to know what this task has spent in this Dag run before it spends more.
 
+        :param wanted: about what all items cost
         :raises JojoKeyError: if one of them cannot be read
         """
         if self._budget is None:
@@ -305,7 +331,7 @@ class Batch:
                 self.stopped = True  # the other readers end
                 raise found
             total += found
-        self._budget.start(total)
+        self._budget.start(total, wanted)
         if total.images:
             log.info("This task has spent %s in this Dag run so far.", total)
 
@@ -504,7 +530,13 @@ class Batch:
             self._unsettled.append(Unsettled(turn.job, len(generated.manifest["images"])))
         prompt = turn.job.request.prompt
         result = Result.from_manifest(generated.manifest, prompt=prompt, aws_conn_id=self._aws_conn_id)
-        self.manifest.add(turn.index, result.to_xcom())
+        proof = {
+            "fingerprint": generated.attempt.fingerprint,
+            "reuse": turn.job.reuse,
+            "receipt_etag": generated.etag,
+            "settled": not generated.receipt.missing_usage(turn.job.owner),
+        }
+        self.manifest.add(turn.index, {**result.to_xcom(), **proof})
 
     def _failed(self, turn: Turn, error: JojoKeyError) -> None:
         self.tally.fail(turn.index, turn.job, error)
@@ -567,7 +599,7 @@ class Batch:
         pace = str(self.limiter)
         return (
             f"{tally.done} of {tally.total} done: {tally.made} made, {tally.reused} reused, {tally.failed} failed; "
-            f"{self._busy} in flight, {tally.tokens:,} tokens, {60 * rate:.1f} a minute{time_left}"
+            f"{self.limiter.in_flight} in flight, {tally.tokens:,} tokens, {60 * rate:.1f} a minute{time_left}"
             f"{f', the gateway accepts {pace}' if pace else ''}"
         )
 

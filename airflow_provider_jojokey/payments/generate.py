@@ -45,11 +45,13 @@ class Generated:
     :param receipt: the receipt as it is now
     :param attempt: the attempt that paid for them
     :param manifest: what the operator returns
+    :param etag: the receipt's ETag
     """
 
     receipt: Receipt
     attempt: Attempt
     manifest: dict[str, Any]
+    etag: str | None = None
 
 
 def generate_images(job: ImageJob, services: Services) -> Generated:
@@ -151,7 +153,7 @@ def _generated(context: Context, attempt: Attempt, receipt: Receipt, *, reused: 
         "reused": reused,
         "receipt": context.receipts.uri,
     }
-    return Generated(receipt, attempt, manifest)
+    return Generated(receipt, attempt, manifest, context.receipts.etag)
 
 
 def _log_result(attempt: Attempt, reused: bool) -> None:
