@@ -21,8 +21,10 @@ import sys
 import threading
 import time
 from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from benchmarks._servers import Connection, _discard, _from_aws_chunks, _serve, make_image
 
@@ -107,13 +109,17 @@ class Store:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[bytes, bytes] = {}
+        self._objects: dict[bytes, tuple[int, str, float]] = {}
+        """Size, ETag and time of each object, by its path."""
         self.counts = {"images": 0, "image_bytes": 0, "writes": 0, "reads": 0}
 
     def talk(self, connection: Connection) -> None:
         while head := connection.head():
             method, path, headers = head
-            path = path.split(b"?")[0]
-            if method == b"PUT":
+            path, _, query = path.partition(b"?")
+            if b"list-type=2" in query:
+                connection.sock.sendall(self._list(path, parse_qs(query.decode())))
+            elif method == b"PUT":
                 connection.sock.sendall(self._put(connection, path, headers))
             else:
                 connection.sock.sendall(self._get(method, path))
@@ -126,6 +132,11 @@ class Store:
             with self._lock:
                 self.counts["images"] += 1
                 self.counts["image_bytes"] += length
+                self._objects[path] = (
+                    int(headers.get(b"x-amz-decoded-content-length", length)),
+                    "image",
+                    time.time(),
+                )
             return _answer(200, etag="image")
         kept = bytearray()
         connection.body(headers, kept.extend)
@@ -142,12 +153,36 @@ class Store:
             ):
                 return _answer(412, "PreconditionFailed")
             self._kept[path] = data
+            self._objects[path] = len(data), _etag(data), time.time()
         return _answer(200, etag=_etag(data))
+
+    def _list(self, bucket: bytes, query: dict[str, list[str]]) -> bytes:
+        beginning = f"{bucket.decode().rstrip('/')}/"
+        prefix = f"{beginning}{query.get('prefix', [''])[0]}".encode()
+        after = query.get("continuation-token", [""])[0].encode()
+        with self._lock:
+            self.counts["reads"] += 1
+            names = sorted(name for name in self._objects if name.startswith(prefix) and name > after)[:1001]
+            found = [(name, *self._objects[name]) for name in names[:1000]]
+        contents = "".join(
+            f"<Contents><Key>{name.decode().removeprefix(beginning)}</Key><Size>{size}</Size>"
+            f'<ETag>"{etag}"</ETag><LastModified>{_iso(at)}</LastModified></Contents>'
+            for name, size, etag, at in found
+        )
+        more = len(names) > 1000
+        token = f"<NextContinuationToken>{found[-1][0].decode()}</NextContinuationToken>" if more else ""
+        body = (
+            f"<?xml version='1.0'?><ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}</ListBucketResult>"
+        )
+        return _answer(200, body=body.encode())
 
     def _get(self, method: bytes, path: bytes) -> bytes:
         with self._lock:
             self.counts["reads"] += 1
-            data = self._kept.get(path)
+            data, known = self._kept.get(path), self._objects.get(path)
+        if data is None and known is not None and method == b"HEAD":
+            return _answer(200, etag=known[1], length=known[0])
         if data is None:
             return _answer(404, "NoSuchKey")
         return _answer(200, etag=_etag(data), body=data if method == b"GET" else b"")
@@ -157,11 +192,18 @@ def _etag(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def _answer(status: int, code: str = "", etag: str = "", body: bytes = b"") -> bytes:
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def _answer(
+    status: int, code: str = "", etag: str = "", body: bytes = b"", length: int | None = None
+) -> bytes:
     if code:
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    size = len(body) if length is None else length
     tag = f'ETag: "{etag}"\r\n' if etag else ""
-    return f"HTTP/1.1 {status} Whatever\r\n{tag}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return f"HTTP/1.1 {status} Whatever\r\n{tag}Content-Length: {size}\r\n\r\n".encode() + body
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from benchmarks.one_image import MIB, Child, make_certificate
 
 IMAGE_BYTES = 2_000_000
 DELAYS = (5.0, 20.0)
+SHORT_DELAYS, SMALL = (0.5, 1.0), 20_000
 IN_FLIGHT_DELAYS = (40.0, 55.0)
 """So long that the last is sent before the first comes back: all are in flight at once."""
 
@@ -45,13 +46,19 @@ class Case:
     """Requests that the gateway accepts in a minute; 0 is no limit."""
     trips: tuple[float, float] = (0.0, 0.0)
     """Seconds of a round trip to S3 and to the gateway."""
+    image_bytes: int = IMAGE_BYTES
+    done: int = 0
+    """Items that an earlier try has completed, which is not measured."""
+    budget: bool = False
+    """Whether the tokens of the Dag run are limited."""
 
     @property
     def name(self) -> str:
         """The name in files and paths."""
         other = "" if self.way == "ours" else f"-{self.way}"
         limited = f"-{self.limit}-a-minute" if self.limit else ""
-        return f"{self.images}-in-{self.in_flight}{other}{'-tls' if self.tls else ''}{limited}"
+        more = f"{limited}{f'-{self.done}-done' if self.done else ''}{'-budget' if self.budget else ''}"
+        return f"{self.images}-in-{self.in_flight}{other}{'-tls' if self.tls else ''}{more}"
 
     @property
     def ideal(self) -> float | None:
@@ -73,6 +80,11 @@ CASES = [
     Case(200, 200, way="requests"),
     Case(200, 200, way="openai"),
     Case(200, 200, limit=120, trips=(0.03, 0.05)),
+    Case(600, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL),
+    Case(600, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL, budget=True),
+    Case(1_010, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL, done=1_000),
+    Case(10_010, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL, done=10_000),
+    Case(50_000, 64, SHORT_DELAYS, image_bytes=SMALL),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS, way="requests"),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS, tls=True),
@@ -82,7 +94,7 @@ CASES = [
 def measure(case: Case, quick: float) -> dict[str, Any]:
     """Run one campaign in fresh processes, and return what it took."""
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
-        arguments, trust = ["--image-bytes", str(IMAGE_BYTES)], {}
+        arguments, trust = ["--image-bytes", str(case.image_bytes)], {}
         if case.tls:
             certificate, key = make_certificate(Path(home))
             arguments += ["--certificate", str(certificate), "--key", str(key)]
@@ -127,12 +139,14 @@ def measure(case: Case, quick: float) -> dict[str, Any]:
                 "images": case.images,
                 "in_flight": case.in_flight,
                 "delays": [one / quick for one in case.delays],
+                "done": case.done,
+                "budget": case.budget,
             }
             answer: dict[str, Any] = client.ask(json.dumps(job))
         counted = servers.ask("stats")
-    if not answer["made"] == counted["posts"] == counted["images"] == case.images:
+    if not answer["made"] + case.done == counted["posts"] == counted["images"] == case.images:
         raise SystemExit(f"not every image was made and stored once: {answer} {counted}")
-    if counted["image_bytes"] < case.images * IMAGE_BYTES:
+    if counted["image_bytes"] < case.images * case.image_bytes:
         raise SystemExit(f"bytes are missing: {counted}")
     return {
         **answer,
