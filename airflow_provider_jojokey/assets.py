@@ -7,11 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from airflow_provider_jojokey.results import storable
+
 if TYPE_CHECKING:
     from airflow.sdk import Asset
 
-MAX_URI = 1500
-"""Characters that Airflow's database has for an asset's URI."""
+MAX_URI = 1344
+"""Characters of an asset's URI, which is its name as well.
+
+Airflow's columns have 1,500, but PostgreSQL's index over both has 2,704 bytes. A longer URI fails the task when it
+has succeeded.
+"""
 
 _TOLD = ("usage", "model", "size", "quality", "request_id", "fingerprint", "reused", "receipt")
 _TOLD_OF_BATCH = ("usage", "total", "made", "reused", "failed", "images", "manifest")
@@ -66,6 +72,7 @@ def _tell(context: Any, outlets: Iterable[Any], extra: dict[str, Any], uris: Seq
     from airflow.sdk import Asset, AssetAlias
     from airflow.sdk.definitions.asset import AssetRef
 
+    extra = storable(extra)
     for outlet in outlets:
         if not isinstance(outlet, (Asset, AssetAlias, AssetRef)):
             continue  # what other tools put there is theirs
@@ -76,7 +83,11 @@ def _tell(context: Any, outlets: Iterable[Any], extra: dict[str, Any], uris: Seq
         # An asset is one image: what was billed for all of them is not told again with each.
         rest = {name: value for name, value in extra.items() if name not in ("uris", "usage")}
         for uri in uris:
-            asset = asset_of(uri)
+            try:
+                asset = asset_of(uri)
+            except ValueError as error:
+                log.warning("No asset for %s: %s", uri, error)
+                continue
             if asset is None:
                 log.warning("No asset for %s: its key is too long for one.", uri)
                 continue

@@ -171,6 +171,18 @@ class Result:
             **requested,
         )
 
+    @property
+    def paid(self) -> str:
+        """Whether anything was paid for this result in its Dag run: ``"yes"``, ``"no"`` or ``"unknown"``.
+
+        An attempt that was not billed may follow one that was, so the tokens count as well.
+        """
+        if self.usage.get("total_tokens"):
+            return "yes"
+        if self.state == "failed":
+            return self.billed or "unknown"
+        return "no" if self.reused else "yes"
+
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom's value."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -7,6 +7,7 @@ different for each run is ever in a name or a tag.
 from __future__ import annotations
 
 import atexit
+import logging
 import re
 import sys
 import time
@@ -31,6 +32,8 @@ UPLOAD_DURATION = "jojokey.upload_duration"
 
 LAST_WAIT = 5_000
 """Milliseconds for which the end of a task's process waits for the collector of spans."""
+
+log = logging.getLogger(__name__)
 
 _SWITCHES = ("statsd_on", "otel_on", "statsd_datadog_enabled")
 # Airflow drops a metric whose name is longer than 250 characters, and InfluxDB's tags are part of the name.
@@ -115,7 +118,8 @@ class _Observer(Observer):
             ):
                 generation = hook.generate(request, self._announced(open_file, decoding), **options)
                 if span is not None:
-                    _answered(span, generation)
+                    with _harmless():
+                        _answered(span, generation)
                 return generation
         finally:
             self._in_flight(-1)
@@ -136,9 +140,10 @@ class _Observer(Observer):
     def reused(self, images: int) -> None:
         self.count(IMAGES_REUSED, images)
         if self._tracer is not None:
-            sys.modules["opentelemetry.trace"].get_current_span().set_attribute(
-                "jojokey.images.reused", images
-            )
+            with _harmless():
+                sys.modules["opentelemetry.trace"].get_current_span().set_attribute(
+                    "jojokey.images.reused", images
+                )
 
     def billed(self, usage: Mapping[str, Any] | None) -> None:
         for name, key in ((INPUT_TOKENS, "input_tokens"), (OUTPUT_TOKENS, "output_tokens")):
@@ -149,7 +154,8 @@ class _Observer(Observer):
         """Add to a counter."""
         if self._stats is not None:
             more = {tag: _tag(tag, value) for tag, value in tags.items()}
-            self._stats.incr(name, number, tags=self._tags | more)
+            with _harmless():
+                self._stats.incr(name, number, tags=self._tags | more)
 
     @contextmanager
     def span(self, name: str, attributes: Mapping[str, Any], client: bool = False) -> Iterator[Any]:
@@ -159,25 +165,27 @@ class _Observer(Observer):
             return
         trace = sys.modules["opentelemetry.trace"]
         kind = trace.SpanKind.CLIENT if client else trace.SpanKind.INTERNAL
-        with self._tracer.start_as_current_span(
-            name,
-            kind=kind,
-            attributes=dict(attributes),
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield span
-            except BaseException as error:
-                span.set_attribute("error.type", type(error).__name__)
-                span.set_status(trace.Status(trace.StatusCode.ERROR))
-                for attribute, value in (
-                    ("http.response.status_code", getattr(error, "status_code", None)),
-                    ("jojokey.billed", getattr(error, "billed", None)),
-                ):
-                    if value is not None:
-                        span.set_attribute(attribute, value)
-                raise
+        span, stack = None, ExitStack()
+        with _harmless():
+            span = stack.enter_context(
+                self._tracer.start_as_current_span(
+                    name,
+                    kind=kind,
+                    attributes=dict(attributes),
+                    record_exception=False,
+                    set_status_on_exception=False,
+                )
+            )
+        try:
+            yield span
+        except BaseException as error:
+            if span is not None:
+                with _harmless():
+                    _failed(trace, span, error)
+            raise
+        finally:
+            with _harmless():
+                stack.close()
 
     def _announced(self, open_file: OpenFile, decoding: ExitStack) -> OpenFile:
         """Return ``open_file``, with a span that begins when the first image does."""
@@ -196,11 +204,38 @@ class _Observer(Observer):
 
     def _in_flight(self, change: int) -> None:
         if self._stats is not None:
-            self._stats.gauge(IN_FLIGHT, change, delta=True, tags=self._tags)
+            with _harmless():
+                self._stats.gauge(IN_FLIGHT, change, delta=True, tags=self._tags)
 
     def _took(self, name: str, began: float) -> None:
         if self._stats is not None:
-            self._stats.timing(name, 1000 * (time.perf_counter() - began), tags=self._tags)
+            with _harmless():
+                self._stats.timing(name, 1000 * (time.perf_counter() - began), tags=self._tags)
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Log an error of a metrics or tracing backend: it must not fail a task that has paid."""
+    global _warned
+    try:
+        yield
+    except Exception:
+        log.log(logging.DEBUG if _warned else logging.WARNING, "A metric or span is missing.", exc_info=True)
+        _warned = True
+
+
+_warned = False
+
+
+def _failed(trace: Any, span: Any, error: BaseException) -> None:
+    span.set_attribute("error.type", type(error).__name__)
+    span.set_status(trace.Status(trace.StatusCode.ERROR))
+    for attribute, value in (
+        ("http.response.status_code", getattr(error, "status_code", None)),
+        ("jojokey.billed", getattr(error, "billed", None)),
+    ):
+        if value is not None:
+            span.set_attribute(attribute, value)
 
 
 def _answered(span: Any, generation: Generation) -> None:

@@ -128,13 +128,14 @@ def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     except JojoKeyError as error:
         yield _row("bucket", WRONG, error.message)
         return
-    detail = f"s3://{bucket}/{prefix} can be read and written"
+    detail = f"s3://{bucket}/{RECEIPTS}{prefix} can be read and written"
     kept = [uri for name in (key, f"{key}.png") if (uri := _delete(store, bucket, name)) is not None]
     if kept:
         detail += f"; {' and '.join(kept)} could not be deleted"
     if store.extra_args:
         detail += f", with {', '.join(sorted(store.extra_args))}"
     yield _row("bucket", OK, detail)
+    yield _images(store, bucket, prefix)
     yield _row(
         "conditional writes",
         OK if verified else UNKNOWN,
@@ -142,6 +143,21 @@ def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if verified
         else "not enforced by this store: processes that race within a second could both pay",
     )
+
+
+def _images(store: Any, bucket: str, prefix: str) -> dict[str, Any]:
+    """Check that images can be stored below a prefix: a policy may allow less there than for receipts."""
+    key = f"{prefix}.jojokey-check-{uuid.uuid4().hex}.png"
+    try:
+        store.put(bucket, key, b"", "image/png", image=True)
+    except JojoKeyError as error:
+        if prefix:
+            return _row("images", WRONG, f"{error.message} An image would be paid for and then rejected.")
+        advice = f"If your images have a prefix, check that: --bucket s3://{bucket}/prefix"
+        return _row("images", UNKNOWN, f"{error.what} {advice}")
+    kept = _delete(store, bucket, key)
+    left = "" if kept is None else f"; {kept} could not be deleted"
+    return _row("images", OK, f"s3://{bucket}/{prefix} accepts images{left}")
 
 
 def _delete(store: Any, bucket: str, key: str) -> str | None:

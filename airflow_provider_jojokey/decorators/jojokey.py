@@ -80,6 +80,7 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
 
         :raises JojoKeyError: if there are no images; the message says whether it cost money
         """
+        self._note_start()
         context_merge(context, self.op_kwargs)
         arguments = determine_kwargs(self.python_callable, self.op_args, context)
         for name, value in self._options(self.python_callable(*self.op_args, **arguments)).items():

@@ -22,10 +22,11 @@ _MESSAGE_KEYS = (
 )  # fmt: skip
 _NESTED_KEYS = (
     "error", "errors", "fault", "failure", "last_error", "response", "cause", "base_resp", "data", "output",
+    "item", "incomplete_details",
 )  # fmt: skip
 _CODE_KEYS = ("code", "error_code", "errorCode", "err_code", "error_type", "status_code", "finish_reason")
 _TYPE_KEYS = ("type", "status", "reason", "errorType")
-_INNER_KEYS = ("innererror", "inner_error", "metadata", "details", "error")
+_INNER_KEYS = ("innererror", "inner_error", "metadata", "details", "error", "incomplete_details")
 _NO_CODE = {"", "0", "200", "success", "ok", "none", "null"}
 _FAILED_STATUS = {"failed", "failure", "error", "cancelled", "canceled", "expired", "incomplete", "blocked"}
 _FAILED_TYPE = re.compile(r"(?:^|[._-])(?:error|failed|failure|incomplete)$", re.IGNORECASE)
@@ -77,7 +78,9 @@ def find_failure(document: Any, event: str = "", depth: int = 0) -> Failure | No
         nested = next((one for name in _NESTED_KEYS if isinstance(one := document.get(name), dict)), None)
         failure = find_failure(nested, "", depth + 1) if nested else None
         return failure or _failure_of(document, message_of(document), shaped=False)
-    return None
+    # An event of the Responses API is not a failure itself, but what it reports may be.
+    found = (find_failure(document.get(name), "", depth + 1) for name in ("item", "response"))
+    return next((failure for failure in found if failure is not None), None)
 
 
 def say(document: Any) -> Failure:

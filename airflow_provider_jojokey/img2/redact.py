@@ -29,6 +29,8 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]+"
 )
 _LONG_SEGMENT = re.compile(r"[^/]{65,}")
+# Whatever stands in the place of a link is shown as one, also a broken image, whose base64 has slashes.
+_LONG_RUN = re.compile(r"[A-Za-z0-9+/=_-]{65,}")
 
 
 def clean(text: str, secret: str = "", limit: int = MAX_DETAIL_CHARACTERS) -> str:
@@ -59,6 +61,7 @@ def public_link(url: str, secret: str = "") -> str:
         return ""
     place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{_LONG_SEGMENT.sub('…', parts.path)}"
     place = "".join(_UNPRINTABLE.sub("", _without_tokens(_without_secret(place, secret))).split())
+    place = _LONG_RUN.sub("…", place)
     return place if len(place) <= MAX_LINK_CHARACTERS else place[: MAX_LINK_CHARACTERS - 1] + "…"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,8 @@ class ImageOperator(BaseOperator):
 
     _ui_result: dict[str, Any] | None = None
     """The XCom value for the UI, once the task has pushed it."""
+    _began = 0.0
+    """When :meth:`execute` began, in seconds since 1970."""
     _label = ""
     _label_template: str | None = None
     _upstream_values: list[Any] | None = None
@@ -107,6 +110,9 @@ class ImageOperator(BaseOperator):
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Return what was received, the model and the cost."""
         return self.get_openlineage_facets_on_complete(task_instance)
+
+    def _note_start(self) -> None:
+        self._began = self._began or time.time()
 
     def _owner(self, context: Context) -> Owner:
         """Return the task that the images belong to."""
@@ -181,6 +187,20 @@ class ImageOperator(BaseOperator):
         :param content: an argument, or a part of one
         :param context: values for the templates
         """
+        try:
+            return self._rendered(content, context, jinja_env, seen_oids)
+        except Exception:
+            if not _is_resumed(context):
+                raise
+            # For example, an upstream XCom is gone. The trigger has the values that were rendered before it paid.
+            self.log.warning(
+                "A template can't be rendered any more. The images don't need it.", exc_info=True
+            )
+            return content
+
+    def _rendered(
+        self, content: Any, context: Context, jinja_env: jinja2.Environment | None, seen_oids: set[int] | None
+    ) -> Any:
         if id(content) in (seen_oids or ()):
             return content  # Airflow itself knows that it is from upstream
         if any(content is value for value in self._values_from_upstream(context)):
@@ -272,6 +292,9 @@ class ImageOperator(BaseOperator):
                     self.log.warning("The task has no label: its template failed.", exc_info=True)
                     context["map_index_template"] = None
                 return
+            if label is None:  # a native template may give no text, which Airflow can't measure
+                context["map_index_template"] = None
+                return
             if isinstance(label, str) and label == _short_line(label):
                 context["map_index_template"] = self._label_template
                 return
@@ -302,6 +325,12 @@ class ImageOperator(BaseOperator):
         found += [*problems(literals), *more]
         if found:
             raise _error(f"{type(self).__name__} {self.task_id!r}: {'; '.join(found)}")
+
+
+def _is_resumed(context: Context) -> bool:
+    """Return whether a deferred task continues, so that it may have paid."""
+    given = getattr(context["ti"], "_ti_context_from_server", None)
+    return bool(getattr(given, "next_method", None))
 
 
 def _error(text: str) -> ValueError:

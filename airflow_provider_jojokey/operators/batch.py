@@ -357,7 +357,6 @@ class GenerateImageBatchOperator(ImageOperator):
             "usage": tally.usage,
         }
         summary = storable(summary)
-        self._set_label(context, paid=True)
         if self.outlets:
             try:
                 assets.tell_of_batch(context, self.outlets, summary, tally.uris)
@@ -369,6 +368,7 @@ class GenerateImageBatchOperator(ImageOperator):
         self, context: Context, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None
     ) -> None:
         """Push what was generated and what it cost, however the task ended."""
+        self._set_label(context, paid=True)
         if tally.keys is not None and (error is None or tally.images):
             self._push(context, "keys", tally.keys)
         self._push(context, "usage", tally.usage)

@@ -177,6 +177,7 @@ class GenerateImageOperator(ImageOperator):
         from airflow_provider_jojokey.payments.generate import Services, generate_images
         from airflow_provider_jojokey.settings import Settings
 
+        self._note_start()
         self._set_label(context, self.s3_key)
         self._convert_arguments("prompt", "s3_key", "stream", "partial_images")
         job = self._job(context)
@@ -239,9 +240,11 @@ class GenerateImageOperator(ImageOperator):
     def _defer(self, job: ImageJob) -> None:
         from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
+        timeout = self.execution_timeout
+        deadline = None if timeout is None else self._began + timeout.total_seconds()
         self.defer(
             trigger=GenerateImageTrigger(
-                job.to_json(), self.jojokey_conn_id, self.aws_conn_id, self.store.extra_args
+                job.to_json(), self.jojokey_conn_id, self.aws_conn_id, self.store.extra_args, deadline
             ),
             method_name="execute_complete",
         )
@@ -285,6 +288,7 @@ class GenerateImageOperator(ImageOperator):
         )
         self._ui_result = result.to_xcom()
         self._push(context, XCOM_KEY, self._ui_result)
+        self._set_label(context, self.s3_key, paid=True)
         if self.reuse == "never" and not isinstance(error, JojoKeyFailure):
             return error.changed(retry=PAYS_AGAIN)
         return error

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-from airflow_provider_jojokey.plugins import objects, tab, thumbnails, totals, xcoms
+from airflow_provider_jojokey.plugins import backend, objects, tab, thumbnails, totals, xcoms
 from airflow_provider_jojokey.plugins.access import ReadableDags, readable_xcom
 from airflow_provider_jojokey.plugins.cards import Place, card
 from airflow_provider_jojokey.results import StoredImage
@@ -79,22 +79,22 @@ async def guard(request: Request, call_next: Callable[[Request], Any]) -> Respon
 @app.exception_handler(JojoKeyStoreError)
 async def _store_error(_: Request, error: JojoKeyStoreError) -> Response:
     # Not its message: S3's own words can name endpoints, and nothing here was to be billed.
-    return Answer({"detail": f"{error.what} {error.todo}".strip()}, 502)
+    return Answer({"detail": f"{error.what} {error.todo}".strip(), "reason": "s3"}, 502)
 
 
-@app.exception_handler(objects.Missing)
-async def _missing(_: Request, error: objects.Missing) -> Response:
-    return Answer({"detail": str(error)}, 404)
+@app.exception_handler(backend.Unreadable)
+async def _unreadable(_: Request, error: backend.Unreadable) -> Response:
+    return Answer({"detail": f"The result is not in Airflow's database. {error}"}, 502)
 
 
 @app.exception_handler(objects.NotServed)
 async def _not_served(_: Request, error: objects.NotServed) -> Response:
-    return Answer({"detail": str(error)}, 404)
+    return Answer({"detail": str(error), "reason": error.reason}, 404)
 
 
 @app.exception_handler(thumbnails.CannotShrink)
 async def _cannot_shrink(_: Request, error: thumbnails.CannotShrink) -> Response:
-    return Answer({"detail": str(error)}, 501)
+    return Answer({"detail": str(error), "reason": "not_served"}, 501)
 
 
 @app.exception_handler(Exception)
@@ -135,16 +135,19 @@ def get_results(
 ) -> Any:
     """Return the latest results, a page at a time."""
     after = cursor or None
-    rows: list[xcoms.Row] = []
+    found, unread, why = xcoms.Rows([]), 0, None
     try:
         with create_session(scoped=False) as session:
             for look in (None, *[xcoms.ROWS_AT_ONCE] * ROUNDS):
-                rows, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look)
-                if rows or after is None:
+                found, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look)
+                unread, why = unread + found.unread, found.why or why
+                if found.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
                     break
+            unsearched = xcoms.count_unsearched(session, wanted) if cursor is None else 0
     except xcoms.BadCursor as error:
         raise HTTPException(400, f"{error}") from None
-    return Answer({"results": [card(one) for one in rows], "next": after})
+    told = {"results": [card(one) for one in found.rows], "next": after}
+    return Answer({**told, "unread": unread, "unread_why": why, "unsearched": unsearched})
 
 
 @app.get("/api/totals")
@@ -170,14 +173,17 @@ async def get_task(
     task_id: str,
     map_index: MapIndex,
     page: Annotated[int, Query(ge=0, lt=tab.MAX_PAGES)] = 0,
+    failed: bool = False,
+    q: Annotated[str, Query(max_length=MAX_QUERY)] = "",
 ) -> Any:
-    """Return all there is to tell of one task."""
-    return Answer(await _in_thread(lambda: _task(dag_id, run_id, task_id, map_index, page)))
+    """Return what is known about one task. ``failed`` and ``q`` select items of a batch."""
+    wanted = tab.Wanted(failed, tuple(q.split()))
+    return Answer(await _in_thread(lambda: _task((dag_id, run_id, task_id, map_index), page, wanted)))
 
 
-def _task(dag_id: str, run_id: str, task_id: str, map_index: int, page: int) -> dict[str, Any]:
-    mapped: list[xcoms.Row] = []
-    more = False
+def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
+    dag_id, run_id, task_id, map_index = place
+    mapped, more = xcoms.Rows([]), False
     with create_session(scoped=False) as session:
         row = xcoms.of_task(session, dag_id, run_id, task_id, map_index)
         if row is None and map_index == -1:
@@ -191,7 +197,9 @@ def _task(dag_id: str, run_id: str, task_id: str, map_index: int, page: int) -> 
             )
     told: dict[str, Any] = {
         "result": None,
-        "results": [card(one) for one in mapped],
+        "results": [card(one) for one in mapped.rows],
+        "unread": mapped.unread,
+        "unread_why": mapped.why,
         "attempts": [],
         "attempts_error": None,
         "s3_console": None,
@@ -205,7 +213,7 @@ def _task(dag_id: str, run_id: str, task_id: str, map_index: int, page: int) -> 
     told["attempts"], told["attempts_error"] = tab.attempts(row)
     told["s3_console"] = tab.s3_console(row.result)
     if row.result.manifest is not None:
-        told["items"], told["next_page"], told["items_error"] = tab.items(row, page)
+        told["items"], told["next_page"], told["items_error"] = tab.items(row, page, wanted)
     return told
 
 

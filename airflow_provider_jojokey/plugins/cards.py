@@ -48,6 +48,8 @@ def facts(result: Result) -> dict[str, Any]:
         "receipt": result.receipt,
         "error": result.error,
         "message": result.message,
+        "billed": result.billed,
+        "paid": result.paid,
         "batch": result.manifest is not None,
     }
 

@@ -13,7 +13,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, BinaryIO
 
@@ -38,9 +38,20 @@ _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpe
 class NotServed(Exception):
     """An object that is not given out; the message says why, to people."""
 
+    reason = "not_served"
+    """The same for programs."""
+
 
 class Missing(NotServed):
     """An object that is not there."""
+
+    reason = "missing"
+
+
+class Replaced(Missing):
+    """Another object is at the image's key."""
+
+    reason = "replaced"
 
 
 def content_type(head: bytes) -> str | None:
@@ -94,17 +105,26 @@ def document(uri: str, aws_conn_id: str | None, *, suffix: str, limit: int = MAX
 
 
 def lines(
-    uri: str, aws_conn_id: str | None, *, suffix: str, start: int, count: int, longest: int = PIECE
-) -> tuple[list[Any], bool]:
-    """Return some lines of a JSON Lines object, read, and whether there are more.
+    uri: str,
+    aws_conn_id: str | None,
+    *,
+    suffix: str,
+    start: int,
+    count: int,
+    wanted: Callable[[Any], bool] | None = None,
+    longest: int = PIECE,
+) -> tuple[list[tuple[int, Any]], bool]:
+    """Return some lines of a JSON Lines object, with their numbers from 0, and whether there are more.
 
-    :param start: how many lines to pass over
+    :param start: how many of the wanted lines to pass over
     :param count: how many to return
+    :param wanted: which lines count; without it all do
     :param longest: bytes of a line; a longer one ends the reading
     :raises NotServed: if there is no such object, or it is not where such documents are
     :raises JojoKeyStoreError: if S3 does not give it
     """
-    found: list[Any] = []
+    found: list[tuple[int, Any]] = []
+    passed = 0
     with (
         closing(_open(*_place(uri, suffix), aws_conn_id)) as body,
         translate_errors(f"read {uri}"),
@@ -112,10 +132,14 @@ def lines(
         for number, line in enumerate(body.iter_lines(PIECE)):
             if len(line) > longest:
                 raise NotServed(f"Line {number + 1} is longer than {longest:,} bytes.")
-            if number >= start + count:
+            value = _json(line) if wanted is not None or passed >= start else None
+            if wanted is not None and not wanted(value):
+                continue
+            if passed >= start + count:
                 return found, True
-            if number >= start:
-                found.append(_json(line))
+            if passed >= start:
+                found.append((number, value))
+            passed += 1
     return found, False
 
 
@@ -150,7 +174,7 @@ def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = Non
             answer = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404", "NoSuchBucket"):
-                raise Missing("The object is not in S3 any more.") from None
+                raise Missing("The object is no longer in S3: it was moved or deleted.") from None
             raise
     if size is not None and answer["ContentLength"] != size:
         answer["Body"].close()
@@ -158,8 +182,8 @@ def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = Non
     return answer["Body"]
 
 
-def _replaced() -> Missing:
-    return Missing("Something else is in its place in S3 now: the image was overwritten.")
+def _replaced() -> Replaced:
+    return Replaced("Another object is at its key in S3 now: the image was overwritten.")
 
 
 def _place(uri: str, suffix: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
@@ -24,6 +25,30 @@ PAGES_KEPT = 30.0
 MAX_PAGES_KEPT = 16
 MAX_ATTEMPTS = 200
 MAX_TEXT = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which items of a batch are asked for.
+
+    :param failed: only those that failed
+    :param words: each must occur in the prompt, a key, the request ID or the error
+    """
+
+    failed: bool = False
+    words: tuple[str, ...] = ()
+
+    def matches(self, line: Any) -> bool:
+        """Return whether a line of the manifest is wanted."""
+        if not isinstance(line, Mapping) or (self.failed and line.get("state") != "failed"):
+            return False
+        images = line.get("images")
+        keys = (
+            [one.get("key") for one in images if isinstance(one, Mapping)] if isinstance(images, list) else []
+        )
+        texts = [line.get(name) for name in ("prompt", "request_id", "error", "message", "receipt")]
+        text = "\n".join(str(one) for one in (*texts, *keys) if one).casefold()
+        return all(word.casefold() in text for word in self.words)
 
 
 def attempts(row: Row) -> tuple[list[dict[str, Any]], str | None]:
@@ -47,24 +72,27 @@ def attempts(row: Row) -> tuple[list[dict[str, Any]], str | None]:
     return [_attempt(one) for one in own[-MAX_ATTEMPTS:]], None
 
 
-def items(row: Row, page: int) -> tuple[list[dict[str, Any]], int | None, str | None]:
+def items(
+    row: Row, page: int, wanted: Wanted = Wanted()
+) -> tuple[list[dict[str, Any]], int | None, str | None]:
     """Return a page of a batch's items, the number of the next page, and why there are none.
 
     :param page: from 0
+    :param wanted: which items
     """
     try:
-        found, more = _items(row.result, page)
+        found, more = _items(row.result, page, wanted)
     except objects.NotServed as error:
         return [], None, f"The list of all images could not be read. {error}"
     except JojoKeyError as error:
         return [], None, f"The list of all images could not be read. {error.message}"
     place = (row.dag_id, row.run_id, row.task_id, row.map_index)
-    told = []
-    for line, (index, result) in enumerate(found, page * ITEMS_A_PAGE):
+    shown = []
+    for line, index, result in found:
         if result is not None:
             images = [image_card(one, number, place, line) for number, one in enumerate(result.images)]
-            told.append({"index": index, **facts(result), "images": images})
-    return told, page + 1 if more and page + 1 < MAX_PAGES else None, None
+            shown.append({"index": index, **facts(result), "images": images})
+    return shown, page + 1 if more and page + 1 < MAX_PAGES else None, None
 
 
 def item(result: Result, line: int) -> Result | None:
@@ -75,16 +103,17 @@ def item(result: Result, line: int) -> Result | None:
     :raises JojoKeyStoreError: if S3 does not give it
     """
     page, number = divmod(line, ITEMS_A_PAGE)
-    found, _ = _items(result, page)
-    return found[number][1] if number < len(found) else None
+    found, _ = _items(result, page, Wanted())
+    return found[number][2] if number < len(found) else None
 
 
-Items = tuple[list[tuple[int, Result | None]], bool]
+Items = tuple[list[tuple[int, int, Result | None]], bool]
+"""Lines of a manifest (number of the line, number of the item, its result), and whether there are more."""
 _PAGES: OrderedDict[tuple[Any, ...], tuple[float, Items]] = OrderedDict()
 _PAGES_LOCK = threading.Lock()
 
 
-def _items(result: Result, page: int) -> Items:
+def _items(result: Result, page: int, wanted: Wanted) -> Items:
     """Return a page of a manifest's lines, and whether there are more.
 
     They are kept for a moment: each image of the page will be asked for.
@@ -92,15 +121,22 @@ def _items(result: Result, page: int) -> Items:
     if result.manifest is None:
         return [], False
     # A task that was cleared and run again writes the same manifest anew, and another result.
-    key = (result.manifest, result.aws_conn_id, page, json.dumps(result.usage, sort_keys=True), result.count)
+    key = (
+        result.manifest, result.aws_conn_id, page, wanted, json.dumps(result.usage, sort_keys=True), result.count
+    )  # fmt: skip
     with _PAGES_LOCK:
         made_at, known = _PAGES.get(key, (0.0, None))
     if known is not None and time.monotonic() - made_at < PAGES_KEPT:
         return known
     values, more = objects.lines(
-        result.manifest, result.aws_conn_id, suffix=".jsonl", start=page * ITEMS_A_PAGE, count=ITEMS_A_PAGE
+        result.manifest,
+        result.aws_conn_id,
+        suffix=".jsonl",
+        start=page * ITEMS_A_PAGE,
+        count=ITEMS_A_PAGE,
+        wanted=wanted.matches if wanted != Wanted() else None,
     )
-    found = [_item(value, line) for line, value in enumerate(values, page * ITEMS_A_PAGE)], more
+    found = [(line, *_item(value, line)) for line, value in values], more
     with _PAGES_LOCK:
         _PAGES[key] = time.monotonic(), found
         while len(_PAGES) > MAX_PAGES_KEPT:

@@ -54,15 +54,20 @@ def totals(wanted: Filter) -> dict[str, Any]:
 
 def _added(wanted: Filter) -> dict[str, Any]:
     usage = dict.fromkeys(TOKENS, 0)
-    results = images = failed = 0
+    results = images = unread = 0
+    failed = dict.fromkeys(("yes", "unknown", "no"), 0)
     by_day: dict[str, list[int]] = {}
     by_dag: dict[str, list[int]] = {}
     with create_session(scoped=False) as session:
         for day, dag_id, result in usages(session, wanted):
+            if result is None:
+                unread += 1
+                continue
             billed = tokens(result.usage)
             results += 1
             images += result.count
-            failed += result.state == "failed"
+            if result.state == "failed":
+                failed[result.paid] += 1
             for name in TOKENS:
                 usage[name] += billed[name]
             for sums in (by_day.setdefault(day.isoformat(), [0, 0]), by_dag.setdefault(dag_id, [0, 0])):
@@ -71,7 +76,10 @@ def _added(wanted: Filter) -> dict[str, Any]:
     return {
         "images": images,
         "results": results,
-        "failed": failed,
+        "unread": unread,
+        "failed": sum(failed.values()),
+        "failed_paid": failed["yes"],
+        "failed_perhaps_paid": failed["unknown"],
         "usage": usage,
         "by_day": [
             {"day": day, "tokens": count, "images": made} for day, (count, made) in sorted(by_day.items())

@@ -3,7 +3,8 @@
 Tasks hand their results to Airflow's execution API as JSON objects, and they are stored as such: as text on
 SQLite, as JSONB on PostgreSQL, as JSON on MySQL. SQLAlchemy's JSON paths read all three. A value may be
 anything at all, since whoever may write XComs may write anything; so it is taken as text and read row by
-row, and one bad row is one row less.
+row, and one bad row is one row less. A custom XCom backend keeps values elsewhere, see
+:mod:`~airflow_provider_jojokey.plugins.backend`: what can't be read is counted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import Text, and_, case, cast, func, inspect, or_, select, tuple_
 from sqlalchemy.orm import defer, lazyload
 
-from airflow_provider_jojokey.results import VERSION, XCOM_KEY, Result
+from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
+from airflow_provider_jojokey.results import XCOM_KEY, Result
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 10
 ROWS_AT_ONCE = 1_000
+MAX_READ_ELSEWHERE = 1_000
+"""Results that are read from a custom XCom backend for one sum."""
 _PRIMARY_KEY = tuple(XComModel.__mapper__.attrs[one.key] for one in inspect(XComModel).primary_key)
 _KEYS = tuple(one.class_attribute for one in _PRIMARY_KEY)
 
@@ -68,13 +72,26 @@ class Row:
     result: Result
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some results.
+
+    :param unread: how many more there are that can't be read here
+    :param why: why the last of them can't be
+    """
+
+    rows: list[Row]
+    unread: int = 0
+    why: str | None = None
+
+
 class BadCursor(ValueError):
     """A cursor that was not made by :func:`page`."""
 
 
 def page(
     session: Session, wanted: Filter, *, limit: int, cursor: str | None = None, look: int | None = None
-) -> tuple[list[Row], str | None]:
+) -> tuple[Rows, str | None]:
     """Return the next results, newest first, and the cursor of those after them, in one query.
 
     The order is the time of writing, then the primary key: rows that are written meanwhile come before the
@@ -92,23 +109,35 @@ def page(
     keys = keys.order_by(XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)).limit(look + 1)
     found = _read(session, keys)
     rows: list[Row] = []
-    for number, one in enumerate(found):
-        if number == look or len(rows) == limit:
-            return rows, _encoded(found[number - 1][0])
-        rows += _rows([one])
-    return rows, None
+    unread, why = 0, None
+    for start in range(0, min(look, len(found)), limit):
+        chunk = found[start : min(start + limit, look)]
+        for number, read in enumerate(_results(chunk), start + 1):
+            if isinstance(read, Unreadable):
+                unread, why = unread + 1, str(read)
+            elif read is not None:
+                rows.append(read)
+            if len(rows) == limit and number < len(found):
+                return Rows(rows, unread, why), _encoded(found[number - 1][0])
+    return Rows(rows, unread, why), _encoded(found[look - 1][0]) if len(found) > look else None
 
 
 def of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Row | None:
-    """Return one task's result, or ``None``."""
+    """Return one task's result, or ``None``.
+
+    :raises Unreadable: if there is one that can't be read here
+    """
     keys = _of_task(dag_id, run_id, task_id).where(XComModel.map_index == map_index)
-    rows = _rows(_read(session, keys.limit(1)))
-    return rows[0] if rows else None
+    for read in _results(_read(session, keys.limit(1))):
+        if isinstance(read, Unreadable):
+            raise read
+        return read
+    return None
 
 
 def of_mapped(
     session: Session, dag_id: str, run_id: str, task_id: str, *, limit: int, offset: int
-) -> tuple[list[Row], bool]:
+) -> tuple[Rows, bool]:
     """Return the results of a mapped task in their order, and whether there are more.
 
     :param limit: how many rows to look at
@@ -117,26 +146,58 @@ def of_mapped(
     keys = _of_task(dag_id, run_id, task_id).where(XComModel.map_index >= 0)
     keys = keys.order_by(XComModel.map_index).limit(limit + 1).offset(offset)
     found = _read(session, keys, XComModel.map_index)
-    return _rows(found[:limit]), len(found) > limit
+    return _readable(found[:limit]), len(found) > limit
 
 
-def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result]]:
+def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result | None]]:
     """Yield day, Dag and a result without its images for each row, as they come from the database.
 
-    Only what adds up is read of each value: a tenth of it.
+    Only what adds up is read of each value: a tenth of it. Of values that a custom backend keeps elsewhere, the
+    newest are read, and for the others ``None`` is yielded.
     """
     value = XComModel.value
-    parts = [cast(_inside(session, value[name]), Text) for name in ("version", "state", "count", "usage")]
+    parts = [cast(_inside(session, value[name]), Text) for name in _ADDED_UP]
     query = select(XComModel.timestamp, XComModel.dag_id, *parts).where(*_conditions(session, wanted))
     rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
-    for row in rows:
-        timestamp, dag_id, version, state, count, usage = row
-        if _json(version) != VERSION:
-            continue
-        told = {"version": VERSION, "state": _json(state), "count": _json(count), "usage": _json(usage)}
-        result = Result.from_xcom({**told, "images": ()})
+    elsewhere = 0
+    for timestamp, dag_id, *texts in rows:
+        values = dict(zip(_ADDED_UP, map(_json, texts), strict=True))
+        elsewhere += values["version"] is None
+        result = Result.from_xcom({**values, "images": ()})
         if result is not None:
             yield timestamp.date(), dag_id, result
+    if elsewhere:
+        yield from _usages_elsewhere(session, wanted)
+
+
+def _usages_elsewhere(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result | None]]:
+    keys = select(*_KEYS, XComModel.timestamp, XComModel.dag_id)
+    keys = keys.where(*_conditions(session, wanted), _is_elsewhere(session))
+    keys = keys.order_by(XComModel.timestamp.desc())
+    for read in _results(_read(session, keys.limit(MAX_READ_ELSEWHERE))):
+        if isinstance(read, Row):
+            yield read.made_at.date(), read.dag_id, read.result
+        elif read is not None:
+            yield date.min, "", None
+    for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE)):
+        yield date.min, "", None
+
+
+def count_unsearched(session: Session, wanted: Filter) -> int:
+    """Return how many results a search can't look into, as a custom XCom backend keeps them elsewhere."""
+    if not wanted.words or not is_custom():
+        return 0
+    conditions = _conditions(session, replace(wanted, words=()))
+    query = select(func.count()).select_from(XComModel).where(*conditions, _is_elsewhere(session))
+    return session.scalar(query) or 0
+
+
+def _is_elsewhere(session: Session) -> ColumnElement[bool]:
+    version = cast(_inside(session, XComModel.value["version"]), Text)
+    return func.coalesce(version, "null") == "null"
+
+
+_ADDED_UP = ("version", "state", "count", "usage", "billed", "reused")
 
 
 def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
@@ -206,20 +267,40 @@ def _read(session: Session, keys: Select[Any], *order: Any) -> Sequence[tuple[XC
     return session.execute(query).tuples().all()
 
 
-def _rows(found: Iterable[tuple[XComModel, str | None, str]]) -> list[Row]:
-    rows = []
-    for xcom, label, text in found:
-        result = Result.from_xcom(_value(text))
-        if result is not None:
-            place = (xcom.dag_id, xcom.run_id, xcom.task_id, xcom.map_index)
-            rows.append(Row(*place, label, xcom.timestamp, result))
-    return rows
+def _readable(found: Sequence[tuple[XComModel, str | None, str]]) -> Rows:
+    read = _results(found)
+    unread = [one for one in read if isinstance(one, Unreadable)]
+    return Rows(
+        [one for one in read if isinstance(one, Row)], len(unread), str(unread[-1]) if unread else None
+    )
+
+
+def _results(found: Sequence[tuple[XComModel, str | None, str]]) -> list[Row | Unreadable | None]:
+    """Return what each row holds; ``None`` if it is no result."""
+    stored = [
+        Stored(
+            (tuple(getattr(xcom, key.key) for key in _KEYS), xcom.timestamp),
+            XCOM_KEY,
+            xcom.dag_id,
+            xcom.run_id,
+            xcom.task_id,
+            xcom.map_index,
+            _value(text),
+        )
+        for xcom, _, text in found
+    ]
+    return [
+        Row(one.dag_id, one.run_id, one.task_id, one.map_index, label, xcom.timestamp, result)
+        if isinstance(result, Result)
+        else result
+        for one, (xcom, label, _), result in zip(stored, found, read_all(stored), strict=True)
+    ]
 
 
 def _value(text: str) -> Any:
     value = _json(text)
     # What Airflow's own model or its public API was given as text, it has written as text.
-    return _json(value) if isinstance(value, str) else value
+    return value if not isinstance(value, str) or (inner := _json(value)) is None else inner
 
 
 def _json(text: str | None) -> Any:

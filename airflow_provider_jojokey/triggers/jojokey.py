@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyUnknownOutcomeError
+from airflow_provider_jojokey.payments import errors
 from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
+from airflow_provider_jojokey.results import storable
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
@@ -24,6 +26,10 @@ MAX_THREADS = 256
 
 RECORDING = 4.0
 """Seconds after the last response in which a cancelled trigger stores and records it."""
+SETTLING = 30.0
+"""Seconds after the last response in which a trigger that has reached its deadline stores and records it."""
+LAST_LOOK = 0.5
+"""Seconds after the deadline in which a response that is arriving is noticed; it may finish."""
 POLL = 0.1
 
 
@@ -37,6 +43,8 @@ class GenerateImageTrigger(BaseTrigger):
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
     :param s3_extra_args: additional S3 parameters
+    :param deadline: when the task's ``execution_timeout`` ends, in seconds since 1970: Airflow does not apply it
+        to a deferred task
     """
 
     def __init__(
@@ -45,12 +53,14 @@ class GenerateImageTrigger(BaseTrigger):
         jojokey_conn_id: str,
         aws_conn_id: str | None,
         s3_extra_args: dict[str, Any] | None = None,
+        deadline: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job = job
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
         self.s3_extra_args = s3_extra_args or {}
+        self.deadline = deadline
         self._sent = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -62,6 +72,8 @@ class GenerateImageTrigger(BaseTrigger):
                 "jojokey_conn_id": self.jojokey_conn_id,
                 "aws_conn_id": self.aws_conn_id,
                 "s3_extra_args": self.s3_extra_args,
+                # An older triggerer doesn't know the argument.
+                **({} if self.deadline is None else {"deadline": self.deadline}),
             },
         )
 
@@ -78,15 +90,35 @@ class GenerateImageTrigger(BaseTrigger):
         If it is cancelled, because the triggerer ends or a user acts on the task, it sends nothing more. A
         response in flight is paid for, so it gets a few seconds to arrive and to be stored.
         """
-        hook = self.hook
         work = _threads().submit(copy_context().run, self._generate)
         try:
-            outcome = await asyncio.wrap_future(work)
+            outcome = await self._outcome(work)
         except asyncio.CancelledError:
-            hook.stop(abort=False)  # another triggerer may have taken over: it reuses what arrives here
+            work.cancel()
+            self.hook.stop(abort=False)  # another triggerer may have taken over: it reuses what arrives here
             await self._finish(work)
             raise
-        yield TriggerEvent({"job": self.job, **outcome})  # type: ignore[no-untyped-call]
+        # The database refuses an event that it can't store, and the task would never resume.
+        yield TriggerEvent(storable({"job": self.job, **outcome}))  # type: ignore[no-untyped-call]
+
+    async def _outcome(self, work: Future[dict[str, Any]]) -> dict[str, Any]:
+        """Wait for the manifest or the error, until the deadline has passed and all is recorded."""
+        future = asyncio.wrap_future(work)
+        left = None if self.deadline is None else max(0.0, self.deadline - time.time())
+        await asyncio.wait({future}, timeout=left)
+        if future.done():
+            return future.result()
+        self.hook.stop(LAST_LOOK)
+        end = None
+        while not future.done():
+            if end is None and self.hook.stopped.is_set():
+                end = time.monotonic() + SETTLING
+            if end is not None and time.monotonic() >= end:
+                work.cancel()  # in case it still waits for a thread
+                return _timed_out(_unrecorded() if self._sent else errors.stopped())
+            await asyncio.wait({future}, timeout=POLL)
+        outcome = future.result()
+        return _timed_out(JojoKeyError.from_json(outcome["error"])) if "error" in outcome else outcome
 
     async def on_kill(self) -> None:
         """Send nothing more and close the connection, as a user has ended the task. Airflow 3.3 calls it."""
@@ -116,6 +148,20 @@ class GenerateImageTrigger(BaseTrigger):
         except JojoKeyError as error:
             return {"error": error.to_json()}
         return {"manifest": generated.manifest}
+
+
+def _timed_out(error: JojoKeyError) -> dict[str, Any]:
+    what = f"The execution_timeout of the deferred task has passed. {error.what}"
+    return {"error": error.changed(what=what).to_json()}
+
+
+def _unrecorded() -> JojoKeyError:
+    return JojoKeyUnknownOutcomeError(
+        "S3 did not respond in time to record its request.",
+        "Clear the task: it first stores what was received on this host.",
+        billed="unknown",
+        sent=True,
+    )
 
 
 @cache

@@ -124,9 +124,96 @@ def test_a_failed_task_tells_what_happened_and_what_it_cost(page: Page, airflow:
     page.goto(airflow.tab("single", runs.refused, "image"))
     told = page.get_by_role("alert")
     expect(told).to_contain_text("moderation_blocked")
-    expect(told).to_contain_text("No tokens were billed")
+    expect(told.locator("strong")).to_have_text("The task failed. Nothing was charged.")
     expect(page.locator(".jojokey-badge").first).to_have_text("Failed")
     expect(page.locator(".jojokey-table tbody tr")).to_contain_text("No")
+
+
+def test_failure_of_unknown_cost_is_shown_the_same_way_everywhere(page: Page, airflow: Airflow) -> None:
+    run_id = airflow.trigger("single", prompt="A bridge [sandbox: cloudflare_524]")
+    assert airflow.wait("single", run_id) == "failed"
+
+    page.goto(airflow.tab("single", run_id, "image"))
+    expect(page.get_by_role("alert").locator("strong")).to_have_text(
+        "The task failed. It is unknown whether it was charged."
+    )
+    expect(page.locator(".jojokey-facts .jojokey-badge")).to_have_text("Failed, perhaps paid")
+    expect(page.locator(".jojokey-table .jojokey-badge").first).to_have_text("Failed, perhaps paid")
+    page.goto(f"{airflow.gallery}?run_id={quote(run_id)}")
+    expect(page.locator(f"{CARD} .jojokey-badge")).to_have_text("Failed, perhaps paid")
+    expect(page.locator(".jojokey-totals")).to_contain_text("1 failed (1 perhaps paid)")
+
+
+def test_failed_request_removes_the_results_of_the_previous_filter(
+    page: Page, airflow: Airflow, runs: Runs
+) -> None:
+    page.expected_errors = ("500",)  # type: ignore[attr-defined]
+    page.goto(airflow.gallery)
+    expect(page.locator(CARD).first).to_be_visible()
+    page.route("**/api/results*q=heron*", lambda route: route.fulfill(status=500, json={"detail": "x"}))
+    page.get_by_label("Words of the prompt").fill("heron")
+
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Airflow could not look up the images.")
+    expect(page.locator(CARD)).to_have_count(0)
+    page.unroute("**/api/results*q=heron*")
+    alert.get_by_role("button", name="Try again").click()
+    expect(page.locator(CARD)).to_have_count(1)
+    expect(alert).to_be_hidden()
+
+
+def test_unreachable_image_says_why_and_can_be_tried_again(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.expected_errors = ("404", "502")  # type: ignore[attr-defined]
+    answers = {"reason": "s3", "status": 502}
+    page.route(
+        "**/jojokey/images/**",
+        lambda route: route.fulfill(
+            status=answers["status"], json={"detail": "", "reason": answers["reason"]}
+        ),
+    )
+    page.goto(airflow.tab("single", runs.hostile, "image"))
+    broken = page.locator(".jojokey-figure-broken")
+    expect(broken).to_contain_text("S3 does not answer as expected now.")
+    answers |= {"reason": "replaced", "status": 404}
+    broken.get_by_role("button", name="Try again").click()
+    expect(broken).to_contain_text("This image was overwritten")
+    page.unroute("**/jojokey/images/**")
+    broken.get_by_role("button", name="Try again").click()
+
+    expect(page.locator(".jojokey-figure img")).to_be_visible()
+    assert loaded(page, ".jojokey-figure img") > 0
+
+
+def test_pictures_of_a_batch_have_captions_and_names_of_their_own(
+    page: Page, airflow: Airflow, runs: Runs
+) -> None:
+    page.goto(f"{airflow.gallery}?dag_id=album&q=Tile")
+    buttons = page.locator(f"{CARD} button.jojokey-picture")
+    expect(buttons).to_have_count(3)
+    names = [buttons.nth(number).get_attribute("aria-label") for number in range(3)]
+    assert len(set(names)) == 3
+    buttons.nth(1).click()
+    expect(page.locator(".jojokey-lightbox-text p")).to_have_text("tile-1.png")
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name=re.compile(r"^\+10")).click()
+    expect(page.get_by_role("heading", name="Items of the batch")).to_be_visible()
+
+
+def test_items_of_a_batch_are_reviewed_one_after_another(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.tab("album", runs.album, "batch"))
+    expect(page.locator(CARD)).to_have_count(14)
+    page.locator(f"{CARD} button.jojokey-picture").nth(4).click()
+    caption = page.locator(".jojokey-lightbox-text p")
+    expect(caption).to_have_text("Tile 4")
+    page.keyboard.press("ArrowRight")
+    expect(caption).to_have_text("Tile 5")
+    expect(page.get_by_role("dialog", name="Image 6 of 14")).to_be_visible()
+    page.keyboard.press("Escape")
+
+    page.get_by_placeholder("Search items").fill("tile-13")
+    expect(page.locator(CARD)).to_have_count(1)
+    page.get_by_label("Failed only").check()
+    expect(page.get_by_text("No items match.")).to_be_visible()
 
 
 def test_a_task_without_images_says_what_the_tab_is_for(page: Page, airflow: Airflow, runs: Runs) -> None:

@@ -24,7 +24,8 @@ from standalone import environment_of, free_port, standalone  # noqa: E402
 from world import airflow_environment  # noqa: E402
 
 USER, PASSWORD = "admin", "a-password-of-these-tests"
-PATIENCE = 90.0
+PATIENCE = 240.0
+"""Seconds, on a computer that has other things to do."""
 ENDED = {"success", "failed"}
 
 

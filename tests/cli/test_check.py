@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from store.fault_proxy import FaultProxy, Forward, Request, Response, error
 from store.world import Bucket
 
 from airflow_provider_jojokey.sandbox import Gateway
@@ -29,7 +31,8 @@ def test_all_is_well(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
 
     assert told.code == 0
     assert set(states(told).values()) == {"ok"}
-    assert list(states(told)) == ["connection", "token", "model", "balance", "bucket", "conditional writes"]
+    checks = ["connection", "token", "model", "balance", "bucket", "images", "conditional writes"]
+    assert list(states(told)) == checks
     assert detail(told, "connection") == f"jojokey_default: {gateway.url}"
     assert "US$ 100.00 left" in detail(told, "balance")
     assert gateway.ledger == ()
@@ -112,3 +115,24 @@ def test_a_bucket_without_credentials_is_told(
     assert told.code == 1
     assert states(told)["bucket"] == "failed"
     assert "Traceback" not in told.err
+
+
+def only_receipts(request: Request, forward: Forward) -> Response:
+    """Play a policy that allows writes below ``_jojokey/`` only."""
+    if request.method == "PUT" and "/_jojokey/" not in request.target:
+        return error(403, "AccessDenied", "no identity-based policy allows the s3:PutObject action")
+    return forward(request)
+
+
+@pytest.mark.parametrize(("place", "state"), [("s3://posters/spring", "failed"), ("posters", "unknown")])
+def test_images_that_may_not_be_stored_are_reported(
+    jojokey: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, place: str, state: str
+) -> None:
+    with FaultProxy(bucket.endpoint_url, only_receipts) as proxy:
+        extra = {**bucket.connection["extra"], "endpoint_url": proxy.url}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**bucket.connection, "extra": extra}))
+        told = jojokey("check", "--bucket", place, "-o", "json")
+
+    assert (states(told)["bucket"], states(told)["images"]) == ("ok", state)
+    assert told.code == (state == "failed")
+    assert "Contents" not in bucket.client().list_objects_v2(Bucket="posters")

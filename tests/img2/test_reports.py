@@ -242,6 +242,11 @@ LINKS = [
     Row("a list of links", data({"url": ["/own/fox.png"]})),  # dickpy/dsh-imagegen#10
     Row("image_urls", doc({"output": {"image_urls": ["/own/fox.png"]}})),  # liliMozi/openhanako#1684
     Row("404 for the first moments", data({"url": "/own/later.png"})),
+    Row("base64 of an image in the place of a link", data({"url": "?" + base64.b64encode(JPEG).decode()[:4000]}),
+        kind=Kind.REPLY, never=base64.b64encode(JPEG).decode()[600:680]),
+    Row("base64 with slashes, behind a broken character", data({"url": "\ufffd" + "wAARCAAQABADASIAAhEBAxEB/" * 8}),
+        kind=Kind.REPLY, never="wAARCAAQABADASIAAhEBAxEB/" * 3),
+    Row("a long scheme", data({"url": "a" * 200 + "://x"}), kind=Kind.REPLY, never="a" * 70),
     Row("403 is final", data({"url": "/own/forbidden.png?Signature=s3cret"}), kind=Kind.REPLY,
         words="HTTP 403|/own/forbidden.png|It is paid for", never="s3cret"),
     Row("404 for good", data({"url": "/own/gone.png?Signature=s3cret"}), kind=Kind.REPLY,
@@ -376,10 +381,53 @@ SLOTS = [
         words="flagged"),
 ]  # fmt: skip
 
+REPORTS = [
+    Row("usage of nulls", data(ITEM, usage={"input_tokens": None, "input_tokens_details": None, "output_tokens": None,
+        "total_tokens": 0})),  # mudler/LocalAI#7354
+    Row("an ID, and no time of creation", doc({"id": "o1", "created": None, "model": "x", "object": "list", "data": [
+        {"index": 0, "b64_json": base64.b64encode(JPEG).decode()}]})),  # BerriAI/litellm#9239
+    Row("no images, and usage of zeros", data(usage={"completion_tokens": 0, "prompt_tokens": 0, "total_tokens": 0,
+        "completion_tokens_details": None}), kind=Kind.REPLY),  # BerriAI/litellm#10501
+    Row("b64_json is null beside a link", data({"b64_json": None, "url": "/own/fox.png"})),  # brainlid/langchain#368
+    Row("the stream ends after a preview", sse(partial(), done=False), request=STREAM, kind=Kind.REPLY,
+        words="before an image was complete"),  # neuron-core/neuron-ai#541
+    Row("no space behind data:, several data lines", b"data:{\"type\": \"image_generation.completed\",\n"
+        b"data:\"b64_json\": \"" + B64.encode() + b"\"}\n\n", request=STREAM),  # openclaw/openclaw#116999
+    Row("a failed image call", sse({"type": "response.output_item.done", "item": {"type": "image_generation_call",
+        "status": "failed", "result": None, "error": {"code": "server_error", "message": "The tool failed"}}}),
+        request=STREAM, kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="The tool failed"),  # openclaw/openclaw#116999
+    Row("an incomplete response", sse({"type": "response.incomplete", "response": {"status": "incomplete",
+        "incomplete_details": {"reason": "content_filter"}, "output": []}}), request=STREAM, kind=Kind.CONTENT,
+        billed="unknown", words="content_filter"),  # openclaw/openclaw#116999
+    Row("events without names", b"".join(b"data: " + doc(one) + b"\r\n\r\n" for one in (partial(), completed(usage=USAGE))),
+        request=STREAM, tokens=206),  # stdapi-ai/stdapi.ai#230
+    Row("an error inside an unfinished event", b'event: image_generation.completed\ndata: {"type": "image_generation.comp'
+        b'\n{"type":"error","error":{"type":"upstream_error","message":"stream_read_error"}}\n\n', request=STREAM,
+        kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="stream_read_error"),  # Wei-Shaw/sub2api#1471
+    Row("tokens of the image tool", sse({"type": "response.output_item.done", "item": {"type": "image_generation_call",
+        "status": "generating", "result": B64}}, {"type": "response.completed", "response": {"output": [], "usage":
+        {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}}}), request=STREAM, tokens=206),
+    # CookSleep/gpt_image_playground#70: "generating" though it is whole
+    Row("a billing limit of the channel's account", error("billing_hard_limit_reached", "Billing hard limit has been reached",
+        type="invalid_request_error", param=None), status=400, headers=ID, kind=Kind.QUOTA, billed="no"),  # dfinke/PowerShellAI#127
+    Row("an organization that is not verified", error(None, "Your organization must be verified to use the model "
+        "`gpt-image-2`.", type="invalid_request_error"), status=403, headers=ID, kind=Kind.ACCESS, billed="no",
+        words="must be verified"),  # receptron/mulmocast-app#1090
+    Row("an unknown parameter", error("unknown_parameter", "Unknown parameter: 'size'.", type="invalid_request_error",
+        param="size"), status=400, headers=ID, kind=Kind.REQUEST, billed="no",
+        words="Unknown parameter: 'size'"),  # GetfroggyHoe/universal-immersion-engine#5
+    Row("a timeout of the edge, as a web page", b"<!DOCTYPE html><title>x | 524: A timeout occurred</title>"
+        b"<span>Error 524</span>", status=524, headers={"CF-RAY": "9b1c74756-IAD", "Server": "cloudflare", "Content-Type":
+        "text/html"}, kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="9b1c74756-IAD"),  # chatboxai/chatbox#2937
+    Row("images of one item, by their old name", doc({"images": [B64], "parameters": {}, "info": ""})),  # zhaobenny/bz-cogs#49
+    Row("plain text instead of JSON", b"Billing hard limit has been reached", status=500, kind=Kind.UNKNOWN_OUTCOME,
+        billed="unknown"),  # adrianhajdin/project_ai_mern_image_generation#35
+]  # fmt: skip
+
 TABLES = {
     "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "streams": STREAMS,
     "stream errors": STREAM_ERRORS, "framing": FRAMING, "usage": NORMAL_USAGE, "links": LINKS, "tasks": TASKS, "types": TYPES,
-    "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS,
+    "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS, "reports": REPORTS,
 }  # fmt: skip
 
 

@@ -183,3 +183,56 @@ def test_next_run_replaces_its_own_fixed_key(airflow: Any, gateway: Any, store: 
 
     assert [run.state for run in runs] == ["success", "success"]
     assert len(gateway.ledger) == 2
+
+
+def only_receipts(request: Request, forward: Forward) -> Response:
+    """Play a policy that allows writes below ``_jojokey/`` only."""
+    if request.method == "PUT" and "/_jojokey/" not in request.target:
+        return error(403, "AccessDenied", "no identity-based policy allows the s3:PutObject action")
+    return forward(request)
+
+
+@pytest.fixture
+def receipts_only(store: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    with FaultProxy(store.connection["extra"]["endpoint_url"], only_receipts) as proxy:
+        connection = {**store.connection, "extra": {**store.connection["extra"], "endpoint_url": proxy.url}}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        yield proxy
+
+
+def test_image_that_was_not_accepted_is_stored_by_a_retry(
+    airflow: Any, gateway: Any, receipts_only: FaultProxy, store: Any
+) -> None:
+    denied: list[str] = []
+
+    def once(request: Request, forward: Forward) -> Response:
+        if not denied and request.method == "PUT" and "/_jojokey/" not in request.target:
+            denied.append(request.target)
+            return only_receipts(request, forward)
+        return forward(request)
+
+    receipts_only.faults = [once]
+
+    run = airflow.run("receipts_only", SINGLE.format(more="retries=1, retry_delay=timedelta(0)"))
+
+    assert (run.state, run.tries) == ("success", {("image", -1): 2})
+    assert denied
+    assert len(gateway.ledger) == 1
+    assert "locked/fox.png" in store.objects()
+
+
+def test_batch_stops_paying_when_an_image_may_not_be_stored(
+    airflow: Any, gateway: Any, receipts_only: FaultProxy, store: Any
+) -> None:
+    requests = [{"prompt": f"fox {number}", "s3_key": f"locked/{number}.png"} for number in range(20)]
+    run = airflow.run(
+        "receipts_only_batch",
+        "from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator\n"
+        "GenerateImageBatchOperator(\n"
+        f"    task_id='image', s3_bucket='posters', max_in_flight=2, requests={requests!r},\n"
+        ")",
+    )
+
+    assert run.state == "failed"
+    assert 1 <= len(gateway.ledger) <= 4
+    assert run.xcom("usage")["total_tokens"] == sum(record.total_tokens for record in gateway.ledger)

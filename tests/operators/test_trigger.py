@@ -1,8 +1,10 @@
-"""A trigger that is cancelled, by a user or because the triggerer ends, sends nothing more."""
+"""A trigger that is cancelled, by a user or because the triggerer ends, sends nothing more. Nor does a late one."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 import uuid
 from typing import Any
 
@@ -94,3 +96,104 @@ def test_killed_trigger_closes_its_connection(trigger: Any, gateway: Any, store:
 
     assert event.payload["error"]["billed"] == "unknown"
     assert len(gateway.requests) == 1
+
+
+def run(trigger: GenerateImageTrigger, timeout: float) -> Any:
+    """Return the event of a trigger whose task's ``execution_timeout`` ends in some seconds."""
+    trigger.deadline = time.time() + timeout
+
+    async def first_event() -> Any:
+        async for event in trigger.run():
+            return event.payload
+
+    return asyncio.run(asyncio.wait_for(first_event(), 60))
+
+
+def test_timeout_ends_a_request_in_flight(trigger: Any, gateway: Any, store: Any) -> None:
+    gateway.behave("hang")
+
+    event = run(trigger, 5)
+
+    assert (event["error"]["class"], event["error"]["billed"]) == ("JojoKeyUnknownOutcomeError", "unknown")
+    assert "execution_timeout" in event["error"]["what"]
+    assert len(gateway.requests) == 1
+    assert [attempt["outcome"] for attempt in store.receipt("fox.png")["attempts"]] == ["unknown"]
+
+
+def test_timeout_prevents_a_resend(trigger: Any, gateway: Any, store: Any) -> None:
+    gateway.behave("rate_limited", retry_after=40)
+    object.__setattr__(trigger.hook.settings, "max_resend_wait", 60.0)
+
+    event = run(trigger, 4)
+
+    assert event["error"]["billed"] == "no"
+    assert len(gateway.requests) == 1
+
+
+def test_timeout_before_the_start_costs_nothing(trigger: Any, gateway: Any, store: Any) -> None:
+    event = run(trigger, -1)
+
+    assert (event["error"]["billed"], event["error"]["sent"]) == ("no", False)
+    assert gateway.requests == ()
+
+
+def test_paid_image_is_reused_after_the_timeout(trigger: Any, gateway: Any, store: Any) -> None:
+    paid = run(trigger, 60)
+    again = GenerateImageTrigger(trigger.job, "jojokey_default", "aws_default")
+
+    event = run(again, -1)
+
+    assert event["manifest"]["images"] == paid["manifest"]["images"]
+    assert len(gateway.requests) == 1
+
+
+def test_response_that_is_arriving_at_the_timeout_is_stored(trigger: Any, gateway: Any, store: Any) -> None:
+    gateway.behave(drip=20)
+
+    event = run(trigger, 8)
+
+    assert "manifest" in event, event
+    assert "fox.png" in store.objects()
+
+
+def test_deadline_survives_a_restart_of_the_triggerer(trigger: Any) -> None:
+    trigger.deadline = 1_800_000_000.5
+    path, arguments = trigger.serialize()
+
+    assert GenerateImageTrigger(**arguments).deadline == trigger.deadline
+    assert path.endswith(".GenerateImageTrigger")
+
+
+def test_execution_timeout_of_a_deferred_task_keeps_its_account(
+    airflow: Any, gateway: Any, store: Any
+) -> None:
+    gateway.behave("hang")
+
+    result = airflow.run(
+        "late",
+        """
+        GenerateImageOperator(
+            task_id="image", prompt="a fox", s3_bucket="posters", s3_key="late.png", deferrable=True,
+            execution_timeout=timedelta(seconds=8),
+        )
+        """,
+    )
+
+    assert result.states == {("image", -1): "failed"}
+    assert result.xcom("usage")["total_tokens"] == 0
+    error = result.xcom("jojokey_images")
+    assert (error["error"], error["billed"]) == ("JojoKeyUnknownOutcomeError", "unknown")
+    assert "execution_timeout" in error["message"]
+    assert len(gateway.requests) == 1
+
+
+def test_event_holds_only_what_a_database_stores(trigger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = {"model": "gpt\0\ud800", "seconds": float("nan"), "usage": {"total_tokens": 10**30}}
+    monkeypatch.setattr(trigger, "_generate", lambda: {"manifest": manifest})
+
+    event = run(trigger, 60)
+
+    json.dumps(event, allow_nan=False).encode()
+    assert event["manifest"] == {
+        "model": "gpt\ufffd\ufffd", "seconds": None, "usage": {"total_tokens": None},
+    }  # fmt: skip

@@ -153,14 +153,16 @@ def test_an_image_that_was_overwritten_since_is_told_of(server: Server, book: Bo
     put(store, book, picture("red"))
     store.client.put_object(Bucket=BUCKET, Key="x.png", Body=picture("blue"))
     answer = server.get(PATH)
-    assert (answer.status_code, "overwritten" in answer.json()["detail"]) == (404, True)
+    assert (answer.status_code, answer.json()["reason"]) == (404, "replaced")
+    assert "overwritten" in answer.json()["detail"]
 
 
 def test_an_image_that_is_gone_is_told_of(server: Server, book: Book, store: Any) -> None:
     put(store, book, picture())
     store.client.delete_object(Bucket=BUCKET, Key="x.png")
     answer = server.get(PATH)
-    assert (answer.status_code, answer.json()["detail"]) == (404, "The object is not in S3 any more.")
+    assert (answer.status_code, answer.json()["reason"]) == (404, "missing")
+    assert answer.json()["detail"] == "The object is no longer in S3: it was moved or deleted."
     book.write("a", result(told(picture(), "x.png", bucket="no-such-bucket")))
     assert server.get(PATH).status_code == 404
 

@@ -243,6 +243,39 @@ def test_a_mapped_task_is_named_as_airflow_names_it(server: Server, book: Book) 
     assert card["href"] == "/dags/a/runs/manual__1/tasks/image/mapped/3/plugin/jojokey-images"
 
 
+UNPAID = {"total_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("facts", "paid"),
+    [
+        ({}, "yes"),
+        ({"reused": True, "usage": UNPAID}, "no"),
+        ({"state": "failed", "billed": "yes", "usage": UNPAID}, "yes"),  # the response without usage was lost
+        ({"state": "failed", "billed": "unknown", "usage": UNPAID}, "unknown"),
+        ({"state": "failed", "billed": "no", "usage": UNPAID}, "no"),
+        ({"state": "failed", "billed": "no"}, "yes"),  # an earlier attempt was charged
+        ({"state": "failed", "usage": UNPAID}, "unknown"),  # written before "billed" was recorded
+    ],
+)
+def test_result_says_whether_it_was_paid_for(
+    server: Server, book: Book, facts: dict[str, Any], paid: str
+) -> None:
+    run_id = f"r{sorted(facts.items())}"  # sums are kept for some seconds
+    book.write("a", result(**facts), run_id=run_id)
+
+    (card,) = server.results(run_id=run_id)["results"]
+    sums = server.totals(run_id=run_id)
+
+    failed = facts.get("state") == "failed"
+    assert card["paid"] == paid
+    assert (sums["failed"], sums["failed_paid"], sums["failed_perhaps_paid"]) == (
+        failed,
+        failed and paid == "yes",
+        failed and paid == "unknown",
+    )
+
+
 def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) -> None:
     def write(dag_id: str, run_id: str, day: int, tokens: int, **more: Any) -> None:
         usage = {"input_tokens": tokens - 1, "output_tokens": 1, "total_tokens": tokens}
@@ -268,8 +301,8 @@ def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) ->
     assert server.totals(q="heron")["images"] == 40
     assert server.totals(day_to="2026-03-14")["results"] == 1
     assert server.totals(run_id="r9") == {
-        "images": 0, "results": 0, "failed": 0, "by_day": [], "by_dag": [],
-        "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+        "images": 0, "results": 0, "failed": 0, "failed_paid": 0, "failed_perhaps_paid": 0, "by_day": [], "by_dag": [],
+        "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}, "unread": 0,
     }  # fmt: skip
 
 

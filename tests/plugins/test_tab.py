@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from operators.conftest import BUCKET
@@ -12,8 +12,11 @@ from operators.conftest import BUCKET
 from plugins.world import Book, Server, picture, result, told
 
 
-def tab(server: Server, dag_id: str, run_id: str = "manual__1", index: int = -1, page: int = 0) -> Any:
-    path = f"/jojokey/api/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/image/{index}?page={page}"
+def tab(
+    server: Server, dag_id: str, run_id: str = "manual__1", index: int = -1, page: int = 0, **query: Any
+) -> Any:
+    path = f"/jojokey/api/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/image/{index}"
+    path += f"?{urlencode({'page': page, **query})}"
     answer = server.get(path)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -68,7 +71,7 @@ def test_a_receipt_that_cannot_be_read_is_told_of(
 
 def test_a_receipt_that_is_gone_or_out_of_reach_is_told_of(server: Server, book: Book) -> None:
     book.write("a", result(receipt=f"s3://{BUCKET}/_jojokey/never.json"))
-    assert "not in S3 any more" in tab(server, "a")["attempts_error"]
+    assert "no longer in S3" in tab(server, "a")["attempts_error"]
     book.write("a", result(receipt=f"s3://{BUCKET}/_jojokey/never.json", aws_conn_id="no_store"))
     error = tab(server, "a")["attempts_error"]
     assert error.startswith("The receipt could not be read")
@@ -150,6 +153,29 @@ def test_a_batch_tells_of_all_its_items_in_pages_with_their_images(
     assert server.get(image["src"]).status_code == 404
     assert server.get("/jojokey/images/a/manual__1/image/-1/0?item=70").status_code == 404
     assert server.get(first["items"][0]["images"][0]["src"], user="blind").status_code == 403
+
+
+def test_items_of_a_batch_are_found_by_state_and_words(server: Server, book: Book, store: Any) -> None:
+    lines: list[Any] = [{"index": number, **result(prompt=f"tile {number}")} for number in range(130)]
+    for number in (3, 70, 129):
+        lines[number] |= {"state": "failed", "error": "JojoKeyContentError", "message": "Refused: MODERATION"}
+    lines[70]["request_id"] = "2026112823085401726269"
+    lines[90]["images"] = [{**told(picture(), "2026/Harbour.png"), "bucket": BUCKET}]
+    lines[1] = "not a result"
+    write_batch(store, book, lines, "_jojokey/batches/a/r/found.jsonl")
+
+    def found(**query: Any) -> list[int]:
+        return [one["index"] for one in tab(server, "a", **query)["items"]]
+
+    assert found(failed=True) == [3, 70, 129]
+    assert found(failed=True, q="2026112823085401726269") == [70]
+    assert found(q="harbour") == [90]
+    assert found(q="moderation") == [3, 70, 129]
+    assert found(q="tile 129") == [129]
+    assert found(q="zeppelin") == []
+    first, second = tab(server, "a", q="tile"), tab(server, "a", q="tile", page=1)
+    assert (len(first["items"]), first["next_page"]) == (60, 1)
+    assert first["items"][-1]["index"] < second["items"][0]["index"]
 
 
 def test_a_batchs_lines_that_are_no_results_are_passed_over(server: Server, book: Book, store: Any) -> None:

@@ -71,10 +71,33 @@ export function getTotals(filters, signal) {
   return get(withQuery(new URL("totals", ROUTES), filters), signal);
 }
 
-export function getTask({ dagId, runId, taskId, mapIndex }, page, signal) {
+const PROBLEMS = {
+  missing: "This image is no longer in S3: it was moved or deleted.",
+  replaced: "This image was overwritten: another object is at its key in S3 now.",
+  s3: "S3 does not answer as expected now. Try again later.",
+};
+
+// Why the browser could not show an image: the server knows.
+export async function problemOf(src) {
+  const controller = new AbortController();
+  try {
+    const response = await fetch(src, { credentials: "same-origin", cache: "no-store", signal: controller.signal });
+    if (response.ok) return t("The browser cannot show this image.");
+    const body = await response.json().catch(() => null);
+    const known = PROBLEMS[body?.reason];
+    if (known) return t(known);
+    return body?.reason === "not_served" ? String(body.detail).slice(0, 300) : inPlainWords(response.status);
+  } catch {
+    return inPlainWords(0);
+  } finally {
+    controller.abort(); // of an image, nothing more than its status is needed
+  }
+}
+
+export function getTask({ dagId, runId, taskId, mapIndex }, query, signal) {
   const [dag, run, task] = [dagId, runId, taskId].map(encodeURIComponent);
   const path = `dags/${dag}/runs/${run}/tasks/${task}/${mapIndex}`;
-  return get(withQuery(new URL(path, ROUTES), { page }), signal);
+  return get(withQuery(new URL(path, ROUTES), query), signal);
 }
 
 // Whether the task may still make something: what is not known counts as "no".

@@ -63,7 +63,7 @@ export function useFilters() {
   return [filters, change];
 }
 
-function Typed({ name, value, onChange, ...rest }) {
+export function Typed({ name, value, onChange, ...rest }) {
   const [text, setText] = useState(value);
   const timer = useRef(0);
   useEffect(() => setText(value), [value]);

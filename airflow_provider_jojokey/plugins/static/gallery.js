@@ -2,10 +2,10 @@
 import { getResults, getTotals } from "./api.js";
 import { TokensByDag, TokensByDay } from "./charts.js";
 import { FilterBar, isFiltered, useFilters } from "./filters.js";
-import { count } from "./format.js";
-import { Lightbox, slidesOf } from "./lightbox.js";
-import { Button, CopyButton, Empty, Failure, Spinner } from "./parts.js";
-import { h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
+import { count, number } from "./format.js";
+import { useLightbox } from "./lightbox.js";
+import { Button, CopyButton, Empty, Failure, Notice, Spinner } from "./parts.js";
+import { h, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./react.js";
 import { Card, Cards, keyOf } from "./results.js";
 import { t } from "./text.js";
 
@@ -39,12 +39,21 @@ function fresh(key) {
   return found && Date.now() - found.at < KEPT_FOR ? found : null;
 }
 
-const NOTHING = { cards: [], next: null, totals: null };
+const NOTHING = {
+  cards: [],
+  next: null,
+  totals: null,
+  unread: 0,
+  why: null,
+  unsearched: 0,
+  error: null,
+  moreError: null,
+};
 
 function useImages(filters) {
   const key = JSON.stringify(filters);
   const [round, setRound] = useState(0);
-  const [state, setState] = useState(() => ({ ...NOTHING, ...fresh(key), loading: !fresh(key), error: null }));
+  const [state, setState] = useState(() => ({ ...NOTHING, ...fresh(key), of: key, loading: !fresh(key) }));
   const controller = useRef(new AbortController());
   const busy = useRef(false);
 
@@ -54,17 +63,20 @@ function useImages(filters) {
     const found = fresh(key);
     busy.current = false;
     if (found) {
-      setState({ ...NOTHING, ...found, loading: false, error: null });
+      setState({ ...NOTHING, ...found, of: key, loading: false });
     } else {
-      // What is on the page stays until there is something to put in its place.
-      setState((old) => ({ ...old, loading: true, error: null }));
+      // What is on the page stays, in grey, until there is something to put in its place.
+      setState((old) => ({ ...old, loading: true, error: null, moreError: null }));
       Promise.all([getResults(filters, null, PAGE, signal), getTotals(filters, signal)]).then(
         ([page, totals]) => {
-          const values = { cards: page.results, next: page.next, totals };
+          const { results: cards, next, unread, unread_why: why, unsearched } = page;
+          const values = { cards, next, totals, unread, why, unsearched };
           keep(key, { ...values, at: Date.now(), scroll: 0 });
-          setState({ ...values, loading: false, error: null });
+          setState({ ...NOTHING, ...values, of: key, loading: false });
         },
-        (error) => signal.aborted || setState((old) => ({ ...old, loading: false, error })),
+        // Results of another filter would be read as those of this one.
+        (error) =>
+          signal.aborted || setState((old) => ({ ...(old.of === key ? old : NOTHING), of: key, loading: false, error })),
       );
     }
     return () => controller.current.abort();
@@ -74,17 +86,18 @@ function useImages(filters) {
     if (busy.current || state.loading || state.next === null) return;
     busy.current = true;
     const { signal } = controller.current;
-    setState((old) => ({ ...old, error: null, loadingMore: true }));
+    setState((old) => ({ ...old, moreError: null, loadingMore: true }));
     try {
       const page = await getResults(filters, state.next, PAGE, signal);
       setState((old) => {
         const there = new Set(old.cards.map(keyOf));
         const cards = [...old.cards, ...page.results.filter((card) => !there.has(keyOf(card)))];
-        keep(key, { cards, next: page.next });
-        return { ...old, cards, next: page.next, loadingMore: false };
+        const values = { cards, next: page.next, unread: old.unread + page.unread, why: page.unread_why ?? old.why };
+        keep(key, values);
+        return { ...old, ...values, loadingMore: false };
       });
     } catch (error) {
-      if (!signal.aborted) setState((old) => ({ ...old, error, loadingMore: false }));
+      if (!signal.aborted) setState((old) => ({ ...old, moreError: error, loadingMore: false }));
     } finally {
       if (!signal.aborted) busy.current = false;
     }
@@ -95,7 +108,7 @@ function useImages(filters) {
     setRound((one) => one + 1);
   }, [key]);
 
-  return { ...state, key, loadMore, reload };
+  return { ...state, key, round, loadMore, reload };
 }
 
 // The names of all Dags that have images, whatever the filter.
@@ -139,30 +152,23 @@ function useScrollPosition(root, key) {
 export function Gallery() {
   const [filters, change] = useFilters();
   const images = useImages(filters);
-  const { cards, next, totals, loading, loadingMore, error, loadMore } = images;
+  const { cards, next, totals, loading, loadingMore, error, moreError, loadMore } = images;
+  const missing = images.unread + images.unsearched + (totals?.unread ?? 0) > 0;
   const dags = useDags(filters, totals);
-  const [open, setOpen] = useState(null);
   const root = useRef(null);
   useScrollPosition(root, images.key);
-
-  // The dialog walks through all that is loaded, not only the card that it was opened from.
-  const slides = useMemo(() => (open !== null ? cards.flatMap((card) => slidesOf(card, true)) : []), [open !== null, cards]);
-  const show = useCallback(
-    (card, position) => {
-      const before = cards.slice(0, cards.indexOf(card)).reduce((sum, one) => sum + one.images.length, 0);
-      setOpen(before + position);
-    },
-    [cards],
-  );
+  const [show, dialog] = useLightbox(cards, { linked: true, onNearEnd: loadMore });
 
   const nothing = !loading && !error && cards.length === 0;
-  const first = nothing && !isFiltered(filters);
+  const first = nothing && !missing && !isFiltered(filters);
   return h(
     "section",
     { ref: root, className: "jojokey-root jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
     !first && h(FilterBar, { filters, dags, onChange: change }),
     !first && totals && h(Totals, { totals, onReload: images.reload, loading }),
+    error && h(Failure, { error, onRetry: images.reload }),
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
+    missing && !loading && h(Missing, images),
     loading && !cards.length && h(Spinner, { label: t("Looking for images …") }),
     h(
       "div",
@@ -172,25 +178,24 @@ export function Gallery() {
           Cards,
           null,
           cards.map((card) =>
-            h(Card, { key: keyOf(card), card, title: card.dag_id, subtitle: subtitleOf(card), onOpen: show }),
+            h(Card, { key: `${keyOf(card)} ${images.round}`, card, title: card.dag_id, subtitle: subtitleOf(card), onOpen: show }),
           ),
         ),
-      next !== null && !loading && !error && h(Sentinel, { onSeen: loadMore, key: cards.length }),
+      next !== null && !loading && !error && !moreError && h(Sentinel, { onSeen: loadMore, key: cards.length }),
     ),
-    error && h(Failure, { error, onRetry: cards.length && next !== null ? loadMore : images.reload }),
+    moreError && h(Failure, { error: moreError, onRetry: loadMore }),
     next !== null &&
       !error &&
-      cards.length > 0 &&
+      !moreError &&
+      (cards.length > 0 || missing) &&
       h(
         "div",
         { className: "jojokey-show-more" },
         h(Button, { onClick: loadMore, disabled: loadingMore }, loadingMore ? t("Loading …") : t("Load more")),
       ),
     first && h(First),
-    nothing && !first && h(NoMatch, { onClear: change }),
-    open !== null &&
-      slides.length > 0 &&
-      h(Lightbox, { slides, start: open, onClose: () => setOpen(null), onNearEnd: loadMore }),
+    nothing && isFiltered(filters) && h(NoMatch, { onClear: change }),
+    dialog,
   );
 }
 
@@ -214,7 +219,7 @@ function Totals({ totals, onReload, loading }) {
         [
           count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
           t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
-          totals.failed ? count(totals.failed, "{n} failed", "{n} failed") : null,
+          failures(totals),
         ]
           .filter(Boolean)
           .join(" · "),
@@ -222,6 +227,39 @@ function Totals({ totals, onReload, loading }) {
     ),
     h(Button, { icon: "reload", label: t("Refresh"), variant: "ghost", onClick: onReload, disabled: loading }),
   );
+}
+
+// What a custom XCom backend keeps outside of Airflow's database: never silently left out.
+function Missing({ unread, why, unsearched, totals }) {
+  const lines = [
+    unread > 0 && `${count(unread, "{n} result can't be shown.", "{n} results can't be shown.")} ${why ?? ""}`,
+    unsearched > 0 &&
+      count(
+        unsearched,
+        "The search leaves out {n} result, which the XCom backend keeps outside of Airflow's database.",
+        "The search leaves out {n} results, which the XCom backend keeps outside of Airflow's database.",
+      ),
+    totals?.unread > 0 &&
+      count(
+        totals.unread,
+        "The totals leave out {n} result, which the XCom backend keeps outside of Airflow's database.",
+        "The totals leave out {n} results, which the XCom backend keeps outside of Airflow's database.",
+      ),
+  ].filter(Boolean);
+  return h(
+    Notice,
+    { title: t("Some results are missing here") },
+    lines.map((line) => h("p", { key: line }, line)),
+  );
+}
+
+function failures({ failed, failed_paid: paid, failed_perhaps_paid: perhaps }) {
+  if (!failed) return null;
+  const money = [
+    paid && t("{n} paid", { n: number(paid) }),
+    perhaps && t("{n} perhaps paid", { n: number(perhaps) }),
+  ].filter(Boolean);
+  return t("{n} failed", { n: number(failed) }) + (money.length ? ` (${money.join(", ")})` : "");
 }
 
 function Charts({ totals, filters, onChange }) {

@@ -1,7 +1,8 @@
 // One image as large as the window lets it be. A native dialog: it keeps the focus, and gives it back.
+import { problemOf } from "./api.js";
 import { fileSize, shortened } from "./format.js";
 import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
-import { createPortal, h, useEffect, useLayoutEffect, useRef, useState } from "./react.js";
+import { createPortal, h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
 import { t } from "./text.js";
 
 // A batch knows more images than the routes serve: of those there is only the place in S3.
@@ -9,25 +10,75 @@ export function isServed(image) {
   return Boolean(image.src);
 }
 
-// What the dialog shows of an image: of a result, the image with this number.
-export function slidesOf(result, linked = false) {
+// The first images of a batch belong to different items. Their names are known, their prompts are not.
+function captionOf(result, image) {
+  return result.batch ? image.name : result.prompt;
+}
+
+function slidesOf(result, linked) {
   return result.images.filter(isServed).map((image) => ({
     ...image,
-    prompt: result.prompt,
+    prompt: captionOf(result, image),
     made: linked ? { dagId: result.dag_id, href: result.href } : null,
   }));
 }
 
-export function alt(prompt) {
-  return shortened(prompt, 150) || t("An image without a prompt");
+export function altOf(result, image) {
+  return shortened(captionOf(result, image), 150) || t("An image without a prompt");
 }
 
-export function Lightbox({ slides, start, onClose, onNearEnd }) {
+// Each button has a name of its own, also where several images have one prompt.
+export function enlarge(result, image, position, all) {
+  const prompt = altOf(result, image);
+  return all > 1
+    ? t("Enlarge image {n} of {all}: {prompt}", { n: position + 1, all, prompt })
+    : t("Enlarge: {prompt}", { prompt });
+}
+
+// A dialog that walks through the images of all cards, not only of the one it was opened from.
+export function useLightbox(cards, { linked = false, onNearEnd } = {}) {
+  const [open, setOpen] = useState(null);
+  const slides = useMemo(
+    () => (open === null ? [] : cards.flatMap((card) => slidesOf(card, linked))),
+    [open === null, cards],
+  );
+  const show = useCallback(
+    (card, position) => {
+      const before = cards.slice(0, cards.indexOf(card)).flatMap((one) => one.images.filter(isServed));
+      setOpen(before.length + position);
+    },
+    [cards],
+  );
+  const close = useCallback(() => setOpen(null), []);
+  const dialog =
+    open !== null && slides.length > 0 && h(Lightbox, { slides, start: open, onClose: close, onNearEnd });
+  return [show, dialog];
+}
+
+// The words for an image that the browser could not show, and a way to try again.
+export function useProblem(src) {
+  const [problem, setProblem] = useState(null);
+  const [round, setRound] = useState(0);
+  useEffect(() => setProblem(null), [src]);
+  const onError = useCallback(async () => {
+    const words = await problemOf(safeUrl(src));
+    setProblem({ src, words });
+  }, [src]);
+  const retry = useCallback(() => {
+    setProblem(null);
+    setRound((one) => one + 1);
+  }, []);
+  return { words: problem?.src === src ? problem.words : null, onError, retry, round };
+}
+
+function Lightbox({ slides, start, onClose, onNearEnd }) {
   const [at, setAt] = useState(start);
-  const [broken, setBroken] = useState(null);
   const dialog = useRef(null);
   const slide = slides[at];
   const last = slides.length - 1;
+  const src = slide && safeUrl(slide.src);
+  const problem = useProblem(src);
+  const [loaded, setLoaded] = useState(null);
 
   // A layout effect: its end comes before the dialog is taken out of the page, when it can still be closed.
   useLayoutEffect(() => {
@@ -65,7 +116,6 @@ export function Lightbox({ slides, start, onClose, onNearEnd }) {
   }, [at, last]);
 
   if (!slide) return null;
-  const src = safeUrl(slide.src);
   return createPortal(
     h(
       "dialog",
@@ -97,17 +147,23 @@ export function Lightbox({ slides, start, onClose, onNearEnd }) {
             disabled: at === 0,
             onClick: () => setAt(at - 1),
           }),
-        broken === src
-          ? h("p", { className: "jojokey-stage-broken" }, t("This image cannot be read from S3 any more."))
+        problem.words !== null
+          ? h(
+              "div",
+              { className: "jojokey-stage-broken" },
+              h("p", { role: "alert" }, problem.words),
+              h(Button, { icon: "reload", onClick: problem.retry }, t("Try again")),
+            )
           : h("img", {
-              key: src,
+              key: `${src} ${problem.round}`,
               src,
-              alt: alt(slide.prompt),
+              alt: shortened(slide.prompt, 150) || t("An image without a prompt"),
               width: slide.width,
               height: slide.height,
-              // The thumbnail is there at once, and gives way to the image.
-              style: { backgroundImage: `url("${safeUrl(slide.thumbnail)}")` },
-              onError: () => setBroken(src),
+              // The thumbnail is there at once. Behind a transparent image it would show through.
+              style: loaded === src ? undefined : { backgroundImage: `url("${safeUrl(slide.thumbnail)}")` },
+              onLoad: () => setLoaded(src),
+              onError: problem.onError,
             }),
         slides.length > 1 &&
           h(Button, {

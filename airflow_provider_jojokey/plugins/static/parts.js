@@ -125,16 +125,23 @@ export function Badge({ kind, children, title }) {
   return h("span", { className: `jojokey-badge jojokey-badge-${kind}`, title }, children);
 }
 
-// What a result was to the bill.
-export function BillBadge({ result }) {
+const FAILED = {
+  yes: ["Failed, paid", "It failed, and tokens were charged for it."],
+  unknown: ["Failed, perhaps paid", "It failed, and it is unknown whether it was charged."],
+  no: ["Failed", "It failed, and nothing was charged."],
+};
+
+// Whether a result was paid for. Good cards that were paid for are the rule and have no badge.
+export function BillBadge({ result, always = false }) {
   if (result.state === "failed") {
-    return result.usage?.total_tokens
-      ? h(Badge, { kind: "failed", title: t("It failed, and was billed all the same.") }, t("Failed, paid"))
-      : h(Badge, { kind: "failed" }, t("Failed"));
+    const [word, title] = FAILED[result.paid] ?? FAILED.unknown;
+    const partly = result.batch && result.count > 0;
+    return h(Badge, { kind: "failed", title: t(title) }, t(partly ? "Partly failed" : word));
   }
-  return result.reused
-    ? h(Badge, { kind: "muted", title: t("An earlier attempt had paid for it: nothing was billed again.") }, t("Reused"))
-    : h(Badge, { kind: "success", title: t("These tokens were billed to this task.") }, t("Paid"));
+  if (result.reused) {
+    return h(Badge, { kind: "muted", title: t("An earlier attempt had paid for it: nothing was billed again.") }, t("Reused"));
+  }
+  return always && h(Badge, { kind: "success", title: t("These tokens were billed to this task.") }, t("Paid"));
 }
 
 export function Time({ iso, relative = false }) {
@@ -160,7 +167,7 @@ export function Notice({ kind = "info", title, children, action }) {
       "div",
       { className: "jojokey-notice-text" },
       title && h("strong", null, title),
-      children && h("div", null, children),
+      children && h("div", { className: "jojokey-notice-body" }, children),
     ),
     action,
   );

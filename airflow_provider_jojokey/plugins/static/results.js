@@ -1,8 +1,8 @@
 // A result as a card, as it stands in the gallery, under a mapped task and in a batch.
 import { count } from "./format.js";
-import { alt, isServed } from "./lightbox.js";
+import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
-import { h, useState } from "./react.js";
+import { h } from "./react.js";
 import { t } from "./text.js";
 
 const IN_A_MOSAIC = 4;
@@ -19,25 +19,25 @@ function sized(thumbnail, width) {
   return url.href;
 }
 
-export function Thumbnail({ image, prompt, eager = false }) {
-  const [broken, setBroken] = useState(false);
-  if (broken) {
+function Thumbnail({ image, alt }) {
+  const problem = useProblem(sized(image.thumbnail, WIDTHS[0]));
+  if (problem.words !== null) {
     return h(
       "span",
-      { className: "jojokey-broken", role: "img", "aria-label": t("An image that cannot be read from S3 any more") },
-      h(Icon, { name: "image" }),
+      { className: "jojokey-broken", role: "img", "aria-label": problem.words, title: problem.words },
+      h(Icon, { name: "warning" }),
     );
   }
   return h("img", {
     src: sized(image.thumbnail, WIDTHS[0]),
     srcSet: WIDTHS.map((width) => `${sized(image.thumbnail, width)} ${width}w`).join(", "),
     sizes: "(max-width: 520px) 100vw, 280px",
-    alt: alt(prompt),
+    alt,
     width: image.width,
     height: image.height,
-    loading: eager ? "eager" : "lazy",
+    loading: "lazy",
     decoding: "async",
-    onError: () => setBroken(true),
+    onError: problem.onError,
   });
 }
 
@@ -55,27 +55,39 @@ function Pictures({ card, onOpen }) {
     );
   }
   const more = card.count - shown.length;
+  const last = shown.length - 1;
   return h(
     "div",
     { className: `jojokey-pictures${shown.length > 1 ? ` jojokey-mosaic jojokey-mosaic-${shown.length}` : ""}` },
-    shown.map((image, position) =>
-      h(
+    shown.map((image, position) => {
+      const thumbnail = h(Thumbnail, { image, alt: altOf(card, image) });
+      if (more > 0 && position === last && card.href) {
+        // Here are only the first images of a batch. Its task shows all of them.
+        const label = `+${more} – ${count(card.count, "{n} image", "{n} images")}`;
+        return h(
+          AppLink,
+          { key: image.number, to: card.href, className: "jojokey-picture", "aria-label": label },
+          thumbnail,
+          h("span", { className: "jojokey-more" }, `+${more}`),
+        );
+      }
+      return h(
         "button",
         {
           key: image.number,
           type: "button",
           className: "jojokey-picture",
-          "aria-label": t("Enlarge: {prompt}", { prompt: alt(card.prompt) }),
+          "aria-label": enlarge(card, image, position, shown.length),
           onClick: () => onOpen(card, position),
         },
-        h(Thumbnail, { image, prompt: card.prompt }),
-        more > 0 && position === shown.length - 1 && h("span", { className: "jojokey-more" }, `+${more}`),
-      ),
-    ),
+        thumbnail,
+        more > 0 && position === last && h("span", { className: "jojokey-more", "aria-hidden": true }, `+${more}`),
+      );
+    }),
   );
 }
 
-// :title is what tells the card from its neighbours: a Dag in the gallery, an index under a mapped task.
+// :title distinguishes the card from its neighbours: a Dag in the gallery, an index under a mapped task.
 export function Card({ card, title, subtitle, onOpen }) {
   const tokens = card.usage?.total_tokens ?? 0;
   const text = card.state === "failed" && !card.images.length ? (card.message ?? card.prompt) : card.prompt;

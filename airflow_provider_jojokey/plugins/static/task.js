@@ -1,7 +1,7 @@
 // The tab "Images" of a task instance: what it made, what it cost, and every attempt.
 import { getTask, isUnderWay } from "./api.js";
 import { count, fileSize, number, seconds } from "./format.js";
-import { alt, Lightbox, slidesOf } from "./lightbox.js";
+import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
 import {
   Badge,
   BillBadge,
@@ -19,6 +19,7 @@ import {
   Time,
 } from "./parts.js";
 import { h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
+import { Typed } from "./filters.js";
 import { Card, Cards, keyOf } from "./results.js";
 import { t } from "./text.js";
 
@@ -44,7 +45,7 @@ function useTask(task) {
       try {
         // First whether it works, then what it left: the other way round the last word would be missed.
         const underWay = await isUnderWay(task, controller.signal);
-        const body = await getTask(task, undefined, controller.signal);
+        const body = await getTask(task, {}, controller.signal);
         const now = JSON.stringify(body);
         wait = now === seen ? Math.min(LONGEST_WAIT, wait * 1.25) : FIRST_WAIT;
         seen = now;
@@ -72,7 +73,6 @@ function useTask(task) {
 export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   const task = { dagId, runId, taskId, mapIndex };
   const { answer, error, retry } = useTask(task);
-  const [open, setOpen] = useState(null);
   const root = useRef(null);
 
   // Airflow gives a task's page 1,280 pixels, however narrow the window: the tab comes to where it is seen.
@@ -81,12 +81,11 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
     if (left + Math.min(width, 200) > globalThis.innerWidth) root.current.scrollIntoView({ block: "nearest" });
   }, []);
 
-  const show = useCallback((card, position) => setOpen({ slides: slidesOf(card), start: position }), []);
   let content;
   if (error && !answer) content = h(Failure, { error, onRetry: retry });
   else if (!answer) content = h(Spinner, { label: t("Looking for images …") });
-  else if (answer.results?.length) content = h(Mapped, { task, answer, onOpen: show });
-  else if (answer.result) content = h(One, { task, answer, onOpen: show });
+  else if (answer.results?.length || answer.unread > 0) content = h(Mapped, { task, answer });
+  else if (answer.result) content = h(One, { task, answer });
   else if (answer.underWay) content = h(Working);
   else content = h(Nothing);
 
@@ -95,7 +94,6 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
     { ref: root, className: "jojokey-root jojokey-tab", "aria-label": t("Images") },
     error && answer && h(Failure, { error, onRetry: retry }),
     content,
-    open && h(Lightbox, { ...open, onClose: () => setOpen(null) }),
   );
 }
 
@@ -123,9 +121,11 @@ function Nothing() {
   );
 }
 
-function One({ task, answer, onOpen }) {
+function One({ task, answer }) {
   const { result, attempts, attempts_error: attemptsError, s3_console: console } = answer;
   const single = result.images.length === 1 && !result.batch;
+  const cards = useMemo(() => [result], [result]);
+  const [show, dialog] = useLightbox(cards);
   return h(
     "div",
     { className: `jojokey-one${single ? " jojokey-one-single" : ""}` },
@@ -137,59 +137,73 @@ function One({ task, answer, onOpen }) {
             "div",
             { className: "jojokey-figures" },
             result.images.map((image, position) =>
-              h(Figure, { key: image.number, image, result, onOpen: () => onOpen(result, position) }),
+              h(Figure, { key: image.number, image, position, result, onOpen: () => show(result, position) }),
             ),
           ),
     h(Facts, { result, console }),
-    result.batch && h(Items, { task, answer, onOpen }),
+    result.batch && h(Items, { task, answer }),
     h(Attempts, { attempts, error: attemptsError }),
+    dialog,
   );
+}
+
+function failedTitle(result) {
+  if (result.batch && result.count > 0) {
+    return count(result.count, "One image was made; other items failed.", "{n} images were made; other items failed.");
+  }
+  if (result.paid === "no") return t("The task failed. Nothing was charged.");
+  if (result.paid === "unknown") return t("The task failed. It is unknown whether it was charged.");
+  return result.billed === "yes"
+    ? t("The task failed, and it was charged.")
+    : t("The task failed. Earlier attempts of it were charged.");
 }
 
 function Failed({ result, underWay }) {
   const tokens = result.usage?.total_tokens ?? 0;
-  const cost = tokens
-    ? t("It was billed: {tokens}.", { tokens: count(tokens, "{n} token", "{n} tokens") })
-    : t("No tokens were billed for it, as far as is known.");
-  const arrived = result.images.length
-    ? ` ${count(result.images.length, "One image had arrived and is kept.", "{n} images had arrived and are kept.")}`
-    : "";
-  const next = underWay ? ` ${t("The task will try again.")}` : "";
+  const kept = result.batch ? 0 : result.images.length;
+  const next = [
+    tokens > 0 && t("Charged in this Dag run: {tokens}.", { tokens: count(tokens, "{n} token", "{n} tokens") }),
+    kept > 0 && count(kept, "One image had arrived and is kept.", "{n} images had arrived and are kept."),
+    underWay && t("The task will try again."),
+  ].filter(Boolean);
   return h(
     Notice,
-    { kind: "error", title: result.message ?? result.error ?? t("The task failed.") },
-    cost + arrived + next,
+    { kind: "error", title: failedTitle(result) },
+    h("p", { dir: "auto" }, result.message ?? result.error),
+    next.length > 0 && h("p", null, next.join(" ")),
   );
 }
 
-function Figure({ image, result, onOpen }) {
-  const [broken, setBroken] = useState(false);
+function Figure({ image, position, result, onOpen }) {
+  const problem = useProblem(safeUrl(image.src));
   return h(
     "figure",
     { className: "jojokey-figure" },
-    broken
+    problem.words !== null
       ? h(
           "div",
-          { className: "jojokey-figure-broken" },
-          h(Icon, { name: "image" }),
-          t("This image cannot be read from S3 any more. Was it moved or deleted?"),
+          { className: "jojokey-figure-broken", role: "alert" },
+          h(Icon, { name: "warning" }),
+          problem.words,
+          h(Button, { icon: "reload", onClick: problem.retry }, t("Try again")),
         )
       : h(
           "button",
           {
             type: "button",
             className: "jojokey-figure-button",
-            "aria-label": t("Enlarge: {prompt}", { prompt: alt(result.prompt) }),
+            "aria-label": enlarge(result, image, position, result.images.length),
             onClick: onOpen,
           },
           h("img", {
+            key: problem.round,
             src: safeUrl(image.src),
-            alt: alt(result.prompt),
+            alt: altOf(result, image),
             width: image.width,
             height: image.height,
             style: { aspectRatio: `${image.width} / ${image.height}` },
             decoding: "async",
-            onError: () => setBroken(true),
+            onError: problem.onError,
           }),
         ),
     h(
@@ -219,13 +233,13 @@ function Facts({ result, console }) {
     h(
       "div",
       { className: "jojokey-facts-prompt" },
-      h("h3", { className: "jojokey-label" }, t("Prompt")),
+      h("h3", { className: "jojokey-label" }, t(result.batch ? "Prompt of the first item" : "Prompt")),
       result.prompt ? h(Prompt, { text: result.prompt }) : h("p", { className: "jojokey-muted" }, "–"),
     ),
     h(
       "dl",
       { className: "jojokey-dl" },
-      h(Fact, { label: t("Bill") }, h(BillBadge, { result })),
+      h(Fact, { label: t("Bill") }, h(BillBadge, { result, always: true })),
       h(
         Fact,
         { label: t("Tokens") },
@@ -267,8 +281,8 @@ const OUTCOMES = {
   open: ["muted", "Under way"],
   complete: ["success", "Complete"],
   not_billed: ["failed", "Failed"],
-  billed: ["failed", "Failed"],
-  unknown: ["warning", "Unknown"],
+  billed: ["failed", "Failed, paid"],
+  unknown: ["failed", "Failed, perhaps paid"],
 };
 const BILLED = { yes: "Yes", no: "No", unknown: "Unknown" };
 
@@ -320,28 +334,49 @@ function Attempts({ attempts, error }) {
   );
 }
 
-// Pages that a button adds to what is already there.
-function usePages(task, answer, name) {
-  const [more, setMore] = useState({ of: answer, rows: [], next: answer.next_page ?? null });
+// Pages that a button adds to what is already there. :query is what the server filters by.
+function usePages(task, answer, name, query) {
+  const asked = JSON.stringify(query);
+  const first = useMemo(
+    () => ({ answer, asked, rows: query ? null : (answer[name] ?? []), next: answer.next_page ?? null }),
+    [answer, asked],
+  );
+  const [more, setMore] = useState(first);
   const [state, setState] = useState({ loading: false, error: null });
-  const current = more.of === answer ? more : { of: answer, rows: [], next: answer.next_page ?? null };
   const alive = useRef(new AbortController());
-  useEffect(() => {
-    alive.current = new AbortController();
-    return () => alive.current.abort();
-  }, []);
-  const load = async () => {
+  const current = more.answer === answer && more.asked === asked ? more : first;
+  const ask = async (page, before) => {
+    const { signal } = alive.current;
     setState({ loading: true, error: null });
     try {
-      const page = await getTask(task, current.next, alive.current.signal);
-      setMore({ of: answer, rows: [...current.rows, ...(page[name] ?? [])], next: page.next_page ?? null });
+      const body = await getTask(task, { ...query, page }, signal);
+      const rows = [...before, ...(body[name] ?? [])];
+      setMore({ answer, asked, rows, next: body.next_page ?? null, problem: body.items_error });
       setState({ loading: false, error: null });
     } catch (error) {
-      if (!alive.current.signal.aborted) setState({ loading: false, error });
+      if (!signal.aborted) setState({ loading: false, error });
     }
   };
-  return { rows: [...(answer[name] ?? []), ...current.rows], hasMore: current.next !== null, load, ...state };
+  useEffect(() => {
+    alive.current = new AbortController();
+    if (query) ask(0, []);
+    return () => alive.current.abort();
+  }, [answer, asked]);
+  const load = () => {
+    if (state.loading) return undefined;
+    return current.rows === null ? ask(0, []) : current.next !== null && ask(current.next, current.rows);
+  };
+  return {
+    rows: current.rows ?? NO_ROWS,
+    known: current.rows !== null,
+    problem: query ? current.problem : answer.items_error,
+    hasMore: current.next !== null && current.rows !== null,
+    load,
+    ...state,
+  };
 }
+
+const NO_ROWS = [];
 
 function ShowMore({ pages }) {
   if (pages.error) return h(Failure, { error: pages.error, onRetry: pages.load });
@@ -353,47 +388,92 @@ function ShowMore({ pages }) {
   );
 }
 
-function Mapped({ task, answer, onOpen }) {
+function Mapped({ task, answer }) {
   const pages = usePages(task, answer, "results");
+  const [show, dialog] = useLightbox(pages.rows, { onNearEnd: pages.load });
   return h(
     "div",
     null,
     h("h3", { className: "jojokey-heading" }, t("Mapped tasks")),
+    answer.unread > 0 &&
+      h(Notice, { title: count(answer.unread, "{n} result can't be shown.", "{n} results can't be shown.") }, answer.unread_why),
     h(
       Cards,
       null,
       pages.rows.map((card) =>
-        h(Card, { key: keyOf(card), card, title: card.label ?? `[${card.map_index}]`, onOpen }),
+        h(Card, { key: keyOf(card), card, title: card.label ?? `[${card.map_index}]`, onOpen: show }),
       ),
     ),
     h(ShowMore, { pages }),
+    dialog,
   );
 }
 
-// The batch's list in S3 tells all items, the task's result the addresses of its first images.
-function Items({ task, answer, onOpen }) {
+// The batch's list in S3 has all items; the task's result has the addresses of its first images.
+function Items({ task, answer }) {
   const { result } = answer;
-  const pages = usePages(task, answer, "items");
+  const [failed, setFailed] = useState(false);
+  const [words, setWords] = useState("");
+  const query = failed || words ? { failed: failed || "", q: words } : undefined;
+  const pages = usePages(task, answer, "items", query);
   const served = useMemo(() => new Map(result.images.map((image) => [image.uri, image])), [result]);
-  const rows = pages.rows.length ? pages.rows : [{ ...result, made_at: null }];
+  const cards = useMemo(() => {
+    const rows = pages.rows.length || query ? pages.rows : [{ ...result, made_at: null }];
+    return rows.map((item) => {
+      const images = item.images.map((image) => ({ ...image, ...served.get(image.uri) }));
+      return { ...item, href: null, images, count: Math.max(item.count ?? 0, images.length) };
+    });
+  }, [pages.rows, served]);
+  const [show, dialog] = useLightbox(cards, { onNearEnd: pages.load });
   return h(
     "div",
     { className: "jojokey-items" },
-    h("h3", { className: "jojokey-heading" }, t("Items of the batch")),
-    answer.items_error && h(Notice, { kind: "error", title: answer.items_error }),
+    h(
+      "div",
+      { className: "jojokey-items-head" },
+      h("h3", { className: "jojokey-heading" }, t("Items of the batch")),
+      !answer.items_error &&
+        h(
+          "search",
+          { className: "jojokey-items-filter" },
+          h(Typed, {
+            name: "item",
+            type: "search",
+            value: words,
+            placeholder: t("Search items"),
+            "aria-label": t("Words of an item's prompt, key, request ID or error"),
+            maxLength: 200,
+            onChange: (change) => setWords(change.item),
+          }),
+          h(
+            "label",
+            null,
+            h("input", {
+              type: "checkbox",
+              checked: failed,
+              onChange: (event) => setFailed(event.target.checked),
+            }),
+            t("Failed only"),
+          ),
+        ),
+    ),
+    pages.problem && h(Notice, { kind: "error", title: pages.problem }),
+    query && pages.known && !cards.length && !pages.hasMore && h("p", { role: "status" }, t("No items match.")),
     h(
       Cards,
       null,
-      rows.map((item, position) => {
-        const images = item.images.map((image) => ({ ...image, ...served.get(image.uri) }));
+      cards.map((card, position) => {
+        const number = (card.index ?? position) + 1;
         return h(Card, {
-          key: item.index ?? position,
-          card: { ...item, href: null, images, count: Math.max(item.count ?? 0, images.length) },
-          title: images[0]?.name ?? t("Item {n}", { n: (item.index ?? position) + 1 }),
-          onOpen,
+          key: card.index ?? position,
+          card,
+          title: card.images[0]?.name ?? t("Item {n}", { n: number }),
+          onOpen: show,
         });
       }),
     ),
+    pages.loading && !pages.known && h(Spinner, { label: t("Loading …") }),
     h(ShowMore, { pages }),
+    dialog,
   );
 }
