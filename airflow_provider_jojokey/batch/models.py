@@ -268,7 +268,8 @@ class Rate:
             return -math.inf
         if not self.low:
             return self._last + self._first_gap * GAP_SHRINKS**self._given
-        return self._last + (1 if self._given else self._patience) / self._rate
+        gap = 1 / self._rate
+        return self._last + (gap if self._given else max(gap, min(self._patience * gap, LONGEST_GAP)))
 
     @property
     def _rate(self) -> float:
@@ -286,7 +287,7 @@ class Rate:
         if retry_after is not None and retry_after > 3:
             self.misses += 1
         if self._since > -math.inf and elapsed > 0:
-            unlike = count < 0.7 * self.low * elapsed if count else elapsed > SHORT or not self.low
+            unlike = count < 0.4 * self.low * elapsed if count else elapsed > SHORT or not self.low
             if unlike:
                 self.misses += 0.5 if self._patience == 1 and not count else 1.0
                 self.hits = 0
