@@ -22,8 +22,8 @@ MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tes
                 tests/test_results.py tests/test_markdown.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check format bench \
-        test-foreign bench-cluster constraints clean
+.PHONY: help install demo ui screenshots test test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check check-schemas coverage release-check \
+        format bench test-foreign bench-cluster constraints clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -125,6 +125,22 @@ check: install .venvs/lint/installed ## ruff, ruff format, mypy --strict, spelli
 	$(BIN)/mypy
 	git ls-files -z '*.md' '*.py' '*.toml' '*.yaml' '*.yml' | xargs -0 .venvs/lint/bin/codespell
 	git ls-files -z '*.md' | xargs -0 .venvs/lint/bin/pymarkdown scan
+	@$(MAKE) --silent check-schemas
+
+check-schemas: install ## GitHub's files, docker-compose.yaml and the pre-commit configuration, against their JSON schemas
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
+	    $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yaml
+
+coverage: install ## Branch coverage of the payment path and the API client (ten minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term \
+	    tests/img2 tests/payments
+
+release-check: ## Say what is missing for a release: the repository, the changelog's section, the tag
+	@$(PYTHON) scripts/repository.py --tag "$(TAG)"
 
 format: install ## Let ruff put the code in order
 	$(BIN)/ruff check --fix .
@@ -148,4 +164,4 @@ constraints: install ## Renew constraints.txt: the versions that everyone gets
 	    --output-file constraints-$(name).txt pyproject.toml - &&) true
 
 clean: ## Remove what these commands made
-	rm -rf $(VENV) .venvs .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site
+	rm -rf $(VENV) .venvs .demo .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site

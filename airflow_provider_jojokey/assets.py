@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_provider_jojokey.results import storable
+from airflow_provider_jojokey.store.keys import split_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import Asset
@@ -63,7 +64,7 @@ def asset_of(uri: str) -> Asset | None:
     """
     from airflow.sdk import Asset
 
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = split_uri(uri)
     encoded = f"s3://{bucket}/{quote(key)}"
     return Asset(uri=encoded) if len(encoded) <= MAX_URI else None
 

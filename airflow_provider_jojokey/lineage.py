@@ -13,6 +13,8 @@ from airflow.providers.common.compat.openlineage.facet import (
 )
 from airflow.providers.openlineage.extractors import OperatorLineage
 
+from airflow_provider_jojokey.store.keys import split_uri
+
 SCHEMA = "JojoKeyRunFacet-1-0-0.json"
 """The facet's schema, which the API server hands out beside the UI's files."""
 RUN_FACET = "jojokey"
@@ -81,7 +83,7 @@ def lineage_of(
 
 
 def _dataset(uri: str, image: Mapping[str, Any] | None) -> OutputDataset:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = split_uri(uri)
     facets: dict[str, Any] = {}
     if image is not None:
         facets["outputStatistics"] = OutputStatisticsOutputDatasetFacet(size=image["bytes"], fileCount=1)

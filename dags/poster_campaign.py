@@ -1,7 +1,8 @@
 """A campaign: the rows of a CSV become posters, and then a contact sheet and a bill.
 
-The CSV is `poster_campaign.csv` beside this file, or an `s3://` URL given in the trigger form. Its columns are
-the options of an item: `prompt` and `s3_key`, and `size`, `quality`, … where a row wants something of its own.
+The CSV is `poster_campaign.csv` beside this file, or an `s3://` URL given in the trigger form, as Excel or another
+spreadsheet saves it. Its columns are the options of an item: `prompt` and `s3_key`, and `size`, `quality`, … where a
+row needs its own.
 A retry, or the run's cleared tasks, make and pay for only what is missing.
 """
 
@@ -31,17 +32,18 @@ COLUMNS, ROWS, THUMBNAIL, GAP = 8, 24, 180, 12
 
 @task
 def rows(csv_file: str, folder: str) -> list[dict[str, str]]:
-    """Read the CSV: an item a row; what a cell leaves empty is the batch's default."""
+    """Read the CSV: a request for each row. What a cell leaves empty is the batch's default."""
+    from airflow_provider_jojokey.spreadsheets import read_requests
+
     if csv_file.startswith("s3://"):
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        text = S3Hook("aws_default").read_key(csv_file)
+        content = S3Hook("aws_default").get_key(csv_file).get()["Body"].read()
     else:
-        text = (Path(__file__).parent / Path(csv_file).name).read_text(encoding="utf-8")
+        content = (Path(__file__).parent / Path(csv_file).name).read_bytes()
     return [
-        {name: value for name, value in row.items() if name and value}
-        | {"s3_key": f"{folder}/{row.get('s3_key') or ''}"}
-        for row in csv.DictReader(io.StringIO(text.removeprefix("\N{BOM}")))
+        row if row["s3_key"].startswith("s3://") else {**row, "s3_key": f"{folder}/{row['s3_key']}"}
+        for row in read_requests(content, name=csv_file)
     ]
 
 
@@ -51,10 +53,12 @@ def report(manifest: str, folder: str) -> dict[str, Any]:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import AirflowFailException
 
+    from airflow_provider_jojokey.store.keys import split_uri
+
     if not manifest:
         raise AirflowFailException("There is no manifest: the batch ended before it made anything.")
     s3 = S3Hook("aws_default").get_conn()
-    bucket, _, key = manifest.removeprefix("s3://").partition("/")
+    bucket, key = split_uri(manifest)
     with tempfile.TemporaryFile() as file:
         s3.download_fileobj(bucket, key, file)
         file.seek(0)
@@ -67,10 +71,12 @@ def report(manifest: str, folder: str) -> dict[str, Any]:
 
 
 def write_bill(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any]:
-    """Write a line for each item: where it is and what it cost."""
+    """Write a line for each item: where it is and what it cost. Excel needs the mark at the file's beginning."""
+    from airflow_provider_jojokey.spreadsheets import safe_cell
+
     items = missing = tokens = 0
     cost = 0.0
-    with tempfile.TemporaryFile() as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as text:
+    with tempfile.TemporaryFile() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
         table = csv.writer(text)
         table.writerow(["item", "state", "keys", "tokens", "usd", "error", "prompt"])
         for line in manifest:
@@ -85,8 +91,9 @@ def write_bill(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any]:
                 usage.get("total_tokens", 0),
                 f"{usd:.5f}",
                 one["error"],
+                one["prompt"],
             ]
-            table.writerow([*cells, as_text(one["prompt"])])
+            table.writerow([safe_cell(cell) for cell in cells])
             items, missing = items + 1, missing + (one["state"] != "complete")
             tokens, cost = tokens + usage.get("total_tokens", 0), cost + usd
         text.flush()
@@ -99,11 +106,6 @@ def write_bill(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any]:
         "tokens": tokens,
         "usd": round(cost, 4),
     }
-
-
-def as_text(value: str) -> str:
-    """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def write_sheets(manifest: Any, s3: Any, bucket: str, folder: str) -> list[str]:

@@ -108,7 +108,7 @@ def test_old_and_new_airflow_show_the_same_form() -> None:
 def test_the_forms_fields_are_those_that_the_hook_reads() -> None:
     assert set(CONNECTION["conn-fields"]) == set(hook_module._EXTRAS) == set(hook_module._EXPECTED)
     settings = set(ConnectionSettings.__dataclass_fields__)
-    assert set(CONNECTION["conn-fields"]) == settings - {"token", "host"}
+    assert set(CONNECTION["conn-fields"]) == settings - {"token", "host", "warnings"}
 
 
 @pytest.mark.parametrize("name", CONNECTION["conn-fields"])

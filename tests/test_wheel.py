@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -57,6 +58,17 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "airflow_provider_jojokey/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if "test" in name or name.endswith((".pyc", ".map"))]
+
+
+def test_long_description_has_no_relative_link(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        description = archive.read(metadata).decode().partition("\n\n")[2]
+
+    assert description.startswith("# airflow-provider-jojokey\n")
+    targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", description, flags=re.DOTALL))
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
 
 
 def test_it_holds_all_that_the_ui_serves(wheel: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.payments.errors import unusable_spool
+from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.keys import RECEIPTS, part
 
 if TYPE_CHECKING:
@@ -22,16 +24,23 @@ NOWHERE = -1
 class Manifest:
     """The list of a batch's items; never in memory, however many there are.
 
-    :param folder: where it is written until it goes to S3
+    :param directory: the spool directory, where it is written until it goes to S3
     :param total: how many items there are
+    :raises JojoKeyStoreError: if the directory can't be used
     """
 
-    def __init__(self, folder: Path, total: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def __init__(self, directory: Path, total: int) -> None:
+        try:
+            spools.prepare(directory)
+            self._open(spools.private_root(directory))
+        except OSError as error:
+            raise unusable_spool(directory, error) from None
+        self._begins = array("q", [NOWHERE]) * total
+
+    def _open(self, folder: Path) -> None:
         # Files without a name: nothing stays when the process dies, and each line is in a receipt as well.
         self._lines: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._folder = folder
-        self._begins = array("q", [NOWHERE]) * total
 
     def add(self, index: int, line: Mapping[str, Any]) -> None:
         """Write down what came of one item; the last word on it stands."""

@@ -82,12 +82,12 @@ class Plan:
         values = {name: converted(name, values.get(name)) for name in OPTIONS}
         values["prompt"] = values["prompt"].strip()
         request = ImageRequest(**{name: values[name] for name in FIELDS})
-        bucket = values["s3_bucket"]
-        if values["s3_key"].startswith("s3://") and filled(item.get("s3_bucket")) is None:
-            bucket = None  # the batch's bucket is for those that name none
+        bucket = values["s3_bucket"] if filled(item.get("s3_bucket")) is not None else None
         return ImageJob(
             request=request,
-            destination=Destination.parse(bucket, values["s3_key"], request.n),
+            destination=Destination.parse(
+                bucket, values["s3_key"], request.n, lambda: self.defaults.get("s3_bucket")
+            ),
             owner=self.owner,
             reuse=values["reuse"],
             on_unknown_outcome=values["on_unknown_outcome"],

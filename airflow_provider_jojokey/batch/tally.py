@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_jojokey.exceptions import JojoKeyBatchError, JojoKeyBatchFailure, JojoKeyError
 from airflow_provider_jojokey.payments.receipt import total_usage
 from airflow_provider_jojokey.results import MAX_LISTED, shortened
+from airflow_provider_jojokey.store.keys import split_uri
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.img2.errors import Billed
@@ -94,7 +95,7 @@ class Tally:
     def keys(self) -> list[str] | None:
         """The images' keys in the items' order; ``None`` if there are too many to list."""
         uris = self.uris
-        return None if uris is None else [uri.removeprefix("s3://").partition("/")[2] for uri in uris]
+        return None if uris is None else [split_uri(uri)[1] for uri in uris]
 
     @property
     def uris(self) -> list[str] | None:

@@ -44,6 +44,8 @@ def _jojokey(conn_id: str) -> Iterator[dict[str, Any]]:
     except JojoKeyError as error:
         yield _row("connection", WRONG, error.message)
         return
+    for warning in hook.settings.warnings:
+        yield _row("connection", UNKNOWN, warning)
     model = hook.settings.default_model
     try:
         models = hook.list_models()
@@ -103,15 +105,20 @@ def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Check in the bucket what a generation does there, with small objects of its own."""
     from airflow_provider_jojokey.cli.connections import image_store
     from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-    from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems, split
+    from airflow_provider_jojokey.store.default_bucket import default_bucket
+    from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems, split_uri
 
-    place = options.bucket
-
-    if place is None:
+    place = options.bucket or ""
+    bucket, prefix = split_uri(place) if place.startswith("s3://") else (place, "")
+    try:
+        bucket = bucket or default_bucket(options.aws_conn_id) or ""
+    except JojoKeyError as error:
+        yield _row("bucket", WRONG, error.message)
         return
-    bucket, prefix = split(None, place) if place.startswith("s3://") else (place, "")
-    if not bucket or list(bucket_problems(bucket)):
-        yield _row("bucket", WRONG, f"{place} is no bucket's name")
+    if not bucket and options.bucket is None:
+        return
+    for problem in bucket_problems(bucket):
+        yield _row("bucket", WRONG, problem.replace("s3_bucket=", "", 1))
         return
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     key = f"{RECEIPTS}{prefix}.check-{uuid.uuid4().hex}"

@@ -31,6 +31,27 @@ def image_store(options: argparse.Namespace) -> ImageStore:
     return ImageStore(options.aws_conn_id, extra_args=extra)
 
 
+def named_or_default(bucket: str | None, aws_conn_id: str) -> str:
+    """Return the bucket that an option names, or the one that the AWS connection names.
+
+    :param bucket: the option's value: a name, ``s3://name``, or nothing
+    :raises CommandFailed: if there is none, or it is not a valid name
+    """
+    from airflow_provider_jojokey.cli.console import USAGE, CommandFailed
+    from airflow_provider_jojokey.store.default_bucket import default_bucket
+    from airflow_provider_jojokey.store.keys import bucket_problems
+
+    name = (bucket or "").removeprefix("s3://").rstrip("/") or default_bucket(aws_conn_id)
+    if not name:
+        raise CommandFailed(
+            "--bucket is missing: pass it, or set bucket_name in the service_config of the AWS connection",
+            USAGE,
+        )
+    for problem in bucket_problems(name):
+        raise CommandFailed(problem.replace("s3_bucket=", "--bucket ", 1), USAGE)
+    return name
+
+
 def jojokey_hook(conn_id: str) -> JojoKeyHook:
     """Return a hook whose connection is there and can be used.
 

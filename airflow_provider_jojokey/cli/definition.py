@@ -54,7 +54,8 @@ def get_jojokey_commands() -> list[CLICommand]:
         args=(
             Arg(
                 ("--bucket",),
-                help="A bucket to try, or s3://bucket/prefix: a small object is written there and deleted",
+                help="A bucket to try, or s3://bucket/prefix: a small object is written there and deleted "
+                "(default: the bucket that the AWS connection names, if it names one)",
                 metavar="BUCKET",
             ),
             jojokey_conn_id,
@@ -75,8 +76,8 @@ def get_jojokey_commands() -> list[CLICommand]:
             Arg(("prompt",), help="What to draw, 1 to 32,000 characters; - reads it from standard input"),
             Arg(
                 ("--out",),
-                help="s3://bucket/key, a file, or a directory (default: the current one). {index} and {ext} "
-                "are filled in, as in the operator's s3_key",
+                help="s3://bucket/key, s3:///key for the AWS connection's bucket, a file, or a directory "
+                "(default: the current one). {index} and {ext} are filled in, as in the operator's s3_key",
                 default=".",
                 metavar="PLACE",
             ),
@@ -130,7 +131,7 @@ def get_jojokey_commands() -> list[CLICommand]:
         "3 S3 could not be reached",
         func=lazy_load_command("airflow_provider_jojokey.cli.ledger.ledger"),
         args=(
-            Arg(("--bucket",), help="The bucket", required=True, metavar="BUCKET"),
+            Arg(("--bucket",), help="The bucket (default: the AWS connection's)", metavar="BUCKET"),
             Arg(("--prefix",), help="Only images whose keys begin so", default="", metavar="PREFIX"),
             Arg(
                 ("--since",),
@@ -149,7 +150,11 @@ def get_jojokey_commands() -> list[CLICommand]:
             ARG_VERBOSE,
         ),
     )
-    uri = Arg(("uri",), help="The image's key as given to the operator, or its receipt: s3://bucket/key")
+    uri = Arg(
+        ("uri",),
+        help="The image's key as given to the operator, or its receipt: s3://bucket/key, or s3:///key "
+        "for the AWS connection's bucket",
+    )
     attempts = ActionCommand(
         name="attempts",
         help="Show the attempts that a receipt lists, and what is known about each",

@@ -90,10 +90,13 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
     from airflow_provider_jojokey.settings import Settings
+    from airflow_provider_jojokey.store.default_bucket import default_bucket
     from airflow_provider_jojokey.store.keys import Destination
 
     try:
-        destination = Destination.parse(None, options.out, request.n)
+        destination = Destination.parse(
+            None, options.out, request.n, lambda: default_bucket(options.aws_conn_id)
+        )
     except ValueError as error:
         raise JojoKeyRequestError(f"The place in S3 is not valid: {error}.") from None
     store = image_store(options)

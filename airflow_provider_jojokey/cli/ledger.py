@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from airflow_provider_jojokey.cli.connections import named_or_default
 from airflow_provider_jojokey.cli.console import FAILED, USAGE, CommandFailed, command, progress, say, show
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.receipt import Receipt, ReceiptUnreadable
-from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems
+from airflow_provider_jojokey.store.keys import RECEIPTS
 
 if TYPE_CHECKING:
     import argparse
@@ -81,9 +82,7 @@ def ledger(options: argparse.Namespace) -> int:
 
     now = datetime.now(UTC)
     since, until = _moment("--since", options.since, now), _moment("--until", options.until, now)
-    bucket = options.bucket.removeprefix("s3://").rstrip("/")
-    if list(bucket_problems(bucket)) or "/" in bucket:
-        raise CommandFailed(f"--bucket {options.bucket} is no bucket's name", USAGE)
+    bucket = named_or_default(options.bucket, options.aws_conn_id)
     sums: dict[str, Sum] = {}
     total, unreadable, receipts = Sum(), 0, 0
     label = BY[options.by]

@@ -89,13 +89,16 @@ def _receipt_store(options: argparse.Namespace) -> ReceiptStore:
     :raises CommandFailed: if the URI names neither
     """
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
+    from airflow_provider_jojokey.store.default_bucket import default_bucket
     from airflow_provider_jojokey.store.s3 import ImageStore
 
     try:
         bucket, key = split(None, options.uri)
         if key.startswith(RECEIPTS):
             key = key.removeprefix(RECEIPTS).removesuffix(".json")
-        destination = Destination(bucket or "", key)
+        destination = Destination.parse(
+            bucket, key, default_bucket=lambda: default_bucket(options.aws_conn_id)
+        )
     except ValueError as error:
         raise CommandFailed(f"{options.uri}: {error}", USAGE) from None
     return ReceiptStore(ImageStore(options.aws_conn_id), destination)

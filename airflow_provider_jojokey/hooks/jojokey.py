@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import logging
 import math
 import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -29,12 +31,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 STOP_GRACE = 15.0
 """Seconds that a response has to begin to arrive after the task was told to end."""
 STALLED = 5.0
 """Seconds without a byte of an image after which a response does not count as arriving."""
 STOP_POLL = 0.1
 STOP_LATENCY = 0.1
+
+_logged: set[tuple[str, str]] = set()
+"""Connections and the warnings about them that this process has logged."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -50,6 +57,7 @@ class ConnectionSettings:
     :param max_resend_wait: seconds that the waits in between may take together
     :param verify: check TLS certificates; a path names a CA bundle
     :param proxy: a proxy's URL
+    :param warnings: a sentence for each key of the extra that has no effect
     """
 
     token: str
@@ -61,6 +69,7 @@ class ConnectionSettings:
     max_resend_wait: float = 60.0
     verify: bool | str = True
     proxy: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, connection: Any) -> ConnectionSettings:
@@ -69,7 +78,7 @@ class ConnectionSettings:
         :raises JojoKeyConnectionError: if there is no token, or a setting cannot be understood
         """
         conn_id = connection.conn_id
-        token = re.sub(r"(?i)^bearer(\s+|$)", "", (connection.password or "").strip())
+        token = re.sub(r"(?i)^bearer(\s+|$)", "", _field(connection, "password"))
         if not token:
             raise JojoKeyConnectionError(
                 f"The connection {conn_id!r} has no token.", "Enter the JojoKey token (sk-…) as its password."
@@ -79,7 +88,9 @@ class ConnectionSettings:
                 f"The token in the connection {conn_id!r} contains invalid characters.",
                 "Copy it again from JojoKey's console.",
             )
-        extra = {name: value for name, value in _extra(connection).items() if value not in (None, "")}
+        extra = {name: value for name, value in _extra(connection).items() if not _is_empty(value)}
+        warnings = tuple(_unknown_keys(extra))
+        _log_once(conn_id, warnings)
         settings: dict[str, Any] = {}
         try:
             for name, read in _EXTRAS.items():
@@ -93,7 +104,7 @@ class ConnectionSettings:
                 f"The connection {conn_id!r} has {name}{value} in its extra, which is {_EXPECTED[name]}.",
                 "Correct it or leave it empty.",
             ) from None
-        return cls(token=token, host=_host(connection), **settings)
+        return cls(token=token, host=_host(connection), warnings=warnings, **settings)
 
 
 class JojoKeyHook(BaseHook):
@@ -262,7 +273,8 @@ class JojoKeyHook(BaseHook):
                 f"The token works, but the model {model} is not visible to it.{others} "
                 "Make a token in the image group that has the model."
             )
-        return True, f"All is well: {self.client.base_url} accepts the token, and it may use {model}."
+        good = f"All is well: {self.client.base_url} accepts the token, and it may use {model}."
+        return True, " ".join((good, *self.settings.warnings))
 
     def list_models(self) -> list[str]:
         """Return the names of the models that the token may use. Costs nothing.
@@ -418,22 +430,64 @@ def _extra(connection: Any) -> dict[str, Any]:
     return extra or {}
 
 
+def _field(connection: Any, name: str) -> str:
+    """Return a field of the connection, without whitespace around it.
+
+    :raises JojoKeyConnectionError: if it is not text, which a connection written as JSON can contain
+    """
+    value = getattr(connection, name) or ""
+    if not isinstance(value, str):
+        raise JojoKeyConnectionError(
+            f"The {name} of the connection {connection.conn_id!r} is a {type(value).__name__}, not text.",
+            "Write it in quotes.",
+        )
+    return value.strip()
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _unknown_keys(extra: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each key that has no effect. It leaves out the value, which may be secret."""
+    for name in extra:
+        if name in _EXTRAS:
+            continue
+        written = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("-", "_").lower()
+        nearest = difflib.get_close_matches(written, _EXTRAS, n=1)
+        advice = f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys: {', '.join(_EXTRAS)}."
+        yield f"The key {name[:50]!r} in the extra is unknown and has no effect. {advice}"
+
+
+def _log_once(conn_id: str, warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        if (conn_id, warning) not in _logged:
+            _logged.add((conn_id, warning))
+            log.warning("Connection %r: %s", conn_id, warning)
+
+
 def _host(connection: Any) -> str | None:
-    """Return the base URL: of the host alone, or with the schema and port that a URI brings along."""
-    host = (connection.host or "").strip()
-    if not host:
+    """Return the base URL, from the host, schema and port of a connection; ``None`` for the default.
+
+    Airflow puts the path of a URI into the schema, decoded. In other connections the schema is the URL's scheme.
+    """
+    from airflow_provider_jojokey.img2.transport import DEFAULT_BASE_URL
+
+    host, path = _field(connection, "host"), _field(connection, "schema")
+    own_scheme = None
+    if path.lower().rstrip(":/") in ("http", "https"):
+        own_scheme, path = path.lower().rstrip(":/"), ""
+    if not (host or path.strip("/") or connection.port):
         return None
-    if "://" not in host:
-        scheme = connection.schema if connection.schema in ("http", "https") else "https"
-        if host.count(":") > 1 and not host.startswith("["):
-            host = f"[{host}]"  # an IPv6 address: a URI loses its brackets on the way here
-        host = f"{scheme}://{host}"
-    if connection.port:
-        scheme, _, rest = host.partition("://")
-        place, slash, path = rest.partition("/")
-        if not re.search(r":[^:\]]*$", place):
-            host = f"{scheme}://{place}:{connection.port}{slash}{path}"
-    return host
+    scheme, _, place = (host or DEFAULT_BASE_URL).rpartition("://")
+    authority, _, first = place.partition("/")
+    if authority.count(":") > 1 and not authority.startswith("[") and "@" not in authority:
+        authority = f"[{authority}]"  # an IPv6 address, which loses its brackets in a connection's URI
+    if connection.port and not re.search(r":[^:\]]*$", authority):
+        authority = f"{authority}:{connection.port}"
+    whole = "/".join(part for part in (first.strip("/"), path.strip("/")) if part)
+    # "?" and "#" stay as they are, so that the client rejects them.
+    return f"{scheme or own_scheme or 'https'}://{authority}/" + quote(whole, safe="/%:@!$&'()*+,;=~?#")
 
 
 def _number(value: Any) -> float:
@@ -461,7 +515,7 @@ def _count(value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip().isprintable():
         raise ValueError
     return value.strip()
 
@@ -499,10 +553,10 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
 }
 _EXPECTED = {
     "default_model": "not a name",
-    "connect_timeout": "not a number of seconds above 0",
-    "read_timeout": "not a number of seconds above 0",
+    "connect_timeout": "not a number of seconds above 0 and below 86,400",
+    "read_timeout": "not a number of seconds above 0 and below 86,400",
     "max_resends": "not a whole number from 0 to 10",
-    "max_resend_wait": "not a number of seconds",
+    "max_resend_wait": "not a number of seconds from 0 to 86,400",
     "verify": "not true, false or the path of a file that is there",
     "proxy": "not the URL of a proxy",
 }

@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
+from airflow_provider_jojokey.store.keys import AccessPoint, split_uri
+
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
 
@@ -20,6 +22,10 @@ _CONSOLES = {
     "aws-cn": "console.amazonaws.cn",
     "aws-us-gov": "console.amazonaws-us-gov.com",
 }
+_ACCESS_POINT_PAGES = {"s3": "ap", "s3-object-lambda": "olap"}
+"""The console's pages by service. Outposts and multi-region access points have no page that lists objects."""
+_ALIASES = ("-s3alias", "--ol-s3", "--op-s3", "--x-s3", "--xa-s3", ".mrap")
+"""Ends of names that S3 accepts as buckets, and that the console's bucket pages don't."""
 
 
 class ImagesLink(BaseOperatorLink):
@@ -88,20 +94,31 @@ def _place_on_aws(aws_conn_id: str | None) -> tuple[str | None, str] | None:
 
 
 def s3_console_url(uris: Sequence[str], region: str | None, partition: str) -> str | None:
-    """Return where objects show in the AWS console: the object itself, or the folder of several.
+    """Return the URL of objects in the AWS console: the object itself, or the folder of several.
 
-    :param uris: their ``s3://`` places
-    :param region: the bucket's region, where it is known
+    Objects that were stored through an access point show on the page of the access point.
+
+    :param uris: ``s3://`` URIs
+    :param region: the bucket's region, if it is known; the ARN of an access point contains its own
     :param partition: ``aws``, ``aws-cn`` or ``aws-us-gov``
-    :return: ``None`` in a partition whose console has no known address
+    :return: ``None`` if the console has no known page for them
     """
-    console = _CONSOLES.get(partition)
-    if console is None or not uris:
+    if not uris:
         return None
-    bucket, _, key = uris[0].removeprefix("s3://").partition("/")
-    query: dict[str, Any] = {"region": region} if region and region != "aws-global" else {}
-    if len(uris) == 1:
-        return f"https://{console}/s3/object/{bucket}?{urlencode({**query, 'prefix': key})}"
+    bucket, key = split_uri(uris[0])
+    point = AccessPoint.of(bucket)
+    console = _CONSOLES.get(point.partition if point else partition)
+    if console is None or bucket.endswith(_ALIASES):
+        return None
     folder = key.rpartition("/")[0]
     prefix = {"prefix": f"{folder}/"} if folder else {}
-    return f"https://{console}/s3/buckets/{bucket}?{urlencode({**query, **prefix})}"
+    if point is not None:
+        page = _ACCESS_POINT_PAGES.get(point.service)
+        if page is None or not point.region:
+            return None
+        query = urlencode({"region": point.region, **prefix})
+        return f"https://{console}/s3/{page}/{point.account}/{point.name}?{query}"
+    known = {"region": region} if region and region != "aws-global" else {}
+    if len(uris) == 1:
+        return f"https://{console}/s3/object/{bucket}?{urlencode({**known, 'prefix': key})}"
+    return f"https://{console}/s3/buckets/{bucket}?{urlencode({**known, **prefix})}"

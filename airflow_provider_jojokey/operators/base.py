@@ -158,6 +158,15 @@ class ImageOperator(BaseOperator):
             raise JojoKeyRequestError(f"{error}.") from None
         return ImageStore(self.aws_conn_id, connections=connections, extra_args=extra)
 
+    def _default_bucket(self) -> str | None:
+        """Return the bucket that the AWS connection names.
+
+        :raises JojoKeyError: if the connection can't be used
+        """
+        from airflow_provider_jojokey.store.default_bucket import default_bucket
+
+        return default_bucket(self.aws_conn_id)
+
     def _push(self, context: Context, key: str, value: Any) -> None:
         """Push an XCom. What was paid for counts more than an XCom that can't be stored: it is only logged."""
         if not self.do_xcom_push:

@@ -55,7 +55,8 @@ class GenerateImageBatchOperator(ImageOperator):
     :param requests: a list of dicts, often from an upstream task. Each has ``prompt`` and ``s3_key``,
         and may have any of the options below that describe an image or its place
     :param max_in_flight: how many images may be waited for at once, 1 to 1,000
-    :param s3_bucket: the bucket of the items that name none; also that of the manifest
+    :param s3_bucket: the bucket of the items that name none, and of the manifest. The default is the
+        ``bucket_name`` in the ``service_config`` of the AWS connection
     :param model: as in :class:`GenerateImageOperator`, for the items that say nothing else; so are ``size``,
         ``quality``, ``n``, ``background``, ``output_format``, ``output_compression``, ``moderation``,
         ``extra_body``, ``stream``, ``partial_images``, ``reuse`` and ``on_unknown_outcome``
@@ -248,6 +249,7 @@ class GenerateImageBatchOperator(ImageOperator):
         names = (*FIELDS, "s3_bucket", "reuse", "on_unknown_outcome")
         defaults = {name: getattr(self, name) for name in names if name != "prompt"}
         defaults["model"] = defaults["model"] or self.hook.settings.default_model
+        defaults["s3_bucket"] = defaults["s3_bucket"] or self._default_bucket()
         plan = Plan(items, defaults, owner, self.replace)
         found = list(plan.problems())
         if found:

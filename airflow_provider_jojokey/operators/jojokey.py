@@ -51,7 +51,8 @@ class GenerateImageOperator(ImageOperator):
     a manifest of what was made. Never image data. One more, ``jojokey_images``, is for the UI.
 
     :param prompt: what to draw, 1 to 32,000 characters, or the name of a ``.prompt`` file beside the Dag
-    :param s3_bucket: the bucket; leave it out where ``s3_key`` is a full ``s3://`` URL
+    :param s3_bucket: the bucket; leave it out if ``s3_key`` is a full ``s3://`` URL. The default is the
+        ``bucket_name`` in the ``service_config`` of the AWS connection
     :param s3_key: the key; ``{index}`` is filled in with 0, 1, 2 …, ``{ext}`` with the image's real
         type (``png``, ``jpg``, ``webp``). With ``n`` above 1 and no ``{index}``, ``hero.png``
         gives ``hero-0.png``, ``hero-1.png`` …
@@ -316,7 +317,7 @@ class GenerateImageOperator(ImageOperator):
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
         try:
-            return Destination.parse(self.s3_bucket, self.s3_key, n)
+            return Destination.parse(self.s3_bucket, self.s3_key, n, self._default_bucket)
         except ValueError as error:
             raise JojoKeyRequestError(f"The place in S3 is not valid: {error}.") from None
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.img2.estimate import duration_factor
 from airflow_provider_jojokey.payments import clock, errors, liveness
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
@@ -209,7 +209,4 @@ class Context:
 
     def spool_error(self, error: OSError) -> JojoKeyError:
         """Return the error for a spool directory that cannot be used."""
-        return JojoKeyStoreError(
-            f"The spool directory {self.settings.spool_directory} cannot be used: {error.strerror}.",
-            "Set [jojokey] spool_directory to a directory that this worker may write to.",
-        )
+        return errors.unusable_spool(self.settings.spool_directory, error)

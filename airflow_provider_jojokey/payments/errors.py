@@ -16,6 +16,8 @@ from airflow_provider_jojokey.exceptions import (
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow_provider_jojokey.payments.context import Context
     from airflow_provider_jojokey.payments.evidence import Verdict
 
@@ -39,6 +41,14 @@ def missing_image(problem: str) -> JojoKeyError:
         f"This Dag run has paid for its image, but {problem}.",
         "Restore the object, or clear the task with reuse='never' to pay for a new image. A date or run ID in "
         "s3_key keeps runs from overwriting each other.",
+    )
+
+
+def unusable_spool(directory: Path, error: OSError) -> JojoKeyError:
+    """Return the error for a spool directory that cannot be used."""
+    return JojoKeyStoreError(
+        f"The spool directory {directory} cannot be used: {error.strerror}.",
+        "Set [jojokey] spool_directory to a directory that this worker may write to.",
     )
 
 

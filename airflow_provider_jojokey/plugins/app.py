@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path as FilePath
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -110,6 +110,7 @@ def wanted_results(
     day_from: date | None = None,
     day_to: date | None = None,
     q: Annotated[str, Query(max_length=MAX_QUERY)] = "",
+    state: Literal["failed", "failed_paid", "failed_perhaps_paid", "reused"] | None = None,
 ) -> xcoms.Filter:
     """Return the filter in the query string, as far as the user may see."""
     if dag_id and dag_id not in readable:
@@ -121,6 +122,7 @@ def wanted_results(
         day_from=day_from,
         day_to=day_to,
         words=tuple(q.split()),
+        state=state,
     )
 
 

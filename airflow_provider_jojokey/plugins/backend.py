@@ -105,7 +105,7 @@ def _custom_backend() -> Any:
     from airflow.sdk.bases.xcom import BaseXCom
     from airflow.sdk.execution_time.xcom import resolve_xcom_backend
 
-    backend = resolve_xcom_backend()
+    backend = resolve_xcom_backend()  # type: ignore[no-untyped-call]
     return None if backend.deserialize_value is BaseXCom.deserialize_value else backend
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
 from airflow_provider_jojokey.results import StoredImage
-from airflow_provider_jojokey.store.keys import RECEIPTS
+from airflow_provider_jojokey.store.keys import RECEIPTS, split_uri
 from airflow_provider_jojokey.store.s3 import is_aws
 from airflow_provider_jojokey.store.s3_errors import translate_errors
 
@@ -187,7 +187,7 @@ def _replaced() -> Replaced:
 
 
 def _place(uri: str, suffix: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = split_uri(uri)
     if not (uri.startswith("s3://") and bucket and key.startswith(RECEIPTS) and key.endswith(suffix)):
         raise NotServed("Its place is no place of such a document.")
     return bucket, key

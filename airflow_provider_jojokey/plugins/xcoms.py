@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import Text, and_, case, cast, func, inspect, or_, select, tuple_
+from sqlalchemy import Text, and_, case, cast, func, inspect, literal, not_, or_, select, tuple_
 from sqlalchemy.orm import defer, lazyload
 
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
@@ -37,6 +37,10 @@ _PRIMARY_KEY = tuple(XComModel.__mapper__.attrs[one.key] for one in inspect(XCom
 _KEYS = tuple(one.class_attribute for one in _PRIMARY_KEY)
 
 
+STATES = ("failed", "failed_paid", "failed_perhaps_paid", "reused")
+"""Results that need a look: those that failed, and were or may have been paid for; and those that cost nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which results are wanted.
@@ -44,7 +48,8 @@ class Filter:
     :param dag_ids: the Dags that the user may read, and no others
     :param day_from: the first day, in UTC
     :param day_to: the last day, in UTC
-    :param words: all must occur in the prompt, whatever their case
+    :param words: all must occur in the prompt, the task ID, the request ID or the error, whatever their case
+    :param state: one of :data:`STATES`
     """
 
     dag_ids: frozenset[str]
@@ -53,6 +58,7 @@ class Filter:
     day_from: date | None = None
     day_to: date | None = None
     words: tuple[str, ...] = ()
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +191,9 @@ def _usages_elsewhere(session: Session, wanted: Filter) -> Iterator[tuple[date, 
 
 def count_unsearched(session: Session, wanted: Filter) -> int:
     """Return how many results a search can't look into, as a custom XCom backend keeps them elsewhere."""
-    if not wanted.words or not is_custom():
+    if not (wanted.words or wanted.state) or not is_custom():
         return 0
-    conditions = _conditions(session, replace(wanted, words=()))
+    conditions = _conditions(session, replace(wanted, words=(), state=None))
     query = select(func.count()).select_from(XComModel).where(*conditions, _is_elsewhere(session))
     return session.scalar(query) or 0
 
@@ -211,12 +217,37 @@ def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool
         yield XComModel.timestamp >= datetime.combine(wanted.day_from, time.min, UTC)
     if wanted.day_to is not None:
         yield XComModel.timestamp <= datetime.combine(wanted.day_to, time.max, UTC)
+    if wanted.state is not None:
+        yield from _has_state(session, wanted.state)
     for word in wanted.words[:MAX_WORDS]:
         yield _has_word(session, word)
 
 
+def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions that select what :attr:`Result.paid` says, as SQL."""
+    value = XComModel.value
+    if state == "reused":
+        yield _inside(session, cast(value["reused"], Text)).in_(("true", "1"))
+        return
+    yield _inside(session, value["state"].as_string()) == "failed"
+    if state == "failed":
+        return
+    # A malformed usage is text that no number equals.
+    tokens = func.coalesce(_inside(session, cast(value["usage"]["total_tokens"], Text)), "0")
+    billed = func.coalesce(_inside(session, value["billed"].as_string()), "unknown")
+    no_tokens = tokens.in_(("0", "null", ""))
+    yield (
+        or_(not_(no_tokens), billed == "yes")
+        if state == "failed_paid"
+        else and_(no_tokens, billed == "unknown")
+    )
+
+
 def _has_word(session: Session, word: str) -> ColumnElement[bool]:
-    prompt = _inside(session, XComModel.value["prompt"].as_string())
+    texts = [XComModel.value[name].as_string() for name in ("prompt", "request_id", "error", "message")]
+    prompt: ColumnElement[str] = literal("")
+    for text in (*(_inside(session, one) for one in texts), XComModel.task_id):
+        prompt = prompt + func.coalesce(text, "") + "\n"
     # SQLite's LIKE, and PostgreSQL's in the locale "C", know upper and lower case of ASCII only.
     spellings = (
         sorted({word, word.lower(), word.upper(), word.capitalize()}) if not word.isascii() else [word]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
@@ -16,7 +16,39 @@ MAX_PART = 200
 MAX_KEY_BYTES = 1024  # S3's limit, in UTF-8
 
 _EXTENSION_OF = {"jpeg": "jpg"}
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,254}")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
+_ARN = re.compile(
+    r"arn:(?P<partition>aws[a-z-]*):(?P<service>s3|s3-object-lambda|s3-outposts):(?P<region>[a-z0-9-]*):"
+    r"(?P<account>[0-9]{12}):(?:outpost[:/](?P<outpost>[A-Za-z0-9-]{1,63})[:/])?"
+    r"accesspoint[:/](?P<name>[A-Za-z0-9.-]{1,63})(?![^/])"
+)
+_ARN_OF_BUCKET = re.compile(r"arn:aws[a-z-]*:s3:::([^/:]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPoint:
+    """An access point, which S3 accepts in place of a bucket.
+
+    :param partition: ``aws``, ``aws-cn`` …
+    :param service: ``s3``, ``s3-object-lambda`` or ``s3-outposts``
+    :param region: empty if it spans several regions
+    :param account: the account's ID
+    :param name: its name
+    """
+
+    partition: str
+    service: str
+    region: str
+    account: str
+    name: str
+
+    @classmethod
+    def of(cls, bucket: str) -> AccessPoint | None:
+        """Return the access point whose ARN is used as ``bucket``; ``None`` if it is not an access point's ARN."""
+        found = _ARN.fullmatch(bucket)
+        if found is None or bool(found["outpost"]) != (found["service"] == "s3-outposts"):
+            return None
+        return cls(*found.group("partition", "service", "region", "account", "name"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +70,22 @@ class Destination:
             raise ValueError("; ".join(found))
 
     @classmethod
-    def parse(cls, s3_bucket: str | None, s3_key: str, n: int = 1) -> Destination:
+    def parse(
+        cls,
+        s3_bucket: str | None,
+        s3_key: str,
+        n: int = 1,
+        default_bucket: Callable[[], str | None] = lambda: None,
+    ) -> Destination:
         """Return the destination that an operator's ``s3_bucket`` and ``s3_key`` name.
 
-        :raises ValueError: if they name none, or two
+        :param default_bucket: returns the bucket if they name none
+        :raises ValueError: if there is no bucket, or two
         """
         bucket, key = split(s3_bucket, s3_key)
+        bucket = bucket or default_bucket()
         if not bucket:
-            raise ValueError("s3_bucket is missing: give it, or a full s3:// URL as s3_key")
+            raise ValueError(NO_BUCKET)
         return cls(bucket, key, n)
 
     def key_for(self, index: int, extension: str) -> str:
@@ -74,6 +114,12 @@ class Destination:
         return f"s3://{self.bucket}/{key}"
 
 
+NO_BUCKET = (
+    "s3_bucket is missing: pass it, pass a full s3:// URL as s3_key, or set bucket_name in the service_config of "
+    "the AWS connection"
+)
+
+
 def split(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str]:
     """Return bucket and key of an operator's two arguments, of which ``s3_key`` may be a URL.
 
@@ -81,16 +127,36 @@ def split(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str]:
     """
     if not s3_key.startswith("s3://"):
         return s3_bucket or None, s3_key
-    if s3_bucket:
+    bucket, key = split_uri(s3_key)
+    if s3_bucket and bucket:
         raise ValueError("s3_bucket and a full s3:// URL as s3_key name two buckets: drop one")
-    bucket, _, key = s3_key.removeprefix("s3://").partition("/")
-    return bucket, key
+    return bucket or s3_bucket or None, key
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of an ``s3://`` URI. The bucket may be an access point's ARN, which contains slashes."""
+    place = uri.removeprefix("s3://")
+    arn = _ARN.match(place)
+    end = arn.end() if arn and AccessPoint.of(arn[0]) else place.find("/")
+    if end < 0:
+        return place, ""
+    return place[:end], place[end:].removeprefix("/")
 
 
 def bucket_problems(bucket: str) -> Iterator[str]:
     """Yield why ``bucket`` cannot be a bucket's name."""
-    if not _BUCKET.fullmatch(bucket):
-        yield f"s3_bucket={bucket[:80]!r} is no bucket's name"
+    if AccessPoint.of(bucket):
+        return
+    if arn := _ARN_OF_BUCKET.fullmatch(bucket):
+        yield f"s3_bucket={bucket[:80]!r} is the ARN of a bucket: pass its name, {arn[1]!r}"
+    elif bucket.startswith("arn:"):
+        yield f"s3_bucket={bucket[:120]!r} is not the ARN of an access point"
+    elif bucket.startswith("s3://"):
+        yield f"s3_bucket={bucket[:80]!r} is a URL: pass the bucket's name alone"
+    elif "/" in bucket:
+        yield f"s3_bucket={bucket[:80]!r} is not a valid bucket name: put the part after the slash into s3_key"
+    elif not _BUCKET.fullmatch(bucket):
+        yield f"s3_bucket={bucket[:80]!r} is not a valid bucket name"
 
 
 def key_problems(key: str) -> Iterator[str]:

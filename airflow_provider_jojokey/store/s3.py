@@ -120,7 +120,14 @@ class ImageStore:
                     config=hook.config.merge(Config(user_agent_extra=agent, **options)),
                     verify=hook.verify,
                 )
-            except (AirflowException, ValueError, TypeError, KeyError, NotImplementedError) as error:
+            except (
+                AirflowException,
+                AttributeError,
+                KeyError,
+                NotImplementedError,
+                TypeError,
+                ValueError,
+            ) as error:
                 raise JojoKeyStoreError(
                     f"The AWS connection {self.aws_conn_id!r} cannot be used.",
                     "Correct the connection's fields and extra.",

@@ -378,7 +378,11 @@ def _stamp(status: os.stat_result) -> str:
 def default_root() -> Path:
     """Return the spool directory that is used unless ``[jojokey] spool_directory`` names another."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"airflow-jojokey-{user}"
+    try:
+        parent = tempfile.gettempdir()
+    except FileNotFoundError:  # none is writable, which matters only if no other directory is named
+        parent = os.environ.get("TMPDIR") or "/tmp"
+    return Path(parent) / f"airflow-jojokey-{user}"
 
 
 def make_own(folder: Path) -> None:

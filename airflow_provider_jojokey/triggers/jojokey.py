@@ -39,7 +39,8 @@ class GenerateImageTrigger(BaseTrigger):
     A triggerer that restarts, or two that both believe they own a trigger, run it again. The job's receipt
     in S3 is claimed before anything is paid, so the second run waits for the first.
 
-    :param job: the job, see :meth:`ImageJob.to_json`
+    :param job: the job, see :meth:`ImageJob.to_json`; a destination without a bucket is in the bucket that the
+        AWS connection names
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
     :param s3_extra_args: additional S3 parameters
@@ -144,10 +145,27 @@ class GenerateImageTrigger(BaseTrigger):
         store = ImageStore(self.aws_conn_id, extra_args=self.s3_extra_args)
         services = Services(self.hook, store, Settings.from_airflow_config(), on_send=self._note_send)
         try:
+            self._set_default_bucket()
             generated = generate_images(ImageJob.from_json(self.job), services)
         except JojoKeyError as error:
             return {"error": error.to_json()}
         return {"manifest": generated.manifest}
+
+    def _set_default_bucket(self) -> None:
+        """Complete the job, which is also part of the event.
+
+        :raises JojoKeyError: if there is no bucket
+        """
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+        from airflow_provider_jojokey.store.default_bucket import default_bucket
+        from airflow_provider_jojokey.store.keys import NO_BUCKET
+
+        destination = self.job["destination"]
+        if destination.get("bucket"):
+            return
+        if not (bucket := default_bucket(self.aws_conn_id)):
+            raise JojoKeyRequestError(f"The place in S3 is not valid: {NO_BUCKET}.")
+        self.job = {**self.job, "destination": {**destination, "bucket": bucket}}
 
 
 def _timed_out(error: JojoKeyError) -> dict[str, Any]:

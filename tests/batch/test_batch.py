@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airflow_provider_jojokey.batch.manifest import Manifest
+from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from batch.conftest import posters
 
 
@@ -173,3 +177,19 @@ def test_what_is_no_list_is_refused(campaign: Any, gateway: Any, requests: Any) 
 
     assert run.state == "failed"
     assert gateway.requests == ()
+
+
+def test_spool_directory_that_cannot_be_used_fails_the_batch_unpaid(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JojoKeyStoreError, match="spool directory") as caught:
+        Manifest(tmp_path / "file" / "spool", 1)
+    assert caught.value.billed == "no"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_manifest_is_written_to_the_private_part_of_a_shared_spool(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 12345)
+    manifest = Manifest(tmp_path, 1)
+    manifest.add(0, {"state": "complete"})
+    assert [path.name for path in tmp_path.iterdir()] == [f"uid-{os.getuid()}"]
+    manifest.close()

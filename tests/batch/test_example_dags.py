@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import shutil
@@ -38,7 +39,9 @@ def test_a_campaign_ends_with_a_contact_sheet_and_a_bill(shipped: Any, gateway: 
     assert (bill["items"], bill["missing"], bill["tokens"]) == (8, 0, tokens)
     assert bill["usd"] == pytest.approx(sum(record.cost_usd for record in gateway.ledger), rel=0.01)
     objects = store.objects("campaign/")
-    rows = list(csv.DictReader(io.StringIO(objects[bill["csv"].removeprefix("s3://posters/")].decode())))
+    rows = list(
+        csv.DictReader(io.StringIO(objects[bill["csv"].removeprefix("s3://posters/")].decode("utf-8-sig")))
+    )
     assert sum(int(row["tokens"]) for row in rows) == tokens
     assert {row["keys"] for row in rows} < set(objects)
     (sheet,) = bill["sheets"]
@@ -50,8 +53,8 @@ def test_a_campaign_ends_with_a_contact_sheet_and_a_bill(shipped: Any, gateway: 
 def test_a_campaign_from_s3_reports_what_is_missing_and_fails(
     shipped: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    text = "\ufeffprompt,s3_key,quality\n=1+1,a.png,medium\n[sandbox: moderation_blocked] x,b.png,\n"
-    store.client.put_object(Bucket="posters", Key="rows.csv", Body=text.encode())
+    text = "prompt;s3_key;quality\r\n=1+1;a.png;medium\r\n;;\r\n[sandbox: moderation_blocked] 雨夜;b.png;\r\n"
+    store.client.put_object(Bucket="posters", Key="rows.csv", Body=text.encode("gb18030"))
 
     run = shipped("poster_campaign", csv="s3://posters/rows.csv", max_in_flight=2)
 
@@ -59,10 +62,26 @@ def test_a_campaign_from_s3_reports_what_is_missing_and_fails(
     assert run.states["report", -1] == "failed"
     assert "1 of 2 posters are missing" in capfd.readouterr().out
     (report,) = [key for key in store.objects("campaign/") if key.endswith("report.csv")]
-    rows = list(csv.DictReader(io.StringIO(store.objects(report)[report].decode())))
+    written = store.objects(report)[report]
+    assert written.startswith(codecs.BOM_UTF8)
+    assert written.count(b"\r\n") == written.count(b"\n") == 3
+    rows = list(csv.DictReader(io.StringIO(written.decode("utf-8-sig"))))
     assert [row["state"] for row in rows] == ["complete", "failed"]
     assert rows[0]["prompt"] == "'=1+1"
     assert rows[1]["error"] == "JojoKeyContentError"
+    assert "雨夜" in rows[1]["prompt"]
+
+
+def test_campaign_with_a_misspelt_column_fails_before_it_sends(
+    shipped: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store.client.put_object(Bucket="posters", Key="rows.csv", Body=b"prompr,s3_key\na fox,a.png\n")
+
+    run = shipped("poster_campaign", csv="s3://posters/rows.csv")
+
+    assert run.states["rows", -1] == "failed"
+    assert gateway.requests == ()
+    assert "did you mean 'prompt'?" in "".join(capfd.readouterr())
 
 
 def test_one_prompt_in_many_sizes_has_a_name_for_each_in_the_grid(

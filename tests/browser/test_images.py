@@ -104,9 +104,11 @@ def test_it_is_copied_where_a_page_on_plain_http_has_no_clipboard(
     dialog.get_by_role("button", name="Copy the S3 location").click()
     expect(dialog.get_by_text("Copied")).to_be_attached()
     page.keyboard.press("Escape")
-    page.get_by_label("Words of the prompt").focus()
+    page.get_by_label("Words of the prompt, error, request ID or task").focus()
     page.keyboard.press("Control+v")
-    expect(page.get_by_label("Words of the prompt")).to_have_value(re.compile(r"s3://posters/.+\.png"))
+    expect(page.get_by_label("Words of the prompt, error, request ID or task")).to_have_value(
+        re.compile(r"s3://posters/.+\.png")
+    )
 
 
 def test_a_prompt_is_text_whatever_is_in_it(page: Page, airflow: Airflow, runs: Runs) -> None:
@@ -141,7 +143,7 @@ def test_failure_of_unknown_cost_is_shown_the_same_way_everywhere(page: Page, ai
     expect(page.locator(".jojokey-table .jojokey-badge").first).to_have_text("Failed, perhaps paid")
     page.goto(f"{airflow.gallery}?run_id={quote(run_id)}")
     expect(page.locator(f"{CARD} .jojokey-badge")).to_have_text("Failed, perhaps paid")
-    expect(page.locator(".jojokey-totals")).to_contain_text("1 failed (1 perhaps paid)")
+    expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 perhaps paid")
 
 
 def test_failed_request_removes_the_results_of_the_previous_filter(
@@ -151,7 +153,7 @@ def test_failed_request_removes_the_results_of_the_previous_filter(
     page.goto(airflow.gallery)
     expect(page.locator(CARD).first).to_be_visible()
     page.route("**/api/results*q=heron*", lambda route: route.fulfill(status=500, json={"detail": "x"}))
-    page.get_by_label("Words of the prompt").fill("heron")
+    page.get_by_label("Words of the prompt, error, request ID or task").fill("heron")
 
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("Airflow could not look up the images.")
@@ -249,7 +251,7 @@ def test_the_gallery_is_filtered_and_its_address_can_be_shared(
     page.get_by_label("Dag", exact=True).select_option("album")
     expect(page.locator(CARD)).to_have_count(4)
     expect(page.get_by_role("heading", name="18 Images")).to_be_visible()
-    words = page.get_by_label("Words of the prompt")
+    words = page.get_by_label("Words of the prompt, error, request ID or task")
     words.press_sequentially("second moon", delay=20)
     expect(page.locator(CARD)).to_have_count(1)
     expect(words).to_be_focused()
@@ -284,13 +286,13 @@ def test_the_gallery_leads_to_the_task_and_back(page: Page, airflow: Airflow, ru
     expect(page.locator(".jojokey-figure")).to_have_count(2)
     page.go_back()
     expect(page.locator(CARD)).to_have_count(1)
-    expect(page.get_by_label("Words of the prompt")).to_have_value("herons")
+    expect(page.get_by_label("Words of the prompt, error, request ID or task")).to_have_value("herons")
 
 
 def test_the_gallery_is_walked_by_keyboard(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?q=moon")
     expect(page.locator(CARD)).to_have_count(2)
-    page.get_by_label("Words of the prompt").focus()
+    page.get_by_label("Words of the prompt, error, request ID or task").focus()
     met = []
     for _ in range(30):
         page.keyboard.press("Tab")

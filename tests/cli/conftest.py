@@ -48,6 +48,18 @@ def bucket(_moto: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 
 @pytest.fixture
+def name_bucket(_moto: Bucket, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Set the default bucket of the AWS connection."""
+
+    def name(default: str) -> None:
+        connection = json.loads(json.dumps(_moto.connection))
+        connection["extra"]["service_config"] = {"s3": {"bucket_name": default}}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+
+    return name
+
+
+@pytest.fixture
 def connect(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def connection(token: str | None = None, host: str | None = None, **extra: Any) -> None:
         values = {

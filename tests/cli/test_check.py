@@ -117,6 +117,39 @@ def test_a_bucket_without_credentials_is_told(
     assert "Traceback" not in told.err
 
 
+def test_check_tests_the_bucket_that_the_connection_names(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, name_bucket: Callable[[str], None]
+) -> None:
+    name_bucket("posters")
+    told = jojokey("check", "-o", "json")
+    assert told.code == 0
+    assert detail(told, "bucket").startswith("s3://posters/_jojokey/ can be read and written")
+
+
+def test_check_reports_an_unknown_key_of_the_extra(jojokey: Run, connect: Connect) -> None:
+    connect(read_timeot="400 s3cret")
+    told = jojokey("check", "-o", "json")
+    assert told.code == 0
+    assert any("Did you mean 'read_timeout'?" in row["detail"] for row in told.rows)
+    assert "s3cret" not in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("arn:aws:s3:::posters", "pass its name, 'posters'"),
+        ("posters/spring", "after the slash"),
+        ("x", "not a valid"),
+    ],
+)
+def test_check_says_how_to_correct_the_bucket(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, place: str, words: str
+) -> None:
+    told = jojokey("check", "--bucket", place, "-o", "json")
+    assert told.code == 1
+    assert words in detail(told, "bucket")
+
+
 def only_receipts(request: Request, forward: Forward) -> Response:
     """Play a policy that allows writes below ``_jojokey/`` only."""
     if request.method == "PUT" and "/_jojokey/" not in request.target:

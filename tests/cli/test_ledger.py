@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -179,3 +180,31 @@ def test_receipts_are_read_some_at_a_time_and_forgotten(bucket: Bucket, connect:
         assert len(fetched) <= number + IN_MEMORY - 1
 
     assert len(fetched) == number == 3 * IN_MEMORY
+
+
+def test_commands_use_the_bucket_that_the_connection_names(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, name_bucket: Callable[[str], None]
+) -> None:
+    name_bucket("posters")
+
+    made = jojokey("generate", "A red fox", "--out", "s3:///fox.png", "-o", "json")
+    (attempt,) = jojokey("attempts", "s3:///fox.png", "-o", "json").rows
+    (total,) = jojokey("ledger", "-o", "json").rows
+
+    assert made.rows[0]["image"] == "s3://posters/fox.png"
+    assert attempt["outcome"] == "complete"
+    assert total["requests"] == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("generate", "A red fox", "--out", "s3:///fox.png"), ("attempts", "s3:///fox.png"), ("ledger",)],
+)
+def test_commands_without_a_bucket_say_what_is_missing(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, command: tuple[str, ...]
+) -> None:
+    told = jojokey(*command)
+    assert told.code in (1, 2)
+    assert "bucket is missing" in told.err
+    assert "bucket_name in the service_config of the AWS connection" in told.err
+    assert gateway.requests == ()

@@ -203,7 +203,15 @@ def test_the_sandbox_and_the_real_api_exclude_each_other() -> None:
 
 def test_what_the_image_needs_is_not_ignored() -> None:
     let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    for needed in ("airflow_provider_jojokey", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
+    for needed in (
+        "airflow_provider_jojokey",
+        "constraints.txt",
+        "hatch_build.py",
+        "pyproject.toml",
+        "README.md",
+        "scripts/repository.py",
+        "LICENSE",
+    ):
         assert needed in let_in
     assert "compose/*.py" in let_in
 

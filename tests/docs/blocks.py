@@ -10,7 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "README.zh.md"]
 
-_FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"(?P<mark><!-- fragment\b[^\n]*-->\n\n?)?"
+    r"^(?P<indent> *)```(?P<language>\w*)(?P<rest>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Block:
 
     :param language: ``python``, ``console`` (commands that a reader types, after ``$``), ``shell``, ``json`` …
     :param title: the file that the reader saves it as, if any
+    :param is_fragment: whether a comment before it, ``<!-- fragment -->``, says that it doesn't run by itself
     """
 
     page: Path
@@ -26,6 +31,7 @@ class Block:
     language: str
     title: str
     text: str
+    is_fragment: bool = False
 
     @property
     def name(self) -> str:
@@ -44,14 +50,15 @@ def blocks(page: Path) -> Iterator[Block]:
     """Yield the blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     for found in _FENCE.finditer(text):
-        indent, language, rest, body = found.groups()
-        title = re.search(r'title="([^"]+)"', rest)
+        indent, body = found["indent"], found["body"]
+        title = re.search(r'title="([^"]+)"', found["rest"])
         yield Block(
             page,
-            text.count("\n", 0, found.start()) + 1,
-            language,
+            text.count("\n", 0, found.start("indent")) + 1,
+            found["language"],
             title[1] if title else "",
             re.sub(f"^{indent}", "", body, flags=re.MULTILINE),
+            bool(found["mark"]),
         )
 
 

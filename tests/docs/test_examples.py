@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from airflow_provider_jojokey.__main__ import _parser
 from airflow_provider_jojokey.sandbox import Gateway
 
-from .blocks import BLOCKS, PAGES, ROOT, Block
+from .blocks import BLOCKS, PAGES, ROOT, Block, blocks
 
 
 def of(*languages: str) -> Any:
@@ -29,10 +30,8 @@ def example(block: Block) -> Any:
 
 
 PYTHON = [one for one in BLOCKS if one.language == "python"]
-WHOLE = [
-    one for one in PYTHON if "import " in one.text and "...," not in one.text
-]  # the others are fragments
-DAGS = [one for one in WHOLE if "DAG(" in one.text]
+WHOLE = [block for block in PYTHON if not block.is_fragment]
+DAGS = [block for block in WHOLE if "DAG(" in block.text]
 PROGRAMS = [one for one in WHOLE if one not in DAGS]
 
 
@@ -65,6 +64,28 @@ def test_an_example_runs(
     text = block.text.replace('Client("sk-…")', f"Client({gateway.token!r}, {gateway.url!r})")
 
     exec(compile(text, block.name, "exec"), {"__name__": "example"})
+
+
+def test_only_the_mark_makes_a_fragment(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nx\n```\n<!-- fragment -->\n```python\ny\n```\n\n<!-- fragment: why -->\n\n```python\nz\n```\n"
+        "<!-- fragment -->\n\nText.\n\n```python\nx\n```\n"
+    )
+    assert [(block.text, block.is_fragment) for block in blocks(page)] == [
+        ("x\n", False), ("y\n", True), ("z\n", True), ("x\n", False)
+    ]  # fmt: skip
+
+
+def test_few_examples_are_fragments() -> None:
+    assert [block.name.partition(":")[0] for block in PYTHON if block.is_fragment] == [
+        "docs/how-to/kubernetes.md"
+    ]
+
+
+@of("yaml")
+def test_an_example_is_yaml(block: Block) -> None:
+    assert list(yaml.safe_load_all(block.text))
 
 
 @of("json")
@@ -110,14 +131,6 @@ def test_each_setting_that_is_named_exists() -> None:
     for name in names:
         _, section, option = name.lower().split("__")
         assert conf.has_option(section, option), name
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_links_to_is_there(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        path = target.partition("#")[0]
-        if path and "://" not in path:
-            assert (page.parent / path).exists(), target
 
 
 def test_the_makes_that_are_named_exist() -> None:

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import os
+import random
+import string
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy
 from plugins.postgres import find, postgres
 
+from airflow_provider_jojokey.assets import MAX_URI
+
 HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.skipif(
+    find("initdb") is None, reason="PostgreSQL is not installed: there is no initdb"
+)
 
 
-@pytest.mark.skipif(find("initdb") is None, reason="PostgreSQL is not installed: there is no initdb")
+def test_longest_uri_of_an_asset_fits_into_the_index() -> None:
+    from airflow.models.asset import AssetActive, AssetModel
+
+    tables: list[Any] = [AssetModel.__table__, AssetActive.__table__]
+    uri = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=MAX_URI + 1))
+    with postgres() as url:
+        engine = sqlalchemy.create_engine(url)
+        AssetModel.metadata.create_all(engine, tables=tables)
+        for table in tables:
+            group = {"group": "asset", "extra": {}} if table is AssetModel.__table__ else {}
+            with engine.begin() as connection:
+                connection.execute(table.insert().values(name=uri[:MAX_URI], uri=uri[:MAX_URI], **group))
+            with pytest.raises(sqlalchemy.exc.OperationalError), engine.begin() as connection:
+                connection.execute(table.insert().values(name=uri, uri=uri, **group))
+        engine.dispose()
+
+
 @pytest.mark.parametrize("name", ["test_database_limits.py", "test_assets.py"])
 def test_tasks_write_the_same_to_postgresql(name: str) -> None:
     with postgres() as url:

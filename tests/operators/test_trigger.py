@@ -197,3 +197,31 @@ def test_event_holds_only_what_a_database_stores(trigger: Any, monkeypatch: pyte
     assert event["manifest"] == {
         "model": "gpt\ufffd\ufffd", "seconds": None, "usage": {"total_tokens": None},
     }  # fmt: skip
+
+
+def test_template_that_fails_after_payment_does_not_fail_the_task(
+    airflow: Any, gateway: Any, store: Any, tmp_path: Any
+) -> None:
+    path = airflow.write(
+        "renders_once.py",
+        f"""
+        from pathlib import Path
+        from airflow.sdk import DAG
+        from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+
+        def once():
+            Path({str(tmp_path / "rendered")!r}).touch(exist_ok=False)
+            return "a fox"
+
+        with DAG("renders_once", schedule=None, user_defined_macros={{"once": once}}):
+            GenerateImageOperator(
+                task_id="image", prompt="{{{{ once() }}}}", s3_bucket="posters", s3_key="once.png", deferrable=True
+            )
+        """,
+    )
+
+    result = airflow.run_file("renders_once", path)
+
+    assert (result.state, result.tries) == ("success", {("image", -1): 1})
+    assert result.xcom("jojokey_images")["prompt"] == "a fox"
+    assert len(gateway.ledger) == 1

@@ -12,7 +12,7 @@ from airflow_provider_jojokey.payments import context, generate, receipt_store, 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import conditions
 
-from .harness import Harness, Time, simulated_hosts
+from .harness import Harness, Time, simulate_hosts
 
 _numbers = itertools.count()
 
@@ -24,9 +24,8 @@ def moto() -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def time() -> Iterator[Time]:
-    with simulated_hosts() as time:
-        yield time
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    return simulate_hosts(monkeypatch)
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -68,9 +67,11 @@ class Time:
         self.passed += seconds
 
 
-@contextmanager
-def simulated_hosts() -> Iterator[Time]:
-    """Let each thread be on the host that :meth:`Harness.on` names, and let time be skipped."""
+def simulate_hosts(patch: pytest.MonkeyPatch) -> Time:
+    """Let each thread be on the host that :meth:`Harness.on` names, and let time be skipped.
+
+    :param patch: the test's own, so that all its changes are undone in the reverse order
+    """
     time = Time()
     worker, machine, now = liveness._worker, hosts.machine_id, clock.now
     s3_now, monotonic = ServerClock.now, clock.monotonic
@@ -94,13 +95,12 @@ def simulated_hosts() -> Iterator[Time]:
         skipped = timedelta(seconds=time.passed if self.known else 0.0)
         return s3_now(self) + skipped
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(liveness, "_worker", worker_here)
-        patch.setattr(hosts, "machine_id", machine_here)
-        patch.setattr(clock, "now", now_here)
-        patch.setattr(clock, "monotonic", lambda: monotonic() + time.passed)
-        patch.setattr(ServerClock, "now", s3_now_here)
-        yield time
+    patch.setattr(liveness, "_worker", worker_here)
+    patch.setattr(hosts, "machine_id", machine_here)
+    patch.setattr(clock, "now", now_here)
+    patch.setattr(clock, "monotonic", lambda: monotonic() + time.passed)
+    patch.setattr(ServerClock, "now", s3_now_here)
+    return time
 
 
 @dataclass

@@ -96,3 +96,39 @@ def test_the_console_is_that_of_the_partition(partition: str, region: str | None
     assert url.startswith(start)
     assert url.endswith("prefix=%C3%A4%2F%26%3F.png")
     assert s3_console_url(["s3://b/k"], region, "aws-iso") is None
+
+
+@pytest.mark.parametrize(
+    ("bucket", "expected"),
+    [
+        (
+            "arn:aws:s3:eu-central-1:123456789012:accesspoint/posters",
+            "https://console.aws.amazon.com/s3/ap/123456789012/posters?region=eu-central-1",
+        ),
+        (
+            "arn:aws:s3:eu-central-1:123456789012:accesspoint:posters",
+            "https://console.aws.amazon.com/s3/ap/123456789012/posters?region=eu-central-1",
+        ),
+        (
+            "arn:aws-cn:s3:cn-north-1:123456789012:accesspoint/posters",
+            "https://console.amazonaws.cn/s3/ap/123456789012/posters?region=cn-north-1",
+        ),
+        (
+            "arn:aws:s3-object-lambda:eu-central-1:123456789012:accesspoint/posters",
+            "https://console.aws.amazon.com/s3/olap/123456789012/posters?region=eu-central-1",
+        ),
+        ("arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap", None),
+        ("arn:aws:s3-outposts:us-east-1:123456789012:outpost/op-1/accesspoint/posters", None),
+        ("arn:aws-iso:s3:us-iso-east-1:123456789012:accesspoint/posters", None),
+        ("posters-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias", None),
+        ("posters--use1-az4--x-s3", None),
+        ("posters-hrzrlukc5m36ft7okagglf3gmwluqus--ol-s3", None),
+        ("mfzwi23gnjvgw.mrap", None),
+    ],
+)
+def test_console_link_of_an_access_point_is_right_or_none(bucket: str, expected: str | None) -> None:
+    # The region of the connection may be another one than that of the access point.
+    assert s3_console_url([f"s3://{bucket}/hero.png"], "us-west-2", "aws") == expected
+    folder = None if expected is None else f"{expected}&prefix=spring%2F"
+    uris = [f"s3://{bucket}/spring/hero-{index}.png" for index in range(2)]
+    assert s3_console_url(uris, "us-west-2", "aws") == folder

@@ -243,6 +243,41 @@ def test_a_mapped_task_is_named_as_airflow_names_it(server: Server, book: Book) 
     assert card["href"] == "/dags/a/runs/manual__1/tasks/image/mapped/3/plugin/jojokey-images"
 
 
+def test_results_are_found_by_state(server: Server, book: Book) -> None:
+    facts: dict[str, dict[str, Any]] = {
+        "good": {},
+        "refused": {"state": "failed", "billed": "no", "usage": UNPAID},
+        "lost": {"state": "failed", "billed": "yes", "usage": UNPAID},
+        "again": {"state": "failed", "billed": "no"},
+        "silent": {"state": "failed", "billed": "unknown", "usage": UNPAID},
+        "old": {"state": "failed", "usage": None},
+        "reused": {"reused": True},
+    }
+    for name, more in facts.items():
+        book.write("a", result(prompt=name, **more), run_id=name)
+
+    def found(**query: Any) -> set[str]:
+        return set(prompts(server.results(**query)))
+
+    assert found(state="failed") == {"refused", "lost", "again", "silent", "old"}
+    assert found(state="failed_paid") == {"lost", "again"}
+    assert found(state="failed_perhaps_paid") == {"silent", "old"}
+    assert found(state="reused") == {"reused"}
+    assert found(state="failed", q="silent") == {"silent"}
+    assert server.totals(state="failed_paid")["results"] == 2
+    assert server.get(f"{API}/results?state=anything").status_code == 422
+
+
+def test_words_are_found_in_errors_request_ids_and_task_ids(server: Server, book: Book) -> None:
+    book.write("a", result(prompt="one", error="JojoKeyContentError", message="It was refused"), run_id="1")
+    book.write("a", result(prompt="two", request_id="2026112823085401726269"), run_id="2")
+
+    assert prompts(server.results(q="ContentError refused")) == ["one"]
+    assert prompts(server.results(q="2026112823085401726269")) == ["two"]
+    assert sorted(prompts(server.results(q="image"))) == ["one", "two"]  # the task's ID
+    assert prompts(server.results(q="one 2026112823085401726269")) == []
+
+
 UNPAID = {"total_tokens": 0}
 
 

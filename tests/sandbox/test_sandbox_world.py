@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -527,7 +528,11 @@ def test_help_helps(words: list[str]) -> None:
 
 def test_readme_command_works_in_an_empty_home(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    block = readme.partition("## The sandbox")[2].partition("```console\n")[2].partition("```")[0]
+    (block,) = (
+        block
+        for block in re.findall(r"```console\n(.*?)```", readme, re.DOTALL)
+        if "sandbox --dir world" in block
+    )
     commands = block.replace("\n$ ", "\n").removeprefix("$ ")
     clean = {
         "HOME": str(tmp_path),

@@ -14,6 +14,7 @@ from airflow_provider_jojokey.store.keys import (
     extension_warning,
     key_problems,
     split,
+    split_uri,
 )
 
 PARTS = st.text(
@@ -137,12 +138,61 @@ def test_unusual_keys_pass(key: str) -> None:
     assert Destination("posters", key).key == key
 
 
+ACCESS_POINTS = [
+    "arn:aws:s3:us-east-1:123456789012:accesspoint/posters",
+    "arn:aws:s3:us-east-1:123456789012:accesspoint:posters",
+    "arn:aws-cn:s3:cn-north-1:123456789012:accesspoint/posters",
+    "arn:aws-us-gov:s3:us-gov-west-1:123456789012:accesspoint/posters",
+    "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap",
+    "arn:aws:s3-object-lambda:us-east-1:123456789012:accesspoint/posters",
+    "arn:aws:s3-outposts:us-east-1:123456789012:outpost/op-01ac5d28a6a232904/accesspoint/posters",
+    "arn:aws:s3-outposts:us-east-1:123456789012:outpost:op-01ac5d28a6a232904:accesspoint:posters",
+]
+
+
 @pytest.mark.parametrize(
-    "bucket", ["posters", "my.posters-2026", "arn:aws:s3:us-east-1:123456789012:accesspoint/posters"]
+    "bucket", ["posters", "my.posters-2026", "tenant:posters", "posters-x1-s3alias", *ACCESS_POINTS]
 )
 def test_buckets_pass(bucket: str) -> None:
     assert list(bucket_problems(bucket)) == []
     assert Destination(bucket, "hero.png").uri("hero.png") == f"s3://{bucket}/hero.png"
+
+
+@pytest.mark.parametrize("bucket", ACCESS_POINTS)
+@pytest.mark.parametrize("key", ["hero.png", "a/b/accesspoint/hero.png", "arn:aws:s3:x/y.png"])
+def test_uri_of_an_access_point_is_split_after_its_arn(bucket: str, key: str) -> None:
+    uri = Destination(bucket, key).uri(key)
+    assert split_uri(uri) == (bucket, key)
+    assert split(None, uri) == (bucket, key)
+    assert Destination.parse(None, uri) == Destination(bucket, key)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "words"),
+    [
+        ("arn:aws:s3:::posters", "pass its name, 'posters'"),
+        ("arn:aws:s3:us-east-1:123456789012:bucket/posters", "not the ARN of an access point"),
+        ("arn:aws:s3:us-east-1:12345:accesspoint/posters", "not the ARN of an access point"),
+        ("arn:aws:s3-outposts:us-east-1:123456789012:accesspoint/posters", "not the ARN of an access point"),
+        ("arn:aws:s3:us-east-1:123456789012:accesspoint/posters/spring", "not the ARN of an access point"),
+        ("s3://posters", "pass the bucket's name alone"),
+        ("posters/spring", "put the part after the slash into s3_key"),
+    ],
+)
+def test_message_says_how_to_correct_the_bucket(bucket: str, words: str) -> None:
+    with pytest.raises(ValueError, match="s3_bucket=") as caught:
+        Destination(bucket, "hero.png")
+    assert words in str(caught.value)
+
+
+def test_default_bucket_is_asked_only_if_no_bucket_is_named() -> None:
+    def unexpected() -> str:
+        raise AssertionError
+
+    assert Destination.parse("posters", "a.png", 1, unexpected).bucket == "posters"
+    assert Destination.parse(None, "s3://posters/a.png", 1, unexpected).bucket == "posters"
+    assert Destination.parse(None, "a.png", 1, lambda: "default").bucket == "default"
+    assert Destination.parse("", "s3:///a.png", 1, lambda: "default").uri("a.png") == "s3://default/a.png"
 
 
 @pytest.mark.parametrize("bucket", ["", "a", "-posters", "post ers", "posters\n", "海报", "x" * 300])

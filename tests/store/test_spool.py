@@ -24,6 +24,7 @@ from PIL import Image as Picture
 from airflow_provider_jojokey.img2.client import Generation
 from airflow_provider_jojokey.img2.images import Image, ImageFile
 from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.settings import Settings
 from airflow_provider_jojokey.store import host
 from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.spool import Spool
@@ -148,6 +149,18 @@ def test_only_this_user_can_read_it(tmp_path: Path) -> None:
 
 def test_default_root_is_this_users_own() -> None:
     assert str(os.getuid()) in spools.default_root().name
+
+
+def test_no_temporary_directory_is_needed_if_another_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_is_writable() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(tempfile, "gettempdir", none_is_writable)
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path))
+    assert Settings.from_airflow_config().spool_directory == tmp_path
+    assert spools.default_root().name == f"airflow-jojokey-{os.getuid()}"
 
 
 def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

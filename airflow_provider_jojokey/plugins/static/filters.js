@@ -3,7 +3,13 @@ import { useCallback, useEffect, h, useId, useLocation, useRef, useState } from 
 import { Button, Icon } from "./parts.js";
 import { t } from "./text.js";
 
-const NAMES = ["q", "dag_id", "run_id", "day_from", "day_to"];
+const NAMES = ["q", "dag_id", "run_id", "day_from", "day_to", "state"];
+export const STATES = {
+  failed: "Failed",
+  failed_paid: "Failed, paid",
+  failed_perhaps_paid: "Failed, perhaps paid",
+  reused: "Reused",
+};
 const TYPED = new Set(["q", "run_id"]);
 const DAYS = new Set(["day_from", "day_to"]);
 const WAIT_FOR_TYPING = 350;
@@ -13,7 +19,8 @@ export function readFilters() {
   return Object.fromEntries(
     NAMES.map((name) => {
       const value = (query.get(name) ?? "").trim();
-      return [name, DAYS.has(name) && !/^\d{4}-\d\d-\d\d$/.test(value) ? "" : value];
+      const wrong = (DAYS.has(name) && !/^\d{4}-\d\d-\d\d$/.test(value)) || (name === "state" && !STATES[value]);
+      return [name, wrong ? "" : value];
     }),
   );
 }
@@ -99,6 +106,25 @@ function Field({ label, half = false, children }) {
   );
 }
 
+const PERIODS = { "Today": 0, "Last 7 days": 6, "Last 30 days": 29 };
+
+// The days are days in UTC, as the results are counted.
+function Periods({ filters, onChange }) {
+  const ago = (days) => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10);
+  return Object.entries(PERIODS).map(([name, days]) =>
+    h(
+      Button,
+      {
+        key: name,
+        variant: "ghost",
+        "aria-pressed": filters.day_from === ago(days) && !filters.day_to,
+        onClick: () => onChange({ day_from: ago(days), day_to: "" }),
+      },
+      t(name),
+    ),
+  );
+}
+
 export function FilterBar({ filters, dags, onChange }) {
   const known = dags.includes(filters.dag_id) || !filters.dag_id ? dags : [filters.dag_id, ...dags];
   return h(
@@ -112,8 +138,8 @@ export function FilterBar({ filters, dags, onChange }) {
         name: "q",
         type: "search",
         value: filters.q,
-        placeholder: t("Search prompts"),
-        "aria-label": t("Words of the prompt"),
+        placeholder: t("Search prompts, errors, request IDs and tasks"),
+        "aria-label": t("Words of the prompt, error, request ID or task"),
         maxLength: 200,
         onChange,
       }),
@@ -131,6 +157,16 @@ export function FilterBar({ filters, dags, onChange }) {
           },
           h("option", { value: "" }, t("All")),
           known.map((dag) => h("option", { key: dag, value: dag }, dag)),
+        ),
+    }),
+    h(Field, {
+      label: t("State"),
+      children: (id) =>
+        h(
+          "select",
+          { id, name: "state", value: filters.state, onChange: (event) => onChange({ state: event.target.value }) },
+          h("option", { value: "" }, t("All")),
+          Object.entries(STATES).map(([state, name]) => h("option", { key: state, value: state }, t(name))),
         ),
     }),
     h(Field, {
@@ -156,6 +192,7 @@ export function FilterBar({ filters, dags, onChange }) {
           }),
       }),
     ),
+    h(Periods, { filters, onChange }),
     isFiltered(filters) &&
       h(
         Button,

@@ -149,6 +149,16 @@ function useScrollPosition(root, key) {
   }, [key]);
 }
 
+function useTitle() {
+  useEffect(() => {
+    const { title } = document;
+    document.title = `${t("Images")} - Airflow`;
+    return () => {
+      document.title = title;
+    };
+  }, []);
+}
+
 export function Gallery() {
   const [filters, change] = useFilters();
   const images = useImages(filters);
@@ -157,6 +167,7 @@ export function Gallery() {
   const dags = useDags(filters, totals);
   const root = useRef(null);
   useScrollPosition(root, images.key);
+  useTitle();
   const [show, dialog] = useLightbox(cards, { linked: true, onNearEnd: loadMore });
 
   const nothing = !loading && !error && cards.length === 0;
@@ -165,7 +176,7 @@ export function Gallery() {
     "section",
     { ref: root, className: "jojokey-root jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
     !first && h(FilterBar, { filters, dags, onChange: change }),
-    !first && totals && h(Totals, { totals, onReload: images.reload, loading }),
+    !first && totals && h(Totals, { totals, onReload: images.reload, loading, onChange: change }),
     error && h(Failure, { error, onRetry: images.reload }),
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
     missing && !loading && h(Missing, images),
@@ -178,7 +189,13 @@ export function Gallery() {
           Cards,
           null,
           cards.map((card) =>
-            h(Card, { key: `${keyOf(card)} ${images.round}`, card, title: card.dag_id, subtitle: subtitleOf(card), onOpen: show }),
+            h(Card, {
+              key: `${keyOf(card)} ${images.round}`,
+              card,
+              title: card.dag_id,
+              subtitle: h(Subtitle, { card, onChange: change }),
+              onOpen: show,
+            }),
           ),
         ),
       next !== null && !loading && !error && !moreError && h(Sentinel, { onSeen: loadMore, key: cards.length }),
@@ -199,12 +216,27 @@ export function Gallery() {
   );
 }
 
-function subtitleOf(card) {
+// The run's ID leads to all images of that run.
+function Subtitle({ card, onChange }) {
   const label = card.map_index >= 0 ? ` · ${card.label ?? `[${card.map_index}]`}` : "";
-  return `${card.task_id}${label} · ${card.run_id}`;
+  const only = { dag_id: card.dag_id, run_id: card.run_id };
+  return [
+    `${card.task_id}${label} · `,
+    h(
+      "button",
+      {
+        key: "run",
+        type: "button",
+        className: "jojokey-link",
+        title: t("All images of this run"),
+        onClick: () => onChange(only),
+      },
+      card.run_id,
+    ),
+  ];
 }
 
-function Totals({ totals, onReload, loading }) {
+function Totals({ totals, onReload, loading, onChange }) {
   const { usage = {} } = totals;
   return h(
     "div",
@@ -219,10 +251,8 @@ function Totals({ totals, onReload, loading }) {
         [
           count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
           t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
-          failures(totals),
-        ]
-          .filter(Boolean)
-          .join(" · "),
+        ].join(" · "),
+        h(Failures, { totals, onChange }),
       ),
     ),
     h(Button, { icon: "reload", label: t("Refresh"), variant: "ghost", onClick: onReload, disabled: loading }),
@@ -253,13 +283,17 @@ function Missing({ unread, why, unsearched, totals }) {
   );
 }
 
-function failures({ failed, failed_paid: paid, failed_perhaps_paid: perhaps }) {
-  if (!failed) return null;
-  const money = [
-    paid && t("{n} paid", { n: number(paid) }),
-    perhaps && t("{n} perhaps paid", { n: number(perhaps) }),
-  ].filter(Boolean);
-  return t("{n} failed", { n: number(failed) }) + (money.length ? ` (${money.join(", ")})` : "");
+// Each number leads to the results that it counts.
+function Failures({ totals, onChange }) {
+  const numbers = [
+    ["failed", t("{n} failed", { n: number(totals.failed) })],
+    ["failed_paid", t("{n} paid", { n: number(totals.failed_paid) })],
+    ["failed_perhaps_paid", t("{n} perhaps paid", { n: number(totals.failed_perhaps_paid) })],
+  ].filter(([state]) => totals[state] > 0);
+  return numbers.map(([state, text]) => [
+    " · ",
+    h("button", { key: state, type: "button", className: "jojokey-link", onClick: () => onChange({ state }) }, text),
+  ]);
 }
 
 function Charts({ totals, filters, onChange }) {
@@ -285,7 +319,7 @@ function Sentinel({ onSeen }) {
 }
 
 function NoMatch({ onClear }) {
-  const nothing = { q: "", dag_id: "", run_id: "", day_from: "", day_to: "" };
+  const nothing = { q: "", dag_id: "", run_id: "", day_from: "", day_to: "", state: "" };
   return h(
     Empty,
     { icon: "search", title: t("No images match these filters") },

@@ -192,6 +192,7 @@ function Lightbox({ slides, start, onClose, onNearEnd }) {
               { to: slide.made.href, className: "jojokey-button jojokey-button-outline", onClick: onClose },
               t("Open task"),
             ),
+          slide.prompt && h(CopyButton, { text: slide.prompt, label: t("Copy the prompt") }, t("Copy the prompt")),
           h(CopyButton, { text: slide.uri, label: t("Copy the S3 location") }),
           h(
             ButtonLink,

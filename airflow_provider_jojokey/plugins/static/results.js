@@ -106,7 +106,7 @@ export function Card({ card, title, subtitle, onOpen }) {
           : h("span", { className: "jojokey-card-title", title }, title),
         h(BillBadge, { result: card }),
       ),
-      subtitle && h("div", { className: "jojokey-card-sub", title: subtitle }, subtitle),
+      subtitle && h("div", { className: "jojokey-card-sub" }, subtitle),
       h("p", { className: "jojokey-card-text", dir: "auto", title: text }, text),
       h(
         "div",

@@ -233,7 +233,12 @@ function Facts({ result, console }) {
     h(
       "div",
       { className: "jojokey-facts-prompt" },
-      h("h3", { className: "jojokey-label" }, t(result.batch ? "Prompt of the first item" : "Prompt")),
+      h(
+        "div",
+        { className: "jojokey-label-row" },
+        h("h3", { className: "jojokey-label" }, t(result.batch ? "Prompt of the first item" : "Prompt")),
+        result.prompt && h(CopyButton, { text: result.prompt, label: t("Copy the prompt"), variant: "ghost" }),
+      ),
       result.prompt ? h(Prompt, { text: result.prompt }) : h("p", { className: "jojokey-muted" }, "–"),
     ),
     h(
