@@ -13,24 +13,37 @@ import argparse
 import base64
 import hashlib
 import json
+import math
 import re
 import socket
 import ssl
 import sys
 import threading
 import time
+from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from benchmarks._servers import Connection, _discard, _from_aws_chunks, _serve, make_image
 
+MINUTE = 60.0
+_BODY = '{"error":{"message":"Too many requests","type":"new_api_error","code":""}}'
+_REFUSAL = (
+    "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nX-Oneapi-Request-Id: refused\r\n"
+    f"Retry-After: {{}}\r\nContent-Length: {len(_BODY)}\r\nConnection: close\r\n\r\n"
+) + _BODY.replace("{", "{{").replace("}", "}}")
 TAKES = re.compile(rb"\[takes ([0-9.]+) s\]")
 
 
 class Gateway:
-    """Answers each request with the same image, when its time has come."""
+    """Answers each request with the same image, when its time has come.
 
-    def __init__(self, image_bytes: int) -> None:
+    :param limit: requests that it accepts in a minute, with ``Retry-After`` for others; 0 is no limit
+    """
+
+    def __init__(self, image_bytes: int, limit: int = 0) -> None:
         image = make_image(image_bytes)
         body = (
             b'{"created":1,"data":[{"b64_json":"' + base64.b64encode(image) + b'"}],"usage":'
@@ -42,7 +55,9 @@ class Gateway:
         )
         self._head, self._body = head, body
         self._lock = threading.Lock()
-        self.counts = {"posts": 0, "in_flight": 0, "peak": 0, "seconds": 0.0}
+        self._limit = limit
+        self._taken: deque[float] = deque()
+        self.counts = {"posts": 0, "in_flight": 0, "peak": 0, "seconds": 0.0, "refused": 0}
 
     def talk(self, connection: Connection) -> None:
         while head := connection.head():
@@ -57,6 +72,9 @@ class Gateway:
             connection.body(headers, asked.extend)
             found = TAKES.search(asked)
             seconds = float(found[1]) if found else 0.0
+            if wait := self._refused_for():
+                connection.sock.sendall(_REFUSAL.format(math.ceil(wait)).encode())
+                continue
             with self._lock:
                 counts = self.counts
                 counts["posts"] += 1
@@ -70,6 +88,20 @@ class Gateway:
             connection.sock.sendall(self._head.format(f"2026-{number}").encode())
             connection.sock.sendall(self._body)
 
+    def _refused_for(self) -> float:
+        """Return after how many seconds a request would be accepted; 0 if it is."""
+        if not self._limit:
+            return 0.0
+        now = time.monotonic()
+        with self._lock:
+            while self._taken and self._taken[0] <= now - MINUTE:
+                self._taken.popleft()
+            if len(self._taken) < self._limit:
+                self._taken.append(now)
+                return 0.0
+            self.counts["refused"] += 1
+            return self._taken[0] + MINUTE - now
+
 
 class Store:
     """As much of S3 as receipts and images need."""
@@ -77,13 +109,17 @@ class Store:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[bytes, bytes] = {}
+        self._objects: dict[bytes, tuple[int, str, float]] = {}
+        """Size, ETag and time of each object, by its path."""
         self.counts = {"images": 0, "image_bytes": 0, "writes": 0, "reads": 0}
 
     def talk(self, connection: Connection) -> None:
         while head := connection.head():
             method, path, headers = head
-            path = path.split(b"?")[0]
-            if method == b"PUT":
+            path, _, query = path.partition(b"?")
+            if b"list-type=2" in query:
+                connection.sock.sendall(self._list(path, parse_qs(query.decode())))
+            elif method == b"PUT":
                 connection.sock.sendall(self._put(connection, path, headers))
             else:
                 connection.sock.sendall(self._get(method, path))
@@ -96,6 +132,11 @@ class Store:
             with self._lock:
                 self.counts["images"] += 1
                 self.counts["image_bytes"] += length
+                self._objects[path] = (
+                    int(headers.get(b"x-amz-decoded-content-length", length)),
+                    "image",
+                    time.time(),
+                )
             return _answer(200, etag="image")
         kept = bytearray()
         connection.body(headers, kept.extend)
@@ -112,12 +153,36 @@ class Store:
             ):
                 return _answer(412, "PreconditionFailed")
             self._kept[path] = data
+            self._objects[path] = len(data), _etag(data), time.time()
         return _answer(200, etag=_etag(data))
+
+    def _list(self, bucket: bytes, query: dict[str, list[str]]) -> bytes:
+        beginning = f"{bucket.decode().rstrip('/')}/"
+        prefix = f"{beginning}{query.get('prefix', [''])[0]}".encode()
+        after = query.get("continuation-token", [""])[0].encode()
+        with self._lock:
+            self.counts["reads"] += 1
+            names = sorted(name for name in self._objects if name.startswith(prefix) and name > after)[:1001]
+            found = [(name, *self._objects[name]) for name in names[:1000]]
+        contents = "".join(
+            f"<Contents><Key>{name.decode().removeprefix(beginning)}</Key><Size>{size}</Size>"
+            f'<ETag>"{etag}"</ETag><LastModified>{_iso(at)}</LastModified></Contents>'
+            for name, size, etag, at in found
+        )
+        more = len(names) > 1000
+        token = f"<NextContinuationToken>{found[-1][0].decode()}</NextContinuationToken>" if more else ""
+        body = (
+            f"<?xml version='1.0'?><ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}</ListBucketResult>"
+        )
+        return _answer(200, body=body.encode())
 
     def _get(self, method: bytes, path: bytes) -> bytes:
         with self._lock:
             self.counts["reads"] += 1
-            data = self._kept.get(path)
+            data, known = self._kept.get(path), self._objects.get(path)
+        if data is None and known is not None and method == b"HEAD":
+            return _answer(200, etag=known[1], length=known[0])
         if data is None:
             return _answer(404, "NoSuchKey")
         return _answer(200, etag=_etag(data), body=data if method == b"GET" else b"")
@@ -127,16 +192,24 @@ def _etag(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def _answer(status: int, code: str = "", etag: str = "", body: bytes = b"") -> bytes:
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def _answer(
+    status: int, code: str = "", etag: str = "", body: bytes = b"", length: int | None = None
+) -> bytes:
     if code:
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    size = len(body) if length is None else length
     tag = f'ETag: "{etag}"\r\n' if etag else ""
-    return f"HTTP/1.1 {status} Whatever\r\n{tag}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return f"HTTP/1.1 {status} Whatever\r\n{tag}Content-Length: {size}\r\n\r\n".encode() + body
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-bytes", type=int, default=2_000_000)
+    parser.add_argument("--limit", type=int, default=0, help="requests that the gateway accepts in a minute")
     parser.add_argument("--certificate", type=Path, help="the gateway speaks HTTPS")
     parser.add_argument("--key", type=Path)
     arguments = parser.parse_args()
@@ -145,7 +218,7 @@ def main() -> None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(arguments.certificate, arguments.key)
     threading.stack_size(256 * 1024)
-    gateway, store = Gateway(arguments.image_bytes), Store()
+    gateway, store = Gateway(arguments.image_bytes, arguments.limit), Store()
     ports: dict[str, Any] = {}
     for name, talk, secured in (("api", gateway.talk, tls), ("s3", store.talk, None)):
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -155,7 +228,7 @@ def main() -> None:
     for line in sys.stdin:
         if line.strip() == "stats":
             print(json.dumps({**gateway.counts, **store.counts}), flush=True)
-            gateway.counts |= {"posts": 0, "peak": 0, "seconds": 0.0}
+            gateway.counts |= {"posts": 0, "peak": 0, "seconds": 0.0, "refused": 0}
             store.counts.update(dict.fromkeys(store.counts, 0))
 
 

@@ -24,6 +24,7 @@ from benchmarks.one_image import MIB, Child, make_certificate
 
 IMAGE_BYTES = 2_000_000
 DELAYS = (5.0, 20.0)
+SHORT_DELAYS, SMALL = (0.5, 1.0), 20_000
 IN_FLIGHT_DELAYS = (40.0, 55.0)
 """So long that the last is sent before the first comes back: all are in flight at once."""
 
@@ -41,12 +42,28 @@ class Case:
     way: str = "ours"
     tls: bool = False
     """Whether the gateway speaks HTTPS."""
+    limit: int = 0
+    """Requests that the gateway accepts in a minute; 0 is no limit."""
+    trips: tuple[float, float] = (0.0, 0.0)
+    """Seconds of a round trip to S3 and to the gateway."""
+    image_bytes: int = IMAGE_BYTES
+    done: int = 0
+    """Items that an earlier try has completed, which is not measured."""
+    budget: bool = False
+    """Whether the tokens of the Dag run are limited."""
 
     @property
     def name(self) -> str:
         """The name in files and paths."""
         other = "" if self.way == "ours" else f"-{self.way}"
-        return f"{self.images}-in-{self.in_flight}{other}{'-tls' if self.tls else ''}"
+        limited = f"-{self.limit}-a-minute" if self.limit else ""
+        more = f"{limited}{f'-{self.done}-done' if self.done else ''}{'-budget' if self.budget else ''}"
+        return f"{self.images}-in-{self.in_flight}{other}{'-tls' if self.tls else ''}{more}"
+
+    @property
+    def ideal(self) -> float | None:
+        """Seconds in which the limit is used up as fast as possible, and the last images arrive."""
+        return 60.0 * ((self.images - 1) // self.limit) if self.limit else None
 
 
 CASES = [
@@ -62,7 +79,14 @@ CASES = [
     Case(200, 200),
     Case(200, 200, way="requests"),
     Case(200, 200, way="openai"),
+    Case(200, 200, limit=120, trips=(0.03, 0.05)),
+    Case(600, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL),
+    Case(600, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL, budget=True),
+    Case(1_010, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL, done=1_000),
+    Case(10_010, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL, done=10_000),
+    Case(50_000, 64, SHORT_DELAYS, image_bytes=SMALL),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS),
+    Case(1_000, 1_000, IN_FLIGHT_DELAYS, way="requests"),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS, tls=True),
 ]
 
@@ -70,7 +94,7 @@ CASES = [
 def measure(case: Case, quick: float) -> dict[str, Any]:
     """Run one campaign in fresh processes, and return what it took."""
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
-        arguments, trust = ["--image-bytes", str(IMAGE_BYTES)], {}
+        arguments, trust = ["--image-bytes", str(case.image_bytes)], {}
         if case.tls:
             certificate, key = make_certificate(Path(home))
             arguments += ["--certificate", str(certificate), "--key", str(key)]
@@ -78,9 +102,14 @@ def measure(case: Case, quick: float) -> dict[str, Any]:
             bundle = Path(home, "bundle.pem")
             bundle.write_bytes(Path(certifi.where()).read_bytes() + certificate.read_bytes())
             trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(bundle))
-        servers = stack.enter_context(Child("_campaign_servers", *arguments))
-        api = f"{'https' if case.tls else 'http'}://127.0.0.1:{servers.first['api']}"
-        s3 = f"http://127.0.0.1:{servers.first['s3']}"
+        servers = stack.enter_context(Child("_campaign_servers", *arguments, "--limit", str(case.limit)))
+        ports = {"s3": servers.first["s3"], "api": servers.first["api"]}
+        for name, seconds in zip(ports, case.trips, strict=True):
+            if seconds:
+                delays = ("--port", str(ports[name]), "--round-trip", str(seconds))
+                ports[name] = stack.enter_context(Child("_delays", *delays)).first["port"]
+        api = f"{'https' if case.tls else 'http'}://127.0.0.1:{ports['api']}"
+        s3 = f"http://127.0.0.1:{ports['s3']}"
         environment = {
             **trust,
             "AIRFLOW_HOME": home,
@@ -110,18 +139,21 @@ def measure(case: Case, quick: float) -> dict[str, Any]:
                 "images": case.images,
                 "in_flight": case.in_flight,
                 "delays": [one / quick for one in case.delays],
+                "done": case.done,
+                "budget": case.budget,
             }
             answer: dict[str, Any] = client.ask(json.dumps(job))
         counted = servers.ask("stats")
-    if not answer["made"] == counted["posts"] == counted["images"] == case.images:
+    if not answer["made"] + case.done == counted["posts"] == counted["images"] == case.images:
         raise SystemExit(f"not every image was made and stored once: {answer} {counted}")
-    if counted["image_bytes"] < case.images * IMAGE_BYTES:
+    if counted["image_bytes"] < case.images * case.image_bytes:
         raise SystemExit(f"bytes are missing: {counted}")
     return {
         **answer,
         "peak_in_flight": counted["peak"],
         "s3_writes": counted["writes"],
         "s3_reads": counted["reads"],
+        "refused": counted["refused"],
     }
 
 

@@ -1,213 +1,323 @@
-"""How fast the gateway may be asked: one pace for all senders of a batch, found by what it answers.
+"""How fast a batch may send: one pace for all its threads, found by what the gateway answers.
 
-Three brakes, the strictest of which holds:
+Four limits apply at the same time, and the strictest one counts:
 
-* a *ramp*: a batch begins with a few requests a second and sends more each second, so that a limit is
-  met by a few requests and not by all of them at once;
-* a *window*: once the gateway has said 429, no more are sent in so many seconds than it took in the
-  last such stretch of time. Which stretch it counts by (a second, a minute) is found by trying the
-  short ones first; ``Retry-After`` tells it outright. Now and then one more is tried, and less often
-  each time that this is refused;
-* a *ceiling* on what is in flight: halved when the gateway is overloaded, raised again by what it answers.
+* a *ramp*: a batch begins with a few requests a second and sends more each second, so that few requests meet an
+  unknown limit;
+* a *model* of the gateway's limit, once it has answered 429, see :mod:`batch.models`;
+* a *pause*: what ``Retry-After`` asks for. After a refusal, a single request goes first, and others follow once it
+  has not been refused;
+* a *ceiling* on what is in flight, halved when the gateway is overloaded and raised by each response.
 
-Everything here is pure: times come in as arguments, nobody waits, and there are no threads.
+This module is pure: times are arguments, and nothing waits.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
-WINDOWS = (2.0, 10.0, 60.0)
-"""Seconds by which a gateway may count, shortest first."""
-MARGIN = 0.05
-"""The share of a window that is waited on top: its clock begins when a request arrives, not when it is sent."""
+from airflow_provider_jojokey.batch import models
+from airflow_provider_jojokey.batch.models import Concurrency, Model, Rate, Ticket, Window
+
+__all__ = ["Limiter", "Ticket"]
+
 FIRST_RATE = 8.0
-"""Requests a second at the start; each second adds as many."""
-RATE_AFTER_REFUSAL = 1.0
-"""The same after a refusal."""
+"""Requests a second at the start; each second adds :data:`MORE_EACH_SECOND`."""
+MORE_EACH_SECOND = 8.0
+UNKNOWN = 0.25
+"""Share of the requests so far whose outcome may be unknown while no limit is known."""
 RAISE = 0.25
-"""What each answer adds to the ceiling on what is in flight: a quarter more with each round."""
+"""What each response adds to the ceiling on what is in flight: a quarter more with each round."""
 FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 60.0
-"""Seconds without sending after a refusal that named none: doubled from the one to the other."""
+"""Seconds without sending while the gateway is overloaded: doubled from one to the other."""
 PATIENCE = 300.0
-"""Seconds after which a batch gives up where all it sends is refused."""
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """The leave to send one request.
-
-    :param given_at: when it was given
-    :param sent_at: when the request was sent; ``None`` before that, and where none was needed
-    """
-
-    given_at: float
-    sent_at: float | None = None
-
-    @property
-    def time(self) -> float:
-        """When it counts from."""
-        return self.given_at if self.sent_at is None else self.sent_at
+"""Seconds after which a batch gives up if everything it sends is refused."""
+LATENCY = 0.3
+"""Seconds after which a request that was not refused counts as accepted, until refusals show how long they take."""
+POLL = 0.05
+LONGEST_CLEAN = 60.0
+"""Seconds without a refusal after which more is allowed at the latest, or after a longer window."""
+PROVEN = 10
+"""Accepted requests after which a model is followed before others that have as few misses."""
+SOON = 5.0
+"""Seconds in which a request in flight may be expected to end."""
+ACCEPTED_BEFORE_RAISE = 25
+IMPATIENCE = 0.7
+"""Misses that 10 seconds of waiting for a model are worth; 30 seconds are worth twice as many, and so on."""
+CARE = 0.25
+"""Share of the time since a request was last accepted, between two requests of which the first is refused."""
+FORGIVES = 0.98
+"""Factor by which each request that a model permits reduces its misses."""
+MEMORY = 75.0
+"""Seconds for which requests are remembered."""
 
 
 class Limiter:
     """The pace of one batch.
 
     :param max_in_flight: how many requests may be in flight at once
-    :param patience: seconds after which it gives up where everything is refused
+    :param patience: seconds after which it gives up if everything is refused
+    :param latency: seconds from permitting a request to its refusal, until refusals show that
     """
 
-    def __init__(self, max_in_flight: int, patience: float | None = None) -> None:
+    def __init__(self, max_in_flight: int, patience: float | None = None, latency: float = LATENCY) -> None:
         self.max_in_flight = max_in_flight
         self.patience = PATIENCE if patience is None else patience
         self.in_flight = 0
-        self.limit = math.inf
-        """Requests that may be sent within the window."""
         self.refusals = 0
-        """How often the gateway has said no, in all."""
+        """How many requests were refused."""
+        self._models: list[Model] = []
+        self._recent: list[Ticket] = []
+        self._undecided: deque[Ticket] = deque()
         self._ceiling = float(max_in_flight)
-        self._window = 0
-        self._recent: deque[Ticket] = deque()
         self._not_before = -math.inf
         self._last_given = -math.inf
-        self._ramp: tuple[float, float] | None = None
+        self._ramp = -math.inf
         self._cut_at = -math.inf
-        self._in_a_row = 0
+        self._overloads = 0
         self._refused_since: float | None = None
-        self._clean_since = math.inf
-        self._raised = False
-        self._step = 1
-        self._clean_windows = 2
+        self._latency = latency
+        self._tried = 0
+        """Requests since the last pause of which it is unknown whether they are accepted."""
+        self._accepted = 0
+        """Requests since the last pause that were accepted."""
+        self._clean_since = -math.inf
+        self._clean_accepted = 0
+        """Requests since the last refusal that were accepted."""
+        self._started_at = -math.inf
+        self._opening = False
+        self._last_accepted = -math.inf
+        self._clean_periods = 1
+        self._raised_at = -math.inf
 
-    @property
-    def window(self) -> float:
-        """The seconds by which the gateway seems to count."""
-        return WINDOWS[self._window]
+    def expect(self, latency: float) -> None:
+        """Set the seconds from permitting a request to its refusal, before refusals show that."""
+        self._latency = min(max(latency, 0.05), 2.0)
 
     def delay(self, now: float) -> float:
-        """Return the seconds until the next request may be sent: 0 for now, ``inf`` for when one has come back."""
+        """Return the seconds until the next request may be sent: 0 for now, ``inf`` after one has ended."""
         if self.in_flight >= min(self._ceiling, self.max_in_flight):
             return math.inf
-        return max(0.0, self._not_before - now, self._ramp_delay(now), self._window_delay(now))
+        self._accept(now)
+        waits = [self._not_before - now, self._ramp_delay(now)]
+        if self._models:
+            self._forget_old(now)
+            waits.append(self._start_delay(now))
+            model, ready_at = self._followed(now)
+            if isinstance(model, Window) and ready_at - now > 2 * self._confirmation:
+                self._start_again(now)  # a window ends, perhaps not as early as it is expected
+                self._opening = True
+            if model is not None and ready_at - now > 0.8 * model.spacing and self._may_raise(model, now):
+                return 0.0
+            waits.append(ready_at - now)
+        return max(0.0, *waits)
 
     def give(self, now: float) -> Ticket:
-        """Return the leave to send a request now."""
-        if self._ramp is None:
-            self._ramp = (now, FIRST_RATE)
-        ticket = Ticket(now)
+        """Return the permission to send a request now."""
+        if self._ramp == -math.inf:
+            self._ramp = now
+        ticket = Ticket(now, self.in_flight)
+        if self._models:
+            ticket.model = self._followed(now)[0]
+        self._tried += 1
         self._recent.append(ticket)
+        self._undecided.append(ticket)
+        for each in self._models:
+            each.count(ticket, 1)
         self._last_given = now
         self.in_flight += 1
+        if not self._models:
+            self._forget_old(now)
         return ticket
 
     def done(self, ticket: Ticket, now: float) -> None:
-        """Take notice that a request was answered, well or not, or that none was needed."""
-        self.in_flight -= 1
+        """Record that a request has got its response, good or bad, or that it was not sent."""
+        if ticket.ended:
+            return
+        self._end(ticket)
         if ticket.sent_at is None:
             self._forget(ticket)
             return
         self._ceiling = min(self.max_in_flight, self._ceiling + RAISE)
-        if ticket.sent_at >= self._cut_at:
-            self._in_a_row = 0
-            self._refused_since = None
+        self._refused_since = None
+        self._overloads = 0
 
     def refused(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
-        """Take notice of a 429: more was sent than the gateway takes."""
+        """Record a 429: the gateway accepts no more for now."""
         fresh = self._refused(ticket, now, retry_after)
+        if not self._models:
+            self._models = [Concurrency(), *map(Window, models.WINDOWS), Rate()]
+        for model in self._models:
+            model.refuse(ticket, now, self._recent, fresh, retry_after)
         if fresh:
-            if retry_after is not None:
-                while self.window < retry_after and self._window + 1 < len(WINDOWS):
-                    self._window += 1
-            elif self.limit < math.inf:
-                self._learn_from_a_probe()
-            self.limit = max(1.0, min(self.limit, float(self._sent_within(now))))
-            if retry_after is not None:
-                self._recent.clear()  # by then the gateway counts from the beginning, it says
+            if self._raised_at > self._clean_since:
+                self._clean_periods = min(4, 2 * self._clean_periods)
             self._clean_since = now
-        elif self._recent:
-            self.limit = max(1.0, min(self.limit, float(self._sent_within(now))))
 
     def overloaded(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
-        """Take notice that the gateway, or the way to it, cannot take so much at once now."""
+        """Record that the gateway, or the way to it, cannot handle so many requests at once."""
         if self._refused(ticket, now, retry_after):
+            self._overloads += 1
+            if retry_after is None:
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._overloads - 1, 16))
+                self._not_before = max(self._not_before, now + pause)
             self._ceiling = max(1.0, min(self._ceiling, self.in_flight + 1) / 2)
 
     def stalled(self, now: float) -> bool:
-        """Tell whether nothing but refusals came for so long that waiting on makes no sense."""
+        """Return whether there were only refusals for so long that waiting on makes no sense."""
         if self._refused_since is None or self.in_flight:
             return False
         return max(now, self._not_before) - self._refused_since > self.patience
 
     def wanted_pause(self, now: float) -> float:
-        """Return the seconds for which the gateway does not want to be asked."""
+        """Return the seconds for which the gateway does not want requests."""
         return max(0.0, self._not_before - now)
 
+    def __str__(self) -> str:
+        """Return the limit that the gateway seems to have; nothing if none is known."""
+        model = self._followed(self._last_given)[0] if self._models else None
+        return "" if model is None else str(model)
+
+    # Models
+
+    def _followed(self, now: float) -> tuple[Model | None, float]:
+        """Return the model that counts now, and when it allows the next request."""
+        best: tuple[tuple[float, float], Model] | None = None
+        for model in self._models:
+            ready_at = model.ready_at(self._recent, self.in_flight)
+            if ready_at == math.inf and not (isinstance(model, Concurrency) and self.in_flight):
+                continue
+            ready_at = max(ready_at, now, self._not_before)
+            wait = min(ready_at - now, SOON if math.isinf(ready_at) else math.inf)
+            key = (
+                model.misses - min(1.0, model.hits / PROVEN) + IMPATIENCE * math.log2(1 + wait / 10),
+                ready_at,
+            )
+            if best is None or key < best[0]:
+                best = key, model
+        return (None, -math.inf) if best is None else (best[1], best[0][1])
+
+    def _may_raise(self, model: Model, now: float) -> bool:
+        """Raise a model's bound if nothing was refused for long enough; return whether it was raised.
+
+        The first raise permits one request. Once it has not been refused, the next one permits some more.
+        """
+        since, clean = now - self._clean_since, model.period * self._clean_periods
+        if self._clean_accepted < ACCEPTED_BEFORE_RAISE * self._clean_periods:
+            clean = max(clean, LONGEST_CLEAN * self._clean_periods)
+        else:
+            clean = min(clean, max(model.period, LONGEST_CLEAN))
+        if since <= clean or now - self._raised_at <= 2 * self._confirmation:
+            return False
+        first = self._raised_at < self._clean_since + clean
+        self._raised_at = now
+        return model.raise_bound(first)
+
+    def _accept(self, now: float) -> None:
+        """Count requests as accepted that would have been refused by now."""
+        before = now - self._confirmation
+        while self._undecided:
+            ticket = self._undecided[0]
+            if not ticket.ended and (ticket.sent_at is None or ticket.sent_at > before):
+                return
+            self._undecided.popleft()
+            after_cut, after_start = ticket.given_at >= self._cut_at, ticket.given_at >= self._started_at
+            self._tried -= after_start
+            if ticket.lost:
+                continue
+            self._accepted += after_start
+            self._clean_accepted += after_cut
+            self._last_accepted = max(self._last_accepted, ticket.time)
+            if self._models and all(model.bound < 1 for model in self._models if isinstance(model, Window)):
+                self._models = [Concurrency(), *map(Window, models.WINDOWS), Rate()]  # an outage is over
+            if after_cut:
+                for model in self._models:
+                    model.accept(ticket, self._recent)
+            if ticket.model is not None:
+                ticket.model.hits += 1
+                ticket.model.misses *= FORGIVES
+
+    # Pauses
+
     def _refused(self, ticket: Ticket, now: float, retry_after: float | None) -> bool:
-        """Slow down; tell whether this is news, and not of a request that was on its way when that happened."""
-        self.in_flight -= 1
+        """Slow down; return whether the request was decided after the last refusal became known."""
+        if ticket.ended:
+            return False
+        self._end(ticket)
         self.refusals += 1
-        self._forget(ticket)
+        if ticket.given:
+            self._forget(ticket)
         if self._refused_since is None:
             self._refused_since = now
         if retry_after is not None:
             self._not_before = max(self._not_before, now + retry_after)
-        if ticket.time < self._cut_at:
+        if ticket.given:
+            self._latency = max(0.8 * self._latency, now - ticket.time)
+        if ticket.given_at < self._cut_at:
             return False
         self._cut_at = now
-        self._in_a_row += 1
-        if retry_after is None:
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._in_a_row - 1, 16))
-            self._not_before = max(self._not_before, now + pause)
-        self._ramp = (self._not_before, RATE_AFTER_REFUSAL)
+        self._clean_accepted = 0
+        self._opening = False
+        self._start_again(now)
+        self._ramp = -math.inf
         return True
 
-    def _learn_from_a_probe(self) -> None:
-        """Draw the lesson from a refusal although no more was sent than the window allowed."""
-        if self._raised:
-            self._clean_windows = min(32, self._clean_windows * 2)  # one more was too many
-        elif self._window + 1 < len(WINDOWS):
-            self._window += 1  # it counts by a longer stretch of time
-            self.limit = math.inf
-        elif self._in_a_row > 1:
-            self.limit = max(1.0, self.limit // 2)
-        self._raised = False
-        self._step = 1
+    def _start_again(self, now: float) -> None:
+        self._started_at = now
+        self._tried = self._accepted = 0
 
-    def _window_delay(self, now: float) -> float:
-        if self.limit == math.inf:
-            self._drop(now - WINDOWS[-1] * (1 + MARGIN))
+    def _start_delay(self, now: float) -> float:
+        """Return how long to wait for the outcome of earlier requests, while the followed model is unproven.
+
+        After a refusal, one request goes first. As many follow as have been accepted.
+        """
+        if self._cut_at == -math.inf:
             return 0.0
-        length = self.window * (1 + MARGIN)
-        if now - self._clean_since > length * self._clean_windows:
-            self.limit += self._step
-            self._step *= 2
-            self._raised = True
-            self._clean_since = now
-        self._drop(now - WINDOWS[-1] * (1 + MARGIN))
-        recent = [one for one in self._recent if one.time > now - length]
-        if len(recent) < self.limit:
+        if not self._tried and not self._clean_accepted:
+            return self._cut_at + CARE * min(60.0, self._cut_at - self._last_accepted) - now
+        if self._tried < max(1, self._accepted):
             return 0.0
-        return max(0.0, sorted(one.time for one in recent)[len(recent) - int(self.limit)] + length - now)
+        model, _ = self._followed(now)
+        if model is None or (model.hits >= PROVEN and not self._opening):
+            return 0.0
+        first = next((ticket for ticket in self._undecided if ticket.given_at >= self._started_at), None)
+        if first is None or first.sent_at is None:
+            return POLL
+        return max(POLL / 10, first.sent_at + self._confirmation - now)
+
+    @property
+    def _confirmation(self) -> float:
+        """Seconds after which a request that was not refused counts as accepted."""
+        return 1.5 * self._latency + POLL
 
     def _ramp_delay(self, now: float) -> float:
-        if self._ramp is None:
+        if self._ramp == -math.inf:
             return 0.0
-        began, first = self._ramp
-        rate = first * (1.0 + max(0.0, now - began))
+        rate = FIRST_RATE + MORE_EACH_SECOND * max(0.0, now - self._ramp)
+        if not self._models:
+            rate = min(rate, FIRST_RATE / 2 + UNKNOWN * len(self._recent) / self._confirmation)
         return self._last_given + 1 / rate - now
 
-    def _sent_within(self, now: float) -> int:
-        return sum(one.time > now - self.window for one in self._recent)
+    # Requests
 
-    def _drop(self, before: float) -> None:
-        while self._recent and self._recent[0].time < before:
-            self._recent.popleft()
+    def _end(self, ticket: Ticket) -> None:
+        ticket.ended = True
+        self.in_flight -= ticket.given
 
     def _forget(self, ticket: Ticket) -> None:
-        try:
-            self._recent.remove(ticket)
-        except ValueError:
-            pass
+        ticket.lost = True
+        for other in self._undecided:
+            if other.given_at > ticket.given_at:
+                other.beside -= 1
+        for index in range(len(self._recent) - 1, -1, -1):
+            if self._recent[index] is ticket:
+                del self._recent[index]
+                for model in self._models:
+                    model.count(ticket, -1)
+                return
+
+    def _forget_old(self, now: float) -> None:
+        if self._recent and self._recent[0].given_at < now - 1.5 * MEMORY:
+            self._recent = [ticket for ticket in self._recent if ticket.given_at >= now - MEMORY]

@@ -15,8 +15,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -43,10 +43,12 @@ from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Serv
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.payments.usage import settle_usage
 from airflow_provider_jojokey.results import Result
+from airflow_provider_jojokey.telemetry import observe
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
     from airflow_provider_jojokey.batch.plan import Plan
+    from airflow_provider_jojokey.batch.previous import Previous
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.s3 import ImageStore
@@ -61,6 +63,10 @@ If it is told to end, its hook decides how long, see :meth:`JojoKeyHook.stop`.""
 LIMIT, RECORDING = 16.0, 3.0
 """Seconds after the start of the end, and after the last response, in which everything is stored and recorded. The
 rest of the task, such as its manifest, has to end in time as well, see :mod:`operators.stopping`."""
+MAX_PREPARED = 64
+"""Items at most that threads prepare while others are sent: read their receipts, and wait for their turn."""
+MAX_UNCHANGED = 100
+"""Items that are handed out before the threads' results are looked at again."""
 MAX_TRIES = 3
 """How often a run sends an item that the gateway fails without billing it. Rate limits don't count."""
 DRAIN_POLL = 0.2
@@ -81,18 +87,36 @@ PREFLIGHT_FATAL = (JojoKeyEdgeBlockedError, JojoKeyTLSError, JojoKeyTokenError)
 TRANSIENT = (JojoKeyNoChannelError, JojoKeyOverloadedError, JojoKeyStoreError, JojoKeyUnreachableError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Turn:
-    """One item's turn to be sent.
+    """One item on its way through a thread.
 
     :param index: the item's number
     :param job: its job
-    :param ticket: the permission to send it
+    :param began: when it was handed to a thread
     """
 
     index: int
     job: ImageJob
-    ticket: Ticket
+    began: float
+    ticket: Ticket | None = None
+    """The permission to send its request; ``None`` until it needs one."""
+    decided: threading.Event = field(default_factory=threading.Event)
+    """Set once it has its ticket, or will not get one."""
+
+
+class Asks:
+    """A thread asks for the permission to send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request has failed, and its thread is still recording that."""
+
+    error: JojoKeyError
+
+
+Event: TypeAlias = tuple[Turn, "Generated | JojoKeyError | Asks | Failed"]
 
 
 class Batch:
@@ -137,6 +161,10 @@ class Batch:
             budget=budget or Budget.unlimited(),
             resend=False,
         )
+        self.previous: Previous | None = None
+        """What an earlier try has completed, if that is known."""
+        self._asked = 0
+        """The first item of which it is unknown whether an earlier try has completed it."""
         self._plan = plan
         self._aws_conn_id = aws_conn_id
         self._fresh = plan.jobs()
@@ -144,9 +172,15 @@ class Batch:
         self._tries: Counter[int] = Counter()
         self._unsettled: list[Unsettled] = []
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[tuple[Turn, Generated | JojoKeyError] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._waiting: deque[Turn] = deque()
+        """Items whose receipts allow a payment, in the order in which they will be sent."""
+        self._unpermitted = 0
+        """Items that threads work on without the permission to send."""
         self._threads = 0
         self._busy = 0
+        self._held_until = 0.0
+        """Until when no item is handed to a thread, because S3 does not respond."""
         self._sent: set[int] = set()
         """Items that have sent a request and whose outcome has not been counted."""
         self._began = time.monotonic()
@@ -156,12 +190,14 @@ class Batch:
     def stop(self) -> None:
         """Send nothing more; images in flight are still waited for. A signal handler may call it."""
         self.stopped = True
-        self._ended.put(None)
+        self._events.put(None)
 
     def preflight(self) -> None:
         """Check the token at no cost. If the gateway rejects it, only items that are paid for are reused."""
+        began = time.monotonic()
         try:
             self._hook.list_models()
+            self.limiter.expect(time.monotonic() - began)
         except PREFLIGHT_FATAL as error:
             log.error("%s No item is sent.", error.message)
             self._close(error)
@@ -217,24 +253,52 @@ class Batch:
             self._stop_idle_threads(0)
 
     def _dispatch(self) -> float | None:
-        """Hand items to threads; return the seconds until the next may follow, ``None`` if there is no next."""
-        while True:
-            now = time.monotonic()
-            if self.closed is None and self.limiter.stalled(now):
-                self._give_up_waiting(now)
-            delay = 0.0 if self.closed else self.limiter.delay(now)
-            if self._busy >= self.limiter.max_in_flight:
-                return float("inf")
+        """Permit sending, and hand items to threads.
+
+        :return: the seconds until more may be permitted; ``None`` if there is nothing more to hand out
+        """
+        now = time.monotonic()
+        if self.closed is None and self._waiting and self.limiter.stalled(now):
+            self._give_up_waiting(now)
+        delay = float("inf")
+        while self._waiting:
+            delay = self.limiter.delay(now)
             if delay:
-                return delay if self._has_more() else None
+                break
+            turn = self._waiting.popleft()
+            turn.ticket = self.limiter.give(now)
+            self._unpermitted -= 1
+            turn.decided.set()
+        for _ in range(MAX_UNCHANGED):
+            if self._busy >= self.limiter.max_in_flight or self._unpermitted >= MAX_PREPARED:
+                return delay
+            if now < self._held_until:
+                return min(delay, self._held_until - now)
             item = self._next()
             if item is None:
-                return None
-            self._submit(Turn(*item, self.limiter.give(now)))
+                return delay if self._waiting else None
+            if not self._is_unchanged(*item):
+                self._submit(Turn(*item, now))
+        return 0.0
 
-    def load_spent(self) -> None:
+    def _is_unchanged(self, index: int, job: ImageJob) -> bool:
+        """Count an item that an earlier try has completed; return ``False`` if that is not proven."""
+        if self.previous is None or index < self._asked:
+            return False
+        self._asked = index + 1
+        line = self.previous.unchanged(index, job, self._hook.client.base_url)
+        if line is None:
+            return False
+        with observe(job) as observer:
+            observer.reused(len(line["images"]))
+        self.tally.succeed(index, {**line, "reused": True})
+        self.manifest.add(index, {**line, "reused": True})
+        return True
+
+    def load_spent(self, wanted: Amount) -> None:
         """Read all receipts, to know what this task has spent in this Dag run before it spends more.
 
+        :param wanted: about what all items cost
         :raises JojoKeyError: if one of them cannot be read
         """
         if self._budget is None:
@@ -267,7 +331,7 @@ class Batch:
                 self.stopped = True  # the other readers end
                 raise found
             total += found
-        self._budget.start(total)
+        self._budget.start(total, wanted)
         if total.images:
             log.info("This task has spent %s in this Dag run so far.", total)
 
@@ -292,6 +356,7 @@ class Batch:
         if self._busy >= self._threads:
             self._start_thread()
         self._busy += 1
+        self._unpermitted += 1
         self._turns.put(turn)
 
     def _start_thread(self) -> None:
@@ -325,15 +390,29 @@ class Batch:
 
     def _work(self) -> None:
         while (turn := self._turns.get()) is not None:
-            self._ended.put((turn, self._generate(turn)))
+            self._events.put((turn, self._generate(turn)))
 
     def _generate(self, turn: Turn) -> Generated | JojoKeyError:
+        def acquire() -> None:
+            if turn.ticket is None:
+                self._events.put((turn, Asks()))
+                turn.decided.wait()
+                self._permit()
+
         def on_send() -> None:
+            assert turn.ticket is not None
             turn.ticket.sent_at = time.monotonic()
             self._sent.add(turn.index)
 
+        services = replace(
+            self._services,
+            permit=self._permit,
+            acquire=acquire,
+            on_send=on_send,
+            on_failure=lambda error: self._events.put((turn, Failed(error))),
+        )
         try:
-            return generate_images(turn.job, replace(self._services, permit=self._permit, on_send=on_send))
+            return generate_images(turn.job, services)
         except JojoKeyError as error:
             return error
         except Exception as error:
@@ -353,55 +432,77 @@ class Batch:
         now = time.monotonic()
         until = min(self._next_progress - now, float("inf") if delay is None else delay)
         try:
-            ended = self._ended.get(timeout=max(0.0, until))
+            event = self._events.get(timeout=max(0.0, until))
             while True:
-                if ended is not None:
-                    self._busy -= 1
-                    self._take(*ended)
-                    if not self._has_more():
-                        self._stop_idle_threads(self._busy)
-                ended = self._ended.get_nowait()
+                if event is not None:
+                    self._handle(*event)
+                event = self._events.get_nowait()
         except queue.Empty:
             pass
         if time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS
             log.info(self._progress())
 
+    def _handle(self, turn: Turn, event: Generated | JojoKeyError | Asks | Failed) -> None:
+        if isinstance(event, Asks):
+            if self.closed is not None:
+                turn.decided.set()
+            else:
+                self._waiting.append(turn)
+        elif isinstance(event, Failed):
+            if self.closed is None:
+                self._slow_down(turn, event.error)
+        else:
+            self._busy -= 1
+            self._unpermitted -= turn.ticket is None
+            self._take(turn, event)
+            if not self._has_more():
+                self._stop_idle_threads(self._busy)
+
     def _take(self, turn: Turn, outcome: Generated | JojoKeyError) -> None:
-        now = time.monotonic()
         self._sent.discard(turn.index)
+        slowed = isinstance(outcome, JojoKeyError) and self.closed is None and self._slow_down(turn, outcome)
+        if turn.ticket is not None:
+            self.limiter.done(turn.ticket, time.monotonic())  # no effect if the request was refused
         if isinstance(outcome, Generated):
-            self.limiter.done(turn.ticket, now)
             self._succeeded(turn, outcome)
             return
-        may_go_again = not self.stopped and self.closed is None
-        if isinstance(outcome, JojoKeyRateLimitError) and outcome.billed == "no":
-            self._slow_down(outcome, lambda: self.limiter.refused(turn.ticket, now, outcome.retry_after))
-            if may_go_again:
+        if slowed and not self.stopped:
+            if isinstance(outcome, JojoKeyRateLimitError):
                 self._again.appendleft((turn.index, turn.job))
                 return
-        elif (
-            isinstance(outcome, TRANSIENT) and outcome.billed == "no" and getattr(outcome, "transient", True)
-        ):
-            self._slow_down(outcome, lambda: self.limiter.overloaded(turn.ticket, now, outcome.retry_after))
             self._tries[turn.index] += 1
-            if may_go_again and self._tries[turn.index] < MAX_TRIES:
+            if self._tries[turn.index] < MAX_TRIES:
                 self._again.append((turn.index, turn.job))
                 return
-        else:
-            self.limiter.done(turn.ticket, now)
         self._failed(turn, outcome)
         if self.closed is None and (isinstance(outcome, FATAL_ERRORS) or _is_fatal_upload_error(outcome)):
             log.error("%s No further item is sent: the others would end the same way.", outcome.message)
             self._close(outcome)
 
-    def _slow_down(self, error: JojoKeyError, notify: Any) -> None:
-        before = self.limiter.wanted_pause(time.monotonic())
-        notify()
+    def _slow_down(self, turn: Turn, error: JojoKeyError) -> bool:
+        """Slow down after an unbilled error that may pass; return whether it is one.
+
+        A request's error is reported twice: when it arrives, and when it is recorded. The limiter counts it once.
+        """
+        if error.billed != "no" or not getattr(error, "transient", True):
+            return False
+        now = time.monotonic()
+        before = self.limiter.wanted_pause(now)
+        ticket = turn.ticket or Ticket(turn.began, given=False)
+        if isinstance(error, JojoKeyRateLimitError):
+            self.limiter.refused(ticket, now, error.retry_after)
+        elif isinstance(error, TRANSIENT):
+            self.limiter.overloaded(ticket, now, error.retry_after)
+        else:
+            return False
         self._last_refusal = error
-        pause = self.limiter.wanted_pause(time.monotonic())
+        pause = self.limiter.wanted_pause(now)
+        if turn.ticket is None:
+            self._held_until = now + pause
         if not before and pause >= 1:
             log.info("%s The whole batch waits for %.0f s.", error.message, pause)
+        return True
 
     def _give_up_waiting(self, now: float) -> None:
         assert self._last_refusal is not None
@@ -420,6 +521,8 @@ class Batch:
         self.closed = error.changed(
             billed="no", sent=False, usage=None, images=None, kept=[], spool=None, receipt=None
         )
+        while self._waiting:
+            self._waiting.popleft().decided.set()
 
     def _succeeded(self, turn: Turn, generated: Generated) -> None:
         self.tally.succeed(turn.index, generated.manifest)
@@ -427,7 +530,13 @@ class Batch:
             self._unsettled.append(Unsettled(turn.job, len(generated.manifest["images"])))
         prompt = turn.job.request.prompt
         result = Result.from_manifest(generated.manifest, prompt=prompt, aws_conn_id=self._aws_conn_id)
-        self.manifest.add(turn.index, result.to_xcom())
+        proof = {
+            "fingerprint": generated.attempt.fingerprint,
+            "reuse": turn.job.reuse,
+            "receipt_etag": generated.etag,
+            "settled": not generated.receipt.missing_usage(turn.job.owner),
+        }
+        self.manifest.add(turn.index, {**result.to_xcom(), **proof})
 
     def _failed(self, turn: Turn, error: JojoKeyError) -> None:
         self.tally.fail(turn.index, turn.job, error)
@@ -487,11 +596,11 @@ class Batch:
         rate = tally.made / elapsed
         left = tally.total - tally.done
         time_left = f", about {_duration(left / rate)} left" if rate and left else ""
-        pace = f", JojoKey takes {self.limiter.limit:.0f} in {self.limiter.window:.0f} s"
+        pace = str(self.limiter)
         return (
             f"{tally.done} of {tally.total} done: {tally.made} made, {tally.reused} reused, {tally.failed} failed; "
-            f"{self._busy} in flight, {tally.tokens:,} tokens, {60 * rate:.1f} a minute{time_left}"
-            f"{pace if self.limiter.limit < float('inf') else ''}"
+            f"{self.limiter.in_flight} in flight, {tally.tokens:,} tokens, {60 * rate:.1f} a minute{time_left}"
+            f"{f', the gateway accepts {pace}' if pace else ''}"
         )
 
     def summary(self) -> str:

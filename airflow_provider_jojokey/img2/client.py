@@ -127,6 +127,10 @@ class Client:
         """Close idle connections."""
         self.session.close()
 
+    def open_ahead(self) -> None:
+        """Open a connection for a request that will probably follow within a second or two. Returns at once."""
+        transport.open_ahead(self.session, f"{self.base_url}/v1/images/generations", self.timeout[0])
+
     def abort(self) -> None:
         """Break off what is in flight: waiting threads get an error now. It is billed anyway."""
         aborted, self._aborted = (

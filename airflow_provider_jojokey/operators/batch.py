@@ -162,6 +162,7 @@ class GenerateImageBatchOperator(ImageOperator):
         :raises JojoKeyError: if not all items have their images; the message counts the kinds of errors,
             and says what was spent and what a retry will do
         """
+        from airflow_provider_jojokey.batch import previous
         from airflow_provider_jojokey.batch.heap import keep_small
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
         from airflow_provider_jojokey.batch.runner import Batch
@@ -198,10 +199,12 @@ class GenerateImageBatchOperator(ImageOperator):
             try:
                 with switch.interruptible():
                     if place:
+                        if owner.try_number > 1:
+                            batch.previous = previous.load(self.store, *place, settings.spool_directory)
                         self._preflight(buckets, place)
                     if total:
                         batch.preflight()
-                    batch.load_spent()
+                    batch.load_spent(wanted)
             except TaskStopped:
                 self._push(context, "usage", total_usage(()))
                 raise switch.error() from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -38,6 +39,10 @@ log = logging.getLogger(__name__)
 VERSION = 1
 MAX_CONFLICTS = 50
 """Writes of the run's entry that may fail because of other tasks."""
+BLOCK = 64
+"""Jobs that a batch reserves for at once, at most."""
+LEFT_FOR_OTHERS = 8
+"""One part in so many of what a Dag run has left is reserved at once, at most."""
 RECHECK = 1.0
 """Seconds after which a job that waits for room checks whether it may still be sent."""
 
@@ -57,6 +62,9 @@ class Amount:
 
     def __str__(self) -> str:
         return f"{self.tokens:,} tokens and {self.images:,} images"
+
+    def __le__(self, other: Amount) -> bool:
+        return self.tokens <= other.tokens and self.images <= other.images
 
     def fits(self, limit: Limit) -> bool:
         """Whether it is within ``limit``."""
@@ -98,6 +106,9 @@ class Budget:
         self._run = run if run_limit else None
         self._spent = spent
         self._reserved: dict[str, tuple[Amount, Amount]] = {}
+        self._booked = Amount()
+        """What the Dag run's object holds for this task: at least what is spent and reserved."""
+        self._wanted = Amount()
         self._changed = threading.Condition()
 
     @classmethod
@@ -105,9 +116,13 @@ class Budget:
         """Return a budget without limits."""
         return cls(Limit(), Limit(), None)
 
-    def start(self, spent: Amount) -> None:
-        """Set what the task has spent before its jobs start."""
+    def start(self, spent: Amount, wanted: Amount | None = None) -> None:
+        """Set what the task has spent before its jobs start.
+
+        :param wanted: about what all of its jobs cost, so that it may reserve for several at once
+        """
         self._spent = spent
+        self._wanted = spent + (wanted or Amount())
 
     @property
     def spent(self) -> Amount:
@@ -161,6 +176,7 @@ class Budget:
                 return
             try:
                 self._run.book(self._spent, Limit())
+                self._booked = self._spent
             except JojoKeyError as error:
                 log.warning("The Dag run's budget still holds this task's reservation: %s", error.message)
 
@@ -168,7 +184,36 @@ class Budget:
         reserved = sum((amount for amount, _ in self._reserved.values()), self.spent + about)
         if not reserved.fits(self._task_limit):
             return False
-        return self._run is None or self._run.book(reserved, self._run_limit)
+        if self._run is None or reserved <= self._booked:
+            return True
+        for amount in (self._with_block(reserved, about), reserved):
+            if self._run.book(amount, self._run_limit):
+                self._booked = amount
+                return True
+        return False
+
+    def _with_block(self, reserved: Amount, about: Amount) -> Amount:
+        """Return ``reserved`` and some more, so that not every job writes the Dag run's object.
+
+        Never more than this task wants in all, nor than a small part of what the run has left: other tasks would
+        be refused for it. None where the object has to be read each time.
+        """
+        assert self._run is not None
+        if not self._run.protected:
+            return reserved
+        left = self._run.left(reserved, self._run_limit)
+        jobs = min(
+            float(BLOCK),
+            *(
+                min(free / LEFT_FOR_OTHERS, wanted - taken) / max(1, each)
+                for free, wanted, taken, each in (
+                    (left[0], self._wanted.tokens, reserved.tokens, about.tokens),
+                    (left[1], self._wanted.images, reserved.images, about.images),
+                )
+            ),
+        )
+        jobs = max(0, int(jobs))
+        return reserved + Amount(jobs * about.tokens, jobs * about.images)
 
     def _refusal(self, about: Amount) -> JojoKeyBudgetError:
         if (self.spent + about).fits(self._task_limit) and self._run is not None:
@@ -212,6 +257,19 @@ class RunBudget:
         """The object's ``s3://`` URI."""
         return f"s3://{self._bucket}/{self._key}"
 
+    @property
+    def protected(self) -> bool:
+        """Whether no task can overwrite another one's entry unseen."""
+        return self._store.conditional_writes_verified(self._bucket)
+
+    def left(self, own: Amount, limit: Limit) -> tuple[float, float]:
+        """Return the tokens and images that the run has left, with ``own`` for this task, as last read."""
+        total = self.total(own)
+        return (
+            math.inf if limit.tokens is None else limit.tokens - total.tokens,
+            math.inf if limit.images is None else limit.images - total.images,
+        )
+
     def total(self, own: Amount) -> Amount:
         """Return the sum over the run's tasks, with ``own`` for this one."""
         return sum((amount for task, amount in (self._tasks or {}).items() if task != self._own), own)
@@ -225,7 +283,7 @@ class RunBudget:
         """
         for conflicts in range(MAX_CONFLICTS):
             # A write replaces others' news unseen, unless conditional writes are enforced: then read first.
-            fresh = self._tasks is None or not self._store.conditional_writes_verified(self._bucket)
+            fresh = self._tasks is None or not self.protected
             tasks = self._tasks = self._read() if fresh or self._tasks is None else self._tasks
             fits = self.total(own).fits(limit)
             if fits and tasks.get(self._own, Amount()) == own:

@@ -51,7 +51,10 @@ class Services:
     :param log: the gateway log, if it is shared
     :param budget: the limits, if they are shared
     :param permit: called before a claim and before each send; raises :class:`JojoKeyError` to prevent it
+    :param acquire: called before a claim, once the receipt allows a payment; waits for the job's turn, or raises
+        :class:`JojoKeyError`
     :param on_send: called right before each send
+    :param on_failure: called with the error as soon as a request has failed, before that is recorded
     :param resend: whether the hook may resend a request that was not billed; a batch decides that itself
     """
 
@@ -61,7 +64,9 @@ class Services:
     log: GatewayLog | None = None
     budget: Budget | None = None
     permit: Callable[[], None] = lambda: None
+    acquire: Callable[[], None] = lambda: None
     on_send: Callable[[], None] = lambda: None
+    on_failure: Callable[[JojoKeyError], None] = lambda error: None
     resend: bool = True
 
 

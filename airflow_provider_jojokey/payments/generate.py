@@ -45,11 +45,13 @@ class Generated:
     :param receipt: the receipt as it is now
     :param attempt: the attempt that paid for them
     :param manifest: what the operator returns
+    :param etag: the receipt's ETag
     """
 
     receipt: Receipt
     attempt: Attempt
     manifest: dict[str, Any]
+    etag: str | None = None
 
 
 def generate_images(job: ImageJob, services: Services) -> Generated:
@@ -78,6 +80,9 @@ def _generate(context: Context) -> Generated:
     # Attempts that allow another payment: their images are gone, or the user agrees to pay again. They don't
     # hide earlier attempts, which may be unresolved.
     settled: set[str] = set()
+    if context.services.resend and job.owner.try_number <= 1:
+        # Most first tries pay. A batch's images take much longer than its connections.
+        context.services.hook.client.open_ahead()
     while (rounds := rounds + 1) <= MAX_ROUNDS:
         fresh = rounds == 1 and targets.are_free(context)
         receipt = context.receipts.assume_absent() if fresh else context.receipts.read()
@@ -116,6 +121,8 @@ def _generate(context: Context) -> Generated:
         if not fresh and not targets.may_be_written(context, receipt):
             continue
         context.budget.reserve(job, receipt, context.permit)
+        context.services.acquire()
+        context.permit()  # again: a turn may take minutes
         attempt = context.new_attempt()
         paid = claim_and_send(context, attempt)
         if paid is not None:
@@ -149,7 +156,7 @@ def _generated(context: Context, attempt: Attempt, receipt: Receipt, *, reused: 
         "reused": reused,
         "receipt": context.receipts.uri,
     }
-    return Generated(receipt, attempt, manifest)
+    return Generated(receipt, attempt, manifest, context.receipts.etag)
 
 
 def _log_result(attempt: Attempt, reused: bool) -> None:

@@ -61,6 +61,11 @@ class ReceiptStore:
         return self._store.conditional_writes_verified(self.bucket)
 
     @property
+    def etag(self) -> str | None:
+        """The ETag of :attr:`last`; ``None`` if it is not in S3."""
+        return self._etag
+
+    @property
     def clock(self) -> str:
         """The source of :meth:`now`: ``"s3"`` or ``"host"``."""
         return self._store.clock

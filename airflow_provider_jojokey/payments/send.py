@@ -120,6 +120,7 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
     except OSError as error:
         raise _failed(context, attempt, receipt, context.spool_error(error), sends) from None
     except JojoKeyError as error:
+        context.services.on_failure(error)
         # Not error.request_id: a message or a proxy may quote the ID of another request.
         attempt = replace(attempt, request_id=known.get("request_id"), usage=error.usage)
         arrived = whole_response(context, attempt) if error.billed != "no" else None

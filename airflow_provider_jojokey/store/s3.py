@@ -15,7 +15,7 @@ import hashlib
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from datetime import datetime
 from functools import cached_property
@@ -367,6 +367,43 @@ class ImageStore:
             if is_web_page(headers_of(response)):  # some have an ETag
                 raise self._not_s3(response, doing)
             return response["Consumed"], self._etag(response, doing)
+
+    def download(self, bucket: str, key: str, file: IO[bytes]) -> bool:
+        """Write an object's content to ``file``.
+
+        :return: ``False`` if S3 says that there is no such object
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        doing = f"read s3://{bucket}/{key}"
+
+        def copy(response: dict[str, Any]) -> None:
+            for piece in response["Body"].iter_chunks(256 * 1024):
+                file.write(piece)
+
+        with translate_errors(doing):
+            try:
+                response = self._request("get_object", copy, Bucket=bucket, Key=key)
+            except client_error() as error:
+                if code_of(error) == "NoSuchKey":
+                    return False
+                raise
+            self._etag(response, doing)
+            return True
+
+    def list(self, bucket: str, prefix: str, pages: int) -> Iterator[dict[str, Any]]:
+        """Yield the objects whose keys begin with ``prefix``, as S3 describes them.
+
+        :param pages: requests at most, each for up to 1,000 objects
+        :raises JojoKeyStoreError: if S3 gives no answer
+        """
+        more: dict[str, str] = {}
+        for _ in range(pages):
+            with translate_errors(f"list s3://{bucket}/{prefix}"):
+                response = self._request("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+            yield from response.get("Contents", ())
+            if not response.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": response["NextContinuationToken"]}
 
     def put(
         self, bucket: str, key: str, body: bytes | IO[bytes], content_type: str, *, image: bool = False

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from loopback import Exchange, Server
 
-from airflow_provider_jojokey.batch import limiter, runner
+from airflow_provider_jojokey.batch import limiter, models, runner
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from batch.conftest import posters
@@ -20,11 +20,12 @@ from batch.conftest import posters
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses of a fraction of a second: how long they are is the limiter's tests' matter."""
+    """Pauses of a fraction of a second: their length is a matter of the limiter's tests."""
     monkeypatch.setattr(limiter, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(limiter, "LONGEST_PAUSE", 0.2)
-    monkeypatch.setattr(limiter, "WINDOWS", (0.2, 0.5, 2.0))
-    monkeypatch.setattr(limiter, "RATE_AFTER_REFUSAL", 20.0)
+    monkeypatch.setattr(models, "WINDOWS", (0.5, 1.0, 2.0))
+    monkeypatch.setattr(models, "FIRST_GAP", 0.1)
+    monkeypatch.setattr(models, "LONGEST_GAP", 0.2)
 
 
 def prompts(gateway: Any) -> list[str]:

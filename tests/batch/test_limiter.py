@@ -1,207 +1,220 @@
-"""The pace of a batch, against gateways that count: simulated, to the millisecond, in no time."""
+"""The pace of a batch, against simulated gateways: virtual time, to the millisecond."""
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
-import random
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
+from benchmarks.limiter import Bucket, Case, Concurrent, Fixed, Gateway, Sliding, compare, simulate
 
-Verdict = tuple[str, float | None]
-
-
-@dataclass
-class Outcome:
-    seconds: float
-    refused: int
-    accepted: list[float] = field(default_factory=list)
-    peak: int = 0
-    stalled: bool = False
+FAST, SLOW = (0.03, 0.05), (0.1, 0.25)
 
 
-def simulate(
-    gateway: Callable[[float, int], Verdict],
-    items: int,
-    *,
-    max_in_flight: int = 64,
-    trip: float = 0.15,
-    works: Callable[[], float] = lambda: 10.0,
-    patience: float = 300.0,
-) -> Outcome:
-    """Send ``items`` through a limiter to ``gateway``, which is told the time and what it is working on.
-
-    A refusal is known after a round trip of ``trip`` seconds, an image after ``works`` more.
-    """
-    limiter = Limiter(max_in_flight, patience)
-    outcome, now, left, busy = Outcome(0, 0), 0.0, items, 0
-    events: list[tuple[float, int, str, Ticket, float | None]] = []
-    order = itertools.count()
-    working = 0
-    while left or busy:
-        if limiter.stalled(now):
-            outcome.stalled = True
-            break
-        if left and limiter.delay(now) == 0:
-            ticket = limiter.give(now)
-            ticket.sent_at = now
-            left, busy = left - 1, busy + 1
-            outcome.peak = max(outcome.peak, busy)
-            said, retry_after = gateway(now + trip / 2, working)
-            if said == "ok":
-                working += 1
-                outcome.accepted.append(now)
-                heapq.heappush(events, (now + trip + works(), next(order), said, ticket, None))
-            else:
-                outcome.refused += 1
-                heapq.heappush(events, (now + trip, next(order), said, ticket, retry_after))
-            continue
-        then = now + limiter.delay(now) if left else math.inf
-        if events and events[0][0] <= then:
-            now, _, said, ticket, retry_after = heapq.heappop(events)
-            busy -= 1
-            if said == "ok":
-                working -= 1
-                limiter.done(ticket, now)
-            else:
-                left += 1
-                slow_down = limiter.refused if said == "429" else limiter.overloaded
-                slow_down(ticket, now, retry_after)
-        else:
-            assert then > now
-            now = then + 1e-9
-        assert now < 1e6, "it never ends"
-    outcome.seconds = now
-    return outcome
-
-
-def sliding(limit: int, window: float, tell: bool = False) -> Callable[[float, int], Verdict]:
-    """A gateway that takes ``limit`` requests in any ``window`` seconds."""
-    taken: deque[float] = deque()
-
-    def answer(now: float, working: int) -> Verdict:
-        while taken and taken[0] <= now - window:
-            taken.popleft()
-        if len(taken) >= limit:
-            return "429", math.ceil(taken[0] + window - now) if tell else None
-        taken.append(now)
-        return "ok", None
-
-    return answer
-
-
-def fixed(limit: int, window: float, tell: bool = False) -> Callable[[float, int], Verdict]:
-    """A gateway that counts from the full minute."""
-    taken = {"window": -1, "count": 0}
-
-    def answer(now: float, working: int) -> Verdict:
-        current = int(now // window)
-        if taken["window"] != current:
-            taken.update(window=current, count=0)
-        if taken["count"] >= limit:
-            return "429", math.ceil((current + 1) * window - now) if tell else None
-        taken["count"] += 1
-        return "ok", None
-
-    return answer
-
-
-@pytest.mark.parametrize("kind", [sliding, fixed])
-@pytest.mark.parametrize("tell", [False, True], ids=["silent", "retry_after"])
-@pytest.mark.parametrize("max_in_flight", [8, 64, 256])
-@pytest.mark.parametrize("limit", [10, 30, 120])
-def test_a_limit_a_minute_is_found_with_a_handful_of_refusals_and_then_used(
-    kind: Callable[..., Callable[[float, int], Verdict]], tell: bool, max_in_flight: int, limit: int
+@pytest.mark.parametrize("tells", [False, True], ids=["silent", "retry_after"])
+@pytest.mark.parametrize("trips", [FAST, SLOW], ids=["fast", "slow"])
+@pytest.mark.parametrize("in_flight", [16, 64, 200])
+@pytest.mark.parametrize("limit", [30, 120])
+def test_limit_of_a_minute_is_found_and_used(
+    limit: int, in_flight: int, trips: tuple[float, float], tells: bool
 ) -> None:
-    items = limit * 8
+    result = compare(Case(lambda _: Sliding(limit, 60.0, tells), 400, in_flight, trips=trips))
 
-    outcome = simulate(kind(limit, 60.0, tell), items, max_in_flight=max_in_flight)
+    assert result["ratio"] <= 1.25
+    assert result["share"] <= 0.15
 
-    assert len(outcome.accepted) == items
-    assert outcome.refused <= (12 if limit <= 30 else 16)
-    ideal = max(60.0 * (items / limit - 1), 10.0 * items / max_in_flight)
-    assert outcome.seconds <= 1.35 * ideal + 90
+
+@pytest.mark.parametrize("phase", [0.3, 0.7])
+def test_minute_that_ends_soon_is_noticed(phase: float) -> None:
+    result = compare(Case(lambda _: Fixed(120, 60.0, phase=60 * phase), 500, 200))
+
+    assert result["ratio"] <= 1.5
+    assert result["share"] <= 0.12
 
 
 @pytest.mark.parametrize("limit", [5, 20])
-def test_a_limit_a_second_is_not_taken_for_one_a_minute(limit: int) -> None:
-    outcome = simulate(sliding(limit, 1.0), 300, max_in_flight=256, works=lambda: 1.0)
+def test_limit_of_a_second_is_not_taken_for_one_of_a_minute(limit: int) -> None:
+    result = compare(Case(lambda _: Sliding(limit, 1.0), 300, 200))
 
-    assert len(outcome.accepted) == 300
-    assert outcome.refused <= 25
-    assert outcome.seconds <= 3.5 * 300 / limit
+    assert result["ratio"] <= 1.5
+    assert result["share"] <= 0.12
 
 
-def test_a_gateway_without_limits_gets_all_within_seconds() -> None:
-    outcome = simulate(lambda now, working: ("ok", None), 1_000, max_in_flight=1_000, works=lambda: 30.0)
+@pytest.mark.parametrize("rate", [0.5, 2.0, 10.0])
+def test_token_bucket_is_used_at_its_rate(rate: float) -> None:
+    result = compare(Case(lambda _: Bucket(rate, 20), 300, 200))
 
-    assert outcome.peak == 1_000
-    assert outcome.accepted[-1] < 20
-    assert outcome.refused == 0
+    assert result["ratio"] <= 1.3
+    assert result["share"] <= 0.15
+
+
+@pytest.mark.parametrize("limit", [5, 20, 60])
+def test_limit_on_requests_at_once_is_used(limit: int) -> None:
+    result = compare(Case(lambda _: Concurrent(limit), 300, 200))
+
+    assert result["ratio"] <= 1.25
+    assert result["share"] <= 0.12
+
+
+def test_two_batches_share_a_limit() -> None:
+    first, second = simulate(Case(lambda _: Sliding(120, 60.0, True), 200, 100, batches=2))
+
+    assert first.requests - first.refused == second.requests - second.refused == 200
+    assert abs(first.seconds - second.seconds) <= 120
+
+
+def test_gateway_without_limit_gets_all_within_seconds() -> None:
+    result = compare(Case(lambda _: Gateway(), 1_000, 1_000, takes=(30.0, 30.0)))
+
+    assert result["refused"] == 0
+    assert result["seconds"] - result["oracle"] <= 15
 
 
 def test_in_flight_is_never_more_than_allowed() -> None:
-    assert simulate(lambda now, working: ("ok", None), 100, max_in_flight=7).peak == 7
+    class Counting(Gateway):
+        peak = 0
+
+        def accept(self, now: float) -> None:
+            Counting.peak = max(Counting.peak, self.working + 1)
+
+    simulate(Case(lambda _: Counting(), 100, 7))
+
+    assert Counting.peak == 7
 
 
-def test_an_overloaded_gateway_is_asked_for_less_at_once_and_then_for_more_again() -> None:
-    def busy_until_a_minute(now: float, working: int) -> Verdict:
-        return ("503", None) if now < 60 and working >= 10 else ("ok", None)
+def test_refusals_decided_before_a_cut_count_once() -> None:
+    limiter, tickets, now = Limiter(64), [], itertools.count()
+    for _ in range(40):
+        ticket = limiter.give(next(now))
+        tickets.append(ticket)
+    for ticket in tickets[:10]:
+        ticket.sent_at = 40.0  # long after it was decided
 
-    outcome = simulate(busy_until_a_minute, 400, max_in_flight=64)
+    limiter.refused(tickets[0], 41.0, None)
+    first = limiter.delay(41.0)
+    for ticket in tickets[1:10]:
+        limiter.refused(ticket, 41.0, None)
 
-    assert len(outcome.accepted) == 400
-    assert outcome.refused <= 30
-    late = [one for one in outcome.accepted if one > outcome.seconds - 40]
-    assert len(late) >= 100  # by then it is back at what is allowed, or nearly
+    assert limiter.delay(41.0) <= first
+    assert limiter.refusals == 10
 
 
-def test_retry_after_is_honoured_by_all() -> None:
-    def away(now: float, working: int) -> Verdict:
-        return ("429", 40.0 - now) if 2 < now < 40 else ("ok", None)
+def test_refused_request_is_counted_once_although_it_is_reported_twice() -> None:
+    limiter = Limiter(8)
+    ticket = limiter.give(0.0)
+    ticket.sent_at = 0.1
 
-    outcome = simulate(away, 200)
+    limiter.refused(ticket, 0.2, None)
+    limiter.refused(ticket, 0.3, None)
+    limiter.done(ticket, 0.4)
 
-    assert not [one for one in outcome.accepted if 3 < one < 40]
+    assert (limiter.refusals, limiter.in_flight) == (1, 0)
+
+
+def test_permission_that_is_not_used_does_not_count() -> None:
+    limiter = Limiter(1)
+    ticket = limiter.give(0.0)
+
+    limiter.done(ticket, 1.0)
+
+    assert limiter.in_flight == 0
+    assert limiter.delay(1.0) == 0
+
+
+def test_retry_after_is_honored() -> None:
+    class Away(Gateway):
+        times: list[float] = []  # noqa: RUF012
+
+        def free_at(self, now: float) -> float:
+            Away.times.append(now)
+            return 40.0 if 2 < now < 40 else now
+
+    outcome = simulate(Case(lambda _: Away(tells=True), 200, 64))[0]
+
+    assert not [time for time in Away.times if 3 < time < 39.9]
     assert outcome.refused <= 12
 
 
-@pytest.mark.parametrize("said", ["429", "503"])
-def test_a_gateway_that_only_refuses_is_given_up(said: str) -> None:
-    outcome = simulate(lambda now, working: (said, None), 50)
+class Never(Gateway):
+    """A gateway that refuses everything."""
+
+    def free_at(self, now: float) -> float:
+        return now + 3_600.0
+
+
+def test_gateway_that_refuses_everything_is_given_up() -> None:
+    outcome = simulate(Case(lambda _: Never(), 50, 64))[0]
 
     assert outcome.stalled
-    assert 200 <= outcome.seconds <= 400
-    assert outcome.refused <= 20
+    assert outcome.refused <= 40
 
 
-def test_a_wait_that_is_asked_for_and_longer_than_patience_is_not_waited() -> None:
-    outcome = simulate(lambda now, working: ("429", 3_600.0), 50)
+def test_progress_resets_the_time_to_give_up() -> None:
+    limiter = Limiter(8, patience=10.0)
+    for moment in range(0, 100, 5):
+        refused, made = limiter.give(float(moment)), limiter.give(moment + 1.0)
+        refused.sent_at = made.sent_at = moment + 1.0
+        limiter.refused(refused, moment + 2.0, None)
+        limiter.done(made, moment + 3.0)
+        assert not limiter.stalled(moment + 4.0)
 
-    assert outcome.stalled
-    assert outcome.seconds < 1
+    last = limiter.give(100.0)
+    last.sent_at = 100.0
+    limiter.refused(last, 101.0, None)
+
+    assert not limiter.stalled(110.0)
+    assert limiter.stalled(112.0)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_whatever_the_gateway_counts_by_the_campaign_ends(seed: int) -> None:
-    chance = random.Random(seed)
-    limit, window = chance.choice([1, 3, 17, 60]), chance.choice([1.0, 5.0, 15.0, 60.0, 90.0])
-    kind = chance.choice([sliding, fixed])
-    items = max(20, 4 * limit)
+def test_wait_longer_than_patience_is_not_waited() -> None:
+    limiter = Limiter(8)
+    ticket = limiter.give(0.0)
+    ticket.sent_at = 0.0
 
-    outcome = simulate(
-        kind(limit, window, chance.random() < 0.5),
-        items,
-        max_in_flight=chance.choice([1, 8, 64]),
-        trip=chance.choice([0.002, 0.2, 1.0]),
-        works=lambda: chance.uniform(1, 30),
-    )
+    limiter.refused(ticket, 0.1, 3_600.0)
 
-    assert len(outcome.accepted) == items
-    assert outcome.refused <= (12 + 2 * items / limit if window <= 60 else 5 * items)
+    assert limiter.stalled(0.2)
+
+
+def test_overloaded_gateway_gets_less_at_once_and_then_more() -> None:
+    limiter = Limiter(64)
+    tickets = [limiter.give(0.0) for _ in range(64)]
+    for ticket in tickets:
+        ticket.sent_at = 0.0
+    for ticket in tickets[32:]:
+        limiter.overloaded(ticket, 1.0, None)
+    limits = []
+    for ticket in tickets[:32]:
+        limiter.done(ticket, 10.0)
+    for moment in (10.0, 100.0):
+        given: list[Ticket] = []
+        while limiter.delay(moment) < float("inf"):
+            given.append(limiter.give(moment))
+            given[-1].sent_at = moment
+            moment += 1.0
+        limits.append(len(given))
+        for ticket in given:
+            limiter.done(ticket, moment)
+
+    assert limits[0] < 64
+    assert limits[1] > limits[0]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda chance: Sliding(chance.choice([3, 17, 60]), chance.choice([1.0, 15.0, 90.0]), bool(chance.getrandbits(1))),
+        lambda chance: Fixed(chance.choice([3, 17, 60]), chance.choice([1.0, 15.0, 90.0]), bool(chance.getrandbits(1))),
+        lambda chance: Bucket(chance.uniform(0.2, 20), chance.choice([1, 10, 100]), bool(chance.getrandbits(1))),
+        lambda chance: Concurrent(chance.choice([1, 3, 40]), bool(chance.getrandbits(1))),
+    ],
+    ids=["sliding", "fixed", "bucket", "concurrent"],
+)  # fmt: skip
+def test_campaign_ends_whatever_the_gateway_counts(make: Callable[..., Gateway], seed: int) -> None:
+    result = compare(Case(make, 150, 64, seed=seed))
+
+    assert result["ratio"] < float("inf")
+    assert result["share"] <= 0.5

@@ -1,0 +1,154 @@
+"""What an earlier try of the same batch has completed, without a request per item.
+
+The manifest of the earlier try names each item's images and the ETag of its receipt. A listing of the bucket shows
+which of these objects are unchanged. Only both together prove that an item needs nothing:
+
+* its receipt has the ETag that the manifest names, so nothing has been recorded since then;
+* each of its images has the size that the manifest names, and is not newer than the receipt, which is written after
+  the images.
+
+Without that proof, the item is checked like any other: its receipt is read, and its images are looked for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.store import spool
+from airflow_provider_jojokey.store.keys import RECEIPTS
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.payments.job import ImageJob
+    from airflow_provider_jojokey.store.s3 import ImageStore
+
+log = logging.getLogger(__name__)
+
+REUSABLE = ("run", "always")
+PAGES, KEYS_PER_PAGE = 10, 1000
+"""A listing ends after this many pages more than the keys need, in case the bucket holds much else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object as a listing shows it."""
+
+    size: int
+    etag: str
+    modified: datetime
+
+
+class Previous:
+    """The manifest of an earlier try, and what is in S3 now. Ask for the items in their order.
+
+    :param lines: the manifest
+    :param listed: the objects by bucket and key
+    :param spool_directory: where images of unfinished attempts wait
+    """
+
+    def __init__(
+        self, lines: IO[bytes], listed: dict[tuple[str, str], Listed], spool_directory: Path
+    ) -> None:
+        self._lines = _parsed(lines)
+        self._listed = listed
+        self._spool_directory = spool_directory
+        self._line: dict[str, Any] | None = next(self._lines, None)
+
+    def unchanged(self, index: int, job: ImageJob, host: str) -> dict[str, Any] | None:
+        """Return the manifest's line for an item that needs nothing, or ``None`` without proof of that.
+
+        :param index: the item's number, higher than in the call before
+        :param host: the gateway
+        """
+        while self._line is not None and self._line["index"] < index:
+            self._line = next(self._lines, None)
+        line = self._line
+        if line is None or line["index"] != index or not self._proves(line, job, host):
+            return None
+        return line
+
+    def _proves(self, line: dict[str, Any], job: ImageJob, host: str) -> bool:
+        try:
+            receipt = self._listed.get((job.destination.bucket, job.destination.receipt_key))
+            return bool(
+                receipt is not None
+                and line["state"] == "complete"
+                and line["settled"] is True
+                and line["images"]
+                and line["reuse"] == job.reuse in REUSABLE
+                and line["receipt"] == job.destination.uri(job.destination.receipt_key)
+                and line["receipt_etag"].strip('"') == receipt.etag
+                and line["fingerprint"] == job.request.fingerprint(host)
+                and all(self._is_unchanged(image, receipt) for image in line["images"])
+                and not spool.attempts_in(self._spool_directory, job.uri)
+            )
+        except (KeyError, TypeError, AttributeError, OSError):
+            return False
+
+    def _is_unchanged(self, image: dict[str, Any], receipt: Listed) -> bool:
+        found = self._listed.get((image["bucket"], image["key"]))
+        return found is not None and found.size == image["bytes"] and found.modified <= receipt.modified
+
+
+def load(store: ImageStore, bucket: str, key: str, folder: Path) -> Previous | None:
+    """Return what an earlier try has left, or ``None`` if there is nothing to go by.
+
+    :param key: the manifest's key
+    :param folder: the spool directory
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lines: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    try:
+        if not store.download(bucket, key, lines):
+            return None
+        listed: dict[tuple[str, str], Listed] = {}
+        for name, (count, prefix) in _places(lines).items():
+            for under in (prefix, f"{RECEIPTS}{prefix}"):
+                pages = PAGES + count // KEYS_PER_PAGE
+                for found in store.list(name, under, pages):
+                    listed[name, found["Key"]] = Listed(
+                        found["Size"], found["ETag"].strip('"'), found["LastModified"]
+                    )
+    except JojoKeyError as error:
+        log.info("The items of the earlier try are checked one by one: %s", error.message)
+        return None
+    return Previous(lines, listed, folder)
+
+
+def _places(lines: IO[bytes]) -> dict[str, tuple[int, str]]:
+    """Return, for each bucket, how many images it has and the beginning that their keys share."""
+    places: dict[str, tuple[int, str]] = {}
+    for line in _parsed(lines):
+        try:
+            for image in line["images"] if line["state"] == "complete" else ():
+                count, prefix = places.get(image["bucket"], (0, image["key"]))
+                places[image["bucket"]] = count + 1, _shared(prefix, image["key"])
+        except (KeyError, TypeError):
+            continue
+    return places
+
+
+def _shared(one: str, other: str) -> str:
+    """Return the beginning that two texts share."""
+    length = next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(min(one, other, key=len))
+    )
+    return one[:length]
+
+
+def _parsed(lines: IO[bytes]) -> Iterator[dict[str, Any]]:
+    lines.seek(0)
+    for data in lines:
+        try:
+            line = json.loads(data)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and type(line.get("index")) is int:
+            yield line

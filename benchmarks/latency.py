@@ -1,0 +1,148 @@
+"""The wall time that one image adds to its generation, over a network with latency.
+
+    python -m benchmarks.latency [--rounds 15] [--s3 30] [--gateway 50] [--json FILE] [--check]
+
+A gateway with TLS and an S3 answer at once, behind proxies that delay what passes by a round-trip time. Contenders
+take turns: the vendor's example (``requests`` and ``put_object``), and ``GenerateImageOperator.execute`` with its
+receipt, claim and spool. Each round has new connections, as a task has; clients are created before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import certifi
+
+from benchmarks.one_image import Child, make_certificate
+
+TOKEN = "sk-benchmark"
+IMAGE_BYTES = 1_500_000
+TARGET = 1.1
+
+
+def vendors_example(api: str) -> float:
+    """Return the seconds of ``requests``, base64 and ``put_object``."""
+    import requests
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    s3 = S3Hook("aws_default").get_conn()
+    began = time.perf_counter()
+    answer = requests.post(
+        f"{api}/v1/images/generations",
+        headers={"Authorization": f"Bearer {TOKEN}"},
+        json={"model": "gpt-image-2", "prompt": "a poster", "response_format": "b64_json"},
+        timeout=120,
+    )
+    answer.raise_for_status()
+    content = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    s3.put_object(Bucket="images", Key=f"{uuid.uuid4()}.png", Body=content, ContentType="image/png")
+    return time.perf_counter() - began
+
+
+def ours(api: str) -> float:
+    """Return the seconds of the operator's ``execute``."""
+    from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+
+    operator = GenerateImageOperator(
+        task_id="poster", prompt="a poster", s3_bucket="images", s3_key=f"{uuid.uuid4()}.png"
+    )
+    ti = SimpleNamespace(
+        dag_id="latency",
+        run_id=str(uuid.uuid4()),
+        task_id="poster",
+        map_index=-1,
+        try_number=1,
+        xcom_push=lambda *_, **__: None,
+    )
+    operator.hook.client, operator.store.client  # noqa: B018 - creating them takes CPU, not round trips
+    began = time.perf_counter()
+    operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+    return time.perf_counter() - began
+
+
+CONTENDERS: dict[str, Callable[[str], float]] = {"vendor's example": vendors_example, "this package": ours}
+
+
+def measure(rounds: int, s3_trip: float, gateway_trip: float) -> dict[str, list[float]]:
+    """Return the milliseconds of each round."""
+    found: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
+        certificate, key = make_certificate(Path(home))
+        bundle = Path(home, "bundle.pem")
+        bundle.write_bytes(Path(certifi.where()).read_bytes() + certificate.read_bytes())
+        options = ("--certificate", str(certificate), "--key", str(key), "--image-bytes", str(IMAGE_BYTES))
+        servers = stack.enter_context(Child("_campaign_servers", *options))
+        ports = {}
+        for name, seconds in (("s3", s3_trip), ("api", gateway_trip)):
+            delays = ("--port", str(servers.first[name]), "--round-trip", str(seconds))
+            ports[name] = stack.enter_context(Child("_delays", *delays)).first["port"]
+        api = f"https://127.0.0.1:{ports['api']}"
+        aws = {
+            "endpoint_url": f"http://127.0.0.1:{ports['s3']}",
+            "region_name": "us-east-1",
+            "config_kwargs": {"s3": {"addressing_style": "path"}},
+        }
+        os.environ |= {
+            "AIRFLOW_HOME": home,
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": f"{home}/spool",
+            "AIRFLOW_CONN_JOJOKEY_DEFAULT": json.dumps(
+                {"conn_type": "jojokey", "host": api, "password": TOKEN}
+            ),
+            "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(
+                {"conn_type": "aws", "login": "benchmark", "password": "benchmark", "extra": aws}
+            ),
+            "SSL_CERT_FILE": str(bundle),
+            "REQUESTS_CA_BUNDLE": str(bundle),
+            "NO_PROXY": "127.0.0.1",
+        }
+        logging.disable(logging.CRITICAL)
+        for number in range(
+            rounds + 1
+        ):  # the first imports, and tests whether the store has conditional writes
+            for name, contender in CONTENDERS.items():
+                seconds = contender(api)
+                if number:
+                    found[name].append(1000 * seconds)
+        counted = servers.ask("stats")
+    if not counted["posts"] == counted["images"] == len(CONTENDERS) * (rounds + 1):
+        raise SystemExit(f"not every image was made and stored once: {counted}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--s3", type=float, default=30.0, help="milliseconds of a round trip (default 30)")
+    parser.add_argument("--gateway", type=float, default=50.0, help="the same to the gateway (default 50)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the target is missed")
+    arguments = parser.parse_args()
+    found = measure(arguments.rounds, arguments.s3 / 1000, arguments.gateway / 1000)
+    medians = {name: statistics.median(each) for name, each in found.items()}
+    print("| contender | median | fastest | slowest |\n|---|---|---|---|")
+    for name, each in found.items():
+        print(f"| {name} | {medians[name]:.0f} ms | {min(each):.0f} ms | {max(each):.0f} ms |")
+    ratio = medians["this package"] / medians["vendor's example"]
+    met = ratio <= TARGET
+    print(f"\n- {'met' if met else 'MISSED'}: {ratio:.2f} of the vendor's example (target: at most {TARGET})")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 1 if arguments.check and not met else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
