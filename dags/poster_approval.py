@@ -21,6 +21,7 @@ from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 ROUNDS = 3
 PICKS = ["Publish 1", "Publish 2", "Publish 3"]
 NONE = "None of them"
+MORE = f"{NONE}: pay for {len(PICKS)} more"
 BUCKET = "{{ var.value.get('posters_bucket', 'posters') }}"
 
 
@@ -34,7 +35,7 @@ def wishes(ti: Any) -> list[str]:
 @task.branch
 def decide(answer: dict[str, Any], otherwise: str) -> str:
     """Return where to go on: nobody's pick leads to another round."""
-    return otherwise if answer["chosen_options"] == [NONE] else "publish"
+    return "publish" if answer["chosen_options"][0] in PICKS else otherwise
 
 
 def one_round(number: int) -> tuple[GenerateImageOperator, Any]:
@@ -55,13 +56,16 @@ def one_round(number: int) -> tuple[GenerateImageOperator, Any]:
             subject=f"Which poster shall be published? (round {number} of {ROUNDS})",
             body=f"{{{{ pictures(ti, '{candidates.task_id}') }}}}\n\n**Asked for:** {{{{ escape(params.prompt) }}}}"
             "{% for wish in wishes(ti) %}\n\n**Changed:** {{ escape(wish) }}{% endfor %}",
-            options=[*PICKS, NONE],
+            options=[*PICKS, MORE if number < ROUNDS else NONE],
             params={
                 "wishes": Param(
                     "",
                     type=["string", "null"],
+                    format="multiline",
                     title="What should be different?",
-                    description="With 'None of them', these words join the prompt of the next round.",
+                    description=f"With '{MORE}', these words join the prompt of the next round."
+                    if number < ROUNDS
+                    else "This is the last round: with 'None of them', nothing is published.",
                 )
             },
             response_timeout=timedelta(days=7),

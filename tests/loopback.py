@@ -104,12 +104,12 @@ class Server:
             while True:
                 connection, _ = self._listener.accept()
                 self.connections += 1
+                self._open.append(connection)
                 thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        self._open.append(connection)
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.callback(connection.close)
             if self._tls:
@@ -136,7 +136,10 @@ def _read(connection: socket.socket) -> Request | None:
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     while len(body) < int(headers.get("content-length", 0)):
-        body += connection.recv(65536)
+        piece = connection.recv(65536)
+        if not piece:  # the client was killed while it sent its request
+            return None
+        body += piece
     method, target, _ = first.split(" ", 2)
     return Request(method, target, headers, body)
 
