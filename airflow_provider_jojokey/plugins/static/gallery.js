@@ -221,7 +221,7 @@ function Subtitle({ card, onChange }) {
   const label = card.map_index >= 0 ? ` · ${card.label ?? `[${card.map_index}]`}` : "";
   const only = { dag_id: card.dag_id, run_id: card.run_id };
   return [
-    `${card.task_id}${label} · `,
+    h("span", { key: "task" }, `${card.task_id}${label}`),
     h(
       "button",
       {
