@@ -143,6 +143,7 @@ def test_failure_of_unknown_cost_is_shown_the_same_way_everywhere(page: Page, ai
     expect(page.locator(".jojokey-table .jojokey-badge").first).to_have_text("Failed, perhaps paid")
     page.goto(f"{airflow.gallery}?run_id={quote(run_id)}")
     expect(page.locator(f"{CARD} .jojokey-badge")).to_have_text("Failed, perhaps paid")
+    expect(page.locator(f"{CARD} .jojokey-card-foot")).to_contain_text("Tokens unknown")
     expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 perhaps paid")
 
 

@@ -112,7 +112,7 @@ export function Card({ card, title, subtitle, onOpen }) {
         "div",
         { className: "jojokey-card-foot" },
         card.made_at && h(Time, { iso: card.made_at, relative: true }),
-        h("span", null, count(tokens, "{n} token", "{n} tokens")),
+        h("span", null, tokens || card.paid === "no" ? count(tokens, "{n} token", "{n} tokens") : t("Tokens unknown")),
       ),
     ),
   );

@@ -248,12 +248,13 @@ function Facts({ result, console }) {
       h(
         Fact,
         { label: t("Tokens") },
-        number(usage.total_tokens),
-        h(
-          "span",
-          { className: "jojokey-muted" },
-          ` = ${t("{in} in + {out} out", { in: number(usage.input_tokens), out: number(usage.output_tokens) })}`,
-        ),
+        usage.total_tokens || result.paid === "no" ? number(usage.total_tokens) : t("Unknown"),
+        usage.total_tokens > 0 &&
+          h(
+            "span",
+            { className: "jojokey-muted" },
+            ` = ${t("{in} in + {out} out", { in: number(usage.input_tokens), out: number(usage.output_tokens) })}`,
+          ),
       ),
       h(Fact, { label: t("Generated in") }, result.seconds === null ? null : seconds(result.seconds)),
       h(Fact, { label: t("Images") }, result.count > 1 ? number(result.count) : null),

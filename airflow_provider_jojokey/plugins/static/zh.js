@@ -115,6 +115,7 @@ export const zh = {
     "此标签页显示任务用 JojoKey 生成的图片及其费用。本次 Dag 运行中，此任务没有留下图片。",
   To: "结束日期",
   Tokens: "Token",
+  "Tokens unknown": "token 未知",
   "Tokens per Dag": "各 Dag 的 token",
   "Tokens per day": "每日 token",
   "Tokens per month": "每月 token",
