@@ -471,7 +471,7 @@ def _host(connection: Any) -> str | None:
 
     Airflow puts the path of a URI into the schema, decoded. In other connections the schema is the URL's scheme.
     """
-    from airflow_provider_jojokey.img2.transport import DEFAULT_BASE_URL
+    from airflow_provider_jojokey.img2.addresses import DEFAULT_BASE_URL
 
     host, path = _field(connection, "host"), _field(connection, "schema")
     own_scheme = None

@@ -19,7 +19,7 @@ from typing import Any
 
 import requests
 
-from airflow_provider_jojokey.img2 import transport
+from airflow_provider_jojokey.img2 import addresses, transport
 from airflow_provider_jojokey.img2.classify import from_response, is_relay
 from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind
@@ -103,14 +103,14 @@ class Client:
         session: requests.Session | None = None,
         decode_slots: AbstractContextManager[Any] | None = None,
     ) -> None:
-        self.base_url = transport.base_url_of(base_url)
+        self.base_url = addresses.base_url_of(base_url)
         self.timeout = (connect_timeout, read_timeout)
         self.session = session or transport.open_session(token, verify=verify, proxy=proxy)
         self._takes_response_format = True
         self._downloader = Downloader(self.base_url, self.session, connect_timeout, read_timeout)
         self._aborted = threading.Event()
         self._decode_slots = decode_slots
-        if transport.sends_token_in_the_clear(self.base_url):
+        if addresses.sends_token_in_the_clear(self.base_url):
             log.warning(
                 "The token for %s travels unencrypted: anyone on the way can read and use it. "
                 "Give the connection an https:// host.",

@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import requests
 import tenacity
 
-from airflow_provider_jojokey.img2 import transport
+from airflow_provider_jojokey.img2 import addresses, transport
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, causes, reason_of
 from airflow_provider_jojokey.img2.images import ImageFile, Incomplete, NotAnImage
 from airflow_provider_jojokey.img2.redact import clean
@@ -71,7 +71,7 @@ class Downloader:
             url = urljoin(f"{self._base_url}/v1/images/generations", link.strip())
             parts = urlsplit(url)
             upgradable = parts.scheme == "http" and parts.port in (None, 80)
-            if upgradable and not transport.is_own_origin(url, self._base_url):
+            if upgradable and not addresses.is_own_origin(url, self._base_url):
                 return urlunsplit(parts._replace(scheme="https", netloc=parts.netloc.removesuffix(":80")))
         except ValueError:
             return link
@@ -149,7 +149,7 @@ def _download_errors() -> Iterator[None]:
         yield
     except (*NETWORK_ERRORS, ValueError) as error:
         # An address that is not valid or not public, or a certificate that is not trusted, stays so.
-        lasting = (transport.ForbiddenAddress, ssl.SSLCertVerificationError)
+        lasting = (addresses.ForbiddenAddress, ssl.SSLCertVerificationError)
         lasts = isinstance(error, ValueError) or any(isinstance(cause, lasting) for cause in causes(error))
         kind = ReplyError if lasts else TransientFailure
         raise kind(f"the linked image cannot be downloaded: {reason_of(error)}") from None
@@ -177,7 +177,7 @@ def _is_allowed(url: str, base_url: str) -> bool:
     """
     try:
         parts = urlsplit(url)
-        own = transport.is_own_origin(url, base_url)
+        own = addresses.is_own_origin(url, base_url)
     except ValueError:
         raise ReplyError("the reply links to an image at an invalid URL") from None
     if parts.username is not None or parts.password is not None:
@@ -187,8 +187,8 @@ def _is_allowed(url: str, base_url: str) -> bool:
     if parts.scheme != "https" or not parts.hostname:
         raise ReplyError("the reply links to an image at a URL that is not https")
     try:
-        transport.require_public(parts.hostname)
-    except transport.ForbiddenAddress as error:
+        addresses.require_public(parts.hostname)
+    except addresses.ForbiddenAddress as error:
         raise ReplyError(f"the reply links to an image where {error}") from None
     except ValueError:
         pass  # a name: its address is checked once connected

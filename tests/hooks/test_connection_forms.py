@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_jojokey.exceptions import JojoKeyConnectionError
 from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
-from airflow_provider_jojokey.img2.transport import base_url_of
+from airflow_provider_jojokey.img2.addresses import base_url_of
 
 TOKEN = "sk-only-for-tests-0123456789"
 

@@ -34,6 +34,7 @@ from airflow_provider_jojokey.img2 import (
     ImageRequest,
     Img2Error,
     Kind,
+    addresses,
     client,
     download,
     estimate,
@@ -1083,8 +1084,8 @@ def test_cut_breaks_off_a_download(png: bytes) -> None:
 def test_an_ipv4_address_in_ipv6_clothes_is_judged_as_what_it_is(address: Any) -> None:
     def is_public(text: str) -> bool:
         try:
-            transport.require_public(text)
-        except transport.ForbiddenAddress:
+            addresses.require_public(text)
+        except addresses.ForbiddenAddress:
             return False
         return True
 
@@ -1099,13 +1100,13 @@ def test_an_ipv4_address_in_ipv6_clothes_is_judged_as_what_it_is(address: Any) -
      "2002:7f00:1::", "64:ff9b::a00:1", "64:ff9b::169.254.169.254", "::ffff:10.0.0.1"],
 )  # fmt: skip
 def test_addresses_that_are_not_public_do_not_pass(address: str) -> None:
-    with pytest.raises(transport.ForbiddenAddress):
-        transport.require_public(address)
+    with pytest.raises(addresses.ForbiddenAddress):
+        addresses.require_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_public_addresses_pass(address: str) -> None:
-    transport.require_public(address)
+    addresses.require_public(address)
 
 
 # --- when the network fails ---------------------------------------------------------------------------------------
