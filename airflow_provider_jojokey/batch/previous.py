@@ -113,6 +113,8 @@ def load(store: ImageStore, bucket: str, key: str, folder: Path) -> Previous | N
             for under in (prefix, f"{RECEIPTS}{prefix}"):
                 pages = PAGES + count // KEYS_PER_PAGE
                 for found in store.list(name, under, pages):
+                    if not {"Key", "Size", "ETag", "LastModified"} <= found.keys():
+                        continue  # an object that is not listed in full is looked at itself
                     listed[name, found["Key"]] = Listed(
                         found["Size"], found["ETag"].strip('"'), found["LastModified"]
                     )
@@ -148,7 +150,7 @@ def _parsed(lines: IO[bytes]) -> Iterator[dict[str, Any]]:
     for data in lines:
         try:
             line = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and type(line.get("index")) is int:
             yield line

@@ -401,9 +401,10 @@ class ImageStore:
             with translate_errors(f"list s3://{bucket}/{prefix}"):
                 response = self._request("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
             yield from response.get("Contents", ())
-            if not response.get("IsTruncated"):
+            token = response.get("NextContinuationToken")
+            if not response.get("IsTruncated") or not token:  # some stores forget the token
                 return
-            more = {"ContinuationToken": response["NextContinuationToken"]}
+            more = {"ContinuationToken": token}
 
     def put(
         self, bucket: str, key: str, body: bytes | IO[bytes], content_type: str, *, image: bool = False

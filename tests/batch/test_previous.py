@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,11 +22,16 @@ class Tries:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.requests: Counter[str] = Counter()
+        self.alter: Callable[[dict[str, Any]], object] = lambda response: None
+        """Changes what a listing returns."""
         request = ImageStore._request
 
         def counted(store: ImageStore, operation: str, *arguments: Any, **parameters: Any) -> Any:
             self.requests[operation] += 1
-            return request(store, operation, *arguments, **parameters)
+            response = request(store, operation, *arguments, **parameters)
+            if operation == "list_objects_v2":
+                self.alter(response)
+            return response
 
         monkeypatch.setattr(ImageStore, "_request", counted)
         self.number = 0
@@ -61,6 +67,28 @@ def test_complete_items_need_no_requests_in_a_retry(tries: Tries, gateway: Any) 
     assert (result["reused"], result["made"]) == (ITEMS - 1, 1)
     assert result["usage"]["total_tokens"] > first["usage"]["total_tokens"]
     assert sum(tries.requests.values()) <= 15
+    assert len(gateway.ledger) == ITEMS
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        pytest.param(lambda response: response.update(IsTruncated=True), id="truncated without a token"),
+        pytest.param(lambda response: response.pop("Contents", None), id="empty"),
+        pytest.param(
+            lambda response: [one.pop("ETag") for one in response.get("Contents", ())], id="no ETags"
+        ),
+    ],
+)
+def test_odd_listing_neither_fails_a_retry_nor_pays_again(
+    tries: Tries, gateway: Any, alter: Callable[[dict[str, Any]], object]
+) -> None:
+    tries.run(posters(ITEMS - 1))
+    tries.alter = alter
+
+    result = tries.run(posters(ITEMS))
+
+    assert (result["reused"], result["made"]) == (ITEMS - 1, 1)
     assert len(gateway.ledger) == ITEMS
 
 
