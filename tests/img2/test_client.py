@@ -488,7 +488,7 @@ def test_images_beside_a_broken_one_are_kept(png: bytes) -> None:
     with raw(lambda exchange: exchange.answer(200, document_of(png, b"no picture", png))) as (_, one):
         generation = one.generate(ImageRequest("a fox", n=3))
     assert [(image.index, bytes_of(image)) for image in generation.images] == [(0, png), (2, png)]
-    assert "2 of 3 requested images arrived: image 2 is no image" in generation.warnings[0]
+    assert "2 of 3 requested images arrived: image 2 is not a PNG" in generation.warnings[0]
     generation.close()
 
 
