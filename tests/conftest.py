@@ -23,6 +23,7 @@ os.environ.update(
     AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=os.environ.get("TESTS_DATABASE") or f"sqlite:///{_HOME}/airflow.db",
     AIRFLOW__JOJOKEY__SPOOL_DIRECTORY=os.path.join(_HOME, "spool"),
     AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
+    AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT="60",
     NO_PROXY="127.0.0.1,localhost",
 )
 
