@@ -82,7 +82,7 @@ def _generate(context: Context) -> Generated:
     settled: set[str] = set()
     if context.services.resend and job.owner.try_number <= 1:
         # Most first tries pay. A batch's images take much longer than its connections.
-        context.services.hook.client.open_ahead()
+        context.services.hook.client.preconnect()
     while (rounds := rounds + 1) <= MAX_ROUNDS:
         fresh = rounds == 1 and targets.are_free(context)
         receipt = context.receipts.assume_absent() if fresh else context.receipts.read()

@@ -132,7 +132,7 @@ def examine(
         try:
             logged = context.log.requests(newer_than=clock.monotonic() - gateway_log.MAX_AGE)
         except Img2Error as error:
-            problem, transient = error.summary, ADVICE[error.kind].passing
+            problem, transient = error.summary, ADVICE[error.kind].transient
     # As of the copy of the log: rows that were written since then are not in it.
     seen, finished_by = context.now() - timedelta(seconds=context.log.age()), context.finished_by(attempt)
     verdict = evidence.judge(
