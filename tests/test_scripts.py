@@ -139,7 +139,7 @@ def test_demo_says_why_the_sandbox_cannot_start(
     monkeypatch.setattr(demo, "HOME", tmp_path)
     monkeypatch.setattr(demo, "start_sandbox", refuse)
     assert demo.main() == 1
-    assert "cannot start. Another program uses port 4871" in capsys.readouterr().err
+    assert "can't start. Another program uses port 4871" in capsys.readouterr().err
 
 
 def program(path: Path, text: str) -> Path:
