@@ -44,7 +44,7 @@ def named_or_default(bucket: str | None, aws_conn_id: str) -> str:
     name = (bucket or "").removeprefix("s3://").rstrip("/") or default_bucket(aws_conn_id)
     if not name:
         raise CommandFailed(
-            "Pass --bucket, or set bucket_name in the service_config of the AWS connection",
+            "--bucket is missing. Pass it, or set bucket_name in the service_config of the AWS connection",
             USAGE,
         )
     for problem in bucket_problems(name):
