@@ -304,6 +304,7 @@ class Batch:
         if self._budget is None:
             return
         store, jobs, lock = self._services.store, self._plan.jobs(), threading.Lock()
+        prices = self._budget.prices
         sums: queue.SimpleQueue[Amount | BaseException] = queue.SimpleQueue()
 
         def add_up() -> None:
@@ -314,7 +315,7 @@ class Batch:
                         item = next(jobs, None)
                     if item is None:
                         break
-                    spent += spent_on(ReceiptStore(store, item[1].destination).read(), item[1])
+                    spent += spent_on(ReceiptStore(store, item[1].destination).read(), item[1], prices)
             except BaseException as error:
                 sums.put(error)
             else:
