@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("requests", "requests_toolbelt", "urllib3", "boto3", "botocore", "pybase64", "PIL", "tenacity",
+HEAVY = ("requests", "urllib3", "boto3", "botocore", "pybase64", "PIL", "tenacity",
          "airflow.providers.amazon", "cryptography.hazmat.backends", "numpy")  # fmt: skip
 
 AIRFLOW_ITSELF = (
