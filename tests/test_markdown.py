@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_jojokey import results
+from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.markdown import escape, pictures
 from airflow_provider_jojokey.results import Result
 from tests.support.manifests import IMAGE, MANIFEST
@@ -27,7 +28,8 @@ class TaskInstance:
 
 
 def made(count: int) -> TaskInstance:
-    manifest = {**MANIFEST, "images": [IMAGE] * count}
+    cost = Costs((Cost(5_930_000, "USD"),)).to_json()
+    manifest = {**MANIFEST, "images": [IMAGE] * count, "cost": cost}
     result = Result.from_manifest(manifest, prompt="a [fox](https://evil)", aws_conn_id=None)
     return TaskInstance(result.to_xcom())
 
@@ -43,7 +45,7 @@ def test_each_picture_has_a_number_and_leads_to_itself() -> None:
 def test_it_says_what_they_cost_and_holds_no_prompt_and_no_s3_link() -> None:
     told = pictures(made(2), "candidates")
 
-    assert "205 tokens" in told
+    assert told.endswith(" · ≈ USD 0.0059 · 205 tokens")
     assert "evil" not in told
     assert "s3://" not in told
     assert "http" not in told
