@@ -22,7 +22,7 @@ MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tes
                 tests/test_results.py tests/test_markdown.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check check-schemas coverage release-check \
+.PHONY: help install demo ui screenshots test test-long test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check check-schemas coverage release-check \
         format bench test-foreign bench-cluster constraints clean
 
 help: ## List these commands
@@ -50,8 +50,15 @@ ui: install ## The same world in Airflow's UI, without a login; Ctrl-C ends it
 screenshots: install ## The pictures of the UI in docs/images, taken by a Chromium from a real Airflow
 	@$(BIN)/python scripts/screenshots.py
 
-test: install ## The whole test suite, servers included
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/foreign --ignore tests/docs/test_tutorial.py --ignore tests/test_first_hour.py
+# Tests that have commands of their own: `make test` leaves them out, `.ci/run` runs those of `make test-long` too.
+LONG_TESTS := tests/browser tests/kill tests/operators/test_on_postgresql.py tests/test_demo.py
+OWN_TESTS  := tests/cluster tests/foreign tests/docs/test_tutorial.py tests/test_first_hour.py
+
+test: install ## All tests but the long ones, with real servers (less than eight minutes on two cores)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(addprefix --ignore ,$(LONG_TESTS) $(OWN_TESTS))
+
+test-long: install ## The long tests: the UI in Chromium, PostgreSQL, killed processes, make demo (six minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONG_TESTS)
 
 test-matrix: install ## What depends on Airflow, on the lowest supported 3.1, 3.2 and 3.3, with each Python that is there
 	@$(BIN)/python scripts/matrix.py --airflow $(AIRFLOWS) --python $(PYTHONS) -- -n 2 --dist loadfile \
@@ -89,9 +96,9 @@ build: install .venvs/release/installed ## Wheel and sdist in dist/, checked, wi
 	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints.txt --group $(notdir $(@D))
 	@touch $@
 
-kill: install ## Kill 240 real processes at random; run 4,000 sequences of accidents under a virtual clock (15 minutes)
+kill: install ## Kill 240 real processes at random; run 4,600 sequences of accidents under a virtual clock (15 minutes)
 	$(BIN)/python -m tests.kill --trials 240
-	$(BIN)/python -m tests.adversary --sequences 3000
+	$(BIN)/python -m tests.adversary --known --sequences 3000
 	$(BIN)/python -m tests.adversary --sequences 1000 --seed 2 --skew 600
 
 mutants: install ## Break the payment path line by line, and see whether the adversary notices (an hour)
