@@ -71,7 +71,10 @@ def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
     gateway.wait_until_idle(PATIENCE)
     gateway.behave_well()
 
-    end = end_of(start(posters(24), try_number=2, max_in_flight=4))
+    for try_number in range(2, 7):  # as Airflow does, while the error permits a retry
+        end = end_of(start(posters(24), try_number=try_number, max_in_flight=4))
+        if end.get("error") != "JojoKeyBatchError":
+            break
 
     assert set(times_billed(gateway).values()) == {1}
     objects = store.objects("posters/")

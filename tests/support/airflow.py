@@ -56,8 +56,19 @@ class Airflow:
     """Runs Dags that are written as files, as people write them."""
 
     def __init__(self, home: Path) -> None:
-        self.folder = home / "dags"
-        self.folder.mkdir(exist_ok=True)
+        self._folder = home / "dags"
+        self._folder.mkdir(exist_ok=True)
+        self._test = ""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this test's Dags. Each run of a Dag parses all of it, so files of earlier tests are removed."""
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        if test != self._test:
+            shutil.rmtree(self._folder)
+            self._folder.mkdir()
+            self._test = test
+        return self._folder
 
     def write(self, name: str, content: str) -> Path:
         path = self.folder / name
