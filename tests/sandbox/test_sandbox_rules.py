@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - the gateway looks for the multiplication sign
-"""The stand-in is as strict as the real API about tokens, paths and parameters."""
+"""The stand-in checks tokens, paths and parameters like the real API."""
 
 from __future__ import annotations
 

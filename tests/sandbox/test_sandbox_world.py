@@ -1,4 +1,4 @@
-"""The servers' lives, and the command line: they come up, do their work, and leave nothing behind."""
+"""Servers and commands of the sandbox start, work, and leave no process, port or thread behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for_end(pid: int) -> None:
-    """The end of a process that is not our child is no event that we could wait for."""
+    """Poll until a process ends that is not a child of this one."""
     limit = threading.Event()
     for _ in range(500):
         if not is_alive(pid):
