@@ -268,7 +268,7 @@ def table(result: dict[str, Any], cases: list[Case]) -> str:
     ]
     for case in cases:
         row = result[case.name]
-        cells = [f"{row['floor']['cpu_ms_per_image']:.2f} ms an image"]
+        cells = [f"{row['floor']['cpu_ms_per_image']:.2f} ms per image"]
         for name in list(CONTENDERS)[1:]:
             text = f"{row[name]['cpu_times_floor']:.1f} {TIMES}, {row[name]['peak_mib']:+.1f} MiB"
             cells.append(f"**{text}**" if name == "ours" else text)
