@@ -20,7 +20,7 @@ EXTENSIONS = ("png", "jpg", "webp")
 def stored_images(context: Context, attempt: Attempt) -> tuple[tuple[StoredImage, ...], str | None]:
     """Return the images of an attempt that are in S3, and the ID of its request.
 
-    :raises JojoKeyStoreError: if S3 gives no answer
+    :raises JojoKeyStoreError: if S3 does not answer
     """
     destination = context.job.destination
     found: list[StoredImage] = []

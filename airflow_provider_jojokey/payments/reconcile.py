@@ -174,9 +174,9 @@ def whole_response(context: Context, attempt: Attempt) -> Generation | None:
     requested = attempt.requested
     if requested is None and attempt.fingerprint == context.fingerprint:  # a receipt of version 1
         requested = context.job.request.n
-    if (generation := spool.whole_reply()) is not None:
+    if (generation := spool.complete_response()) is not None:
         return generation
-    images = spool.whole_images()
+    images = spool.complete_images()
     if not requested or len(images) < requested:
         close(*images)
         return None

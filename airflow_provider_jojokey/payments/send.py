@@ -96,7 +96,7 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
     def on_fact(name: str, value: str) -> None:
         known[name] = value
         try:
-            spool.note(name, value)
+            spool.add_fact(name, value)
         except OSError as error:
             log.warning("The spool %s cannot be written to: %s.", spool.folder, error.strerror)
 
@@ -130,7 +130,7 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
         log.warning("%s All requested images were received, though.", error.what)
     else:
         try:
-            spool.keep(generation)
+            spool.mark_complete(generation)
         except OSError as error:
             log.warning("The spool %s cannot be written to: %s.", spool.folder, error.strerror)
     if generation.request_id:
@@ -171,7 +171,7 @@ def _failed(
         context.observer.billed(facts["usage"])
         spool.discard()
     except (JojoKeyStoreError, JojoKeyReceiptError) as failure:
-        if arrived := spool.whole_images():
+        if arrived := spool.complete_images():
             close(*arrived)
             return failure.changed(
                 what=f"{error.what} {failure.what}", billed="yes", sent=True, spool=str(spool.folder)

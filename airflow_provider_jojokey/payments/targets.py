@@ -30,7 +30,7 @@ def may_be_written(context: Context, receipt: Receipt) -> bool:
 
     :return: ``False`` if the receipt has changed since it was read, so that it must be looked at again
     :raises JojoKeyRequestError: if they would overwrite another object
-    :raises JojoKeyStoreError: if S3 gives no answer
+    :raises JojoKeyStoreError: if S3 does not answer
     """
     job = context.job
     if job.replace:

@@ -72,7 +72,7 @@ class Uploader:
         :return: the fields of the attempt that name it: ``images``, ``preview`` and ``kept``
         :raises JojoKeyStoreError: if S3 does not accept it in time
         """
-        images, preview = spool.whole_images(), spool.preview()
+        images, preview = spool.complete_images(), spool.preview()
         try:
             facts: dict[str, Any] = {"kept": self._leftovers(attempt, spool)}
             facts["images"] = self.images(images, attempt, known_keys=known_keys) or attempt.images
@@ -101,7 +101,7 @@ class Uploader:
             )
 
         return retry_transient(
-            call, patience=self.settings.upload_patience, stopping=self.stopping, before_sleep=warn
+            call, timeout=self.settings.upload_patience, stopping=self.stopping, before_sleep=warn
         )
 
     def _image(
@@ -171,7 +171,7 @@ class Uploader:
         if unfetched:
             text = json.dumps({"request_id": facts.get("request_id"), **unfetched}, indent=1)
             bodies.append((self._aside(attempt, ".unfetched"), text.encode(), "application/json"))
-        for number, path in enumerate(spool.leftovers()):
+        for number, path in enumerate(spool.unusable_files()):
             key = self._aside(attempt, f"-{number}.bin")
             bodies.append((key, path.read_bytes(), "application/octet-stream"))
         for key, body, content_type in bodies:

@@ -56,7 +56,7 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                     usage=logged.usage,
                     charge=None if logged.quota is None else {"quota": logged.quota},
                 )
-                receipt = retry_transient(update, patience=PATIENCE, stopping=context.stopping)
+                receipt = retry_transient(update, timeout=PATIENCE, stopping=context.stopping)
                 context.observer.billed(logged.usage)
         except (Img2Error, JojoKeyError) as error:
             log.info("The usage of an earlier request is not known yet: %s", error)

@@ -202,7 +202,7 @@ def test_a_rendered_value_that_is_wrong_fails_before_anything_is_sent(
         ({"output_format": "jpeg", "background": "transparent"}, "no transparency"),
         ({"s3_key": "folder/"}, "names no object"),
         ({"s3_key": "_jojokey/x.png"}, "receipts"),
-        ({"s3_key": "s3://other/x.png"}, "two buckets"),
+        ({"s3_key": "s3://other/x.png"}, "each name a bucket"),
         ({"reuse": "sometimes"}, "run, always, never"),
         ({"on_unknown_outcome": "shrug"}, "fail, regenerate"),
         ({"extra_body": {"n": 3}}, "use the argument"),
