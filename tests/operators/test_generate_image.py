@@ -200,7 +200,7 @@ def test_a_rendered_value_that_is_wrong_fails_before_anything_is_sent(
         ({"prompt": ""}, "empty"),
         ({"output_compression": 50}, "lossless"),
         ({"output_format": "jpeg", "background": "transparent"}, "no transparency"),
-        ({"s3_key": "folder/"}, "names no object"),
+        ({"s3_key": "folder/"}, "does not name an object"),
         ({"s3_key": "_jojokey/x.png"}, "receipts"),
         ({"s3_key": "s3://other/x.png"}, "each name a bucket"),
         ({"reuse": "sometimes"}, "run, always, never"),

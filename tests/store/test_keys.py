@@ -111,8 +111,8 @@ def test_the_longest_key_leaves_room_for_what_is_added() -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("", "names no object"),
-        ("posters/", "names no object"),
+        ("", "does not name an object"),
+        ("posters/", "does not name an object"),
         ("/hero.png", "empty"),
         ("a//hero.png", "empty"),
         ("a/./hero.png", "'.'"),
@@ -121,7 +121,7 @@ def test_the_longest_key_leaves_room_for_what_is_added() -> None:
         ("_jojokey/hero.png", "reserved for receipts"),
         ("a\nb.png", "control characters"),
         ("a\x7fb.png", "control characters"),
-        ("a\ud800b.png", "half characters"),
+        ("a\ud800b.png", "unpaired surrogates"),
     ],
 )
 def test_a_key_that_cannot_be_one_is_refused(key: str, words: str) -> None:
