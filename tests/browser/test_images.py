@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 from playwright.sync_api import BrowserContext, Page, expect
 
-from browser.conftest import HOSTILE, Runs
-from browser.world import Airflow, until
+from tests.support.standalone_airflow import HOSTILE, Airflow, Runs, until
 
 CARD = ".jojokey-card"
 

@@ -26,7 +26,6 @@ import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Authority, Exchange, Server, proxy
 
 import airflow_provider_jojokey
 from airflow_provider_jojokey.img2 import (
@@ -45,6 +44,7 @@ from airflow_provider_jojokey.img2 import (
 from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.sandbox import CASES, Gateway
+from tests.support.loopback import Authority, Exchange, Server, proxy
 
 TOKEN = "sk-only-for-tests-0123456789"
 FOX = ImageRequest("a fox")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from loopback import Exchange, Server
 from PIL import Image
 
 from airflow_provider_jojokey.img2 import Client, Generation, ImageRequest, Img2Error, Kind, download
+from tests.support.loopback import Exchange, Server
 
 TOKEN = "sk-only-for-tests-0123456789"
 ID = {"X-Oneapi-Request-Id": "2026112823085401726269"}

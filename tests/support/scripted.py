@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from loopback import Exchange, Server
+from tests.support.loopback import Exchange, Server
 
 Behaviour = Callable[["ScriptedGateway", Exchange, str], None]
 TOKENS = {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from standalone import environment_of, free_port, standalone
+from world import airflow_environment
+
 from airflow_provider_jojokey.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from standalone import environment_of, free_port, standalone  # noqa: E402
-from world import airflow_environment  # noqa: E402
 
 USER, PASSWORD = "admin", "a-password-of-these-tests"
 PATIENCE = 240.0
@@ -90,6 +88,18 @@ class Airflow:
         return True
 
 
+@dataclass(frozen=True)
+class Runs:
+    """The ids of runs that have ended."""
+
+    album: str
+    hostile: str
+    refused: str
+
+
+HOSTILE = 'Tea <script>hacked = 1</script><img src=x onerror="hacked = 2"> & "cake"'
+
+
 @contextmanager
 def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
     """Run Airflow with the repository's Dags and those of these tests; people log in with a password.
@@ -99,7 +109,7 @@ def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
     """
     dags = home / "dags"
     dags.mkdir()
-    for path in [*(ROOT / "dags").glob("*.py"), *(Path(__file__).parent / "dags").glob("*.py")]:
+    for path in [*(ROOT / "dags").glob("*.py"), *(ROOT / "tests" / "browser" / "dags").glob("*.py")]:
         shutil.copy(path, dags)
     # Unpaused, it would make today's poster by itself, and one of two posters of a day replaces the other.
     daily = dags / "poster_daily.py"
