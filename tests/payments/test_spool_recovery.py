@@ -103,7 +103,7 @@ def test_full_disk_does_not_prevent_upload(harness: Harness, monkeypatch: pytest
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("airflow_provider_jojokey.store.spool.Spool.keep", full)
+    monkeypatch.setattr("airflow_provider_jojokey.store.spool.Spool.mark_complete", full)
 
     assert name_of(harness.end()) == "image"
     assert harness.outcomes() == ["complete"]
