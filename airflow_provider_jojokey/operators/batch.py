@@ -361,7 +361,7 @@ class GenerateImageBatchOperator(ImageOperator):
         summary = storable(summary)
         if self.outlets:
             try:
-                assets.tell_of_batch(context, self.outlets, summary, tally.uris)
+                assets.add_batch_event_extras(context, self.outlets, summary, tally.uris)
             except Exception:  # whatever it is, the images are paid for
                 self.log.exception("The asset events could not be written.")
         return summary
