@@ -20,8 +20,18 @@ Airflow's columns hold 1,500 characters, but PostgreSQL's index over both column
 would fail a task that has succeeded.
 """
 
-_EVENT_FIELDS = ("usage", "model", "size", "quality", "request_id", "fingerprint", "reused", "receipt")
-_BATCH_EVENT_FIELDS = ("usage", "total", "made", "reused", "failed", "images", "manifest")
+_EVENT_FIELDS = (
+    "usage",
+    "cost",
+    "model",
+    "size",
+    "quality",
+    "request_id",
+    "fingerprint",
+    "reused",
+    "receipt",
+)
+_BATCH_EVENT_FIELDS = ("usage", "cost", "total", "made", "reused", "failed", "images", "manifest")
 
 log = logging.getLogger(__name__)
 

@@ -231,6 +231,17 @@ class Client:
             raise Img2Error(Kind.BASE_URL, "This gateway does not report a token's log")
         return [row for row in rows if isinstance(row, dict)]
 
+    def status(self) -> dict[str, Any]:
+        """Return the gateway's public settings, such as ``quota_per_unit``. Costs nothing.
+
+        :raises Img2Error: if the gateway does not support ``GET /api/status``
+        """
+        document = self._get("/api/status")
+        data = document.get("data") if isinstance(document, dict) else None
+        if not isinstance(data, dict):
+            raise Img2Error(Kind.BASE_URL, "This gateway does not report its settings")
+        return data
+
     def explain_rejected_token(self) -> str | None:
         """Return why the gateway rejects the token, in sentences, or ``None`` if it does not say.
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.cost import sum_of
 from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
 from airflow_provider_jojokey.payments import adopt, clock, evidence, gateway_log
@@ -161,7 +162,7 @@ def examine(
         "note": verdict.reason or None,
         "request_id": request_id,
         "usage": attempt.usage or verdict.usage,
-        "charge": attempt.charge or verdict.charge,
+        "charge": context.valued(verdict.charge) or attempt.charge,
         "hint": verdict.hint or attempt.hint,
         "sends": attempt.sends or tuple(send["at"] for send in spool.sends()),
     }
@@ -234,7 +235,10 @@ def complete(
         )
     except (JojoKeyStoreError, JojoKeyReceiptError) as error:
         usage = total_usage((receipt.usage_of(job.owner), generation.usage))
-        raise error.changed(billed="yes", sent=True, spool=str(spool.folder), usage=usage) from None
+        cost = receipt.without([attempt.id]).cost_of(job.owner)
+        cost += sum_of([context.prices.cost_of(generation.usage)])
+        facts: dict[str, Any] = {"usage": usage, "cost": cost.to_json()}
+        raise error.changed(billed="yes", sent=True, spool=str(spool.folder), **facts) from None
     finally:
         generation.close()
     context.observer.billed(generation.usage)
