@@ -233,7 +233,7 @@ def test_lost_spool_is_not_proof(
         harness.gateway = gateway
         harness.connect()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("airflow_provider_jojokey.store.spool.Spool.note", lambda *_: None)
+            patch.setattr("airflow_provider_jojokey.store.spool.Spool.add_fact", lambda *_: None)
             harness.kill()
         for path in harness.spools.rglob("*.image"):
             path.unlink()
