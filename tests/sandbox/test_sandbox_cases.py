@@ -329,9 +329,9 @@ def test_a_directive_that_cannot_be_understood_is_refused(directive: str, post: 
 
 
 def test_a_behaviour_that_does_not_exist_is_refused(gateway: Gateway) -> None:
-    with pytest.raises(ValueError, match="no sandbox case 'typo'"):
+    with pytest.raises(ValueError, match="Unknown sandbox case 'typo'"):
         gateway.behave("typo")
-    with pytest.raises(ValueError, match="no sandbox option 'dealy'"):
+    with pytest.raises(ValueError, match="Unknown sandbox option 'dealy'"):
         gateway.behave("ok", dealy=1)
 
 
