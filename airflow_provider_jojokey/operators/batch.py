@@ -13,7 +13,6 @@ from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
 from airflow_provider_jojokey.results import (
     MAX_MESSAGE,
     MAX_PROMPT,
-    XCOM_KEY,
     Result,
     StoredImage,
     shortened,
@@ -195,7 +194,7 @@ class GenerateImageBatchOperator(ImageOperator):
             budget=budget,
         )
         try:
-            self.hook.client, self.store.client  # noqa: B018 - Airflow is not to be asked in what may be interrupted
+            self._create_clients()
             try:
                 with switch.interruptible():
                     if place:
@@ -375,9 +374,8 @@ class GenerateImageBatchOperator(ImageOperator):
         if tally.keys is not None and (error is None or tally.images):
             self._push(context, "keys", tally.keys)
         self._push(context, "usage", tally.usage)
-        self._ui_result = self._result(plan, tally, uri, error).to_xcom()
         self._uris = tally.uris
-        self._push(context, XCOM_KEY, self._ui_result)
+        self._push_result(context, self._result(plan, tally, uri, error))
 
     def _result(self, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None) -> Result:
         first = next((job.request for _, job in plan.jobs()), None)

@@ -88,6 +88,8 @@ class ImageStore:
             nullcontext() if self.connections is None else threading.BoundedSemaphore(self.connections)
         )
         self._creating = threading.Lock()
+        self.connection_extra: Mapping[str, Any] | None = None
+        """The extra of the AWS connection, once :attr:`client` has read it."""
         self._clock = ServerClock()
 
     # --- the client ----------------------------------------------------------------------------------------------
@@ -104,7 +106,8 @@ class ImageStore:
             return vars(self)["client"]
 
     def _create_client(self) -> Any:
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+        # Not S3Hook: its module also imports everything that transfers need.
+        from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
         from airflow.providers.common.compat.sdk import AirflowException
         from botocore.config import Config
 
@@ -116,7 +119,8 @@ class ImageStore:
             options["max_pool_connections"] = self.connections
         with translate_errors("use the AWS connection"):
             try:
-                hook = S3Hook(aws_conn_id=self.aws_conn_id)
+                hook: AwsBaseHook = AwsBaseHook(self.aws_conn_id, client_type="s3")
+                self.connection_extra = hook.conn_config.extra_config
                 agent = f"{hook.config.user_agent_extra or ''} airflow-provider-jojokey/{__version__}".strip()
                 # hook.get_conn() walks through all modules for its user agent, which takes 300 ms of CPU.
                 client = hook.get_session(region_name=hook.region_name).client(
