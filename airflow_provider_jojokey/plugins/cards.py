@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.links.paths import URL_PREFIX, base_path, image_path, tab_path
 from airflow_provider_jojokey.plugins.xcoms import Row
 from airflow_provider_jojokey.results import Result, StoredImage
@@ -41,6 +42,7 @@ def facts(result: Result) -> dict[str, Any]:
         "size": result.size,
         "quality": result.quality,
         "usage": tokens(result.usage),
+        "cost": costs_of(result).to_json(),
         "seconds": seconds(result.seconds),
         "request_id": result.request_id,
         "created": result.created,
@@ -61,6 +63,13 @@ def tokens(usage: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping) and name.endswith("_details"):
             told[name] = {str(one): _count(count) for one, count in value.items()}
     return told
+
+
+def costs_of(result: Result) -> Costs:
+    """Return what a result has cost; one unknown cost if it was paid for, or may have been, and doesn't say."""
+    if result.cost is not None:
+        return result.cost
+    return Costs(unknown=int(result.paid != "no"))
 
 
 def seconds(value: Any) -> float | None:

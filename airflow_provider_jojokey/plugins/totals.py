@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from airflow.utils.session import create_session
 
-from airflow_provider_jojokey.plugins.cards import TOKENS, tokens
+from airflow_provider_jojokey.cost import CostSum
+from airflow_provider_jojokey.plugins.cards import TOKENS, costs_of, tokens
 from airflow_provider_jojokey.plugins.xcoms import Filter, usages
 
 KEPT = 10.0
@@ -24,6 +25,19 @@ MAX_KEPT = 64
 class _Sums:
     until: float
     told: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Part:
+    """The sums of one day or Dag."""
+
+    tokens: int = 0
+    images: int = 0
+    cost: CostSum = field(default_factory=CostSum)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as JSON values."""
+        return {"tokens": self.tokens, "images": self.images, "cost": self.cost.total.to_json()}
 
 
 _SUMS: OrderedDict[Filter, _Sums] = OrderedDict()
@@ -56,8 +70,9 @@ def _added(wanted: Filter) -> dict[str, Any]:
     usage = dict.fromkeys(TOKENS, 0)
     results = images = unread = 0
     failed = dict.fromkeys(("yes", "unknown", "no"), 0)
-    by_day: dict[str, list[int]] = {}
-    by_dag: dict[str, list[int]] = {}
+    by_day: dict[str, _Part] = {}
+    by_dag: dict[str, _Part] = {}
+    cost = CostSum()
     with create_session(scoped=False) as session:
         for day, dag_id, result in usages(session, wanted):
             if result is None:
@@ -70,9 +85,12 @@ def _added(wanted: Filter) -> dict[str, Any]:
                 failed[result.paid] += 1
             for name in TOKENS:
                 usage[name] += billed[name]
-            for sums in (by_day.setdefault(day.isoformat(), [0, 0]), by_dag.setdefault(dag_id, [0, 0])):
-                sums[0] += billed["total_tokens"]
-                sums[1] += result.count
+            costs = costs_of(result)
+            cost.add_all(costs)
+            for part in (by_day.setdefault(day.isoformat(), _Part()), by_dag.setdefault(dag_id, _Part())):
+                part.tokens += billed["total_tokens"]
+                part.images += result.count
+                part.cost.add_all(costs)
     return {
         "images": images,
         "results": results,
@@ -81,11 +99,10 @@ def _added(wanted: Filter) -> dict[str, Any]:
         "failed_paid": failed["yes"],
         "failed_perhaps_paid": failed["unknown"],
         "usage": usage,
-        "by_day": [
-            {"day": day, "tokens": count, "images": made} for day, (count, made) in sorted(by_day.items())
-        ],
+        "cost": cost.total.to_json(),
+        "by_day": [{"day": day, **part.to_json()} for day, part in sorted(by_day.items())],
         "by_dag": [
-            {"dag_id": dag_id, "tokens": count, "images": made}
-            for dag_id, (count, made) in sorted(by_dag.items(), key=lambda one: (-one[1][0], one[0]))
+            {"dag_id": dag_id, **part.to_json()}
+            for dag_id, part in sorted(by_dag.items(), key=lambda item: (-item[1].tokens, item[0]))
         ],
     }

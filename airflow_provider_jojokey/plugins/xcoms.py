@@ -169,6 +169,7 @@ def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result
     for timestamp, dag_id, *texts in rows:
         values = dict(zip(_ADDED_UP, map(_json, texts), strict=True))
         elsewhere += values["version"] is None
+        values["reused"] = values["reused"] in (True, 1)  # SQLite's JSON paths turn true into 1
         result = Result.from_xcom({**values, "images": ()})
         if result is not None:
             yield timestamp.date(), dag_id, result

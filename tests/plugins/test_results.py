@@ -325,12 +325,12 @@ def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) ->
     assert (sums["results"], sums["images"], sums["failed"]) == (4, 43, 1)
     assert sums["usage"] == {"input_tokens": 330, "output_tokens": 4, "total_tokens": 334}
     assert sums["by_day"] == [
-        {"day": "2026-03-14", "tokens": 10, "images": 2},
-        {"day": "2026-03-15", "tokens": 324, "images": 41},
+        {"day": "2026-03-14", "tokens": 10, "images": 2, "cost": {"amounts": [], "unknown": 1}},
+        {"day": "2026-03-15", "tokens": 324, "images": 41, "cost": {"amounts": [], "unknown": 3}},
     ]
     assert sums["by_dag"] == [
-        {"dag_id": "b", "tokens": 304, "images": 40},
-        {"dag_id": "a", "tokens": 30, "images": 3},
+        {"dag_id": "b", "tokens": 304, "images": 40, "cost": {"amounts": [], "unknown": 2}},
+        {"dag_id": "a", "tokens": 30, "images": 3, "cost": {"amounts": [], "unknown": 2}},
     ]
     assert server.totals(dag_id="a")["usage"]["total_tokens"] == 30
     assert server.totals(q="heron")["images"] == 40
@@ -338,6 +338,7 @@ def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) ->
     assert server.totals(run_id="r9") == {
         "images": 0, "results": 0, "failed": 0, "failed_paid": 0, "failed_perhaps_paid": 0, "by_day": [], "by_dag": [],
         "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}, "unread": 0,
+        "cost": {"amounts": [], "unknown": 0},
     }  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 // Two small charts: what was spent by day, and by Dag. Bars for the eye, a table for a screen reader.
-import { compact, count, day, number } from "./format.js";
+import { compact, cost, count, day, number } from "./format.js";
 import { h, useId, useMemo, useState } from "./react.js";
 import { t } from "./text.js";
 
@@ -54,7 +54,7 @@ function nameOf(bar, unit) {
 }
 
 function costOf(one) {
-  return `${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
+  return `${one.cost ? `${cost(one.cost)} · ` : ""}${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
 }
 
 function DataTable({ caption, first, rows }) {

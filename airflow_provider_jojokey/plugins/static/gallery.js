@@ -2,7 +2,7 @@
 import { getResults, getTotals } from "./api.js";
 import { TokensByDag, TokensByDay } from "./charts.js";
 import { FilterBar, isFiltered, useFilters } from "./filters.js";
-import { count, number } from "./format.js";
+import { cost, count, number } from "./format.js";
 import { useLightbox } from "./lightbox.js";
 import { Button, CopyButton, Empty, Failure, Notice, Spinner } from "./parts.js";
 import { h, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./react.js";
@@ -249,6 +249,7 @@ function Totals({ totals, onReload, loading, onChange }) {
         "span",
         { className: "jojokey-muted" },
         [
+          cost(totals.cost),
           count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
           t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
         ].join(" · "),

@@ -1,6 +1,6 @@
 // One image as large as the window lets it be. A native dialog: it keeps the focus, and gives it back.
 import { problemOf } from "./api.js";
-import { fileSize, shortened } from "./format.js";
+import { cost, count, fileSize, shortened } from "./format.js";
 import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
 import { createPortal, h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
 import { t } from "./text.js";
@@ -15,10 +15,18 @@ function captionOf(result, image) {
   return result.batch ? image.name : result.prompt;
 }
 
+// What is paid for is a request, which may give several images.
+function costOf(result) {
+  return result.count > 1
+    ? t("{cost} for {images}", { cost: cost(result.cost), images: count(result.count, "{n} image", "{n} images") })
+    : cost(result.cost);
+}
+
 function slidesOf(result, linked) {
   return result.images.filter(isServed).map((image) => ({
     ...image,
     prompt: captionOf(result, image),
+    cost: costOf(result),
     made: linked ? { dagId: result.dag_id, href: result.href } : null,
   }));
 }
@@ -181,7 +189,7 @@ function Lightbox({ slides, start, onClose, onNearEnd }) {
           "div",
           { className: "jojokey-lightbox-text" },
           h("p", { dir: "auto" }, slide.prompt),
-          h("span", { className: "jojokey-muted" }, `${slide.width} × ${slide.height} · ${fileSize(slide.bytes)}`),
+          h("span", { className: "jojokey-muted" }, [`${slide.width} × ${slide.height}`, fileSize(slide.bytes), slide.cost].join(" · ")),
         ),
         h(
           "div",

@@ -1,5 +1,5 @@
 // A result as a card, as it stands in the gallery, under a mapped task and in a batch.
-import { count } from "./format.js";
+import { cost, count } from "./format.js";
 import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
 import { h } from "./react.js";
@@ -112,6 +112,7 @@ export function Card({ card, title, subtitle, onOpen }) {
         "div",
         { className: "jojokey-card-foot" },
         card.made_at && h(Time, { iso: card.made_at, relative: true }),
+        h("span", null, cost(card.cost)),
         h("span", null, tokens || card.paid === "no" ? count(tokens, "{n} token", "{n} tokens") : t("Tokens unknown")),
       ),
     ),

@@ -1,6 +1,6 @@
 // The tab "Images" of a task instance: what it made, what it cost, and every attempt.
 import { getTask, isUnderWay } from "./api.js";
-import { count, fileSize, number, seconds } from "./format.js";
+import { cost, count, fileSize, number, seconds } from "./format.js";
 import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
 import {
   Badge,
@@ -162,7 +162,9 @@ function Failed({ result, underWay }) {
   const tokens = result.usage?.total_tokens ?? 0;
   const kept = result.batch ? 0 : result.images.length;
   const next = [
-    tokens > 0 && t("Charged in this Dag run: {tokens}.", { tokens: count(tokens, "{n} token", "{n} tokens") }),
+    tokens > 0 && t("Charged in this Dag run: {tokens}.", {
+        tokens: `${count(tokens, "{n} token", "{n} tokens")} · ${cost(result.cost)}`,
+      }),
     kept > 0 && count(kept, "One image had arrived and is kept.", "{n} images had arrived and are kept."),
     underWay && t("The task will try again."),
   ].filter(Boolean);
@@ -245,6 +247,7 @@ function Facts({ result, console }) {
       "dl",
       { className: "jojokey-dl" },
       h(Fact, { label: t("Bill") }, h(BillBadge, { result, always: true })),
+      h(Fact, { label: t("Cost") }, cost(result.cost)),
       h(
         Fact,
         { label: t("Tokens") },
@@ -311,7 +314,7 @@ function Attempts({ attempts, error }) {
           h(
             "tr",
             null,
-            ["Started", "Try", "Outcome", "Billed", "Tokens", "Took", "Request ID", "Note"].map((name) =>
+            ["Started", "Try", "Outcome", "Billed", "Cost", "Tokens", "Took", "Request ID", "Note"].map((name) =>
               h("th", { key: name, scope: "col" }, t(name)),
             ),
           ),
@@ -328,6 +331,7 @@ function Attempts({ attempts, error }) {
               h("td", null, one.try_number),
               h("td", null, h(Badge, { kind }, t(word))),
               h("td", null, t(BILLED[one.billed] ?? "Unknown")),
+              h("td", { className: "jojokey-nowrap" }, cost(one.cost)),
               h("td", null, one.usage ? number(one.usage.total_tokens) : "–"),
               h("td", null, Number.isFinite(one.seconds) ? seconds(one.seconds) : "–"),
               h("td", null, one.request_id || one.cf_ray ? h("code", null, one.request_id ?? one.cf_ray) : "–"),
