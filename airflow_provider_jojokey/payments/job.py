@@ -14,7 +14,7 @@ from airflow_provider_jojokey.store.keys import Destination
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The most that may be spent; ``None`` is no limit.
+    """A spending limit. ``None`` means unlimited.
 
     :param tokens: billed tokens
     :param images: images
@@ -67,7 +67,7 @@ def _given(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ImageJob:
-    """One request for images, and everything that decides whether it may be paid for.
+    """One request for images, and the settings that decide whether it may be paid.
 
     :param request: the images
     :param destination: where to store them

@@ -153,11 +153,11 @@ def test_run_with_two_currencies_is_refused(store: Any) -> None:
     def entry(task: str) -> RunBudget:
         return RunBudget(ImageStore("aws_default"), "posters", Owner("dag", "run", task))
 
-    assert entry("one").book(estimate(job()), Limit(cost=NANOS))
+    assert entry("one").commit(estimate(job()), Limit(cost=NANOS))
     with pytest.raises(JojoKeyBudgetError, match="costs in CNY, USD"):
-        entry("two").book(estimate(job(), YUAN), Limit(cost=NANOS))
-    assert entry("two").book(estimate(job(), YUAN), Limit(images=2))
-    assert not entry("three").book(estimate(job(), YUAN), Limit(images=2))
+        entry("two").commit(estimate(job(), YUAN), Limit(cost=NANOS))
+    assert entry("two").commit(estimate(job(), YUAN), Limit(images=2))
+    assert not entry("three").commit(estimate(job(), YUAN), Limit(images=2))
 
 
 def test_charge_in_another_currency_counts_by_the_prices() -> None:

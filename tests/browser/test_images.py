@@ -369,10 +369,10 @@ def test_a_person_rejects_a_round_and_publishes_a_picture_of_the_next(page: Page
     run_id = airflow.trigger("poster_approval", prompt="A lantern <b>festival</b>")
 
     page.goto(waiting(airflow, run_id, "round_1.review"))
-    pictures = page.get_by_role("img", name="Picture")
+    pictures = page.get_by_role("img", name="Image")
     expect(pictures).to_have_count(3)
     page.wait_for_function(
-        "[...document.querySelectorAll('img[alt^=Picture]')].every(one => one.complete && one.naturalWidth === 640)"
+        "[...document.querySelectorAll('img[alt^=Image]')].every(one => one.complete && one.naturalWidth === 640)"
     )
     expect(page.get_by_text("A lantern <b>festival</b>")).to_be_visible()
     page.get_by_role("textbox").last.fill("*more* red")
