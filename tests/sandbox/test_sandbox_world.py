@@ -92,7 +92,7 @@ def test_a_stopped_gateway_leaves_no_port_and_no_thread(image: bytes) -> None:
 
     assert not is_listening(gateway.port)
     assert set(threading.enumerate()) <= before
-    assert gateway.requests  # what happened can still be read
+    assert gateway.requests  # its records stay readable
 
 
 def test_a_gateway_can_come_back_on_its_port(image: bytes) -> None:
