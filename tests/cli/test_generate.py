@@ -54,7 +54,7 @@ def test_the_same_command_again_pays_nothing(jojokey: Run, gateway: Gateway, buc
     assert len(gateway.ledger) == 1
     assert output.rows[0]["reused"] is True
     assert output.rows[0]["total_tokens"] == 0
-    assert "nothing was sent" in output.err
+    assert "Nothing was sent" in output.err
 
 
 @pytest.mark.parametrize("more", [("A blue fox",), ("A red fox", "--reuse", "never")])
