@@ -54,7 +54,7 @@ def test_repeated_command_pays_nothing(jojokey: Run, gateway: Gateway, bucket: B
     assert len(gateway.ledger) == 1
     assert output.rows[0]["reused"] is True
     assert output.rows[0]["total_tokens"] == 0
-    assert "nothing was sent" in output.err
+    assert "Nothing was sent" in output.err
 
 
 @pytest.mark.parametrize("more", [("A blue fox",), ("A red fox", "--reuse", "never")])

@@ -137,7 +137,7 @@ def test_airflow_settings_exist(name: str) -> None:
     for variable in SERVICES[name]["environment"]:
         if variable.startswith("AIRFLOW__"):
             _, section, option = variable.lower().split("__")
-            # Celery's provider is not among what the tests need.
+            # The test environment doesn't include Celery's provider.
             known = conf.configuration_description.get(section, {}).get("options", {})
             assert section == "celery" or option in known, variable
 
@@ -159,7 +159,7 @@ def test_airflow_commands_exist(name: str) -> None:
         if words[:1] == ["airflow"] or words == commands[0]:
             words = words[1:] if words[0] == "airflow" else words  # the image's entrypoint puts it in front
             if words[0] == "celery":
-                continue  # its provider is not among what the tests need; `make test-cluster` runs it
+                continue  # the test environment lacks its provider; `make test-cluster` runs it
             get_parser().parse_args(words)
             parsed += 1
     assert parsed or name.startswith("worker")

@@ -146,7 +146,7 @@ def test_drawing_is_fast() -> None:
     started = time.process_time()
     for number in range(4):
         draw_poster(f"poster {number}, in four colours", 1024, 1024)
-    # Four times what is wanted, for machines that are slow or busy.
+    # Four times the target, for slow or busy machines.
     assert (time.process_time() - started) / 4 < 0.6
 
 

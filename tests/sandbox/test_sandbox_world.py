@@ -92,7 +92,7 @@ def test_stopped_gateway_leaves_no_port_or_thread(image: bytes) -> None:
 
     assert not is_listening(gateway.port)
     assert set(threading.enumerate()) <= before
-    assert gateway.requests  # what happened can still be read
+    assert gateway.requests  # its records stay readable
 
 
 def test_gateway_restarts_on_its_port(image: bytes) -> None:
