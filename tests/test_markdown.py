@@ -39,7 +39,7 @@ def test_images_are_numbered_and_linked() -> None:
 
     assert numbers == "| **1** | **2** | **3** |"
     place = "posters/manual__2026-01-01T00%3A00%3A00%2B00%3A00/candidates/-1/2"
-    assert row.endswith(f"[![Picture 3](/jojokey/thumbnails/{place}?width=640)](/jojokey/images/{place}) |")
+    assert row.endswith(f"[![Image 3](/jojokey/thumbnails/{place}?width=640)](/jojokey/images/{place}) |")
 
 
 def test_body_has_the_cost_but_no_prompt_or_s3_link() -> None:
