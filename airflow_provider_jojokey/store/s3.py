@@ -52,8 +52,12 @@ MAX_METADATA_VALUE = 180
 MAX_CONNECTIONS = 32
 """Uploads take milliseconds where generations take seconds, and each one has its memory."""
 
-MAX_BODY_WITHOUT_EXPECT = 64 * 1024
-"""Bytes. For less, asking S3 first whether it wants the body (``Expect: 100-continue``) costs a round trip."""
+MAX_BODY_WITHOUT_EXPECT = 4 * 1024 * 1024
+"""Bytes. For less, asking S3 first whether it accepts the body (``Expect: 100-continue``) costs a round trip.
+
+If the connection breaks, the resend does ask: a server that rejects a request early may close the connection before
+its response has been read, and the error would never be known.
+"""
 
 DIGEST, PIXELS, ATTEMPT = "sha256", "pixels", "attempt-id"
 """Names of metadata entries: an image's digest, its width and height, and the attempt that paid for it."""
@@ -86,6 +90,8 @@ class ImageStore:
         self.connection_extra: Mapping[str, Any] | None = None
         """The extra of the AWS connection, once :attr:`client` has read it."""
         self._clock = ServerClock()
+        self._asks_first = False
+        """Whether S3 is asked before each body is sent, because a connection has broken."""
 
     # --- the client ----------------------------------------------------------------------------------------------
 
@@ -138,8 +144,8 @@ class ImageStore:
                     detail=redacted(str(error)),
                 ) from None
         use_known_digest(client)
-        client.meta.events.register("provide-client-params.s3.PutObject", _note_small_bodies)
-        client.meta.events.register("before-sign.s3.PutObject", _send_small_bodies_at_once)
+        client.meta.events.register("provide-client-params.s3.PutObject", self._note_small_body)
+        client.meta.events.register("before-sign.s3.PutObject", _send_small_body_at_once)
         return client
 
     def _request(
@@ -163,11 +169,21 @@ class ImageStore:
             except ClientError as error:
                 self._clock.observe(headers_of(error.response), began)
                 raise
+            except (
+                Exception
+            ):  # no response, perhaps because S3 rejected the request before it had read the body
+                self._asks_first = True
+                raise
             self._clock.observe(headers_of(response), began)
             if consume is not None:
                 with closing(response["Body"]):  # not "with body": that skips botocore's own checks
                     response["Consumed"] = consume(response)
             return response
+
+    def _note_small_body(self, params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
+        body = params.get("Body")
+        size = len(body) if isinstance(body, bytes) else params.get("ContentLength")
+        context[_SMALL] = not self._asks_first and size is not None and size <= MAX_BODY_WITHOUT_EXPECT
 
     # --- the time ------------------------------------------------------------------------------------------------
 
@@ -637,15 +653,10 @@ def is_aws(endpoint_url: str) -> bool:
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
-def _send_small_bodies_at_once(request: Any, **_: Any) -> None:
-    if request.context.get(_SMALL):
+def _send_small_body_at_once(request: Any, **_: Any) -> None:
+    if request.context.get(_SMALL) and request.context.get("retries", {}).get("attempt", 1) == 1:
         with suppress(KeyError):
             del request.headers["Expect"]
-
-
-def _note_small_bodies(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
-    body = params.get("Body")
-    context[_SMALL] = isinstance(body, bytes) and len(body) <= MAX_BODY_WITHOUT_EXPECT
 
 
 _SMALL = "jojokey_small_body"
