@@ -259,7 +259,7 @@ class GenerateImageOperator(ImageOperator):
         manifest = storable(manifest)
         if self.outlets:
             try:
-                assets.tell_of_images(context, self.outlets, manifest)
+                assets.add_image_event_extras(context, self.outlets, manifest)
             except Exception:  # whatever it is, the images are paid for
                 self.log.exception("The asset events could not be written.")
         return manifest

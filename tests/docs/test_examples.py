@@ -1,4 +1,4 @@
-"""What the documentation shows is tried: Dags are loaded, commands are parsed, settings exist."""
+"""Examples in the documentation work: Dags load, commands parse, settings exist."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.docs.blocks import BLOCKS, DAGS, PAGES, PROGRAMS, PYTHON, ROOT, Block
 
 def of(*languages: str) -> Any:
     return pytest.mark.parametrize(
-        "block", [pytest.param(one, id=one.name) for one in BLOCKS if one.language in languages]
+        "block", [example(block) for block in BLOCKS if block.language in languages]
     )
 
 
-@pytest.mark.parametrize("block", [example(one) for one in PYTHON])
-def test_an_example_is_python(block: Block) -> None:
+@pytest.mark.parametrize("block", [example(block) for block in PYTHON])
+def test_example_is_valid_python(block: Block) -> None:
     ast.parse(block.text)
 
 
-@pytest.mark.parametrize("block", [example(one) for one in DAGS])
-def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [example(block) for block in DAGS])
+def test_example_is_a_dag(block: Block, tmp_path: Path) -> None:
     try:
         from airflow.dag_processing.dagbag import DagBag
     except ImportError:  # Airflow 3.1
@@ -44,8 +44,8 @@ def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
     assert all(dag.tasks for dag in bag.dags.values())
 
 
-@pytest.mark.parametrize("block", [example(one) for one in PROGRAMS])
-def test_an_example_runs(
+@pytest.mark.parametrize("block", [example(block) for block in PROGRAMS])
+def test_example_program_runs(
     block: Block, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def test_an_example_runs(
     exec(compile(text, block.name, "exec"), {"__name__": "example"})
 
 
-def test_only_the_mark_makes_a_fragment(tmp_path: Path) -> None:
+def test_only_the_comment_marks_a_fragment(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "```python\nx\n```\n<!-- fragment -->\n```python\ny\n```\n\n<!-- fragment: why -->\n\n```python\nz\n```\n"
@@ -73,17 +73,17 @@ def test_few_examples_are_fragments() -> None:
 
 
 @of("yaml")
-def test_an_example_is_yaml(block: Block) -> None:
+def test_example_is_valid_yaml(block: Block) -> None:
     assert list(yaml.safe_load_all(block.text))
 
 
 @of("json")
-def test_an_example_is_json(block: Block) -> None:
+def test_example_is_valid_json(block: Block) -> None:
     json.loads(block.text)
 
 
 @of("console", "shell")
-def test_an_example_is_a_command_of_the_shell(block: Block) -> None:
+def test_example_is_a_shell_command(block: Block) -> None:
     assert block.commands
     for command in block.commands:
         shlex.split(command)
@@ -102,16 +102,16 @@ def airflow_commands() -> list[Any]:
 
 
 @pytest.mark.parametrize("words", airflow_commands())
-def test_an_airflow_command_is_one(words: list[str]) -> None:
+def test_airflow_command_exists(words: list[str]) -> None:
     from airflow.cli.cli_parser import get_parser
 
     if words[0] == "jojokey":
-        _parser().parse_args(words[1:])  # Airflow 3.1 knows it by this name only
+        _parser().parse_args(words[1:])  # Airflow 3.1 has only this command
     else:
         get_parser().parse_args(words)
 
 
-def test_each_setting_that_is_named_exists() -> None:
+def test_named_settings_exist() -> None:
     from airflow.configuration import conf
 
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -122,14 +122,14 @@ def test_each_setting_that_is_named_exists() -> None:
         assert conf.has_option(section, option), name
 
 
-def test_the_makes_that_are_named_exist() -> None:
+def test_named_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     pages = [*PAGES, ROOT / "CONTRIBUTING.md"]
     named = {
-        one
+        target
         for page in pages
-        for one in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text(encoding="utf-8"))
+        for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text(encoding="utf-8"))
     }
     assert named
     assert named <= targets
