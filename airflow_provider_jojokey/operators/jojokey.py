@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_jojokey import assets
@@ -338,7 +339,9 @@ _NO_EVENT = {
 }
 
 
+@cache
 def _default_deferrable() -> bool:
+    """Return the setting of this process. Airflow's own operators also read it once, when they are imported."""
     from airflow.providers.common.compat.sdk import conf
 
     return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
