@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from airflow_provider_jojokey.links.paths import URL_PREFIX, base_path, image_path, tab_path
-from airflow_provider_jojokey.plugins.xcoms import Row
+from airflow_provider_jojokey.plugins.xcoms import Row, whole_number
 from airflow_provider_jojokey.results import Result, StoredImage
 
 Place = tuple[str, str, str, int]
@@ -56,10 +56,10 @@ def facts(result: Result) -> dict[str, Any]:
 
 def tokens(usage: Mapping[str, Any]) -> dict[str, Any]:
     """Return the three totals, and those details that are numbers."""
-    told: dict[str, Any] = {name: _count(usage.get(name)) for name in TOKENS}
+    told: dict[str, Any] = {name: whole_number(usage.get(name)) for name in TOKENS}
     for name, value in usage.items():
         if isinstance(value, Mapping) and name.endswith("_details"):
-            told[name] = {str(one): _count(count) for one, count in value.items()}
+            told[name] = {str(one): whole_number(count) for one, count in value.items()}
     return told
 
 
@@ -96,7 +96,3 @@ def _url(kind: str, image: StoredImage, number: int, place: Place, item: int | N
         path = path.replace(f"{URL_PREFIX}/images/", f"{URL_PREFIX}/{kind}/", 1)
     # The key of a cleared task is written again: other bytes must have another URL, as this one is cached.
     return f"{base_path()}{path}?v={image.sha256[:16]}" + ("" if item is None else f"&item={item}")
-
-
-def _count(value: Any) -> int:
-    return value if type(value) is int and 0 <= value < 2**53 else 0

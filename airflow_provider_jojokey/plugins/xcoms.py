@@ -14,12 +14,28 @@ import binascii
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import Text, and_, case, cast, func, inspect, literal, not_, or_, select, tuple_
+from sqlalchemy import (
+    Date,
+    Numeric,
+    Text,
+    and_,
+    case,
+    cast,
+    func,
+    inspect,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+)
 from sqlalchemy.orm import defer, lazyload
 
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
@@ -46,8 +62,12 @@ class Filter:
     """Which results are wanted.
 
     :param dag_ids: the Dags that the user may read, and no others
-    :param day_from: the first day, in UTC
-    :param day_to: the last day, in UTC
+    :param day_from: the first day
+    :param day_to: the last day
+    :param zone: the time zone that the days are in
+    :param run: a part of the run's ID
+    :param model: the model's name, as the result has it
+    :param size: such as ``"1024x1024"``
     :param words: all must occur in the prompt, the task ID, the request ID or the error, whatever their case
     :param state: one of :data:`STATES`
     """
@@ -59,6 +79,10 @@ class Filter:
     day_to: date | None = None
     words: tuple[str, ...] = ()
     state: str | None = None
+    run: str | None = None
+    model: str | None = None
+    size: str | None = None
+    zone: str = "UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +120,13 @@ class BadCursor(ValueError):
 
 
 def page(
-    session: Session, wanted: Filter, *, limit: int, cursor: str | None = None, look: int | None = None
+    session: Session,
+    wanted: Filter,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    look: int | None = None,
+    sort: str = "newest",
 ) -> tuple[Rows, str | None]:
     """Return the next results, newest first, and the cursor of those after them, in one query.
 
@@ -104,16 +134,26 @@ def page(
     first page and move nothing. A page is shorter than its limit where rows hold no result.
 
     :param limit: how many results to return at most
+    :param sort: ``"newest"``, or ``"tokens"`` for the most expensive first
     :param look: how many rows to look at for them; by default as many
     :raises BadCursor: if the cursor is none of ours
     """
-    keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
-    if cursor is not None:
-        keys = keys.where(_before(*_decoded(cursor)))
+    passed = _offset(cursor) if sort == "tokens" else None
     look = max(limit, look or 0)
+    keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
+    order = [XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)]
+    if passed is not None:
+        order.insert(0, _whole(session, "usage", "total_tokens")[1].desc())
+        keys = keys.offset(passed)
+    elif cursor is not None:
+        keys = keys.where(_before(*_decoded(cursor)))
     # The keys alone are sorted, and only then are the values read: they are a hundred times as large.
-    keys = keys.order_by(XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)).limit(look + 1)
-    found = _read(session, keys)
+    keys = keys.order_by(*order).limit(look + 1)
+    found = _read(session, keys, *order)
+
+    def after(count: int) -> str:
+        return _encoded(found[count - 1][0]) if passed is None else str(passed + count)
+
     rows: list[Row] = []
     unread, why = 0, None
     for start in range(0, min(look, len(found)), limit):
@@ -124,8 +164,8 @@ def page(
             elif read is not None:
                 rows.append(read)
             if len(rows) == limit and number < len(found):
-                return Rows(rows, unread, why), _encoded(found[number - 1][0])
-    return Rows(rows, unread, why), _encoded(found[look - 1][0]) if len(found) > look else None
+                return Rows(rows, unread, why), after(number)
+    return Rows(rows, unread, why), after(look) if len(found) > look else None
 
 
 def of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Row | None:
@@ -155,15 +195,120 @@ def of_mapped(
     return _readable(found[:limit]), len(found) > limit
 
 
-def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result | None]]:
-    """Yield day, Dag and a result without its images for each row, as they come from the database.
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What some results of one day, Dag and model add up to.
+
+    :param day: in the filter's time zone
+    :param model: ``None`` if the results name none
+    :param failed: how many of the results failed
+    :param paid: whether they were paid for: ``"yes"``, ``"no"`` or ``"unknown"``
+    :param tokens: input, output and total tokens
+    :param unread: results that are kept elsewhere and weren't read; nothing else is known of them
+    """
+
+    day: str = ""
+    dag_id: str = ""
+    model: str | None = None
+    results: int = 0
+    images: int = 0
+    failed: int = 0
+    paid: str = "no"
+    tokens: tuple[int, int, int] = (0, 0, 0)
+    unread: int = 0
+
+
+def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
+    """Yield sums over all results that the filter selects. Several may be of one day, Dag and model.
+
+    SQLite and PostgreSQL add up themselves, some ten times as fast as Python. Results with anything unexpected
+    in them, and those on MySQL, are read and checked one by one.
+    """
+    if session.get_bind().dialect.name not in ("sqlite", "postgresql"):
+        yield from _read_sums(session, wanted)
+        return
+    value = XComModel.value
+    numbers = [_whole(session, *path) for path in (("count",), *(("usage", name) for name in _TOKENS))]
+    texts = [_inside(session, value[name].as_string()) for name in ("state", "model", "billed")]
+    version = _inside(session, cast(value["version"], Text))
+    reused = _inside(session, cast(value["reused"], Text)).in_(("true", "1"))
+    is_plain = and_(version == "1", texts[0].in_(("complete", "failed")), *(plain for plain, _ in numbers))
+    rows = (
+        select(
+            case((is_plain, 1), else_=0).label("plain"),
+            _day(session, wanted.zone).label("day"),
+            XComModel.dag_id.label("dag_id"),
+            *(text.label(name) for text, name in zip(texts, ("state", "model", "billed"), strict=True)),
+            case((reused, 1), else_=0).label("reused"),
+            *(number.label(name) for (_, number), name in zip(numbers, ("count", *_TOKENS), strict=True)),
+        )
+        .where(*_conditions(session, wanted))
+        .subquery()
+    )
+    c = rows.c
+    groups = (
+        c.plain,
+        c.day,
+        c.dag_id,
+        c.state,
+        c.model,
+        c.billed,
+        c.reused,
+        case((c.total_tokens > 0, 1), else_=0),
+    )
+    added = [func.sum(c[name]) for name in ("count", *_TOKENS)]
+    odd = False
+    for (
+        plain,
+        day,
+        dag_id,
+        state,
+        model,
+        billed,
+        was_reused,
+        has_tokens,
+        results,
+        *amounts,
+    ) in session.execute(select(*groups, func.count(), *added).group_by(*groups)):
+        if not plain:
+            odd = True
+            continue
+        result = Result.from_xcom({
+            "version": 1, "state": state, "images": (), "billed": billed, "reused": bool(was_reused),
+            "usage": {"total_tokens": has_tokens},
+        })  # fmt: skip
+        if result is not None:
+            images, *tokens = map(int, amounts)
+            failed = results if state == "failed" else 0
+            paid = result.paid
+            yield Sum(
+                str(day),
+                dag_id,
+                model or None,
+                results,
+                images,
+                failed,
+                paid,
+                (tokens[0], tokens[1], tokens[2]),
+            )
+    if odd:
+        yield from _read_sums(session, wanted, not_(is_plain))
+
+
+_TOKENS = ("input_tokens", "output_tokens", "total_tokens")
+
+
+def _read_sums(session: Session, wanted: Filter, *conditions: ColumnElement[bool]) -> Iterator[Sum]:
+    """Yield a sum for each result.
 
     Only what adds up is read of each value: a tenth of it. Of values that a custom backend keeps elsewhere, the
-    newest are read, and for the others ``None`` is yielded.
+    newest are read.
     """
     value = XComModel.value
     parts = [cast(_inside(session, value[name]), Text) for name in _ADDED_UP]
     query = select(XComModel.timestamp, XComModel.dag_id, *parts).where(*_conditions(session, wanted))
+    if conditions:  # false, or unknown
+        query = query.where(func.coalesce(*conditions, True))
     rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
     elsewhere = 0
     for timestamp, dag_id, *texts in rows:
@@ -171,29 +316,43 @@ def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result
         elsewhere += values["version"] is None
         result = Result.from_xcom({**values, "images": ()})
         if result is not None:
-            yield timestamp.date(), dag_id, result
+            yield _sum_of(result, timestamp, dag_id, wanted)
     if elsewhere:
-        yield from _usages_elsewhere(session, wanted)
+        yield from _sums_elsewhere(session, wanted)
 
 
-def _usages_elsewhere(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result | None]]:
+def _sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
     keys = select(*_KEYS, XComModel.timestamp, XComModel.dag_id)
     keys = keys.where(*_conditions(session, wanted), _is_elsewhere(session))
     keys = keys.order_by(XComModel.timestamp.desc())
     for read in _results(_read(session, keys.limit(MAX_READ_ELSEWHERE))):
         if isinstance(read, Row):
-            yield read.made_at.date(), read.dag_id, read.result
+            yield _sum_of(read.result, read.made_at, read.dag_id, wanted)
         elif read is not None:
-            yield date.min, "", None
-    for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE)):
-        yield date.min, "", None
+            yield Sum(unread=1)
+    yield Sum(unread=sum(1 for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE))))
+
+
+def _sum_of(result: Result, made_at: datetime, dag_id: str, wanted: Filter) -> Sum:
+    day = made_at.astimezone(ZoneInfo(wanted.zone)).date().isoformat()
+    tokens = [whole_number(result.usage.get(name)) for name in _TOKENS]
+    failed = int(result.state == "failed")
+    return Sum(
+        day, dag_id, result.model, 1, result.count, failed, result.paid, (tokens[0], tokens[1], tokens[2])
+    )
+
+
+def whole_number(value: Any) -> int:
+    """Return a count that JSON can hold exactly, or 0."""
+    return value if type(value) is int and 0 <= value < 2**53 else 0
 
 
 def count_unsearched(session: Session, wanted: Filter) -> int:
     """Return how many results a search can't look into, as a custom XCom backend keeps them elsewhere."""
-    if not (wanted.words or wanted.state) or not is_custom():
+    plain = replace(wanted, words=(), state=None, model=None, size=None)
+    if plain == wanted or not is_custom():
         return 0
-    conditions = _conditions(session, replace(wanted, words=(), state=None))
+    conditions = _conditions(session, plain)
     query = select(func.count()).select_from(XComModel).where(*conditions, _is_elsewhere(session))
     return session.scalar(query) or 0
 
@@ -203,7 +362,7 @@ def _is_elsewhere(session: Session) -> ColumnElement[bool]:
     return func.coalesce(version, "null") == "null"
 
 
-_ADDED_UP = ("version", "state", "count", "usage", "billed", "reused")
+_ADDED_UP = ("version", "state", "model", "count", "usage", "billed", "reused")
 
 
 def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
@@ -211,12 +370,17 @@ def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool
     yield XComModel.dag_id.in_(sorted(wanted.dag_ids))
     if wanted.run_id is not None:
         yield XComModel.run_id == wanted.run_id
+    if wanted.run is not None:
+        yield XComModel.run_id.ilike(f"%{_literal(wanted.run)}%", escape="!")
     if wanted.task_id is not None:
         yield XComModel.task_id == wanted.task_id
     if wanted.day_from is not None:
-        yield XComModel.timestamp >= datetime.combine(wanted.day_from, time.min, UTC)
+        yield XComModel.timestamp >= datetime.combine(wanted.day_from, time.min, ZoneInfo(wanted.zone))
     if wanted.day_to is not None:
-        yield XComModel.timestamp <= datetime.combine(wanted.day_to, time.max, UTC)
+        yield XComModel.timestamp <= datetime.combine(wanted.day_to, time.max, ZoneInfo(wanted.zone))
+    for name in ("model", "size"):
+        if (text := getattr(wanted, name)) is not None:
+            yield _inside(session, XComModel.value[name].as_string()) == text
     if wanted.state is not None:
         yield from _has_state(session, wanted.state)
     for word in wanted.words[:MAX_WORDS]:
@@ -339,6 +503,67 @@ def _json(text: str | None) -> Any:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _whole(session: Session, *path: str) -> tuple[ColumnElement[bool], ColumnElement[int]]:
+    """Return whether a value holds a whole number or nothing at a path, and the number, else 0."""
+    value: Any = XComModel.value
+    if session.get_bind().dialect.name == "sqlite":
+        place = "$." + ".".join(path)
+        kind = func.coalesce(_inside(session, func.json_type(value, place)), "null")
+        number = _inside(session, func.json_extract(value, place))
+        is_whole = and_(kind == "integer", number.between(0, 2**53 - 1))
+    else:
+        for name in path:
+            value = value[name]
+        kind = func.coalesce(cast(value, Text), "null")
+        is_whole = kind.regexp_match("^[0-9]{1,15}$")
+        number = cast(kind, Numeric(20))
+    return or_(kind == "null", is_whole), case((is_whole, number), else_=0)
+
+
+def _day(session: Session, zone: str) -> ColumnElement[Any]:
+    """Return an expression for the day on which a result was written."""
+    if session.get_bind().dialect.name == "postgresql":
+        return cast(func.timezone(zone, XComModel.timestamp), Date)
+    minutes = [(since, f"{minutes:+d} minutes") for since, minutes in _offsets(zone)]
+    (_, first), *changes = minutes
+    if not changes:
+        return func.date(XComModel.timestamp, first)
+    newest_first = [(XComModel.timestamp >= since, text) for since, text in reversed(changes)]
+    return func.date(XComModel.timestamp, case(*newest_first, else_=first))
+
+
+@cache
+def _offsets(zone: str) -> list[tuple[datetime, int]]:
+    """Return the changes of a zone's distance from UTC, in minutes, for ten years."""
+    info = ZoneInfo(zone)
+
+    def minutes(at: datetime) -> int:
+        return int((at.astimezone(info).utcoffset() or timedelta()).total_seconds()) // 60
+
+    at, step = _OFFSETS_SINCE, timedelta(days=7)
+    found = [(at, minutes(at))]
+    for _ in range(52 * 15):
+        if minutes(at + step) != found[-1][1]:
+            low, high = at, at + step
+            while high - low > timedelta(minutes=1):
+                middle = low + (high - low) / 2
+                low, high = (middle, high) if minutes(middle) == found[-1][1] else (low, middle)
+            # Zones change at whole minutes.
+            change = (low + timedelta(seconds=59)).replace(second=0, microsecond=0)
+            found.append((change, minutes(high)))
+        at += step
+    return found
+
+
+_OFFSETS_SINCE = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def _offset(cursor: str | None) -> int:
+    if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 10):
+        raise BadCursor("the cursor is none of this page's")
+    return int(cursor or 0)
 
 
 def _before(timestamp: datetime, key: tuple[Any, ...]) -> ColumnElement[bool]:

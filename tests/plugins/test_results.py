@@ -349,3 +349,41 @@ def test_what_is_out_of_bounds_is_refused(server: Server, query: str) -> None:
 @pytest.mark.parametrize("query", ["run_id=%00", "q=a%00b", "task_id=%00"])
 def test_a_zero_byte_is_refused_before_a_database_sees_it(server: Server, query: str) -> None:
     assert server.get(f"{API}/results?{query}").status_code == 400
+
+
+def test_results_are_filtered_by_model_size_and_a_part_of_the_run(server: Server, book: Book) -> None:
+    book.write(
+        "a", result(prompt="1", model="gpt-image-2", size="1024x1024"), run_id="manual__May_1", at=NOON
+    )
+    book.write(
+        "a",
+        result(prompt="2", model="other", size="1024x1536"),
+        run_id="manual__June",
+        at=NOON + timedelta(1),
+    )
+    assert prompts(server.results(model="other")) == ["2"]
+    assert prompts(server.results(size="1024x1024")) == ["1"]
+    assert prompts(server.results(model="other", size="1024x1024")) == []
+    assert prompts(server.results(run="may_")) == ["1"]
+    assert prompts(server.results(run="June")) == ["2"]
+    assert prompts(server.results(run="%")) == []
+    assert server.totals(model="other")["results"] == 1
+
+
+def test_results_are_sorted_by_tokens(server: Server, book: Book) -> None:
+    usages: list[Any] = [
+        {"total_tokens": 5},
+        {"total_tokens": 900},
+        {"total_tokens": "x"},
+        None,
+        {"total_tokens": 40},
+    ]
+    for number, usage in enumerate(usages):
+        book.write(
+            "a", result(prompt=f"{number}", usage=usage), run_id=f"r{number}", at=NOON + timedelta(number)
+        )
+    first = server.results(sort="tokens", limit=3)
+    assert prompts(first) == ["1", "4", "0"]
+    rest = server.results(sort="tokens", limit=3, cursor=first["next"])
+    assert (prompts(rest), rest["next"]) == (["3", "2"], None)
+    assert server.get(f"{API}/results", params={"sort": "tokens", "cursor": "none"}).status_code == 400
