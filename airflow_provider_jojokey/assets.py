@@ -20,8 +20,8 @@ Airflow's columns have 1,500, but PostgreSQL's index over both has 2,704 bytes. 
 has succeeded.
 """
 
-_TOLD = ("usage", "model", "size", "quality", "request_id", "fingerprint", "reused", "receipt")
-_TOLD_OF_BATCH = ("usage", "total", "made", "reused", "failed", "images", "manifest")
+_TOLD = ("usage", "cost", "model", "size", "quality", "request_id", "fingerprint", "reused", "receipt")
+_TOLD_OF_BATCH = ("usage", "cost", "total", "made", "reused", "failed", "images", "manifest")
 
 log = logging.getLogger(__name__)
 

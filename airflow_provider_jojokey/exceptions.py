@@ -65,6 +65,8 @@ class JojoKeyError(AirflowException):
         self.retry_after = retry_after
         self.usage: dict[str, Any] | None = None
         """Tokens billed to the task in its Dag run so far, if known."""
+        self.cost: dict[str, Any] | None = None
+        """What the task has cost in its Dag run so far, as in the manifest, if known."""
         self.images: list[dict[str, Any]] | None = None
         """Images that were received anyway and are in S3, as in the manifest."""
         self.requested: int | None = None

@@ -100,6 +100,14 @@ def get_provider_info() -> dict[str, Any]:
                         "example": '{"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/posters"}',
                         "default": "",
                     },
+                    "price_per_million": {
+                        "description": "Prices of a million tokens and their currency, as JSON. Connections can "
+                        "override them. Empty: the published list prices in US dollars.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": '{"currency": "USD", "text_input": 5, "image_input": 8, "image_output": 30}',
+                        "default": "",
+                    },
                     "thumbnail_directory": {
                         "description": "Where the API server keeps small copies of the images that it shows. Empty: "
                         "beside the spool, in the system's temporary directory.",
@@ -156,6 +164,12 @@ def get_provider_info() -> dict[str, Any]:
                         "label": "Resend wait",
                         "description": "Seconds that the waits between resends may take together. Empty: 60.",
                         "schema": {"type": ["number", "null"], "minimum": 0},
+                    },
+                    "price_per_million": {
+                        "label": "Prices per million tokens",
+                        "description": "JSON with currency, text_input, image_input and image_output. Empty: "
+                        "[jojokey] price_per_million.",
+                        "schema": {"type": ["string", "null"]},
                     },
                     "verify": {
                         "label": "Verify TLS",

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.cost import Costs
+
 if TYPE_CHECKING:
     from airflow_provider_jojokey.exceptions import JojoKeyError
 
@@ -92,6 +94,7 @@ class Result:
     :param count: number of images, of a batch all of them
     :param prompt: the prompt, shortened
     :param usage: the tokens billed to the task in its Dag run
+    :param cost: what the task has cost in its Dag run; ``None`` if nothing is known about it
     :param seconds: how long the gateway took
     :param created: when the gateway generated them, in seconds since 1970
     :param reused: whether an earlier attempt had paid for them
@@ -111,6 +114,7 @@ class Result:
     size: str | None = None
     quality: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
+    cost: Costs | None = None
     seconds: float | None = None
     request_id: str | None = None
     created: int | None = None
@@ -137,6 +141,7 @@ class Result:
             count=len(images),
             prompt=shortened(prompt, MAX_PROMPT),
             usage=manifest.get("usage") or {},
+            cost=_cost(manifest.get("cost")),
             aws_conn_id=aws_conn_id,
             **facts,
         )
@@ -162,6 +167,7 @@ class Result:
             count=len(images),
             prompt=shortened(prompt, MAX_PROMPT),
             usage=error.usage or {},
+            cost=_cost(error.cost),
             request_id=error.request_id,
             receipt=error.receipt,
             aws_conn_id=aws_conn_id,
@@ -186,6 +192,7 @@ class Result:
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom's value."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values["cost"] = self.cost.to_json() if self.cost else None
         return {"version": VERSION, **values, "images": [image.to_json() for image in self.images]}
 
     @classmethod
@@ -205,6 +212,7 @@ class Result:
                 count=max(_number(value.get("count")) or 0, len(images)),
                 prompt=str(value.get("prompt") or "")[:MAX_PROMPT],
                 usage=_usage(value.get("usage")),
+                cost=_cost(value.get("cost")),
                 seconds=float(value["seconds"]) if value.get("seconds") is not None else None,
                 created=_number(value.get("created")),
                 reused=value.get("reused") is True,
@@ -268,6 +276,14 @@ def _usage(value: Any) -> dict[str, Any]:
         if isinstance(value, Mapping)
         else {}
     )
+
+
+def _cost(value: Any) -> Costs | None:
+    """Return the costs that a manifest, an error or an XCom holds; those before this field hold none."""
+    try:
+        return None if value is None else Costs.from_json(value)
+    except ValueError:
+        return None
 
 
 def _number(value: Any) -> int | None:

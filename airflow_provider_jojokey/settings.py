@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_jojokey.cost import PUBLISHED, Prices, parse_prices
 from airflow_provider_jojokey.store import spool
 from airflow_provider_jojokey.store.extra_args import parse_extra_args
 
@@ -66,3 +67,14 @@ class Settings:
                 "jojokey", "thumbnail_cache_bytes", fallback=THUMBNAIL_CACHE_BYTES
             ),
         )
+
+
+def configured_prices() -> Prices:
+    """Return the prices of ``[jojokey] price_per_million``; by default the published ones.
+
+    :raises ValueError: if they can't be understood
+    """
+    from airflow.providers.common.compat.sdk import conf
+
+    written = conf.get("jojokey", "price_per_million", fallback="")
+    return parse_prices(written, "[jojokey] price_per_million") or PUBLISHED

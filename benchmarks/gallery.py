@@ -52,7 +52,7 @@ def main() -> int:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jojokey-gallery-")))
         url = f"sqlite:///{home}/airflow.db"
         if options.database == "postgres":
-            from tests.plugins.postgres import postgres
+            from tests.support.postgres import postgres
 
             url = stack.enter_context(postgres())
         prepare(home, url)

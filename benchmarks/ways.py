@@ -23,8 +23,6 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
 SLOTS = 12
 MIB = 1024 * 1024
 DAG = """
@@ -114,11 +112,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=60, metavar="N", help="posters of each campaign (60)")
     arguments = parser.parse_args()
-    from cluster.cluster import cluster
     from moto.server import ThreadedMotoServer
     from PIL import Image
 
     from airflow_provider_jojokey.sandbox import Gateway
+    from tests.support.cluster import cluster
 
     chance = random.Random(1)
     delays = [round(chance.uniform(5, 20), 1) for _ in range(arguments.images)]

@@ -43,6 +43,8 @@ def environment_of(port: int, prefix: str = "") -> dict[str, str]:
         "AIRFLOW__API__BASE_URL": base_url,
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{base_url}/execution/",
         "AIRFLOW__CORE__PARALLELISM": "4",
+        # On a busy machine, the default of five seconds fails tasks before they start.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         # Two Airflows on one computer would otherwise want the same ports for their logs.
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),

@@ -190,7 +190,8 @@ class Failures:
         run = f"dags/{failed['dag_id']}/dagRuns/{quote(failed['dag_run_id'])}"
         task = f"{run}/taskInstances/{failed['task_id']}"
         found = self._api.get(f"{task}/logs/{failed['try_number']}?map_index={failed['map_index']}") or {}
-        return exception_in(found.get("content") or []) or f"The task has no log. Look into {HOME / 'ui.log'}"
+        log = exception_in(found.get("content") or [])
+        return log or f"The task ended before it wrote a log. See {HOME / 'ui.log'}"
 
 
 def try_of(instance: dict[str, Any]) -> tuple[Any, ...]:

@@ -23,15 +23,22 @@ os.environ.update(
     AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=os.environ.get("TESTS_DATABASE") or f"sqlite:///{_HOME}/airflow.db",
     AIRFLOW__JOJOKEY__SPOOL_DIRECTORY=os.path.join(_HOME, "spool"),
     AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
+    AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT="60",
     NO_PROXY="127.0.0.1,localhost",
 )
 
 import pytest  # noqa: E402
+
+pytest.register_assert_rewrite("tests.support")
+
 from hypothesis import settings  # noqa: E402
-from loopback import Authority  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from airflow_provider_jojokey.sandbox import Gateway  # noqa: E402
+from tests.support.airflow import _stores, airflow, any_store, plain_store, store  # noqa: E402
+from tests.support.loopback import Authority  # noqa: E402
+
+__all__ = ["_stores", "airflow", "any_store", "plain_store", "store"]
 
 # moto's server runs in this process, and Airflow sends its log to standard output, where commands print their JSON.
 logging.getLogger("werkzeug").setLevel(logging.ERROR)

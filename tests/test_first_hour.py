@@ -19,7 +19,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from operators.conftest import dags_of
+
+from tests.support.airflow import dags_of
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 400.0

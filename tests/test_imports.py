@@ -2,35 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-HEAVY = ("requests", "requests_toolbelt", "urllib3", "boto3", "botocore", "pybase64", "PIL", "tenacity",
-         "airflow.providers.amazon", "cryptography.hazmat.backends", "numpy")  # fmt: skip
-
-AIRFLOW_ITSELF = (
-    "import airflow.sdk, airflow.providers.common.compat.sdk; from airflow.sdk import BaseOperator, DAG"
-)
-
-
-def modules_after(code: str) -> set[str]:
-    """Return the modules that a fresh Python has loaded after ``code``."""
-    run = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print('MODULES', *sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return set(run.stdout.rpartition("MODULES")[2].split())
-
-
-def within(modules: set[str], packages: tuple[str, ...]) -> list[str]:
-    return sorted(
-        name for name in modules if name.startswith(tuple(f"{one}." for one in packages)) or name in packages
-    )
+from tests.support.modules import AIRFLOW_ITSELF, HEAVY, modules_after, within
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
-from loopback import Server
+from tests.support.loopback import Server
 
 
 def test_server_ends_although_a_client_left_within_its_request() -> None:

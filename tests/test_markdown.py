@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_results import IMAGE, MANIFEST
 
 from airflow_provider_jojokey import results
 from airflow_provider_jojokey.markdown import escape, pictures
 from airflow_provider_jojokey.results import Result
+from tests.support.manifests import IMAGE, MANIFEST
 
 
 class TaskInstance:

@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[1]
 URL = "https://git.example/acme/airflow-provider-jojokey"
 FILES = ("pyproject.toml", "CHANGELOG.md", ".airflow-registry.yaml", "airflow_provider_jojokey/__init__.py")
 
-sys.path.insert(0, str(ROOT / "scripts"))
 import repository  # noqa: E402
 
 

@@ -14,30 +14,7 @@ from airflow_provider_jojokey import results
 from airflow_provider_jojokey.exceptions import JojoKeyReplyError
 from airflow_provider_jojokey.links import paths
 from airflow_provider_jojokey.results import Result
-
-IMAGE = {
-    "uri": "s3://posters/a/fox.png",
-    "bucket": "posters",
-    "key": "a/fox.png",
-    "content_type": "image/png",
-    "width": 1024,
-    "height": 1536,
-    "bytes": 12_345,
-    "sha256": "0f" * 32,
-}
-MANIFEST = {
-    "version": 1,
-    "images": [IMAGE],
-    "usage": {"input_tokens": 9, "output_tokens": 196, "total_tokens": 205},
-    "model": "gpt-image-2",
-    "size": "1024x1536",
-    "quality": "low",
-    "request_id": "2026",
-    "created": 1_700_000_000,
-    "seconds": 9.7,
-    "reused": False,
-    "receipt": "s3://posters/_jojokey/a/fox.png.json",
-}
+from tests.support.manifests import IMAGE, MANIFEST
 
 
 def value() -> dict[str, Any]:

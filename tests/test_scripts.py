@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
 import demo
 import matrix
+import pytest
 import ui
 import world
 

@@ -560,8 +560,13 @@ class Batch:
             try:
                 context = Context(job, services)
                 receipt = context.receipts.read()
-                before = receipt.usage_of(job.owner)
-                self.tally.settle(item, before, settle_usage(context, receipt).usage_of(job.owner))
+                settled = settle_usage(context, receipt)
+                self.tally.settle(
+                    item,
+                    receipt.usage_of(job.owner),
+                    settled.usage_of(job.owner),
+                    (receipt.cost_of(job.owner), settled.cost_of(job.owner)),
+                )
             except JojoKeyError as error:
                 log.warning("The usage of %s is not known yet: %s", job.uri, error.message)
 
@@ -599,7 +604,8 @@ class Batch:
         pace = str(self.limiter)
         return (
             f"{tally.done} of {tally.total} done: {tally.made} made, {tally.reused} reused, {tally.failed} failed; "
-            f"{self.limiter.in_flight} in flight, {tally.tokens:,} tokens, {60 * rate:.1f} a minute{time_left}"
+            f"{self.limiter.in_flight} in flight, {tally.tokens:,} tokens, cost {tally.cost}, "
+            f"{60 * rate:.1f} a minute{time_left}"
             f"{f', the gateway accepts {pace}' if pace else ''}"
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyBatchError, JojoKeyBatchFailure, JojoKeyError
 from airflow_provider_jojokey.payments.receipt import total_usage
 from airflow_provider_jojokey.results import MAX_LISTED, shortened
@@ -70,6 +71,7 @@ class Tally:
     without_usage: int = 0
     """Paid images whose usage is unknown."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
+    cost: Costs = field(default_factory=Costs)
     retry_after: float | None = None
     causes: dict[str, Cause] = field(default_factory=dict)
     first: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
@@ -116,7 +118,7 @@ class Tally:
         else:
             self.made += 1
             self._pay(len(manifest["images"]), manifest["usage"])
-        self._count(index, manifest["images"], manifest["usage"])
+        self._count(index, manifest["images"], manifest["usage"], manifest.get("cost"))
 
     def fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         """Count an item that has no images, or not all."""
@@ -130,14 +132,18 @@ class Tally:
         self.unknown_outcomes += error.billed == "unknown"
         known = self.causes.setdefault(type(error).__name__, Cause(index, job.uri, error.message))
         known.count += 1
-        self._count(index, error.images or [], error.usage)
+        self._count(index, error.images or [], error.usage, error.cost)
 
-    def settle(self, item: Unsettled, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Count usage that became known after an item had ended.
+    def settle(
+        self, item: Unsettled, before: Mapping[str, Any], after: Mapping[str, Any], cost: tuple[Costs, Costs]
+    ) -> None:
+        """Count usage and costs that became known after an item had ended.
 
         :param before: the usage that was counted for its task and key
         :param after: the usage that is known now
+        :param cost: the costs that were counted, and those that are known now
         """
+        self.cost = (self.cost + cost[1]).without(cost[0])
         self.usage = total_usage((self.usage, after))
         self.usage = _minus(self.usage, before)
         if (after.get("total_tokens") or 0) <= (before.get("total_tokens") or 0):
@@ -163,7 +169,7 @@ class Tally:
             f"{shortened(cause.message, MAX_CAUSE)})"
             for name, cause in causes
         )
-        spent = f"{self.tokens:,} tokens were billed to this task in this Dag run"
+        spent = f"{self.tokens:,} tokens ({self.cost}) were billed to this task in this Dag run"
         if self.without_usage:
             spent += f", and {self.without_usage:,} paid images have unknown usage"
         if self.unknown_outcomes:
@@ -180,7 +186,7 @@ class Tally:
             billed=self.billed,
             sent=True,
         )
-        error.usage = self.usage
+        error.usage, error.cost = self.usage, self.cost.to_json()
         return error
 
     def _pay(self, images: int, usage: Mapping[str, Any] | None) -> None:
@@ -188,8 +194,15 @@ class Tally:
         if not (usage or {}).get("total_tokens"):
             self.without_usage += images
 
-    def _count(self, index: int, images: list[dict[str, Any]], usage: Mapping[str, Any] | None) -> None:
+    def _count(
+        self,
+        index: int,
+        images: list[dict[str, Any]],
+        usage: Mapping[str, Any] | None,
+        cost: Mapping[str, Any] | None,
+    ) -> None:
         self.images += len(images)
+        self.cost += Costs() if cost is None else Costs.from_json(cost)
         self.usage = total_usage((self.usage, usage))
         if images:
             self.first[index] = images

@@ -25,6 +25,7 @@ from airflow_provider_jojokey.img2.request import DEFAULT_MODEL, ImageRequest
 if TYPE_CHECKING:
     import requests
 
+    from airflow_provider_jojokey.cost import Prices, QuotaUnit
     from airflow_provider_jojokey.img2.client import Client, Generation, OpenFile
     from airflow_provider_jojokey.img2.images import ImageFile
 
@@ -57,6 +58,7 @@ class ConnectionSettings:
     :param max_resend_wait: seconds that the waits in between may take together
     :param verify: check TLS certificates; a path names a CA bundle
     :param proxy: a proxy's URL
+    :param price_per_million: what usage costs; ``None`` for the worker's setting
     :param warnings: a sentence for each key of the extra that has no effect
     """
 
@@ -69,6 +71,7 @@ class ConnectionSettings:
     max_resend_wait: float = 60.0
     verify: bool | str = True
     proxy: str | None = None
+    price_per_million: Prices | None = None
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -147,6 +150,32 @@ class JojoKeyHook(BaseHook):
         :raises JojoKeyConnectionError: if it cannot be used
         """
         return ConnectionSettings.of(self.get_connection(self.jojokey_conn_id))
+
+    @cached_property
+    def prices(self) -> Prices:
+        """What usage costs: the connection's prices, or else the worker's.
+
+        :raises JojoKeyConnectionError: if the connection cannot be used
+        :raises JojoKeyRequestError: if the worker's setting cannot be understood
+        """
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+        from airflow_provider_jojokey.settings import configured_prices
+
+        try:
+            return self.settings.price_per_million or configured_prices()
+        except ValueError as error:
+            raise JojoKeyRequestError(f"{error}.") from None
+
+    @cached_property
+    def quota_unit(self) -> QuotaUnit | None:
+        """What the gateway's quota is worth; ``None`` if the gateway does not state it. Costs nothing."""
+        from airflow_provider_jojokey.cost import QuotaUnit
+
+        try:
+            return QuotaUnit.from_status(self.client.status())
+        except Img2Error as error:
+            log.info("What the gateway's quota is worth is not known: %s", error.summary)
+            return None
 
     @cached_property
     def client(self) -> Client:
@@ -531,6 +560,12 @@ def _verify(value: Any) -> bool | str:
     return text
 
 
+def _prices(value: Any) -> Prices | None:
+    from airflow_provider_jojokey.cost import parse_prices
+
+    return parse_prices(value, "price_per_million")
+
+
 def _proxy(value: Any) -> str:
     text = _text(value)
     if "://" not in text:
@@ -550,6 +585,7 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
     "max_resend_wait": _not_negative,
     "verify": _verify,
     "proxy": _proxy,
+    "price_per_million": _prices,
 }
 _EXPECTED = {
     "default_model": "not a name",
@@ -559,4 +595,6 @@ _EXPECTED = {
     "max_resend_wait": "not a number of seconds from 0 to 86,400",
     "verify": "not true, false or the path of a file that is there",
     "proxy": "not the URL of a proxy",
+    "price_per_million": "not a JSON object with currency (such as USD) and the prices text_input, image_input and "
+    "image_output (numbers from 0)",
 }

@@ -1,4 +1,4 @@
-"""The IMG2 image API itself, free of Airflow: it works in a notebook or a plain script.
+"""A client for the IMG2 image API. It needs no Airflow and works in notebooks and plain scripts.
 
     from airflow_provider_jojokey.img2 import Client, ImageRequest
 

@@ -1,4 +1,4 @@
-"""The gateway's address, and which addresses a linked image may be downloaded from."""
+"""Check the gateway's base URL and the addresses of linked images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class ForbiddenAddress(OSError):
 def base_url_of(address: str | None) -> str:
     """Return the gateway's base URL, without ``/v1`` and without a slash at the end.
 
-    :param address: a host or URL, with or without scheme (then https), ``/v1`` or a slash
-    :raises ValueError: if it is no http(s) address, or has a user, a query or a fragment in it
+    :param address: a host or URL; scheme (default https), ``/v1`` and trailing slash are optional
+    :raises ValueError: if it is not an http(s) URL, or contains a user, a query or a fragment
     """
     text = (address or "").strip() or DEFAULT_BASE_URL
     if "://" not in text:
@@ -31,13 +31,13 @@ def base_url_of(address: str | None) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
         raise ValueError(f"the host must be an http(s) address such as {DEFAULT_BASE_URL}")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("the host must not hold a user, a password, a query or a fragment")
+        raise ValueError("the host must not contain a user, a password, a query or a fragment")
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 def sends_token_in_the_clear(base_url: str) -> bool:
-    """Return whether the token would cross a network unencrypted: plain http, not to this machine."""
+    """Return whether the token would be sent unencrypted: plain http to another machine."""
     parts = urlsplit(base_url)
     return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
 
@@ -56,7 +56,7 @@ def require_public(address: str) -> None:
     """
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        # IPv4-mapped, 6to4 and NAT64 addresses lead where their IPv4 address leads.
+        # IPv4-mapped, 6to4 and NAT64 addresses stand for an IPv4 address.
         nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
         ip = ip.ipv4_mapped or ip.sixtofour or nat64 or ip
     if not ip.is_global or ip.is_multicast:

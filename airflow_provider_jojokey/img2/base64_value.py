@@ -1,8 +1,8 @@
-"""Decode one base64 string of JSON into a sink as it arrives.
+"""Decode one base64 string of a JSON document into a sink as it arrives.
 
-Accepted beyond the standard, because the image is paid for: white space, the URL-safe alphabet, missing
-padding, JSON escapes, and a ``data:…;base64,`` prefix. A value that is broken anyway is noted and skipped, so
-that the images after it are not lost.
+Because the image is already paid, the decoder accepts white space, the URL-safe alphabet, missing padding, JSON
+escapes, and a ``data:…;base64,`` prefix. It skips a value that is broken anyway, so that the images after it
+are not lost.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 class Sink(Protocol):
-    """Where an image's bytes go."""
+    """Receives the bytes of an image."""
 
     def write(self, data: bytes, /) -> object:
-        """Add the next bytes."""
+        """Append the next bytes."""
 
     def close(self) -> None:
-        """Release it; called for every sink that is handed to nobody."""
+        """Release the sink. The decoder calls this for every sink that it does not pass on."""
 
 
 class Base64Value:
     """One base64 string.
 
-    Base64 comes in fours, so up to three characters wait in ``_carry`` for the next piece. An
-    escape (``\\/``) may be cut as well, and waits in ``_escape``.
+    Base64 decodes four characters at a time, so ``_carry`` keeps up to three characters for the next chunk. A
+    chunk may also end within an escape (``\\/``), which ``_escape`` keeps.
 
     :param open_sink: called for the first decoded bytes
     """
@@ -43,33 +43,33 @@ class Base64Value:
         self._open_sink = open_sink
         self.sink: Sink | None = None
         self.problem: str | None = None
-        """Why the value cannot be used, half a sentence."""
-        self.whole = False
+        """Why the value cannot be used, without a full stop."""
+        self.complete = False
         """Whether the value has ended and can be used."""
-        self._head: bytes | None = b""  # the first characters, until they cannot be "data:…,"
+        self._head: bytes | None = b""  # the first characters, while they may be a data URI
         self._escape = b""
-        self._escaped = False  # a backslash was seen: nearly no value has one, so they are not looked for
+        self._escaped = False  # whether a backslash was seen; most values have none, so skip the search
         self._carry = b""
         self._padded = False
-        self._usual = True  # no escape, white space or URL-safe alphabet was seen yet
-        self._unusual = False  # white space or the URL-safe alphabet was seen
+        self._fast = True  # no escape, white space or URL-safe alphabet was seen yet
+        self._translates = False  # white space or the URL-safe alphabet was seen
         self._taken = False
 
     def feed(self, data: bytes, start: int, end: int) -> None:
         """Decode the characters ``data[start:end]``."""
-        if self._usual and self.sink is not None:
-            # Nearly all pieces of nearly all images take this short way.
+        if self._fast and self.sink is not None:
+            # Fast path for nearly all chunks.
             try:
                 first, rest = self._decode_fours(data, start, end)
             except ValueError:
-                self._usual = False
+                self._fast = False
             else:
                 if first:
                     self.sink.write(first)
                 if rest:
                     self.sink.write(rest)
                 if b"\\" in self._carry:
-                    self._take_escape_out_of_carry()
+                    self._unescape_carry()
                 return
         if self.problem is not None:
             return
@@ -77,7 +77,7 @@ class Base64Value:
             data = self._unescape(self._escape + data[start:end])
             start, end = 0, len(data)
         if self._head is not None:
-            data = self._without_data_uri(self._head + data[start:end])
+            data = self._strip_data_uri(self._head + data[start:end])
             start, end = 0, len(data)
         if start < end:
             self._decode(data, start, end)
@@ -88,23 +88,23 @@ class Base64Value:
             head, self._head = self._head, None
             self._decode(head, 0, len(head))
         if self._escape:
-            self.fail("its base64 has a quotation mark in it")
+            self.fail("its base64 contains a quotation mark")
         carry = self._carry.translate(_URL_SAFE, WHITE_SPACE)
         if carry and self.problem is None:
             if self._padded or len(carry) == 1 or b"=" in carry:
-                self.fail("its base64 is cut short")
+                self.fail("its base64 is truncated")
             else:
                 self._carry = b""
                 self._decode(carry + b"=" * (4 - len(carry)), 0, 4)
-        self.whole = self.problem is None
+        self.complete = self.problem is None
 
     def fail(self, problem: str) -> None:
-        """Note that the value cannot be used; the rest of it is skipped."""
+        """Mark the value as unusable and skip the rest of it."""
         if self.problem is None:
             self.problem = problem
 
     def take_sink(self) -> Sink | None:
-        """Hand the sink over: it is no longer closed here."""
+        """Return the sink. The caller must close it."""
         self._taken = True
         return self.sink
 
@@ -114,28 +114,28 @@ class Base64Value:
             self.sink.close()
 
     def _unescape(self, data: bytes) -> bytes:
-        # Real gateways send only "\/"; any other escape goes through json for its rules.
+        # Real gateways send only "\/". Let json decode any other escape.
         cut = data.rfind(b"\\", max(0, len(data) - 5))
         whole = cut < 0 or (cut + 1 < len(data) and (data[cut + 1] != 0x75 or cut + 6 <= len(data)))
         if not whole:
-            # The second half of a pair escapes nothing.
+            # The second backslash of a pair escapes nothing.
             run = cut + 1 - len(data[: cut + 1].rstrip(b"\\"))
             whole = run % 2 == 0
-        self._escaped, self._usual = True, False
+        self._escaped, self._fast = True, False
         data, self._escape = (data, b"") if whole else (data[:cut], data[cut:])
         slashes_only = data.replace(b"\\/", b"/")
         if b"\\" not in slashes_only:
             return slashes_only
         try:
-            # Latin-1 keeps every byte, wherever the pieces were cut; what it lacks is not base64.
+            # Latin-1 keeps every byte, wherever a chunk ends. Characters it lacks are not base64.
             text: str = json.loads('"' + data.decode("latin-1") + '"', strict=False)
             return text.encode("latin-1", errors="replace")
         except ValueError:
             self.fail("its base64 has an invalid escape")
             return b""
 
-    def _without_data_uri(self, data: bytes) -> bytes:
-        """Return what follows ``data:image/png;base64,``; nothing while that is unknown."""
+    def _strip_data_uri(self, data: bytes) -> bytes:
+        """Return the data after ``data:image/png;base64,``, or nothing until the prefix ends."""
         if not DATA_URI.startswith(data[: len(DATA_URI)].lower()):
             self._head = None
             return data
@@ -153,8 +153,8 @@ class Base64Value:
 
     def _decode(self, data: bytes, start: int, end: int) -> None:
         try:
-            if self._unusual:
-                raise ValueError  # decoding such a piece as it is would fail, and cost a pass
+            if self._translates:
+                raise ValueError  # decoding without translation would fail
             parts = self._decode_fours(data, start, end)
         except ValueError:
             if not self._escaped and data.find(b"\\", start, end) >= 0:
@@ -162,13 +162,13 @@ class Base64Value:
                 if self.problem is None:
                     self._decode(unescaped, 0, len(unescaped))
                 return
-            # White space and the URL-safe alphabet are rare, and not worth a pass over every image.
-            piece = self._carry + data[start:end]
-            dense = piece.translate(_URL_SAFE, WHITE_SPACE)
-            if dense == piece and not self._unusual:
+            # White space and the URL-safe alphabet are rare, so translate only after a failure.
+            chunk = self._carry + data[start:end]
+            dense = chunk.translate(_URL_SAFE, WHITE_SPACE)
+            if dense == chunk and not self._translates:
                 self.fail("its base64 is broken")
                 return
-            self._unusual = True
+            self._translates = True
             self._carry = b""
             try:
                 parts = self._decode_fours(dense, 0, len(dense))
@@ -181,14 +181,14 @@ class Base64Value:
                     self.sink = self._open_sink()
                 self.sink.write(part)
         if not self._escaped and b"\\" in self._carry:
-            self._take_escape_out_of_carry()
+            self._unescape_carry()
 
-    def _take_escape_out_of_carry(self) -> None:
+    def _unescape_carry(self) -> None:
         at = self._carry.index(b"\\")
         self._carry = self._carry[:at] + self._unescape(self._carry[at:])
 
     def _decode_fours(self, data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
-        """Decode or raise ``ValueError`` with nothing changed."""
+        """Decode, or raise ``ValueError`` and leave the state unchanged."""
         joined = b""
         if carry := self._carry:
             missing = 4 - len(carry)
@@ -201,7 +201,7 @@ class Base64Value:
         fours = memoryview(data)[start:stop]
         first = pybase64.b64decode(joined, validate=True)
         rest = pybase64.b64decode(fours, validate=True)
-        # Padding may only be the very end: not of a piece, of the value.
+        # Padding is valid only at the end of the value, not of a chunk.
         padded = self._padded or joined.endswith(b"=")
         if (joined and self._padded) or (fours and padded):
             raise ValueError

@@ -1,13 +1,13 @@
-"""Decide which error a response stands for, and whether it proves that nothing was billed.
+"""Decide which error a response means, and whether it proves that nothing was billed.
 
-The order of decision: the error's code; the marks of Cloudflare; who answered; the status. Messages are
-displayed, never parsed: they come in two languages and change.
+The error's code counts first, then the marks of Cloudflare, then the sender of the response, then the status.
+Messages are displayed, never parsed, because they come in two languages and change.
 
-``billed="no"`` needs proof. The gateway refunds what it fails itself, and its own responses carry the header
-``X-Oneapi-Request-Id``. A request ID quoted in a message is no proof: proxies copy messages. A proxy that
-retries (LiteLLM and its like) reports only its last attempt, and an earlier one may have been billed, so
-nothing it reports is proof. Cloudflare calls its 520, 522 and 524 retryable; they are not, because the
-generation behind them continues and is billed.
+``billed="no"`` needs proof. The gateway refunds requests that it fails itself, and its own responses carry the
+header ``X-Oneapi-Request-Id``. A request ID quoted in a message is not proof, because proxies copy messages. A
+retrying proxy such as LiteLLM reports only its last attempt, and an earlier one may have been billed, so its
+responses prove nothing. Cloudflare calls its 520, 522 and 524 retryable; they are not, because the generation
+behind them continues and is billed.
 
 Sources: the vendor's documentation, the gateway's behavior, Cloudflare's error pages, public bug reports.
 """
@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from airflow_provider_jojokey.img2.errors import ADVICE, Billed, Img2Error, Kind
-from airflow_provider_jojokey.img2.messages import Failure, find_failure, find_task_id, say
+from airflow_provider_jojokey.img2.messages import Failure, find_failure, find_task_id, read_failure
 from airflow_provider_jojokey.img2.redact import clean
 from airflow_provider_jojokey.img2.retry_after import read_retry_after
 from airflow_provider_jojokey.img2.usage import find_usage
@@ -30,14 +30,14 @@ MAX_CODE_CHARACTERS = 100
 
 
 class Sender(StrEnum):
-    """The parties that may answer a request."""
+    """The parties that may respond to a request."""
 
     GATEWAY = "gateway"
-    """The gateway itself, by its header."""
+    """The gateway itself, identified by its header."""
     RELAY = "relay"
     """A proxy that may have sent the request more than once."""
     EDGE = "edge"
-    """Cloudflare, in the gateway's place."""
+    """Cloudflare, instead of the gateway."""
     API = "api"
     """An unmarked error object in the shape of OpenAI's API: a gateway or a proxy."""
     OTHER = "other"
@@ -46,48 +46,48 @@ class Sender(StrEnum):
 
 # --- codes ------------------------------------------------------------------------------------------------------
 
-CHANNEL = "This is the fault of the gateway's channel, not of your token or request. Ask JojoKey support to check it."
+CHANNEL = "The gateway's channel is at fault, not your token or request. Ask JojoKey support to check it."
 SETUP = "Only an administrator of the gateway can fix this. Send JojoKey support the code and the request ID."
 
 
-class Verdict(NamedTuple):
-    """What an error code stands for."""
+class Meaning(NamedTuple):
+    """The meaning of an error code or status."""
 
     kind: Kind
     summary: str = ""
     advice: str = ""
 
 
-_CHANNEL_FAILED = Verdict(Kind.NO_CHANNEL, "The gateway's channel for this model failed", CHANNEL)
-_KEY_FAILED = Verdict(Kind.NO_CHANNEL, "The key of the gateway's channel was rejected", CHANNEL)
-_NOT_SET_UP = Verdict(Kind.ACCESS, "The gateway is not set up to serve this model", SETUP)
+_CHANNEL_FAILED = Meaning(Kind.NO_CHANNEL, "The gateway's channel for this model failed", CHANNEL)
+_KEY_FAILED = Meaning(Kind.NO_CHANNEL, "The key of the gateway's channel was rejected", CHANNEL)
+_NOT_SET_UP = Meaning(Kind.ACCESS, "The gateway is not set up to serve this model", SETUP)
 
 # Compared without case and punctuation: content_filter and contentFilter are one code.
-CODES: Mapping[str, Verdict] = {
-    re.sub("[^a-z0-9]", "", code.lower()): verdict
-    for verdict, codes in (
-        (Verdict(Kind.ACCESS), "access_denied model_access_denied"),
-        (Verdict(Kind.QUOTA), "insufficient_user_quota pre_consume_token_quota_failed insufficient_quota "
+CODES: Mapping[str, Meaning] = {
+    re.sub("[^a-z0-9]", "", code.lower()): meaning
+    for meaning, codes in (
+        (Meaning(Kind.ACCESS), "access_denied model_access_denied"),
+        (Meaning(Kind.QUOTA), "insufficient_user_quota pre_consume_token_quota_failed insufficient_quota "
                               "billing_hard_limit_reached billing_not_active budget_exceeded quota_exceeded "
                               "insufficient_balance insufficient_credits payment_required Arrearage "
                               "ExceededBudget quota_not_enough"),
-        (Verdict(Kind.REQUEST), "invalid_request unknown_parameter invalid_value convert_request_failed "
+        (Meaning(Kind.REQUEST), "invalid_request unknown_parameter invalid_value convert_request_failed "
                                 "invalid_parameter unsupported_parameter missing_required_parameter "
                                 "invalid_image_size unsupported_value invalid_size InvalidParameter "
                                 "string_above_max_length invalid_json read_request_body_failed"),
-        (Verdict(Kind.CONTENT), "sensitive_words_detected moderation_blocked content_policy_violation content_filter "
+        (Meaning(Kind.CONTENT), "sensitive_words_detected moderation_blocked content_policy_violation content_filter "
                                 "DataInspectionFailed data_inspection_failed prompt_blocked content_blocked "
                                 "ResponsibleAIPolicyViolation image_safety prohibited_content safety_violation "
                                 "content_moderation policy_violation content_filtered image_generation_blocked "
                                 "safety_system_blocked RECITATION SAFETY content_violation content_policy"),
-        (Verdict(Kind.RATE_LIMIT), "rate_limit_exceeded rate_limit_error too_many_requests rate_limit_reached "
+        (Meaning(Kind.RATE_LIMIT), "rate_limit_exceeded rate_limit_error too_many_requests rate_limit_reached "
                                    "RateLimitReached requests_per_minute_exceeded resource_exhausted "
                                    "Throttling throttling_error"),
-        (Verdict(Kind.OVERLOADED), "do_request_failed bad_response_status_code read_response_body_failed "
+        (Meaning(Kind.OVERLOADED), "do_request_failed bad_response_status_code read_response_body_failed "
                                    "bad_response_body bad_response empty_response server_error overloaded_error "
                                    "service_unavailable internal_server_error internal_error engine_overloaded "
                                    "slow_down model_overloaded"),
-        (Verdict(Kind.NO_CHANNEL), "get_channel_failed no_available_channel channel:no_available_key"),
+        (Meaning(Kind.NO_CHANNEL), "get_channel_failed no_available_channel channel:no_available_key"),
         (_CHANNEL_FAILED, "DeploymentNotFound channel_error"),
         (_KEY_FAILED, "channel:invalid_key"),
         (_NOT_SET_UP, "model_price_error channel:model_mapped_error model_not_priced"),
@@ -96,10 +96,10 @@ CODES: Mapping[str, Verdict] = {
 }  # fmt: skip
 
 # By their beginning, after the whole codes.
-PREFIXES: tuple[tuple[str, Verdict], ...] = (
-    ("violation_fee", Verdict(Kind.CONTENT)),
-    ("entitlement", Verdict(Kind.QUOTA)),
-    ("system_", Verdict(Kind.OVERLOADED)),
+PREFIXES: tuple[tuple[str, Meaning], ...] = (
+    ("violation_fee", Meaning(Kind.CONTENT)),
+    ("entitlement", Meaning(Kind.QUOTA)),
+    ("system_", Meaning(Kind.OVERLOADED)),
     ("channel:", _CHANNEL_FAILED),
 )
 
@@ -135,61 +135,41 @@ _EDGE_STATUS: Mapping[int, Kind] = {
     1033: Kind.UNREACHABLE,
 }
 
-REFUSALS = {
-    400,
-    401,
-    402,
-    403,
-    404,
-    405,
-    406,
-    407,
-    410,
-    411,
-    413,
-    414,
-    415,
-    417,
-    421,
-    422,
-    426,
-    428,
-    429,
-    431,
-    451,
+REJECTIONS = {
+    *(400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413, 414, 415, 417, 421, 422, 426, 428, 429, 431, 451)
 }
-"""Unmarked, these still say that the request went no further. Other 4xx and 5xx do not."""
+"""Even without the gateway's mark, these statuses mean that the request was not processed."""
 FAILURES = {408, 424, 425, 499}
-"""4xx that are failures of the server or of what is behind it, like 5xx."""
+"""4xx statuses that report a failure of the server or its upstream, like 5xx."""
 
 
 class Rule(NamedTuple):
-    """What a sender's errors mean.
+    """The meaning of a sender's errors.
 
-    :param statuses: status → kind, where no code decides
-    :param refused: the kind of another refusal
+    :param statuses: status → kind, if no code decides
+    :param rejected: the kind of any other rejection
     :param failed: the kind of 5xx and of :data:`FAILURES`
-    :param proves: which of its errors prove that nothing was billed
+    :param proves: which of its errors prove that nothing was billed: all, none, known statuses or rejections
     """
 
     statuses: Mapping[int, Kind]
-    refused: Kind
+    rejected: Kind
     failed: Kind
     proves: str
 
 
 _UNPROVEN: Mapping[Sender, str] = {
     Sender.RELAY: "A proxy in front of JojoKey reported an error",
-    Sender.API: "An error came back that does not bear JojoKey's mark",
-    Sender.OTHER: "An error came back that does not bear JojoKey's mark",
+    Sender.API: "The error response does not carry JojoKey's request ID",
+    Sender.OTHER: "The error response does not carry JojoKey's request ID",
 }
 
 RULES: Mapping[Sender, Rule] = {
     Sender.GATEWAY: Rule(_API_STATUS, Kind.REQUEST, Kind.OVERLOADED, "all"),
     Sender.RELAY: Rule(_API_STATUS, Kind.REQUEST, Kind.UNKNOWN_OUTCOME, "none"),
     Sender.EDGE: Rule(_EDGE_STATUS, Kind.EDGE_BLOCKED, Kind.UNKNOWN_OUTCOME, "known"),
-    Sender.API: Rule(_API_STATUS, Kind.REQUEST, Kind.UNKNOWN_OUTCOME, "refusals"),
-    Sender.OTHER: Rule(_OTHER_STATUS, Kind.EDGE_BLOCKED, Kind.UNKNOWN_OUTCOME, "refusals"),
+    Sender.API: Rule(_API_STATUS, Kind.REQUEST, Kind.UNKNOWN_OUTCOME, "rejections"),
+    Sender.OTHER: Rule(_OTHER_STATUS, Kind.EDGE_BLOCKED, Kind.UNKNOWN_OUTCOME, "rejections"),
 }
 
 # Headers of proxies that retry by themselves. Generic names follow: …-retry-count, …-attempt, …-fallback.
@@ -205,11 +185,11 @@ _RELAY_PREFIXES = (
 _RELAY_WORDS = re.compile(r"(?:^|[-_])(?:retr(?:y|ies)|retried|attempts?|attempted|fallbacks?)(?:[-_]|$)")
 _NO_RELAY = {"retry-after", "retry-after-ms", "x-retry-after", "x-should-retry", "x-amz-retry-after"}
 _RELAY_MESSAGE = re.compile(r"\blitellm\.|\bLiteLLM\b")
-"""The one message that is looked at: it can only make an outcome less certain, never allow a payment."""
+"""The only message that is parsed. It can only make an outcome less certain, never allow a payment."""
 
 
 def is_relay(headers: Mapping[str, str]) -> bool:
-    """Return whether a response bears marks of a proxy that retries.
+    """Return whether a response comes from a retrying proxy.
 
     :param headers: the response's headers, with lower-case names
     """
@@ -222,74 +202,76 @@ def is_relay(headers: Mapping[str, str]) -> bool:
 def from_response(
     status: int, headers: Mapping[str, str], body: bytes, *, secret: str = "", document: Any = None
 ) -> Img2Error:
-    """Return the error that a response without images stands for.
+    """Return the error for a response without images.
 
     :param status: the HTTP status
-    :param headers: the response's headers, looked up without regard to case
-    :param body: the body's beginning
+    :param headers: the response's headers, in any case
+    :param body: the beginning of the body
     :param secret: a text that must not appear in the error, the token
-    :param document: the body as JSON, where the caller has parsed it already
+    :param document: the body as JSON, if the caller has already parsed it
     """
     headers = {name.lower(): value for name, value in headers.items()}
     if document is None:
         document = _parse(body)
-    failure = say(document)
+    failure = read_failure(document)
     cloudflare = document if isinstance(document, dict) and document.get("cloudflare_error") else {}
     edge_code = _edge_code(status, headers, body, cloudflare)
     sender = _sender(headers, failure, edge_code)
-    verdict, billed = _judge(status, sender, failure, edge_code)
-    kind, summary, advice = verdict
+    meaning, billed = _classify(status, sender, failure, edge_code)
+    kind, summary, advice = meaning
     if 300 <= status < 400:
-        summary = "The address of the image API redirects, and a paid request is never redirected"
+        summary = "The address of the image API redirects, and paid requests never follow redirects"
     if 200 <= status < 300:
-        (kind, summary, advice), billed = _judge_success(verdict, billed, failure, document, headers, body)
+        (kind, summary, advice), billed = _classify_success(meaning, billed, failure, document, headers, body)
     if kind is Kind.UNKNOWN_OUTCOME and "524" in (edge_code, str(status)):
-        summary = "JojoKey was still generating when Cloudflare gave up waiting (after 100 to 125 seconds)"
+        summary = "Cloudflare timed out (after 100 to 125 seconds) while JojoKey was still generating"
     task_id = find_task_id(document) if 200 <= status < 300 and kind is Kind.REPLY else None
     if task_id:
         task_id = clean(task_id, secret)[:MAX_CODE_CHARACTERS]
-        summary = f"This gateway answered with a task (ID {task_id}), which this package does not wait for"
-        advice = "Use a model or group whose channel answers with the image, or fetch the task's image from JojoKey."
-    words = clean(_QUOTED_ID.sub("", failure.message) or _plain_text(headers, body, cloudflare), secret)
+        summary = (
+            f"The gateway started an asynchronous task (ID {task_id}), which this package does not support"
+        )
+        advice = "Use a model or group whose channel returns images directly, or fetch the task's image from JojoKey."
+    detail = clean(_QUOTED_ID.sub("", failure.message) or _plain_text(headers, body, cloudflare), secret)
     error = Img2Error(
         kind,
         summary,
         billed=billed,
-        detail=words,
+        detail=detail,
         status_code=status,
         code=clean(failure.code, secret)[:MAX_CODE_CHARACTERS] or edge_code or None,
         request_id=clean(headers.get("x-oneapi-request-id") or _quoted_id(failure.message), secret) or None,
         cf_ray=clean(headers.get("cf-ray") or str(cloudflare.get("ray_id") or ""), secret) or None,
-        retry_after=read_retry_after(headers, document) if ADVICE[kind].passing else None,
-        advice=advice or _advice(kind, sender, bool(words)),
+        retry_after=read_retry_after(headers, document) if ADVICE[kind].transient else None,
+        advice=advice or _advice(kind, sender, bool(detail)),
     )
     error.task_id = task_id
     error.usage = find_usage(document)
     return error
 
 
-def _judge(status: int, sender: Sender, failure: Failure, edge_code: str | None) -> tuple[Verdict, Billed]:
-    """Return what an error stands for and whether it was billed: code first, then sender and status."""
+def _classify(status: int, sender: Sender, failure: Failure, edge_code: str | None) -> tuple[Meaning, Billed]:
+    """Return the meaning of an error and whether it was billed: by code, then by sender and status."""
     rule = RULES[sender]
     number = int(edge_code) if sender is Sender.EDGE and edge_code else status
     if status < 200:
-        return Verdict(Kind.UNKNOWN_OUTCOME), "unknown"  # an interim response, or a switch of protocols
-    verdict = _verdict_of_codes(failure, status, sender) if sender is not Sender.EDGE else None
-    if verdict is None:
-        verdict = Verdict(_kind_of_status(number, rule))
+        return Meaning(Kind.UNKNOWN_OUTCOME), "unknown"  # an interim response or a protocol switch
+    meaning = _meaning_of_codes(failure, status, sender) if sender is not Sender.EDGE else None
+    if meaning is None:
+        meaning = Meaning(_kind_of_status(number, rule))
     if any(code.startswith("violation_fee") for code in failure.codes):
-        return verdict, "yes"
+        return meaning, "yes"
     proven = {
         "all": True,
         "none": False,
-        "known": verdict.kind is not Kind.UNKNOWN_OUTCOME,
-        "refusals": status in REFUSALS or 300 <= status < 400,
+        "known": meaning.kind is not Kind.UNKNOWN_OUTCOME,
+        "rejections": status in REJECTIONS or 300 <= status < 400,
     }[rule.proves]
-    if not proven and ADVICE[verdict.kind].passing:
-        verdict = Verdict(Kind.UNKNOWN_OUTCOME, _UNPROVEN.get(sender, ""))
-    if verdict.kind is Kind.UNKNOWN_OUTCOME:
-        return verdict, "unknown"
-    return verdict, "no" if proven else "unknown"
+    if not proven and ADVICE[meaning.kind].transient:
+        meaning = Meaning(Kind.UNKNOWN_OUTCOME, _UNPROVEN.get(sender, ""))
+    if meaning.kind is Kind.UNKNOWN_OUTCOME:
+        return meaning, "unknown"
+    return meaning, "no" if proven else "unknown"
 
 
 def _kind_of_status(number: int, rule: Rule) -> Kind:
@@ -299,22 +281,22 @@ def _kind_of_status(number: int, rule: Rule) -> Kind:
         return Kind.BASE_URL
     if (known := rule.statuses.get(number)) is not None:
         return known
-    refused = number >= 1000 or number in REFUSALS or (rule.proves == "all" and number < 500)
-    return rule.refused if refused and number not in FAILURES else rule.failed
+    rejected = number >= 1000 or number in REJECTIONS or (rule.proves == "all" and number < 500)
+    return rule.rejected if rejected and number not in FAILURES else rule.failed
 
 
-def _verdict_of_codes(failure: Failure, status: int, sender: Sender) -> Verdict | None:
-    """Return what the error's codes stand for, if one is known."""
+def _meaning_of_codes(failure: Failure, status: int, sender: Sender) -> Meaning | None:
+    """Return the meaning of the first known code, or ``None``."""
     for code in failure.codes:
         if code == "model_not_found":
-            return Verdict(Kind.NO_CHANNEL if status == 503 else Kind.ACCESS)
+            return Meaning(Kind.NO_CHANNEL if status == 503 else Kind.ACCESS)
         if code in KEY_CODES and sender is Sender.GATEWAY and failure.type != "new_api_error":
             return _KEY_FAILED
-        if (verdict := CODES.get(re.sub("[^a-z0-9]", "", code.lower()))) is not None:
-            return verdict
-        for prefix, verdict in PREFIXES:
+        if (meaning := CODES.get(re.sub("[^a-z0-9]", "", code.lower()))) is not None:
+            return meaning
+        for prefix, meaning in PREFIXES:
             if code.startswith(prefix):
-                return verdict
+                return meaning
     return None
 
 
@@ -324,43 +306,45 @@ def _sender(headers: Mapping[str, str], failure: Failure, edge_code: str | None)
     if edge_code:
         return Sender.EDGE
     if headers.get("x-oneapi-request-id"):
-        return Sender.GATEWAY  # even if its own channel is such a proxy: the gateway refunds what it fails
+        return Sender.GATEWAY  # even if its channel is a retrying proxy: the gateway refunds failed requests
     if _RELAY_MESSAGE.search(failure.message):
         return Sender.RELAY
-    return Sender.API if failure.shaped else Sender.OTHER
+    return Sender.API if failure.structured else Sender.OTHER
 
 
-def _judge_success(
-    verdict: Verdict,
+def _classify_success(
+    meaning: Meaning,
     billed: Billed,
     failure: Failure,
     document: Any,
     headers: Mapping[str, str],
     body: bytes,
-) -> tuple[Verdict, Billed]:
-    """Judge a 2xx without images: the gateway believes that it succeeded, and bills what succeeds."""
-    if failure.shaped or find_failure(document) is not None:
-        if ADVICE[verdict.kind].passing or verdict.kind is Kind.REPLY:
-            return Verdict(Kind.UNKNOWN_OUTCOME, "JojoKey reported success with an error inside"), "unknown"
-        summary = f"{verdict.summary or ADVICE[verdict.kind].summary}, inside a response of success"
-        return Verdict(verdict.kind, summary, verdict.advice), "yes" if billed == "yes" else "unknown"
+) -> tuple[Meaning, Billed]:
+    """Classify a 2xx response without images. The gateway regards it as a success, and bills it."""
+    if failure.structured or find_failure(document) is not None:
+        if ADVICE[meaning.kind].transient or meaning.kind is Kind.REPLY:
+            return Meaning(
+                Kind.UNKNOWN_OUTCOME, "JojoKey returned an error with a status of success"
+            ), "unknown"
+        summary = f"{meaning.summary or ADVICE[meaning.kind].summary}, in a response with a status of success"
+        return Meaning(meaning.kind, summary, meaning.advice), "yes" if billed == "yes" else "unknown"
     if _is_html(headers, body):
-        return Verdict(Kind.BASE_URL, "A web page answered instead of the image API"), (
+        return Meaning(Kind.BASE_URL, "The address returned a web page instead of an API response"), (
             "unknown" if is_relay(headers) else "no"
         )
-    return Verdict(Kind.REPLY, "JojoKey reported success without an image"), "yes"
+    return Meaning(Kind.REPLY, "JojoKey reported success without an image"), "yes"
 
 
-def _advice(kind: Kind, sender: Sender, has_words: bool) -> str:
+def _advice(kind: Kind, sender: Sender, has_detail: bool) -> str:
     if kind is Kind.REQUEST:
         return (
-            "Change the request: the message above says what is wrong."
-            if has_words
+            "Change the request as the gateway's message says."
+            if has_detail
             else ("Change the request. The gateway gave no reason.")
         )
     if sender is Sender.RELAY and kind is Kind.UNKNOWN_OUTCOME:
         return (
-            "A proxy in front of JojoKey answered. It may have sent the request several times and reports only the "
+            "A proxy in front of JojoKey responded. It may have sent the request several times, and reports only the "
             "last error. Turn off its retries (num_retries: 0 in LiteLLM), or connect to JojoKey directly."
         )
     return ""
@@ -392,7 +376,7 @@ def _edge_code(
 
 
 def _parse(body: bytes) -> Any:
-    """Return the body as JSON; of lines or events, the first that reports an error."""
+    """Return the body as JSON. If it is lines or events, return the first one that reports an error."""
     text = body.decode("utf-8-sig", "replace")
     try:
         return json.loads(text)
@@ -422,7 +406,7 @@ def _plain_text(headers: Mapping[str, str], body: bytes, cloudflare: Mapping[str
         title = re.search(rb"<title[^<>]{0,200}>([^<]{0,500})</title>", body, re.IGNORECASE)
         body = title[1] if title else b""
     elif body.lstrip().startswith((b"{", b"[", b"data:", b"event:", b":")):
-        return ""  # JSON or events without a message: nothing in it is written for people
+        return ""  # JSON or events without a human-readable message
     return body[:4096].decode("utf-8", errors="replace")
 
 
@@ -430,6 +414,6 @@ _QUOTED_ID = re.compile(r"\(request[ _]id: ([A-Za-z0-9._-]{1,100})\)")
 
 
 def _quoted_id(message: str) -> str:
-    """Return the request ID that a message quotes: useful for support, and no proof of anything."""
+    """Return the request ID that a message quotes. It helps support but proves nothing."""
     found = _QUOTED_ID.search(message)
     return found[1] if found else ""

@@ -1,9 +1,9 @@
-"""The client of the image API: one request out, images in files back.
+"""The client of the image API: it sends one request and returns images in files.
 
-``Client.generate`` sends one POST and, as the reply arrives, decodes it into files; the reply is
-never whole in memory. It never resends a paid request on its own, with one exception: a response that proves
-that nothing was billed and objects to ``response_format``. A lost response may have been billed, and whether
-to pay again is not for a transport to decide.
+``Client.generate`` sends one POST and decodes the response into files while it arrives, so memory never holds
+the whole response. The client never resends a paid request, with one exception: a response that rejects
+``response_format`` and proves that nothing was billed. A lost response may have been billed, and the transport
+must not decide whether to pay again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from airflow_provider_jojokey.img2.classify import from_response, is_relay
 from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind
 from airflow_provider_jojokey.img2.estimate import expected_seconds
-from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, without_response
+from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, from_network_error
 from airflow_provider_jojokey.img2.images import Image, ImageFile
 from airflow_provider_jojokey.img2.receive import OnFact, OpenFile, Receiver
 from airflow_provider_jojokey.img2.redact import clean
@@ -47,15 +47,15 @@ BeforeSend = Callable[[], None]
 class Generation:
     """The result of one paid request.
 
-    :param images: the images, whole and checked; fewer than requested if ``warnings`` says so
+    :param images: the images, complete and checked; fewer than requested if ``warnings`` says so
     :param usage: the tokens that were billed, as integers under the names of OpenAI's Images API; ``None``
         if the gateway did not report them
-    :param created: when, in seconds since 1970, by the gateway's clock
+    :param created: time of generation, in seconds since 1970, by the gateway's clock
     :param model: the model that the gateway reported, or else the requested one
     :param size: likewise
     :param quality: likewise
     :param request_id: the gateway's request ID, for its support
-    :param seconds: from sending to the last byte
+    :param seconds: duration from sending the request to the last byte of the response
     :param warnings: what differs from the request (missing images, another size or format), a sentence each
     """
 
@@ -76,19 +76,19 @@ class Generation:
 
 
 class Client:
-    """A client of one gateway with one token. It may be used by many threads at once.
+    """A client of one gateway with one token. Threads may share it.
 
     :param token: the JojoKey token (``sk-…``); not needed with ``session``
     :param base_url: the gateway, with or without ``/v1``
     :param connect_timeout: seconds to wait for a connection
-    :param read_timeout: seconds to wait for the next byte of an answer; a generation of high
-        quality is silent for about two minutes. An event stream that brings nothing of an image is
-        given up after as long, or after twice what such an image takes if that is longer
+    :param read_timeout: seconds to wait for the next byte of a response. The gateway sends nothing for about
+        two minutes while it generates an image of high quality. A response that brings no image data for
+        this time, or for twice the expected duration if that is longer, times out
     :param verify: check TLS certificates; a path names a CA bundle
-    :param proxy: a proxy's URL; without it, the environment's
-    :param session: an authenticated session to use instead of making one
-    :param decode_slots: a semaphore that bounds how many threads decode at once; without it, all may
-    :raises ValueError: if ``base_url`` is no http(s) address
+    :param proxy: the proxy's URL; by default, the proxy of the environment
+    :param session: an authenticated session; by default, the client opens one
+    :param decode_slots: a semaphore that limits how many threads decode at once; by default, no limit
+    :raises ValueError: if ``base_url`` is not an http(s) URL
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Client:
         self._decode_slots = decode_slots
         if addresses.sends_token_in_the_clear(self.base_url):
             log.warning(
-                "The token for %s travels unencrypted: anyone on the way can read and use it. "
+                "The token for %s is sent unencrypted: anyone on the network path can read and use it. "
                 "Give the connection an https:// host.",
                 self.base_url,
             )
@@ -127,16 +127,14 @@ class Client:
         """Close idle connections."""
         self.session.close()
 
-    def open_ahead(self) -> None:
-        """Open a connection for a request that will probably follow within a second or two. Returns at once."""
-        transport.open_ahead(self.session, f"{self.base_url}/v1/images/generations", self.timeout[0])
+    def preconnect(self) -> None:
+        """Start to open a connection for a request that follows within two seconds."""
+        transport.preconnect(self.session, f"{self.base_url}/v1/images/generations", self.timeout[0])
 
     def abort(self) -> None:
-        """Break off what is in flight: waiting threads get an error now. It is billed anyway."""
-        aborted, self._aborted = (
-            self._aborted,
-            threading.Event(),
-        )  # requests started after this are unaffected
+        """Abort all requests in flight. Waiting threads get an error; the gateway bills the requests anyway."""
+        # Replace the event, so that requests started later are unaffected.
+        aborted, self._aborted = self._aborted, threading.Event()
         aborted.set()
         transport.abort(self.session)
         self._downloader.abort()
@@ -153,13 +151,13 @@ class Client:
 
         :param request: the images to generate
         :param open_file: makes the file for image 0, 1, 2 …; by default a file without a name, gone
-            when it is closed
+
         :param before_send: called right before each POST, also before the one without
             ``response_format``; if it raises, nothing is sent and its exception propagates
         :param on_fact: called with a name and a value as soon as a fact about the response is known:
             ``("request_id", id)``, ``("link", url)`` before the image is downloaded, ``("task_id", id)``
-        :raises Img2Error: if there are no images; its ``billed`` says whether it cost money, and
-            its ``salvaged`` holds the images that had arrived before a reply broke off
+        :raises Img2Error: if the client cannot return the images; ``billed`` says whether you were charged, and
+            ``salvaged`` holds the images that arrived before the response was interrupted
         """
         for warning in request.warnings():
             log.warning(warning)
@@ -173,7 +171,7 @@ class Client:
                 open_file=open_file or (lambda _: ImageFile()),
                 on_fact=note,
                 downloader=self._downloader,
-                patience=max(self.timeout[1], 2 * expected_seconds(request)),
+                progress_timeout=max(self.timeout[1], 2 * expected_seconds(request)),
                 aborted=aborted,
                 decode_slots=self._decode_slots,
                 secret=self._secret,
@@ -198,7 +196,7 @@ class Client:
     def list_models(self) -> list[str]:
         """Return the names of the models that this token may use. Costs nothing.
 
-        :raises Img2Error: if the gateway does not answer with a list of models within 10 s
+        :raises Img2Error: if the gateway does not return a list of models within 10 s
         """
         document = self._get("/v1/models")
         rows = document.get("data") if isinstance(document, dict) else None
@@ -207,7 +205,7 @@ class Client:
         return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
     def token_usage(self) -> dict[str, Any]:
-        """Return the token's quota, usage and expiry, as the gateway reports them.
+        """Return the token's quota, usage and expiry as the gateway reports them.
 
         Costs nothing, and works for a token that is expired or exhausted.
 
@@ -220,12 +218,12 @@ class Client:
         return data
 
     def billing_log(self) -> list[dict[str, Any]]:
-        """Return the rows of the gateway's log of this token.
+        """Return the rows of the gateway's log for this token.
 
-        Costs nothing, but the gateway allows some 20 calls in 20 minutes. It holds the last 1,000
-        rows, and a request appears in it only when the model behind the gateway has finished.
+        Costs nothing, but the gateway allows only about 20 calls in 20 minutes. The log holds the last 1,000
+        rows, and lists a request only after the model behind the gateway has finished.
 
-        :raises Img2Error: if the gateway does not support ``GET /api/log/token``, or limits it at the moment
+        :raises Img2Error: if the gateway does not support ``GET /api/log/token``, or rate-limits it
         """
         document = self._get("/api/log/token")
         rows = document.get("data") if isinstance(document, dict) else None
@@ -233,10 +231,21 @@ class Client:
             raise Img2Error(Kind.BASE_URL, "This gateway does not report a token's log")
         return [row for row in rows if isinstance(row, dict)]
 
+    def status(self) -> dict[str, Any]:
+        """Return the gateway's public settings, such as ``quota_per_unit``. Costs nothing.
+
+        :raises Img2Error: if the gateway does not support ``GET /api/status``
+        """
+        document = self._get("/api/status")
+        data = document.get("data") if isinstance(document, dict) else None
+        if not isinstance(data, dict):
+            raise Img2Error(Kind.BASE_URL, "This gateway does not report its settings")
+        return data
+
     def explain_rejected_token(self) -> str | None:
         """Return why the gateway rejects the token, in sentences, or ``None`` if it does not say.
 
-        Costs nothing: it asks for the token's usage and, where that shows no reason, for the models.
+        Costs nothing: it requests the token's usage and, if that shows no reason, the list of models.
         """
         try:
             usage = self.token_usage()
@@ -244,8 +253,8 @@ class Client:
             if error.kind is Kind.TOKEN:
                 said = f' ("{error.detail}")' if error.detail else ""
                 return (
-                    f"The gateway does not know this token, or it is disabled{said}. Look it up in "
-                    "JojoKey's console, and copy it again."
+                    f"The gateway does not know this token, or the token is disabled{said}. Find it in "
+                    "JojoKey's console and copy it again."
                 )
             return None
         expires = usage.get("expires_at")
@@ -285,7 +294,7 @@ class Client:
                     raise error
                 if error.billed != "no":
                     error.advice = (
-                        "Set extra_body={'response_format': None}, which leaves the field out, or let the proxy "
+                        "Set extra_body={'response_format': None} to omit the field, or let the proxy "
                         "drop it (drop_params: true in LiteLLM). The request was not resent, because it may have "
                         "been billed."
                     )
@@ -311,16 +320,16 @@ class Client:
             response = self.session.post(
                 f"{self.base_url}/v1/images/generations",
                 json=body,
-                # base64 hardly shrinks, so identity; a gateway that compresses anyway is understood.
+                # Compression hardly shrinks base64. A gateway that compresses anyway still works.
                 headers={"Accept": accept, "Accept-Encoding": "identity", "Connection": "close"},
                 timeout=self.timeout,
                 stream=True,
                 allow_redirects=False,
             )
         except (*NETWORK_ERRORS, ValueError) as error:
-            raise without_response(error, self._secret) from None
+            raise from_network_error(error, self._secret) from None
         request_id = clean(response.headers.get("X-Oneapi-Request-Id", ""), self._secret)
-        # A proxy that retries passes on the ID of its last request; an earlier one may have been billed.
+        # A retrying proxy returns the ID of its last request only; an earlier one may have been billed.
         if request_id and not is_relay({name.lower(): "" for name in response.headers}):
             try:
                 note("request_id", request_id)
@@ -339,7 +348,7 @@ class Client:
                 allow_redirects=False,
             )
         except (*NETWORK_ERRORS, ValueError) as error:
-            raise without_response(error, self._secret, paid=False) from None
+            raise from_network_error(error, self._secret, paid=False) from None
         with response:
             body = transport.read_beginning(response, MAX_FREE_REPLY_BYTES, within=FREE_CALL_TIMEOUT)
             document = None
@@ -349,11 +358,11 @@ class Client:
                 except ValueError:
                     document = None
             if not isinstance(document, dict) or document.get("error") or document.get("success") is False:
-                refusal = from_response(response.status_code, response.headers, body, secret=self._secret)
-                if refusal.kind is Kind.REPLY:
+                rejection = from_response(response.status_code, response.headers, body, secret=self._secret)
+                if rejection.kind is Kind.REPLY:
                     raise Img2Error(Kind.BASE_URL, f"The response to GET {path} is not in JojoKey's format")
-                refusal.billed = "no"
-                raise refusal
+                rejection.billed = "no"
+                raise rejection
             return document
 
     def _error(self, response: requests.Response) -> Img2Error:
@@ -366,10 +375,10 @@ class Client:
 
 
 def _str_field(document: Any, name: str) -> str | None:
-    """Return a text of the reply, be it one level down."""
-    inner = document.get("data") if isinstance(document, dict) else None
-    for place in (document, inner):
-        value = place.get(name) if isinstance(place, dict) else None
+    """Return a text field of the response, which may be nested in ``data``."""
+    nested = document.get("data") if isinstance(document, dict) else None
+    for container in (document, nested):
+        value = container.get(name) if isinstance(container, dict) else None
         if isinstance(value, str) and value:
             return clean(value)[:100]
     return None

@@ -1,7 +1,8 @@
-"""Download images that a reply only links to. They are paid for, and downloading them is free.
+"""Download images that a response links to. They are already paid; the download is free.
 
-A link is hostile input. It may lead to the gateway's own host, or by https to a public address, which is
-checked on the connected socket, so that no DNS response can change in between. The token is never sent.
+A link is untrusted input. The downloader accepts links to the gateway's own host, and https links to public
+addresses. It checks the address of the connected socket, so a DNS response that changes in between has no
+effect. It never sends the token.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import requests
 import tenacity
 
 from airflow_provider_jojokey.img2 import addresses, transport
-from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, causes, reason_of
+from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, causes, describe_cause
 from airflow_provider_jojokey.img2.images import ImageFile, Incomplete, NotAnImage
 from airflow_provider_jojokey.img2.redact import clean
 from airflow_provider_jojokey.img2.splitter import ReplyError
@@ -28,22 +29,22 @@ log = logging.getLogger(__name__)
 MAX_REDIRECTS = 3
 TRIES = 5
 WAIT = 1.0
-"""Seconds before the second try, doubled for each further one, and up to as many more by chance."""
+"""Seconds before the second attempt, doubled for each further attempt, plus up to one second of jitter."""
 TIMEOUT = 60.0
-"""Seconds to wait for the next byte of a linked image: it exists already."""
+"""Seconds to wait for the next byte. Shorter than for a generation, because a linked image already exists."""
 
 TRANSIENT_STATUS = {404, 408, 409, 425, 429}
-"""Apart from 5xx. A link may be signed before its object can be read everywhere, which gives 404."""
+"""In addition to 5xx. A link may return 404 until its object is readable in every region."""
 
 
 class TransientFailure(ReplyError):
-    """A linked image could not be downloaded, and another try may help."""
+    """A linked image could not be downloaded, but another attempt may succeed."""
 
 
 class Downloader:
     """Downloads the linked images of one client. Threads may share it.
 
-    :param base_url: the gateway; links may be relative to it
+    :param base_url: the gateway's URL, to which links may be relative
     :param session: the client's session, whose ``verify`` and proxies apply
     :param connect_timeout: seconds
     :param read_timeout: seconds
@@ -59,13 +60,13 @@ class Downloader:
 
     def abort(self) -> None:
         """Abort all downloads in flight."""
-        for session in tuple(self._active):  # an atomic copy: other threads may begin meanwhile
+        for session in tuple(self._active):  # an atomic copy, because other threads may add sessions
             transport.abort(session)
 
     def resolve(self, link: str) -> str:
-        """Return the absolute URL of a link: relative ones are the gateway's.
+        """Return the absolute URL of a link.
 
-        A plain http link is tried by https: many gateways behind a TLS proxy write their own links so.
+        Replace http by https: many gateways behind a TLS proxy write their own links with plain http.
         """
         try:
             url = urljoin(f"{self._base_url}/v1/images/generations", link.strip())
@@ -78,19 +79,19 @@ class Downloader:
         return url
 
     def download(self, url: str, file: ImageFile, aborted: threading.Event, secret: str = "") -> None:
-        """Download ``url`` into ``file``, in a few tries.
+        """Download ``url`` into ``file``, and retry transient errors.
 
-        :param aborted: ends the waits, and with them the tries
+        :param aborted: ends the waits and prevents further attempts
         :param secret: a text that must not be logged, the token
-        :raises ReplyError: if it cannot be downloaded
-        :raises NotAnImage: past the size limit
-        :raises OSError: if it cannot be written
+        :raises ReplyError: if the image cannot be downloaded
+        :raises NotAnImage: if it exceeds the size limit
+        :raises OSError: if the file cannot be written
         """
 
         def log_failure(state: Any) -> None:
             log.warning(
-                "A linked image, which is paid for, could not be downloaded: %s. Trying again at no cost in "
-                "%.0f s (try %d of %d).",
+                "Could not download a linked image, which is already paid: %s. Retrying at no cost in %.0f s "
+                "(attempt %d of %d).",
                 clean(str(state.outcome.exception()), secret),
                 state.next_action.sleep,
                 state.attempt_number + 1,
@@ -109,7 +110,7 @@ class Downloader:
 
     def _try(self, url: str, file: ImageFile, aborted: threading.Event) -> None:
         if aborted.is_set():
-            raise ReplyError("it was aborted before the linked image was downloaded")
+            raise ReplyError("the request was aborted before the linked image was downloaded")
         file.clear()
         for _ in range(1 + MAX_REDIRECTS):
             own = _is_allowed(url, self._base_url)
@@ -123,15 +124,15 @@ class Downloader:
                     if (status := response.status_code) != 200:
                         kind = TransientFailure if status in TRANSIENT_STATUS or status >= 500 else ReplyError
                         raise kind(f"the linked image cannot be downloaded: HTTP {status}")
-                    for piece in _chunks(response):
-                        file.write(piece)
+                    for chunk in _chunks(response):
+                        file.write(chunk)
                     _require_complete(file)
                     return
         raise ReplyError(f"the linked image redirects more than {MAX_REDIRECTS} times")
 
     @contextmanager
     def _new_session(self, public_only: bool) -> Iterator[requests.Session]:
-        """Make a session without the token, known to :meth:`abort` while it is used."""
+        """Open a session without the token, and let :meth:`abort` find it while it is used."""
         verify = True if self._session.verify is None else self._session.verify
         with transport.open_session(None, verify=verify, public_only=public_only) as session:
             session.proxies = dict(self._session.proxies)
@@ -144,19 +145,21 @@ class Downloader:
 
 @contextmanager
 def _download_errors() -> Iterator[None]:
-    """Turn network errors inside into a :class:`ReplyError`, transient where another try may help."""
+    """Translate network errors into :class:`ReplyError` or :class:`TransientFailure`."""
     try:
         yield
     except (*NETWORK_ERRORS, ValueError) as error:
-        # An address that is not valid or not public, or a certificate that is not trusted, stays so.
-        lasting = (addresses.ForbiddenAddress, ssl.SSLCertVerificationError)
-        lasts = isinstance(error, ValueError) or any(isinstance(cause, lasting) for cause in causes(error))
-        kind = ReplyError if lasts else TransientFailure
-        raise kind(f"the linked image cannot be downloaded: {reason_of(error)}") from None
+        # Retrying does not fix an invalid or private address or an untrusted certificate.
+        permanent_types = (addresses.ForbiddenAddress, ssl.SSLCertVerificationError)
+        permanent = isinstance(error, ValueError) or any(
+            isinstance(c, permanent_types) for c in causes(error)
+        )
+        kind = ReplyError if permanent else TransientFailure
+        raise kind(f"the linked image cannot be downloaded: {describe_cause(error)}") from None
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:
-    """Yield a linked image as it arrives; errors of the code that uses the pieces are not translated."""
+    """Yield the chunks of a linked image. Errors of the calling code are not translated."""
     with _download_errors():
         yield from transport.iter_chunks(response)
 
@@ -167,31 +170,31 @@ def _require_complete(file: ImageFile) -> None:
     except Incomplete as error:
         raise TransientFailure(f"the linked image is {error}") from None
     except NotAnImage:
-        return  # another try would bring the same
+        return  # a retry would return the same bytes
 
 
 def _is_allowed(url: str, base_url: str) -> bool:
     """Return whether ``url`` is on the gateway itself.
 
-    :raises ReplyError: if no image may be downloaded from there
+    :raises ReplyError: if downloads from ``url`` are not allowed
     """
     try:
         parts = urlsplit(url)
         own = addresses.is_own_origin(url, base_url)
     except ValueError:
-        raise ReplyError("the reply links to an image at an invalid URL") from None
+        raise ReplyError("the response links to an image at an invalid URL") from None
     if parts.username is not None or parts.password is not None:
-        raise ReplyError("the reply links to an image at a URL with a login in it")
+        raise ReplyError("the response links to an image at a URL that contains a login")
     if own:
         return True
     if parts.scheme != "https" or not parts.hostname:
-        raise ReplyError("the reply links to an image at a URL that is not https")
+        raise ReplyError("the response links to an image at a URL that is not https")
     try:
         addresses.require_public(parts.hostname)
     except addresses.ForbiddenAddress as error:
-        raise ReplyError(f"the reply links to an image where {error}") from None
+        raise ReplyError(f"the response links to an image at a forbidden address: {error}") from None
     except ValueError:
-        pass  # a name: its address is checked once connected
+        pass  # a host name: the adapter checks its address after connecting
     return False
 
 

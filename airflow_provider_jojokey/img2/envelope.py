@@ -1,9 +1,9 @@
-"""Find the images in a JSON document, whatever envelope the gateway put them in.
+"""Find the images in a JSON document of any known envelope.
 
 The API promises ``{"data": [{"b64_json": "…"}]}``. Gateways also send ``data`` as an object, a list at the
-root, ``{"images": […]}``, ``{"code": 0, "data": {"data": […]}}``, bare strings, and links in place of base64.
-A key alone makes no image: every key above it must be a known container, so that a picture that the
-gateway merely repeats is not taken for the result.
+root, ``{"images": […]}``, ``{"code": 0, "data": {"data": […]}}``, bare strings, and links instead of base64.
+A value counts as an image only if every key above it is a known container. Otherwise an input image that the
+gateway echoes could be taken for the result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LINK_KEYS = ("url", "image_url", "image", "link", "src", "uri")
 MAX_PATH = 8
 
 _IMAGE_KEYS = dict.fromkeys((*BASE64_KEYS, *LINK_KEYS, "result", "data"))
-"""In the order in which they count."""
+"""In order of precedence."""
 _CONTAINERS = frozenset(CONTAINERS)
 _BASE64_KEYS = frozenset(BASE64_KEYS)
 _LINK_PLACES = frozenset(LINK_KEYS) | _CONTAINERS
@@ -39,10 +39,10 @@ ValueOf = Callable[[Any], Base64Value | None]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One element of a reply, which should be an image.
+    """One element of a response that should be an image.
 
-    :param value: its base64, decoded
-    :param url: where to fetch it instead
+    :param value: its decoded base64
+    :param url: the link to download it from instead
     :param revised_prompt: the prompt as the model rewrote it
     :param element: the element itself, without base64
     """
@@ -59,7 +59,7 @@ def is_base64(path: Path) -> bool:
 
 
 def is_link(path: Path) -> bool:
-    """Return whether the string at ``path`` may be a link to an image, or an image."""
+    """Return whether the string at ``path`` may be an image or a link to one."""
     return bool(path) and (path[-1] in _LINK_PLACES or isinstance(path[-1], int)) and _in_containers(path)
 
 
@@ -68,7 +68,7 @@ def _in_containers(path: Path) -> bool:
 
 
 def is_preview(document: Any, event: str = "") -> bool:
-    """Return whether the pictures in ``document`` are unfinished.
+    """Return whether the images in ``document`` are previews.
 
     :param document: a JSON document
     :param event: the name of the server-sent event that it came in
@@ -82,7 +82,7 @@ def is_preview(document: Any, event: str = "") -> bool:
 
 
 def find_slots(document: Any, value_of: ValueOf) -> list[Slot]:
-    """Return the elements of a reply, in order, and take the placeholders out of it.
+    """Return the elements of a response in order, and remove the placeholders from it.
 
     :param document: the JSON document, with placeholders for base64
     :param value_of: returns the value that a placeholder stands for
@@ -96,7 +96,7 @@ def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:
     if depth > MAX_PATH:
         return []
     if isinstance(document, list):
-        nested = [_elements(one, value_of, depth + 1) or [one] for one in document]
+        nested = [_elements(item, value_of, depth + 1) or [item] for item in document]
         return [element for elements in nested for element in elements]
     if not isinstance(document, dict):
         return []
@@ -107,10 +107,10 @@ def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:
         if name not in document:
             continue
         inner = document[name]
-        if isinstance(inner, str) and _is_picture(inner, value_of):
+        if isinstance(inner, str) and _is_image_string(inner, value_of):
             return [inner]
         elements = _elements(inner, value_of, depth + 1)
-        if any(_is_picture(one, value_of) or _has_image(one, value_of) for one in elements):
+        if any(_is_image_string(element, value_of) or _has_image(element, value_of) for element in elements):
             return elements
         fallback = fallback or elements
     return fallback
@@ -124,11 +124,11 @@ def _has_image(element: Any, value_of: ValueOf) -> bool:
     return _link_in(element) is not None
 
 
-def _is_picture(element: Any, value_of: ValueOf) -> bool:
-    return isinstance(element, str) and (value_of(element) is not None or _is_address(element))
+def _is_image_string(element: Any, value_of: ValueOf) -> bool:
+    return isinstance(element, str) and (value_of(element) is not None or _looks_like_url(element))
 
 
-def _is_address(text: str) -> bool:
+def _looks_like_url(text: str) -> bool:
     return text.startswith(("http://", "https://", "/")) and 1 < len(text) < 10_000
 
 
@@ -141,8 +141,8 @@ def _link_in(element: Mapping[str, Any]) -> str | None:
             value = value.get("url")
         if isinstance(value, list) and value:
             value = value[0]
-        # A "url" is a link whatever it holds; an "image" may also be a word.
-        if isinstance(value, str) and value and (name in ("url", "image_url") or _is_address(value)):
+        # The value of "url" is always a link; the value of "image" may be any text.
+        if isinstance(value, str) and value and (name in ("url", "image_url") or _looks_like_url(value)):
             return value
     return None
 
@@ -150,15 +150,15 @@ def _link_in(element: Mapping[str, Any]) -> str | None:
 def _slot(element: Any, value_of: ValueOf) -> Slot:
     if isinstance(element, str):
         value = value_of(element)
-        return Slot(value, element if value is None and _is_address(element) else None, None, None)
+        return Slot(value, element if value is None and _looks_like_url(element) else None, None, None)
     if not isinstance(element, dict):
         return Slot(None, None, None, element)
     nested = element.get("image_url")
     places = [element[name] for name in _IMAGE_KEYS if name in element]
     places += [nested.get("url")] if isinstance(nested, dict) else []
     values = [value for place in places if (value := value_of(place)) is not None]
-    # An empty string is an image that is absent.
-    value = next((one for one in values if one.sink is not None), values[0] if values else None)
+    # An empty string means that the image is missing.
+    value = next((value for value in values if value.sink is not None), values[0] if values else None)
     link = None if value is not None and value.sink is not None else _link_in(element)
     if link is not None and value_of(link) is not None:
         link = None

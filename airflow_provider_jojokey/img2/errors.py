@@ -1,6 +1,6 @@
-"""The error of the image API, as data: what happened, whether it was billed, what to do.
+"""The error of the image API as data: what happened, whether it was billed, what to do.
 
-:mod:`~airflow_provider_jojokey.img2.classify` decides which error a response stands for.
+:mod:`~airflow_provider_jojokey.img2.classify` decides which error a response means.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Billed = Literal["no", "yes", "unknown"]
 
 
 class Kind(StrEnum):
-    """The kinds of cause, by what a person has to do about them."""
+    """The kinds of errors, one for each remedy."""
 
     REQUEST = "request"
     TOKEN = "token"
@@ -34,16 +34,16 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What a kind of cause means for a person.
+    """The summary and remedy of one kind of error.
 
     :param summary: what happened, without a full stop
     :param todo: what to do
-    :param passing: whether the same request may succeed later without anyone doing anything
+    :param transient: whether the same request may succeed later without any change
     """
 
     summary: str
     todo: str
-    passing: bool = False
+    transient: bool = False
 
 
 ADVICE: Mapping[Kind, Advice] = {
@@ -72,45 +72,45 @@ ADVICE: Mapping[Kind, Advice] = {
     ),
     Kind.CONTENT: Advice("JojoKey rejected the prompt for its content", "Rephrase the prompt."),
     Kind.BASE_URL: Advice(
-        "There is no image API at this address",
+        "This address does not serve the image API",
         "Check the connection's host. It must be the base URL of the API, https://api.jojokey.com "
         "(with or without /v1, without any other path).",
     ),
     Kind.TLS: Advice(
-        "No trusted connection to JojoKey could be made",
+        "The TLS connection to JojoKey is not trusted",
         "Check the connection's host and the extra 'verify' (a CA bundle for a company proxy). If both are "
         "right, the gateway's certificate is broken.",
     ),
     Kind.RATE_LIMIT: Advice(
-        "JojoKey limits the rate of requests",
+        "JojoKey rate-limits this token",
         "This token sends too many requests. Put the tasks in an Airflow pool, or lower max_in_flight.",
-        passing=True,
+        transient=True,
     ),
     Kind.NO_CHANNEL: Advice(
         "JojoKey has no available channel for this model",
         "No channel of the token's group serves this model at the moment. If it lasts, ask JojoKey support "
         "to check the channel.",
-        passing=True,
+        transient=True,
     ),
     Kind.OVERLOADED: Advice(
         "JojoKey could not process the request",
         "The gateway or the model behind it is overloaded or failing.",
-        passing=True,
+        transient=True,
     ),
     Kind.UNREACHABLE: Advice(
         "JojoKey could not be reached",
         "If it lasts, check the host, DNS, the proxy and the firewall of this worker.",
-        passing=True,
+        transient=True,
     ),
     Kind.UNKNOWN_OUTCOME: Advice(
         "The response of JojoKey was lost",
         "If it keeps happening, send JojoKey support the request ID or cf-ray and the time. For high quality "
         "or large sizes, set stream=True or request less.",
-        passing=True,
+        transient=True,
     ),
     Kind.REPLY: Advice(
         "JojoKey's response cannot be used",
-        "Send JojoKey support the request ID: only they can refund an image that was billed and not delivered.",
+        "Send JojoKey support the request ID: only they can refund an image that was billed but not delivered.",
     ),
 }
 
@@ -124,18 +124,18 @@ _FOUND = ("links", "task_id", "usage")
 
 
 class Img2Error(Exception):
-    """A generation that gave no images.
+    """A generation that failed.
 
-    :param kind: the kind of cause
-    :param summary: what happened, without a full stop; by default the kind's
-    :param billed: whether it cost money: ``"no"``, ``"yes"`` or ``"unknown"``
-    :param detail: the gateway's own words, at most 500 characters, without secrets or image data
+    :param kind: the kind of error
+    :param summary: what happened, without a full stop; by default the kind's summary
+    :param billed: whether the request was billed: ``"no"``, ``"yes"`` or ``"unknown"``
+    :param detail: the gateway's own message, at most 500 characters, without secrets or image data
     :param status_code: the HTTP status, if there was one
     :param code: the body's ``error.code``, or Cloudflare's error number
     :param request_id: the gateway's request ID, for the vendor's support
     :param cf_ray: Cloudflare's ray ID, for the vendor's support
-    :param retry_after: seconds that the server asked to wait
-    :param advice: what to do; by default the kind's
+    :param retry_after: seconds to wait before a retry, as the server requested
+    :param advice: what to do; by default the kind's remedy
     """
 
     def __init__(
@@ -163,36 +163,36 @@ class Img2Error(Exception):
         self.retry_after = retry_after
         self.advice = advice or ADVICE[kind].todo
         self.salvaged: list[Any] = []
-        """The images that had arrived whole before the response broke off."""
+        """The images that arrived completely before the response was interrupted."""
         self.links: list[str] = []
-        """Whole URLs of images that were paid for and could not be downloaded. Never in the message."""
+        """Complete URLs of paid images that could not be downloaded. Never part of the message."""
         self.task_id: str | None = None
         """The ID of the asynchronous task that the gateway started instead of sending images."""
         self.usage: dict[str, Any] | None = None
-        """The tokens that the response reported, normalized, if it did."""
+        """The tokens that the response reported, normalized; ``None`` if it reported none."""
         super().__init__(str(self))
 
     @property
     def is_safe_to_resend(self) -> bool:
         """Whether the same request may succeed later and was definitely not billed."""
-        return self.billed == "no" and ADVICE[self.kind].passing
+        return self.billed == "no" and ADVICE[self.kind].transient
 
     def __str__(self) -> str:
-        said = f': "{self.detail}"' if self.detail else ""
-        return f"{self.summary}{self._marks()}{said}. {BILLING[self.billed]} {self.advice}"
+        detail = f': "{self.detail}"' if self.detail else ""
+        return f"{self.summary}{self._identifiers()}{detail}. {BILLING[self.billed]} {self.advice}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in vars(self).items() if name not in ("salvaged", "__notes__")}
         return _rebuild, (type(self), state)
 
-    def _marks(self) -> str:
-        marks = {
+    def _identifiers(self) -> str:
+        identifiers = {
             "HTTP": self.status_code,
             "code": self.code,
             "request ID": self.request_id,
             "cf-ray": self.cf_ray,
         }
-        known = ", ".join(f"{name} {value}" for name, value in marks.items() if value)
+        known = ", ".join(f"{name} {value}" for name, value in identifiers.items() if value)
         return f" ({known})" if known else ""
 
 

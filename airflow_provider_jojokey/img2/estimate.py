@@ -1,7 +1,7 @@
 """Estimate the tokens and seconds of a request before it is sent.
 
-Tokens are the published ones for 1024x1024, scaled by area; seconds were measured with such images. Both are
-estimates for warnings and budgets, never for bills.
+The token counts are the published ones for 1024x1024, scaled by area. The durations were measured at that size.
+Both are estimates for warnings and budgets, never the basis of a bill.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SQUARE_PIXELS = 1024 * 1024
 OUTPUT_TOKENS = {"low": 196, "medium": 1_756, "auto": 1_756, "high": 7_024}
 SECONDS = {"low": 10.0, "medium": 48.0, "auto": 48.0, "high": 126.0}
 PARTIAL_IMAGE_TOKENS = 100
-"""Output tokens that each preview of an event stream costs on top (API reference)."""
+"""Additional output tokens for each preview of an event stream (API reference)."""
 
-EDGE_PATIENCE = 100.0
-"""Seconds of silence after which Cloudflare answers 524 in the gateway's place (100 to 125)."""
+EDGE_TIMEOUT = 100.0
+"""Seconds without data after which Cloudflare returns 524 instead of the gateway's response (100 to 125)."""
 
 
 def expected_output_tokens(request: Estimable) -> int:
-    """Return about how many output tokens a request will be billed."""
+    """Return the estimated number of output tokens of a request."""
     each = OUTPUT_TOKENS.get(request.quality, OUTPUT_TOKENS["high"]) * _area(request)
     if request.stream:
         previews = DEFAULT_PARTIAL_IMAGES if request.partial_images is None else request.partial_images
@@ -49,12 +49,12 @@ def expected_output_tokens(request: Estimable) -> int:
 
 
 def expected_seconds(request: Estimable) -> float:
-    """Return about how many seconds a request will take."""
+    """Return the estimated duration of a request in seconds."""
     return SECONDS.get(request.quality, SECONDS["high"]) * max(1.0, _area(request))
 
 
 def duration_factor(request: Estimable) -> float:
-    """Return how many times longer a request may take than 1024x1024 in high quality, at least 1."""
+    """Return the duration relative to 1024x1024 in high quality, at least 1."""
     return max(1.0, expected_seconds(request) / SECONDS["high"])
 
 
@@ -63,7 +63,14 @@ def _area(request: Estimable) -> float:
     return width * height / SQUARE_PIXELS
 
 
+def expected_usage(request: Estimable) -> dict[str, int]:
+    """Return the estimated ``usage`` of a request, as in a response."""
+    # Three bytes per token: right for Chinese, slightly too many tokens for English.
+    tokens = len(request.prompt.encode("utf-8", "replace")) // 3 + 10
+    output = expected_output_tokens(request)
+    return {"input_tokens": tokens, "output_tokens": output, "total_tokens": tokens + output}
+
+
 def expected_tokens(request: Estimable) -> int:
-    """Return about how many tokens a request will be billed, prompt and images together."""
-    # Three bytes a token: a little more than English takes, and what Chinese takes.
-    return len(request.prompt.encode("utf-8", "replace")) // 3 + 10 + expected_output_tokens(request)
+    """Return the estimated number of tokens of a request, for prompt and images together."""
+    return expected_usage(request)["total_tokens"]

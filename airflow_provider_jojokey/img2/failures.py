@@ -1,4 +1,4 @@
-"""Decide what a broken connection means: whether the request was sent, and what to do."""
+"""Classify network errors: whether the request was sent, and what to do."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from airflow_provider_jojokey.img2.errors import Img2Error, Kind
 from airflow_provider_jojokey.img2.redact import clean
 
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
-"""All that a request or a read may raise; the disk raises :class:`OSError`, too: see :func:`is_disk_error`."""
+"""The errors of requests and reads. The disk also raises :class:`OSError`: see :func:`is_disk_error`."""
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and what it wraps: requests and urllib3 wrap by cause, context, reason and args."""
+    """Yield ``error`` and all errors it wraps as cause, context, reason or argument."""
     seen: set[int] = set()
     todo: list[Any] = [error]
     while todo:
@@ -30,14 +30,14 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
 
 
-def reason_of(error: BaseException) -> str:
-    """Return the innermost cause, in a few words and without addresses of objects."""
+def describe_cause(error: BaseException) -> str:
+    """Return a short description of the innermost cause, without object addresses."""
     found = list(causes(error))
     if any(
         isinstance(cause, (urllib3.exceptions.InvalidChunkLength, http.client.IncompleteRead))
         for cause in found
     ):
-        return "the connection was closed in the middle"  # its own words are about hexadecimal numbers
+        return "the connection closed in the middle of the response"  # the error's own text is unreadable
     innermost = found[-1]
     if isinstance(innermost, OSError) and innermost.strerror:
         return innermost.strerror
@@ -45,20 +45,20 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Return whether ``error`` is of this machine's disk, not of the network."""
+    """Return whether ``error`` comes from the local disk rather than the network."""
     network = (ConnectionError, TimeoutError, requests.RequestException, ssl.SSLError)
     return isinstance(error, OSError) and not isinstance(error, network)
 
 
-def without_response(error: BaseException, secret: str, paid: bool = True) -> Img2Error:
-    """Return what it means that no response arrived.
+def from_network_error(error: BaseException, secret: str, paid: bool = True) -> Img2Error:
+    """Return the error for a request that received no response.
 
     :param error: the error of the transport
-    :param secret: a text that must not appear, the token
+    :param secret: a text that must not appear in the error, the token
     :param paid: whether the request would have been billed
     """
     found = list(causes(error))
-    reason = clean(reason_of(error), secret)
+    reason = clean(describe_cause(error), secret)
 
     def caused_by(*types: type[BaseException]) -> bool:
         return any(isinstance(cause, types) for cause in found)
@@ -74,15 +74,15 @@ def without_response(error: BaseException, secret: str, paid: bool = True) -> Im
         urllib3.exceptions.LocationParseError,
     ):
         return Img2Error(Kind.BASE_URL, f"The address of the image API is not valid: {reason}")
-    # A ProxyError alone proves nothing: urllib3 raises it also when a response through a proxy is lost.
+    # A ProxyError alone proves nothing: urllib3 also raises it when a response through a proxy is lost.
     unsent = any(map(transport.failed_before_sending, found))
     if unsent and caused_by(requests.exceptions.ProxyError):
         return Img2Error(Kind.UNREACHABLE, f"The proxy did not let the request through: {reason}")
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-        # Only what requests reads before it connects is raised as it is: the CA bundle.
+        # requests does not wrap errors of the CA bundle, which it reads before it connects.
         return Img2Error(Kind.TLS, f"The CA bundle cannot be read: {reason}")
     if caused_by(ssl.SSLCertVerificationError) or (unsent and caused_by(ssl.SSLError)):
-        return Img2Error(Kind.TLS, f"No trusted connection to JojoKey could be made: {reason}")
+        return Img2Error(Kind.TLS, f"The TLS connection to JojoKey is not trusted: {reason}")
     if unsent or caused_by(
         urllib3.exceptions.NewConnectionError,
         urllib3.exceptions.ConnectTimeoutError,

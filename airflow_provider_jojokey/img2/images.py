@@ -1,7 +1,7 @@
-"""Image files: digest, type, size in pixels, and whether they are complete.
+"""Image files: digest, type, size in pixels and completeness.
 
-Type and size come from the file's first bytes, never from a name or from the request: a gateway may
-answer a request for PNG with JPEG, or with a page of text.
+Type and size come from the file's first bytes, never from a name or the request: a gateway may return JPEG or a
+text page when PNG was requested.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
-"""No image of 8,294,400 pixels is larger; what is, fills the disk."""
+"""No image of 8,294,400 pixels is larger. The limit protects the disk."""
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
 class ImageHeader(NamedTuple):
-    """Type and size, from an image's first bytes."""
+    """Type and size of an image."""
 
     content_type: str
     width: int
@@ -31,22 +31,22 @@ class ImageHeader(NamedTuple):
 
 
 class NotAnImage(ValueError):
-    """Bytes that are not a PNG, JPEG or WebP image."""
+    """Data that is not a PNG, JPEG or WebP image. The message completes "it is …"."""
 
 
 class Incomplete(NotAnImage):
-    """An image whose end is missing."""
+    """A truncated image."""
 
 
 class ImageFile:
-    """A sink for one image's bytes: a file, its size in bytes and its SHA-256 as it grows.
+    """A file for one image, with its size in bytes and its SHA-256 as it grows.
 
-    :param path: where to keep it; without one it is a temporary file without a name
-    :raises OSError: if the file cannot be made
+    :param path: the file's path; by default, an unnamed temporary file
+    :raises OSError: if the file cannot be created
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        # Unbuffered: pieces are large, and a second copy in Python costs more than the system call.
+        # Unbuffered: chunks are large, and copying them again costs more than the system call.
         self.file: BinaryIO = (
             tempfile.TemporaryFile(buffering=0) if path is None else open(path, "w+b", buffering=0)  # noqa: SIM115
         )
@@ -55,23 +55,23 @@ class ImageFile:
         self._sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> None:
-        """Add ``data``.
+        """Append ``data``.
 
-        :raises NotAnImage: past 256 MiB
+        :raises NotAnImage: if the file exceeds 256 MiB
         :raises OSError: if the disk is full
         """
         self.size += len(data)
         if self.size > MAX_IMAGE_BYTES:
-            raise NotAnImage(f"more than {MAX_IMAGE_BYTES:,} bytes")
+            raise NotAnImage(f"larger than {MAX_IMAGE_BYTES:,} bytes")
         self._sha256.update(data)
         written = self.file.write(data)
         while written < len(data):
             written += self.file.write(data[written:])
 
     def clear(self) -> None:
-        """Forget what was written: what comes next is the first byte.
+        """Empty the file.
 
-        :raises OSError: if the file cannot be cut
+        :raises OSError: if the file cannot be truncated
         """
         self.file.seek(0)
         self.file.truncate()
@@ -80,7 +80,7 @@ class ImageFile:
 
     @property
     def sha256(self) -> str:
-        """The digest of all that was written, as 64 hex digits."""
+        """The digest of the written data, as 64 hex digits."""
         return self._sha256.hexdigest()
 
     def header(self) -> ImageHeader:
@@ -91,64 +91,64 @@ class ImageFile:
         return read_header(self.file)
 
     def check(self) -> ImageHeader:
-        """Return type and size of an image that is complete.
+        """Return type and size of a complete image.
 
-        Only headers and the file's end are read again, not the image's data.
+        Reads only headers and the file's end, not the image's data.
 
-        :raises NotAnImage: if it is not a PNG, JPEG or WebP image, or is cut short
+        :raises NotAnImage: if it is not a PNG, JPEG or WebP image, or is truncated
         """
         header = read_header(self.file)
         require_complete(self.file, header.content_type, self.size)
         return header
 
     def seal(self, suffix: str = ".image") -> None:
-        """Rename ``….part`` to ``….image``, or another suffix, when everything has arrived.
+        """Rename ``….part`` to ``….image``, or to another suffix, after the last byte.
 
-        The name tells the next process what the file is worth, if this one is killed.
+        If this process is killed, the next one finds the file's state in its name.
         """
         if self.path is not None and self.path.suffix in (".part", ".image") and self.path.suffix != suffix:
             try:
                 self.path = self.path.rename(self.path.with_suffix(suffix))
             except FileNotFoundError:
-                self.path = None  # something deleted it; its bytes stay readable while it is open
+                self.path = None  # another process deleted it; the open file stays readable
 
     def seal_preview(self) -> None:
-        """Rename a whole preview to ``….preview``, which is never taken for the image."""
+        """Rename a complete preview to ``….preview``, so that it is never taken for the image."""
         self.seal(".preview")
 
     def seal_unusable(self) -> None:
-        """Rename bytes that are no usable image to ``….bin``: they are paid for, so they are kept."""
+        """Rename unusable data to ``….bin``. It was billed, so it is kept."""
         self.seal(".bin")
 
     @classmethod
     def reopen(cls, path: Path) -> ImageFile:
-        """Open a file that another process has left.
+        """Open a file that another process left behind.
 
-        :raises OSError: if it cannot be read
+        :raises OSError: if the file cannot be read
         """
         image = cls.__new__(cls)
         image.file, image.path, image.size = open(path, "rb", buffering=0), path, 0  # noqa: SIM115
         image._sha256 = hashlib.sha256()
-        while piece := image.file.read(1024 * 1024):
-            image.size += len(piece)
-            image._sha256.update(piece)
+        while chunk := image.file.read(1024 * 1024):
+            image.size += len(chunk)
+            image._sha256.update(chunk)
         return image
 
     def close(self) -> None:
-        """Close the file; one without a name is gone then."""
+        """Close the file, which deletes an unnamed one."""
         self.file.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image that was received whole.
+    """One complete image.
 
-    :param index: its place in the reply, from 0
-    :param file: its bytes, in a file
-    :param content_type: ``image/png``, ``image/jpeg`` or ``image/webp``, after its first bytes
-    :param width: pixels
-    :param height: pixels
-    :param revised_prompt: the prompt as the model rewrote it, where the gateway tells
+    :param index: its position in the response, from 0
+    :param file: its data
+    :param content_type: ``image/png``, ``image/jpeg`` or ``image/webp``, from its first bytes
+    :param width: width in pixels
+    :param height: height in pixels
+    :param revised_prompt: the prompt as the model rewrote it, if the gateway reports it
     """
 
     index: int
@@ -166,7 +166,7 @@ class Image:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copy the image to ``path``.
 
-        :raises OSError: if it cannot be written
+        :raises OSError: if ``path`` cannot be written
         """
         self.file.file.seek(0)
         with open(path, "wb") as target:
@@ -176,7 +176,7 @@ class Image:
 def read_header(file: BinaryIO) -> ImageHeader:
     """Return the type and the size in pixels of the image in ``file``, which must be seekable.
 
-    :raises NotAnImage: if it is not a PNG, JPEG or WebP image, or ends within its header
+    :raises NotAnImage: if it is not a PNG, JPEG or WebP image, or its header is truncated
     """
     file.seek(0)
     head = file.read(30)
@@ -188,44 +188,44 @@ def read_header(file: BinaryIO) -> ImageHeader:
         if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             return _sized("image/webp", *_webp_size(head))
     except struct.error:
-        raise NotAnImage(f"an image that ends within its header, after {len(head)} bytes") from None
-    raise NotAnImage(_guess(head))
+        raise NotAnImage(f"truncated within its header, after {len(head)} bytes") from None
+    raise NotAnImage(_describe_foreign(head))
 
 
 _BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image", b"heic": "a HEIC image", b"heix": "a HEIC image",
            b"mif1": "a HEIF image"}  # fmt: skip
 _MAGIC = ((b"GIF8", "a GIF image"), (b"BM", "a BMP image"), (b"II*\0", "a TIFF image"), (b"MM\0*", "a TIFF image"),
           (b"\xff\x0a", "a JPEG XL image"), (b"\0\0\0\x0cJXL ", "a JPEG XL image"), (b"%PDF", "a PDF document"),
-          (b"<svg", "an SVG image"), (b"<", "markup"), (b"{", "JSON"))  # fmt: skip
+          (b"<svg", "an SVG image"), (b"<", "HTML or XML"), (b"{", "JSON"))  # fmt: skip
 
 
-def _guess(head: bytes) -> str:
-    """Return what bytes that are no PNG, JPEG or WebP image are, as far as their beginning says."""
+def _describe_foreign(head: bytes) -> str:
+    """Describe data that is not a PNG, JPEG or WebP image by its first bytes."""
     if not head:
-        return "nothing"
-    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
-        return _BRANDS[head[8:12]]
-    return next((name for magic, name in _MAGIC if head.startswith(magic)), "no image")
+        return "empty"
+    brand = _BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
+    name = brand or next((name for magic, name in _MAGIC if head.startswith(magic)), "")
+    return f"{name}, not PNG, JPEG or WebP" if name else "not a PNG, JPEG or WebP image"
 
 
 def require_complete(file: BinaryIO, content_type: str, size: int) -> None:
-    """Raise if the image in ``file`` is cut short. Bytes after its end are allowed.
+    """Raise if the image in ``file`` is truncated. Bytes after its end are allowed.
 
     :param file: the image, seekable
     :param content_type: its type
-    :param size: its length in bytes
-    :raises Incomplete: if its end is missing
+    :param size: its size in bytes
+    :raises Incomplete: if the image is truncated
     """
     try:
         complete = _IS_COMPLETE[content_type](file, size)
     except struct.error:
         complete = False
     if not complete:
-        raise Incomplete(f"{content_type} that is cut short, after {size:,} bytes")
+        raise Incomplete(f"a truncated {content_type} of {size:,} bytes")
 
 
 def _png_is_complete(file: BinaryIO, size: int) -> bool:
-    """Walk the chunks to IEND, reading eight bytes of each (PNG specification, 5.3)."""
+    """Walk the chunks to IEND and read eight bytes of each (PNG specification, 5.3)."""
     position = 8
     for _ in range(MAX_CHUNKS):
         file.seek(position)
@@ -242,7 +242,7 @@ def _png_is_complete(file: BinaryIO, size: int) -> bool:
 
 
 def _jpeg_is_complete(file: BinaryIO, size: int) -> bool:
-    """Find the end-of-image marker behind the first scan; a thumbnail before it has one, too."""
+    """Find the end-of-image marker after the first scan. An embedded thumbnail has its own before it."""
     scan = 0
     for marker, start in _jpeg_segments(file, to_scan=True):
         scan = start
@@ -269,7 +269,7 @@ _TAIL = 64 * 1024
 
 
 def _ends_with(file: BinaryIO, size: int, end: bytes, start: int) -> bool:
-    """Return whether ``end`` is in the file behind ``start``: backwards, so its last bytes usually suffice."""
+    """Return whether ``end`` occurs after ``start``. Search backwards, so the last bytes usually suffice."""
     stop = size
     while stop > start:
         begin = max(start, stop - _TAIL)
@@ -284,32 +284,32 @@ def _ends_with(file: BinaryIO, size: int, end: bytes, start: int) -> bool:
 
 def _sized(content_type: str, width: int, height: int) -> ImageHeader:
     if not width or not height:
-        raise NotAnImage(f"{content_type} without a size")
+        raise NotAnImage(f"an {content_type} with a width or height of zero")
     return ImageHeader(content_type, width, height)
 
 
 def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
-    """Walk the segments up to the frame header, which holds the size (ITU-T T.81, B.2.2)."""
+    """Walk the segments to the frame header, which contains the size (ITU-T T.81, B.2.2)."""
     for marker, start in _jpeg_segments(file):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             file.seek(start + 3)
             height, width = struct.unpack(">HH", file.read(4))
             return width, height
-    raise NotAnImage("image/jpeg without a frame")
+    raise NotAnImage("an image/jpeg without a frame header")
 
 
 def _jpeg_segments(file: BinaryIO, to_scan: bool = False) -> Iterator[tuple[int, int]]:
-    """Yield marker and position of each segment before the first scan, with it where ``to_scan``."""
+    """Yield marker and position of each segment before the first scan, and of the scan if ``to_scan``."""
     position = 2
-    for _ in range(10_000):  # real files have some twenty; a hostile one could have millions
+    for _ in range(10_000):  # real files have about twenty; a hostile one could have millions
         file.seek(position)
         lead, marker = struct.unpack(">BB", file.read(2))
         if lead != 0xFF:
-            raise NotAnImage("image/jpeg with a broken segment")
+            raise NotAnImage("an image/jpeg with a corrupt segment")
         if marker == 0xFF:  # fill byte
             position += 1
             continue
-        if marker in (0xD9, 0xDA):  # the picture itself, or its end: no frame header can follow
+        if marker in (0xD9, 0xDA):  # the image data or its end: no frame header can follow
             if to_scan:
                 yield marker, position
             return
@@ -332,4 +332,4 @@ def _webp_size(head: bytes) -> tuple[int, int]:
         if len(head) < 30:
             raise struct.error
         return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
-    raise NotAnImage("image/webp of an unknown kind")
+    raise NotAnImage("an image/webp of an unknown kind")

@@ -1,8 +1,8 @@
-"""Read the body of a reply as lines, and hand out the JSON documents in them. No sockets here.
+"""Read the body of a response line by line and find its JSON documents. No sockets here.
 
-The body is one JSON document, JSON lines, server-sent events, or a mix. The first byte of a line that means
-something decides what the line is. So a gateway may send blank lines before its reply, answer a request for
-a stream with plain JSON, or put a bare JSON error between two events.
+The body is one JSON document, JSON lines, server-sent events, or a mix. The first significant byte of a line
+decides how to read the line. So a gateway may send blank lines before its response, return plain JSON when a
+stream was requested, or put a bare JSON error between two events.
 
 ::
 
@@ -13,7 +13,7 @@ a stream with plain JSON, or put a bare JSON error between two events.
        │       └─other──▶ IN_TEXT ──line ends──▶ AT_LINE
        └─other──▶ IN_FIELD ──line ends──▶ AT_LINE
 
-A blank line ends an event. What is not a document is kept only as far as an error message needs it.
+A blank line ends an event. Of other text, only the part that an error message needs is kept.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 from airflow_provider_jojokey.img2.envelope import CONTAINERS
 from airflow_provider_jojokey.img2.splitter import MAX_TEXT_BYTES, ReplyError, Splitter
 
-MAX_WORDS = 4096
-"""Bytes of a line that is neither a document nor an event: enough for an error message."""
+MAX_STRAY_BYTES = 4096
+"""Bytes to keep of text that is neither a document nor an event: enough for an error message."""
 
 _BOM = b"\xef\xbb\xbf"
 _LF, _CR = 0x0A, 0x0D
@@ -37,8 +37,8 @@ OnDocument = Callable[[Splitter, Any, str], None]
 class LineReader:
     """The state machine above.
 
-    :param new_splitter: returns a splitter for a document that begins; called with whether it is an event's
-    :param on_document: called with each document that has ended, or was cut short but says what it is
+    :param new_splitter: returns a splitter for a new document; called with ``True`` if it is part of an event
+    :param on_document: called with each complete document, and with truncated ones that are self-describing
     """
 
     def __init__(
@@ -49,43 +49,43 @@ class LineReader:
         self._new_splitter = new_splitter
         self._on_document = on_document
         self.done = False
-        """Set when nothing more needs to be read."""
+        """Set when no more data is needed."""
         self.streamed = False
-        """Whether there are server-sent events, be they comments."""
+        """Whether there are server-sent events, including comments."""
         self.ended = False
         """Whether ``[DONE]`` was seen."""
-        self.plain_whole = False
+        self.document_complete = False
         """Whether a document outside of events has ended."""
         self.problem = ""
-        """What is broken, half a sentence."""
-        self.words = bytearray()
-        """The beginning of what is neither a document nor an event's field."""
+        """What is broken, without a full stop."""
+        self.stray_text = bytearray()
+        """The beginning of the text that is neither a document nor a field of an event."""
         self.event_texts: list[tuple[str, str]] = []
-        """Names and texts of the events whose data is not JSON, the first few."""
+        """Names and texts of the first few events whose data is not JSON."""
         self._state = self._at_line
         self._ends = _LineEnds()
         self._start: bytes | None = b""  # the body's first bytes, while they may be a byte order mark
         self._after_cr = False
-        self._ends_in_cr = False  # whether any line did so far
+        self._ends_in_cr = False  # whether any line so far ended in CR
         self._field = bytearray()
         self._skipped = 0
         self._event = ""
         self._in_data = False
-        self._inside = False  # in a document, in the short way's sense: its next byte continues it
+        self._inside = False  # whether the next byte continues a document, so that the fast path applies
         self._splitter: Splitter | None = None
-        # A document that only its event's name explains, which may follow it.
-        self._waiting: tuple[Splitter, Any] | None = None
+        # A document whose meaning depends on its event's name, which may follow it.
+        self._pending: tuple[Splitter, Any] | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes, in pieces of any length.
+        """Read the next bytes, in chunks of any length.
 
-        :raises ReplyError: too much text, too many images
+        :raises ReplyError: if there is too much text or there are too many images
         """
         if self._start is not None:
             data = self._without_bom(self._start + data)
         position, end = 0, len(data)
         if self._inside and not (self._in_data and (b"\n" in data or (self._ends_in_cr and b"\r" in data))):
-            # Most pieces are from the middle of a document: they take the short way.
+            # Fast path: most chunks are from the middle of a document.
             assert self._splitter is not None
             position = self._splitter.feed(data, 0, end)
             if self._splitter.complete:
@@ -97,25 +97,25 @@ class LineReader:
             self._ends.begin(b"")
 
     def end(self) -> None:
-        """End the body: what has not ended yet is cut short."""
+        """End the body. A document that has not ended is truncated."""
         if self._state == self._in_field:
             self._end_field()
         elif self._state == self._in_text:
             self._end_text()
         if self._splitter is not None:
-            if b"[DONE]".startswith(self._splitter.text.strip()):  # it may be cut off, too
+            if b"[DONE]".startswith(self._splitter.text.strip()):  # "[DONE]" may be truncated too
                 self._splitter = None
             else:
-                self._break_off()
-        self._settle()
+                self._end_truncated_document()
+        self._flush_pending()
 
     def close(self) -> None:
-        """Close the sinks of documents that were not handed out."""
-        for splitter in (self._splitter, self._waiting[0] if self._waiting else None):
+        """Close the sinks of documents that were not passed on."""
+        for splitter in (self._splitter, self._pending[0] if self._pending else None):
             if splitter is not None:
                 splitter.close()
 
-    # --- states: each takes data from position on and returns the position of what it did not take ---------------
+    # --- states: each reads data from position on and returns the position of the first unread byte ---------------
 
     def _at_line(self, data: bytes, position: int, end: int) -> int:
         byte = data[position]
@@ -138,7 +138,7 @@ class LineReader:
     def _in_field(self, data: bytes, position: int, end: int) -> int:
         stop = self._ends.next(position, end)
         known = len(self._field)
-        self._field += data[position : min(stop, position + MAX_WORDS - known)]
+        self._field += data[position : min(stop, position + MAX_STRAY_BYTES - known)]
         if self._field.startswith(b"data:"):
             self.streamed = True
             self._state = self._at_data
@@ -163,7 +163,7 @@ class LineReader:
 
     def _in_text(self, data: bytes, position: int, end: int) -> int:
         stop = self._ends.next(position, end)
-        self._field += data[position : min(stop, position + MAX_WORDS - len(self._field))]
+        self._field += data[position : min(stop, position + MAX_STRAY_BYTES - len(self._field))]
         return self._skip(data, position, stop, end, self._end_text)
 
     def _in_document(self, data: bytes, position: int, end: int) -> int:
@@ -185,7 +185,7 @@ class LineReader:
     # --- ends ---------------------------------------------------------------------------------------------------
 
     def _skip(self, data: bytes, position: int, stop: int, end: int, finish: Callable[[], None]) -> int:
-        """Pass over the rest of a line, of which enough is kept."""
+        """Skip the rest of a line."""
         if not self._field.startswith(b":"):
             self._count(stop - position)
         if stop == end:
@@ -196,7 +196,9 @@ class LineReader:
     def _count(self, skipped: int) -> None:
         self._skipped += skipped
         if self._skipped > MAX_TEXT_BYTES:
-            raise ReplyError(f"the reply has more than {MAX_TEXT_BYTES:,} bytes of text besides its images")
+            raise ReplyError(
+                f"the response has more than {MAX_TEXT_BYTES:,} bytes of text besides its images"
+            )
 
     def _end_line(self, data: bytes, position: int) -> int:
         self._inside = False
@@ -214,7 +216,7 @@ class LineReader:
         elif line.startswith(b":"):
             self.streamed = True
         elif not line.startswith((b"id:", b"retry:")) and line != b"data":
-            self._add_words(line)
+            self._add_stray_text(line)
 
     def _end_text(self) -> None:
         text = bytes(self._field).strip()
@@ -224,18 +226,18 @@ class LineReader:
         elif text:
             if len(self.event_texts) < 5:
                 self.event_texts.append((self._event, text.decode("utf-8", "replace")))
-            self._add_words(text)
+            self._add_stray_text(text)
 
     def _end_event(self) -> None:
         if self._splitter is not None:
-            self._break_off()
-        self._settle()
+            self._end_truncated_document()
+        self._flush_pending()
         self._event = ""
 
     def _begin_document(self, in_data: bool) -> None:
         if self._splitter is not None:
-            self._break_off()
-        self._settle()
+            self._end_truncated_document()
+        self._flush_pending()
         self._in_data = in_data
         self._splitter = self._new_splitter(in_data)
         self._state = self._in_document
@@ -248,33 +250,33 @@ class LineReader:
         except ReplyError as error:
             if splitter.text.strip().upper() == b"[DONE]":
                 self.ended = self.done = True
-            elif splitter.values or not self._in_data:  # an event without images need not be JSON
+            elif splitter.values or not self._in_data:  # events without images may contain other text
                 self.problem = self.problem or str(error)
-                self._on_document(splitter, splitter.understood(), self._event)
+                self._on_document(splitter, splitter.parse_partial(), self._event)
             return
-        self.plain_whole = self.plain_whole or not self._in_data
-        if self._in_data and not self._event and not _says_what_it_is(document):
-            self._waiting = splitter, document
+        self.document_complete = self.document_complete or not self._in_data
+        if self._in_data and not self._event and not _is_self_describing(document):
+            self._pending = splitter, document
         else:
             self._on_document(splitter, document, self._event)
 
-    def _break_off(self) -> None:
-        """End a document that is cut short."""
+    def _end_truncated_document(self) -> None:
+        """Pass on a truncated document if it is self-describing."""
         splitter, self._splitter = self._splitter, None
         assert splitter is not None
         try:
             splitter.finish()
         except ReplyError as error:
             self.problem = self.problem or str(error)
-        document = splitter.understood()
-        if self._event or _says_what_it_is(document):
+        document = splitter.parse_partial()
+        if self._event or _is_self_describing(document):
             self._on_document(splitter, document, self._event)
         else:
             splitter.close()
 
-    def _settle(self) -> None:
-        if self._waiting is not None:
-            (splitter, document), self._waiting = self._waiting, None
+    def _flush_pending(self) -> None:
+        if self._pending is not None:
+            (splitter, document), self._pending = self._pending, None
             self._on_document(splitter, document, self._event)
 
     def _without_bom(self, data: bytes) -> bytes:
@@ -284,13 +286,13 @@ class LineReader:
         self._start = None
         return data.removeprefix(_BOM)
 
-    def _add_words(self, line: bytes) -> None:
-        room = MAX_WORDS - len(self.words)
+    def _add_stray_text(self, line: bytes) -> None:
+        room = MAX_STRAY_BYTES - len(self.stray_text)
         if room > 0:
-            self.words += line[:room] + b"\n"
+            self.stray_text += line[:room] + b"\n"
 
 
-def _says_what_it_is(document: Any) -> bool:
+def _is_self_describing(document: Any) -> bool:
     """Return whether an event's document can be understood without the event's name."""
     names = ("type", "object", "partial_image_index", "error", *CONTAINERS)
     return isinstance(document, list) or (
@@ -299,13 +301,13 @@ def _says_what_it_is(document: Any) -> bool:
 
 
 class _LineEnds:
-    """Find line ends (LF or CR) in a piece, looking at each byte once for each of the two."""
+    """Find line ends (LF or CR) in a chunk. Scans the chunk at most once for each of the two."""
 
     def __init__(self) -> None:
         self.begin(b"")
 
     def begin(self, data: bytes) -> None:
-        """Begin a piece."""
+        """Begin a new chunk."""
         self._data = data
         self._lf = self._cr = -1
 

@@ -1,8 +1,8 @@
-"""Find the gateway's message in a JSON document of any shape, in one place.
+"""Find the gateway's error message and codes in a JSON document of any shape.
 
 Errors come as ``{"error": {…}}``, ``{"error": "…"}``, ``{"message": …}``, ``{"detail": [{"loc": …, "msg": …}]}``,
-RFC 9457 problems, lists, and JSON inside strings. Messages are displayed and never parsed: they come in
-two languages and change. Codes are compared.
+RFC 9457 problems, lists, and JSON inside strings. Messages are displayed, never parsed, because they come in
+two languages and change. Only codes are compared.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Failure:
     :param message: the gateway's message, not yet redacted
     :param code: the first error code
     :param type: the error's type
-    :param codes: everything that may hold a code, most specific first
-    :param shaped: whether the error is an object, as the gateway and OpenAI's API write it
+    :param codes: all values that may be an error code, most specific first
+    :param structured: whether the error is an object, as the gateway and OpenAI's API write it
     """
 
     message: str = ""
     code: str = ""
     type: str = ""
     codes: tuple[str, ...] = ()
-    shaped: bool = False
+    structured: bool = False
 
 
 def find_failure(document: Any, event: str = "", depth: int = 0) -> Failure | None:
@@ -55,7 +55,7 @@ def find_failure(document: Any, event: str = "", depth: int = 0) -> Failure | No
 
     :param document: a JSON document
     :param event: the name of the server-sent event that it came in
-    :param depth: how deep in another document it is
+    :param depth: how deep the document is nested in another one
     """
     if depth > MAX_DEPTH:
         return None
@@ -68,39 +68,39 @@ def find_failure(document: Any, event: str = "", depth: int = 0) -> Failure | No
     if isinstance(error, list) and error and isinstance(error[0], dict):
         error = {**error[0], "message": message_of(error)}
     if isinstance(error, dict):
-        return _failure_of(error, message_of(error) or message_of(document), shaped=True)
+        return _failure_of(error, message_of(error) or message_of(document), structured=True)
     if error and not isinstance(error, bool):
         message = message_of(document) if isinstance(error, (int, float)) else message_of(error)
-        return _failure_of(document, message, shaped=False)
+        return _failure_of(document, message, structured=False)
     if document.get("success") is False:
-        return _failure_of(document, message_of(document), shaped=True)
+        return _failure_of(document, message_of(document), structured=True)
     if _is_failed(document, event):
-        nested = next((one for name in _NESTED_KEYS if isinstance(one := document.get(name), dict)), None)
+        nested = next((value for name in _NESTED_KEYS if isinstance(value := document.get(name), dict)), None)
         failure = find_failure(nested, "", depth + 1) if nested else None
-        return failure or _failure_of(document, message_of(document), shaped=False)
+        return failure or _failure_of(document, message_of(document), structured=False)
     # An event of the Responses API is not a failure itself, but what it reports may be.
     found = (find_failure(document.get(name), "", depth + 1) for name in ("item", "response"))
     return next((failure for failure in found if failure is not None), None)
 
 
-def say(document: Any) -> Failure:
-    """Return what ``document`` says to people, whether or not it calls itself an error."""
+def read_failure(document: Any) -> Failure:
+    """Return the message and codes of ``document``, even if it does not report an error."""
     found = find_failure(document)
     if found is not None:
         return found
     source = document if isinstance(document, dict) else {}
-    return _failure_of(source, message_of(document), shaped=False)
+    return _failure_of(source, message_of(document), structured=False)
 
 
 def message_of(value: Any, depth: int = 0) -> str:
-    """Return the message for people in ``value``, whatever its shape, or an empty string."""
+    """Return the human-readable message in ``value``, or an empty string."""
     if depth > MAX_DEPTH:
         return ""
     if isinstance(value, str):
         return _text_of(value, depth)
     if isinstance(value, list):
-        found = (message_of(one, depth + 1) for one in value[:MAX_MESSAGES])
-        return "; ".join(one for one in found if one)
+        messages = (message_of(element, depth + 1) for element in value[:MAX_MESSAGES])
+        return "; ".join(filter(None, messages))
     if not isinstance(value, dict):
         return ""
     message = ""
@@ -109,19 +109,19 @@ def message_of(value: Any, depth: int = 0) -> str:
             break
     for name in () if message else _NESTED_KEYS:
         inner = value.get(name)
-        # A text there is data: an image, a link or a prompt that the gateway repeats.
+        # A string under these keys is data: an image, a link or a prompt that the gateway echoes.
         if (name == "error" or isinstance(inner, (dict, list))) and (message := message_of(inner, depth + 1)):
             break
-    place = value.get("loc")
-    if message and isinstance(place, list):
-        message = f"{'.'.join(str(one) for one in place[:8])}: {message}"
+    location = value.get("loc")
+    if message and isinstance(location, list):
+        message = f"{'.'.join(map(str, location[:8]))}: {message}"
     metadata = value.get("metadata")
     raw = message_of(metadata.get("raw"), depth + 1) if isinstance(metadata, dict) else ""
     return f"{message}: {raw}" if raw and message and raw not in message else message or raw
 
 
 def _text_of(value: str, depth: int) -> str:
-    """Return a text, or the message in it if it is itself a JSON document."""
+    """Return a text, or the message inside it if it is a JSON document."""
     text = value.strip()
     if text[:1] in ("{", "[") and len(text) < 100_000:
         try:
@@ -142,11 +142,11 @@ def _is_failed(document: Mapping[str, Any], event: str) -> bool:
     return False
 
 
-def _failure_of(error: Mapping[str, Any], message: str, shaped: bool) -> Failure:
+def _failure_of(error: Mapping[str, Any], message: str, structured: bool) -> Failure:
     codes = list(_codes_in(error))
-    code = next((one for name in _CODE_KEYS if (one := _code(error.get(name)))), "")
+    code = next((value for name in _CODE_KEYS if (value := _code(error.get(name)))), "")
     kind = error.get("type")
-    return Failure(message, code, kind if isinstance(kind, str) else "", tuple(codes), shaped)
+    return Failure(message, code, kind if isinstance(kind, str) else "", tuple(codes), structured)
 
 
 def _codes_in(error: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
@@ -173,7 +173,7 @@ def find_task_id(document: Any, depth: int = 0) -> str | None:
     if depth > MAX_DEPTH:
         return None
     if isinstance(document, list):
-        return next((found for one in document[:10] if (found := find_task_id(one, depth + 1))), None)
+        return next((found for element in document[:10] if (found := find_task_id(element, depth + 1))), None)
     if not isinstance(document, dict):
         return None
     for name in ("task_id", "taskId", "taskID", "job_id", "jobId", "prediction_id"):

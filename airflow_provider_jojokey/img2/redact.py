@@ -1,7 +1,7 @@
-"""Make text of others fit for logs and messages.
+"""Redact the gateway's text for logs and messages.
 
-Gateways quote tokens, signed links and image data in their errors. Everything that this package shows
-or stores of a response passes through :func:`clean` or :func:`public_link`.
+Gateways quote tokens, signed links and image data in their errors. All text from a response that this package
+displays or stores passes through :func:`clean` or :func:`public_link`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ _LONG_RUN = re.compile(r"[A-Za-z0-9+/=_-]{65,}")
 
 
 def clean(text: str, secret: str = "", limit: int = MAX_DETAIL_CHARACTERS) -> str:
-    """Return ``text`` as one short line without secrets, image data or queries of URLs.
+    """Return ``text`` as one short line without secrets, image data or URL queries.
 
-    :param text: what someone else wrote
+    :param text: text from outside this package
     :param secret: a text that must not appear, the token
-    :param limit: the longest result, in characters
+    :param limit: maximum length in characters
     """
-    text = _without_secret(text, secret)[:20_000].replace(
-        "\\/", "/"
-    )  # links in JSON have their slashes escaped
+    # JSON may escape the slashes of links.
+    text = _without_secret(text, secret)[:20_000].replace("\\/", "/")
     text = _SIGNATURE.sub(r"\1…", _URL_LOGIN.sub(r"\1", _URL_QUERY.sub(r"\1", text)))
     text = _BASE64.sub("…", _without_tokens(text))
     text = " ".join(_UNPRINTABLE.sub(" ", text).split())
@@ -50,7 +49,7 @@ def clean(text: str, secret: str = "", limit: int = MAX_DETAIL_CHARACTERS) -> st
 
 
 def public_link(url: str, secret: str = "") -> str:
-    """Return ``url`` without login, query and fragment: what of a signed link may be shown.
+    """Return ``url`` without login, query and fragment, so that a signed link can be displayed.
 
     :param url: an absolute URL
     :param secret: a text that must not appear, the token
@@ -68,7 +67,7 @@ def public_link(url: str, secret: str = "") -> str:
 def _without_secret(text: str, secret: str) -> str:
     if secret:
         text = text.replace(secret, "sk-…")
-        if len(bare := secret.removeprefix("sk-")) >= 8:  # the gateway quotes a token without its sk-
+        if len(bare := secret.removeprefix("sk-")) >= 8:  # the gateway quotes tokens without "sk-"
             text = text.replace(bare, "…")
     return text
 

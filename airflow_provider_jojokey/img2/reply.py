@@ -1,7 +1,7 @@
-"""Decode the body of a reply as it arrives: bytes go in, images come out. No sockets here.
+"""Decode the body of a response as it arrives: bytes go in, images come out. No sockets here.
 
 :mod:`~airflow_provider_jojokey.img2.lines` splits the body into JSON documents, and
-:mod:`~airflow_provider_jojokey.img2.splitter` each document into images and the rest. This module decides
+:mod:`~airflow_provider_jojokey.img2.splitter` splits each document into images and the rest. This module decides
 what a document means: finished images, a preview, an error, or facts such as the usage.
 """
 
@@ -26,13 +26,13 @@ _FACTS = ("created", "created_at", "model", "size", "quality", "background", "ou
 
 @dataclass(frozen=True, slots=True)
 class ReplyImage:
-    """One element of the reply's ``data``.
+    """One element of ``data`` in the response.
 
-    :param index: its place, from 0
-    :param sink: its decoded bytes, or ``None`` if there are none in the reply
-    :param url: where to fetch it instead, or ``None``
+    :param index: its position, from 0
+    :param sink: its decoded bytes, or ``None`` if the response contains none
+    :param url: the link to download it from instead, or ``None``
     :param revised_prompt: the prompt as the model rewrote it
-    :param problem: why it cannot be used, half a sentence; empty if it can
+    :param problem: why it cannot be used, without a full stop; empty if it can
     """
 
     index: int
@@ -44,13 +44,13 @@ class ReplyImage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What was understood of a reply.
+    """The decoded content of a response.
 
-    :param document: the JSON document, without base64; of several, their facts in one
+    :param document: the JSON document, without base64; for several documents, their merged facts
     :param images: the elements of ``data``
-    :param usage: the tokens, normalized, or ``None`` if the reply does not say
+    :param usage: the tokens, normalized, or ``None`` if the response does not report them
     :param error: the first document that reports an error, or ``None``
-    :param problem: what of the reply is cut short or broken, half a sentence; empty if nothing is
+    :param problem: what is truncated or broken, without a full stop; empty if nothing is
     """
 
     document: Any
@@ -61,27 +61,27 @@ class Reply:
 
 
 class ReplyDecoder:
-    """Decode the reply of ``POST /v1/images/generations`` as it arrives: JSON or server-sent events.
+    """Decode the response of ``POST /v1/images/generations`` as it arrives: JSON or server-sent events.
 
     :param open_sink: called with 0, 1, 2 … for each image's first bytes, previews included; returns an object
         with ``write(bytes)`` and ``close()``. The default is a temporary file,
         :class:`~airflow_provider_jojokey.img2.images.ImageFile`.
-    :param on_whole: called with the sink of each image that has arrived whole, as soon as that is certain
-    :param on_preview: called with the sink of each preview that has arrived whole
-    :param expected: how many images were requested: when they are whole, the reply is done
+    :param on_complete: called with the sink of each complete image, as soon as it is known to be one
+    :param on_preview: called with the sink of each complete preview
+    :param expected: the number of requested images; once they are complete, the decoder is done
     """
 
     def __init__(
         self,
         open_sink: Callable[[int], Sink] | None = None,
-        on_whole: Callable[[Any], object] | None = None,
+        on_complete: Callable[[Any], object] | None = None,
         on_preview: Callable[[Any], object] | None = None,
         *,
         expected: int | None = None,
     ) -> None:
         self._open_sink = open_sink or (lambda _: ImageFile())
         self._opened = 0
-        self._on_whole = on_whole or (lambda _: None)
+        self._on_complete = on_complete or (lambda _: None)
         self._on_preview = on_preview or (lambda _: None)
         self._expected = expected
         self._lines = LineReader(self._new_splitter, self._take)
@@ -90,42 +90,42 @@ class ReplyDecoder:
         self._documents = 0
         self._document: Any = None
         self._images: list[ReplyImage] = []
-        self._whole: list[Any] = []
+        self._complete: list[Any] = []
         self._preview: Any | None = None
         self._usage: Usage | None = None
-        self._usage_aside: Usage | None = None
+        self._separate_usage: Usage | None = None
         self._error: Any = None
         self._slot_error: Any = None
         self._broken = ""
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the body, in pieces of any length.
+        """Decode the next bytes of the body, in chunks of any length.
 
-        :raises ReplyError: more than 4 MiB of text besides the images, or more than 128 images
+        :raises ReplyError: if there are more than 4 MiB of text besides the images, or more than 128 images
         """
         self._lines.feed(data)
 
     def finish(self) -> Reply:
-        """Return the reply, when all bytes were fed.
+        """Return the reply after the last byte.
 
-        :raises ReplyError: if it is cut short, or is not JSON, or a stream without a finished image, or if all
-            its base64 is broken
+        :raises ReplyError: if it is truncated, is not JSON, is a stream without a finished image, or all its
+            base64 is broken
         """
-        reply = self.understood()
-        if self._broken and not self._whole and not any(image.url for image in self._images):
+        reply = self.partial_reply()
+        if self._broken and not self._complete and not any(image.url for image in self._images):
             raise ReplyError(f"an image cannot be decoded: {self._broken}")
-        if reply.problem and not self._lines.plain_whole:
+        if reply.problem and not self._lines.document_complete:
             raise ReplyError(reply.problem)
         return reply
 
-    def understood(self) -> Reply:
-        """Return what was understood, as if the body had ended here."""
+    def partial_reply(self) -> Reply:
+        """Return the reply as decoded so far, as if the body had ended here."""
         if not self._closed:
             self._closed = True
             self._lines.end()
             self._take_texts()
-        usage = self._usage or self._usage_aside
-        error = self._error if self._error is not None or self._whole else self._slot_error
+        usage = self._usage or self._separate_usage
+        error = self._error if self._error is not None or self._complete else self._slot_error
         return Reply(self._document, [*self._images], usage, error, self._problem)
 
     @property
@@ -136,39 +136,39 @@ class ReplyDecoder:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more needs to be read."""
+        """Whether the decoder needs no more data."""
         if self._lines.ended:
             return True
-        knows_usage = self._usage is not None or self._usage_aside is not None
+        knows_usage = self._usage is not None or self._separate_usage is not None
         return self.has_all and (knows_usage or not self._lines.streamed)
 
     @property
     def streamed(self) -> bool:
-        """Whether the reply comes as server-sent events."""
+        """Whether the response consists of server-sent events."""
         return self._lines.streamed
 
     @property
-    def plain_whole(self) -> bool:
-        """Whether a document outside of events has arrived whole."""
-        return self._lines.plain_whole
+    def document_complete(self) -> bool:
+        """Whether a document outside of events is complete."""
+        return self._lines.document_complete
 
     @property
-    def whole_sinks(self) -> list[Any]:
-        """The sinks of the images that have arrived whole so far."""
-        return [*self._whole]
+    def complete_sinks(self) -> list[Any]:
+        """The sinks of the images that are complete so far."""
+        return [*self._complete]
 
     @property
     def preview(self) -> Any | None:
-        """The sink of the latest preview, if any came."""
+        """The sink of the latest preview, if there is one."""
         return self._preview
 
     @property
-    def words(self) -> bytes:
-        """The beginning of what is neither a document nor an event's field."""
-        return bytes(self._lines.words)
+    def stray_text(self) -> bytes:
+        """The beginning of the text that is neither a document nor a field of an event."""
+        return bytes(self._lines.stray_text)
 
     def close(self) -> None:
-        """Close every sink, also those of :meth:`understood`."""
+        """Close every sink, including those of :meth:`partial_reply`."""
         self._lines.close()
         for sink in (*(image.sink for image in self._images), self._preview):
             if sink is not None:
@@ -179,7 +179,7 @@ class ReplyDecoder:
         if self._lines.problem:
             return self._lines.problem
         if not self._documents and self._error is None:
-            return "the reply is not one whole JSON document"
+            return "the response is not a complete JSON document"
         streamed = self._lines.streamed or self._preview is not None
         if streamed and not self._images and self._error is None:
             return "the event stream ended before an image was complete"
@@ -192,24 +192,24 @@ class ReplyDecoder:
 
     def _next_sink(self) -> Sink:
         if self._opened == MAX_VALUES:
-            raise ReplyError(f"the reply has more than {MAX_VALUES} images")
+            raise ReplyError(f"the response has more than {MAX_VALUES} images")
         self._opened += 1
         return self._open_sink(self._opened - 1)
 
     def _take_value(self, value: Base64Value, path: Path) -> None:
-        """Report an image of a plain reply at once: a killed process must not lose it."""
+        """Report an image outside of events at once, so that a killed process does not lose it."""
         assert self._splitter is not None
         listed = any(isinstance(key, int) for key in path)
         if (
             listed
-            and value.whole
+            and value.complete
             and value.sink is not None
-            and not self._splitter.holds(b"partial", b"chunk")
+            and not self._splitter.contains(b"partial", b"chunk")
         ):
             self._report(value.sink)
 
     def _take(self, splitter: Splitter, document: Any, event: str) -> None:
-        """Take a document: finished images, a preview, an error, or facts."""
+        """Process a document: finished images, a preview, an error, or facts."""
         slots = envelope.find_slots(document, splitter.value_of)
         failure = find_failure(document, event)
         preview = envelope.is_preview(document, event)
@@ -218,9 +218,8 @@ class ReplyDecoder:
         if preview:
             for slot in slots:
                 self._keep_preview(slot)
-        elif (
-            failure is not None
-        ):  # a link in an error leads to documentation, and an empty element is no image
+        elif failure is not None:
+            # A link in an error leads to documentation, and an empty element is not an image.
             slots = [slot for slot in slots if slot.value is not None and slot.value.sink is not None]
         if failure is not None and self._error is None:
             self._error = document
@@ -233,7 +232,7 @@ class ReplyDecoder:
         if slots and not preview:
             self._usage = add(self._usage, usage)
         elif not preview:
-            self._usage_aside = usage or self._usage_aside
+            self._separate_usage = usage or self._separate_usage
         self._merge(document, bool(slots) and not preview, plain)
         splitter.close()
         self._lines.done = self.done
@@ -242,14 +241,14 @@ class ReplyDecoder:
         value = slot.value
         sink = value.take_sink() if value is not None else None
         problem = ""
-        if value is not None and not value.whole:
-            problem = value.problem or "its base64 is cut short"
+        if value is not None and not value.complete:
+            problem = value.problem or "its base64 is truncated"
             self._broken = self._broken or problem
         elif sink is None:
             if self._slot_error is None and find_failure(slot.element) is not None:
                 self._slot_error = slot.element
-            words = message_of(slot.element)
-            problem = f"it is missing ({words})" if words else "it is missing"
+            message = message_of(slot.element)
+            problem = f"it is missing ({message})" if message else "it is missing"
         if slot.url is not None:
             problem = ""
         self._images.append(ReplyImage(len(self._images), sink, slot.url, slot.revised_prompt, problem))
@@ -257,7 +256,7 @@ class ReplyDecoder:
             self._report(sink)
 
     def _keep_preview(self, slot: envelope.Slot) -> None:
-        if slot.value is None or not slot.value.whole or (sink := slot.value.take_sink()) is None:
+        if slot.value is None or not slot.value.complete or (sink := slot.value.take_sink()) is None:
             return
         if self._preview is not None:
             self._preview.close()
@@ -265,9 +264,9 @@ class ReplyDecoder:
         self._on_preview(sink)
 
     def _report(self, sink: Any) -> None:
-        if not any(known is sink for known in self._whole):
-            self._whole.append(sink)
-            self._on_whole(sink)
+        if not any(known is sink for known in self._complete):
+            self._complete.append(sink)
+            self._on_complete(sink)
 
     def _merge(self, document: Any, has_images: bool, plain: bool) -> None:
         if plain:
@@ -280,7 +279,7 @@ class ReplyDecoder:
             self._document.setdefault("created", document.get("created_at"))
 
     def _take_texts(self) -> None:
-        """Take events whose data is plain text: an event named error reports one."""
+        """Process events whose data is plain text. An event named "error" reports an error."""
         for event, text in self._lines.event_texts:
             if self._error is None and event and find_failure({}, event) is not None:
                 self._error = {"error": {"message": text}}

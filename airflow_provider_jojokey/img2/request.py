@@ -1,4 +1,4 @@
-"""One image request, checked before anything is sent."""
+"""A request for images, checked before it is sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from airflow_provider_jojokey.img2.estimate import EDGE_PATIENCE, expected_seconds
+from airflow_provider_jojokey.img2.estimate import EDGE_TIMEOUT, expected_seconds
 from airflow_provider_jojokey.img2.rules import (
     DEFAULT_MODEL,
     DEFAULT_PARTIAL_IMAGES,
@@ -25,22 +25,22 @@ __all__ = ["DEFAULT_MODEL", "ImageRequest", "nearest_size", "parse_size", "probl
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One request for images, valid by construction.
+    """A request for images. Every instance satisfies the API's rules.
 
     :param prompt: the description of the image, 1 to 32,000 characters
     :param model: the model's name at the gateway
     :param size: ``"auto"`` or ``"WIDTHxHEIGHT"`` in pixels
     :param quality: ``"low"``, ``"medium"``, ``"high"`` or ``"auto"``; other values are passed through
-    :param n: how many images, 1 to 10
+    :param n: number of images, 1 to 10
     :param background: ``"auto"``, ``"opaque"`` or ``"transparent"`` (PNG and WebP only)
     :param output_format: ``"png"`` (the API's default), ``"jpeg"`` or ``"webp"``
     :param output_compression: 0 to 100, JPEG and WebP only
     :param moderation: ``"auto"`` or ``"low"``
-    :param stream: ask for the event stream, which keeps a long generation's connection alive
-    :param partial_images: previews in an event stream, 0 to 3 (by default 2); each costs some 100
-        output tokens, and keeps the connection from falling silent
-    :param extra_body: additional fields of the request body; ``{"response_format": None}`` leaves that field out
-    :raises ValueError: if a rule is broken; the message lists every problem and a fix
+    :param stream: request an event stream, which keeps the connection alive during a long generation
+    :param partial_images: number of previews in an event stream, 0 to 3 (by default 2); each costs about 100
+        output tokens, and sends data that keeps the connection alive
+    :param extra_body: additional fields of the request body; ``{"response_format": None}`` omits that field
+    :raises ValueError: if a field breaks a rule; the message lists every problem with its fix
     """
 
     prompt: str
@@ -89,32 +89,31 @@ class ImageRequest:
     def fingerprint(self, host: str) -> str:
         """Return 64 hex digits that identify the requested image at ``host``.
 
-        Every field that changes the image counts. How the reply is sent (``stream``, ``partial_images``,
-        ``response_format``) and who pays (the token) do not.
+        Every field that changes the image counts. The form of the response (``stream``, ``partial_images``,
+        ``response_format``) and the token that pays do not count.
         """
         body = self.body()
-        for transport in ("stream", "partial_images", "response_format"):
-            body.pop(transport, None)
+        for name in ("stream", "partial_images", "response_format"):
+            body.pop(name, None)
         canonical = json.dumps([host, body], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def warnings(self) -> list[str]:
-        """Return what is unusual about the request and left to the gateway, a sentence each."""
+        """Return a sentence for each value that this package cannot check or that may time out."""
         unusual = []
         if not is_known_model(self.model):
             unusual.append(
-                f"model={self.model!r} is not one this package knows ({DEFAULT_MODEL}): "
-                "its limits are not checked here, the gateway decides"
+                f"model={self.model!r} is not a known model ({DEFAULT_MODEL}): the gateway checks its limits"
             )
         if self.quality not in QUALITIES:
             unusual.append(
-                f"quality={self.quality!r} is not a known quality ({', '.join(QUALITIES)}): the gateway decides"
+                f"quality={self.quality!r} is not a known quality ({', '.join(QUALITIES)}): the gateway checks it"
             )
         seconds = expected_seconds(self)
-        if seconds > EDGE_PATIENCE and not self.stream:
+        if seconds > EDGE_TIMEOUT and not self.stream:
             unusual.append(
-                f"{self.size} at quality {self.quality} takes about {seconds:.0f} s, and Cloudflare gives up after "
-                "100 to 125 s with a 524 that is billed anyway. stream=True keeps the connection alive if the "
-                "gateway supports it; lower quality or a smaller size is faster"
+                f"{self.size} at quality {self.quality} takes about {seconds:.0f} s, but Cloudflare times out after "
+                "100 to 125 s with status 524, and you are still billed. stream=True keeps the connection alive if "
+                "the gateway supports it; lower quality or a smaller size is faster"
             )
         return unusual

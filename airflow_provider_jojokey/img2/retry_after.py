@@ -1,4 +1,4 @@
-"""Read how long a server asks its clients to wait, in any of the forms in use."""
+"""Read how long a server asks clients to wait, from ``Retry-After`` and its variants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 MAX_SECONDS = 1e6
-"""A longer wait is nonsense."""
+"""Ignore longer waits, which are mistakes."""
 
 # A date holds a comma itself; the values of repeated headers are joined by commas.
 _VALUES = re.compile(r"[A-Za-z]{3,9},[^,]+|[^,]+")
@@ -20,7 +20,7 @@ _UNITS = {"ms": 0.001, "m": 60.0, "min": 60.0}
 def read_retry_after(headers: Mapping[str, str], document: Any = None) -> float | None:
     """Return the seconds to wait before another request, or ``None`` if the response does not say.
 
-    Several values give the longest, which obeys all of them.
+    If there are several values, return the longest, which satisfies all of them.
 
     :param headers: the response's headers, with lower-case names
     :param document: the response's body as JSON
@@ -37,7 +37,7 @@ def _from_headers(headers: Mapping[str, str]) -> Iterator[float]:
         for value in _split(headers.get("retry-after-ms"))
         if (seconds := _number(value, 0.001)) is not None
     ]
-    if exact:  # the same wait as Retry-After, which can only name whole seconds
+    if exact:  # the same wait as Retry-After, which has only whole seconds
         yield from exact
         return
     now = _date(headers.get("date", ""))
@@ -45,7 +45,7 @@ def _from_headers(headers: Mapping[str, str]) -> Iterator[float]:
         for value in _split(headers.get(name)):
             seconds = _number(value)
             if seconds is None and (at := _date(value)) is not None:
-                # By the server's own clock where it tells the time: ours may differ.
+                # Prefer the server's clock, because the local clock may differ.
                 seconds = max(0.0, at - (time.time() if now is None else now))
             if seconds is not None and seconds < MAX_SECONDS:
                 yield seconds
@@ -58,13 +58,13 @@ def _from_body(document: Any) -> Iterator[float]:
             continue
         for name, unit in (("retry_after", 1.0), ("retryAfter", 1.0), ("retry_after_ms", 0.001)):
             value = place.get(name)
-            written = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-            if written and (seconds := _number(str(value), unit)) is not None:
+            usable = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+            if usable and (seconds := _number(str(value), unit)) is not None:
                 yield seconds
 
 
 def _split(value: str | None) -> list[str]:
-    return [one.strip() for one in _VALUES.findall((value or "")[:500])]
+    return [part.strip() for part in _VALUES.findall((value or "")[:500])]
 
 
 def _number(text: str, unit: float = 1.0) -> float | None:

@@ -1,8 +1,8 @@
-"""The rules of the API that a request is checked against before it is sent.
+"""The API's rules for a request.
 
-They come from the vendor's page and from OpenAI's API reference for ``gpt-image-2``. They are strict where
-the documentation is, and silent where only the gateway can know, because model and quality names change
-faster than this package. Every parse of a Dag file imports this module, so it is light.
+They come from the vendor's documentation and from OpenAI's API reference for ``gpt-image-2``. Names of models
+and qualities are left to the gateway, because they change faster than this package. Every parse of a Dag file
+imports this module, so it has no heavy imports.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_PIXELS = 8_294_400
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
-_NEARLY_A_SIZE = re.compile(r"\s*([1-9][0-9]{0,5})\s*[x×*X✕]\s*([1-9][0-9]{0,5})\s*(?:px)?\s*")  # noqa: RUF001
+_SIMILAR_TO_SIZE = re.compile(r"\s*([1-9][0-9]{0,5})\s*[x×*X✕]\s*([1-9][0-9]{0,5})\s*(?:px)?\s*")  # noqa: RUF001
 
 FIELDS = (
     "prompt",
@@ -52,8 +52,8 @@ FIELDS = (
 def problems(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problems of ``values``, the fields of an :class:`ImageRequest` that are known so far.
 
-    A missing field is not checked, nor is a rule that needs it. So a Dag's literals can be checked
-    when it is parsed, before its templates have values.
+    Rules that need a missing field are skipped, so that a Dag's literals are checked when it is parsed,
+    before its templates are rendered.
     """
     for name in _FIELD_RULES:
         if name in values:
@@ -82,7 +82,7 @@ def nearest_size(width: int, height: int) -> str:
         longest = min(MAX_PIXELS / edge, edge * MAX_RATIO, MAX_EDGE)
         first, last = math.ceil(shortest / EDGE_STEP) * EDGE_STEP, int(longest) // EDGE_STEP * EDGE_STEP
         if first <= last:
-            valid += [(edge, min(max(other, first), last)) for other in (below, below + EDGE_STEP)]
+            valid += [(edge, min(max(candidate, first), last)) for candidate in (below, below + EDGE_STEP)]
     nearest = min(valid, key=lambda size: math.log(size[0] / width) ** 2 + math.log(size[1] / height) ** 2)
     return f"{nearest[0]}x{nearest[1]}"
 
@@ -97,9 +97,9 @@ def _size_problems(size: str, known_model: bool) -> Iterator[str]:
         return
     pixels = parse_size(size)
     if pixels is None:
-        nearly = _NEARLY_A_SIZE.fullmatch(size)
-        way_out = f"; write {nearest_size(int(nearly[1]), int(nearly[2]))!r}" if nearly else ""
-        yield f"size={size[:40]!r} is neither 'auto' nor 'WIDTHxHEIGHT' in pixels with a plain x{way_out}"
+        similar = _SIMILAR_TO_SIZE.fullmatch(size)
+        fix = f"; write {nearest_size(int(similar[1]), int(similar[2]))!r}" if similar else ""
+        yield f"size={size[:40]!r} is neither 'auto' nor 'WIDTHxHEIGHT' in pixels with a plain x{fix}"
         return
     if known_model and (broken := list(_pixel_problems(*pixels))):
         yield f"size={size!r}: {', '.join(broken)}; the nearest valid size is {nearest_size(*pixels)!r}"
@@ -117,10 +117,10 @@ def _pixel_problems(width: int, height: int) -> Iterator[str]:
 
 
 def character_problems(name: str, value: Any) -> Iterator[str]:
-    """Yield why a database would refuse ``value`` after it was paid for: NUL characters, lone surrogates.
+    """Yield why a database would reject ``value`` after payment: NUL characters, unpaired surrogates.
 
-    :param name: how to call it
-    :param value: text, or a structure of dicts and lists with text in it
+    :param name: the name of the field
+    :param value: text, or nested dicts and lists that contain text
     """
     waiting = [value]
     while waiting:
@@ -130,7 +130,7 @@ def character_problems(name: str, value: Any) -> Iterator[str]:
         elif isinstance(item, (list, tuple)):
             waiting += item
         elif isinstance(item, str) and (found := _UNSTORABLE.search(item)):
-            kind = "a NUL character" if found[0] == "\0" else "half of a surrogate pair"
+            kind = "a NUL character" if found[0] == "\0" else "an unpaired surrogate"
             yield f"{name} contains {kind} (U+{ord(found[0]):04X}), which databases can't store: remove it"
             return
 
@@ -141,7 +141,7 @@ def _prompt_problems(value: Any) -> Iterator[str]:
     elif not value.strip():
         yield "prompt is empty: describe the image"
     elif len(value) > MAX_PROMPT_CHARACTERS:
-        yield f"prompt has {len(value):,} characters; the API takes at most {MAX_PROMPT_CHARACTERS:,}"
+        yield f"prompt has {len(value):,} characters; the API allows at most {MAX_PROMPT_CHARACTERS:,}"
     else:
         yield from character_problems("prompt", value)
 
@@ -160,7 +160,7 @@ def _choice_problems(name: str, value: Any, choices: tuple[str, ...]) -> Iterato
 
 def _flag_problems(name: str, value: Any) -> Iterator[str]:
     if not isinstance(value, bool):
-        yield f"{name} must be True or False, not {value!r}"  # "False" is true
+        yield f"{name} must be True or False, not {value!r}"  # the text "False" would be true
 
 
 def _whole_number_problems(name: str, value: Any, low: int, high: int, optional: bool) -> Iterator[str]:
@@ -176,10 +176,10 @@ def _extra_body_problems(value: Any) -> Iterator[str]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         yield f"extra_body must be a dict with text keys, not {type(value).__name__}"
         return
-    if own := sorted(set(value) & set(FIELDS)):
-        yield f"extra_body repeats {', '.join(own)}: use the argument of that name, which is checked"
+    if repeated := sorted(set(value) & set(FIELDS)):
+        yield f"extra_body repeats {', '.join(repeated)}: use the argument of that name, which is checked"
     try:
-        json.dumps(value, allow_nan=False, sort_keys=True)  # as it is sent, and as it is fingerprinted
+        json.dumps(value, allow_nan=False, sort_keys=True)  # as in the request and in the fingerprint
     except (TypeError, ValueError, RecursionError) as error:
         yield f"extra_body cannot be sent as JSON: {error}"
         return

@@ -1,12 +1,12 @@
-"""Split one JSON document, as it arrives, into its large base64 strings and the rest.
+"""Split one JSON document into its large base64 strings and the rest, as it arrives.
 
-A reply is a small JSON document with a few very large strings in it, the images in base64. Each of them is
-decoded piece by piece into a sink of its own. Everything else, some hundred bytes, is kept with a placeholder
-where an image was, and given to :func:`json.loads` at the end. That checks the grammar, so the scanner here
-only has to know strings, brackets, commas and colons.
+A response is a small JSON document that contains a few very large strings, the images in base64. The splitter
+decodes each of them chunk by chunk into its own sink. It keeps everything else, a few hundred bytes, with a
+placeholder for each image, and passes it to :func:`json.loads` at the end. That checks the grammar, so the
+scanner here only distinguishes strings, brackets, commas and colons.
 
-Memory holds a piece of the document, never the document. The placeholder has a nonce in it, so that a prompt
-that the gateway repeats cannot be taken for one.
+Memory holds one chunk of the document, never all of it. Placeholders contain a nonce, so a prompt that the
+gateway echoes cannot be mistaken for a placeholder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from airflow_provider_jojokey.img2.base64_value import Base64Value, Sink
 
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 MAX_VALUES = 128
-"""More images than the gateway ever makes in one request; each holds an open file."""
+"""More images than the gateway generates for one request. Each has an open file."""
 
 Path = list["str | int | None"]
 
@@ -36,7 +36,7 @@ _MAX_HEAD = max(map(len, _IMAGE_HEADS))
 
 
 class ReplyError(ValueError):
-    """A reply that is not what the API promises. The generation was very likely billed."""
+    """A response that violates the API's format. The generation was very likely billed."""
 
 
 class Splitter:
@@ -45,7 +45,7 @@ class Splitter:
     :param is_image: whether the string at a path (keys and indexes from the root) is base64
     :param is_link: whether the string at a path is an image if it begins like one
     :param open_sink: called for the first bytes of each image
-    :param on_value: called with each value that has ended, and its path, at that moment
+    :param on_value: called with each value and its path as soon as the value ends
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Splitter:
         self.complete = False
         """Whether the document has ended."""
         self._text = bytearray()
-        # One entry for each open container: an array's index, an object's key, None before it.
+        # One entry for each open container: the index in a list; the key in an object, or None before it.
         self._path: Path = []
         self._key: str | None = None
         self._string_start = 0
@@ -73,9 +73,9 @@ class Splitter:
         self._step = self._outside
 
     def feed(self, data: bytes, start: int, end: int) -> int:
-        """Take ``data[start:end]`` up to the document's end, and return the position after it.
+        """Read ``data[start:end]`` up to the document's end, and return the position after it.
 
-        :raises ReplyError: too much text, too many images
+        :raises ReplyError: if there is too much text or there are too many images
         """
         while start < end and not self.complete:
             start = self._step(data, start, end)
@@ -84,30 +84,30 @@ class Splitter:
     def finish(self) -> Any:
         """Return the document, with a placeholder for each image.
 
-        :raises ReplyError: if it is not one whole JSON document
+        :raises ReplyError: if it is not a complete JSON document
         """
         if self._step == self._in_image:
-            raise ReplyError("the reply ends in the middle of an image")
+            raise ReplyError("the response ends in the middle of an image")
         try:
             return _loads(self._text.decode("utf-8", errors="replace"))
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-            raise ReplyError(f"the reply is not one whole JSON document ({reason})") from None
+            raise ReplyError(f"the response is not a complete JSON document ({reason})") from None
 
-    def understood(self) -> Any:
+    def parse_partial(self) -> Any:
         """Return the document up to its last complete value, or ``None``."""
         try:
-            return _loads(_closed(bytes(self._text)).decode("utf-8", errors="replace"))
+            return _loads(_close_brackets(bytes(self._text)).decode("utf-8", errors="replace"))
         except (ValueError, RecursionError):
             return None
 
     @property
     def text(self) -> bytes:
-        """What has come besides the images, with a placeholder for each."""
+        """The text besides the images so far, with a placeholder for each image."""
         return bytes(self._text)
 
-    def holds(self, *words: bytes) -> bool:
-        """Return whether any of ``words`` has come besides the images."""
+    def contains(self, *words: bytes) -> bool:
+        """Return whether the text so far contains any of ``words``."""
         return any(word in self._text for word in words)
 
     def value_of(self, placeholder: Any) -> Base64Value | None:
@@ -121,7 +121,7 @@ class Splitter:
         for value in self.values:
             value.close()
 
-    # Each step takes data from position on and returns the position of what it did not take.
+    # Each step reads data from position on and returns the position of the first unread byte.
 
     def _outside(self, data: bytes, position: int, end: int) -> int:
         found = _STRUCTURE.search(data, position, end)
@@ -187,11 +187,11 @@ class Splitter:
             try:
                 self._key = _loads(self._text[self._string_start :].decode("utf-8", errors="replace"))
             except ValueError:
-                self._key = None  # json.loads will refuse the whole document too
+                self._key = None  # json.loads will reject the document too
 
     def _begin_image(self) -> None:
         if len(self.values) == MAX_VALUES:
-            raise ReplyError(f"the reply has more than {MAX_VALUES} images")
+            raise ReplyError(f"the response has more than {MAX_VALUES} images")
         self._text += f"{self._nonce}{len(self.values)}".encode()
         self.values.append(Base64Value(self._open_sink))
         self._escaped = False
@@ -201,14 +201,14 @@ class Splitter:
         value = self.values[-1]
         quote = data.find(b'"', position, end)
         stop = end if quote < 0 else quote
-        if stop > position:  # nearly always it does not end in a backslash
+        if stop > position:  # check for a backslash first: chunks rarely end in one
             self._escaped = data[stop - 1] == 0x5C and _ends_escaped(data, position, stop, self._escaped)
         value.feed(data, position, stop)
         if quote < 0:
             return end
         if self._escaped:
             self._escaped = False
-            value.fail("its base64 has a quotation mark in it")
+            value.fail("its base64 contains a quotation mark")
             return quote + 1
         value.finish()
         self._text += b'"'
@@ -219,12 +219,14 @@ class Splitter:
 
     def _keep(self, data: bytes, start: int, end: int) -> None:
         if len(self._text) + end - start > MAX_TEXT_BYTES:
-            raise ReplyError(f"the reply has more than {MAX_TEXT_BYTES:,} bytes of text besides its images")
+            raise ReplyError(
+                f"the response has more than {MAX_TEXT_BYTES:,} bytes of text besides its images"
+            )
         self._text += data[start:end]
 
 
 def _ends_escaped(data: bytes, start: int, end: int, before: bool) -> bool:
-    """Return whether ``data[start:end]`` ends in a backslash that escapes what follows."""
+    """Return whether ``data[start:end]`` ends in a backslash that escapes the next byte."""
     run = 0
     while end - run > start and data[end - run - 1] == 0x5C:
         run += 1
@@ -235,8 +237,8 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.
 _CLOSERS = {b"{": b"}", b"[": b"]"}
 
 
-def _closed(text: bytes) -> bytes:
-    """Return a document that was cut short, up to its last complete value, with its brackets closed."""
+def _close_brackets(text: bytes) -> bytes:
+    """Return a truncated document up to its last complete value, with its brackets closed."""
     open_brackets: list[bytes] = []
     safe, before = 0, b""
     for found in _TOKEN.finditer(text):
@@ -255,11 +257,11 @@ def _closed(text: bytes) -> bytes:
         elif token[:1] == b'"' and open_brackets and (before == b":" or open_brackets[-1] == b"]"):
             safe = found.end()
         before = token
-    return text[:safe] + b"".join(reversed(_open_at(text, safe)))
+    return text[:safe] + b"".join(reversed(_missing_brackets(text, safe)))
 
 
-def _open_at(text: bytes, end: int) -> list[bytes]:
-    """Return the closing brackets that are due at a position."""
+def _missing_brackets(text: bytes, end: int) -> list[bytes]:
+    """Return the closing brackets that are missing at a position."""
     open_brackets: list[bytes] = []
     for found in _TOKEN.finditer(text, 0, end):
         if found[0] in _CLOSERS:

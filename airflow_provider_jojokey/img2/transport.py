@@ -1,4 +1,4 @@
-"""Connections to the gateway: how they are made, kept alive and aborted."""
+"""Open, keep alive and abort connections to the gateway."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ USER_AGENT = f"airflow-provider-jojokey/{__version__} python-requests/{requests.
 
 MAX_INTERIM_RESPONSES = 10_000
 MAX_INTERIM_BYTES = 1024 * 1024
-"""Of all headers of the interim responses before one response."""
+"""Limit for the headers of all interim responses before the final one."""
 
 MAX_IDLE = 2.0
-"""Seconds for which a connection that was opened ahead may wait for its request.
+"""Seconds for which a preconnected socket may stay idle before its request.
 
-A server that closes an idle connection just when the request arrives leaves it unknown whether that was billed. No
-server is known to do so this early.
+If a server closes an idle connection just when the request arrives, it is unknown whether the request was billed.
+No known server closes a connection this early.
 """
 
 READ_BYTES = 512 * 1024
-"""Measured: pieces of 16 KiB cost three times the CPU, 1 MiB gains nothing."""
+"""Measured: chunks of 16 KiB take three times the CPU; chunks of 1 MiB bring no gain."""
 TLS_RECORD_BYTES = 16 * 1024
 
 
 class NoAuth(AuthBase):
-    """No credentials. As an auth object it keeps ``.netrc`` from sending its logins to the hosts of links."""
+    """No credentials. Without an auth object, requests would send logins from ``.netrc`` to the hosts of links."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Leave the request as it is."""
+        """Return the request unchanged."""
         return request
 
 
 class BearerAuth(AuthBase):
-    """``Authorization: Bearer …``. As an auth object it beats a ``.netrc`` entry for the same host."""
+    """``Authorization: Bearer …``. A plain header would lose against a ``.netrc`` entry for the same host."""
 
     def __init__(self, token: str) -> None:
         self.token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Sign one request."""
+        """Add the token to a request."""
         request.headers["Authorization"] = f"Bearer {self.token}"
         return request
 
@@ -77,8 +77,8 @@ class GatewaySession(requests.Session):
     In plain requests, ``REQUESTS_CA_BUNDLE`` overrides ``session.verify = False`` and ``HTTPS_PROXY``
     overrides ``session.proxies``, so the connection's settings would be ignored.
 
-    The environment is read once for each host: reading it walks through all variables, which
-    for a small image was a tenth of all work (measured).
+    The session reads the environment once for each host. Reading it for each request took a tenth of the CPU time
+    of a small image (measured).
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class GatewaySession(requests.Session):
         self._settings: dict[Any, Any] = {}
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        """Return the settings of one request."""
+        """Return the settings for one request."""
         if verify is None and self.verify is not True:
             verify = self.verify
         given = {**self.proxies, **(proxies or {})}
@@ -98,12 +98,12 @@ class GatewaySession(requests.Session):
 
 
 class FinalResponse(http.client.HTTPResponse):
-    """A response whose interim (1xx) responses are skipped, apart from 101.
+    """A response that skips interim (1xx) responses other than 101.
 
     ``http.client`` skips only ``100 Continue`` and takes any other for the final response. Gateways send
-    ``102 Processing`` and ``103 Early Hints`` while an image is generated, and the image behind them is paid for.
+    ``102 Processing`` and ``103 Early Hints`` while they generate an image, so a paid image would be lost.
 
-    Their number, bytes and time are bounded: a server that sends nothing else must not be waited for forever.
+    The number, size and duration of interim responses are limited, because a server may send nothing else.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -128,8 +128,8 @@ class FinalResponse(http.client.HTTPResponse):
         raise http.client.HTTPException(f"more than {MAX_INTERIM_RESPONSES:,} interim responses")
 
 
-class _Ahead:
-    """A connection that is opened before it is needed.
+class _Preconnection:
+    """A connection that is opened before its request is ready.
 
     :param connection: not open yet
     """
@@ -141,17 +141,17 @@ class _Ahead:
         self._done = threading.Event()
 
     def open(self) -> None:
-        """Open it."""
+        """Connect, or leave the connection closed."""
         try:
             self._connection.connect()
             self._opened_at = time.monotonic()
-        except Exception:  # the request opens another one, and reports what is wrong
+        except Exception:  # the request opens its own connection and reports the error
             self._connection.close()
         finally:
             self._done.set()
 
     def take(self) -> Any:
-        """Return the open connection, or ``None`` if it can't be used."""
+        """Return the open connection, or ``None`` if it is not usable."""
         self._done.wait()
         if time.monotonic() - self._opened_at < MAX_IDLE and not is_connection_dropped(self._connection):
             return self._connection
@@ -160,145 +160,145 @@ class _Ahead:
 
 
 class GatewayAdapter(TCPKeepAliveAdapter):
-    """Keep idle connections alive, and track them so that they can be aborted while they wait.
+    """Keep waiting connections alive, and track them so that other threads can abort them.
 
-    TCP keep-alive starts after 60 s of silence: a NAT drops a connection that is silent for
-    the two minutes that a generation takes.
+    TCP keep-alive starts after 60 s without data. Without it, a NAT would drop the connection during the
+    two minutes that a generation takes.
 
-    Each request has a connection of its own. On a reused one, a reset may mean that the server
-    had closed it before the request arrived, and it would be unknown whether that was billed.
+    Each request has its own connection. If a reused connection is reset, the server may have closed it before
+    or after it read the request, so the outcome would be unknown.
 
-    All connections share one TLS context. By default each reads the CA bundle again and keeps it for as
-    long as it lives: 20 ms of CPU and 1 MB for a connection that does little but wait (measured).
+    All connections share one TLS context. Otherwise each would load the CA bundle again, which takes 20 ms of
+    CPU and 1 MB for a connection that mostly waits (measured).
 
-    :param public_only: refuse to talk to an address that is not public, checked on the connected
-        socket, so that no DNS answer can change in between
+    :param public_only: reject addresses that are not public. The adapter checks the connected socket, so a
+        DNS response that changes in between has no effect
     """
 
     def __init__(self, public_only: bool = False) -> None:
-        # Sockets, because a connection hands its own over to a response after which it closes.
+        # Track sockets instead of connections: a connection hands its socket over to the response.
         self._live: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._aborts = 0
         self._public_only = public_only
-        self._trust: dict[tuple[str | None, str | None], ssl.SSLContext] = {}
-        self._trust_lock = threading.Lock()
+        self._tls_contexts: dict[tuple[str | None, str | None], ssl.SSLContext] = {}
+        self._tls_lock = threading.Lock()
         super().__init__()  # type: ignore[no-untyped-call]
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pool manager with connections that this adapter tracks."""
+        """Create a pool manager whose connections this adapter tracks."""
         super().init_poolmanager(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.poolmanager.pool_classes_by_scheme = self._pool_classes()
 
     def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-        """Make the proxy's pool manager with connections that this adapter tracks."""
+        """Create a pool manager for a proxy whose connections this adapter tracks."""
         manager = super().proxy_manager_for(proxy, **kwargs)
         manager.pool_classes_by_scheme = self._pool_classes()
         return manager
 
-    def open_ahead(self, session: requests.Session, url: str, connect_timeout: float) -> None:
-        """Open a connection in another thread, which the next request uses if it comes soon.
+    def preconnect(self, session: requests.Session, url: str, connect_timeout: float) -> None:
+        """Open a connection in another thread, for the next request to use if it follows soon.
 
-        A failure is not reported: the request opens its own connection then, and reports its failure.
+        Errors are ignored: the request then opens its own connection and reports its own error.
         """
         request = session.prepare_request(requests.Request("POST", url))
         settings = session.merge_environment_settings(request.url, {}, True, None, None)
         if select_proxy(url, settings["proxies"]):
-            return  # the proxy connects when it gets the request
+            return  # a proxy connects only when it receives the request
         pool: Any = self.get_connection_with_tls_context(request, settings["verify"], None, settings["cert"])
         self.cert_verify(pool, request.url, settings["verify"], settings["cert"])  # type: ignore[no-untyped-call]
-        ahead = _Ahead(pool._new_conn(), connect_timeout)
-        with suppress(RuntimeError):  # the system starts no more threads
-            threading.Thread(target=ahead.open, name="jojokey-connect", daemon=True).start()
-            pool.ahead.append(ahead)
+        preconnection = _Preconnection(pool._new_conn(), connect_timeout)
+        with suppress(RuntimeError):  # the thread limit is reached
+            threading.Thread(target=preconnection.open, name="jojokey-connect", daemon=True).start()
+            pool.preconnections.append(preconnection)
 
     def abort(self) -> None:
-        """Shut down every open connection; threads that wait on one get an error now, or once they are connected."""
+        """Shut down all connections. Waiting threads get an error at once, connecting ones once they are connected."""
         self._aborts += 1
-        for reference in self._live.valuerefs():  # an atomic copy: other threads may connect meanwhile
+        for reference in self._live.valuerefs():  # an atomic copy, because other threads may connect
             if (sock := reference()) is not None:
                 try:
-                    # A closed descriptor would not wake a waiting recv; a shut-down one does.
-                    # SSLSocket.shutdown() is not thread-safe here, so the plain one is called.
+                    # shutdown() wakes a waiting recv(), close() does not. SSLSocket.shutdown() is not
+                    # thread-safe here, so call the method of the plain socket.
                     socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
                 except (OSError, TypeError):
                     continue
 
-    def _trusting(self, bundle: str | None, folder: str | None) -> ssl.SSLContext:
-        """Return the TLS context that trusts a bundle or folder of certificates, read once.
+    def _shared_tls_context(self, bundle: str | None, folder: str | None) -> ssl.SSLContext:
+        """Return the TLS context for a CA bundle or folder, which is read once.
 
-        :raises SSLError: if it cannot be read
+        :raises SSLError: if the certificates cannot be read
         """
-        with self._trust_lock:
-            if (bundle, folder) not in self._trust:
+        with self._tls_lock:
+            if (bundle, folder) not in self._tls_contexts:
                 context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
                 try:
                     context.load_verify_locations(bundle, folder)
                 except OSError as error:
                     raise SSLError(error) from error
-                self._trust[bundle, folder] = context
-            return self._trust[bundle, folder]
+                self._tls_contexts[bundle, folder] = context
+            return self._tls_contexts[bundle, folder]
 
     def _pool_classes(self) -> dict[str, Any]:
         adapter = self
 
-        class Known:
+        class Tracked:
             sock: Any
             response_class: Any = FinalResponse
 
             def connect(self) -> None:
                 aborts = adapter._aborts
                 try:
-                    self.share_trust()
+                    self.share_tls_context()
                     super().connect()  # type: ignore[misc]
                     adapter._live[id(self.sock)] = self.sock
                     if adapter._aborts != aborts:
                         raise ConnectionAbortedError(errno.ECONNABORTED, "aborted while it was connecting")
-                    # Through a proxy, the peer is the proxy, and the proxy decides which hosts it reaches.
+                    # With a proxy, the peer is the proxy, which decides which hosts it reaches.
                     if adapter._public_only and not getattr(self, "proxy", None):
                         require_public(self.sock.getpeername()[0])
                 except Exception as error:
                     error.before_sending = True  # type: ignore[attr-defined]
                     raise
 
-            def share_trust(self) -> None:
+            def share_tls_context(self) -> None:
                 pass
 
-        class KnownHTTP(Known, HTTPConnection):
+        class TrackedHTTP(Tracked, HTTPConnection):
             pass
 
-        class KnownHTTPS(Known, HTTPSConnection):
-            def share_trust(self) -> None:
-                # A TLS proxy is verified with the connection's own bundle, and a client certificate
+        class TrackedHTTPS(Tracked, HTTPSConnection):
+            def share_tls_context(self) -> None:
+                # urllib3 verifies a TLS proxy with the connection's own bundle, and a client certificate
                 # must not be shared.
-                alone = self.cert_file or (self.proxy is not None and self.proxy.scheme == "https")
-                if (self.ca_certs or self.ca_cert_dir) and not alone:
-                    self.ssl_context = adapter._trusting(self.ca_certs, self.ca_cert_dir)
-                    self.ca_certs = self.ca_cert_dir = None  # or they would be read into it again
+                private = self.cert_file or (self.proxy is not None and self.proxy.scheme == "https")
+                if (self.ca_certs or self.ca_cert_dir) and not private:
+                    self.ssl_context = adapter._shared_tls_context(self.ca_certs, self.ca_cert_dir)
+                    self.ca_certs = self.ca_cert_dir = None  # otherwise urllib3 loads them again
 
-        class OpenAhead:
+        class PreconnectingPool:
             def __init__(self, *args: Any, **kwargs: Any) -> None:
-                self.ahead: deque[_Ahead] = deque()
+                self.preconnections: deque[_Preconnection] = deque()
                 super().__init__(*args, **kwargs)
 
             def _get_conn(self, timeout: float | None = None) -> Any:
-                while self.ahead:
-                    if (connection := self.ahead.popleft().take()) is not None:
+                while self.preconnections:
+                    if (connection := self.preconnections.popleft().take()) is not None:
                         return connection
                 return super()._get_conn(timeout)  # type: ignore[misc]
 
             _put_conn = _close_connection
 
-        class HTTPPool(OpenAhead, HTTPConnectionPool):
-            ConnectionCls = KnownHTTP
+        class HTTPPool(PreconnectingPool, HTTPConnectionPool):
+            ConnectionCls = TrackedHTTP
 
-        class HTTPSPool(OpenAhead, HTTPSConnectionPool):
-            ConnectionCls = KnownHTTPS
+        class HTTPSPool(PreconnectingPool, HTTPSConnectionPool):
+            ConnectionCls = TrackedHTTPS
 
         return {"http": HTTPPool, "https": HTTPSPool}
 
 
-def _close_connection(self: Any, conn: Any) -> None:  # as a pool's method
-    """Close a connection instead of putting it back."""
+def _close_connection(self: Any, conn: Any) -> None:  # a method of the pools
+    """Close a connection instead of returning it to the pool."""
     if conn is not None:
         conn.close()
 
@@ -306,11 +306,11 @@ def _close_connection(self: Any, conn: Any) -> None:  # as a pool's method
 def open_session(
     token: str | None, *, verify: bool | str = True, proxy: str | None = None, public_only: bool = False
 ) -> requests.Session:
-    """Return a session, authenticated if there is a token.
+    """Return a session, authenticated if ``token`` is given.
 
     :param token: the JojoKey token, without ``Bearer``
     :param verify: check TLS certificates; a path names a CA bundle
-    :param proxy: a proxy's URL for all requests; without it, the environment's, as requests knows them
+    :param proxy: the proxy's URL for all requests; by default, the proxies of the environment
     :param public_only: see :class:`GatewayAdapter`
     """
     session = GatewaySession()
@@ -325,23 +325,23 @@ def open_session(
     return session
 
 
-def open_ahead(session: requests.Session, url: str, connect_timeout: float) -> None:
-    """Open a connection for the next request to ``url`` in another thread. It is a mere attempt: nothing is raised."""
+def preconnect(session: requests.Session, url: str, connect_timeout: float) -> None:
+    """Try to open a connection for the next request to ``url`` in another thread. Never raises."""
     adapter = session.get_adapter(url)
     if isinstance(adapter, GatewayAdapter):
-        with suppress(Exception):  # the request itself reports it
-            adapter.open_ahead(session, url, connect_timeout)
+        with suppress(Exception):  # the request itself reports the error
+            adapter.preconnect(session, url, connect_timeout)
 
 
 def abort(session: requests.Session) -> None:
-    """Abort everything that ``session`` waits for."""
+    """Abort all requests of ``session`` in flight."""
     for adapter in session.adapters.values():
         if isinstance(adapter, GatewayAdapter):
             adapter.abort()
 
 
-def limit_wait(response: requests.Response, seconds: float) -> None:
-    """Wait at most ``seconds`` for each further piece of a response, where its socket can be reached."""
+def set_read_timeout(response: requests.Response, seconds: float) -> None:
+    """Wait at most ``seconds`` for each further chunk of a response, if its socket is accessible."""
     fp = getattr(getattr(response.raw, "_fp", None), "fp", None)
     sock = getattr(getattr(fp, "raw", None), "_sock", None)
     if sock is not None:
@@ -351,49 +351,49 @@ def limit_wait(response: requests.Response, seconds: float) -> None:
 def iter_chunks(
     response: requests.Response, decode_slots: AbstractContextManager[Any] | None = None
 ) -> Iterator[bytes]:
-    """Yield the body as it arrives; before an error, yield what had arrived.
+    """Yield the body as it arrives. Before an error, yield all bytes that arrived.
 
-    ``read`` would lose the bytes it had gathered when the connection breaks, and with them perhaps
-    a whole image; so each receive is taken as it comes. TLS hands out records of 16 KiB, which
-    would cost three times the CPU: whole records are gathered while more are likely to follow.
+    When the connection breaks, ``read`` would discard the bytes it has buffered, and with them perhaps a
+    complete image, so this calls ``read1``. TLS returns records of 16 KiB, which would take three times the
+    CPU, so full records are joined while more are likely to follow.
 
-    :param decode_slots: held from a piece's first bytes until it has been used, so that many
-        simultaneous replies take the memory of a few
+    :param decode_slots: held from the first bytes of a chunk until the caller has used the chunk, so that many
+        simultaneous responses need the memory of a few
     """
     failure: BaseException | None = None
     while failure is None:
-        # Not holding a slot: read only one TLS record while waiting.
+        # Read only one TLS record while waiting without a slot.
         limit = READ_BYTES if decode_slots is None else TLS_RECORD_BYTES
-        piece = response.raw.read1(limit, decode_content=True)
-        if not piece:
+        data = response.raw.read1(limit, decode_content=True)
+        if not data:
             return
         with decode_slots or nullcontext():
-            gathered = [piece]
-            while len(piece) == TLS_RECORD_BYTES and len(gathered) < READ_BYTES // TLS_RECORD_BYTES:
+            gathered = [data]
+            while len(data) == TLS_RECORD_BYTES and len(gathered) < READ_BYTES // TLS_RECORD_BYTES:
                 try:
-                    piece = response.raw.read1(READ_BYTES, decode_content=True)
+                    data = response.raw.read1(READ_BYTES, decode_content=True)
                 except (urllib3.exceptions.HTTPError, OSError) as error:
                     failure = error
                     break
-                if piece:
-                    gathered.append(piece)
-            whole = gathered[0] if len(gathered) == 1 else b"".join(gathered)
-            del gathered, piece  # used memory is not held while waiting for the next piece
-            yield whole
-            del whole
+                if data:
+                    gathered.append(data)
+            chunk = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            del gathered, data  # free the memory while waiting for the next chunk
+            yield chunk
+            del chunk
     raise failure
 
 
 def read_beginning(response: requests.Response, limit: int, within: float = 60.0) -> bytes:
-    """Return the body's first ``limit`` bytes; read errors end it early.
+    """Return the first ``limit`` bytes of the body, or fewer after a read error.
 
-    :param within: seconds after which reading stops, however steadily bytes drip in
+    :param within: seconds after which reading stops, even if bytes still arrive
     """
     body = b""
     end = time.monotonic() + within
     try:
-        for piece in iter_chunks(response):
-            body += piece
+        for data in iter_chunks(response):
+            body += data
             if len(body) >= limit or time.monotonic() > end:
                 break
     except (urllib3.exceptions.HTTPError, OSError):
@@ -402,5 +402,5 @@ def read_beginning(response: requests.Response, limit: int, within: float = 60.0
 
 
 def failed_before_sending(error: BaseException) -> bool:
-    """Return whether ``error`` arose while connecting, so that no request was sent."""
+    """Return whether ``error`` was raised while connecting, so no request was sent."""
     return getattr(error, "before_sending", False)

@@ -1,8 +1,7 @@
-"""Normalize the token usage of a response, in one place.
+"""Normalize the token usage of a response.
 
-Gateways write numbers as strings and floats, use the names of other APIs, and fill in zeros for what they
-do not know. Everything downstream (receipts, budgets, XComs) may rely on plain integers under the
-names of OpenAI's Images API.
+Gateways write numbers as strings and floats, use the field names of other APIs, and report unknown values as
+zero. Receipts, budgets and XComs rely on plain integers under the names of OpenAI's Images API.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_TOKENS = 10**12
-"""No request uses more; a larger number is nonsense and would not survive some JSON readers."""
+"""No request uses more. Larger numbers are mistakes, and some JSON parsers cannot read them."""
 
 _NAMES = {
     "input_tokens": ("input_tokens", "prompt_tokens", "inputTokens", "promptTokens", "promptTokenCount"),
@@ -63,23 +62,23 @@ def find_usage(document: Any) -> Usage | None:
 
 
 def normalize(usage: Any) -> Usage | None:
-    """Return ``usage`` as integers under canonical names, or ``None`` if it says nothing.
+    """Return ``usage`` as integers under canonical names, or ``None`` if it has no information.
 
-    All zeros say nothing: no image is free of tokens, and some proxies write zeros for "unknown".
+    Zeros alone mean "unknown": every image takes tokens, and some proxies report unknown usage as zero.
     """
     if not isinstance(usage, dict):
         return None
     known = {name: _first_number(usage, names) for name, names in _NAMES.items()}
     result: Usage = {name: value for name, value in known.items() if value is not None}
     if len(result) < 2 and "total_tokens" not in result:
-        return None  # half of a usage, as in a response that broke off: a sum over it would be too low
+        return None  # the response was interrupted within the usage: a sum would be too low
     if "total_tokens" not in result:
         result["total_tokens"] = sum(result.values())
     if not any(result.values()):
         return None
     for name, names in _DETAILS.items():
         details: Mapping[str, Any] = next(
-            (usage[one] for one in names if isinstance(usage.get(one), dict)), {}
+            (usage[alias] for alias in names if isinstance(usage.get(alias), dict)), {}
         )
         if not details:
             continue

@@ -357,6 +357,7 @@ class GenerateImageBatchOperator(ImageOperator):
             "failed": tally.failed,
             "images": tally.images,
             "usage": tally.usage,
+            "cost": tally.cost.to_json(),
         }
         summary = storable(summary)
         if self.outlets:
@@ -389,6 +390,7 @@ class GenerateImageBatchOperator(ImageOperator):
             size=first.size if first else None,
             quality=first.quality if first else None,
             usage=tally.usage,
+            cost=tally.cost,
             reused=tally.reused == tally.total,
             aws_conn_id=self.aws_conn_id,
             error=type(error).__name__ if error else None,

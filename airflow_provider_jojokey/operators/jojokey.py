@@ -173,7 +173,7 @@ class GenerateImageOperator(ImageOperator):
         :raises JojoKeyError: if there are no images; the message says whether it cost money
         """
         from airflow_provider_jojokey.exceptions import JojoKeyError
-        from airflow_provider_jojokey.img2.estimate import expected_tokens
+        from airflow_provider_jojokey.img2.estimate import expected_usage
         from airflow_provider_jojokey.operators.stopping import TaskStopped
         from airflow_provider_jojokey.payments.generate import Services, generate_images
         from airflow_provider_jojokey.settings import Settings
@@ -183,12 +183,14 @@ class GenerateImageOperator(ImageOperator):
         self._convert_arguments("prompt", "s3_key", "stream", "partial_images")
         job = self._job(context)
         request = job.request
+        usage = expected_usage(request)
         self.log.info(
-            "Generating %d of %s %s, about %s tokens: %s",
+            "Generating %d of %s %s, about %s tokens (%s): %s",
             request.n,
             request.size,
             request.quality,
-            f"{expected_tokens(request):,}",
+            f"{usage['total_tokens']:,}",
+            self.hook.prices.cost_of(usage),
             self._short_prompt(),
         )
         if self.deferrable:

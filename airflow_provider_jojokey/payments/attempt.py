@@ -17,6 +17,7 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any
 
+from airflow_provider_jojokey.cost import Cost, Prices
 from airflow_provider_jojokey.results import StoredImage
 
 
@@ -152,7 +153,9 @@ class Attempt:
     :param ended_at: when it ended or was reconciled
     :param billed: ``"no"``, ``"yes"`` or ``"unknown"``
     :param usage: the tokens that were billed, if known
-    :param charge: what the gateway log shows as charged: ``quota`` in the gateway's quota units
+    :param charge: what the gateway log shows as charged: ``quota`` in the gateway's quota units, and ``amount``
+        and ``currency`` if the gateway states what they are worth
+    :param cost: what it cost: the charge, or else what the usage costs by the prices; ``None`` is unknown
     :param images: the images that it stored
     :param preview: the stored preview of an image that never arrived
     :param kept: URIs of everything else that was kept: links, task IDs, unknown image types
@@ -177,6 +180,7 @@ class Attempt:
     billed: str = "unknown"
     usage: dict[str, Any] | None = None
     charge: dict[str, Any] | None = None
+    cost: Cost | None = None
     images: tuple[StoredImage, ...] = ()
     preview: StoredImage | None = None
     kept: tuple[str, ...] = ()
@@ -209,6 +213,24 @@ class Attempt:
             facts |= {"outcome": outcome, "billed": billed}
         return replace(self, **facts)
 
+    def priced(self, prices: Prices | None, before: Attempt | None = None) -> Attempt:
+        """Return the attempt with its cost.
+
+        A cost that is recorded stays if prices change later: only other usage changes it, or the actual charge.
+
+        :param before: the attempt as it was recorded
+        """
+        if not self.may_cost:
+            return replace(self, cost=None)
+        if (charged := _charged(self.charge)) is not None:
+            return replace(self, cost=charged)
+        settled = self.cost is not None and (
+            not self.cost.approximate or (before is not None and before.usage == self.usage)
+        )
+        if settled or prices is None:
+            return self
+        return replace(self, cost=prices.cost_of(self.usage))
+
     @property
     def may_cost(self) -> bool:
         """Whether it was, or may have been, billed."""
@@ -226,6 +248,7 @@ class Attempt:
             values[name] = value.isoformat() if isinstance(value, datetime) else value
         values["images"] = [image.to_json() for image in self.images]
         values["preview"] = self.preview.to_json() if self.preview else None
+        values["cost"] = self.cost.to_json() if self.cost else None
         for name in _TEXT_LISTS:
             values[name] = list(values[name])
         return values
@@ -255,6 +278,8 @@ class Attempt:
         known["images"] = tuple(StoredImage.from_json(image) for image in known.get("images", ()))
         preview = known.get("preview")
         known["preview"] = StoredImage.from_json(preview) if preview else None
+        cost = known.get("cost")
+        known["cost"] = None if cost is None else Cost.from_json(cost)
         for name in _TEXT_LISTS:
             known[name] = tuple(_texts(known.get(name)))
         for sent in known["sends"]:
@@ -263,6 +288,14 @@ class Attempt:
         attempt = cls(**known)
         _check_types(attempt)
         return attempt
+
+
+def _charged(charge: Mapping[str, Any] | None) -> Cost | None:
+    """Return what a charge is worth, if that is recorded."""
+    try:
+        return Cost.from_json({**(charge or {}), "approximate": False})
+    except ValueError:
+        return None
 
 
 def _known(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.img2.estimate import duration_factor
@@ -97,7 +97,8 @@ class Context:
         self.store = self.services.store
         self.settings = self.services.settings
         self.stopping = self.services.hook.stopping
-        self.receipts = ReceiptStore(self.store, self.job.destination)
+        self.prices = self.services.hook.prices
+        self.receipts = ReceiptStore(self.store, self.job.destination, self.prices)
         self.uploader = Uploader(self.job, self.store, self.settings, self.stopping, self.observer)
         try:
             self.spool_id = spools.prepare(self.settings.spool_directory)
@@ -108,6 +109,15 @@ class Context:
     def log(self) -> GatewayLog:
         """The gateway log."""
         return self.services.log or GatewayLog(self.services.hook.client.billing_log)
+
+    def valued(self, charge: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return a charge of the gateway log with its worth in money, if the gateway states that."""
+        unit = self.services.hook.quota_unit if charge else None
+        cost = None if unit is None or charge is None else unit.cost_of(charge.get("quota"))
+        if charge is None or cost is None:
+            return charge
+        worth = cost.to_json()
+        return {**charge, "amount": worth["amount"], "currency": worth["currency"]}
 
     def now(self) -> datetime:
         """Return the time by S3's clock, which all hosts share."""

@@ -92,10 +92,12 @@ def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
         for image in attempt.images
     ]
     usage = receipt.usage_of(job.owner) if context.receipts.is_known else None
-    if error.spool:
-        usage = error.usage  # includes a response that the receipt doesn't list yet
+    cost = receipt.cost_of(job.owner).to_json() if context.receipts.is_known else None
+    if error.spool:  # these include a response that the receipt doesn't list yet
+        usage, cost = error.usage, error.cost
     facts: dict[str, Any] = {
         "usage": usage,
+        "cost": cost,
         "images": images or None,
         "requested": error.requested or job.request.n,
         "receipt": context.receipts.uri,

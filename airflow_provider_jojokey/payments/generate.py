@@ -82,7 +82,7 @@ def _generate(context: Context) -> Generated:
     settled: set[str] = set()
     if context.services.resend and job.owner.try_number <= 1:
         # Most first tries pay. A batch's images take much longer than its connections.
-        context.services.hook.client.open_ahead()
+        context.services.hook.client.preconnect()
     while (rounds := rounds + 1) <= MAX_ROUNDS:
         fresh = rounds == 1 and targets.are_free(context)
         receipt = context.receipts.assume_absent() if fresh else context.receipts.read()
@@ -145,6 +145,7 @@ def _generated(context: Context, attempt: Attempt, receipt: Receipt, *, reused: 
         "version": MANIFEST_VERSION,
         "images": [image.to_json() for image in attempt.images],
         "usage": receipt.usage_of(context.job.owner),
+        "cost": receipt.cost_of(context.job.owner).to_json(),
         "model": attempt.model or request.model,
         "size": attempt.size or request.size,
         "quality": attempt.quality or request.quality,
@@ -170,11 +171,12 @@ def _log_result(attempt: Attempt, reused: bool) -> None:
         return
     tokens = (attempt.usage or {}).get("total_tokens")
     log.info(
-        "Stored %s%s: %s bytes in %.1f s for %s tokens (request ID %s).",
+        "Stored %s%s: %s bytes in %.1f s for %s tokens, %s (request ID %s).",
         uris,
         more,
         f"{sum(image.bytes for image in attempt.images):,}",
         attempt.seconds or 0.0,
         "an unknown number of" if tokens is None else f"{tokens:,}",
+        attempt.cost or "cost unknown",
         attempt.request_id or "unknown",
     )

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from airflow_provider_jojokey.cost import Costs, sum_of
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
 
 VERSION = 2
@@ -77,6 +78,10 @@ class Receipt:
         """Return the tokens billed to ``owner``'s task in its Dag run, over all tries."""
         return total_usage(attempt.usage for attempt in self.attempts_of(owner) if attempt.may_cost)
 
+    def cost_of(self, owner: Owner) -> Costs:
+        """Return what ``owner``'s task has cost in its Dag run, over all tries."""
+        return sum_of(attempt.cost for attempt in self.attempts_of(owner) if attempt.may_cost)
+
     def missing_usage(self, owner: Owner) -> list[Attempt]:
         """Return the attempts of ``owner``'s task that may have cost money and whose usage can be looked up."""
         return [
@@ -106,6 +111,7 @@ class Receipt:
             "request": self.request,
             "images": attempts[-1]["images"] if attempts else [],
             "usage": latest.usage if latest else None,
+            "cost": attempts[-1]["cost"] if attempts else None,
             "attempts": attempts,
         }
         return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -17,6 +17,7 @@ from airflow_provider_jojokey.payments.attempt import TRANSITIONS, Attempt, Even
 from airflow_provider_jojokey.payments.receipt import Receipt, ReceiptUnreadable
 
 if TYPE_CHECKING:
+    from airflow_provider_jojokey.cost import Prices
     from airflow_provider_jojokey.store.keys import Destination
     from airflow_provider_jojokey.store.s3 import ImageStore
 
@@ -39,10 +40,12 @@ class ReceiptStore:
 
     :param store: S3
     :param destination: the images' bucket and key
+    :param prices: what usage costs; without them, only a charge shows a cost
     """
 
-    def __init__(self, store: ImageStore, destination: Destination) -> None:
+    def __init__(self, store: ImageStore, destination: Destination, prices: Prices | None = None) -> None:
         self._store = store
+        self._prices = prices
         self.bucket = destination.bucket
         self.key = destination.receipt_key
         self._empty = Receipt(bucket=destination.bucket, key=destination.key)
@@ -151,7 +154,7 @@ class ReceiptStore:
                     "The receipt keeps attempt %s as %s: it is better evidence.", stored.id, stored.outcome
                 )
                 return receipt
-            changed = stored.after(event, **facts)
+            changed = stored.after(event, **facts).priced(self._prices, stored)
             if changed == receipt.attempt(attempt.id):
                 return receipt
             if self._write(receipt.with_attempt(changed)) and self.verified:

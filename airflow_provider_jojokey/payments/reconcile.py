@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.cost import sum_of
 from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
 from airflow_provider_jojokey.payments import adopt, clock, evidence, gateway_log
@@ -132,7 +133,7 @@ def examine(
         try:
             logged = context.log.requests(newer_than=clock.monotonic() - gateway_log.MAX_AGE)
         except Img2Error as error:
-            problem, transient = error.summary, ADVICE[error.kind].passing
+            problem, transient = error.summary, ADVICE[error.kind].transient
     # As of the copy of the log: rows that were written since then are not in it.
     seen, finished_by = context.now() - timedelta(seconds=context.log.age()), context.finished_by(attempt)
     verdict = evidence.judge(
@@ -161,7 +162,7 @@ def examine(
         "note": verdict.reason or None,
         "request_id": request_id,
         "usage": attempt.usage or verdict.usage,
-        "charge": attempt.charge or verdict.charge,
+        "charge": context.valued(verdict.charge) or attempt.charge,
         "hint": verdict.hint or attempt.hint,
         "sends": attempt.sends or tuple(send["at"] for send in spool.sends()),
     }
@@ -234,7 +235,10 @@ def complete(
         )
     except (JojoKeyStoreError, JojoKeyReceiptError) as error:
         usage = total_usage((receipt.usage_of(job.owner), generation.usage))
-        raise error.changed(billed="yes", sent=True, spool=str(spool.folder), usage=usage) from None
+        cost = receipt.without([attempt.id]).cost_of(job.owner)
+        cost += sum_of([context.prices.cost_of(generation.usage)])
+        facts: dict[str, Any] = {"usage": usage, "cost": cost.to_json()}
+        raise error.changed(billed="yes", sent=True, spool=str(spool.folder), **facts) from None
     finally:
         generation.close()
     context.observer.billed(generation.usage)

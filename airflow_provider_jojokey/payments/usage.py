@@ -54,7 +54,7 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                     Event.PROVEN_BILLED if unknown else Event.DETAIL,
                     expected=attempt,
                     usage=logged.usage,
-                    charge=None if logged.quota is None else {"quota": logged.quota},
+                    charge=context.valued(None if logged.quota is None else {"quota": logged.quota}),
                 )
                 receipt = retry_transient(update, patience=PATIENCE, stopping=context.stopping)
                 context.observer.billed(logged.usage)

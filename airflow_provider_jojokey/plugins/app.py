@@ -180,7 +180,7 @@ async def get_totals(wanted: Wanted) -> Any:
 @app.get("/api/costs")
 async def get_costs(wanted: Wanted) -> Any:
     """Return what the results of a filter have cost, a row for each day, Dag and model."""
-    return Answer({"rows": totals.costs(await _sums(wanted))[:MAX_COSTS]})
+    return Answer({"rows": totals.as_json(totals.costs(await _sums(wanted))[:MAX_COSTS])})
 
 
 @app.get("/api/costs.csv")

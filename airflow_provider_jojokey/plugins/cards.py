@@ -41,6 +41,7 @@ def facts(result: Result) -> dict[str, Any]:
         "size": result.size,
         "quality": result.quality,
         "usage": tokens(result.usage),
+        "cost": result.cost.to_json() if result.cost else None,
         "seconds": seconds(result.seconds),
         "request_id": result.request_id,
         "created": result.created,

@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow.utils.session import create_session
 
+from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.plugins.cards import TOKENS
 from airflow_provider_jojokey.plugins.xcoms import Filter, Sum, sums
 from airflow_provider_jojokey.spreadsheets import safe_cell
@@ -22,7 +23,8 @@ KEPT = 10.0
 KEPT_TIMES = 20
 """Sums that took long hold longer: so many times what they took."""
 MAX_KEPT = 64
-COLUMNS = ("day", "dag_id", "model", "results", "images", "failed", *TOKENS)
+KEYS = ("day", "dag_id", "model")
+COUNTS = ("results", "images", "failed", *TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +66,21 @@ def totals(found: list[Sum]) -> dict[str, Any]:
     def failed(*paid: str) -> int:
         return sum(one.failed for one in found if one.paid in paid)
 
+    everything = _added_up(found)
+    by_day = _grouped(found, lambda one: (one.day,))
     by_dag = _grouped(found, lambda one: (one.dag_id,))
     return {
-        "images": sum(one.images for one in found),
-        "results": sum(one.results for one in found),
+        "images": everything["images"],
+        "results": everything["results"],
         "unread": sum(one.unread for one in found),
-        "failed": failed("yes", "unknown", "no"),
+        "failed": everything["failed"],
         "failed_paid": failed("yes"),
         "failed_perhaps_paid": failed("unknown"),
-        "usage": {name: sum(one.tokens[at] for one in found) for at, name in enumerate(TOKENS)},
-        "by_day": [
-            {"day": day, "tokens": row["total_tokens"], "images": row["images"]}
-            for (day,), row in sorted(_grouped(found, lambda one: (one.day,)).items())
-        ],
+        "usage": {name: everything[name] for name in TOKENS},
+        "cost": everything["cost"].to_json(),
+        "by_day": [{"day": day, **_bar(row)} for (day,), row in sorted(by_day.items())],
         "by_dag": [
-            {"dag_id": dag_id, "tokens": row["total_tokens"], "images": row["images"]}
+            {"dag_id": dag_id, **_bar(row)}
             for (dag_id,), row in sorted(by_dag.items(), key=lambda one: (-one[1]["total_tokens"], one[0]))
         ],
     }
@@ -87,7 +89,7 @@ def totals(found: list[Sum]) -> dict[str, Any]:
 def costs(found: list[Sum]) -> list[dict[str, Any]]:
     """Return a row for each day, Dag and model: the newest day first, then the most tokens."""
     rows = [
-        dict(zip(COLUMNS, (*key, *row.values()), strict=True))
+        dict(zip(KEYS, key, strict=True)) | row
         for key, row in _grouped(found, lambda one: (one.day, one.dag_id, one.model)).items()
     ]
     rows.sort(key=lambda row: (-row["total_tokens"], row["dag_id"], row["model"] or ""))
@@ -95,26 +97,61 @@ def costs(found: list[Sum]) -> list[dict[str, Any]]:
     return rows
 
 
+def as_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows as JSON values."""
+    return [row | {"cost": row["cost"].to_json()} for row in rows]
+
+
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as CSV that spreadsheets open, with no cell that they evaluate."""
+    """Return the rows as CSV that spreadsheets open, with no cell that they evaluate.
+
+    There is a column for each currency, with exact amounts, and one that says whether they are approximate.
+    """
+    currencies = sorted({cost.currency for row in rows for cost in row["cost"].amounts})
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, COLUMNS)
-    writer.writeheader()
+    writer = csv.writer(out)
+    amounts = [f"cost_{currency}" for currency in currencies]
+    writer.writerow([*KEYS, *COUNTS, *amounts, "approximate", "requests_of_unknown_cost"])
     for row in rows:
+        known = {cost.currency: cost for cost in row["cost"].amounts}
+        approximate = any(cost.approximate for cost in known.values())
         writer.writerow(
-            {name: safe_cell(value) if isinstance(value, str) else value for name, value in row.items()}
+            [
+                *(safe_cell(row[name]) for name in KEYS),
+                *(row[name] for name in COUNTS),
+                *(known[one].amount if one in known else "" for one in currencies),
+                "yes" if approximate else "no" if known else "",
+                row["cost"].unknown,
+            ]
         )
     return out.getvalue()
 
 
+def _bar(row: dict[str, Any]) -> dict[str, Any]:
+    return {"tokens": row["total_tokens"], "images": row["images"], "cost": row["cost"].to_json()}
+
+
 def _grouped(
     found: list[Sum], key: Callable[[Sum], tuple[Any, ...]]
-) -> dict[tuple[Any, ...], dict[str, int]]:
-    groups: dict[tuple[Any, ...], dict[str, int]] = {}
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    groups: dict[tuple[Any, ...], list[Sum]] = {}
     for one in found:
-        if not one.results:
-            continue
-        row = groups.setdefault(key(one), dict.fromkeys(COLUMNS[3:], 0))
-        for name, value in zip(row, (one.results, one.images, one.failed, *one.tokens), strict=True):
+        if one.results:
+            groups.setdefault(key(one), []).append(one)
+    return {key: _added_up(sums) for key, sums in groups.items()}
+
+
+def _added_up(found: list[Sum]) -> dict[str, Any]:
+    row: dict[str, Any] = {name: 0 for name in COUNTS}
+    nanos: dict[tuple[str, bool], int] = {}
+    unknown = 0
+    for one in found:
+        for name, value in zip(COUNTS, (one.results, one.images, one.failed, *one.tokens), strict=True):
             row[name] += value
-    return groups
+        for cost in one.cost.amounts:
+            key = cost.currency, cost.approximate
+            nanos[key] = nanos.get(key, 0) + cost.nanos
+        unknown += one.cost.unknown
+    parts = [Costs((Cost(amount, *key),)) for key, amount in nanos.items()]
+    row["cost"] = sum(parts, Costs((), unknown))
+    return row

@@ -22,7 +22,9 @@ from zoneinfo import ZoneInfo
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import (
+    BigInteger,
     Date,
+    Double,
     Numeric,
     Text,
     and_,
@@ -38,6 +40,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import defer, lazyload
 
+from airflow_provider_jojokey.cost import NANOS, Cost, Costs
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
 from airflow_provider_jojokey.results import XCOM_KEY, Result
 
@@ -204,6 +207,7 @@ class Sum:
     :param failed: how many of the results failed
     :param paid: whether they were paid for: ``"yes"``, ``"no"`` or ``"unknown"``
     :param tokens: input, output and total tokens
+    :param cost: of results that were or may have been paid for and have no cost, it is unknown
     :param unread: results that are kept elsewhere and weren't read; nothing else is known of them
     """
 
@@ -215,6 +219,7 @@ class Sum:
     failed: int = 0
     paid: str = "no"
     tokens: tuple[int, int, int] = (0, 0, 0)
+    cost: Costs = Costs()
     unread: int = 0
 
 
@@ -232,7 +237,12 @@ def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
     texts = [_inside(session, value[name].as_string()) for name in ("state", "model", "billed")]
     version = _inside(session, cast(value["version"], Text))
     reused = _inside(session, cast(value["reused"], Text)).in_(("true", "1"))
-    is_plain = and_(version == "1", texts[0].in_(("complete", "failed")), *(plain for plain, _ in numbers))
+    cost = _one_cost(session)
+    is_plain = and_(
+        version == "1", texts[0].in_(("complete", "failed")), cost.is_plain, *(plain for plain, _ in numbers)
+    )
+    sums = {name: number for (_, number), name in zip(numbers, ("count", *_TOKENS), strict=True)}
+    sums |= {"nanos": cost.nanos, "unknown": cost.unknown}
     rows = (
         select(
             case((is_plain, 1), else_=0).label("plain"),
@@ -240,57 +250,34 @@ def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
             XComModel.dag_id.label("dag_id"),
             *(text.label(name) for text, name in zip(texts, ("state", "model", "billed"), strict=True)),
             case((reused, 1), else_=0).label("reused"),
-            *(number.label(name) for (_, number), name in zip(numbers, ("count", *_TOKENS), strict=True)),
+            case((cost.is_known, 1), else_=0).label("has_cost"),
+            cost.currency.label("currency"),
+            cost.approximate.label("approximate"),
+            *(number.label(name) for name, number in sums.items()),
         )
         .where(*_conditions(session, wanted))
         .subquery()
     )
     c = rows.c
-    groups = (
-        c.plain,
-        c.day,
-        c.dag_id,
-        c.state,
-        c.model,
-        c.billed,
-        c.reused,
-        case((c.total_tokens > 0, 1), else_=0),
-    )
-    added = [func.sum(c[name]) for name in ("count", *_TOKENS)]
+    keys = [c[name] for name in ("plain", "day", "dag_id", "state", "model", "billed", "reused", "has_cost")]
+    keys += [c.currency, c.approximate, case((c.total_tokens > 0, 1), else_=0).label("has_tokens")]
+    added = [func.sum(c[name]).label(name) for name in sums]
     odd = False
-    for (
-        plain,
-        day,
-        dag_id,
-        state,
-        model,
-        billed,
-        was_reused,
-        has_tokens,
-        results,
-        *amounts,
-    ) in session.execute(select(*groups, func.count(), *added).group_by(*groups)):
-        if not plain:
+    for row in session.execute(select(*keys, func.count().label("results"), *added).group_by(*keys)):
+        if not row.plain:
             odd = True
             continue
+        amount = (
+            Cost(int(row.nanos), row.currency, row.approximate in ("true", "1")) if row.currency else None
+        )
+        costs = Costs((amount,) if amount else (), int(row.unknown)).to_json()
         result = Result.from_xcom({
-            "version": 1, "state": state, "images": (), "billed": billed, "reused": bool(was_reused),
-            "usage": {"total_tokens": has_tokens},
+            "version": 1, "state": row.state, "images": (), "count": int(row._mapping["count"]), "model": row.model,
+            "billed": row.billed, "reused": bool(row.reused), "cost": costs if row.has_cost else None,
+            "usage": {name: int(row._mapping[name]) for name in _TOKENS},
         })  # fmt: skip
         if result is not None:
-            images, *tokens = map(int, amounts)
-            failed = results if state == "failed" else 0
-            paid = result.paid
-            yield Sum(
-                str(day),
-                dag_id,
-                model or None,
-                results,
-                images,
-                failed,
-                paid,
-                (tokens[0], tokens[1], tokens[2]),
-            )
+            yield _sum_of(result, str(row.day), row.dag_id, row.results)
     if odd:
         yield from _read_sums(session, wanted, not_(is_plain))
 
@@ -316,7 +303,7 @@ def _read_sums(session: Session, wanted: Filter, *conditions: ColumnElement[bool
         elsewhere += values["version"] is None
         result = Result.from_xcom({**values, "images": ()})
         if result is not None:
-            yield _sum_of(result, timestamp, dag_id, wanted)
+            yield _sum_of(result, _day_of(timestamp, wanted), dag_id)
     if elsewhere:
         yield from _sums_elsewhere(session, wanted)
 
@@ -327,19 +314,75 @@ def _sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
     keys = keys.order_by(XComModel.timestamp.desc())
     for read in _results(_read(session, keys.limit(MAX_READ_ELSEWHERE))):
         if isinstance(read, Row):
-            yield _sum_of(read.result, read.made_at, read.dag_id, wanted)
+            yield _sum_of(read.result, _day_of(read.made_at, wanted), read.dag_id)
         elif read is not None:
             yield Sum(unread=1)
     yield Sum(unread=sum(1 for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE))))
 
 
-def _sum_of(result: Result, made_at: datetime, dag_id: str, wanted: Filter) -> Sum:
-    day = made_at.astimezone(ZoneInfo(wanted.zone)).date().isoformat()
+def _day_of(made_at: datetime, wanted: Filter) -> str:
+    return made_at.astimezone(ZoneInfo(wanted.zone)).date().isoformat()
+
+
+def _sum_of(result: Result, day: str, dag_id: str, results: int = 1) -> Sum:
+    """Return the sum that a result stands for: itself, or several whose amounts the database has added up."""
     tokens = [whole_number(result.usage.get(name)) for name in _TOKENS]
-    failed = int(result.state == "failed")
+    cost = result.cost
+    if cost is None:  # of a version that did not record it
+        cost = Costs((), 0 if result.paid == "no" else results)
     return Sum(
-        day, dag_id, result.model, 1, result.count, failed, result.paid, (tokens[0], tokens[1], tokens[2])
+        day=day,
+        dag_id=dag_id,
+        model=result.model,
+        results=results,
+        images=result.count,
+        failed=results if result.state == "failed" else 0,
+        paid=result.paid,
+        tokens=(tokens[0], tokens[1], tokens[2]),
+        cost=cost,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Expressions for the costs in a value, where they are at most one amount."""
+
+    is_plain: ColumnElement[bool]
+    is_known: ColumnElement[bool]
+    currency: ColumnElement[str | None]
+    approximate: ColumnElement[str | None]
+    nanos: ColumnElement[int]
+    unknown: ColumnElement[int]
+
+
+def _one_cost(session: Session) -> _Cost:
+    first = ("cost", "amounts", 0)
+    value: Any = XComModel.value
+    amount, currency = (
+        _inside(session, value[(*first, name)].as_string()) for name in ("amount", "currency")
+    )
+    approximate = _inside(session, cast(value[(*first, "approximate")], Text))
+    whole, unknown = _whole(session, "cost", "unknown")
+    if session.get_bind().dialect.name == "sqlite":
+        kind = _inside(session, func.json_type(value, "$.cost.amounts"))
+        second = _inside(session, func.json_type(value, "$.cost.amounts[1]"))
+        is_amount = and_(
+            amount.op("GLOB")("[0-9]*"), not_(amount.op("GLOB")("*[^0-9.]*")), func.length(amount) < 16
+        )
+        is_currency = currency.op("GLOB")("[A-Z][A-Z][A-Z]")
+        # A double holds so short an amount exactly enough for billionths.
+        nanos = cast(func.round(cast(amount, Double) * NANOS), BigInteger)
+    else:
+        kind = func.jsonb_typeof(value[("cost", "amounts")])
+        second = value[("cost", "amounts", 1)].as_string()
+        is_amount = amount.regexp_match(r"^[0-9]{1,9}(\.[0-9]{1,9})?$")
+        is_currency = currency.regexp_match("^[A-Z]{3}$")
+        nanos = cast(amount, Numeric) * NANOS
+    is_known = func.coalesce(kind, "") == "array"
+    is_one = and_(is_amount, is_currency, approximate.in_(("true", "false", "1", "0")), second.is_(None))
+    is_none = and_(amount.is_(None), currency.is_(None), approximate.is_(None))
+    is_plain = func.coalesce(and_(whole, or_(is_none, is_one)), False)
+    return _Cost(is_plain, is_known, currency, approximate, case((is_one, nanos), else_=0), unknown)
 
 
 def whole_number(value: Any) -> int:
@@ -362,7 +405,7 @@ def _is_elsewhere(session: Session) -> ColumnElement[bool]:
     return func.coalesce(version, "null") == "null"
 
 
-_ADDED_UP = ("version", "state", "model", "count", "usage", "billed", "reused")
+_ADDED_UP = ("version", "state", "model", "count", "usage", "cost", "billed", "reused")
 
 
 def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:

@@ -13,7 +13,7 @@ import pytest
 
 from airflow_provider_jojokey.batch.manifest import Manifest
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-from batch.conftest import posters
+from tests.support.campaigns import posters
 
 
 def test_many_prompts_become_images_each_paid_once(any_campaign: Any, gateway: Any) -> None:

@@ -18,7 +18,7 @@ from airflow_provider_jojokey.payments.job import ImageJob, Limit, parse_limits
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
-from batch.conftest import posters
+from tests.support.campaigns import posters
 
 EACH = 196
 """Output tokens of one poster of low quality."""

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from operators.conftest import dags_of
 from PIL import Image
+
+from tests.support.airflow import dags_of
 
 DAGS = Path(__file__).parents[2] / "dags"
 

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from loopback import Exchange, Server
 
 from airflow_provider_jojokey.batch import limiter, models, runner
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
-from batch.conftest import posters
+from tests.support.campaigns import posters
+from tests.support.loopback import Exchange, Server
 
 
 @pytest.fixture(autouse=True)

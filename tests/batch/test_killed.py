@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from batch.conftest import posters
+from tests.support.campaigns import posters
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.store.s3 import ImageStore
-from batch.conftest import posters
+from tests.support.campaigns import posters
 
 ITEMS = 30
 

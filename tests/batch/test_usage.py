@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.sandbox import accounts
-from batch.conftest import posters
+from tests.support.campaigns import posters
 
 
 class LateLog:

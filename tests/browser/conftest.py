@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
-from browser.world import PASSWORD, USER, Airflow, running_airflow
+from tests.support.standalone_airflow import HOSTILE, PASSWORD, USER, Airflow, Runs, running_airflow
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 ARGUMENTS = (
@@ -51,18 +50,6 @@ def airflow(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Airflow, started once; only where there is a browser to look at it."""
     with running_airflow(tmp_path_factory.mktemp("browser")) as airflow:
         yield airflow
-
-
-@dataclass(frozen=True)
-class Runs:
-    """The ids of runs that have ended."""
-
-    album: str
-    hostile: str
-    refused: str
-
-
-HOSTILE = 'Tea <script>hacked = 1</script><img src=x onerror="hacked = 2"> & "cake"'
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from browser.conftest import PATIENCE, SIZE, Runs
-from browser.test_images import CARD, waiting
-from browser.world import Airflow
+from browser.conftest import PATIENCE, SIZE
+from tests.support.standalone_airflow import Airflow, Runs
 
+CARD = ".jojokey-card"
 OURS = ("jojokey-root", "jojokey-lightbox", "/jojokey/")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 # The document's outline is Airflow's: its pages have neither a main landmark nor a first-level heading.
@@ -84,7 +84,7 @@ def test_page_has_no_accessibility_violations(
 
 def test_approval_page_has_no_accessibility_violations_of_ours(themed: Page, airflow: Airflow) -> None:
     run_id = airflow.trigger("poster_approval", prompt="A lantern festival")
-    themed.goto(waiting(airflow, run_id, "round_1.review"))
+    themed.goto(airflow.question(run_id, "round_1.review"))
     expect(themed.locator("img[src*='/jojokey/']").first).to_be_visible()
     ours = [one for one in violations(themed, "body") if any(mark in one for mark in OURS)]
     # Airflow draws the navigation's icon without an alternative text.

@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 from playwright.sync_api import BrowserContext, Page, expect
 
-from browser.conftest import HOSTILE, Runs
-from browser.world import Airflow, until
+from tests.support.standalone_airflow import HOSTILE, Airflow, Runs
 
 CARD = ".jojokey-card"
 
@@ -358,18 +357,10 @@ def test_the_gallery_goes_on_as_one_scrolls(page: Page, airflow: Airflow, runs: 
     assert len(set(labels)) == 4
 
 
-def waiting(airflow: Airflow, run_id: str, task_id: str) -> str:
-    """Wait until a task waits for a person, and return the address of its question."""
-    path = f"/api/v2/dags/poster_approval/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
-    # Before Airflow 3.3, a task that waits for a person is a deferred one.
-    until(lambda: airflow.call(path)["state"] in ("awaiting_input", "deferred"), f"{task_id} does not ask")
-    return f"{airflow.url}/dags/poster_approval/runs/{run_id}/tasks/{task_id}/required_actions"
-
-
 def test_a_person_rejects_a_round_and_publishes_a_picture_of_the_next(page: Page, airflow: Airflow) -> None:
     run_id = airflow.trigger("poster_approval", prompt="A lantern <b>festival</b>")
 
-    page.goto(waiting(airflow, run_id, "round_1.review"))
+    page.goto(airflow.question(run_id, "round_1.review"))
     pictures = page.get_by_role("img", name="Picture")
     expect(pictures).to_have_count(3)
     page.wait_for_function(
@@ -379,7 +370,7 @@ def test_a_person_rejects_a_round_and_publishes_a_picture_of_the_next(page: Page
     page.get_by_role("textbox").last.fill("*more* red")
     page.get_by_role("button", name="None of them").click()
 
-    page.goto(waiting(airflow, run_id, "round_2.review"))
+    page.goto(airflow.question(run_id, "round_2.review"))
     expect(page.get_by_text("Changed: *more* red")).to_be_visible()
     page.get_by_role("button", name="Publish 2").click()
 

@@ -2,33 +2,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from store.world import Bucket, moto_bucket
 
 from airflow_provider_jojokey.__main__ import main
 from airflow_provider_jojokey.sandbox import Gateway
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a command has printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        rows = json.loads(self.out)
-        assert isinstance(rows, list)
-        return rows
-
-
-Run = Callable[..., Told]
+from tests.support.buckets import Bucket, moto_bucket
+from tests.support.commands import Run, Told
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_imports import HEAVY, modules_after, within
 
 from airflow_provider_jojokey.sandbox import Sandbox
+from tests.support.modules import HEAVY, modules_after, within
 
 AIRFLOW = tuple(int(one) for one in version("apache-airflow").split(".")[:2])
 COMMAND = ["airflow", "jojokey"] if AIRFLOW >= (3, 2) else ["airflow_provider_jojokey"]

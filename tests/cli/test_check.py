@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from store.fault_proxy import FaultProxy, Forward, Request, Response, error
-from store.world import Bucket
 
 from airflow_provider_jojokey.sandbox import Gateway
-
-from .conftest import Run, Told
+from tests.support.buckets import Bucket
+from tests.support.commands import Run, Told
+from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, error
 
 Connect = Callable[..., None]
 

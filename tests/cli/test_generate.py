@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store.world import Bucket
 
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
-
-from .conftest import Run
+from tests.support.buckets import Bucket
+from tests.support.commands import Run
 
 
 def receipt(bucket: Bucket, key: str) -> Receipt:

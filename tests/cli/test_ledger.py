@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from store.world import Bucket
 
 from airflow_provider_jojokey.cli.ledger import IN_MEMORY, _receipts
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner, Worker
@@ -16,8 +15,8 @@ from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.sandbox import Gateway
 from airflow_provider_jojokey.store.s3 import ImageStore
-
-from .conftest import Run, Told
+from tests.support.buckets import Bucket
+from tests.support.commands import Run, Told
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 IMAGE = StoredImage("posters", "k.png", bytes=5)

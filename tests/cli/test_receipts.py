@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from store.buckets import Bucket
 
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
-
-from .conftest import Run, Told
+from tests.support.buckets import Bucket
+from tests.support.commands import Run, Told
 
 URI = "s3://posters/fox.png"
 LOST = "a fox [sandbox: reset times=1]"

@@ -17,9 +17,8 @@ from moto.server import ThreadedMotoServer
 from airflow_provider_jojokey.payments.attempt import Outcome
 from airflow_provider_jojokey.payments.receipt import Receipt, total_usage
 from airflow_provider_jojokey.sandbox import LedgerRecord
-
-from .campaign import BATCHES, DEFERRED, ITEMS
-from .cluster import Cluster, cluster
+from tests.cluster.campaign import BATCHES, DEFERRED, ITEMS
+from tests.support.cluster import Cluster, cluster
 
 POSTERS = {f"batch/{batch}/{item}.png" for batch in range(BATCHES) for item in range(ITEMS)} | {
     f"deferred/{item}.png" for item in range(DEFERRED)

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.native import COMPOSE, FILE, ROOT, SERVICES, Native, filled, is_ours, make_env
-from store.world import Bucket, moto_bucket
+
+from tests.support.buckets import Bucket, moto_bucket
+from tests.support.native import COMPOSE, FILE, ROOT, SERVICES, Native, filled, is_ours, make_env
 
 JOBS = {name for name, service in SERVICES.items() if service.get("restart") == "no"}
 AIRFLOW = {name for name in SERVICES if is_ours(name)} - {"sandbox"}

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "README.zh.md"]
@@ -63,3 +66,11 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
+PYTHON = [one for one in BLOCKS if one.language == "python"]
+WHOLE = [block for block in PYTHON if not block.is_fragment]
+DAGS = [block for block in WHOLE if "DAG(" in block.text]
+PROGRAMS = [one for one in WHOLE if one not in DAGS]
+
+
+def example(block: Block) -> Any:
+    return pytest.param(block, id=block.name)

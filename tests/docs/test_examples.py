@@ -15,24 +15,13 @@ import yaml
 
 from airflow_provider_jojokey.__main__ import _parser
 from airflow_provider_jojokey.sandbox import Gateway
-
-from .blocks import BLOCKS, PAGES, ROOT, Block, blocks
+from tests.docs.blocks import BLOCKS, DAGS, PAGES, PROGRAMS, PYTHON, ROOT, Block, blocks, example
 
 
 def of(*languages: str) -> Any:
     return pytest.mark.parametrize(
         "block", [pytest.param(one, id=one.name) for one in BLOCKS if one.language in languages]
     )
-
-
-def example(block: Block) -> Any:
-    return pytest.param(block, id=block.name)
-
-
-PYTHON = [one for one in BLOCKS if one.language == "python"]
-WHOLE = [block for block in PYTHON if not block.is_fragment]
-DAGS = [block for block in WHOLE if "DAG(" in block.text]
-PROGRAMS = [one for one in WHOLE if one not in DAGS]
 
 
 @pytest.mark.parametrize("block", [example(one) for one in PYTHON])

@@ -12,8 +12,7 @@ import yaml
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.exceptions import JojoKeyError
-
-from .blocks import PAGES, ROOT
+from tests.docs.blocks import PAGES, ROOT
 
 PACKAGE = ROOT / "airflow_provider_jojokey"
 ALL_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"))]

@@ -12,10 +12,9 @@ from typing import Any
 import jinja2
 import pytest
 from airflow.sdk.api.datamodels._generated import DagRun, TIRunContext
-from operators.conftest import dags_of
 
-from .blocks import ROOT
-from .test_examples import DAGS, example
+from tests.docs.blocks import DAGS, ROOT, example
+from tests.support.airflow import dags_of
 
 SHIPPED = sorted((ROOT / "dags").glob("*.py"))
 

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_jojokey.sandbox.ledger import read_ledger
-
-from .blocks import ROOT, blocks
+from tests.docs.blocks import ROOT, blocks
 
 TUTORIAL = list(blocks(ROOT / "docs" / "tutorial.md"))
 OF_OTHERS = ("AIRFLOW", "JOJOKEY_", "AWS_", "PYTHON", "VIRTUAL_ENV")

@@ -10,8 +10,7 @@ import pytest
 
 from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error, Kind
 from airflow_provider_jojokey.sandbox import Gateway
-
-from .conftest import free_port, program, running
+from tests.support.programs import free_port, program, running
 
 KEY = "sk-litellm-master-9f8e7d6c5b4a"
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_jojokey.sandbox import Gateway
-
-from .conftest import INSTALLED, output_of, program
+from tests.support.programs import INSTALLED, output_of, program
 
 PYTHON = """
 import base64, hashlib, json, os, openai

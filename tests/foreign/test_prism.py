@@ -11,8 +11,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error, Kind
-
-from .conftest import free_port, program, running
+from tests.support.programs import free_port, program, running
 
 SCHEMA = Path(__file__).with_name("openai-images.json")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import free_port, program, running
+from tests.support.programs import free_port, program, running
 
 KEYS = ("seaweed", "seaweed-secret-key")
 

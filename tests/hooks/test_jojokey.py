@@ -15,13 +15,13 @@ import pytest
 import requests
 from airflow.exceptions import AirflowNotFoundException
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-from loopback import Authority, Server, proxy
 
 from airflow_provider_jojokey import exceptions as errors
 from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
 from airflow_provider_jojokey.img2 import ImageRequest
 from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.sandbox import Gateway
+from tests.support.loopback import Authority, Server, proxy
 
 TOKEN = "sk-only-for-tests-0123456789"
 FOX = ImageRequest("a fox")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.img2.classify import FAILURES, REFUSALS, is_relay
+from airflow_provider_jojokey.img2.classify import FAILURES, REJECTIONS, is_relay
 from airflow_provider_jojokey.img2.classify import from_response as classify
 from airflow_provider_jojokey.img2.errors import ADVICE, Kind
 from airflow_provider_jojokey.img2.messages import find_failure, find_task_id, message_of
@@ -45,7 +45,7 @@ STATUSES = sorted(
         504,
         524,
         529,
-        *REFUSALS,
+        *REJECTIONS,
         *FAILURES,
     }
 )
@@ -70,11 +70,11 @@ def test_only_the_gateways_own_word_or_a_refusal_proves_that_nothing_was_billed(
 ) -> None:
     for marked, relayed in product((False, True), repeat=2):
         error = answer(status, marked, relayed, SHAPES[shape])
-        proven = not relayed and (marked or status in REFUSALS)
+        proven = not relayed and (marked or status in REJECTIONS)
         assert error.billed == ("no" if proven else "unknown"), (marked, relayed)
         if not proven:
             assert not error.is_safe_to_resend
-            assert error.kind is Kind.UNKNOWN_OUTCOME or not ADVICE[error.kind].passing
+            assert error.kind is Kind.UNKNOWN_OUTCOME or not ADVICE[error.kind].transient
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -84,12 +84,12 @@ def test_a_code_decides_the_kind_and_never_the_proof(status: int, code: str) -> 
     kinds = {}
     for marked, relayed in product((False, True), repeat=2):
         error = answer(status, marked, relayed, body)
-        assert error.billed == ("no" if not relayed and (marked or status in REFUSALS) else "unknown")
+        assert error.billed == ("no" if not relayed and (marked or status in REJECTIONS) else "unknown")
         kinds[marked, relayed] = error.kind
     marked_kind = kinds[True, False]
-    if code and not ADVICE[marked_kind].passing:
+    if code and not ADVICE[marked_kind].transient:
         assert set(kinds.values()) == {marked_kind}, "a permanent kind is kept whoever reports it"
-    elif ADVICE[marked_kind].passing:
+    elif ADVICE[marked_kind].transient:
         assert kinds[True, True] is Kind.UNKNOWN_OUTCOME, (
             "what may pass is unknown behind a proxy that retries"
         )

@@ -26,7 +26,6 @@ import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Authority, Exchange, Server, proxy
 
 import airflow_provider_jojokey
 from airflow_provider_jojokey.img2 import (
@@ -45,6 +44,7 @@ from airflow_provider_jojokey.img2 import (
 from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.sandbox import CASES, Gateway
+from tests.support.loopback import Authority, Exchange, Server, proxy
 
 TOKEN = "sk-only-for-tests-0123456789"
 FOX = ImageRequest("a fox")
@@ -400,7 +400,7 @@ def test_a_reply_that_ends_in_the_middle_is_told_of_in_plain_words() -> None:
 
     with raw(behave) as (_, one), pytest.raises(Img2Error) as caught:
         one.generate(FOX)
-    assert "it broke off: the connection was closed in the middle" in str(caught.value)
+    assert "it was interrupted: the connection closed in the middle" in str(caught.value)
     assert caught.value.billed == "yes"
 
 
@@ -488,7 +488,7 @@ def test_images_beside_a_broken_one_are_kept(png: bytes) -> None:
     with raw(lambda exchange: exchange.answer(200, document_of(png, b"no picture", png))) as (_, one):
         generation = one.generate(ImageRequest("a fox", n=3))
     assert [(image.index, bytes_of(image)) for image in generation.images] == [(0, png), (2, png)]
-    assert "2 of 3 requested images arrived: image 2 is no image" in generation.warnings[0]
+    assert "2 of 3 requested images arrived: image 2 is not a PNG" in generation.warnings[0]
     generation.close()
 
 
@@ -604,7 +604,7 @@ def test_an_image_past_the_size_limit_is_refused(
     with raw(behave) as (server, one):
         error = refused(lambda: one.generate(FOX))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
-    assert "more than 1,000 bytes" in str(error)
+    assert "larger than 1,000 bytes" in str(error)
 
 
 @pytest.mark.usefixtures("impatient")

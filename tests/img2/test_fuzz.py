@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .fuzz import run
+from tests.img2.fuzz import run
 
 
 def test_mutated_responses_do_no_harm() -> None:

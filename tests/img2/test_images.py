@@ -1,4 +1,4 @@
-"""What an image's first bytes tell: of real images, of images cut short, and of hostile ones."""
+"""What an image's first bytes tell: of real images, of images truncated, and of hostile ones."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_a_file_takes_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 5)
     file = ImageFile()
     file.write(b"12345")
-    with pytest.raises(NotAnImage, match="more than 5 bytes"):
+    with pytest.raises(NotAnImage, match="larger than 5 bytes"):
         file.write(b"6")
     file.close()
 

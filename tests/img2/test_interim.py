@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loopback import Authority, Exchange, Server, proxy
 
 from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error, Kind, transport
+from tests.support.loopback import Authority, Exchange, Server, proxy
 
 TOKEN = "sk-only-for-tests-0123456789"
 FOX = ImageRequest("a fox", size="auto")

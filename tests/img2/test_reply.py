@@ -493,7 +493,7 @@ def test_close_closes_every_sink_that_nobody_was_given() -> None:
     desk = Desk()
     desk.decoder.feed(b'{"data":[{"b64_json":"QUJD"},{"b64_json":"WFlaWFla')
     assert [sink.closed for sink in desk.sinks] == [False, False]
-    assert desk.decoder.whole_sinks == desk.sinks[:1]
+    assert desk.decoder.complete_sinks == desk.sinks[:1]
     desk.decoder.close()
     assert [sink.closed for sink in desk.sinks] == [True, True]
 
@@ -525,7 +525,7 @@ def test_a_full_disk_is_told_as_such() -> None:
 def test_an_image_past_the_limit_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_jojokey.img2.images.MAX_IMAGE_BYTES", 10)
     decoder = ReplyDecoder()
-    with pytest.raises(ValueError, match="more than 10 bytes"):
+    with pytest.raises(ValueError, match="larger than 10 bytes"):
         decoder.feed(json.dumps({"data": [{"b64_json": b64(bytes(30))}]}).encode())
     decoder.close()
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from loopback import Exchange, Server
 from PIL import Image
 
 from airflow_provider_jojokey.img2 import Client, Generation, ImageRequest, Img2Error, Kind, download
+from tests.support.loopback import Exchange, Server
 
 TOKEN = "sk-only-for-tests-0123456789"
 ID = {"X-Oneapi-Request-Id": "2026112823085401726269"}
@@ -248,20 +248,20 @@ LINKS = [
         kind=Kind.REPLY, never="wAARCAAQABADASIAAhEBAxEB/" * 3),
     Row("a long scheme", data({"url": "a" * 200 + "://x"}), kind=Kind.REPLY, never="a" * 70),
     Row("403 is final", data({"url": "/own/forbidden.png?Signature=s3cret"}), kind=Kind.REPLY,
-        words="HTTP 403|/own/forbidden.png|It is paid for", never="s3cret"),
+        words="HTTP 403|/own/forbidden.png|It is already paid", never="s3cret"),
     Row("404 for good", data({"url": "/own/gone.png?Signature=s3cret"}), kind=Kind.REPLY,
         words="HTTP 404|/own/gone.png", never="s3cret"),
 ]  # fmt: skip
 
 TASKS = [
     Row("in a list", doc({"code": 200, "data": [{"status": "submitted", "task_id": "t1"}]}), kind=Kind.REPLY,
-        words="a task (ID t1), which this package does not wait for"),  # QuantumNous/new-api#4711
+        words="task (ID t1), which this package does not support"),  # QuantumNous/new-api#4711
     Row("in an object", doc({"success": True, "data": {"task_id": "t1", "status": "submitted"}}), status=202,
-        kind=Kind.REPLY, words="a task (ID t1)"),  # dickpy/dsh-imagegen#10
+        kind=Kind.REPLY, words="task (ID t1)"),  # dickpy/dsh-imagegen#10
     Row("at the root", doc({"id": "t1", "object": "image.generation.task", "status": "queued"}), kind=Kind.REPLY,
-        words="a task (ID t1)"),
+        words="task (ID t1)"),
     Row("in output", doc({"output": {"task_id": "t1", "task_status": "PENDING"}, "request_id": "r"}), kind=Kind.REPLY,
-        words="a task (ID t1)"),
+        words="task (ID t1)"),
 ]  # fmt: skip
 
 AVIF = base64.b64encode(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(200)).decode()
@@ -269,14 +269,14 @@ TYPES = [
     Row("AVIF", data({"b64_json": AVIF}), kind=Kind.REPLY, words="image 1 is an AVIF image, not PNG, JPEG or WebP"),
     Row("GIF", data({"b64_json": base64.b64encode(picture("GIF", (8, 8))).decode()}), kind=Kind.REPLY, words="a GIF image"),
     Row("a sentence", data({"b64_json": base64.b64encode(b"The image could not be drawn").decode()}), kind=Kind.REPLY,
-        words="no image"),
-    Row("a PNG that is cut short", data({"b64_json": base64.b64encode(PNG[:-20]).decode()}), kind=Kind.REPLY,
-        words="cut short"),
-    Row("a JPEG that is cut short", data({"b64_json": base64.b64encode(JPEG[:-20]).decode()}), kind=Kind.REPLY,
-        words="cut short"),
-    Row("a WebP that is cut short", data({"b64_json": base64.b64encode(WEBP[:-20]).decode()}), kind=Kind.REPLY,
-        words="cut short"),
-    Row("bytes behind the image", data({"b64_json": base64.b64encode(PNG + b"trailing").decode()}), never="cut short"),
+        words="not a PNG, JPEG or WebP image"),
+    Row("a PNG that is truncated", data({"b64_json": base64.b64encode(PNG[:-20]).decode()}), kind=Kind.REPLY,
+        words="truncated"),
+    Row("a JPEG that is truncated", data({"b64_json": base64.b64encode(JPEG[:-20]).decode()}), kind=Kind.REPLY,
+        words="truncated"),
+    Row("a WebP that is truncated", data({"b64_json": base64.b64encode(WEBP[:-20]).decode()}), kind=Kind.REPLY,
+        words="truncated"),
+    Row("bytes behind the image", data({"b64_json": base64.b64encode(PNG + b"trailing").decode()}), never="truncated"),
 ]  # fmt: skip
 
 WORDS = [

@@ -193,7 +193,7 @@ def test_unknown_names_pass_with_a_warning() -> None:
     (model,) = ImageRequest("a fox", model="dall-e-3").warnings()
     (quality,) = ImageRequest("a fox", quality="hd", stream=True).warnings()
     assert "dall-e-3" in model
-    assert "gateway decides" in model
+    assert "gateway checks" in model
     assert "'hd'" in quality
     assert "low, medium, high, auto" in quality
 

@@ -6,7 +6,7 @@ import argparse
 import random
 import sys
 
-from .trials import Report, run_trials, summary
+from tests.kill.trials import Report, run_trials, summary
 
 
 def main() -> int:

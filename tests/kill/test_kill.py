@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 
-from .trials import ACCIDENTS, run_trials, summary
+from tests.kill.trials import ACCIDENTS, run_trials, summary
 
 
 def test_accidents_neither_pay_twice_nor_lose_images() -> None:

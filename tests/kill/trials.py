@@ -36,9 +36,8 @@ from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.sandbox.s3 import find_rclone
 from airflow_provider_jojokey.store.keys import Destination
-
-from .task import Act, End, Job, run
-from .wire import Wire
+from tests.kill.task import Act, End, Job, run
+from tests.kill.wire import Wire
 
 KEY = "daily/fox.png"
 MAX_TRIES = 10
@@ -115,10 +114,7 @@ class World:
         self.context = multiprocessing.get_context("forkserver")
 
     def __enter__(self) -> World:
-        tests = Path(__file__).parents[1]
-        with _environment(
-            PYTHONPATH=os.pathsep.join([str(tests), str(tests.parent)]), JOJOKEY_KILL_WARM_UP="yes"
-        ):
+        with _environment(PYTHONPATH=str(Path(__file__).parents[2]), JOJOKEY_KILL_WARM_UP="yes"):
             self.context.set_forkserver_preload([f"{__package__}.task"])
             first = self.context.Process(target=_nothing)
             first.start()

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugins.postgres import find
 
-from operators.conftest import Airflow, Run
+from tests.support.airflow import Airflow, Run
+from tests.support.postgres import find
 
 pytestmark = pytest.mark.skipif(
     find("initdb") is not None and "TESTS_DATABASE" not in os.environ,

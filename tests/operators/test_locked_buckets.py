@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from store.fault_proxy import FaultProxy, Forward, Request, Response, error
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, error
 
 KMS = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/posters"}
 ACL = {"ACL": "bucket-owner-full-control"}

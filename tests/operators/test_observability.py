@@ -18,8 +18,7 @@ import pytest
 from airflow.version import version as airflow_version
 
 from airflow_provider_jojokey import telemetry
-
-from .receivers import Collector, Sample, Span, StatsD
+from tests.operators.receivers import Collector, Sample, Span, StatsD
 
 AIRFLOW_3_1 = airflow_version.startswith("3.1.")
 AIRFLOWS = ("dag_run.", "task_run.", "worker.")

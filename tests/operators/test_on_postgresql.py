@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from plugins.postgres import find, postgres
 
 from airflow_provider_jojokey.assets import MAX_URI
+from tests.support.postgres import find, postgres
 
 HERE = Path(__file__).resolve().parent
 pytestmark = pytest.mark.skipif(

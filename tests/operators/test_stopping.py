@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import Exchange, Server
+
+from tests.support.loopback import Exchange, Server
 
 SOON = 8.0
 """Seconds in which a process ends that has nothing to wait for, on a busy machine."""

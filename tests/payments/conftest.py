@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store.buckets import Bucket, bucket_of, moto_bucket
 
 from airflow_provider_jojokey.payments import context, generate, receipt_store, usage
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import conditions
-
-from .harness import Harness, Time, simulate_hosts
+from tests.support.buckets import Bucket, bucket_of, moto_bucket
+from tests.support.harness import Harness, Time, simulate_hosts
 
 _numbers = itertools.count()
 

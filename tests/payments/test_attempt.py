@@ -21,8 +21,7 @@ from airflow_provider_jojokey.payments.attempt import (
     Worker,
 )
 from airflow_provider_jojokey.results import StoredImage
-
-from .examples import IMAGE, ME, NOON, attempt
+from tests.support.examples import IMAGE, ME, NOON, attempt
 
 # --- the table -------------------------------------------------------------------------------------------------------
 

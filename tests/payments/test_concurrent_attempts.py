@@ -15,8 +15,7 @@ from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments import generate, liveness
 from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
-
-from .harness import Harness, name_of
+from tests.support.harness import Harness, name_of
 
 
 async def run_trigger(harness: Harness, **job: Any) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
 from airflow_provider_jojokey.payments.decision import Conflict, Decision, Pay, Reconcile, Reuse, Wait, decide
 from airflow_provider_jojokey.payments.receipt import Receipt
-
-from .examples import ATTEMPT
-from .examples import OWNER as ME
+from tests.support.examples import ATTEMPT
+from tests.support.examples import OWNER as ME
 
 RETRY = replace(ME, try_number=2, ti_id="ti-2")
 TUESDAY = replace(ME, run_id="tuesday", ti_id="ti-3")

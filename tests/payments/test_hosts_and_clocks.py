@@ -6,13 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from store import fault_proxy
-from store.fault_proxy import FaultProxy
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.payments import liveness
-
-from .harness import Harness, Killed, name_of
+from tests.support import fault_proxy
+from tests.support.fault_proxy import FaultProxy
+from tests.support.harness import Harness, Killed, name_of
 
 SKEWS = [-3600, -600, -20, 20, 600, 3600]
 

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from loopback import Exchange
 
 from airflow_provider_jojokey import exceptions
-
-from .harness import Harness, name_of
-from .scripted import (
+from tests.support.harness import Harness, name_of
+from tests.support.loopback import Exchange
+from tests.support.scripted import (
     TOKENS,
     Behaviour,
     ScriptedGateway,

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from loopback import Exchange, Server
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.exceptions import JojoKeyError
@@ -17,8 +16,8 @@ from airflow_provider_jojokey.payments import evidence, send
 from airflow_provider_jojokey.payments.attempt import Outcome
 from airflow_provider_jojokey.sandbox import Gateway
 from airflow_provider_jojokey.store import spool as spools
-
-from .harness import Harness, name_of
+from tests.support.harness import Harness, name_of
+from tests.support.loopback import Exchange, Server
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from store import fault_proxy
-from store.fault_proxy import FaultProxy, Forward, Request, Response, on, times
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.payments import receipt_store
 from airflow_provider_jojokey.payments.job import Limit
 from airflow_provider_jojokey.store.s3 import ImageStore
-
-from .harness import Harness, name_of
+from tests.support import fault_proxy
+from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, on, times
+from tests.support.harness import Harness, name_of
 
 
 @pytest.fixture

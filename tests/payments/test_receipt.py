@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.receipt import MAX_UNBILLED, Receipt, ReceiptUnreadable, total_usage
-
-from .examples import ATTEMPT, FULL
-from .examples import OWNER as ME
+from tests.support.examples import ATTEMPT, FULL
+from tests.support.examples import OWNER as ME
 
 RECEIPT = Receipt(
     "posters", "fox.png", "https://host", {"prompt": "a fox"}, (FULL, replace(ATTEMPT, id="1" * 32))

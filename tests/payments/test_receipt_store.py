@@ -8,9 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from store.buckets import BUCKET, Bucket, bucket_of
-from store.clients import client_to, store_in, store_of
-from store.fault_proxy import Fault, FaultProxy, answer, error, lose_response, on, times
 
 from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock, receipt_store
@@ -20,8 +17,10 @@ from airflow_provider_jojokey.payments.receipt_store import MAX_CONFLICTS, Recei
 from airflow_provider_jojokey.sandbox import S3Server
 from airflow_provider_jojokey.store import conditions
 from airflow_provider_jojokey.store.keys import Destination
-
-from .examples import attempt
+from tests.support.buckets import BUCKET, Bucket, bucket_of
+from tests.support.clients import client_to, store_in, store_of
+from tests.support.examples import attempt
+from tests.support.fault_proxy import Fault, FaultProxy, answer, error, lose_response, on, times
 
 _numbers = itertools.count()
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from store import fault_proxy
-from store.fault_proxy import FaultProxy
 
 from airflow_provider_jojokey.store import s3
-
-from .harness import Harness
+from tests.support import fault_proxy
+from tests.support.fault_proxy import FaultProxy
+from tests.support.harness import Harness
 
 MOST = 4
 """Requests for one image: look at the key or read the receipt, claim, upload, complete."""

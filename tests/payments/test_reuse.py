@@ -11,8 +11,7 @@ from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments.generate import ImageJob
 from airflow_provider_jojokey.payments.job import Limit
-
-from .harness import Harness, name_of
+from tests.support.harness import Harness, name_of
 
 
 def test_cleared_task_reuses_image_of_its_run(harness: Harness) -> None:

@@ -17,8 +17,7 @@ from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import host as hosts
 from airflow_provider_jojokey.store import spool as spools
-
-from .harness import DiesAfterResponse, Harness, Killed, name_of, when_asked
+from tests.support.harness import DiesAfterResponse, Harness, Killed, name_of, when_asked
 
 # --- S3 outages ------------------------------------------------------------------------------------------------------
 

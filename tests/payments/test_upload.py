@@ -7,14 +7,13 @@ import logging
 from typing import Any
 
 import pytest
-from loopback import Exchange
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.payments.job import Limit
-
-from .harness import Harness, when_asked
-from .scripted import TOKENS, ScriptedGateway
+from tests.support.harness import Harness, when_asked
+from tests.support.loopback import Exchange
+from tests.support.scripted import TOKENS, ScriptedGateway
 
 
 def put(harness: Harness, key: str, body: bytes) -> None:

@@ -1,4 +1,3 @@
-# ruff: noqa: F811  (fixtures of the operators' tests are these tests' as well)
 """An API server for all of these tests, and an empty database for each."""
 
 from __future__ import annotations
@@ -8,17 +7,11 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from operators.conftest import (  # noqa: F401
-    Airflow,
-    Store,
-    _gateway,
-    _stores,
-    airflow,
-    gateway,
-    store,
-)
 
-from plugins.world import Book, Server, api_server, aws
+from tests.support.airflow import Airflow, Store, _gateway, gateway
+from tests.support.api_server import Book, Server, api_server, aws
+
+__all__ = ["_gateway", "gateway"]
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from operators.conftest import BUCKET
 
-from plugins.world import Book, Server, picture, result, told
+from tests.support.airflow import BUCKET
+from tests.support.api_server import Book, Server, picture, result, told
 
 PLACE = "open/manual__1/image/-1"
 TASK = "/jojokey/api/dags/{dag}/runs/manual__1/tasks/image/-1"

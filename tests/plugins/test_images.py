@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from operators.conftest import BUCKET
 
-from plugins.world import Book, Server, picture, result, told
+from tests.support.airflow import BUCKET
+from tests.support.api_server import Book, Server, picture, result, told
 
 PATH = "/jojokey/images/a/manual__1/image/-1/0"
 SMALL = "/jojokey/thumbnails/a/manual__1/image/-1/0"

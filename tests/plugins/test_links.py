@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_jojokey.links.jojokey import s3_console_url
 from airflow_provider_jojokey.links.paths import tab_path
-from plugins.world import Book, Server
+from tests.support.api_server import Book, Server
 
 ONE = 'GenerateImageOperator(task_id="image", prompt="a fox", s3_key="s3://posters/{dag}.png"{more})'
 MAPPED = """

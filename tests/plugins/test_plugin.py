@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 import pytest
-from operators.conftest import Airflow, Store
-from test_imports import AIRFLOW_ITSELF, HEAVY, modules_after, within
 
-from plugins.world import Book, Server, api_server, aws, picture, result, told
+from tests.support.airflow import Airflow, Store
+from tests.support.api_server import Book, Server, api_server, aws, picture, result, told
+from tests.support.modules import AIRFLOW_ITSELF, HEAVY, modules_after, within
 
 
 def test_a_process_that_loads_the_plugin_loads_nothing_for_the_web() -> None:

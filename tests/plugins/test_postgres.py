@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.postgres import find, postgres
+from tests.support.postgres import find, postgres
 
 HERE = Path(__file__).resolve().parent
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plugins.world import Book, Server, picture, result, told
+from tests.support.api_server import Book, Server, picture, result, told
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 API = "/jojokey/api"

@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from operators.conftest import BUCKET
 
-from plugins.world import Book, Server, picture, result, told
+from tests.support.airflow import BUCKET
+from tests.support.api_server import Book, Server, picture, result, told
 
 
 def tab(

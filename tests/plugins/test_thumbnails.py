@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operators.conftest import BUCKET
 from PIL import Image
 
 from airflow_provider_jojokey.plugins.thumbnails import MAX_PIXELS, ThumbnailCache
 from airflow_provider_jojokey.results import StoredImage
-from plugins.world import Book, Server, picture, result, told
+from tests.support.airflow import BUCKET
+from tests.support.api_server import Book, Server, picture, result, told
 
 PATH = "/jojokey/thumbnails/a/manual__1/image/-1/0"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operators.conftest import BUCKET, Airflow, Store
 
-from plugins.world import Book, Server, api_server, aws, picture, result, told
+from tests.support.airflow import BUCKET, Airflow, Store
+from tests.support.api_server import Book, Server, api_server, aws, picture, result, told
 
 BACKEND = "airflow.providers.common.io.xcom.backend.XComObjectStorageBackend"
 Keep = Callable[..., Path]

@@ -7,10 +7,9 @@ import zipfile
 from typing import Any
 from urllib.parse import quote
 
-from operators.conftest import BUCKET
-
 from airflow_provider_jojokey.plugins import archive
-from plugins.world import Book, Server, picture, result, told
+from tests.support.airflow import BUCKET
+from tests.support.api_server import Book, Server, picture, result, told
 
 
 def put(store: Any, book: Book, dag_id: str, *keys: str, run_id: str = "manual__1") -> list[bytes]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import requests
 from PIL import Image
 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
-
-Post = Callable[..., requests.Response]
+from tests.support.sandbox_client import Post, post_to
 
 
 def small_png() -> bytes:
@@ -38,19 +37,6 @@ def artist() -> Iterator[Gateway]:
     """Draws what it is asked for."""
     with Gateway() as running:
         yield running
-
-
-def post_to(
-    gateway: Gateway, prompt: str = "a fox", *, timeout: float = 10, **body: Any
-) -> requests.Response:
-    headers = {"Authorization": f"Bearer {gateway.token}", **body.pop("headers", {})}
-    return requests.post(
-        f"{gateway.url}/v1/images/generations",
-        json={"model": "gpt-image-2", "prompt": prompt, **body},
-        headers=headers,
-        timeout=timeout,
-        allow_redirects=False,
-    )
 
 
 @pytest.fixture

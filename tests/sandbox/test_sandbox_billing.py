@@ -15,8 +15,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.sandbox import CASES, Gateway, read_ledger
-
-from .conftest import Post, post_to
+from tests.support.sandbox_client import Post, post_to
 
 
 def test_a_good_image_is_billed_once_at_its_price(gateway: Gateway, post: Post) -> None:

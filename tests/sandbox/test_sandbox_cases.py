@@ -14,8 +14,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.sandbox import CASES, Case, Gateway
-
-from .conftest import Post
+from tests.support.sandbox_client import Post
 
 WITH_STATUS = [case for case in CASES.values() if case.status is not None]
 HANGING = {"hang", "stalls", "sse_hang", "sse_open"}

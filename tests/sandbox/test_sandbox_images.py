@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_jojokey.sandbox import Gateway, draw_poster
-
-from .conftest import post_to
+from tests.support.sandbox_client import post_to
 
 
 def client_of(gateway: Gateway) -> openai.OpenAI:

@@ -55,7 +55,7 @@ def test_what_differs_from_the_request_is_a_warning(client: Client, case: str, w
     [
         ("avif", "an AVIF image"),
         ("cut_image", "cut short"),
-        ("not_an_image", "no image"),
+        ("not_an_image", "not a PNG, JPEG or WebP image"),
     ],
 )
 def test_what_cannot_be_used_is_kept_next_to_the_other_files(

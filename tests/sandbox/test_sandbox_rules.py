@@ -9,8 +9,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.sandbox import Gateway
-
-from .conftest import Post, post_to
+from tests.support.sandbox_client import Post, post_to
 
 GOOD: list[dict[str, Any]] = [
     {"size": "auto"},

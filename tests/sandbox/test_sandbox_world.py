@@ -23,8 +23,7 @@ from botocore.exceptions import ClientError
 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server, Sandbox, read_ledger
 from airflow_provider_jojokey.sandbox import s3 as s3_module
-
-from .conftest import post_to
+from tests.support.sandbox_client import post_to
 
 CLEAN = {
     name: value

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_provider_jojokey.sandbox import S3Server
-
-from .buckets import Bucket, bucket_of, moto_bucket
+from tests.support.buckets import Bucket, bucket_of, moto_bucket
 
 
 @pytest.fixture(scope="module")

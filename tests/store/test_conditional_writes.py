@@ -11,10 +11,9 @@ import pytest
 
 from airflow_provider_jojokey.store import conditions
 from airflow_provider_jojokey.store.s3 import Conditions, ImageStore
-
-from .buckets import BUCKET, Bucket
-from .clients import Sent, client_to, error_of, store_in, store_of
-from .fault_proxy import (
+from tests.support.buckets import BUCKET, Bucket
+from tests.support.clients import Sent, client_to, error_of, store_in, store_of
+from tests.support.fault_proxy import (
     Fault,
     FaultProxy,
     answer,

@@ -20,7 +20,6 @@ from urllib.parse import unquote, unquote_to_bytes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Server
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
@@ -35,10 +34,9 @@ from airflow_provider_jojokey.store.s3 import (
     translate_errors,
 )
 from airflow_provider_jojokey.store.server_clock import ServerClock
-
-from .buckets import BUCKET, Bucket, bucket_of
-from .clients import Sent, client_to, error_of, image_of, store_in, store_of
-from .fault_proxy import (
+from tests.support.buckets import BUCKET, Bucket, bucket_of
+from tests.support.clients import Sent, client_to, error_of, image_of, store_in, store_of
+from tests.support.fault_proxy import (
     Fault,
     FaultProxy,
     Request,
@@ -58,6 +56,7 @@ from .fault_proxy import (
     times,
     web_page,
 )
+from tests.support.loopback import Server
 
 _numbers = itertools.count()
 

@@ -12,13 +12,12 @@ import boto3
 import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.config import Config
-from loopback import Server
 
 from airflow_provider_jojokey.store import signing
 from airflow_provider_jojokey.store.s3 import ImageStore
-
-from .buckets import BUCKET, IMPATIENT, Bucket
-from .clients import client_to, image_of, store_of
+from tests.support.buckets import BUCKET, IMPATIENT, Bucket
+from tests.support.clients import client_to, image_of, store_of
+from tests.support.loopback import Server
 
 NOON = datetime.datetime(2026, 7, 30, 12, 0, 0)
 

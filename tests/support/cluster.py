@@ -16,9 +16,9 @@ from typing import IO, Any
 from urllib.parse import quote
 
 import psutil
-from plugins.postgres import postgres
 
-from .native import SERVICES, Container, Native
+from tests.support.native import SERVICES, Container, Native
+from tests.support.postgres import postgres
 
 STARTUP = 300.0
 PROGRAMS = ("redis-server", "redis-cli", "curl", "pg_isready")

@@ -18,7 +18,6 @@ from zlib import crc32
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from store.buckets import Bucket
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyUnknownOutcomeError
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
@@ -33,6 +32,7 @@ from airflow_provider_jojokey.store import host as hosts
 from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
 from airflow_provider_jojokey.store.server_clock import ServerClock
+from tests.support.buckets import Bucket
 
 _clients: dict[str, Any] = {}
 _this_host: ContextVar[Host | None] = ContextVar("_this_host", default=None)

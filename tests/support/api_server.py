@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from operators.conftest import BUCKET, Store
 from PIL import Image
 
 from airflow_provider_jojokey.results import XCOM_KEY
-from plugins.users import USERS
+from tests.support.airflow import BUCKET, Store
+from tests.support.users import USERS
 
 PASSWORD = "of-the-tests"
 STARTUP = 120.0
@@ -82,14 +82,13 @@ def api_server(home: Path, environment: dict[str, str], prefix: str = "") -> Ite
     passwords = home / "passwords.json"
     passwords.write_text(json.dumps(dict.fromkeys(USERS, PASSWORD)))
     url = f"http://127.0.0.1:{port}{prefix}"
-    here = Path(__file__).resolve().parent
     environ = {
         **os.environ,
         **environment,
-        "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
         "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__API_AUTH__JWT_SECRET": "of-the-tests-and-long-enough-for-a-signature-as-it-should-be-512-bits",
-        "AIRFLOW__CORE__AUTH_MANAGER": "plugins.users.AuthManagerOfTests",
+        "AIRFLOW__CORE__AUTH_MANAGER": "tests.support.users.AuthManagerOfTests",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{one}:{role}" for one, role in USERS.items()),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         "AIRFLOW__JOJOKEY__THUMBNAIL_DIRECTORY": str(home / "thumbnails"),

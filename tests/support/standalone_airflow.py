@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from standalone import environment_of, free_port, standalone
+from world import airflow_environment
+
 from airflow_provider_jojokey.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from standalone import environment_of, free_port, standalone  # noqa: E402
-from world import airflow_environment  # noqa: E402
 
 USER, PASSWORD = "admin", "a-password-of-these-tests"
 PATIENCE = 240.0
@@ -75,6 +73,13 @@ class Airflow:
         mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
         return f"{self.url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}{mapped}/plugin/jojokey-images"
 
+    def question(self, run_id: str, task_id: str) -> str:
+        """Wait until a task of ``poster_approval`` waits for a person, and return the address of its question."""
+        path = f"/api/v2/dags/poster_approval/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
+        # Before Airflow 3.3, a task that waits for a person is a deferred one.
+        until(lambda: self.call(path)["state"] in ("awaiting_input", "deferred"), f"{task_id} does not ask")
+        return f"{self.url}/dags/poster_approval/runs/{run_id}/tasks/{task_id}/required_actions"
+
     @property
     def gallery(self) -> str:
         """The address of the gallery."""
@@ -90,6 +95,18 @@ class Airflow:
         return True
 
 
+@dataclass(frozen=True)
+class Runs:
+    """The ids of runs that have ended."""
+
+    album: str
+    hostile: str
+    refused: str
+
+
+HOSTILE = 'Tea <script>hacked = 1</script><img src=x onerror="hacked = 2"> & "cake"'
+
+
 @contextmanager
 def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
     """Run Airflow with the repository's Dags and those of these tests; people log in with a password.
@@ -99,7 +116,7 @@ def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
     """
     dags = home / "dags"
     dags.mkdir()
-    for path in [*(ROOT / "dags").glob("*.py"), *(Path(__file__).parent / "dags").glob("*.py")]:
+    for path in [*(ROOT / "dags").glob("*.py"), *(ROOT / "tests" / "browser" / "dags").glob("*.py")]:
         shutil.copy(path, dags)
     # Unpaused, it would make today's poster by itself, and one of two posters of a day replaces the other.
     daily = dags / "poster_daily.py"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from loopback import Exchange, Server
+from tests.support.loopback import Exchange, Server
 
 Behaviour = Callable[["ScriptedGateway", Exchange, str], None]
 TOKENS = {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}
@@ -32,6 +32,9 @@ class ScriptedGateway:
         self.logs_charges = True
         self.log_status = 200
         self.log_reads = 0
+        self.status: dict[str, Any] | None = None
+        """The gateway's public settings; ``None``: it has no such route."""
+        self.status_reads = 0
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._server = Server(self._respond)
@@ -71,6 +74,9 @@ class ScriptedGateway:
             self.log_reads += 1
             body = json.dumps({"success": True, "message": "", "data": self.rows[::-1]}).encode()
             exchange.answer(self.log_status, body, Content_Type="application/json", X_Oneapi_Request_Id="log")
+        elif exchange.request.target == "/api/status" and self.status is not None:
+            self.status_reads += 1
+            exchange.answer(200, json.dumps({"data": self.status}).encode(), Content_Type="application/json")
         else:
             exchange.answer(404, b"{}", Content_Type="application/json", X_Oneapi_Request_Id="other")
 

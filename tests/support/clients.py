@@ -13,8 +13,7 @@ from botocore.handlers import add_expect_header
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.img2.images import Image, ImageFile
 from airflow_provider_jojokey.store.s3 import ImageStore
-
-from .buckets import IMPATIENT, Bucket
+from tests.support.buckets import IMPATIENT, Bucket
 
 
 def store_of(client: Any) -> ImageStore:

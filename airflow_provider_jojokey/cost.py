@@ -1,0 +1,300 @@
+"""What requests cost in money: prices, costs and their sums.
+
+Sums are exact: amounts are whole billionths (nanos) of a currency's unit, never floats. Costs in different
+currencies are never added up. A cost that follows from prices is *approximate*; one that the gateway's books show
+is not. Without usage and without a charge, a cost is unknown, which is not 0.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+NANOS = 10**9
+"""Nanos in one unit of a currency."""
+MAX_AMOUNT = 10**9
+"""No amount is larger, in units of its currency; a larger one is nonsense."""
+ABOUT = "≈"
+
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,100})?")
+_PRICES = ("text_input", "image_input", "image_output")
+_WANTED = "a JSON object with currency (such as USD), text_input, image_input and image_output"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An amount of money.
+
+    :param nanos: billionths of the currency's unit
+    :param currency: three letters (ISO 4217)
+    :param approximate: whether it follows from prices and not from what was charged
+    """
+
+    nanos: int
+    currency: str
+    approximate: bool = True
+
+    @property
+    def amount(self) -> Decimal:
+        """The amount in units of the currency, exactly."""
+        return Decimal(_written(self.nanos))
+
+    def __str__(self) -> str:
+        return f"{ABOUT} {self._exactly}" if self.approximate else self._exactly
+
+    @property
+    def _exactly(self) -> str:
+        """Return the currency and the amount with as many decimals as people need."""
+        return f"{self.currency} {_rounded(self.nanos)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values. The amount is text, because JSON readers turn numbers into floats."""
+        return {"amount": _written(self.nanos), "currency": self.currency, "approximate": self.approximate}
+
+    @classmethod
+    def from_json(cls, values: Any) -> Cost:
+        """Return the cost that :meth:`to_json` describes.
+
+        :raises ValueError: if it is not a cost
+        """
+        if not isinstance(values, Mapping) or not isinstance(values.get("amount"), str):
+            raise ValueError("a cost has no amount")
+        if not isinstance(values.get("approximate"), bool):
+            raise ValueError("a cost does not say whether it is approximate")
+        return cls(
+            to_nanos("amount", values["amount"]),
+            _currency(values.get("currency")),
+            values["approximate"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What several requests cost together.
+
+    :param amounts: one cost for each currency, sorted by currency
+    :param unknown: number of requests that were, or may have been, billed and whose cost is unknown
+    """
+
+    amounts: tuple[Cost, ...] = ()
+    unknown: int = 0
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(_by_currency((*self.amounts, *other.amounts)), self.unknown + other.unknown)
+
+    def without(self, part: Costs) -> Costs:
+        """Return the costs without ``part``, which was added before."""
+        negative = (Cost(-cost.nanos, cost.currency, False) for cost in part.amounts)
+        return Costs(_by_currency((*self.amounts, *negative)), max(0, self.unknown - part.unknown))
+
+    def __str__(self) -> str:
+        if not self.amounts:
+            return "unknown" if self.unknown else "nothing"
+        known = " + ".join(map(str, self.amounts))
+        if not self.unknown:
+            return known
+        return (
+            f"{known} and {self.unknown:,} {'request' if self.unknown == 1 else 'requests'} of unknown cost"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"amounts": [cost.to_json() for cost in self.amounts], "unknown": self.unknown}
+
+    @classmethod
+    def from_json(cls, values: Any) -> Costs:
+        """Return the costs that :meth:`to_json` describes.
+
+        :raises ValueError: if they are not costs
+        """
+        amounts = values.get("amounts") if isinstance(values, Mapping) else None
+        if not isinstance(amounts, (list, tuple)):
+            raise ValueError("costs have no list of amounts")
+        unknown = values.get("unknown", 0)
+        if type(unknown) is not int or not 0 <= unknown < 2**53:
+            raise ValueError("the number of unknown costs is not a number")
+        return cls(_by_currency(map(Cost.from_json, amounts)), unknown)
+
+
+def sum_of(costs: Iterable[Cost | None]) -> Costs:
+    """Return the sum of costs; ``None`` is an unknown cost."""
+    listed = list(costs)
+    return Costs(_by_currency(cost for cost in listed if cost is not None), listed.count(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices of a million tokens, in nanos of the currency's unit.
+
+    :param currency: three letters (ISO 4217)
+    :param text_input: tokens of the prompt
+    :param image_input: tokens of images in the request
+    :param image_output: tokens of generated images
+    """
+
+    currency: str
+    text_input: int
+    image_input: int
+    image_output: int
+
+    def cost_of(self, usage: Mapping[str, Any] | None) -> Cost | None:
+        """Return about what ``usage`` costs; ``None`` if it does not show input and output tokens.
+
+        :param usage: as normalized by :mod:`img2.usage`
+        """
+        tokens, details = _tokens(usage, "input_tokens"), (usage or {}).get("input_tokens_details")
+        output = _tokens(usage, "output_tokens")
+        if tokens is None or output is None or not tokens + output:
+            return None
+        images = _tokens(details, "image_tokens") or 0
+        text = max(0, tokens - images)
+        nanos = text * self.text_input + images * self.image_input + output * self.image_output
+        return Cost((nanos + 500_000) // 1_000_000, self.currency)
+
+    def to_json(self) -> dict[str, str]:
+        """Return what :func:`parse_prices` reads."""
+        return {"currency": self.currency, **{name: _written(getattr(self, name)) for name in _PRICES}}
+
+
+PUBLISHED = Prices("USD", text_input=5 * NANOS, image_input=8 * NANOS, image_output=30 * NANOS)
+"""The published list prices of gpt-image-2."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaUnit:
+    """What the gateway's unit of account, the quota, is worth.
+
+    :param per_unit: quota for one unit of the currency
+    :param currency: three letters (ISO 4217)
+    """
+
+    per_unit: Fraction
+    currency: str
+
+    def cost_of(self, quota: Any) -> Cost | None:
+        """Return exactly what ``quota`` is worth; ``None`` if it is not an amount."""
+        if type(quota) is not int or not 0 <= quota / self.per_unit <= MAX_AMOUNT:
+            return None
+        return Cost(round(quota * NANOS / self.per_unit), self.currency, approximate=False)
+
+    @classmethod
+    def from_status(cls, status: Mapping[str, Any]) -> QuotaUnit | None:
+        """Return the unit that the gateway's ``GET /api/status`` describes; ``None`` if it doesn't.
+
+        ``quota_per_unit`` is for one US dollar. A gateway that displays yuan also states its exchange rate.
+        """
+        per_dollar, rate = (_positive(status.get(name)) for name in ("quota_per_unit", "usd_exchange_rate"))
+        if per_dollar is None:
+            return None
+        if status.get("quota_display_type") == "CNY" and rate is not None:
+            return cls(per_dollar / rate, "CNY")
+        return cls(per_dollar, "USD")
+
+
+def parse_prices(value: Any, name: str) -> Prices | None:
+    """Return the prices that a setting holds; ``None`` if it is empty.
+
+    :param value: a dict, or JSON text
+    :param name: the setting's name, for the error
+    :raises ValueError: if they can't be understood
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = json.loads(value, parse_float=str, parse_int=str)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{name} is not JSON: write {_WANTED}") from None
+    if not value:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be {_WANTED}, not {type(value).__name__}")
+    if unknown := [str(key)[:40] for key in value if key not in ("currency", *_PRICES)]:
+        raise ValueError(f"{name} has the unknown key {unknown[0]!r}: write {_WANTED}")
+    if missing := [key for key in ("currency", *_PRICES) if key not in value]:
+        raise ValueError(f"{name} has no {missing[0]}: write {_WANTED}")
+    try:
+        currency = _currency(value["currency"])
+        return Prices(currency, **{price: to_nanos(price, value[price]) for price in _PRICES})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def to_nanos(name: str, value: Any) -> int:
+    """Return an amount of money in nanos.
+
+    :param name: its name, for the error
+    :param value: a number from 0, or one as text
+    :raises ValueError: if it is anything else
+    """
+    nanos = -1
+    if isinstance(value, str):
+        if _NUMBER.fullmatch(value.strip()):
+            nanos = round(Fraction(value.strip()) * NANOS)
+    elif isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        # Not the float's binary value: people who write 0.1 mean 0.1.
+        exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+        if exact.is_finite() and 0 <= exact <= MAX_AMOUNT:
+            nanos = 0 if exact.adjusted() < -20 else round(Fraction(exact) * NANOS)
+    if not 0 <= nanos <= MAX_AMOUNT * NANOS:
+        raise ValueError(
+            f"{name} must be an amount of money from 0 to {MAX_AMOUNT:,}, not {str(value)[:40]!r}"
+        )
+    return nanos
+
+
+def _currency(value: Any) -> str:
+    if not isinstance(value, str) or not _CURRENCY.fullmatch(value):
+        raise ValueError(f"currency must be three capital letters such as USD, not {str(value)[:40]!r}")
+    return value
+
+
+def _positive(value: Any) -> Fraction | None:
+    try:
+        nanos = to_nanos("", value)
+    except ValueError:
+        return None
+    return Fraction(nanos, NANOS) if nanos else None
+
+
+def _by_currency(costs: Iterable[Cost]) -> tuple[Cost, ...]:
+    """Return one cost for each currency. A sum is approximate if any part of it is."""
+    sums: dict[str, Cost] = {}
+    for cost in costs:
+        known = sums.get(cost.currency)
+        sums[cost.currency] = (
+            cost
+            if known is None
+            else Cost(known.nanos + cost.nanos, cost.currency, known.approximate or cost.approximate)
+        )
+    return tuple(sums[currency] for currency in sorted(sums))
+
+
+def _tokens(usage: Any, name: str) -> int | None:
+    value = usage.get(name) if isinstance(usage, Mapping) else None
+    return value if type(value) is int and value >= 0 else None
+
+
+def _written(nanos: int) -> str:
+    """Return an amount exactly, without trailing zeros."""
+    whole, rest = divmod(abs(nanos), NANOS)
+    decimals = f".{rest:09d}".rstrip("0.") if rest else ""
+    return f"{'-' if nanos < 0 else ''}{whole}{decimals}"
+
+
+def _rounded(nanos: int) -> str:
+    """Return an amount for people: cents, and below one unit four decimals, as a small image costs less than a cent."""
+    if nanos >= NANOS or nanos == 0:
+        cents = (nanos + 5_000_000) // 10_000_000
+        return f"{cents // 100:,}.{cents % 100:02d}"
+    parts = (nanos + 50_000) // 100_000
+    if not parts:
+        return "<0.0001"
+    text = f"{parts // 10_000}.{parts % 10_000:04d}"
+    return text[:-2] if text.endswith("00") else text

@@ -1,0 +1,172 @@
+"""What attempts cost: from prices, or from the gateway's books."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from payments.harness import Harness
+from payments.scripted import ScriptedGateway, billed_and_lost, failing, without_usage
+
+from airflow_provider_jojokey import exceptions
+from airflow_provider_jojokey.cost import Cost, Costs
+from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.results import Result
+
+STATUS = {"quota_per_unit": 500_000, "quota_display_type": "USD"}
+LISTED = Cost(5_930_000, "USD")  # 10 tokens of text at $5, and 196 of an image at $30 a million
+CHARGED = Cost(1_400_000, "USD", approximate=False)  # 700 of quota
+PRICES = {"currency": "CNY", "text_input": 0, "image_input": 0, "image_output": 100}
+
+
+@pytest.fixture
+def scripted(harness: Harness, png: bytes) -> Iterator[ScriptedGateway]:
+    with ScriptedGateway(png) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def on_scripted(harness: Harness, scripted: ScriptedGateway) -> Harness:
+    harness.connect(host=scripted.url)
+    return harness
+
+
+def cost_of(manifest: dict[str, Any]) -> Costs:
+    return Costs.from_json(manifest["cost"])
+
+
+def test_image_costs_what_the_list_says(
+    on_scripted: Harness, scripted: ScriptedGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted.status = STATUS
+    with caplog.at_level(logging.INFO):
+        manifest = on_scripted.run()
+    assert cost_of(manifest) == Costs((LISTED,))
+    assert on_scripted.receipt().attempts[0].cost == LISTED
+    assert "206 tokens, ≈ USD 0.0059 (request ID" in caplog.text
+    # Nothing but the paid request is sent for it.
+    assert (scripted.posts, scripted.log_reads, scripted.status_reads) == (1, 0, 0)
+
+
+def test_connection_prices_take_precedence(
+    on_scripted: Harness, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = {"currency": "EUR", "text_input": 0, "image_input": 0, "image_output": 50}
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__PRICE_PER_MILLION", json.dumps(configured))
+    assert cost_of(on_scripted.run(key="a.png")).amounts == (Cost(9_800_000, "EUR"),)
+    for number, written in enumerate((PRICES, json.dumps(PRICES))):
+        on_scripted.connect(host=scripted.url, price_per_million=written)
+        assert cost_of(on_scripted.run(key=f"{number}.png")).amounts == (Cost(19_600_000, "CNY"),)
+
+
+@pytest.mark.parametrize("place", ["connection", "configuration"])
+def test_invalid_prices_fail_before_anything_is_sent(
+    on_scripted: Harness, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "connection":
+        on_scripted.connect(host=scripted.url, price_per_million={**PRICES, "image_output": -1})
+    else:
+        monkeypatch.setenv("AIRFLOW__JOJOKEY__PRICE_PER_MILLION", '{"currency": "USD"}')
+    error = on_scripted.fail()
+    assert isinstance(error, exceptions.JojoKeyFailure)
+    assert "price_per_million" in str(error)
+    assert scripted.posts == 0
+    assert on_scripted.objects() == []
+
+
+def test_reply_without_usage_costs_what_the_log_shows(
+    on_scripted: Harness, scripted: ScriptedGateway
+) -> None:
+    scripted.status, scripted.behaviours = STATUS, [without_usage]
+    manifest = on_scripted.run()
+    assert cost_of(manifest) == Costs((CHARGED,))
+    attempt = on_scripted.receipt().attempts[0]
+    assert attempt.cost == CHARGED
+    assert attempt.charge == {"quota": 700, "amount": "0.0014", "currency": "USD"}
+
+
+@pytest.mark.parametrize("status", [None, {}, {"quota_per_unit": 0}, {"quota_per_unit": "many"}])
+def test_charge_without_a_unit_is_unknown(
+    on_scripted: Harness, scripted: ScriptedGateway, status: dict[str, Any] | None
+) -> None:
+    scripted.status, scripted.behaviours = status, [without_usage]
+    assert cost_of(on_scripted.run()) == Costs((LISTED,))  # from the log's tokens
+    assert on_scripted.receipt().attempts[0].charge == {"quota": 700}
+
+
+def test_no_usage_and_no_charge_is_unknown_and_not_0(
+    on_scripted: Harness, scripted: ScriptedGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted.logs_charges, scripted.behaviours = False, [without_usage]
+    with caplog.at_level(logging.INFO):
+        manifest = on_scripted.run()
+    assert cost_of(manifest) == Costs((), unknown=1)
+    assert on_scripted.receipt().attempts[0].cost is None
+    assert "cost unknown (request ID" in caplog.text
+
+
+def test_lost_response_costs_what_the_log_shows(on_scripted: Harness, scripted: ScriptedGateway) -> None:
+    """Its request ID is in the response's head only, so the charge is known once the log is read with it."""
+    scripted.status, scripted.behaviours = STATUS, [billed_and_lost]
+    error = on_scripted.fail()
+    assert error.billed == "unknown"
+    assert error.cost == {"amounts": [], "unknown": 1}
+    result = Result.from_error(error, prompt="a fox", aws_conn_id=None)
+    read = Result.from_xcom(json.loads(json.dumps(result.to_xcom())))
+    assert read is not None
+    assert read.cost == Costs((), 1)
+
+
+def test_unbilled_request_costs_nothing(on_scripted: Harness, scripted: ScriptedGateway) -> None:
+    scripted.behaviours = [failing()]
+    error = on_scripted.fail()
+    assert (error.billed, error.cost) == ("no", {"amounts": [], "unknown": 0})
+    assert on_scripted.receipt().attempts[0].cost is None
+
+
+def test_reused_image_costs_nothing_again(on_scripted: Harness) -> None:
+    paid = on_scripted.run(reuse="always")
+    again = on_scripted.run(reuse="always", try_number=2)
+    other_run = on_scripted.run(reuse="always", run="tuesday")
+    assert cost_of(paid) == cost_of(again) == Costs((LISTED,))
+    assert cost_of(other_run) == Costs()
+
+
+def test_recorded_cost_stays_when_prices_change(on_scripted: Harness, scripted: ScriptedGateway) -> None:
+    on_scripted.kill()
+    on_scripted.run(try_number=2)
+    on_scripted.connect(host=scripted.url, price_per_million=PRICES)
+    assert cost_of(on_scripted.run(try_number=3)) == Costs((LISTED,))
+    attempt = on_scripted.receipt().attempts[0]
+    assert attempt.priced(None, attempt).cost == LISTED
+
+
+def test_different_currencies_are_not_added_up(on_scripted: Harness, scripted: ScriptedGateway) -> None:
+    on_scripted.run(reuse="never")
+    on_scripted.connect(host=scripted.url, price_per_million=PRICES)
+    manifest = on_scripted.run(reuse="never", try_number=2)
+    assert cost_of(manifest) == Costs((Cost(19_600_000, "CNY"), LISTED))
+
+
+def test_receipt_of_an_earlier_version_has_no_cost(on_scripted: Harness) -> None:
+    on_scripted.run()
+    receipt = on_scripted.receipt()
+    document = json.loads(receipt.to_json())
+    for attempt in document["attempts"]:
+        del attempt["cost"]
+    old = Receipt.from_json(json.dumps(document).encode())
+    assert old.attempts == (replace(receipt.attempts[0], cost=None),)
+    assert old.cost_of(receipt.attempts[0].owner) == Costs((), unknown=1)
+
+
+@pytest.mark.parametrize("cost", [7, [], "1", {}, {"amount": 1, "currency": "USD", "approximate": True}])
+def test_damaged_cost_makes_a_receipt_unreadable(on_scripted: Harness, cost: Any) -> None:
+    on_scripted.run()
+    document = json.loads(on_scripted.receipt().to_json())
+    document["attempts"][0]["cost"] = cost
+    with pytest.raises(ValueError, match="not a receipt"):
+        Receipt.from_json(json.dumps(document).encode())

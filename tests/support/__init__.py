@@ -1,0 +1,1 @@
+"""What several test files share: servers, clients, stores, and the harnesses around them."""

@@ -1,0 +1,201 @@
+"""A real Airflow: its own database, a folder of Dags, `dag.test()`; and the servers it talks to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from airflow_provider_jojokey.sandbox import Gateway, S3Server
+
+BUCKET = "posters"
+
+
+@dataclass
+class Run:
+    """What came of a Dag run."""
+
+    run_id: str
+    state: str
+    states: dict[tuple[str, int], str] = field(default_factory=dict)
+    xcoms: dict[tuple[str, int, str], Any] = field(default_factory=dict)
+    tries: dict[tuple[str, int], int] = field(default_factory=dict)
+    labels: dict[tuple[str, int], str | None] = field(default_factory=dict)
+
+    def xcom(self, key: str = "return_value", task: str = "image", map_index: int = -1) -> Any:
+        return self.xcoms.get((task, map_index, key))
+
+
+def dags_of(path: Path) -> dict[str, Any]:
+    """Return the Dags of a file."""
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag
+
+    bag = DagBag(path)
+    assert not bag.import_errors, bag.import_errors
+    return bag.dags
+
+
+class Airflow:
+    """Runs Dags that are written as files, as people write them."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / "dags"
+        self.folder.mkdir(exist_ok=True)
+
+    def write(self, name: str, content: str) -> Path:
+        path = self.folder / name
+        path.write_text(textwrap.dedent(content), encoding="utf-8")
+        return path
+
+    def run(self, dag_id: str, body: str, conf: dict[str, Any] | None = None, **dag: Any) -> Run:
+        """Run a Dag whose tasks are ``body``; it ends when the run ends, retries included."""
+        arguments = "".join(f", {name}={value!r}" for name, value in dag.items())
+        source = (
+            "from datetime import datetime, timedelta\n"
+            "from airflow.sdk import DAG, task\n"
+            "from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator\n"
+            f"with DAG({dag_id!r}, schedule=None, start_date=datetime(2026, 1, 1){arguments}):\n"
+            + textwrap.indent(textwrap.dedent(body), "    ")
+        )
+        return self.run_file(dag_id, self.write(f"{dag_id}.py", source), conf)
+
+    def run_file(self, dag_id: str, path: Path, conf: dict[str, Any] | None = None, **test: Any) -> Run:
+        dag_run = dags_of(path)[dag_id].test(run_conf=conf, **test)
+        return self._result(dag_run)
+
+    def _result(self, dag_run: Any) -> Run:
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        run = Run(dag_run.run_id, str(dag_run.state))
+        with create_session() as session:
+            where = {"dag_id": dag_run.dag_id, "run_id": dag_run.run_id}
+            for ti in session.scalars(select(TaskInstance).filter_by(**where)):
+                run.states[ti.task_id, ti.map_index] = str(ti.state)
+                run.tries[ti.task_id, ti.map_index] = ti.try_number
+                run.labels[ti.task_id, ti.map_index] = ti.rendered_map_index
+            for row in session.scalars(select(XComModel).filter_by(**where)):
+                run.xcoms[row.task_id, row.map_index, row.key] = XComModel.deserialize_value(row)
+        return run
+
+
+@pytest.fixture(scope="session")
+def airflow() -> Airflow:
+    subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=subprocess.DEVNULL, timeout=300
+    )
+    return Airflow(Path(os.environ["AIRFLOW_HOME"]))
+
+
+@pytest.fixture(scope="session")
+def _gateway() -> Iterator[Gateway]:
+    with Gateway() as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    """The stand-in, forgetful, and a connection to it that does not wait for long."""
+    _gateway.reset()
+    connection = {
+        "conn_type": "jojokey",
+        "host": _gateway.url,
+        "password": _gateway.token,
+        "extra": {"connect_timeout": 2, "read_timeout": 20, "max_resend_wait": 1, "max_resends": 1},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_JOJOKEY_DEFAULT", json.dumps(connection))
+    return _gateway
+
+
+@dataclass
+class Store:
+    """An S3 server, looked at from outside the provider."""
+
+    name: str
+    client: Any
+    connection: dict[str, Any]
+
+    def objects(self, prefix: str = "") -> dict[str, bytes]:
+        listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+        return {
+            one["Key"]: self.client.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in listed
+        }
+
+    def receipt(self, key: str) -> dict[str, Any]:
+        body = self.client.get_object(Bucket=BUCKET, Key=f"_jojokey/{key}.json")["Body"]
+        return json.loads(body.read())
+
+
+@pytest.fixture(scope="session")
+def _stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Store]]:
+    from moto.server import ThreadedMotoServer
+
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    with S3Server(tmp_path_factory.mktemp("s3")) as rclone:
+        stores = {
+            "moto": _store("moto", f"http://{host}:{port}", "testing", "testing-key", {}),
+            "rclone": _store(
+                "rclone", rclone.endpoint_url, rclone.access_key, rclone.secret_key, rclone.client_settings
+            ),
+        }
+        yield stores
+    moto.stop()
+
+
+def _store(name: str, endpoint: str, key: str, secret: str, settings: dict[str, Any]) -> Store:
+    from botocore.config import Config
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        region_name="us-east-1",
+        config=Config(**settings),
+    )
+    client.create_bucket(Bucket=BUCKET)
+    extra = {"endpoint_url": endpoint, "region_name": "us-east-1", "config_kwargs": settings}
+    return Store(name, client, {"conn_type": "aws", "login": key, "password": secret, "extra": extra})
+
+
+def _chosen(stores: dict[str, Store], name: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = stores[name]
+    for listed in store.client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        store.client.delete_object(Bucket=BUCKET, Key=listed["Key"])
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(store.connection))
+    return store
+
+
+@pytest.fixture(params=["moto", "rclone"])
+def any_store(
+    request: pytest.FixtureRequest, _stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
+) -> Store:
+    """Each kind of store in turn: one that honours conditional writes, and one that does not."""
+    return _chosen(_stores, request.param, monkeypatch)
+
+
+@pytest.fixture
+def store(_stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> Store:
+    return _chosen(_stores, "moto", monkeypatch)
+
+
+@pytest.fixture
+def plain_store(_stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store that keeps plain files, and does not honour conditional writes."""
+    return _chosen(_stores, "rclone", monkeypatch)

@@ -1,0 +1,51 @@
+"""Test files import no test files: what they share is in tests/support."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the full names of the modules that a file imports, and of what it imports from them."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (start, node.module)))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def is_test_file(name: str) -> bool:
+    return name == "conftest" or name.startswith("test_")
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+def own_modules(path: Path) -> set[str]:
+    """Return the modules of tests/ that a file imports."""
+    found = {name if is_module(name) else name.rpartition(".")[0] for name in imported(path)}
+    return {name for name in found if name.startswith("tests.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_imports_a_test_file(path: Path) -> None:
+    assert [name for name in own_modules(path) if is_test_file(name.rpartition(".")[2])] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shared_modules_are_in_tests_support(path: Path) -> None:
+    folder = ".".join(path.relative_to(ROOT).parts[:-1])
+    elsewhere = [name for name in own_modules(path) if not name.startswith(("tests.support", folder + "."))]
+    assert elsewhere == []
