@@ -142,7 +142,7 @@ def _grouped(
 
 
 def _added_up(found: list[Sum]) -> dict[str, Any]:
-    row: dict[str, Any] = {name: 0 for name in COUNTS}
+    row: dict[str, Any] = dict.fromkeys(COUNTS, 0)
     nanos: dict[tuple[str, bool], int] = {}
     unknown = 0
     for one in found:

@@ -13,18 +13,15 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time, timedelta
-from functools import cache
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import (
-    BigInteger,
     Date,
-    Double,
     Numeric,
     Text,
     and_,
@@ -219,17 +216,17 @@ class Sum:
     failed: int = 0
     paid: str = "no"
     tokens: tuple[int, int, int] = (0, 0, 0)
-    cost: Costs = Costs()
+    cost: Costs = field(default_factory=Costs)
     unread: int = 0
 
 
 def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
     """Yield sums over all results that the filter selects. Several may be of one day, Dag and model.
 
-    SQLite and PostgreSQL add up themselves, some ten times as fast as Python. Results with anything unexpected
-    in them, and those on MySQL, are read and checked one by one.
+    PostgreSQL adds up itself. Results with anything unexpected in them, and those in other databases, which parse
+    the value for each part of it, are read and checked one by one.
     """
-    if session.get_bind().dialect.name not in ("sqlite", "postgresql"):
+    if session.get_bind().dialect.name != "postgresql":
         yield from _read_sums(session, wanted)
         return
     value = XComModel.value
@@ -246,7 +243,7 @@ def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
     rows = (
         select(
             case((is_plain, 1), else_=0).label("plain"),
-            _day(session, wanted.zone).label("day"),
+            cast(func.timezone(wanted.zone, XComModel.timestamp), Date).label("day"),
             XComModel.dag_id.label("dag_id"),
             *(text.label(name) for text, name in zip(texts, ("state", "model", "billed"), strict=True)),
             case((reused, 1), else_=0).label("reused"),
@@ -291,21 +288,34 @@ def _read_sums(session: Session, wanted: Filter, *conditions: ColumnElement[bool
     Only what adds up is read of each value: a tenth of it. Of values that a custom backend keeps elsewhere, the
     newest are read.
     """
-    value = XComModel.value
-    parts = [cast(_inside(session, value[name]), Text) for name in _ADDED_UP]
-    query = select(XComModel.timestamp, XComModel.dag_id, *parts).where(*_conditions(session, wanted))
+    query = select(XComModel.timestamp, XComModel.dag_id, _added_up(session)).where(
+        *_conditions(session, wanted)
+    )
     if conditions:  # false, or unknown
         query = query.where(func.coalesce(*conditions, True))
     rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
     elsewhere = 0
-    for timestamp, dag_id, *texts in rows:
-        values = dict(zip(_ADDED_UP, map(_json, texts), strict=True))
+    for timestamp, dag_id, text in rows:
+        values = dict(zip(_ADDED_UP, _json(text) or [None] * len(_ADDED_UP), strict=True))
         elsewhere += values["version"] is None
         result = Result.from_xcom({**values, "images": ()})
         if result is not None:
             yield _sum_of(result, _day_of(timestamp, wanted), dag_id)
     if elsewhere:
         yield from _sums_elsewhere(session, wanted)
+
+
+def _added_up(session: Session) -> ColumnElement[str]:
+    """Return an expression for a JSON array of what adds up in a value, with a single look into it."""
+    dialect = session.get_bind().dialect.name
+    if dialect == "postgresql":
+        return cast(func.jsonb_build_array(*(XComModel.value[name] for name in _ADDED_UP)), Text)
+    found = func.json_extract(XComModel.value, *(f"$.{name}" for name in _ADDED_UP))
+    if dialect == "sqlite":
+        return cast(_inside(session, found), Text)
+    return cast(
+        func.json_array(*(func.json_extract(XComModel.value, f"$.{name}") for name in _ADDED_UP)), Text
+    )
 
 
 def _sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
@@ -363,21 +373,11 @@ def _one_cost(session: Session) -> _Cost:
     )
     approximate = _inside(session, cast(value[(*first, "approximate")], Text))
     whole, unknown = _whole(session, "cost", "unknown")
-    if session.get_bind().dialect.name == "sqlite":
-        kind = _inside(session, func.json_type(value, "$.cost.amounts"))
-        second = _inside(session, func.json_type(value, "$.cost.amounts[1]"))
-        is_amount = and_(
-            amount.op("GLOB")("[0-9]*"), not_(amount.op("GLOB")("*[^0-9.]*")), func.length(amount) < 16
-        )
-        is_currency = currency.op("GLOB")("[A-Z][A-Z][A-Z]")
-        # A double holds so short an amount exactly enough for billionths.
-        nanos = cast(func.round(cast(amount, Double) * NANOS), BigInteger)
-    else:
-        kind = func.jsonb_typeof(value[("cost", "amounts")])
-        second = value[("cost", "amounts", 1)].as_string()
-        is_amount = amount.regexp_match(r"^[0-9]{1,9}(\.[0-9]{1,9})?$")
-        is_currency = currency.regexp_match("^[A-Z]{3}$")
-        nanos = cast(amount, Numeric) * NANOS
+    kind = func.jsonb_typeof(value[("cost", "amounts")])
+    second = value[("cost", "amounts", 1)].as_string()
+    is_amount = amount.regexp_match(r"^[0-9]{1,9}(\.[0-9]{1,9})?$")
+    is_currency = currency.regexp_match("^[A-Z]{3}$")
+    nanos = cast(amount, Numeric) * NANOS
     is_known = func.coalesce(kind, "") == "array"
     is_one = and_(is_amount, is_currency, approximate.in_(("true", "false", "1", "0")), second.is_(None))
     is_none = and_(amount.is_(None), currency.is_(None), approximate.is_(None))
@@ -563,44 +563,6 @@ def _whole(session: Session, *path: str) -> tuple[ColumnElement[bool], ColumnEle
         is_whole = kind.regexp_match("^[0-9]{1,15}$")
         number = cast(kind, Numeric(20))
     return or_(kind == "null", is_whole), case((is_whole, number), else_=0)
-
-
-def _day(session: Session, zone: str) -> ColumnElement[Any]:
-    """Return an expression for the day on which a result was written."""
-    if session.get_bind().dialect.name == "postgresql":
-        return cast(func.timezone(zone, XComModel.timestamp), Date)
-    minutes = [(since, f"{minutes:+d} minutes") for since, minutes in _offsets(zone)]
-    (_, first), *changes = minutes
-    if not changes:
-        return func.date(XComModel.timestamp, first)
-    newest_first = [(XComModel.timestamp >= since, text) for since, text in reversed(changes)]
-    return func.date(XComModel.timestamp, case(*newest_first, else_=first))
-
-
-@cache
-def _offsets(zone: str) -> list[tuple[datetime, int]]:
-    """Return the changes of a zone's distance from UTC, in minutes, for ten years."""
-    info = ZoneInfo(zone)
-
-    def minutes(at: datetime) -> int:
-        return int((at.astimezone(info).utcoffset() or timedelta()).total_seconds()) // 60
-
-    at, step = _OFFSETS_SINCE, timedelta(days=7)
-    found = [(at, minutes(at))]
-    for _ in range(52 * 15):
-        if minutes(at + step) != found[-1][1]:
-            low, high = at, at + step
-            while high - low > timedelta(minutes=1):
-                middle = low + (high - low) / 2
-                low, high = (middle, high) if minutes(middle) == found[-1][1] else (low, middle)
-            # Zones change at whole minutes.
-            change = (low + timedelta(seconds=59)).replace(second=0, microsecond=0)
-            found.append((change, minutes(high)))
-        at += step
-    return found
-
-
-_OFFSETS_SINCE = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def _offset(cursor: str | None) -> int:

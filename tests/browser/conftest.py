@@ -90,6 +90,18 @@ def context(browser: Browser, cookies: Any) -> Iterator[BrowserContext]:
     context.close()
 
 
+@pytest.fixture(params=["light, English", "dark, Chinese"])
+def themed(request: pytest.FixtureRequest, browser: Browser, cookies: Any) -> Iterator[Page]:
+    """A page in one theme and one language."""
+    theme, language = request.param.split(", ")
+    with browser.new_context(storage_state=cookies, viewport=SIZE, color_scheme=theme) as context:
+        chosen = {"theme": theme, "i18nextLng": {"English": "en", "Chinese": "zh-CN"}[language]}
+        for name, value in chosen.items():
+            context.add_init_script(f"localStorage.setItem({name!r}, {value!r})")
+        context.set_default_timeout(PATIENCE)
+        yield context.new_page()
+
+
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
     """A page of a person who is logged in; no test may leave an error in its console, or run a prompt."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from browser.conftest import PATIENCE, SIZE
 from tests.support.standalone_airflow import Airflow, Runs
 
 CARD = ".jojokey-card"
@@ -31,18 +29,6 @@ def violations(page: Page, *selectors: str) -> list[str]:
         for rule in found.response["violations"]
         for node in rule["nodes"]
     ]
-
-
-@pytest.fixture(params=["light, English", "dark, Chinese"])
-def themed(request: pytest.FixtureRequest, browser: Browser, cookies: Any) -> Iterator[Page]:
-    """A page in one theme and one language."""
-    theme, language = request.param.split(", ")
-    with browser.new_context(storage_state=cookies, viewport=SIZE, color_scheme=theme) as context:
-        chosen = {"theme": theme, "i18nextLng": {"English": "en", "Chinese": "zh-CN"}[language]}
-        for name, value in chosen.items():
-            context.add_init_script(f"localStorage.setItem({name!r}, {value!r})")
-        context.set_default_timeout(PATIENCE)
-        yield context.new_page()
 
 
 def gallery(page: Page, airflow: Airflow, runs: Runs) -> str:

@@ -142,7 +142,7 @@ def test_failure_of_unknown_cost_is_shown_the_same_way_everywhere(page: Page, ai
     expect(page.locator(".jojokey-table .jojokey-badge").first).to_have_text("Failed, perhaps paid")
     page.goto(f"{airflow.gallery}?run_id={quote(run_id)}")
     expect(page.locator(f"{CARD} .jojokey-badge")).to_have_text("Failed, perhaps paid")
-    expect(page.locator(f"{CARD} .jojokey-card-foot")).to_contain_text("Tokens unknown")
+    expect(page.locator(f"{CARD} .jojokey-card-foot")).to_contain_text("1 request of unknown cost")
     expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 perhaps paid")
 
 
@@ -248,6 +248,8 @@ def test_the_gallery_is_filtered_and_its_address_can_be_shared(
     assert loaded(page, f"{CARD} img") > 0
     assert "/jojokey/thumbnails/" in page.locator(f"{CARD} img").first.evaluate("one => one.currentSrc")
 
+    page.get_by_role("button", name="Filter", exact=True).click()
+    page.get_by_role("menuitem", name="Dag").click()
     page.get_by_label("Dag", exact=True).select_option("album")
     expect(page.locator(CARD)).to_have_count(4)
     expect(page.get_by_role("heading", name="18 Images")).to_be_visible()
@@ -296,8 +298,10 @@ def test_the_gallery_is_walked_by_keyboard(page: Page, airflow: Airflow, runs: R
     met = []
     for _ in range(30):
         page.keyboard.press("Tab")
-        met.append(page.evaluate("document.activeElement.name || document.activeElement.className"))
-    for name in ("dag_id", "run_id", "day_from", "day_to", "jojokey-picture", "jojokey-card-title"):
+        met.append(
+            page.evaluate("document.activeElement.name || document.activeElement.className.split(' ').at(-1)")
+        )
+    for name in ("jojokey-pill", "sort", "jojokey-picture", "jojokey-card-title"):
         assert name in met
 
 

@@ -1,5 +1,5 @@
 // Two small charts: what was spent by day, and by Dag.
-import { compact, count, day, localDay, number } from "./format.js";
+import { compact, count, day, localDay, money, number } from "./format.js";
 import { h, useMemo } from "./react.js";
 import { t } from "./text.js";
 
@@ -55,7 +55,8 @@ function nameOf(bar, unit) {
 }
 
 function costOf(one) {
-  return `${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
+  const cost = one.cost?.amounts.length ? `${money(one.cost)} · ` : "";
+  return `${cost}${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
 }
 
 // A chart of a single day or Dag says nothing that the totals don't say.
@@ -132,7 +133,11 @@ function TokensByDag({ byDag, onChange }) {
         { className: "jojokey-rail", "aria-hidden": true },
         h("span", { style: { inlineSize: `${one.tokens ? Math.max(1, (one.tokens / most) * 100) : 0}%` } }),
       ),
-      h("span", { className: "jojokey-number", title: number(one.tokens) }, compact(one.tokens)),
+      h(
+        "span",
+        { className: "jojokey-number", title: number(one.tokens) },
+        one.cost?.amounts.length ? money(one.cost) : compact(one.tokens),
+      ),
     );
   return h(
     "section",

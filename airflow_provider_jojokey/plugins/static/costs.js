@@ -1,6 +1,6 @@
 // What was spent by Dag, model and day, as a table and as CSV.
 import { costsUrl, getCosts } from "./api.js";
-import { day, number } from "./format.js";
+import { day, money, number } from "./format.js";
 import { ButtonLink, Failure, Spinner } from "./parts.js";
 import { h, useEffect, useState } from "./react.js";
 import { t } from "./text.js";
@@ -49,7 +49,9 @@ function Rows({ rows, filters }) {
         h(
           "thead",
           null,
-          h("tr", null, ["Day", "Dag", "Model", "Images", "Tokens"].map((name) => h("th", { key: name, scope: "col" }, t(name)))),
+          h("tr", null, ["Day", "Dag", "Model", "Images", "Tokens", "Cost"].map((name, at) =>
+            h("th", { key: name, scope: "col", className: at > 2 ? "jojokey-number" : undefined }, t(name)),
+          )),
         ),
         h(
           "tbody",
@@ -62,7 +64,8 @@ function Rows({ rows, filters }) {
               h("td", null, row.dag_id),
               h("td", null, row.model ?? "–"),
               h("td", { className: "jojokey-number" }, number(row.images)),
-              h("td", { className: "jojokey-number" }, number(row.tokens)),
+              h("td", { className: "jojokey-number" }, number(row.total_tokens)),
+              h("td", { className: "jojokey-number" }, money(row.cost)),
             ),
           ),
         ),

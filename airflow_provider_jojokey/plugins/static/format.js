@@ -15,6 +15,20 @@ export function count(value, one, many) {
   return t(value === 1 ? one : many, { n: number(value) });
 }
 
+// Costs as the server has them: an amount for each currency, "≈" before those that follow from prices, and the number
+// of requests whose cost is unknown. Null if nothing is known.
+export function money(costs) {
+  if (!costs) return null;
+  const amounts = costs.amounts.map(({ amount, currency, approximate }) => {
+    const value = Number(amount);
+    const digits = value && value < 1 ? { maximumFractionDigits: 4 } : {};
+    const style = { style: "currency", currency, currencyDisplay: "code", ...digits };
+    return `${approximate ? "≈ " : ""}${new Intl.NumberFormat(language(), style).format(value)}`;
+  });
+  if (costs.unknown) amounts.push(count(costs.unknown, "{n} request of unknown cost", "{n} requests of unknown cost"));
+  return amounts.join(" + ") || t("No cost");
+}
+
 export function fileSize(bytes) {
   if (!Number.isFinite(bytes)) return "";
   const units = ["byte", "kilobyte", "megabyte", "gigabyte"];

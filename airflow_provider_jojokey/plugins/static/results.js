@@ -1,5 +1,5 @@
 // A result as a card, as it stands in the gallery, under a mapped task and in a batch.
-import { count } from "./format.js";
+import { count, money } from "./format.js";
 import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
 import { h } from "./react.js";
@@ -91,9 +91,13 @@ function Pictures({ card, onOpen }) {
   );
 }
 
+function tokensOf(card) {
+  const tokens = card.usage?.total_tokens ?? 0;
+  return tokens || card.paid === "no" ? count(tokens, "{n} token", "{n} tokens") : t("Tokens unknown");
+}
+
 // :title distinguishes the card from its neighbours: a Dag in the gallery, an index under a mapped task.
 export function Card({ card, title, subtitle, onOpen, selection }) {
-  const tokens = card.usage?.total_tokens ?? 0;
   const failed = card.state === "failed" && !card.images.length;
   const entries = selection ? entriesOf(card) : [];
   return h(
@@ -120,7 +124,7 @@ export function Card({ card, title, subtitle, onOpen, selection }) {
         "div",
         { className: "jojokey-card-foot" },
         card.made_at && h(Time, { iso: card.made_at, relative: true }),
-        h("span", null, tokens || card.paid === "no" ? count(tokens, "{n} token", "{n} tokens") : t("Tokens unknown")),
+        h("span", { title: card.cost && tokensOf(card) }, money(card.cost) ?? tokensOf(card)),
       ),
     ),
   );

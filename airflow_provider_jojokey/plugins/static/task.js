@@ -1,6 +1,6 @@
 // The tab "Images" of a task instance: what it made, what it cost, and every attempt.
 import { getTask, isUnderWay } from "./api.js";
-import { count, fileSize, number, seconds } from "./format.js";
+import { count, fileSize, money, number, seconds } from "./format.js";
 import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
 import {
   AppLink,
@@ -289,6 +289,7 @@ function Facts({ result, console }) {
             ` = ${t("{in} in + {out} out", { in: number(usage.input_tokens), out: number(usage.output_tokens) })}`,
           ),
       ),
+      h(Fact, { label: t("Cost") }, money(result.cost)),
       h(Fact, { label: t("Generated in") }, result.seconds === null ? null : seconds(result.seconds)),
       h(Fact, { label: t("Images") }, result.count > 1 ? number(result.count) : null),
       h(Fact, { label: t("Model") }, result.model),

@@ -176,4 +176,8 @@ export const zh = {
   "This is the beginning of a longer prompt. The receipt in S3 has all of it.": "这是较长提示词的开头，S3 中的收据包含全文。",
   "{n} image selected": "已选 {n} 张图片",
   "{n} images selected": "已选 {n} 张图片",
+  Cost: "费用",
+  "No cost": "无费用",
+  "{n} request of unknown cost": "{n} 个请求费用未知",
+  "{n} requests of unknown cost": "{n} 个请求费用未知",
 };
