@@ -46,6 +46,7 @@ def facts(result: Result) -> dict[str, Any]:
         "request_id": result.request_id,
         "created": result.created,
         "reused": result.reused,
+        "derived_from": result.derived_from,
         "receipt": result.receipt,
         "error": result.error,
         "message": result.message,

@@ -233,7 +233,9 @@ def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
     numbers = [_whole(session, *path) for path in (("count",), *(("usage", name) for name in _TOKENS))]
     texts = [_inside(session, value[name].as_string()) for name in ("state", "model", "billed")]
     version = _inside(session, cast(value["version"], Text))
-    reused = _inside(session, cast(value["reused"], Text)).in_(("true", "1"))
+    reused = or_(
+        cast(value["reused"], Text) == "true", func.coalesce(value["derived_from"].as_string(), "") != ""
+    )
     cost = _one_cost(session)
     is_plain = and_(
         version == "1", texts[0].in_(("complete", "failed")), cost.is_plain, *(plain for plain, _ in numbers)
@@ -405,7 +407,7 @@ def _is_elsewhere(session: Session) -> ColumnElement[bool]:
     return func.coalesce(version, "null") == "null"
 
 
-_ADDED_UP = ("version", "state", "model", "count", "usage", "cost", "billed", "reused")
+_ADDED_UP = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
 
 
 def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:

@@ -225,6 +225,9 @@ export function BillBadge({ result, always = false }) {
   if (result.reused) {
     return h(Badge, { kind: "muted", title: t("An earlier attempt had paid for it: nothing was billed again.") }, t("Reused"));
   }
+  if (result.derived_from) {
+    return h(Badge, { kind: "muted", title: t("It was made of a paid image, without another payment.") }, t("Derived"));
+  }
   return always && h(Badge, { kind: "success", title: t("These tokens were billed to this task.") }, t("Paid"));
 }
 

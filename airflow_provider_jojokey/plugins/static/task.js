@@ -295,6 +295,16 @@ function Facts({ result, console }) {
       h(Fact, { label: t("Model") }, result.model),
       h(Fact, { label: t("Size") }, result.size?.replace("x", " × ")),
       h(Fact, { label: t("Quality") }, result.quality),
+      h(
+        Fact,
+        { label: t("Derived from") },
+        result.derived_from &&
+          h(
+            AppLink,
+            { to: galleryOf({ dagId: result.dag_id, runId: result.run_id }), className: "jojokey-link", title: result.derived_from },
+            result.derived_from.split("/").pop(),
+          ),
+      ),
       h(Fact, { label: t("Made") }, result.made_at && h(Time, { iso: result.made_at })),
       h(
         Fact,
@@ -462,7 +472,7 @@ function Mapped({ task, answer }) {
 }
 
 function galleryOf({ dagId, runId, taskId }) {
-  const query = new URLSearchParams({ dag_id: dagId, run_id: runId, task_id: taskId });
+  const query = new URLSearchParams({ dag_id: dagId, run_id: runId, ...(taskId && { task_id: taskId }) });
   return new URL(`../../plugin/jojokey-gallery?${query}`, import.meta.url).href;
 }
 

@@ -180,4 +180,7 @@ export const zh = {
   "No cost": "无费用",
   "{n} request of unknown cost": "{n} 个请求费用未知",
   "{n} requests of unknown cost": "{n} 个请求费用未知",
+  Derived: "派生",
+  "Derived from": "派生自",
+  "It was made of a paid image, without another payment.": "由已付费的图片制作，未再次付费。",
 };
