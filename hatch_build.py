@@ -1,4 +1,4 @@
-"""Complete the package's metadata: links to the repository, and a long description that works without it."""
+"""Generate the package's metadata: links to the repository, and a long description without relative links."""
 
 from __future__ import annotations
 

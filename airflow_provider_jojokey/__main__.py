@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_jojokey``: the commands of ``airflow jojokey``, for Airflow before 3.2 as well."""
+"""``python -m airflow_provider_jojokey``: the commands of ``airflow jojokey``, also for Airflow before 3.2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     :param arguments: without the program's name; by default those of the process
-    :raises SystemExit: with the exit code, where that is not 0
+    :raises SystemExit: with the exit code, if it is not 0
     """
     options = _parser().parse_args(arguments)
     options.func(options)
@@ -27,16 +27,16 @@ def _parser() -> argparse.ArgumentParser:
     assert isinstance(group, GroupCommand)
     parser = argparse.ArgumentParser(prog="python -m airflow_provider_jojokey", description=group.help)
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
-    for one in group.subcommands:
+    for definition in group.subcommands:
         command = commands.add_parser(
-            one.name,
-            help=one.help,
-            description=getattr(one, "description", None) or one.help,
-            epilog=getattr(one, "epilog", None),
+            definition.name,
+            help=definition.help,
+            description=getattr(definition, "description", None) or definition.help,
+            epilog=getattr(definition, "epilog", None),
         )
-        for argument in getattr(one, "args", ()):
+        for argument in getattr(definition, "args", ()):
             argument.add_to_parser(command)
-        command.set_defaults(func=getattr(one, "func", None))
+        command.set_defaults(func=getattr(definition, "func", None))
     return parser
 
 

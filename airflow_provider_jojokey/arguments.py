@@ -1,7 +1,7 @@
-"""Convert an operator's arguments to the types they need, whatever a template rendered.
+"""Convert an operator's rendered arguments to the types they need.
 
-Templates render to text. With ``render_template_as_native_obj=True`` they render to any Python object, and
-values from upstream tasks keep the types that these tasks returned.
+Templates render to text, or to any Python object with ``render_template_as_native_obj=True``. Values from upstream
+tasks keep their types.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DEFAULTS: Mapping[str, Any] = {
     "replace": False,
     "jojokey_conn_id": "jojokey_default",
 }
-"""Values of arguments that rendered to nothing."""
+"""Values for arguments that rendered to nothing."""
 
 _SCALARS = (int, float, Decimal, date, time, UUID, PurePath)
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
@@ -56,7 +56,7 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def is_literal(value: Any) -> bool:
-    """Return whether ``value`` is known when the Dag is parsed: no template, and not another task's result."""
+    """Return whether ``value`` is known when the Dag is parsed: neither a template nor another task's result."""
     if value is None or isinstance(value, (int, float)):
         return True
     if isinstance(value, str):
@@ -75,26 +75,26 @@ def filled(value: Any) -> Any:
     """Return ``value``, or ``None`` if a template rendered to nothing: ``"{{ params.background }}"``."""
     if isinstance(value, str) and value.strip() in ("", "None"):
         return None
-    return None if type(value).__module__ == "jinja2.runtime" else value  # an undefined variable, natively
+    return None if type(value).__module__ == "jinja2.runtime" else value  # undefined, from a native template
 
 
 def converted(name: str, value: Any) -> Any:
-    """Return the value of the argument ``name`` in the type it needs.
+    """Return the value of the argument ``name``, converted to its type.
 
-    :param value: what Airflow rendered; nothing (``None``, ``""``, ``"None"``) becomes the default
-    :raises ValueError: if it can't be converted, or ``prompt`` or ``s3_key`` is nothing
+    :param value: the rendered value; ``None``, ``""`` and ``"None"`` become the default
+    :raises ValueError: if it can't be converted, or ``prompt`` or ``s3_key`` is empty
     """
     convert = _CONVERTERS[name]
     value = filled(value)
     if value is None and name == "prompt":
-        raise ValueError("prompt is empty: say what to draw")
+        raise ValueError("prompt is empty: describe the image")
     if value is None and name == "s3_key":
-        raise ValueError("s3_key is empty and names no object: end it with a name such as hero.png")
+        raise ValueError("s3_key is empty: end it with a name such as hero.png")
     return DEFAULTS.get(name) if value is None else convert(name, value)
 
 
 def text(name: str, value: Any) -> str:
-    """Return text; numbers and dates are written as a template would write them.
+    """Return text. Numbers and dates are formatted as in a template.
 
     :raises ValueError: if it is anything else, or Airflow's database can't store it
     """
@@ -107,7 +107,7 @@ def text(name: str, value: Any) -> str:
 
 
 def whole_number(name: str, value: Any) -> Any:
-    """Return the number that a template, or a CSV file, gave as text.
+    """Return a whole number, which a template or a CSV file may provide as text.
 
     :raises ValueError: if it is not a whole number
     """
@@ -132,7 +132,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def mapping(name: str, value: Any) -> Mapping[str, Any]:
-    """Return a dict, which may be written as JSON or, as plain templates render it, as Python.
+    """Return a dict, which may be text: JSON, or the Python literal that a plain template renders.
 
     :raises ValueError: if it is not a dict
     """
@@ -154,7 +154,7 @@ def s3_parameters(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def rows(name: str, value: Any) -> Sequence[Any]:
-    """Return a list, which may be written as JSON or, as plain templates render it, as Python.
+    """Return a list, which may be text: JSON, or the Python literal that a plain template renders.
 
     :raises ValueError: if it is not a list
     """
@@ -165,7 +165,7 @@ def rows(name: str, value: Any) -> Sequence[Any]:
 
 
 def choice(choices: tuple[str, ...]) -> Callable[[str, Any], str]:
-    """Return a converter to one of some words."""
+    """Return a converter that accepts only these values."""
 
     def convert(name: str, value: Any) -> str:
         if value not in choices:
@@ -176,7 +176,7 @@ def choice(choices: tuple[str, ...]) -> Callable[[str, Any], str]:
 
 
 def _read(value: Any) -> Any:
-    """Return the list or dict that a text describes; anything else as it is."""
+    """Return the list or dict in a text. Return other values unchanged."""
     if not isinstance(value, str):
         return value
     for read in (json.loads, ast.literal_eval):

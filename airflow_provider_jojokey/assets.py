@@ -1,4 +1,4 @@
-"""What a task's asset events tell of its images: enough for the next Dag to find them without an XCom."""
+"""Add a task's images to its asset events, so that the next Dag finds them without an XCom."""
 
 from __future__ import annotations
 
@@ -14,53 +14,65 @@ if TYPE_CHECKING:
     from airflow.sdk import Asset
 
 MAX_URI = 1344
-"""Characters of an asset's URI, which is its name as well.
+"""Maximum length of an asset's URI, which is also its name.
 
-Airflow's columns have 1,500, but PostgreSQL's index over both has 2,704 bytes. A longer URI fails the task when it
-has succeeded.
+Airflow's columns hold 1,500 characters, but PostgreSQL's index over both columns holds 2,704 bytes. A longer URI
+would fail a task that has succeeded.
 """
 
-_TOLD = ("usage", "cost", "model", "size", "quality", "request_id", "fingerprint", "reused", "receipt")
-_TOLD_OF_BATCH = ("usage", "cost", "total", "made", "reused", "failed", "images", "manifest")
+_EVENT_FIELDS = (
+    "usage",
+    "cost",
+    "model",
+    "size",
+    "quality",
+    "request_id",
+    "fingerprint",
+    "reused",
+    "receipt",
+)
+_BATCH_EVENT_FIELDS = ("usage", "cost", "total", "made", "reused", "failed", "images", "manifest")
 
 log = logging.getLogger(__name__)
 
 
-def tell_of_images(context: Any, outlets: Iterable[Any], manifest: Mapping[str, Any]) -> None:
-    """Add to the events of a task's outlets what it has made.
+def add_image_event_extras(context: Any, outlets: Iterable[Any], manifest: Mapping[str, Any]) -> None:
+    """Add a task's images to the events of its outlets.
 
-    :param context: the task's
-    :param outlets: what the task declares: an ``Asset`` gets one event, an ``AssetAlias`` one for each image
-    :param manifest: what the operator returns
+    :param context: the task's context
+    :param outlets: the task's outlets: an ``Asset`` gets one event, an ``AssetAlias`` gets one for each image
+    :param manifest: the operator's return value
     """
     uris = [image["uri"] for image in manifest["images"]]
-    _tell(context, outlets, {"uris": uris, **{name: manifest.get(name) for name in _TOLD}}, uris)
+    _add_extras(
+        context, outlets, {"uris": uris, **{name: manifest.get(name) for name in _EVENT_FIELDS}}, uris
+    )
 
 
-def tell_of_batch(
+def add_batch_event_extras(
     context: Any, outlets: Iterable[Any], summary: Mapping[str, Any], uris: Sequence[str] | None
 ) -> None:
-    """Add to the events of a batch's outlets what it has made.
+    """Add a batch's images to the events of its outlets.
 
-    :param context: the task's
-    :param outlets: what the task declares
-    :param summary: what the operator returns
-    :param uris: the images' ``s3://`` places, or ``None`` if they are too many to list: then the event names the
-        manifest only, and an ``AssetAlias`` gets the manifest as its one asset
+    :param context: the task's context
+    :param outlets: the task's outlets
+    :param summary: the operator's return value
+    :param uris: the images' ``s3://`` URIs, or ``None`` if there are too many: then the event names only the
+        manifest, and an ``AssetAlias`` gets the manifest as its only asset
     """
-    extra = {name: summary.get(name) for name in _TOLD_OF_BATCH}
+    extra = {name: summary.get(name) for name in _BATCH_EVENT_FIELDS}
     if uris is not None:
-        _tell(context, outlets, {"uris": list(uris), **extra}, uris)
+        _add_extras(context, outlets, {"uris": list(uris), **extra}, uris)
     else:
-        _tell(context, outlets, extra, [summary["manifest"]] if summary.get("manifest") else [])
+        _add_extras(context, outlets, extra, [summary["manifest"]] if summary.get("manifest") else [])
 
 
 def asset_of(uri: str) -> Asset | None:
-    """Return the asset of an object in S3; ``None`` if its key is too long for one.
+    """Return the asset of an object in S3, or ``None`` if its key is too long.
 
-    The key is percent-encoded: a ``?`` or ``#`` in it would otherwise be lost, and MySQL takes ASCII only.
+    The key is percent-encoded, because ``?`` and ``#`` would get lost, and MySQL accepts only ASCII.
 
-    :param uri: its ``s3://`` place, as in the manifest
+    :param uri: its ``s3://`` URI, as in the manifest
     """
     from airflow.sdk import Asset
 
@@ -69,19 +81,19 @@ def asset_of(uri: str) -> Asset | None:
     return Asset(uri=encoded) if len(encoded) <= MAX_URI else None
 
 
-def _tell(context: Any, outlets: Iterable[Any], extra: dict[str, Any], uris: Sequence[str]) -> None:
+def _add_extras(context: Any, outlets: Iterable[Any], extra: dict[str, Any], uris: Sequence[str]) -> None:
     from airflow.sdk import Asset, AssetAlias
     from airflow.sdk.definitions.asset import AssetRef
 
     extra = storable(extra)
     for outlet in outlets:
         if not isinstance(outlet, (Asset, AssetAlias, AssetRef)):
-            continue  # what other tools put there is theirs
+            continue  # an outlet of another tool
         event = context["outlet_events"][outlet]
         if not isinstance(outlet, AssetAlias):
             event.extra.update(extra)
             continue
-        # An asset is one image: what was billed for all of them is not told again with each.
+        # Each asset is one image, so leave out the usage of all of them: it would be counted several times.
         rest = {name: value for name, value in extra.items() if name not in ("uris", "usage")}
         for uri in uris:
             try:
@@ -90,6 +102,6 @@ def _tell(context: Any, outlets: Iterable[Any], extra: dict[str, Any], uris: Seq
                 log.warning("No asset for %s: %s", uri, error)
                 continue
             if asset is None:
-                log.warning("No asset for %s: its key is too long for one.", uri)
+                log.warning("No asset for %s: its key is too long.", uri)
                 continue
             event.add(asset, extra={"uri": uri, **rest})

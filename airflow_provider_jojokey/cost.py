@@ -86,12 +86,15 @@ class Costs:
     unknown: int = 0
 
     def __add__(self, other: Costs) -> Costs:
-        return Costs(_by_currency((*self.amounts, *other.amounts)), self.unknown + other.unknown)
+        total = CostSum()
+        total.add_all(self)
+        total.add_all(other)
+        return total.total
 
     def without(self, part: Costs) -> Costs:
         """Return the costs without ``part``, which was added before."""
-        negative = (Cost(-cost.nanos, cost.currency, False) for cost in part.amounts)
-        return Costs(_by_currency((*self.amounts, *negative)), max(0, self.unknown - part.unknown))
+        negative = tuple(Cost(-cost.nanos, cost.currency, False) for cost in part.amounts)
+        return self + Costs(negative, -part.unknown)
 
     def __str__(self) -> str:
         if not self.amounts:
@@ -99,9 +102,7 @@ class Costs:
         known = " + ".join(map(str, self.amounts))
         if not self.unknown:
             return known
-        return (
-            f"{known} and {self.unknown:,} {'request' if self.unknown == 1 else 'requests'} of unknown cost"
-        )
+        return f"{known} + {self.unknown:,} {'request' if self.unknown == 1 else 'requests'} of unknown cost"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -119,13 +120,45 @@ class Costs:
         unknown = values.get("unknown", 0)
         if type(unknown) is not int or not 0 <= unknown < 2**53:
             raise ValueError("the number of unknown costs is not a number")
-        return cls(_by_currency(map(Cost.from_json, amounts)), unknown)
+        return Costs(sum_of(map(Cost.from_json, amounts)).amounts, unknown)
+
+
+class CostSum:
+    """Adds up costs, of which there may be many: only one sum for each currency is kept."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[int, bool]] = {}
+        self._unknown = 0
+
+    def add(self, cost: Cost | None) -> None:
+        """Add the cost of one request; ``None`` is unknown."""
+        if cost is None:
+            self._unknown += 1
+            return
+        nanos, approximate = self._sums.get(cost.currency, (0, False))
+        self._sums[cost.currency] = nanos + cost.nanos, approximate or cost.approximate
+
+    def add_all(self, costs: Costs) -> None:
+        """Add a sum."""
+        for cost in costs.amounts:
+            self.add(cost)
+        self._unknown += costs.unknown
+
+    @property
+    def total(self) -> Costs:
+        """The sum. It is approximate if any part of it is."""
+        return Costs(
+            tuple(Cost(nanos, name, about) for name, (nanos, about) in sorted(self._sums.items())),
+            self._unknown,
+        )
 
 
 def sum_of(costs: Iterable[Cost | None]) -> Costs:
-    """Return the sum of costs; ``None`` is an unknown cost."""
-    listed = list(costs)
-    return Costs(_by_currency(cost for cost in listed if cost is not None), listed.count(None))
+    """Return the sum of the costs of several requests; ``None`` is unknown."""
+    total = CostSum()
+    for cost in costs:
+        total.add(cost)
+    return total.total
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +268,9 @@ def to_nanos(name: str, value: Any) -> int:
     """
     nanos = -1
     if isinstance(value, str):
-        if _NUMBER.fullmatch(value.strip()):
-            nanos = round(Fraction(value.strip()) * NANOS)
+        if _NUMBER.fullmatch(text := value.strip()):
+            whole, _, decimals = text.partition(".")  # not a Fraction, which takes much longer
+            nanos = int(whole) * NANOS + int(decimals[:9].ljust(9, "0")) + (decimals[9:10] >= "5")
     elif isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         # Not the float's binary value: people who write 0.1 mean 0.1.
         exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
@@ -261,19 +295,6 @@ def _positive(value: Any) -> Fraction | None:
     except ValueError:
         return None
     return Fraction(nanos, NANOS) if nanos else None
-
-
-def _by_currency(costs: Iterable[Cost]) -> tuple[Cost, ...]:
-    """Return one cost for each currency. A sum is approximate if any part of it is."""
-    sums: dict[str, Cost] = {}
-    for cost in costs:
-        known = sums.get(cost.currency)
-        sums[cost.currency] = (
-            cost
-            if known is None
-            else Cost(known.nanos + cost.nanos, cost.currency, known.approximate or cost.approximate)
-        )
-    return tuple(sums[currency] for currency in sorted(sums))
 
 
 def _tokens(usage: Any, name: str) -> int | None:

@@ -1,7 +1,7 @@
-"""Exceptions that a task can end with.
+"""The exceptions of this provider.
 
-There is one class per kind of cause, so callbacks and retry policies can distinguish them. Classes that
-also derive from :class:`AirflowFailException` fail the task immediately, whatever its ``retries``.
+Each kind of error has its own class, so callbacks and retry policies can distinguish them. Classes that also
+derive from :class:`AirflowFailException` fail the task immediately, regardless of its ``retries``.
 
 An error is data. :func:`render` is the only place that turns it into text, in a fixed order: what
 happened, whether you were charged, what was kept, what to do, what a retry does.
@@ -18,19 +18,19 @@ from airflow_provider_jojokey.img2.errors import Billed, Img2Error, Kind
 
 
 class JojoKeyError(AirflowException):
-    """Generating images, or a step around it, failed.
+    """The task failed to generate or store images.
 
-    :param what: what happened, as sentences; charges and retries are rendered from the other facts
+    :param what: what happened, as sentences; :func:`render` adds charges and retries
     :param todo: what to do about it
-    :param billed: whether the request cost money: ``"no"``, ``"yes"`` or ``"unknown"``
+    :param billed: whether the request was billed: ``"no"``, ``"yes"`` or ``"unknown"``
     :param sent: whether this attempt sent a paid request
     :param reason: why ``billed`` has its value, without a full stop
-    :param detail: the words of the gateway or of S3, redacted
+    :param detail: the message of the gateway or of S3, redacted
     :param status_code: the HTTP status of the response, if there was one
     :param code: the response's ``error.code``, or Cloudflare's error number
     :param request_id: the gateway's request ID
     :param cf_ray: Cloudflare's ray ID
-    :param retry_after: seconds after which a retry makes sense, if known
+    :param retry_after: seconds after which a retry is useful, if known
     """
 
     retry: str = "A retry is safe: it does not pay twice."
@@ -68,11 +68,11 @@ class JojoKeyError(AirflowException):
         self.cost: dict[str, Any] | None = None
         """What the task has cost in its Dag run so far, as in the manifest, if known."""
         self.images: list[dict[str, Any]] | None = None
-        """Images that were received anyway and are in S3, as in the manifest."""
+        """Images that were received despite the error and are in S3, as in the manifest."""
         self.requested: int | None = None
         """Number of images that were requested."""
         self.kept: list[str] = []
-        """URIs of other things that were kept in S3: a preview, links, unknown image types."""
+        """URIs of other data that was kept in S3: a preview, links, files of unknown type."""
         self.spool: str | None = None
         """Folder on this host where paid images wait for S3."""
         self.receipt: str | None = None
@@ -138,21 +138,21 @@ def render(error: JojoKeyError) -> str:
     if error.spool:
         parts.append(
             f"The received images are safe on this host in {error.spool}. A retry on this host stores them "
-            "without paying again; a retry on another host can't reach them, and doesn't pay either."
+            "without paying again. A retry on another host can't reach them, but doesn't pay again either."
         )
     return " ".join(part for part in (*parts, error.todo) if part)
 
 
 def _what(error: JojoKeyError) -> str:
-    marks = {
+    identifiers = {
         "HTTP": error.status_code,
         "code": error.code,
         "request ID": error.request_id,
         "cf-ray": error.cf_ray,
     }
-    known = ", ".join(f"{name} {value}" for name, value in marks.items() if value)
-    words = (f" ({known})" if known else "") + (f': "{error.detail}"' if error.detail else "")
-    return f"{error.what.removesuffix('.')}{words}." if error.what else ""
+    known = ", ".join(f"{name} {value}" for name, value in identifiers.items() if value)
+    suffix = (f" ({known})" if known else "") + (f': "{error.detail}"' if error.detail else "")
+    return f"{error.what.removesuffix('.')}{suffix}." if error.what else ""
 
 
 def _charge(error: JojoKeyError) -> str:
@@ -160,9 +160,9 @@ def _charge(error: JojoKeyError) -> str:
         text = "Nothing was billed" if error.sent else "Nothing was sent or billed"
     else:
         text = "You were charged" if error.billed == "yes" else "You may have been charged"
-    because = f": {error.reason}" if error.reason else ""
+    reason = f": {error.reason}" if error.reason else ""
     earlier = " This attempt sent nothing." if error.billed != "no" and not error.sent else ""
-    return f"{text}{because}.{earlier}"
+    return f"{text}{reason}.{earlier}"
 
 
 def _uris(images: list[dict[str, Any]]) -> str:
@@ -258,7 +258,7 @@ class JojoKeyUnknownOutcomeError(JojoKeyError):
 
 
 class JojoKeyAlreadyBilledError(JojoKeyUnknownOutcomeError, AirflowFailException):
-    """An earlier attempt produced no images and was, or may have been, billed: a person decides."""
+    """An earlier attempt was or may have been billed without images. A person must decide whether to pay again."""
 
     retry = (
         "Airflow does not retry the task. To pay for a new image, clear the task with "
@@ -279,7 +279,7 @@ class JojoKeyReplyError(JojoKeyFailure):
 class JojoKeyStoreError(JojoKeyError):
     """S3 rejected a request or could not be reached.
 
-    :param transient: whether the same request may succeed later without anyone changing anything
+    :param transient: whether the same request may succeed later without any change
     """
 
     def __init__(self, what: str = "", todo: str = "", *, transient: bool = False, **facts: Any) -> None:
@@ -294,7 +294,7 @@ class JojoKeyReceiptError(JojoKeyFailure):
 
 
 class JojoKeyBudgetError(JojoKeyFailure):
-    """The request would exceed ``max_tokens`` or ``max_images``, and was not sent."""
+    """The request was not sent, because it would exceed a limit such as ``max_tokens`` or ``max_images``."""
 
     retry = "Airflow does not retry the task. Raise the limit and clear the task: only missing images are paid for."
 
@@ -306,7 +306,7 @@ class JojoKeyBatchError(JojoKeyError):
 
 
 class JojoKeyBatchFailure(JojoKeyBatchError, AirflowFailException):
-    """Some items of a batch failed, and a retry would help none of them."""
+    """Some items of a batch failed, and a retry would not help any of them."""
 
     retry = (
         "Airflow does not retry the task: these items would fail again. Fix their causes and clear the task: "

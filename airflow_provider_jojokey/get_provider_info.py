@@ -1,4 +1,4 @@
-"""What Airflow reads to know this provider. Read in many processes: it imports nothing heavy."""
+"""The provider's metadata. Many Airflow processes import this module, so it has no heavy imports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DISTRIBUTION = "airflow-provider-jojokey"
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the provider's metadata, after Airflow's ``provider_info.schema.json``."""
+    """Return the provider's metadata, as defined by Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": DISTRIBUTION,
         "name": "JojoKey",
@@ -59,11 +59,11 @@ def get_provider_info() -> dict[str, Any]:
         "cli": ["airflow_provider_jojokey.cli.definition.get_jojokey_commands"],
         "config": {
             "jojokey": {
-                "description": "Images from JojoKey: what holds for all tasks of a worker.",
+                "description": "Images from JojoKey: settings for all tasks of a worker.",
                 "options": {
                     "spool_directory": {
-                        "description": "Where images that were paid for wait until S3 has confirmed them. "
-                        "Empty: airflow-jojokey-UID in the temporary directory. In containers, a volume that "
+                        "description": "Where received images stay until S3 confirms them. "
+                        "Empty: airflow-jojokey-UID in the temporary directory. In containers, use a volume that "
                         "outlives the container.",
                         "version_added": "0.1.0",
                         "type": "string",
@@ -71,14 +71,14 @@ def get_provider_info() -> dict[str, Any]:
                         "default": "",
                     },
                     "spool_max_age": {
-                        "description": "Seconds after which images that nobody came back for are deleted.",
+                        "description": "Seconds after which unclaimed images are deleted.",
                         "version_added": "0.1.0",
                         "type": "float",
                         "example": None,
                         "default": "604800",
                     },
                     "upload_patience": {
-                        "description": "Seconds for which an outage of S3 is waited out, once images are paid for.",
+                        "description": "Seconds to wait for S3 during an outage, after images were paid.",
                         "version_added": "0.1.0",
                         "type": "float",
                         "example": None,
@@ -109,7 +109,7 @@ def get_provider_info() -> dict[str, Any]:
                         "default": "",
                     },
                     "thumbnail_directory": {
-                        "description": "Where the API server keeps small copies of the images that it shows. Empty: "
+                        "description": "Where the API server keeps small copies of the images it displays. Empty: "
                         "beside the spool, in the system's temporary directory.",
                         "version_added": "0.1.0",
                         "type": "string",
@@ -117,8 +117,8 @@ def get_provider_info() -> dict[str, Any]:
                         "default": "",
                     },
                     "thumbnail_cache_bytes": {
-                        "description": "What these copies may take together, in bytes; those not shown for longest "
-                        "are deleted first.",
+                        "description": "Maximum total size of these copies in bytes. The least recently displayed "
+                        "ones are deleted first.",
                         "version_added": "0.1.0",
                         "type": "integer",
                         "example": None,
@@ -140,7 +140,7 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "default_model": {
                         "label": "Default model",
-                        "description": "Used where an operator names no model. Empty: gpt-image-2.",
+                        "description": "The model if an operator does not name one. Empty: gpt-image-2.",
                         "schema": {"type": ["string", "null"]},
                     },
                     "connect_timeout": {
@@ -150,19 +150,19 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "read_timeout": {
                         "label": "Read timeout",
-                        "description": "Seconds of silence to bear. A high-quality image takes about two "
-                        "minutes, and an answer that is not waited for is billed all the same. Empty: 300.",
+                        "description": "Seconds to wait for the next byte. A high-quality image takes about two "
+                        "minutes. If the request times out, you are still billed. Empty: 300.",
                         "schema": {"type": ["number", "null"], "minimum": 1},
                     },
                     "max_resends": {
                         "label": "Resends",
-                        "description": "How often a request that surely was not billed (rate limit, no channel, "
-                        "gateway not reached) is sent again before Airflow's own retries. Empty: 2.",
+                        "description": "How many times to resend a request that definitely wasn't billed (rate limit, "
+                        "no channel, gateway not reached) before Airflow's own retries. Empty: 2.",
                         "schema": {"type": ["integer", "null"], "minimum": 0, "maximum": 10},
                     },
                     "max_resend_wait": {
                         "label": "Resend wait",
-                        "description": "Seconds that the waits between resends may take together. Empty: 60.",
+                        "description": "Maximum total seconds of waiting between resends. Empty: 60.",
                         "schema": {"type": ["number", "null"], "minimum": 0},
                     },
                     "price_per_million": {

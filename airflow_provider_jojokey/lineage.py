@@ -1,4 +1,4 @@
-"""What a task tells OpenLineage. Imported by OpenLineage's listener only: without it, nothing here is loaded."""
+"""The lineage of a task's images. Only OpenLineage's listener imports this module."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from airflow.providers.openlineage.extractors import OperatorLineage
 from airflow_provider_jojokey.store.keys import split_uri
 
 SCHEMA = "JojoKeyRunFacet-1-0-0.json"
-"""The facet's schema, which the API server hands out beside the UI's files."""
+"""The facet's schema, which the API server serves with the UI's files."""
 RUN_FACET = "jojokey"
-_SAME = ("model", "size", "quality", "seconds", "receipt", "manifest", "error")
+_COPIED_FIELDS = ("model", "size", "quality", "seconds", "receipt", "manifest", "error")
 
 
 @attr.define
 class JojoKeyRunFacet(RunFacet):
-    """What was asked for and what it cost.
+    """The request and its cost.
 
     :param model: the model
     :param size: ``"WIDTHxHEIGHT"`` in pixels, or ``"auto"``
     :param quality: as in the API
-    :param images: how many images there are
+    :param images: number of images
     :param reused: whether an earlier attempt had paid for them
-    :param inputTokens: billed to the task in its Dag run
-    :param outputTokens: billed to the task in its Dag run
-    :param totalTokens: billed to the task in its Dag run
-    :param seconds: how long the gateway took
-    :param requestId: the gateway's
-    :param receipt: the receipt's ``s3://`` place
-    :param manifest: the ``s3://`` place of a batch's list of all its images
-    :param error: the exception's class, where the task failed
+    :param inputTokens: input tokens billed to the task in its Dag run
+    :param outputTokens: output tokens billed to the task in its Dag run
+    :param totalTokens: tokens billed to the task in its Dag run
+    :param seconds: duration of the request
+    :param requestId: the gateway's request ID
+    :param receipt: the receipt's ``s3://`` URI
+    :param manifest: the ``s3://`` URI of a batch's manifest
+    :param error: the exception's class, if the task failed
     """
 
     model: str | None = attr.field(default=None)
@@ -60,25 +60,25 @@ class JojoKeyRunFacet(RunFacet):
 
         base = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
         if not base.startswith(("http://", "https://")):
-            base = "http://localhost:8080"  # where an API server is that was told nothing else
+            base = "http://localhost:8080"  # the API server's default
         return f"{base}/jojokey/static/{SCHEMA}#/$defs/JojoKeyRunFacet"
 
 
 def lineage_of(
-    told: Mapping[str, Any] | None, uris: Iterable[str] | None = None
+    result: Mapping[str, Any] | None, uris: Iterable[str] | None = None
 ) -> OperatorLineage[Any, Any]:
-    """Return the images as output datasets, and the model and the cost as a facet of the run.
+    """Return the images as output datasets, and the model and cost as a run facet.
 
-    :param told: what the task has told the UI, see :mod:`airflow_provider_jojokey.results`; ``None`` where it
-        has not come that far
-    :param uris: the images' ``s3://`` places, where ``told`` does not list all
+    :param result: the task's result for the UI, see :mod:`airflow_provider_jojokey.results`; ``None`` if it ended
+        before there was one
+    :param uris: the images' ``s3://`` URIs, if ``result`` does not list all of them
     """
-    if told is None:
+    if result is None:
         return OperatorLineage()
-    listed = {image["uri"]: image for image in told["images"]}
+    listed = {image["uri"]: image for image in result["images"]}
     return OperatorLineage(
         outputs=[_dataset(uri, listed.get(uri)) for uri in dict.fromkeys([*listed, *(uris or ())])],
-        run_facets={RUN_FACET: _facet(told)},
+        run_facets={RUN_FACET: _facet(result)},
     )
 
 
@@ -90,15 +90,15 @@ def _dataset(uri: str, image: Mapping[str, Any] | None) -> OutputDataset:
     return OutputDataset(namespace=f"s3://{bucket}", name=key, outputFacets=facets)
 
 
-def _facet(told: Mapping[str, Any]) -> JojoKeyRunFacet:
-    usage = told.get("usage") or {}
-    facts: dict[str, Any] = {name: told.get(name) for name in _SAME}
+def _facet(result: Mapping[str, Any]) -> JojoKeyRunFacet:
+    usage = result.get("usage") or {}
+    facts: dict[str, Any] = {name: result.get(name) for name in _COPIED_FIELDS}
     return JojoKeyRunFacet(
-        images=told["count"],
-        reused=bool(told.get("reused")),
+        images=result["count"],
+        reused=bool(result.get("reused")),
         inputTokens=usage.get("input_tokens"),
         outputTokens=usage.get("output_tokens"),
         totalTokens=usage.get("total_tokens"),
-        requestId=told.get("request_id"),
+        requestId=result.get("request_id"),
         **facts,
     )

@@ -1,4 +1,4 @@
-"""What a task reports to the UI: one small XCom next to the manifest.
+"""The result that a task reports to the UI: one small XCom next to the manifest.
 
 It repeats facts of the receipt and the manifest under its own key, because the gallery queries Airflow's
 database for the images of all Dags at once, and a key that only this package uses keeps that query fast. A
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 XCOM_KEY = "jojokey_images"
 VERSION = 1
 MAX_PROMPT = 2_000
-"""Characters of a prompt that it keeps; the receipt has all of it."""
+"""Maximum length of the prompt in the XCom. The receipt contains the whole prompt."""
 MAX_LISTED = 12
-"""Images of a batch that it lists; the manifest in S3 has all."""
+"""Maximum number of a batch's images in the XCom. The manifest in S3 lists all."""
 MAX_MESSAGE = 1_000
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")

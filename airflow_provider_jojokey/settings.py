@@ -1,4 +1,4 @@
-"""The provider's own settings, section ``[jojokey]`` of Airflow's configuration."""
+"""The provider's settings: section ``[jojokey]`` of Airflow's configuration."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def _thumbnail_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for all tasks of a worker.
+    """The settings for all tasks of a worker.
 
-    :param spool_directory: where images wait until S3 has confirmed them
-    :param spool_max_age: seconds after which images that nobody came back for are deleted
-    :param upload_patience: seconds for which an outage of S3 is waited out, once images are paid for
+    :param spool_directory: where received images stay until S3 confirms them
+    :param spool_max_age: seconds after which unclaimed images are deleted
+    :param upload_patience: seconds to wait for S3 during an outage, after images were paid
     :param longest_generation: seconds after which a generation of 1024x1024 in high quality has definitely ended;
         larger images take proportionally longer
     :param thumbnail_directory: where the API server keeps small copies of the images
-    :param thumbnail_cache_bytes: what they may take together
+    :param thumbnail_cache_bytes: maximum total size of these copies
     :param s3_extra_args: additional S3 parameters for every object, see :mod:`store.extra_args`
     """
 
@@ -48,7 +48,7 @@ class Settings:
         """Read Airflow's configuration.
 
         :raises ValueError: if ``s3_extra_args`` can't be used
-        :raises AirflowConfigException: if a number is none
+        :raises AirflowConfigException: if a number is invalid
         """
         from airflow.providers.common.compat.sdk import conf
 

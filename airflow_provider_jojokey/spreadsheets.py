@@ -23,7 +23,7 @@ from airflow_provider_jojokey.store.keys import bucket_problems, key_problems, s
 REQUIRED = ("prompt", "s3_key")
 DELIMITERS: tuple[str, ...] = (",", ";", "\t")
 MAX_PROBLEMS = 20
-"""Problems that an error lists; more are counted."""
+"""Maximum number of problems that an error lists."""
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -45,14 +45,14 @@ _WESTERN = frozenset("ŠšŽžŒœŸ€‚„…‘’“”–—•™\xa0¡£
 def read_requests(
     content: bytes, *, encoding: str | None = None, name: str = "The CSV file"
 ) -> list[dict[str, str]]:
-    """Return a request for each row of a CSV file; empty rows and cells are left out.
+    """Return a request for each row of a CSV file. Empty rows and cells are skipped.
 
     The columns are the options of a batch's items. ``prompt`` and ``s3_key`` are required. The delimiter is a comma,
     a semicolon or a tab, or what a first line such as ``sep=;`` says. All rows are checked, so that one error names
     everything to correct. Row 1 is the header, as in a spreadsheet.
 
     :param content: the file's bytes
-    :param encoding: by default UTF-8, UTF-16, GB18030 or Windows-1252, whichever fits
+    :param encoding: the encoding; by default UTF-8, UTF-16, GB18030 or Windows-1252 is detected
     :param name: what to call the file in errors
     :raises JojoKeyRequestError: if the file or a row can't be used
     """
@@ -85,7 +85,7 @@ def decode(content: bytes, encoding: str | None = None) -> str:
 
     Text that is valid in GB18030 and in Windows-1252 is Windows-1252 if all its words look Western European.
 
-    :param encoding: by default whichever fits
+    :param encoding: the encoding; by default it is detected
     :raises ValueError: if the encoding is unknown or doesn't fit
     """
     for mark, marked in _BOMS:

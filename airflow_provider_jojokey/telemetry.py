@@ -1,7 +1,7 @@
-"""Metrics through Airflow's own ``Stats``, and spans through OpenTelemetry, where somebody has switched them on.
+"""Metrics through Airflow's ``Stats`` and spans through OpenTelemetry, if they are enabled.
 
-Where nobody has, nothing is imported for them and nothing is called. Neither a prompt nor anything that is
-different for each run is ever in a name or a tag.
+If they are disabled, this module imports and calls nothing for them. Names and tags never contain a prompt or a
+value that differs for each run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ REQUEST_DURATION = "jojokey.request_duration"
 UPLOAD_BYTES = "jojokey.upload_bytes"
 UPLOAD_DURATION = "jojokey.upload_duration"
 
-LAST_WAIT = 5_000
-"""Milliseconds for which the end of a task's process waits for the collector of spans."""
+FLUSH_TIMEOUT = 5_000
+"""Milliseconds that a task's process waits at its end for the span collector."""
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ class Observer:
         return hook.generate(job.request, open_file, **options)
 
     def upload(self, bucket: str, key: str, size: int) -> AbstractContextManager[Any]:
-        """Return what an upload is wrapped in.
+        """Return a context manager for one upload.
 
-        :param size: in bytes
+        :param size: size in bytes
         """
         return nullcontext()
 
@@ -64,7 +64,7 @@ class Observer:
         """Record that paid images were reused."""
 
     def billed(self, usage: Mapping[str, Any] | None) -> None:
-        """Record tokens that are now known to be billed."""
+        """Record tokens that were billed."""
 
 
 @contextmanager
@@ -116,14 +116,14 @@ class _Observer(Observer):
                 self.span(f"generate_content {request.model}", attributes, client=True) as span,
                 ExitStack() as decoding,
             ):
-                generation = hook.generate(request, self._announced(open_file, decoding), **options)
+                generation = hook.generate(request, self._with_decode_span(open_file, decoding), **options)
                 if span is not None:
-                    with _harmless():
-                        _answered(span, generation)
+                    with _log_errors():
+                        _set_response(span, generation)
                 return generation
         finally:
             self._in_flight(-1)
-            self._took(REQUEST_DURATION, began)
+            self._record_duration(REQUEST_DURATION, began)
 
     @contextmanager
     def upload(self, bucket: str, key: str, size: int) -> Iterator[None]:
@@ -132,7 +132,7 @@ class _Observer(Observer):
         with self.span("upload", attributes, client=True):
             yield
         self.count(UPLOAD_BYTES, size)
-        self._took(UPLOAD_DURATION, began)
+        self._record_duration(UPLOAD_DURATION, began)
 
     def stored(self) -> None:
         self.count(IMAGES, 1)
@@ -140,7 +140,7 @@ class _Observer(Observer):
     def reused(self, images: int) -> None:
         self.count(IMAGES_REUSED, images)
         if self._tracer is not None:
-            with _harmless():
+            with _log_errors():
                 sys.modules["opentelemetry.trace"].get_current_span().set_attribute(
                     "jojokey.images.reused", images
                 )
@@ -154,19 +154,19 @@ class _Observer(Observer):
         """Add to a counter."""
         if self._stats is not None:
             more = {tag: _tag(tag, value) for tag, value in tags.items()}
-            with _harmless():
+            with _log_errors():
                 self._stats.incr(name, number, tags=self._tags | more)
 
     @contextmanager
     def span(self, name: str, attributes: Mapping[str, Any], client: bool = False) -> Iterator[Any]:
-        """Wrap something in a span; an error is told by its class, not by its message."""
+        """Run the block in a span, which records the class of an error but not its message."""
         if self._tracer is None:
             yield None
             return
         trace = sys.modules["opentelemetry.trace"]
         kind = trace.SpanKind.CLIENT if client else trace.SpanKind.INTERNAL
         span, stack = None, ExitStack()
-        with _harmless():
+        with _log_errors():
             span = stack.enter_context(
                 self._tracer.start_as_current_span(
                     name,
@@ -180,15 +180,15 @@ class _Observer(Observer):
             yield span
         except BaseException as error:
             if span is not None:
-                with _harmless():
-                    _failed(trace, span, error)
+                with _log_errors():
+                    _set_error(trace, span, error)
             raise
         finally:
-            with _harmless():
+            with _log_errors():
                 stack.close()
 
-    def _announced(self, open_file: OpenFile, decoding: ExitStack) -> OpenFile:
-        """Return ``open_file``, with a span that begins when the first image does."""
+    def _with_decode_span(self, open_file: OpenFile, decoding: ExitStack) -> OpenFile:
+        """Return an ``open_file`` that starts a span when the first image begins to arrive."""
         if self._tracer is None:
             return open_file
         begun = False
@@ -204,30 +204,31 @@ class _Observer(Observer):
 
     def _in_flight(self, change: int) -> None:
         if self._stats is not None:
-            with _harmless():
+            with _log_errors():
                 self._stats.gauge(IN_FLIGHT, change, delta=True, tags=self._tags)
 
-    def _took(self, name: str, began: float) -> None:
+    def _record_duration(self, name: str, began: float) -> None:
         if self._stats is not None:
-            with _harmless():
+            with _log_errors():
                 self._stats.timing(name, 1000 * (time.perf_counter() - began), tags=self._tags)
 
 
 @contextmanager
-def _harmless() -> Iterator[None]:
-    """Log an error of a metrics or tracing backend: it must not fail a task that has paid."""
+def _log_errors() -> Iterator[None]:
+    """Log errors of a metrics or tracing backend, which must not fail a task that has paid."""
     global _warned
     try:
         yield
     except Exception:
-        log.log(logging.DEBUG if _warned else logging.WARNING, "A metric or span is missing.", exc_info=True)
+        level = logging.DEBUG if _warned else logging.WARNING
+        log.log(level, "Could not record a metric or span.", exc_info=True)
         _warned = True
 
 
 _warned = False
 
 
-def _failed(trace: Any, span: Any, error: BaseException) -> None:
+def _set_error(trace: Any, span: Any, error: BaseException) -> None:
     span.set_attribute("error.type", type(error).__name__)
     span.set_status(trace.Status(trace.StatusCode.ERROR))
     for attribute, value in (
@@ -238,7 +239,7 @@ def _failed(trace: Any, span: Any, error: BaseException) -> None:
             span.set_attribute(attribute, value)
 
 
-def _answered(span: Any, generation: Generation) -> None:
+def _set_response(span: Any, generation: Generation) -> None:
     usage = generation.usage or {}
     for name, value in (
         ("gen_ai.response.model", generation.model),
@@ -251,7 +252,7 @@ def _answered(span: Any, generation: Generation) -> None:
 
 
 def _stats() -> Any:
-    """Return Airflow's ``Stats`` where ``[metrics]`` sends them anywhere."""
+    """Return Airflow's ``Stats`` if ``[metrics]`` enables a backend."""
     from airflow.providers.common.compat.sdk import conf
 
     if not any(conf.getboolean("metrics", switch, fallback=False) for switch in _SWITCHES):
@@ -262,7 +263,7 @@ def _stats() -> Any:
 
 
 def _tracer() -> Any:
-    """Return a tracer where OpenTelemetry was set up: by Airflow's ``[traces]``, or by whoever starts the worker."""
+    """Return a tracer if OpenTelemetry is set up, by Airflow's ``[traces]`` or by the worker's environment."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
@@ -276,11 +277,11 @@ def _tracer() -> Any:
 
 
 def _flush_at_exit(provider: Any) -> None:
-    """Airflow 3.1 ends a task's process with spans still waiting to be sent; newer ones leave none to this."""
+    """Flush spans when the process ends. Airflow 3.1 does not do that; for newer versions it has no effect."""
     flush = getattr(provider, "force_flush", None)
     if flush is not None:
-        atexit.unregister(flush)  # once is enough, however many orders there are
-        atexit.register(flush, LAST_WAIT)
+        atexit.unregister(flush)  # register once, even if there are many jobs
+        atexit.register(flush, FLUSH_TIMEOUT)
 
 
 def _tag(name: str, value: Any) -> str:

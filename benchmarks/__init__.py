@@ -1,1 +1,1 @@
-"""Measurements of what this package costs, beside what else there is. Run them from the checkout."""
+"""Benchmarks of this package and of alternatives. Run them from the checkout; README.md describes them."""

@@ -1,9 +1,9 @@
-"""One campaign in a process of its own, measured.
+"""Run one campaign in a separate process and measure it.
 
-It takes one line of JSON, ``{"way": …, "images": …, "in_flight": …, "delays": [from, to], "run": …}``, and
-answers with wall time, CPU and the growth of its peak memory. The ways: ``ours``, that is
-``GenerateImageBatchOperator.execute``; ``requests``, the vendor's example in a pool of threads; and ``openai``,
-the official SDK in one. The latter two write no receipts.
+The process reads a line of JSON, ``{"method": …, "images": …, "in_flight": …, "delays": [from, to], "run": …}``, and
+prints wall time, CPU and the growth of its peak memory. The methods are ``ours``
+(``GenerateImageBatchOperator.execute``), ``requests`` (the vendor's example in a pool of threads) and ``openai`` (the
+official SDK in a pool of threads). The latter two write no receipts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3  # noqa: F401 - so that what is measured are images, not imports
+import boto3  # noqa: F401 - imported before the measurement
 import requests
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
@@ -32,7 +32,7 @@ from benchmarks._contenders import TOKEN, _status
 
 
 def ours(run: str, items: list[dict[str, str]], in_flight: int, try_number: int = 1, **limits: int) -> int:
-    """Run the operator as Airflow does; return how many images were made."""
+    """Run the operator like Airflow; return the number of generated images."""
     operator = GenerateImageBatchOperator(
         task_id="posters",
         s3_bucket="images",
@@ -51,43 +51,43 @@ def ours(run: str, items: list[dict[str, str]], in_flight: int, try_number: int 
     return int(operator.execute({"ti": ti})["made"])  # type: ignore[typeddict-item]
 
 
-def in_threads(one: Any, items: list[dict[str, str]], in_flight: int) -> int:
-    """Do all items in a pool of threads; return how many were done."""
+def in_threads(generate: Any, items: list[dict[str, str]], in_flight: int) -> int:
+    """Generate all items in a pool of threads; return their number."""
     with ThreadPoolExecutor(in_flight) as pool:
-        return sum(1 for _ in pool.map(one, items))
+        return sum(1 for _ in pool.map(generate, items))
 
 
 def with_requests(run: str, items: list[dict[str, str]], in_flight: int) -> int:
-    """Go the way of the vendor's page: requests, ``.json()``, base64, ``put_object``."""
+    """Use the vendor's example: requests, ``.json()``, base64, ``put_object``."""
     api, s3 = _servers(in_flight)
 
-    def one(item: dict[str, str]) -> None:
-        answer = requests.post(
+    def generate(item: dict[str, str]) -> None:
+        response = requests.post(
             f"{api}/v1/images/generations",
             headers={"Authorization": f"Bearer {TOKEN}"},
             json={"model": "gpt-image-2", "prompt": item["prompt"], "response_format": "b64_json"},
             timeout=120,
         )
-        answer.raise_for_status()
-        content = base64.b64decode(answer.json()["data"][0]["b64_json"])
+        response.raise_for_status()
+        content = base64.b64decode(response.json()["data"][0]["b64_json"])
         s3.put_object(Bucket="images", Key=item["s3_key"], Body=content, ContentType="image/png")
 
-    return in_threads(one, items, in_flight)
+    return in_threads(generate, items, in_flight)
 
 
 def with_openai(run: str, items: list[dict[str, str]], in_flight: int) -> int:
-    """Go the way of the official SDK: base64, ``put_object``."""
+    """Use the official SDK, base64 and ``put_object``."""
     import openai
 
     api, s3 = _servers(in_flight)
     sdk = openai.OpenAI(api_key=TOKEN, base_url=f"{api}/v1", max_retries=0)
 
-    def one(item: dict[str, str]) -> None:
-        answer = sdk.images.generate(model="gpt-image-2", prompt=item["prompt"])
-        content = base64.b64decode(answer.data[0].b64_json)  # type: ignore[index, arg-type]
+    def generate(item: dict[str, str]) -> None:
+        response = sdk.images.generate(model="gpt-image-2", prompt=item["prompt"])
+        content = base64.b64decode(response.data[0].b64_json)  # type: ignore[index, arg-type]
         s3.put_object(Bucket="images", Key=item["s3_key"], Body=content, ContentType="image/png")
 
-    return in_threads(one, items, in_flight)
+    return in_threads(generate, items, in_flight)
 
 
 def _servers(in_flight: int) -> tuple[str, Any]:
@@ -99,24 +99,24 @@ def _servers(in_flight: int) -> tuple[str, Any]:
     return api, s3.get_client_type(region_name=s3.region_name, config=config)
 
 
-WAYS: dict[str, Any] = {"ours": ours, "requests": with_requests, "openai": with_openai}
+METHODS: dict[str, Any] = {"ours": ours, "requests": with_requests, "openai": with_openai}
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
+    results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Airflow's log goes to standard output
     logging.basicConfig(level=logging.INFO)
     for name in ("botocore", "urllib3", "boto3", "airflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    print(json.dumps({"ready": True}), flush=True, file=answers)
+    print(json.dumps({"ready": True}), flush=True, file=results)
     for line in sys.stdin:
         job = json.loads(line)
         Path("/proc/self/clear_refs").write_text("5")
         chance = random.Random(7)
         seconds = [round(chance.uniform(*job["delays"]), 3) for _ in range(job["images"])]
         items = [
-            {"prompt": f"poster {index} [takes {one} s]", "s3_key": f"{job['run']}/{index:04}.png"}
-            for index, one in enumerate(seconds)
+            {"prompt": f"poster {index} [takes {delay} s]", "s3_key": f"{job['run']}/{index:04}.png"}
+            for index, delay in enumerate(seconds)
         ]
         options: dict[str, int] = {}
         if done := job.get("done"):
@@ -127,9 +127,9 @@ def main() -> None:
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         cpu, wall = time.process_time(), time.monotonic()
-        made = WAYS[job["way"]](job["run"], items, job["in_flight"], **options)
+        made = METHODS[job["method"]](job["run"], items, job["in_flight"], **options)
         wall = time.monotonic() - wall
-        answer = {
+        result = {
             "made": made,
             "wall": wall,
             "ideal": sum(seconds) / min(job["in_flight"], job["images"]),
@@ -137,7 +137,7 @@ def main() -> None:
             "grown": _status("VmHWM") - before,
             "threads": threading.active_count(),
         }
-        print(json.dumps(answer), flush=True, file=answers)
+        print(json.dumps(result), flush=True, file=results)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A gateway that takes its time and an S3 that keeps receipts, for whole campaigns.
+"""A gateway with delays and an S3 server that stores receipts, for campaigns.
 
-Bare sockets, a thread a connection. The gateway reads from the prompt how many seconds an image takes,
-``… [takes 12.5 s]``, and then sends a prepared reply. S3 keeps what is small and named ``_jojokey/…``,
-honours conditional writes, and throws images away.
+Both use bare sockets and a thread per connection. The gateway reads the delay from the prompt, ``… [takes 12.5 s]``,
+and then sends a prepared response. The S3 server stores objects below ``_jojokey/``, supports conditional writes, and
+discards images.
 
-Commands come as lines on standard input: ``stats`` answers with the counts so far and forgets them.
+The process reads commands from standard input. ``stats`` prints the counts and resets them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks._servers import Connection, _discard, _from_aws_chunks, _serve, 
 
 MINUTE = 60.0
 _BODY = '{"error":{"message":"Too many requests","type":"new_api_error","code":""}}'
-_REFUSAL = (
+_REJECTION = (
     "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nX-Oneapi-Request-Id: refused\r\n"
     f"Retry-After: {{}}\r\nContent-Length: {len(_BODY)}\r\nConnection: close\r\n\r\n"
 ) + _BODY.replace("{", "{{").replace("}", "}}")
@@ -38,9 +38,9 @@ TAKES = re.compile(rb"\[takes ([0-9.]+) s\]")
 
 
 class Gateway:
-    """Answers each request with the same image, when its time has come.
+    """Answers each request with the same image after a delay.
 
-    :param limit: requests that it accepts in a minute, with ``Retry-After`` for others; 0 is no limit
+    :param limit: requests accepted per minute. Others get a 429 with ``Retry-After``. 0 means no limit
     """
 
     def __init__(self, image_bytes: int, limit: int = 0) -> None:
@@ -56,10 +56,10 @@ class Gateway:
         self._head, self._body = head, body
         self._lock = threading.Lock()
         self._limit = limit
-        self._taken: deque[float] = deque()
+        self._accepted: deque[float] = deque()
         self.counts = {"posts": 0, "in_flight": 0, "peak": 0, "seconds": 0.0, "refused": 0}
 
-    def talk(self, connection: Connection) -> None:
+    def serve(self, connection: Connection) -> None:
         while head := connection.head():
             method, _, headers = head
             if method == b"GET":
@@ -68,12 +68,12 @@ class Gateway:
                     b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
                 )
                 continue
-            asked = bytearray()
-            connection.body(headers, asked.extend)
-            found = TAKES.search(asked)
+            request = bytearray()
+            connection.body(headers, request.extend)
+            found = TAKES.search(request)
             seconds = float(found[1]) if found else 0.0
-            if wait := self._refused_for():
-                connection.sock.sendall(_REFUSAL.format(math.ceil(wait)).encode())
+            if wait := self._rejected_for():
+                connection.sock.sendall(_REJECTION.format(math.ceil(wait)).encode())
                 continue
             with self._lock:
                 counts = self.counts
@@ -88,32 +88,32 @@ class Gateway:
             connection.sock.sendall(self._head.format(f"2026-{number}").encode())
             connection.sock.sendall(self._body)
 
-    def _refused_for(self) -> float:
-        """Return after how many seconds a request would be accepted; 0 if it is."""
+    def _rejected_for(self) -> float:
+        """Return the seconds until a request would be accepted; 0 if it is accepted."""
         if not self._limit:
             return 0.0
         now = time.monotonic()
         with self._lock:
-            while self._taken and self._taken[0] <= now - MINUTE:
-                self._taken.popleft()
-            if len(self._taken) < self._limit:
-                self._taken.append(now)
+            while self._accepted and self._accepted[0] <= now - MINUTE:
+                self._accepted.popleft()
+            if len(self._accepted) < self._limit:
+                self._accepted.append(now)
                 return 0.0
             self.counts["refused"] += 1
-            return self._taken[0] + MINUTE - now
+            return self._accepted[0] + MINUTE - now
 
 
 class Store:
-    """As much of S3 as receipts and images need."""
+    """The part of S3 that receipts and images need."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[bytes, bytes] = {}
         self._objects: dict[bytes, tuple[int, str, float]] = {}
-        """Size, ETag and time of each object, by its path."""
+        """Size, ETag and time of each object by path."""
         self.counts = {"images": 0, "image_bytes": 0, "writes": 0, "reads": 0}
 
-    def talk(self, connection: Connection) -> None:
+    def serve(self, connection: Connection) -> None:
         while head := connection.head():
             method, path, headers = head
             path, _, query = path.partition(b"?")
@@ -137,7 +137,7 @@ class Store:
                     "image",
                     time.time(),
                 )
-            return _answer(200, etag="image")
+            return _response(200, etag="image")
         kept = bytearray()
         connection.body(headers, kept.extend)
         data = bytes(kept)
@@ -145,27 +145,27 @@ class Store:
             data = _from_aws_chunks(data)
         with self._lock:
             self.counts["writes"] += 1
-            there = self._kept.get(path)
-            if b"if-none-match" in headers and there is not None:
-                return _answer(412, "PreconditionFailed")
-            if (wanted := headers.get(b"if-match")) and (
-                there is None or wanted.decode().strip('"') != _etag(there)
+            existing = self._kept.get(path)
+            if b"if-none-match" in headers and existing is not None:
+                return _response(412, "PreconditionFailed")
+            if (expected := headers.get(b"if-match")) and (
+                existing is None or expected.decode().strip('"') != _etag(existing)
             ):
-                return _answer(412, "PreconditionFailed")
+                return _response(412, "PreconditionFailed")
             self._kept[path] = data
             self._objects[path] = len(data), _etag(data), time.time()
-        return _answer(200, etag=_etag(data))
+        return _response(200, etag=_etag(data))
 
     def _list(self, bucket: bytes, query: dict[str, list[str]]) -> bytes:
-        beginning = f"{bucket.decode().rstrip('/')}/"
-        prefix = f"{beginning}{query.get('prefix', [''])[0]}".encode()
+        root = f"{bucket.decode().rstrip('/')}/"
+        prefix = f"{root}{query.get('prefix', [''])[0]}".encode()
         after = query.get("continuation-token", [""])[0].encode()
         with self._lock:
             self.counts["reads"] += 1
             names = sorted(name for name in self._objects if name.startswith(prefix) and name > after)[:1001]
             found = [(name, *self._objects[name]) for name in names[:1000]]
         contents = "".join(
-            f"<Contents><Key>{name.decode().removeprefix(beginning)}</Key><Size>{size}</Size>"
+            f"<Contents><Key>{name.decode().removeprefix(root)}</Key><Size>{size}</Size>"
             f'<ETag>"{etag}"</ETag><LastModified>{_iso(at)}</LastModified></Contents>'
             for name, size, etag, at in found
         )
@@ -175,17 +175,17 @@ class Store:
             f"<?xml version='1.0'?><ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'>"
             f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}</ListBucketResult>"
         )
-        return _answer(200, body=body.encode())
+        return _response(200, body=body.encode())
 
     def _get(self, method: bytes, path: bytes) -> bytes:
         with self._lock:
             self.counts["reads"] += 1
             data, known = self._kept.get(path), self._objects.get(path)
         if data is None and known is not None and method == b"HEAD":
-            return _answer(200, etag=known[1], length=known[0])
+            return _response(200, etag=known[1], length=known[0])
         if data is None:
-            return _answer(404, "NoSuchKey")
-        return _answer(200, etag=_etag(data), body=data if method == b"GET" else b"")
+            return _response(404, "NoSuchKey")
+        return _response(200, etag=_etag(data), body=data if method == b"GET" else b"")
 
 
 def _etag(data: bytes) -> str:
@@ -196,7 +196,7 @@ def _iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def _answer(
+def _response(
     status: int, code: str = "", etag: str = "", body: bytes = b"", length: int | None = None
 ) -> bytes:
     if code:
@@ -209,8 +209,8 @@ def _answer(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-bytes", type=int, default=2_000_000)
-    parser.add_argument("--limit", type=int, default=0, help="requests that the gateway accepts in a minute")
-    parser.add_argument("--certificate", type=Path, help="the gateway speaks HTTPS")
+    parser.add_argument("--limit", type=int, default=0, help="requests that the gateway accepts per minute")
+    parser.add_argument("--certificate", type=Path, help="the gateway uses HTTPS")
     parser.add_argument("--key", type=Path)
     arguments = parser.parse_args()
     tls = None
@@ -220,10 +220,10 @@ def main() -> None:
     threading.stack_size(256 * 1024)
     gateway, store = Gateway(arguments.image_bytes, arguments.limit), Store()
     ports: dict[str, Any] = {}
-    for name, talk, secured in (("api", gateway.talk, tls), ("s3", store.talk, None)):
+    for name, serve, secured in (("api", gateway.serve, tls), ("s3", store.serve, None)):
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         ports[name] = listener.getsockname()[1]
-        threading.Thread(target=_serve, args=(listener, talk, secured), daemon=True).start()
+        threading.Thread(target=_serve, args=(listener, serve, secured), daemon=True).start()
     print(json.dumps(ports), flush=True)
     for line in sys.stdin:
         if line.strip() == "stats":

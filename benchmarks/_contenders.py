@@ -1,7 +1,7 @@
-"""Four ways to bring images from the API to S3, each run in a child process of its own.
+"""Four contenders that transfer images from the API to S3, each in a separate process.
 
-A child imports what its way needs and opens its clients; then it takes commands as lines of JSON on
-standard input and answers each with a line of JSON:
+A process imports and connects first. Then it reads commands as lines of JSON from standard input, and prints a line
+of JSON for each:
 
 * ``{"do": "run", "case": …, "prefix": …, "repeat": n}`` → ``{"cpu": [seconds, …]}``
 * ``{"do": "memory", "case": …, "prefix": …}`` → ``{"grown": bytes}``
@@ -26,17 +26,17 @@ PROMPT = "a fox in the snow, poster"
 
 
 class Contender(Protocol):
-    """One way."""
+    """A contender."""
 
     def run(self, case: str, count: int, keys: list[str]) -> None:
-        """Have ``count`` images made and stored under ``keys``."""
+        """Generate ``count`` images, and store them at ``keys``."""
 
 
 class Floor:
-    """What no way can go below: the reply's bytes in, the images' bytes out, by bare sockets.
+    """The lower bound: receive the bytes of the response and send those of the images, with bare sockets.
 
-    It neither decodes nor signs: what it uploads was read from a file beforehand. Its connections
-    are those of this package: a new one to the API for each request, one to S3 that is kept.
+    It doesn't decode or sign: it uploads bytes that were loaded from a file beforehand. Like this package, it opens a
+    connection to the API per request and keeps its connection to S3.
     """
 
     def __init__(self, api: str, s3: str, folder: Path) -> None:
@@ -80,7 +80,7 @@ class Floor:
         return self._context.wrap_socket(sock, server_hostname=host) if self._context else sock
 
     def _read_answer(self, sock: socket.socket) -> None:
-        # The head is in the first bytes: the servers send it together with the body's beginning.
+        # The first bytes contain the head, because the servers send it together with the start of the body.
         got = sock.recv_into(self._buffer)
         head, _, _ = bytes(self._buffer[: min(got, 4096)]).partition(b"\r\n\r\n")
         length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
@@ -93,7 +93,7 @@ class Floor:
 
 
 class Requests:
-    """As the vendor's page shows it, with boto3 behind: requests, ``.json()``, base64, ``put_object``."""
+    """The vendor's example with boto3: requests, ``.json()``, base64, ``put_object``."""
 
     def __init__(self, api: str, s3: str, folder: Path) -> None:
         import requests
@@ -194,7 +194,7 @@ CONTENDERS = {"floor": Floor, "requests": Requests, "openai": OpenAISDK, "ours":
 
 
 def s3_client(endpoint: str) -> Any:
-    """Return the boto3 client that all contenders but the floor upload with."""
+    """Return the boto3 client of all contenders except the floor."""
     import boto3
     from botocore.config import Config
 
@@ -209,7 +209,7 @@ def s3_client(endpoint: str) -> Any:
 
 
 def _peak(contender: Any, case: str, count: int, keys: list[str]) -> int:
-    """Return by how many bytes the process's peak grows in one run."""
+    """Return the growth of the peak memory in bytes during one run."""
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     contender.run(case, count, keys)

@@ -1,7 +1,7 @@
-"""A TCP proxy on loopback that delays what passes, as a network with a round-trip time does.
+"""A TCP proxy on loopback that simulates a round-trip time.
 
-A connection counts as made one round trip after it was opened, and each piece of data arrives half a round trip after
-it was sent. The bandwidth is not limited.
+A connection is established one round trip after it was opened, and data arrives half a round trip after it was sent.
+The bandwidth is not limited.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ async def _relay(
 
 async def _serve(target: int, round_trip: float) -> None:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        made_at = asyncio.get_running_loop().time() + round_trip
-        there = await asyncio.open_connection("127.0.0.1", target)
+        established_at = asyncio.get_running_loop().time() + round_trip
+        upstream = await asyncio.open_connection("127.0.0.1", target)
         await asyncio.gather(
-            _relay(reader, there[1], round_trip / 2, made_at),
-            _relay(there[0], writer, round_trip / 2, 0.0),
+            _relay(reader, upstream[1], round_trip / 2, established_at),
+            _relay(upstream[0], writer, round_trip / 2, 0.0),
         )
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=2048)
@@ -55,8 +55,8 @@ async def _serve(target: int, round_trip: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="where the server listens")
-    parser.add_argument("--round-trip", type=float, required=True, help="seconds")
+    parser.add_argument("--port", type=int, required=True, help="the port of the server")
+    parser.add_argument("--round-trip", type=float, required=True, help="seconds of a round trip")
     arguments = parser.parse_args()
     serving = threading.Thread(
         target=asyncio.run, args=(_serve(arguments.port, arguments.round_trip),), daemon=True

@@ -1,10 +1,10 @@
-"""An image API and an S3 on loopback, as cheap as can be and the same for every contender.
+"""An image API and an S3 server on loopback that use as little CPU as possible.
 
-One process, a thread a connection, bare sockets. The API sends canned bytes; S3 reads and throws
-away. Both count what they got. An object whose key begins with ``check/`` is also kept long enough
-to be hashed; that is never timed.
+Both run in one process, with bare sockets and a thread per connection. The API sends prepared bytes, the S3 server
+discards what it receives, and both count. The S3 server also hashes objects whose key starts with ``check/``, in runs
+that are not timed.
 
-Commands come as lines on standard input: ``stats`` answers with the counts so far and forgets them.
+The process reads commands from standard input. ``stats`` prints the counts and resets them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def make_image(length: int) -> bytes:
 
 
 class Counts:
-    """What has arrived since it was last asked."""
+    """What has arrived since the last report."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -63,7 +63,7 @@ class Counts:
 
 
 class Connection:
-    """One connection's requests, one after the other."""
+    """The requests of a connection."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -83,7 +83,7 @@ class Connection:
         return method, path, headers
 
     def body(self, headers: dict[bytes, bytes], take: Callable[[Any], object]) -> int:
-        """Read one body, give it to ``take`` in pieces, return its length."""
+        """Read a body, pass it to ``take`` in pieces, and return its length."""
         if headers.get(b"transfer-encoding", b"").lower() == b"chunked":
             return self._chunked_body(take)
         length = int(headers.get(b"content-length", b"0"))
@@ -98,7 +98,7 @@ class Connection:
         while left:
             got = self.sock.recv_into(self._buffer, min(left, _BUFFER_BYTES))
             if not got:
-                raise ConnectionError("the body was cut short")
+                raise ConnectionError("the body is incomplete")
             take(self._buffer[:got])
             left -= got
 
@@ -118,7 +118,7 @@ class Connection:
         while (end := self._ahead.find(b"\r\n")) < 0:
             more = self.sock.recv(65536)
             if not more:
-                raise ConnectionError("the body was cut short")
+                raise ConnectionError("the body is incomplete")
             self._ahead += more
         line, self._ahead = self._ahead[:end], self._ahead[end + 2 :]
         return line
@@ -127,8 +127,8 @@ class Connection:
 class Servers:
     """Both servers.
 
-    :param replies: the API's canned responses, head and body, by the name of the case
-    :param counts: where to count
+    :param replies: the API's prepared responses, head and body, by the name of the case
+    :param counts: the counts to increase
     """
 
     def __init__(self, replies: dict[str, bytes], counts: Counts) -> None:
@@ -140,10 +140,10 @@ class Servers:
             method, path, headers = head
             body = bytearray()
             connection.body(headers, body.extend)
-            # /<case>/v1/images/generations: the case is a part of the base URL.
+            # /<case>/v1/images/generations: the case is part of the base URL.
             case = path.split(b"/")[1].decode()
-            asked = json.loads(body)
-            if method != b"POST" or not path.endswith(b"/v1/images/generations") or not asked["prompt"]:
+            request = json.loads(body)
+            if method != b"POST" or not path.endswith(b"/v1/images/generations") or not request["prompt"]:
                 raise ValueError("no generation")
             self.counts.add(generations=1)
             connection.sock.sendall(self.replies[case])
@@ -186,25 +186,25 @@ def _from_aws_chunks(data: bytes) -> bytes:
         position = end + 2 + size + 2
 
 
-def _serve(listener: socket.socket, talk: Callable[[Connection], None], tls: ssl.SSLContext | None) -> None:
-    def one(sock: socket.socket) -> None:
+def _serve(listener: socket.socket, serve: Callable[[Connection], None], tls: ssl.SSLContext | None) -> None:
+    def handle(sock: socket.socket) -> None:
         try:
             if tls:
                 sock = tls.wrap_socket(sock, server_side=True)
             with sock:
-                talk(Connection(sock))
+                serve(Connection(sock))
         except ConnectionError:
             pass
 
     while True:
         sock, _ = listener.accept()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=one, args=(sock,), daemon=True).start()
+        threading.Thread(target=handle, args=(sock,), daemon=True).start()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("replies", type=Path, help="a folder: one file a case, <case>.reply")
+    parser.add_argument("replies", type=Path, help="a folder: one file per case, <case>.reply")
     parser.add_argument("--certificate", type=Path)
     parser.add_argument("--key", type=Path)
     arguments = parser.parse_args()
@@ -216,10 +216,10 @@ def main() -> None:
     replies = {path.stem: path.read_bytes() for path in arguments.replies.glob("*.reply")}
     servers = Servers(replies, counts)
     ports = {}
-    for name, talk in (("api", servers.api), ("s3", servers.s3)):
+    for name, serve in (("api", servers.api), ("s3", servers.s3)):
         listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         ports[name] = listener.getsockname()[1]
-        threading.Thread(target=_serve, args=(listener, talk, tls), daemon=True).start()
+        threading.Thread(target=_serve, args=(listener, serve, tls), daemon=True).start()
     print(json.dumps(ports), flush=True)
     for line in sys.stdin:
         if line.strip() == "stats":

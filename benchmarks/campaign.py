@@ -1,9 +1,9 @@
-"""What a campaign costs: wall time against the ideal, CPU and memory, from 100 to 1,000 images and in flight.
+"""Measure campaigns: wall time compared with the ideal, CPU and memory.
 
     python -m benchmarks.campaign [--quick 10] [--json FILE] [--check]
 
-``GenerateImageBatchOperator`` as Airflow calls it, with its receipts, spool and manifest, against a gateway
-and an S3 on loopback in another process. See README.md beside this file.
+The benchmark runs ``GenerateImageBatchOperator`` with receipts, spool and manifest. Another process runs a gateway
+and an S3 server on loopback. See README.md.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ IMAGE_BYTES = 2_000_000
 DELAYS = (5.0, 20.0)
 SHORT_DELAYS, SMALL = (0.5, 1.0), 20_000
 IN_FLIGHT_DELAYS = (40.0, 55.0)
-"""So long that the last is sent before the first comes back: all are in flight at once."""
+"""Delays at which all requests are sent before the first response arrives."""
 
 
-WAYS = {"ours": "this package", "requests": "`requests` in threads", "openai": "`openai` SDK in threads"}
+METHODS = {"ours": "this package", "requests": "`requests` in threads", "openai": "`openai` SDK in threads"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One campaign, in a fresh process."""
+    """A campaign."""
 
     images: int
     in_flight: int
     delays: tuple[float, float] = DELAYS
-    way: str = "ours"
+    method: str = "ours"
     tls: bool = False
-    """Whether the gateway speaks HTTPS."""
+    """Whether the gateway uses HTTPS."""
     limit: int = 0
-    """Requests that the gateway accepts in a minute; 0 is no limit."""
+    """Requests that the gateway accepts per minute; 0 means no limit."""
     trips: tuple[float, float] = (0.0, 0.0)
     """Seconds of a round trip to S3 and to the gateway."""
     image_bytes: int = IMAGE_BYTES
     done: int = 0
-    """Items that an earlier try has completed, which is not measured."""
+    """Items that an earlier try completed before the measurement."""
     budget: bool = False
-    """Whether the tokens of the Dag run are limited."""
+    """Whether the Dag run has a token budget."""
 
     @property
     def name(self) -> str:
         """The name in files and paths."""
-        other = "" if self.way == "ours" else f"-{self.way}"
+        method = "" if self.method == "ours" else f"-{self.method}"
         limited = f"-{self.limit}-a-minute" if self.limit else ""
         more = f"{limited}{f'-{self.done}-done' if self.done else ''}{'-budget' if self.budget else ''}"
-        return f"{self.images}-in-{self.in_flight}{other}{'-tls' if self.tls else ''}{more}"
+        return f"{self.images}-in-{self.in_flight}{method}{'-tls' if self.tls else ''}{more}"
 
     @property
     def ideal(self) -> float | None:
-        """Seconds in which the limit is used up as fast as possible, and the last images arrive."""
+        """The shortest possible time in seconds if there is a limit."""
         return 60.0 * ((self.images - 1) // self.limit) if self.limit else None
 
 
@@ -73,12 +73,12 @@ CASES = [
     Case(1_000, 64, tls=True),
     Case(200, 8, (0.5, 2.0)),
     Case(200, 64),
-    Case(200, 64, way="requests"),
-    Case(200, 64, way="openai"),
+    Case(200, 64, method="requests"),
+    Case(200, 64, method="openai"),
     Case(512, 256),
     Case(200, 200),
-    Case(200, 200, way="requests"),
-    Case(200, 200, way="openai"),
+    Case(200, 200, method="requests"),
+    Case(200, 200, method="openai"),
     Case(200, 200, limit=120, trips=(0.03, 0.05)),
     Case(600, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL),
     Case(600, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL, budget=True),
@@ -86,19 +86,19 @@ CASES = [
     Case(10_010, 64, SHORT_DELAYS, trips=(0.03, 0.05), image_bytes=SMALL, done=10_000),
     Case(50_000, 64, SHORT_DELAYS, image_bytes=SMALL),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS),
-    Case(1_000, 1_000, IN_FLIGHT_DELAYS, way="requests"),
+    Case(1_000, 1_000, IN_FLIGHT_DELAYS, method="requests"),
     Case(1_000, 1_000, IN_FLIGHT_DELAYS, tls=True),
 ]
 
 
 def measure(case: Case, quick: float) -> dict[str, Any]:
-    """Run one campaign in fresh processes, and return what it took."""
+    """Run a campaign in fresh processes; return its figures."""
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
         arguments, trust = ["--image-bytes", str(case.image_bytes)], {}
         if case.tls:
             certificate, key = make_certificate(Path(home))
             arguments += ["--certificate", str(certificate), "--key", str(key)]
-            # As many authorities as a client has that knows the world's.
+            # The usual authorities as well: loading the bundle takes CPU and memory.
             bundle = Path(home, "bundle.pem")
             bundle.write_bytes(Path(certifi.where()).read_bytes() + certificate.read_bytes())
             trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(bundle))
@@ -135,21 +135,21 @@ def measure(case: Case, quick: float) -> dict[str, Any]:
         with Child("_campaign_client", environment=environment) as client:
             job = {
                 "run": case.name,
-                "way": case.way,
+                "method": case.method,
                 "images": case.images,
                 "in_flight": case.in_flight,
-                "delays": [one / quick for one in case.delays],
+                "delays": [delay / quick for delay in case.delays],
                 "done": case.done,
                 "budget": case.budget,
             }
-            answer: dict[str, Any] = client.ask(json.dumps(job))
+            result: dict[str, Any] = client.ask(json.dumps(job))
         counted = servers.ask("stats")
-    if not answer["made"] + case.done == counted["posts"] == counted["images"] == case.images:
-        raise SystemExit(f"not every image was made and stored once: {answer} {counted}")
+    if not result["made"] + case.done == counted["posts"] == counted["images"] == case.images:
+        raise SystemExit(f"not every image was generated and stored once: {result} {counted}")
     if counted["image_bytes"] < case.images * case.image_bytes:
         raise SystemExit(f"bytes are missing: {counted}")
     return {
-        **answer,
+        **result,
         "peak_in_flight": counted["peak"],
         "s3_writes": counted["writes"],
         "s3_reads": counted["reads"],
@@ -160,24 +160,25 @@ def measure(case: Case, quick: float) -> dict[str, Any]:
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Return the Markdown table."""
     lines = [
-        "| way | images | in flight (seen) | wall time | of the ideal | images a minute | CPU an image | memory |",
+        "| method | images | in flight (observed) | wall time | of the ideal "
+        "| images per minute | CPU per image | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in CASES:
-        if (one := found.get(case.name)) is None:
+        if (figures := found.get(case.name)) is None:
             continue
         lines.append(
-            f"| {WAYS[case.way]}{', HTTPS' if case.tls else ''} "
-            f"| {case.images:,} | {case.in_flight:,} ({one['peak_in_flight']:,}) "
-            f"| {one['wall']:.0f} s "
-            f"| {one['wall'] / one['ideal']:.2f} | {60 * case.images / one['wall']:.0f} "
-            f"| {one['cpu_ms_per_image']:.1f} ms | +{one['grown'] / MIB:.0f} MiB |"
+            f"| {METHODS[case.method]}{', HTTPS' if case.tls else ''} "
+            f"| {case.images:,} | {case.in_flight:,} ({figures['peak_in_flight']:,}) "
+            f"| {figures['wall']:.0f} s "
+            f"| {figures['wall'] / figures['ideal']:.2f} | {60 * case.images / figures['wall']:.0f} "
+            f"| {figures['cpu_ms_per_image']:.1f} ms | +{figures['grown'] / MIB:.0f} MiB |"
         )
     return "\n".join(lines)
 
 
 def verdicts(found: dict[str, dict[str, Any]]) -> list[tuple[bool, str]]:
-    """Return the targets that this run can judge: whether each is met, and a sentence."""
+    """Return for each measured target whether it is met, and a sentence."""
     judged = []
     if many := found.get("1000-in-64"):
         ratio, grown = many["wall"] / many["ideal"], many["grown"] / MIB
@@ -201,10 +202,10 @@ def verdicts(found: dict[str, dict[str, Any]]) -> list[tuple[bool, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--quick", type=float, default=1.0, metavar="N", help="images take an Nth of their time"
+        "--quick", type=float, default=1.0, metavar="N", help="divide the time of images by N"
     )
     parser.add_argument("--only", nargs="*", help="names of cases, such as 1000-in-64")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     arguments = parser.parse_args()
     found = {}

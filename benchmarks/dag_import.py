@@ -1,12 +1,11 @@
-"""What importing the operator costs each parse of a Dag file, beyond what Airflow imports anyway.
+"""Measure the import of the operator, which each parse of a Dag file repeats.
 
     python -m benchmarks.dag_import [--rounds 15] [--json FILE] [--check]
 
-A child process imports ``airflow.sdk`` and the ``BaseOperator`` of
-``airflow.providers.common.compat.sdk``; then it imports the operator, and tells the CPU time that
-took and the modules that came. A second kind of child imports nothing there, and its time is
-subtracted. Byte code comes from a cache, as for any installed package; it is in a temporary folder,
-so that the checkout stays as it was.
+A child process imports ``airflow.sdk`` and the ``BaseOperator`` of ``airflow.providers.common.compat.sdk``. Then it
+imports the operator, and prints the CPU time and the modules of this step. The time of processes that import nothing
+in this step is subtracted. Byte code comes from a cache, as for installed packages. The cache is in a temporary
+folder, so the checkout doesn't change.
 """
 
 from __future__ import annotations
@@ -57,8 +56,10 @@ def child(module: str, cache: str) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="processes of each kind (default 15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="number of processes of each kind (default 15)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     arguments = parser.parse_args()
     children: dict[str, list[dict[str, Any]]] = {OPERATOR: [], "": []}
@@ -68,13 +69,13 @@ def main() -> int:
             for module, found in children.items():
                 found.append(child(module, cache))
     median = {
-        what: statistics.median(one[what] for one in children[OPERATOR])
-        - statistics.median(one[what] for one in children[""])
-        for what in ("cpu", "wall")
+        unit: statistics.median(figures[unit] for figures in children[OPERATOR])
+        - statistics.median(figures[unit] for figures in children[""])
+        for unit in ("cpu", "wall")
     }
     modules = children[OPERATOR][-1]["modules"]
     own = [name for name in modules if name.startswith("airflow_provider_jojokey")]
-    heavy = [name for name in modules if any(name == one or name.startswith(f"{one}.") for one in HEAVY)]
+    heavy = [name for name in modules if any(f"{name}.".startswith(f"{package}.") for package in HEAVY)]
     print(f"Importing {OPERATOR} after Airflow's own imports, medians of {arguments.rounds} processes\n")
     print("| CPU | wall | modules of this package | other modules | heavy modules |\n|---|---|---|---|---|")
     print(
@@ -82,7 +83,7 @@ def main() -> int:
         f"| {', '.join(heavy) or 'none'} |\n"
     )
     others = sorted({name.split(".")[0] for name in modules} - {"airflow_provider_jojokey"})
-    print(f"Other modules come from: {', '.join(others) or 'nowhere'}\n")
+    print(f"Other modules come from: {', '.join(others) or 'none'}\n")
     judged = [
         (
             median["cpu"] <= LIMIT_MS,

@@ -1,9 +1,9 @@
-"""Compare the reply decoder of two checkouts: CPU for each megabyte, and memory, in alternation.
+"""Compare the response decoder of two checkouts: CPU per megabyte, and memory.
 
     python -m benchmarks.decoder /path/to/other/checkout
 
-Each round decodes the same reply with one version and then the other, in a process each, and the ratio of the two
-is taken within the round, so that a busy machine slows both.
+Each round decodes the same response with both versions, in separate processes. The ratio is computed per round, so
+that a busy machine affects both.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ pieces = [body[at:at + piece] for at in range(0, len(body), piece)]
 
 def decode():
     decoder = (EventStreamDecoder if form == "stream" else reply.ReplyDecoder)(lambda index: Nothing())
-    for one in pieces:
-        decoder.feed(one)
+    for data in pieces:
+        decoder.feed(data)
     return decoder.finish().images[0].sink.size
 
 assert decode() == 6_000_000
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("other", help="the checkout to compare with")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    print("reply, piece         ms/MB here   there   ratio (median of rounds)   peak KiB here   there")
+    print("response, piece      ms/MB here   other   ratio (median of rounds)   peak KiB here   other")
     for form, piece in (
         ("plain", 512 * 1024),
         ("plain", 16 * 1024),

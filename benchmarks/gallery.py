@@ -1,9 +1,8 @@
-"""How long the gallery's page takes with 100,000 XComs in Airflow's database, through the HTTP API.
+"""Measure the gallery's HTTP API with 100,000 XComs in Airflow's database.
 
     python -m benchmarks.gallery [--database sqlite|postgres] [--rows 100000] [--share 0.2] [--json FILE] [--check]
 
-An `airflow api-server` on loopback answers from a database that is filled beforehand. See README.md beside
-this file.
+An `airflow api-server` on loopback answers from a database that is filled beforehand. See README.md.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 TARGET = 0.2
-"""Seconds for a page of 60, median."""
+"""Target for a page of 60: median in seconds."""
 DAGS, TASKS_A_RUN = 20, 10
 OTHER_KEYS = ("keys", "usage", "return_value", "_link_ImagesLink")
 WORDS = (
@@ -41,8 +40,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--rows", type=int, default=100_000, help="XComs in all")
-    parser.add_argument("--share", type=float, default=0.2, help="which part of them are results")
+    parser.add_argument("--rows", type=int, default=100_000, help="number of XComs")
+    parser.add_argument("--share", type=float, default=0.2, help="share of results")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true", help=f"exit with 1 above {TARGET} s")
@@ -68,7 +67,7 @@ def main() -> int:
 
 
 def prepare(home: Path, url: str) -> None:
-    """Give this process and its children an Airflow of their own."""
+    """Set up a separate Airflow for this process and its children."""
     for name in list(os.environ):
         if name.startswith("AIRFLOW"):
             del os.environ[name]
@@ -85,7 +84,7 @@ def prepare(home: Path, url: str) -> None:
 
 
 def fill(rows: int, share: float) -> int:
-    """Write Dags, runs, tasks and their XComs; return how many results are among them."""
+    """Insert Dags, runs, tasks and their XComs; return the number of results."""
     from airflow.models.dag import DagModel
     from airflow.models.dag_version import DagVersion
     from airflow.models.dagbundle import DagBundleModel
@@ -152,7 +151,7 @@ def fill(rows: int, share: float) -> int:
 
 
 def result(dice: random.Random, at: datetime, place: dict[str, Any]) -> dict[str, Any]:
-    """Return a result of some 1,200 bytes, as a task leaves it."""
+    """Return a result of about 1,200 bytes, as a task pushes it."""
     key = f"{at:%Y-%m-%d}/{place['task_id']}.png"
     image = {
         "uri": f"s3://posters/{key}",
@@ -189,7 +188,7 @@ def result(dice: random.Random, at: datetime, place: dict[str, Any]) -> dict[str
 
 @contextmanager
 def api_server(home: Path) -> Iterator[tuple[str, int]]:
-    """Run the API server, and yield its URL and its process id."""
+    """Run the API server, and yield its URL and process ID."""
     import requests
 
     with socket.socket() as probe:
@@ -217,7 +216,7 @@ def api_server(home: Path) -> Iterator[tuple[str, int]]:
 
 
 def measure(url: str, pid: int, rounds: int) -> dict[str, Any]:
-    """Ask, print how long it took, and return the figures in seconds."""
+    """Send requests, print their times, and return them in seconds."""
     import requests
 
     web = requests.Session()
@@ -268,11 +267,14 @@ def measure(url: str, pid: int, rounds: int) -> dict[str, Any]:
 
 
 def peak(pid: int, anew: bool = False) -> int:
-    """Return the most memory that a process has held, in bytes; ``anew``: and forget it."""
+    """Return the peak memory of a process in bytes.
+
+    :param anew: whether to reset the peak
+    """
     if anew:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(one.split()[1]) * 1024 for one in lines if one.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _day(ago: int) -> str:

@@ -1,10 +1,10 @@
-"""The wall time that one image adds to its generation, over a network with latency.
+"""Measure the time that the package adds to a generation, with network latency.
 
     python -m benchmarks.latency [--rounds 15] [--s3 30] [--gateway 50] [--json FILE] [--check]
 
-A gateway with TLS and an S3 answer at once, behind proxies that delay what passes by a round-trip time. Contenders
-take turns: the vendor's example (``requests`` and ``put_object``), and ``GenerateImageOperator.execute`` with its
-receipt, claim and spool. Each round has new connections, as a task has; clients are created before.
+A gateway with TLS and an S3 server answer at once, behind proxies that simulate a round-trip time. The contenders
+take turns: the vendor's example (``requests`` and ``put_object``), and ``GenerateImageOperator.execute`` with receipt,
+claim and spool. Like a task, each round uses new connections. Clients are created before.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def vendors_example(api: str) -> float:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
     s3 = S3Hook("aws_default").get_conn()
-    began = time.perf_counter()
-    answer = requests.post(
+    started = time.perf_counter()
+    response = requests.post(
         f"{api}/v1/images/generations",
         headers={"Authorization": f"Bearer {TOKEN}"},
         json={"model": "gpt-image-2", "prompt": "a poster", "response_format": "b64_json"},
         timeout=120,
     )
-    answer.raise_for_status()
-    content = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    response.raise_for_status()
+    content = base64.b64decode(response.json()["data"][0]["b64_json"])
     s3.put_object(Bucket="images", Key=f"{uuid.uuid4()}.png", Body=content, ContentType="image/png")
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def ours(api: str) -> float:
@@ -68,9 +68,9 @@ def ours(api: str) -> float:
         xcom_push=lambda *_, **__: None,
     )
     operator.hook.client, operator.store.client  # noqa: B018 - creating them takes CPU, not round trips
-    began = time.perf_counter()
+    started = time.perf_counter()
     operator.execute({"ti": ti})  # type: ignore[typeddict-item]
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 CONTENDERS: dict[str, Callable[[str], float]] = {"vendor's example": vendors_example, "this package": ours}
@@ -110,25 +110,28 @@ def measure(rounds: int, s3_trip: float, gateway_trip: float) -> dict[str, list[
             "NO_PROXY": "127.0.0.1",
         }
         logging.disable(logging.CRITICAL)
-        for number in range(
-            rounds + 1
-        ):  # the first imports, and tests whether the store has conditional writes
+        # The first round imports modules and tests the store, so it isn't measured.
+        for number in range(rounds + 1):
             for name, contender in CONTENDERS.items():
                 seconds = contender(api)
                 if number:
                     found[name].append(1000 * seconds)
         counted = servers.ask("stats")
     if not counted["posts"] == counted["images"] == len(CONTENDERS) * (rounds + 1):
-        raise SystemExit(f"not every image was made and stored once: {counted}")
+        raise SystemExit(f"not every image was generated and stored once: {counted}")
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--s3", type=float, default=30.0, help="milliseconds of a round trip (default 30)")
-    parser.add_argument("--gateway", type=float, default=50.0, help="the same to the gateway (default 50)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument(
+        "--s3", type=float, default=30.0, help="milliseconds of a round trip to S3 (default 30)"
+    )
+    parser.add_argument(
+        "--gateway", type=float, default=50.0, help="milliseconds of a round trip to the gateway (default 50)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if the target is missed")
     arguments = parser.parse_args()
     found = measure(arguments.rounds, arguments.s3 / 1000, arguments.gateway / 1000)

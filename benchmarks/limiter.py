@@ -1,11 +1,11 @@
-"""The batch's pace in simulation, against an oracle that knows the gateway's limit.
+"""Simulate the rate limiter of batches, and compare it with an oracle that knows the limit.
 
     python -m benchmarks.limiter [--quick N] [--only TEXT] [--json FILE] [--check]
 
-The limiter is the real one; the batch's threads, S3 and the gateway are a model on a virtual clock. Each image reads
-its receipt, waits for its permit, claims its receipt, connects and sends its request. A refusal is known after a
-round trip, and the item starts again once its receipt is updated. The oracle goes the same way, and sends each request
-at the first time at which the gateway accepts it.
+The benchmark runs the real limiter. The batch's threads, S3 and the gateway are simulated with a virtual clock. Each
+image reads its receipt, waits for a permit, claims the receipt, connects and sends. A rejection arrives after a round
+trip, and the item starts again after its receipt is updated. The oracle takes the same steps, and sends each request
+as soon as the gateway accepts it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
 
 S3_CONNECTIONS = 32
 LONGEST = 30_000.0
-"""Seconds after which a campaign counts as one that does not end."""
+"""Seconds after which a campaign counts as endless."""
 
 
 class Gateway:
@@ -44,14 +44,14 @@ class Gateway:
         self.working = 0
 
     def free_at(self, now: float) -> float:
-        """Return when it accepts the next request; ``inf`` if another one has to end before."""
+        """Return the time of the next accepted request; ``inf`` if another one must end first."""
         return now
 
     def accept(self, now: float) -> None:
         """Count a request."""
 
     def answer(self, now: float) -> tuple[bool, float | None]:
-        """Return whether it accepts a request now, and the value of ``Retry-After``."""
+        """Return whether a request is accepted now, and the value of ``Retry-After``."""
         free_at = self.free_at(now)
         if free_at > now:
             wait = free_at - now if math.isfinite(free_at) else 1.0
@@ -62,7 +62,7 @@ class Gateway:
 
 
 class Sliding(Gateway):
-    """A gateway that accepts so many requests in any window of time."""
+    """A gateway with a limit for any window of time (sliding window)."""
 
     def __init__(self, limit: int, window: float, tells: bool = False) -> None:
         super().__init__(tells)
@@ -71,7 +71,7 @@ class Sliding(Gateway):
         self._taken: deque[float] = deque()
 
     def free_at(self, now: float) -> float:
-        """Return when it accepts the next request."""
+        """Return the time of the next accepted request."""
         while self._taken and self._taken[0] <= now - self._window:
             self._taken.popleft()
         return now if len(self._taken) < self._limit else self._taken[-self._limit] + self._window
@@ -82,7 +82,7 @@ class Sliding(Gateway):
 
 
 class Fixed(Gateway):
-    """A gateway that counts from the full minute, or another stretch of time.
+    """A gateway with a limit for fixed windows, such as calendar minutes.
 
     :param phase: seconds of the current window that have passed when the batch starts
     """
@@ -94,7 +94,7 @@ class Fixed(Gateway):
         self._current, self._count = -1, 0
 
     def free_at(self, now: float) -> float:
-        """Return when it accepts the next request."""
+        """Return the time of the next accepted request."""
         current = int((now + self._phase) // self._window)
         if current != self._current:
             self._current, self._count = current, 0
@@ -115,7 +115,7 @@ class Bucket(Gateway):
         self._tokens, self._at = float(burst), 0.0
 
     def free_at(self, now: float) -> float:
-        """Return when it accepts the next request."""
+        """Return the time of the next accepted request."""
         if now > self._at:
             self._tokens = min(self._burst, self._tokens + self._rate * (now - self._at))
             self._at = now
@@ -127,7 +127,7 @@ class Bucket(Gateway):
 
 
 class Concurrent(Gateway):
-    """A gateway that works on so many requests at once."""
+    """A gateway with a limit for concurrent requests."""
 
     def __init__(self, limit: int, tells: bool = False) -> None:
         super().__init__(tells)
@@ -135,7 +135,7 @@ class Concurrent(Gateway):
         self._limit = limit
 
     def free_at(self, now: float) -> float:
-        """Return when it accepts the next request; ``inf`` if another one has to end before."""
+        """Return the time of the next accepted request; ``inf`` if another one must end first."""
         return now if self.working < self._limit else math.inf
 
 
@@ -161,7 +161,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What is simulated, in a few words."""
+        """A short description."""
         gateway = self.gateway(random.Random(self.seed))
         return (
             f"{gateway.name}{', Retry-After' if gateway.tells else ''}; {self.items} items, "
@@ -173,7 +173,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """How a campaign went."""
+    """The result of a campaign."""
 
     seconds: float
     requests: int
@@ -182,7 +182,7 @@ class Outcome:
 
 
 class Clock:
-    """Virtual time: what happens when."""
+    """A virtual clock with scheduled events."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -194,7 +194,7 @@ class Clock:
         heapq.heappush(self._events, (max(when, self.now), next(self._order), event))
 
     def run(self) -> None:
-        """Let everything happen."""
+        """Run all events."""
         while self._events:
             self.now, _, event = heapq.heappop(self._events)
             if self.now > LONGEST:
@@ -205,7 +205,7 @@ class Clock:
 class Batch:
     """The batch's loop: items, threads that prepare and send them, and permits in the order of their requests.
 
-    :param limiter: the real one; ``None`` for the oracle
+    :param limiter: the limiter; ``None`` simulates the oracle
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Batch:
         self.outcome = Outcome(0.0, 0, 0)
 
     def start(self) -> None:
-        """Start the first threads, and whatever may be sent."""
+        """Start the first threads, and send the first requests."""
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -328,7 +328,7 @@ class Batch:
         return trips * self._case.trips[1] * self._jitter()
 
     def _after_s3(self, requests: int) -> float:
-        """Return when S3 has answered so many requests in a row, on one of the connections that threads share."""
+        """Return the time when S3 has answered a number of requests on a shared connection."""
         free = min(range(len(self._s3)), key=self._s3.__getitem__)
         begin = max(self._clock.now, self._s3[free])
         self._s3[free] = begin + sum(self._case.trips[0] * self._jitter() for _ in range(requests))
@@ -342,7 +342,7 @@ class Batch:
 
 
 def simulate(case: Case, limiter: Callable[..., Limiter] | None = Limiter) -> list[Outcome]:
-    """Return how each batch of a case went.
+    """Return the result of each batch of a case.
 
     :param limiter: makes the limiter; ``None`` simulates the oracle, as one batch with the items of all
     """
@@ -350,7 +350,7 @@ def simulate(case: Case, limiter: Callable[..., Limiter] | None = Limiter) -> li
     gateway, clock = case.gateway(chance), Clock()
     batches = []
     for number in range(case.batches if limiter else 1):
-        # The batch lists the models before it begins: a connection and a round trip.
+        # A batch first lists the models, which takes a connection and a round trip.
         real = limiter(case.in_flight, latency=2.5 * case.trips[1]) if limiter else None
         batch = Batch(clock, case, gateway, chance, real)
         clock.at(number * case.stagger, batch.start)
@@ -360,7 +360,7 @@ def simulate(case: Case, limiter: Callable[..., Limiter] | None = Limiter) -> li
 
 
 def compare(case: Case) -> dict[str, Any]:
-    """Return a case's wall time in multiples of the oracle's, and the share of requests that were refused."""
+    """Return the wall time of a case relative to the oracle's, and the share of rejected requests."""
     outcomes = simulate(case)
     ideal = simulate(case, None)[0].seconds
     seconds = max(outcome.seconds for outcome in outcomes)
@@ -408,9 +408,9 @@ def _gateways() -> Iterator[Callable[[random.Random], Gateway]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", type=int, default=1, metavar="N", help="every Nth case only")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--quick", type=int, default=1, metavar="N", help="run only every Nth case")
+    parser.add_argument("--only", default="", metavar="TEXT", help="run only cases whose name contains TEXT")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     arguments = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
@@ -419,14 +419,14 @@ def main() -> int:
             found.setdefault(case.name, []).append(compare(case))
     print("| campaign | oracle | limiter | ratio | refused | share |\n|---|---|---|---|---|---|")
     for name, each in found.items():
-        worst = max(each, key=lambda one: float(one["ratio"]))
-        refused = max(each, key=lambda one: float(one["share"]))
+        worst = max(each, key=lambda result: float(result["ratio"]))
+        refused = max(each, key=lambda result: float(result["share"]))
         print(
             f"| {name} | {worst['oracle']:.0f} s | {worst['seconds']:.0f} s | {worst['ratio']:.2f} "
             f"| {refused['refused']} | {100 * refused['share']:.1f} % |"
         )
     results = [result for each in found.values() for result in each]
-    ratios, shares = [one["ratio"] for one in results], [100 * one["share"] for one in results]
+    ratios, shares = [result["ratio"] for result in results], [100 * result["share"] for result in results]
     judged = [
         (value <= target, f"{what} {value:.2f}{unit} (target: at most {target:g}{unit})")
         for what, value, target, unit in (

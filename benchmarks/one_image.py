@@ -1,9 +1,8 @@
-"""What one image costs on its way from the API to S3: CPU and memory, as ratios.
+"""Measure CPU and memory for one image from the API to S3.
 
     python -m benchmarks.one_image [--tls] [--rounds 15] [--json FILE] [--check]
 
-Four contenders do the same work against the same two servers on loopback, in turns within one run.
-See README.md beside this file.
+Four contenders take turns, with the same two servers on loopback. See README.md.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ MEMORY_RUNS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A reply with ``count`` images of ``megabytes`` each (10**6 bytes)."""
+    """A response with ``count`` images of ``megabytes`` (10**6 bytes) each."""
 
     megabytes: float
     count: int = 1
@@ -50,17 +49,17 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The name for people."""
+        """The name in tables."""
         return f"{self.count} {TIMES} {self.megabytes:g} MB"
 
 
 CASES = [Case(1.5), Case(6), Case(24), Case(6, count=4)]
 SMALL = Case(0.016)
-"""Loads what a way loads at its first use, before its memory is measured."""
+"""A first image before the memory is measured, so that lazy imports are loaded."""
 
 
 class Child:
-    """A process that is told what to do by lines of JSON."""
+    """A process that reads commands and prints results as lines of JSON."""
 
     def __init__(self, module: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
@@ -71,14 +70,14 @@ class Child:
             env={**os.environ, **(environment or {})},
             cwd=Path(__file__).parents[1],
         )
-        self.first = self._answer()
+        self.first = self._result()
 
     def ask(self, line: str) -> Any:
-        """Send a line and return the answer."""
+        """Send a line, and return the result."""
         assert self._process.stdin
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._result()
 
     def close(self) -> None:
         """End the process."""
@@ -92,7 +91,7 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self) -> Any:
+    def _result(self) -> Any:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -101,7 +100,7 @@ class Child:
 
 
 class Bench:
-    """The servers, and what is measured with them."""
+    """The servers and the measurements."""
 
     def __init__(self, servers: Child, setup: dict[str, Any], environment: dict[str, str]) -> None:
         self._servers = servers
@@ -116,7 +115,7 @@ class Bench:
         }
 
     def child(self, contender: str, case: Case) -> Child:
-        """Return a fresh process of a contender, ready."""
+        """Start a process of a contender, and wait until it is ready."""
         cases = [{"name": each.name, "count": each.count} for each in (SMALL, case)]
         return Child(
             "_contenders",
@@ -126,23 +125,23 @@ class Bench:
         )
 
     def check(self, child: Child, case: Case) -> None:
-        """Warm a contender up, and end the benchmark unless S3 has the very images afterwards."""
+        """Run a contender once, and fail unless the S3 server received the correct images."""
         child.ask(json.dumps({"do": "run", "case": case.name, "prefix": "check", "repeat": 1}))
         got = self._servers.ask("stats")
         if got["digests"] != self._digests[case.name] or got["generations"] != 1:
-            raise SystemExit(f"{child.first} does not do the work: {got}")
+            raise SystemExit(f"{child.first} sent the wrong requests or bytes: {got}")
 
     def run(self, child: Child, case: Case, repeat: int) -> list[float]:
         """Return the CPU seconds of each repetition."""
-        answer = child.ask(json.dumps({"do": "run", "case": case.name, "prefix": "timed", "repeat": repeat}))
+        result = child.ask(json.dumps({"do": "run", "case": case.name, "prefix": "timed", "repeat": repeat}))
         self._count(child, case, repeat)
-        return list(answer["cpu"])
+        return list(result["cpu"])
 
     def memory(self, child: Child, case: Case) -> int:
-        """Return by how many bytes the peak grows in the first run of a large reply."""
-        answer = child.ask(json.dumps({"do": "memory", "case": case.name, "prefix": "timed"}))
+        """Return the growth of the peak in bytes during one large response."""
+        result = child.ask(json.dumps({"do": "memory", "case": case.name, "prefix": "timed"}))
         self._count(child, case, 1)
-        return int(answer["grown"])
+        return int(result["grown"])
 
     def _count(self, child: Child, case: Case, repeat: int) -> None:
         got = self._servers.ask("stats")
@@ -152,7 +151,7 @@ class Bench:
             or got["puts"] != repeat * case.count
             or not least <= got["received"] <= least * 1.05
         ):
-            raise SystemExit(f"{child.first} does not do the work: {got}")
+            raise SystemExit(f"{child.first} sent the wrong requests or bytes: {got}")
 
 
 def image_bytes(case: Case) -> int:
@@ -176,7 +175,7 @@ def make_reply(images: list[bytes]) -> bytes:
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Return certificate and key of 127.0.0.1, self-made."""
+    """Return a self-signed certificate for 127.0.0.1, and its key."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
         [
@@ -193,7 +192,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def bench(tls: bool) -> Iterator[Bench]:
-    """Start the servers; stop them at the end."""
+    """Run the servers while the context lasts."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for case in [*CASES, SMALL]:
@@ -218,7 +217,7 @@ def bench(tls: bool) -> Iterator[Bench]:
 
 
 def measure(tls: bool, rounds: int, cases: list[Case], progress: bool = True) -> dict[str, Any]:
-    """Return CPU seconds an image and peak growth, by case and contender."""
+    """Return the CPU seconds per image and the growth of the peak, by case and contender."""
     result: dict[str, Any] = {}
     with bench(tls) as running:
         for case in cases:
@@ -226,7 +225,7 @@ def measure(tls: bool, rounds: int, cases: list[Case], progress: bool = True) ->
                 print(f"… {case.title}", file=sys.stderr, flush=True)
             cpu: dict[str, list[float]] = {name: [] for name in CONTENDERS}
             grown: dict[str, list[int]] = {name: [] for name in CONTENDERS}
-            # Small replies are soon done: more of them in a round, so that a round is not all waking up.
+            # Repeat small responses in a round: otherwise, waking up would dominate it.
             repeat = max(1, round(12 / (case.megabytes * case.count)))
             with ExitStack() as stack:
                 children = {name: stack.enter_context(running.child(name, case)) for name in CONTENDERS}
@@ -269,7 +268,7 @@ def table(result: dict[str, Any], cases: list[Case]) -> str:
     ]
     for case in cases:
         row = result[case.name]
-        cells = [f"{row['floor']['cpu_ms_per_image']:.2f} ms an image"]
+        cells = [f"{row['floor']['cpu_ms_per_image']:.2f} ms per image"]
         for name in list(CONTENDERS)[1:]:
             text = f"{row[name]['cpu_times_floor']:.1f} {TIMES}, {row[name]['peak_mib']:+.1f} MiB"
             cells.append(f"**{text}**" if name == "ours" else text)
@@ -280,7 +279,7 @@ def table(result: dict[str, Any], cases: list[Case]) -> str:
 
 
 def verdicts(result: dict[str, Any], tls: bool) -> list[tuple[bool, str]]:
-    """Return the targets that this run can judge: whether each is met, and a sentence."""
+    """Return for each measured target whether it is met, and a sentence."""
     found = []
     if not tls and "1x6MB" in result:
         ratio = result["1x6MB"]["ours"]["cpu_times_floor"]
@@ -303,10 +302,10 @@ def verdicts(result: dict[str, Any], tls: bool) -> list[tuple[bool, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--tls", action="store_true", help="HTTPS to both servers")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each contender (default 15)")
+    parser.add_argument("--tls", action="store_true", help="use HTTPS for both servers")
+    parser.add_argument("--rounds", type=int, default=15, help="turns per contender (default 15)")
     parser.add_argument("--only", nargs="*", help="names of cases, such as 1x6MB")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     arguments = parser.parse_args()
     cases = [case for case in CASES if not arguments.only or case.name in arguments.only]

@@ -1,10 +1,11 @@
-"""The same campaign four ways on a small Celery cluster: one batch, mapped tasks, mapped deferred tasks, and mapped
-tasks with the vendor's example in them.
+"""Run the same campaign with four methods on a small Celery cluster.
+
+The methods are one batch, mapped tasks, mapped deferred tasks, and mapped tasks with the vendor's example.
 
     python -m benchmarks.ways [--images 60]
 
-It needs what `make test-cluster` needs: PostgreSQL, Redis and curl. Airflow's parts, the stand-in for JojoKey and
-S3 share the machine; two workers have six slots each. See README.md beside this file.
+Like `make test-cluster`, it needs PostgreSQL, Redis and curl. Airflow, the stand-in for JojoKey and S3 run on the same
+machine. Two workers have six slots each. See README.md.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from airflow.sdk import DAG, task
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 
 def items(way):
-    return [{{**one, "s3_key": f"{{way}}/{{one['s3_key']}}"}} for one in {items!r}]
+    return [{{**item, "s3_key": f"{{way}}/{{item['s3_key']}}"}} for item in {items!r}]
 
 options = {{"s3_bucket": "posters"}}
 with DAG("batch", schedule=None, start_date=datetime(2026, 1, 1)):
@@ -71,12 +72,12 @@ WAYS = {
 
 
 class Meter:
-    """Memory and CPU of the workers and the triggerer, with all that they start."""
+    """Memory and CPU of the workers and the triggerer, including their child processes."""
 
     def __init__(self, cluster: Any) -> None:
         self._roots = [
-            psutil.Process(one._started.pid)
-            for name, one in cluster.processes.items()
+            psutil.Process(process._started.pid)
+            for name, process in cluster.processes.items()
             if name.startswith(("worker", "triggerer"))
         ]
         self._stop = threading.Event()
@@ -88,7 +89,7 @@ class Meter:
         self._thread.start()
 
     def end(self) -> tuple[float, float]:
-        """Return by how many MiB memory grew at its peak, and the CPU seconds."""
+        """Return the growth of the peak memory in MiB, and the CPU seconds."""
         self._stop.set()
         self._thread.join()
         return (self.peak - self.before) / MIB, sum(self._cpu.values()) - self._cpu_before
@@ -100,11 +101,11 @@ class Meter:
     def _look(self) -> int:
         total = 0
         for root in self._roots:
-            for one in [root, *root.children(recursive=True)]:
+            for process in [root, *root.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
-                    times = one.cpu_times()
-                    self._cpu[one.pid, one.create_time()] = times.user + times.system
-                    total += one.memory_full_info().pss
+                    times = process.cpu_times()
+                    self._cpu[process.pid, process.create_time()] = times.user + times.system
+                    total += process.memory_full_info().pss
         return total
 
 
@@ -144,7 +145,7 @@ def main() -> int:
         elsewhere = {"s3": moto.get_host_and_port()[1], "sandbox": gateway.port}
         with cluster(Path(folder), dags, elsewhere, settings) as run:
             print(f"\n{arguments.images} images of {len(picture.getvalue()) / 1e6:.1f} MB after 5 to 20 s\n")
-            print("| way | seconds | images a minute | CPU an image | memory at the peak | most in flight |")
+            print("| method | seconds | images per minute | CPU per image | peak memory | most in flight |")
             print("|---|---|---|---|---|---|")
             for way in WAYS:
                 run.wait("the Dag is there", lambda way=way: run.get(f"/dags/{way}"), 120)

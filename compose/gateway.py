@@ -1,4 +1,4 @@
-"""The stand-in for JojoKey in a container of its own, for the other containers of its network."""
+"""Run the stand-in for JojoKey in a container, for the other containers of its network."""
 
 from __future__ import annotations
 

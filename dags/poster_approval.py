@@ -1,8 +1,8 @@
-"""A person picks the poster: three candidates a round, three rounds at most.
+"""Ask a person to approve a poster: three candidates per round, at most three rounds.
 
-Each round makes three pictures and asks for a decision under *Required Actions*. The pick is copied to the
-public prefix. Who likes none of them says what should be different, and these words join the prompt of the
-next round. Each picture is paid for once, however long the person thinks.
+Each round generates three candidates and asks for a decision under *Required Actions*. The Dag copies the chosen
+poster to the public prefix. If you like none of them, describe what to change: the next round adds your words to the
+prompt. Each image is paid for once, however long the decision takes.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ from airflow_provider_jojokey.markdown import escape, pictures
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 
 ROUNDS = 3
-PICKS = ["Publish 1", "Publish 2", "Publish 3"]
-NONE = "None of them"
-MORE = f"{NONE}: pay for {len(PICKS)} more"
+CHOICES = ["Publish 1", "Publish 2", "Publish 3"]
+NONE_OF_THEM = "None of them"
+NEXT_ROUND = f"{NONE_OF_THEM}: pay for {len(CHOICES)} more"
 BUCKET = "{{ var.value.get('posters_bucket', 'posters') }}"
 
 
-def wishes(ti: Any) -> list[str]:
-    """Return what the person has asked for in the rounds so far."""
+def changes(ti: Any) -> list[str]:
+    """Return the changes that were requested in earlier rounds."""
     answers = ti.xcom_pull(task_ids=[f"round_{number}.review" for number in range(1, ROUNDS + 1)])
-    said = [(answer or {}).get("params_input", {}).get("wishes") for answer in answers or []]
-    return [one.strip() for one in said if one and one.strip()]
+    texts = [(answer or {}).get("params_input", {}).get("changes") for answer in answers or []]
+    return [text.strip() for text in texts if text and text.strip()]
 
 
 @task.branch
 def decide(answer: dict[str, Any], otherwise: str) -> str:
-    """Return where to go on: nobody's pick leads to another round."""
-    return "publish" if answer["chosen_options"][0] in PICKS else otherwise
+    """Return the next task: publish the chosen poster, or start another round."""
+    return "publish" if answer["chosen_options"][0] in CHOICES else otherwise
 
 
-def one_round(number: int) -> tuple[GenerateImageOperator, Any]:
-    """Add the tasks of one round, and return the first and the last."""
+def add_round(number: int) -> tuple[GenerateImageOperator, Any]:
+    """Add the tasks of a round; return the first and the last."""
     with TaskGroup(f"round_{number}"):
         candidates = GenerateImageOperator(
             task_id="candidates",
-            prompt="{{ params.prompt }}{% for wish in wishes(ti) %}\nChange this: {{ wish }}{% endfor %}",
+            prompt="{{ params.prompt }}{% for change in changes(ti) %}\nChange this: {{ change }}{% endfor %}",
             s3_bucket=BUCKET,
             s3_key="approval/{{ run_id | replace(':', '-') }}/" + f"round-{number}-{{index}}.{{ext}}",
             size="{{ params.size }}",
             quality="{{ params.quality }}",
-            n=len(PICKS),
+            n=len(CHOICES),
             retries=3,
         )
         review = HITLOperator(
             task_id="review",
-            subject=f"Which poster shall be published? (round {number} of {ROUNDS})",
-            body=f"{{{{ pictures(ti, '{candidates.task_id}') }}}}\n\n**Asked for:** {{{{ escape(params.prompt) }}}}"
-            "{% for wish in wishes(ti) %}\n\n**Changed:** {{ escape(wish) }}{% endfor %}",
-            options=[*PICKS, MORE if number < ROUNDS else NONE],
+            subject=f"Which poster do you want to publish? (round {number} of {ROUNDS})",
+            body=f"{{{{ pictures(ti, '{candidates.task_id}') }}}}\n\n**Prompt:** {{{{ escape(params.prompt) }}}}"
+            "{% for change in changes(ti) %}\n\n**Changed:** {{ escape(change) }}{% endfor %}",
+            options=[*CHOICES, NEXT_ROUND if number < ROUNDS else NONE_OF_THEM],
             params={
-                "wishes": Param(
+                "changes": Param(
                     "",
                     type=["string", "null"],
                     format="multiline",
-                    title="What should be different?",
-                    description=f"With '{MORE}', these words join the prompt of the next round."
+                    title="What should change?",
+                    description=f"With '{NEXT_ROUND}', the next round adds these words to the prompt."
                     if number < ROUNDS
-                    else "This is the last round: with 'None of them', nothing is published.",
+                    else "This is the last round. With 'None of them', nothing is published.",
                 )
             },
             response_timeout=timedelta(days=7),
@@ -78,18 +78,18 @@ def one_round(number: int) -> tuple[GenerateImageOperator, Any]:
 
 @task(trigger_rule="none_failed_min_one_success")
 def publish(bucket: str) -> str:
-    """Copy the pick to the public prefix and return its place."""
+    """Copy the chosen poster to the public prefix; return its location."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
     ti = get_current_context()["ti"]
     for number in range(ROUNDS, 0, -1):
         answer = ti.xcom_pull(task_ids=f"round_{number}.review")
-        if answer and answer["chosen_options"][0] in PICKS:
+        if answer and answer["chosen_options"][0] in CHOICES:
             break
     else:
-        raise ValueError("Nobody has picked a poster.")
+        raise ValueError("No poster was chosen.")
     keys = ti.xcom_pull(task_ids=f"round_{number}.candidates", key="keys")
-    key = keys[PICKS.index(answer["chosen_options"][0])]
+    key = keys[CHOICES.index(answer["chosen_options"][0])]
     public = "public/" + key.removeprefix("approval/")
     S3Hook().copy_object(key, public, source_bucket_name=bucket, dest_bucket_name=bucket)
     return f"s3://{bucket}/{public}"
@@ -97,13 +97,13 @@ def publish(bucket: str) -> str:
 
 with DAG(
     dag_id="poster_approval",
-    description="Three candidates, a person's choice, and the pick is published.",
+    description="Generate three candidates, ask a person to choose one, and publish it.",
     schedule=None,
     start_date=datetime(2026, 1, 1),
     catchup=False,
     doc_md=__doc__,
     tags=["jojokey", "poster", "approval"],
-    user_defined_macros={"pictures": pictures, "escape": escape, "wishes": wishes},
+    user_defined_macros={"pictures": pictures, "escape": escape, "changes": changes},
     params={
         "prompt": Param(
             "A night market in the rain, lanterns, a screen-printed poster",
@@ -116,7 +116,7 @@ with DAG(
     },
 ):
     published = publish(BUCKET)
-    rounds = [one_round(number) for number in range(1, ROUNDS + 1)]
+    rounds = [add_round(number) for number in range(1, ROUNDS + 1)]
     for (_, decision), (candidates, _) in pairwise(rounds):
         decision >> [candidates, published]
     rounds[-1][1] >> [published, EmptyOperator(task_id="nothing_published")]

@@ -1,9 +1,8 @@
-"""A campaign: the rows of a CSV become posters, and then a contact sheet and a bill.
+"""Generate a poster for each row of a CSV file, and store contact sheets and a report of the costs.
 
-The CSV is `poster_campaign.csv` beside this file, or an `s3://` URL given in the trigger form, as Excel or another
-spreadsheet saves it. Its columns are the options of an item: `prompt` and `s3_key`, and `size`, `quality`, … where a
-row needs its own.
-A retry, or the run's cleared tasks, make and pay for only what is missing.
+The CSV file is `poster_campaign.csv` next to this Dag, or an `s3://` URL in the trigger form, as Excel or another
+spreadsheet saves it. Its columns are the options of an item: `prompt`, `s3_key`, and optionally `size`, `quality` and
+others. Retries and cleared tasks generate and pay for only the missing posters.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperato
 BUCKET = "{{ var.value.get('posters_bucket', 'posters') }}"
 FOLDER = "campaign/{{ run_id | replace(':', '-') }}"
 USD_PER_MILLION = {"input_tokens": 5.0, "output_tokens": 30.0}
-"""OpenAI's list prices of gpt-image-2; write those of your own contract here."""
+"""OpenAI's list prices of gpt-image-2. Replace them with your own."""
 COLUMNS, ROWS, THUMBNAIL, GAP = 8, 24, 180, 12
-"""Of one contact sheet; more posters make more sheets, so that memory stays small."""
+"""Layout of a contact sheet. More posters need more sheets, which limits the memory."""
 
 
 @task
 def rows(csv_file: str, folder: str) -> list[dict[str, str]]:
-    """Read the CSV: a request for each row. What a cell leaves empty is the batch's default."""
+    """Return a request for each row of the CSV file. Empty cells use the defaults of the batch."""
     from airflow_provider_jojokey.spreadsheets import read_requests
 
     if csv_file.startswith("s3://"):
@@ -49,29 +48,36 @@ def rows(csv_file: str, folder: str) -> list[dict[str, str]]:
 
 @task(trigger_rule="all_done")
 def report(manifest: str, folder: str) -> dict[str, Any]:
-    """Put contact sheets and a CSV of keys, tokens and cost beside the posters; then fail if some are missing."""
+    """Store contact sheets and a report next to the posters, and fail if posters are missing."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.common.compat.sdk import AirflowFailException
 
     from airflow_provider_jojokey.store.keys import split_uri
 
     if not manifest:
-        raise AirflowFailException("There is no manifest: the batch ended before it made anything.")
+        raise AirflowFailException(
+            "The batch has no manifest, because it ended before it generated anything."
+        )
     s3 = S3Hook("aws_default").get_conn()
     bucket, key = split_uri(manifest)
     with tempfile.TemporaryFile() as file:
         s3.download_fileobj(bucket, key, file)
         file.seek(0)
-        bill = write_bill(file, s3, bucket, f"{folder}/report.csv")
+        summary = write_report(file, s3, bucket, f"{folder}/report.csv")
         file.seek(0)
-        bill["sheets"] = write_sheets(file, s3, bucket, folder)
-    if bill["missing"]:
-        raise AirflowFailException(f"{bill['missing']} of {bill['items']} posters are missing: {bill}")
-    return bill
+        summary["sheets"] = write_sheets(file, s3, bucket, folder)
+    if summary["missing"]:
+        raise AirflowFailException(
+            f"{summary['missing']} of {summary['items']} posters are missing: {summary}"
+        )
+    return summary
 
 
-def write_bill(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any]:
-    """Write a line for each item: where it is and what it cost. Excel needs the mark at the file's beginning."""
+def write_report(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any]:
+    """Write a CSV file with the keys and the cost of each item; return the totals.
+
+    The file starts with a byte order mark: without it, Excel doesn't read it as UTF-8.
+    """
     from airflow_provider_jojokey.spreadsheets import safe_cell
 
     items = missing = tokens = 0
@@ -80,21 +86,21 @@ def write_bill(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any]:
         table = csv.writer(text)
         table.writerow(["item", "state", "keys", "tokens", "usd", "error", "prompt"])
         for line in manifest:
-            one = json.loads(line)
-            usage = one.get("usage") or {}
+            item = json.loads(line)
+            usage = item.get("usage") or {}
             usd = sum(usage.get(name, 0) * price / 1e6 for name, price in USD_PER_MILLION.items())
-            keys = " ".join(image["key"] for image in one["images"])
+            keys = " ".join(image["key"] for image in item["images"])
             cells = [
-                one["index"],
-                one["state"],
+                item["index"],
+                item["state"],
                 keys,
                 usage.get("total_tokens", 0),
                 f"{usd:.5f}",
-                one["error"],
-                one["prompt"],
+                item["error"],
+                item["prompt"],
             ]
             table.writerow([safe_cell(cell) for cell in cells])
-            items, missing = items + 1, missing + (one["state"] != "complete")
+            items, missing = items + 1, missing + (item["state"] != "complete")
             tokens, cost = tokens + usage.get("total_tokens", 0), cost + usd
         text.flush()
         raw.seek(0)
@@ -109,21 +115,21 @@ def write_bill(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any]:
 
 
 def write_sheets(manifest: Any, s3: Any, bucket: str, folder: str) -> list[str]:
-    """Draw all posters small, one after the other, and return where the sheets are."""
+    """Store contact sheets of all posters; return their locations."""
     from PIL import Image, ImageOps
 
     images: Iterator[dict[str, Any]] = (image for line in manifest for image in json.loads(line)["images"])
     step, sheets = THUMBNAIL + GAP, []
-    while some := list(islice(images, COLUMNS * ROWS)):
-        size = (COLUMNS * step + GAP, -(-len(some) // COLUMNS) * step + GAP)
+    while batch := list(islice(images, COLUMNS * ROWS)):
+        size = (COLUMNS * step + GAP, -(-len(batch) // COLUMNS) * step + GAP)
         sheet = Image.new("RGB", size, "white")
-        for place, image in enumerate(some):
+        for position, image in enumerate(batch):
             with tempfile.TemporaryFile() as file:
                 s3.download_fileobj(image["bucket"], image["key"], file)
                 with Image.open(file) as poster:
                     poster.draft("RGB", (THUMBNAIL, THUMBNAIL))
                     small = ImageOps.contain(poster.convert("RGB"), (THUMBNAIL, THUMBNAIL))
-            row, column = divmod(place, COLUMNS)
+            row, column = divmod(position, COLUMNS)
             corner = (
                 GAP + column * step + (THUMBNAIL - small.width) // 2,
                 GAP + row * step + (THUMBNAIL - small.height) // 2,
@@ -139,7 +145,7 @@ def write_sheets(manifest: Any, s3: Any, bucket: str, folder: str) -> list[str]:
 
 with DAG(
     dag_id="poster_campaign",
-    description="Rows of a CSV to posters in S3, each paid for once; then a contact sheet and what it cost.",
+    description="Generate a poster for each row of a CSV file, with contact sheets and a report of the costs.",
     schedule=None,
     start_date=datetime(2026, 1, 1),
     catchup=False,
@@ -147,11 +153,18 @@ with DAG(
     tags=["jojokey", "poster", "batch"],
     params={
         "csv": Param(
-            "poster_campaign.csv", type="string", title="CSV", description="Beside the Dag, or an s3:// URL."
+            "poster_campaign.csv",
+            type="string",
+            title="CSV file",
+            description="A file next to the Dag, or an s3:// URL.",
         ),
-        "max_in_flight": Param(8, type="integer", minimum=1, maximum=1000, title="In flight"),
+        "max_in_flight": Param(8, type="integer", minimum=1, maximum=1000, title="Images in flight"),
         "max_tokens": Param(
-            500_000, type="integer", minimum=0, title="Budget", description="Tokens the campaign may cost."
+            500_000,
+            type="integer",
+            minimum=0,
+            title="Budget",
+            description="The most tokens that the campaign may cost.",
         ),
     },
 ):

@@ -1,4 +1,4 @@
-"""A poster a day: the logical date chooses the words, the trigger form the rest."""
+"""Generate a poster every day. The date is part of the prompt, and the trigger form has the other options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 
 
 def key_of(dag_run: Any) -> str:
-    """Return the S3 key: one for each day, and another for each run that a person triggers."""
+    """Return the S3 key: one per day, and another one for each run that a person triggers."""
     when = dag_run.logical_date or dag_run.run_after
     triggered = dag_run.run_type == "manual" and when.time() != time.min
     return str(when.strftime("daily/%Y-%m-%d-%H%M%S.{ext}" if triggered else "daily/%Y-%m-%d.{ext}"))
@@ -19,7 +19,7 @@ def key_of(dag_run: Any) -> str:
 
 with DAG(
     dag_id="poster_daily",
-    description="One poster a day, from a prompt that knows the date, to S3.",
+    description="Generate a poster every day, with the date in its prompt.",
     schedule="0 6 * * *",
     start_date=datetime(2026, 1, 1),
     catchup=False,
@@ -42,7 +42,7 @@ with DAG(
             "run",
             enum=["run", "always", "never"],
             title="Reuse",
-            description="Which earlier payment counts: this run's, any run's, or none.",
+            description="Which earlier payments count: of this run, of any run, or none.",
         ),
     },
 ):
@@ -57,7 +57,7 @@ Three flat colours, generous margins, the date "{{ day.strftime("%-d %B %Y") }}"
         s3_key="{{ key_of(dag_run) }}",
         size="{{ params.size }}",
         quality="{{ params.quality }}",
-        # Somebody does not like the picture: a Variable with the run's id, and the cleared task pays for a new one.
+        # To pay for another poster, set the Variable `poster_redraw` to the run's ID, and clear the task.
         reuse="{{ 'never' if var.value.get('poster_redraw', '') == run_id else params.reuse }}",
         retries=3,
         outlets=[Asset("daily_poster")],

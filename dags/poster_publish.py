@@ -21,13 +21,13 @@ DAILY_POSTER = Asset("daily_poster")
     soft_fail=True,
 )
 def wait_for_poster(*, inlet_events: Any = None) -> bool:
-    """Return whether `poster_daily` has made a poster; a run that you trigger by hand may be too early."""
+    """Return whether `poster_daily` has stored a poster. A run that you trigger may start before that."""
     return len(inlet_events[DAILY_POSTER]) > 0
 
 
 @task(inlets=[DAILY_POSTER])
 def publish(bucket: str, *, inlet_events: Any = None) -> list[str]:
-    """Copy the newest poster to the public prefix and return its URIs."""
+    """Copy the newest poster to the public prefix; return its new URIs."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
     published = []
@@ -46,7 +46,7 @@ def publish(bucket: str, *, inlet_events: Any = None) -> list[str]:
 
 with DAG(
     dag_id="poster_publish",
-    description="Copies the poster of the day to the public prefix, as soon as it is there.",
+    description="Copy the poster of the day to the public prefix as soon as it is stored.",
     schedule=[DAILY_POSTER],
     start_date=datetime(2026, 1, 1),
     catchup=False,

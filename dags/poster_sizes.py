@@ -1,7 +1,7 @@
-"""One prompt, many sizes: a mapped task for each, named after its size in the grid.
+"""Generate one prompt in five sizes, with a mapped task per size.
 
-A pool of your own, with as many slots as JojoKey may be asked for at once, keeps mapped tasks of all Dags within
-the gateway's limit: `airflow pools set jojokey 8 "Images that are made at a time"`, and then `pool="jojokey"` below.
+The grid labels each task with its size. To limit the requests of all Dags, create a pool with as many slots as JojoKey
+accepts concurrently, `airflow pools set jojokey 8 "Images in flight"`, and set `pool="jojokey"` below.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZES = {
 
 with DAG(
     dag_id="poster_sizes",
-    description="One prompt in five sizes, a mapped task each.",
+    description="Generate one prompt in five sizes, with a mapped task per size.",
     schedule=None,
     start_date=datetime(2026, 1, 1),
     catchup=False,
@@ -33,7 +33,7 @@ with DAG(
             "A lighthouse in the fog, two colours, generous margins",
             type="string",
             title="Prompt",
-            description="What all of them show.",
+            description="What all posters show.",
         ),
     },
 ):

@@ -1,7 +1,7 @@
-"""From nothing to a poster: start the sandbox, run `poster_daily` once, and print where its image is.
+"""Run `make demo`: start the sandbox, run `poster_daily` once, and print the location of its image.
 
-If JOJOKEY_API_KEY is set, the real API is used, which costs money. If JOJOKEY_S3_BUCKET and AWS credentials are
-set, the real S3 is used.
+If JOJOKEY_API_KEY is set, the demo uses the real API, which costs money. With JOJOKEY_S3_BUCKET and AWS credentials,
+it uses the real S3.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from airflow_provider_jojokey.sandbox import Sandbox
 AIRFLOW = [sys.executable, "-m", "airflow"]
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+ \[")
 MESSAGE = re.compile(r"\S+ \[\w+ *\] (?P<message>.+?)\s+\[[\w.]*airflow_provider_jojokey[\w.]*\]")
-NOT_THE_EXCEPTION = ("Traceback ", "During handling of ", "The above exception ")
+TRACEBACK_TEXT = ("Traceback ", "During handling of ", "The above exception ")
 
 
 def main() -> int:
     with claimed(HOME, "make demo") as holder:
         home = HOME
         if holder:
-            # Two Airflows with one database would run each other's tasks.
+            # Two Airflows that share a database would run each other's tasks.
             home = HOME / "beside"
             print(f"{holder} is running, so this demo keeps its files in {home}.", flush=True)
             home.mkdir(parents=True, exist_ok=True)
         try:
             sandbox = start_sandbox(home)
         except (OSError, RuntimeError) as error:
-            print(f"The sandbox cannot start. {error}", file=sys.stderr)
+            print(f"The sandbox can't start. {error}", file=sys.stderr)
             return 1
         with sandbox:
             return run(sandbox, home)
@@ -46,7 +46,7 @@ def main() -> int:
 def run(sandbox: Sandbox, home: Path) -> int:
     """Run `poster_daily` once and print its image; return the exit code."""
     today = datetime.now(UTC).strftime("%Y-%m-%d")
-    real = "the real API: this costs money"
+    real = "the real API, which costs money"
     print(f"Gateway   {real if sandbox.uses_real_api else 'a stand-in for JojoKey, on this machine'}")
     path = home / "demo.log"
     printed = 0
@@ -56,7 +56,7 @@ def run(sandbox: Sandbox, home: Path) -> int:
         code = subprocess.run([*AIRFLOW, "db", "migrate"], env=environment, stdout=log, stderr=log).returncode
         if code == 0:
             print(f"Dag       airflow dags test poster_daily {today}", flush=True)
-            # The demo of the same day asks for the same image, so it isn't paid for twice.
+            # A second demo on the same day requests the same image, so it isn't paid for twice.
             conf = {"reuse": "always"} | ({"theme": theme} if (theme := os.environ.get("THEME")) else {})
             code, printed = run_dag(today, conf, environment, log)
     if code == 0:
@@ -69,9 +69,9 @@ def run(sandbox: Sandbox, home: Path) -> int:
 
 
 def run_dag(day: str, conf: dict[str, str], environment: dict[str, str], log: IO[str]) -> tuple[int, int]:
-    """Run the Dag once, and return its exit code and the number of messages printed.
+    """Run the Dag once; return its exit code and the number of printed messages.
 
-    It prints the provider's messages and all exceptions, and writes everything to a file.
+    Print the provider's messages and all exceptions, and write everything to a file.
     """
     command = [*AIRFLOW, "dags", "test", "poster_daily", day, "--conf", json.dumps(conf)]
     process = subprocess.Popen(
@@ -86,7 +86,7 @@ def run_dag(day: str, conf: dict[str, str], environment: dict[str, str], log: IO
 
 
 def messages(lines: Iterable[str]) -> Iterator[str]:
-    """Return from Airflow's log the messages of this provider and the exceptions of any task."""
+    """Yield the provider's messages and the exceptions of all tasks from Airflow's log."""
     exception: list[str] | None = None
     for line in lines:
         if line.startswith("Traceback "):
@@ -97,7 +97,7 @@ def messages(lines: Iterable[str]) -> Iterator[str]:
             exception = None
             if found := MESSAGE.match(line):
                 yield found["message"]
-        elif exception is not None and line.strip() and not line.startswith((" ", *NOT_THE_EXCEPTION)):
+        elif exception is not None and line.strip() and not line.startswith((" ", *TRACEBACK_TEXT)):
             exception.append(line.strip().removeprefix("airflow_provider_jojokey.exceptions."))
     if exception:
         yield " ".join(exception)
@@ -111,7 +111,7 @@ def _copied(lines: Iterable[str], log: IO[str]) -> Iterator[str]:
 
 
 def show_result(sandbox: Sandbox, environment: dict[str, str], day: str) -> None:
-    """Print where the image is and what it cost, from its receipt in S3."""
+    """Print the location and the cost of the image, from its receipt in S3."""
     os.environ.update(environment, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR")
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
     from airflow_provider_jojokey.store.keys import Destination

@@ -44,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for airflow in options.airflow:
             name = f"Airflow {airflow}, Python {python}"
             if airflow == "lowest" and python != options.python[0]:
-                continue  # its bounds do not depend on Python
+                continue  # its lower bounds don't depend on Python
             if interpreter is None:
-                results.append((name, f"skipped: there is no Python {python} on this machine"))
+                results.append((name, f"skipped: Python {python} is not installed"))
                 continue
             print(f"\n=== {name}", flush=True)
-            began = time.monotonic()
+            started = time.monotonic()
             result = run(airflow, python, interpreter, options.pytest)
-            results.append((name, f"{result} in {time.monotonic() - began:.0f} s"))
+            results.append((name, f"{result} in {time.monotonic() - started:.0f} s"))
     print("\n=== Summary")
     for name, result in results:
         print(f"{name:32} {result}")
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(airflow: str, python: str, interpreter: str, arguments: Sequence[str]) -> str:
-    """Install one combination and run the tests there; return ``passed`` or what failed."""
+    """Install one combination and run the tests there; return ``passed`` or the step that failed."""
     folder = ROOT / ".venvs" / f"airflow-{airflow}-python-{python}"
     if not (folder / "bin" / "python").exists():
         subprocess.run([UV, "venv", "--quiet", "--python", interpreter, folder], check=True)
@@ -79,7 +79,7 @@ def run(airflow: str, python: str, interpreter: str, arguments: Sequence[str]) -
 
 
 def find_python(version: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return an interpreter of this version, such as ``3.12``; ``None`` if there is none that runs."""
+    """Return an interpreter of this version, such as ``3.12``; ``None`` if none works."""
     for candidate in _candidates(version, environ):
         try:
             found = subprocess.run([candidate, "-c", VERSION], capture_output=True, text=True, timeout=60)
@@ -97,7 +97,7 @@ def _candidates(version: str, environ: Mapping[str, str]) -> Iterator[str]:
         yield with_uv.stdout.strip()
     if on_path := shutil.which(f"python{version}", path=environ.get("PATH")):
         yield on_path
-    # pyenv puts programs on PATH that only say which versions it has.
+    # pyenv's programs on PATH may only print the installed versions.
     pyenv = Path(environ.get("PYENV_ROOT") or Path(environ.get("HOME") or "/") / ".pyenv")
     yield from sorted(map(str, pyenv.glob(f"versions/{version}.*/bin/python")), reverse=True)
 

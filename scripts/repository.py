@@ -1,6 +1,6 @@
-"""The repository's URL: defined once, in ``pyproject.toml``, and used for every link to it.
+"""Generate links to the repository. Its URL is defined once, in ``pyproject.toml``.
 
-``python scripts/repository.py`` checks whether a release can be made, and exits with 1 if it cannot.
+``python scripts/repository.py`` lists what a release still needs, and exits with 1 if it lists anything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def version(root: Path = ROOT) -> str:
 
 
 def project_urls(url: str) -> dict[str, str]:
-    """Return the links that a package index displays.
+    """Return the links for a package index.
 
     :param url: the repository's URL; empty while it is undecided
     """
@@ -52,7 +52,7 @@ def project_urls(url: str) -> dict[str, str]:
 
 
 def standalone(markdown: str, url: str, folder: str = "", ref: str | None = None) -> str:
-    """Return Markdown that works outside the repository: no link in it is relative.
+    """Return Markdown that works outside the repository, with absolute links.
 
     :param markdown: the page
     :param url: the repository's URL. While it is empty, images are left out and links become plain text
@@ -79,16 +79,16 @@ def standalone(markdown: str, url: str, folder: str = "", ref: str | None = None
 
 
 def problems(root: Path = ROOT, tag: str = "") -> list[str]:
-    """Return the reasons why no release can be made, as sentences.
+    """Return what a release still needs, as sentences.
 
     :param root: the checkout
-    :param tag: the Git tag of the release, if there is one already
+    :param tag: the Git tag of the release, if it exists
     """
     found = []
     registry = (root / ".airflow-registry.yaml").read_text(encoding="utf-8")
     url = urlsplit(repository(root))
     if not repository(root):
-        found.append("The repository is not decided: set repository in [tool.jojokey] of pyproject.toml.")
+        found.append("The repository is not decided. Set repository in [tool.jojokey] of pyproject.toml.")
     elif url.scheme != "https" or not url.netloc or not url.path.strip("/") or url.query or url.fragment:
         found.append(
             f"{repository(root)!r} in [tool.jojokey] of pyproject.toml is not a repository's https URL."
@@ -105,7 +105,7 @@ def problems(root: Path = ROOT, tag: str = "") -> list[str]:
 
 
 def main() -> int:
-    """Print the reasons why no release can be made; return 1 if there are any."""
+    """Print what a release still needs; return 1 if that is anything."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
     parser.add_argument("--tag", default="", help="the release's Git tag, compared with the version")

@@ -1,7 +1,7 @@
-"""Take the README's pictures of Airflow's UI: the real one, with posters that were really ordered.
+"""Take screenshots of Airflow's UI for the README and the documentation.
 
-A world of its own, in a folder that is thrown away: the sandbox, `airflow standalone`, a fortnight of
-`poster_daily` and a round of `poster_approval`; then a browser looks at it.
+The script starts the sandbox and `airflow standalone` in a temporary folder, runs `poster_daily` for eight days and
+`poster_approval` once, and takes the screenshots with a browser.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ARGUMENTS = (
 )
 WIDE, NARROW = (1400, 900), (420, 900)
 PATIENCE = 900.0
-COLOURS = 256
+COLORS = 256
 LARGEST = 400_000
 
 THEMES = (
@@ -61,29 +61,29 @@ CANDIDATES = "A jazz night under the stars"
 
 
 class Airflow:
-    """The running Airflow's REST API."""
+    """Airflow's REST API."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
-        """Ask the API; what it answers, read from JSON."""
+        """Send a request, and return the JSON of the response."""
         request = urllib.request.Request(
             f"{self.url}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.loads(response.read())
 
     def trigger(self, dag_id: str, conf: dict[str, Any], day: datetime | None = None) -> str:
-        """Start a run and return its id."""
+        """Start a run, and return its ID."""
         body = {"logical_date": day and day.isoformat(), "conf": conf}
         return str(self.call(f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
     def unpause(self, dag_id: str) -> bool:
-        """Unpause a Dag; whether the Dag processor has read it by now."""
+        """Unpause a Dag; return whether the Dag processor has read it."""
         try:
             self.call(f"/api/v2/dags/{dag_id}", {"is_paused": False}, "PATCH")
         except urllib.error.HTTPError:
@@ -91,7 +91,7 @@ class Airflow:
         return True
 
     def results(self, **filters: str) -> list[dict[str, Any]]:
-        """Return the latest results, as the gallery gets them."""
+        """Return the latest results in the format of the gallery."""
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in filters.items())
         return list(self.call(f"/jojokey/api/results?limit=200&{query}")["results"])
 
@@ -103,32 +103,32 @@ def main() -> int:
         with Sandbox(home / "world") as sandbox:
             environment = airflow_environment(sandbox, home) | environment_of(free_port())
             environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = "True"
-            # A task that is started before the API server listens fails, and is retried in five minutes.
+            # A task that starts before the API server listens fails, and Airflow retries it after five minutes.
             environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] = "True"
             print("Starting Airflow …", flush=True)
             with standalone(environment, home / "airflow.log"):
                 airflow = Airflow(environment["AIRFLOW__API__BASE_URL"])
-                print("Ordering posters …", flush=True)
-                order_posters(airflow)
+                print("Generating posters …", flush=True)
+                generate_posters(airflow)
                 spread_over_days(home / "airflow" / "airflow.db")
-                take_pictures(airflow)
+                take_screenshots(airflow)
     return 0
 
 
-def order_posters(airflow: Airflow) -> None:
+def generate_posters(airflow: Airflow) -> None:
     wait_until(lambda: airflow.unpause("poster_daily") and airflow.unpause("poster_approval"))
     today = datetime.now(UTC).replace(hour=6, minute=0, second=0, microsecond=0)
     for number, theme in enumerate(THEMES, start=1):
         conf = {"theme": theme, "size": SIZES[number % len(SIZES)]}
         airflow.trigger("poster_daily", conf, today - timedelta(days=len(THEMES) + 1 - number))
     airflow.trigger("poster_approval", {"prompt": CANDIDATES})
-    # One more than ordered: the schedule's own poster of today.
+    # The schedule adds the poster of today.
     wait_until(lambda: len(airflow.results(dag_id="poster_daily")) > len(THEMES))
     wait_until(lambda: bool(airflow.results(dag_id="poster_approval")))
 
 
 def spread_over_days(database: Path) -> None:
-    """Date each result as a daily Dag would have: all were made within these minutes."""
+    """Set the date of each result to its logical date: all were generated within minutes."""
     with sqlite3.connect(database, timeout=60) as connection:
         connection.execute(
             "UPDATE xcom SET timestamp = strftime('%Y-%m-%d %H:%M:%f', r.logical_date, '+1 minutes')"
@@ -136,21 +136,22 @@ def spread_over_days(database: Path) -> None:
         )
 
 
-def take_pictures(airflow: Airflow) -> None:
+def take_screenshots(airflow: Airflow) -> None:
     poster = airflow.results(q=THEMES[-1])[0]
     candidates = airflow.results(dag_id="poster_approval")[0]
-    tab, three = (
-        f"{airflow.url}{one['href']}".replace("%3A", ":").replace("%2B", "+") for one in (poster, candidates)
+    poster_tab, candidates_tab = (
+        f"{airflow.url}{result['href']}".replace("%3A", ":").replace("%2B", "+")
+        for result in (poster, candidates)
     )
     gallery = f"{airflow.url}/plugin/jojokey-gallery"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         for theme, ending in (("light", ""), ("dark", "-dark")):
-            take(browser, f"tab{ending}", tab, theme, WIDE, ".jojokey-figure img")
-            take(browser, f"candidates{ending}", three, theme, WIDE, ".jojokey-figure img")
+            take(browser, f"tab{ending}", poster_tab, theme, WIDE, ".jojokey-figure img")
+            take(browser, f"candidates{ending}", candidates_tab, theme, WIDE, ".jojokey-figure img")
             take(browser, f"gallery{ending}", gallery, theme, WIDE, ".jojokey-card img")
             take(browser, f"gallery-narrow{ending}", gallery, theme, NARROW, ".jojokey-card img")
-            take(browser, f"tab-narrow{ending}", tab, theme, NARROW, ".jojokey-figure img")
+            take(browser, f"tab-narrow{ending}", poster_tab, theme, NARROW, ".jojokey-figure img")
         take(browser, "enlarged", gallery, "dark", WIDE, ".jojokey-card img", enlarge)
         browser.close()
 
@@ -170,7 +171,7 @@ def take(
     image: str,
     act: Callable[[Page], None] | None = None,
 ) -> None:
-    """Take one picture, when its images are there."""
+    """Take a screenshot as soon as its images are loaded."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if theme == "dark" else "light",
@@ -185,20 +186,20 @@ def take(
     if act:
         act(page)
     page.wait_for_load_state("networkidle")
-    page.wait_for_function("[...document.images].every(one => one.complete || one.loading === 'lazy')")
+    page.wait_for_function("[...document.images].every(image => image.complete || image.loading === 'lazy')")
     path = IMAGES / f"{name}.png"
-    path.write_bytes(small(page.screenshot(animations="disabled")))
+    path.write_bytes(compress(page.screenshot(animations="disabled")))
     context.close()
     print(f"  {path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
-def small(png: bytes) -> bytes:
-    """Return the picture as a small file: in as many colours as a palette has where it would be large."""
+def compress(png: bytes) -> bytes:
+    """Return the screenshot as a small PNG, with a palette if it would be large otherwise."""
     with Image.open(io.BytesIO(png)) as picture:
         picture = picture.convert("RGB")
-        for one in (picture, picture.quantize(COLOURS, dither=Image.Dither.NONE)):
+        for variant in (picture, picture.quantize(COLORS, dither=Image.Dither.NONE)):
             out = io.BytesIO()
-            one.save(out, "PNG", optimize=True)
+            variant.save(out, "PNG", optimize=True)
             if out.tell() < LARGEST:
                 break
         return out.getvalue()
@@ -208,7 +209,7 @@ def wait_until(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not done():
         if time.monotonic() > deadline:
-            raise TimeoutError("The posters did not come; see Airflow's log.")
+            raise TimeoutError("The posters were not generated in time. See Airflow's log.")
         time.sleep(1.0)
 
 

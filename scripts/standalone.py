@@ -1,4 +1,4 @@
-"""`airflow standalone` as a child process: started, waited for, and ended with all that it has started."""
+"""Run `airflow standalone` as a child process: start it, wait until it is healthy, and stop all its processes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 STARTUP = 300.0
-"""Seconds that Airflow gets to start; a small, busy machine needs two minutes."""
+"""Seconds that Airflow may take to start. A small, busy machine needs two minutes."""
 COMPONENTS = {"metadatabase": "database", "dag_processor": "Dag processor", "scheduler": "scheduler"}
 REMINDER = 15.0
-"""Seconds without news after which the wait is reported as well."""
+"""Seconds without progress after which the wait is reported."""
 
-# A proxy cannot reach loopback.
+# A proxy can't reach loopback.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class DidNotStart(RuntimeError):
-    """Airflow ended by itself, or was not healthy in time."""
+    """Airflow stopped, or did not become healthy in time."""
 
 
 def environment_of(port: int, prefix: str = "") -> dict[str, str]:
-    """Return what an Airflow needs that listens on loopback only, on a port of its own.
+    """Return the environment of an Airflow that listens on a port of loopback.
 
-    :param prefix: the path that it is served under, such as ``/airflow``
+    :param prefix: the path of its UI and API, such as ``/airflow``
     """
     base_url = f"http://localhost:{port}{prefix}"
     return {
@@ -45,7 +45,7 @@ def environment_of(port: int, prefix: str = "") -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "4",
         # On a busy machine, the default of five seconds fails tasks before they start.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
-        # Two Airflows on one computer would otherwise want the same ports for their logs.
+        # Two Airflows on one machine would otherwise use the same ports for their logs.
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
     }
@@ -58,13 +58,13 @@ def standalone(
     stop: threading.Event | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Airflow while the context lasts; it is healthy when the context begins.
+    """Run Airflow while the context lasts. It is healthy when the context begins.
 
-    :param environment: all of it, with that of :func:`environment_of`
-    :param log: a file for what it prints
+    :param environment: the complete environment, including :func:`environment_of`
+    :param log: the file for its output
     :param stop: ends the wait for its start
     :param report: called with each step of the start
-    :raises DidNotStart: if it is not healthy within five minutes
+    :raises DidNotStart: if it doesn't become healthy within five minutes
     """
     with log.open("wb") as out:
         airflow = subprocess.Popen(
@@ -98,32 +98,32 @@ def _wait_until_healthy(
     stop: threading.Event,
     report: Callable[[str], None],
 ) -> None:
-    began = reported = time.monotonic()
+    started = reported = time.monotonic()
     missing = ["API server", *COMPONENTS.values()]
     while airflow.poll() is None and not stop.wait(0.5):
         now = time.monotonic()
-        if now - began > STARTUP:
+        if now - started > STARTUP:
             raise DidNotStart(
                 f"Airflow did not start within {STARTUP:.0f} s: no {', '.join(missing)}. Its log is {log}"
             )
         found = _healthy(health)
         for component in [name for name in missing if name in found]:
             missing.remove(component)
-            report(f"{component} is up ({now - began:.0f} s)")
+            report(f"{component} is up ({now - started:.0f} s)")
             reported = now
         if not missing:
             return
         if now - reported > REMINDER:
-            report(f"waiting for {missing[0]} ({now - began:.0f} s)")
+            report(f"waiting for {missing[0]} ({now - started:.0f} s)")
             reported = now
     if stop.is_set():
         raise DidNotStart("The start of Airflow was interrupted.")
     end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-    raise DidNotStart(f"{end}\n\nAirflow ended as it started. Its log is {log}")
+    raise DidNotStart(f"{end}\n\nAirflow stopped while starting. Its log is {log}")
 
 
 def _healthy(health: str) -> set[str]:
-    """Return the components that Airflow says are healthy; none while its API server does not answer."""
+    """Return the components that Airflow says are healthy; an empty set while its API server doesn't answer."""
     try:
         with OPENER.open(health, timeout=5) as response:
             states = json.load(response)
@@ -143,4 +143,4 @@ def _end(airflow: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 airflow.wait(patience)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(airflow.pid, signal.SIGKILL)  # whatever of its group is left
+        os.killpg(airflow.pid, signal.SIGKILL)  # remaining processes of its group

@@ -1,6 +1,6 @@
-"""The demo's world in Airflow's UI: `airflow standalone` and the sandbox, until Ctrl-C.
+"""Run `make ui`: `airflow standalone` and the sandbox, until Ctrl-C.
 
-Everything listens on loopback only, and there is no login.
+All servers listen on loopback only, and Airflow needs no login.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def choose_port(wanted: int) -> int:
 
 
 def serve(sandbox: Any, port: int, stop: threading.Event) -> int:
-    """Run Airflow until a signal comes; return the exit code."""
+    """Run Airflow until a signal arrives; return the exit code."""
     log = HOME / "ui.log"
     environment = airflow_environment(sandbox) | environment_of(port)
     environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = "True"
     pause_dags(HOME / "airflow" / "airflow.db")
-    print(f"Starting Airflow, which takes a minute or so (its log is {log}) …", flush=True)
+    print(f"Starting Airflow, which takes about a minute (its log is {log}) …", flush=True)
     try:
         with standalone(environment, log, stop, say) as airflow:
             api = Api(environment["AIRFLOW__API__BASE_URL"])
@@ -74,7 +74,7 @@ def serve(sandbox: Any, port: int, stop: threading.Event) -> int:
                 print("  Ctrl-C ends everything.\n", flush=True)
             while not stop.wait(2.0):
                 if airflow.poll() is not None:
-                    print(f"Airflow has ended by itself. Its log is {log}", file=sys.stderr)
+                    print(f"Airflow has stopped. Its log is {log}", file=sys.stderr)
                     return 1
                 failures.print_new()
     except DidNotStart:
@@ -89,7 +89,7 @@ def say(message: str) -> None:
 
 
 def pause_dags(database: Path) -> None:
-    """Pause the Dags that an earlier run has left unpaused.
+    """Pause the Dags that an earlier run unpaused.
 
     The scheduler starts before the API server listens, and a task that starts in between fails.
     """
@@ -110,12 +110,12 @@ class Api:
         self.url = url
 
     def get(self, path: str) -> Any:
-        """Return the JSON of a GET; ``None`` if Airflow is too busy to answer, which is no reason to end it."""
+        """Return the JSON of a GET; ``None`` if Airflow is too busy to answer."""
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             return self._call(path)
 
     def patch(self, path: str, body: Any) -> bool:
-        """Change an object and return whether Airflow did."""
+        """Change an object; return whether Airflow accepted the change."""
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             self._call(path, body)
             return True
@@ -148,8 +148,8 @@ def unpause_dags(api: Api, stop: threading.Event) -> None:
 
 
 def wait_for_first_poster(api: Api, stop: threading.Event, failures: Failures) -> None:
-    """Wait until the schedule's own run of `poster_daily` is over, so that the next one starts at once."""
-    say("poster_daily is making the poster of the day …")
+    """Wait for the scheduled run of `poster_daily`, so that the next run starts at once."""
+    say("poster_daily is generating the poster of the day …")
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and not stop.wait(1.0):
         found = api.get("dags/poster_daily/dagRuns?limit=20&order_by=-run_after") or {}
@@ -169,7 +169,7 @@ class Failures:
         self._seen = {try_of(failed) for failed in self._failed()}
 
     def print_new(self) -> None:
-        """Print what has failed since the last call."""
+        """Print the failures since the last call."""
         for failed in self._failed():
             if try_of(failed) in self._seen:
                 continue

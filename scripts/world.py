@@ -20,10 +20,10 @@ GATEWAY_PORT, S3_PORT = 4870, 4871
 
 
 def start_sandbox(home: Path = HOME) -> Sandbox:
-    """Start the sandbox of this checkout, which keeps its files in ``.demo``, and return it.
+    """Start the sandbox of this checkout, with its files in ``.demo``, and return it.
 
-    It listens on the same ports each time unless another program uses them: the receipts of a gateway at another
-    address don't count.
+    It uses the same ports each time, unless another program uses them, because receipts apply to one gateway address
+    only.
 
     :raises OSError: if a port is in use or rclone is missing
     :raises RuntimeError: if the S3 server doesn't start
@@ -34,12 +34,12 @@ def start_sandbox(home: Path = HOME) -> Sandbox:
     except (OSError, RuntimeError):
         if not gateway_port and not s3_port:
             raise
-        # Another program took a port a moment ago.
+        # Another program took the port after the check.
         return Sandbox(home / "world", environ=os.environ).start()
 
 
 def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
-    """Return the environment of an Airflow that knows this checkout's Dags and the sandbox, and nothing else."""
+    """Return the environment of an Airflow with this checkout's Dags and the sandbox only."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW__", "AIRFLOW_"))
     }
@@ -59,7 +59,7 @@ def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
     }
     if not sandbox.uses_real_api:
-        # The stand-in answers within seconds, so a lost request is known to be lost just as soon.
+        # The stand-in answers within seconds, so a request can be considered lost after seconds.
         connection = json.loads(environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"])
         connection["extra"] = {"connect_timeout": 2, "max_resend_wait": 2}
         environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"] = json.dumps(connection)
@@ -69,9 +69,10 @@ def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
 
 @contextlib.contextmanager
 def claimed(home: Path, holder: str) -> Iterator[str]:
-    """Claim the database in ``home`` while the context lasts; the context is the current holder if there is one.
+    """Claim the database in ``home`` while the context lasts.
 
-    Without it, the scheduler of `make ui` would run the tasks of a demo a second time.
+    Yield the name of the command that holds the claim; empty if this one got it. Without the claim, the scheduler of
+    `make ui` would run the tasks of a demo a second time.
     """
     home.mkdir(parents=True, exist_ok=True)
     with (home / "in-use").open("a+", encoding="utf-8") as file:
@@ -108,5 +109,5 @@ def is_free(port: int) -> bool:
 def _port(port: int, server: str) -> int:
     if is_free(port):
         return port
-    print(f"Port {port} is in use by another program. {server} takes a free port.", flush=True)
+    print(f"Port {port} is in use by another program. {server} uses a free port.", flush=True)
     return 0

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
         (["campaign", "--quick", "100", "--only", "10-in-64"], "10-in-64"),
         (["one_image", "--rounds", "1", "--only", "1x1.5MB"], "1x1.5MB"),
         (["dag_import", "--rounds", "1"], "cpu"),
+        (["task", "--rounds", "1", "--only", "ours"], "cpu"),
         (["limiter", "--quick", "60"], "ratio"),
         (["latency", "--rounds", "1", "--s3", "5", "--gateway", "5"], "this package"),
     ],
@@ -31,7 +32,7 @@ def test_benchmark_runs(command: list[str], measured: str, tmp_path: Path) -> No
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
 
     assert measured in json.dumps(json.loads(figures.read_text()))

@@ -185,8 +185,8 @@ def test_sums_add_up_in_any_grouping(first: list[Cost | None], second: list[Cost
         ([Cost(1, "USD", False)], "USD <0.0001"),
         ([Cost(999_960_000, "USD", False)], "USD 1.00"),
         ([Cost(NANOS, "USD"), Cost(NANOS, "CNY", False)], "CNY 1.00 + ≈ USD 1.00"),
-        ([Cost(NANOS, "USD"), None], "≈ USD 1.00 and 1 request of unknown cost"),
-        ([Cost(NANOS, "USD"), None, None], "≈ USD 1.00 and 2 requests of unknown cost"),
+        ([Cost(NANOS, "USD"), None], "≈ USD 1.00 + 1 request of unknown cost"),
+        ([Cost(NANOS, "USD"), None, None], "≈ USD 1.00 + 2 requests of unknown cost"),
     ],
 )
 def test_costs_are_written_for_people(costs: list[Cost | None], text: str) -> None:

@@ -135,7 +135,7 @@ def test_demo_says_why_the_sandbox_cannot_start(
     monkeypatch.setattr(demo, "HOME", tmp_path)
     monkeypatch.setattr(demo, "start_sandbox", refuse)
     assert demo.main() == 1
-    assert "cannot start. Another program uses port 4871" in capsys.readouterr().err
+    assert "can't start. Another program uses port 4871" in capsys.readouterr().err
 
 
 def program(path: Path, text: str) -> Path:
@@ -162,7 +162,7 @@ def test_matrix_reports_a_python_that_is_missing(
 ) -> None:
     monkeypatch.setattr(matrix, "find_python", lambda version: None)
     assert matrix.main(["--airflow", "3.1", "--python", "3.98", "--", "tests"]) == 0
-    assert "Airflow 3.1, Python 3.98         skipped: there is no Python 3.98" in capsys.readouterr().out
+    assert "Airflow 3.1, Python 3.98         skipped: Python 3.98 is not installed" in capsys.readouterr().out
 
 
 def test_matrix_fails_if_one_combination_fails(monkeypatch: pytest.MonkeyPatch) -> None:

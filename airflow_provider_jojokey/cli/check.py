@@ -1,4 +1,4 @@
-"""``airflow jojokey check``: can images be made, and stored?"""
+"""``airflow jojokey check``: test whether images can be generated and stored."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
-OK, WRONG, UNKNOWN = "ok", "failed", "unknown"
+OK, FAILURE, UNKNOWN = "ok", "failed", "unknown"
 QUOTA_PER_DOLLAR = 500_000.0
-"""The gateway's own default, for one that does not tell."""
+"""Units of quota per US dollar, if the gateway doesn't report it."""
 
 
 @command
 def check(options: argparse.Namespace) -> int:
-    """Run the command."""
+    """Print the checks; return 1 if one failed."""
     rows = [*_jojokey(options.jojokey_conn_id), *_bucket(options)]
     show(rows, options.output)
-    wrong = [row for row in rows if row["state"] == WRONG]
-    if wrong:
-        say(f"jojokey: {len(wrong)} of {len(rows)} checks failed.")
-    return FAILED if wrong else 0
+    failed = [row for row in rows if row["state"] == FAILURE]
+    if failed:
+        say(f"jojokey: {len(failed)} of {len(rows)} checks failed.")
+    return FAILED if failed else 0
 
 
 def _row(name: str, state: str, detail: str) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _jojokey(conn_id: str) -> Iterator[dict[str, Any]]:
         hook = jojokey_hook(conn_id)
         yield _row("connection", OK, f"{conn_id}: {hook.client.base_url}")
     except JojoKeyError as error:
-        yield _row("connection", WRONG, error.message)
+        yield _row("connection", FAILURE, error.message)
         return
     for warning in hook.settings.warnings:
         yield _row("connection", UNKNOWN, warning)
@@ -50,17 +50,17 @@ def _jojokey(conn_id: str) -> Iterator[dict[str, Any]]:
     try:
         models = hook.list_models()
     except JojoKeyError as error:
-        yield _row("token", WRONG, error.message)
+        yield _row("token", FAILURE, error.message)
     else:
-        yield _row("token", OK, f"accepted; it sees {len(models)} model{'' if len(models) == 1 else 's'}")
+        yield _row("token", OK, f"valid, with access to {len(models)} model{'' if len(models) == 1 else 's'}")
         if model in models:
-            yield _row("model", OK, f"{model} is visible to the token")
+            yield _row("model", OK, f"the token has access to {model}")
         else:
-            seen = ", ".join(sorted(models)[:10]) or "none"
+            available = ", ".join(sorted(models)[:10]) or "none"
             yield _row(
                 "model",
-                WRONG,
-                f"{model} is not visible to the token, which sees {seen}. Make a token in the image group "
+                FAILURE,
+                f"The token has no access to {model}, but to {available}. Create a token in the image group "
                 "that has the model.",
             )
     yield _balance(hook)
@@ -68,57 +68,57 @@ def _jojokey(conn_id: str) -> Iterator[dict[str, Any]]:
 
 def _balance(hook: JojoKeyHook) -> dict[str, Any]:
     try:
-        told = hook.get_token_usage()
+        usage = hook.get_token_usage()
     except JojoKeyError:
-        return _row("balance", UNKNOWN, "this gateway does not tell what the token may spend")
-    expires = told.get("expires_at")
+        return _row("balance", UNKNOWN, "this gateway doesn't report the balance of the token")
+    expires = usage.get("expires_at")
     if isinstance(expires, (int, float)) and 0 < expires < time.time():
-        return _row("balance", WRONG, "the token has expired: make a new one in JojoKey's console")
-    if told.get("unlimited_quota") is True:
-        return _row("balance", OK, "the token has no limit of its own; the account's balance decides")
-    available, used = told.get("total_available"), told.get("total_used")
+        return _row("balance", FAILURE, "the token has expired. Create a new one in JojoKey's console")
+    if usage.get("unlimited_quota") is True:
+        return _row("balance", OK, "the token has no limit, so the balance of the account applies")
+    available, used = usage.get("total_available"), usage.get("total_used")
     if not isinstance(available, (int, float)) or isinstance(available, bool):
-        return _row("balance", UNKNOWN, "this gateway does not tell what the token may spend")
-    each = _quota_per_dollar(hook)
-    detail = f"US$ {available / each:,.2f} left"
+        return _row("balance", UNKNOWN, "this gateway doesn't report the balance of the token")
+    per_dollar = _quota_per_dollar(hook)
+    detail = f"US$ {available / per_dollar:,.2f} left"
     if isinstance(used, (int, float)):
-        detail += f", US$ {used / each:,.2f} used"
+        detail += f", US$ {used / per_dollar:,.2f} used"
     if available <= 0:
-        detail += ": raise the token's quota in JojoKey's console, or make a new token"
-    return _row("balance", OK if available > 0 else WRONG, detail)
+        detail += ": raise the token's quota in JojoKey's console, or create a new token"
+    return _row("balance", OK if available > 0 else FAILURE, detail)
 
 
 def _quota_per_dollar(hook: JojoKeyHook) -> float:
-    """Return how many of the gateway's units make a dollar."""
+    """Return the units of quota per US dollar."""
     import requests
 
     url = f"{hook.client.base_url}/api/status"
     try:
-        with hook.get_conn().get(url, timeout=10, allow_redirects=False) as answer:
-            each = float(answer.json()["data"]["quota_per_unit"])
+        with hook.get_conn().get(url, timeout=10, allow_redirects=False) as response:
+            per_dollar = float(response.json()["data"]["quota_per_unit"])
     except (requests.RequestException, ValueError, KeyError, TypeError):
         return QUOTA_PER_DOLLAR
-    return each if each > 0 else QUOTA_PER_DOLLAR
+    return per_dollar if per_dollar > 0 else QUOTA_PER_DOLLAR
 
 
 def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Check in the bucket what a generation does there, with small objects of its own."""
+    """Test the S3 operations of a generation, with small objects."""
     from airflow_provider_jojokey.cli.connections import image_store
     from airflow_provider_jojokey.exceptions import JojoKeyStoreError
     from airflow_provider_jojokey.store.default_bucket import default_bucket
     from airflow_provider_jojokey.store.keys import RECEIPTS, bucket_problems, split_uri
 
-    place = options.bucket or ""
-    bucket, prefix = split_uri(place) if place.startswith("s3://") else (place, "")
+    location = options.bucket or ""
+    bucket, prefix = split_uri(location) if location.startswith("s3://") else (location, "")
     try:
         bucket = bucket or default_bucket(options.aws_conn_id) or ""
     except JojoKeyError as error:
-        yield _row("bucket", WRONG, error.message)
+        yield _row("bucket", FAILURE, error.message)
         return
     if not bucket and options.bucket is None:
         return
     for problem in bucket_problems(bucket):
-        yield _row("bucket", WRONG, problem.replace("s3_bucket=", "", 1))
+        yield _row("bucket", FAILURE, problem.replace("s3_bucket=", "", 1))
         return
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     key = f"{RECEIPTS}{prefix}.check-{uuid.uuid4().hex}"
@@ -130,15 +130,15 @@ def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if etag is None:
             raise JojoKeyStoreError(f"s3://{bucket} rejects a new object as if it existed already.")
         verified = store.verify_conditional_writes(bucket, key, b"{}", etag).verified
-        # Parameters for images only, such as a storage class, may be forbidden where the others are allowed.
+        # Policies may reject parameters that only images have, such as a storage class.
         store.put(bucket, f"{key}.png", b"", "image/png", image=True)
     except JojoKeyError as error:
-        yield _row("bucket", WRONG, error.message)
+        yield _row("bucket", FAILURE, error.message)
         return
     detail = f"s3://{bucket}/{RECEIPTS}{prefix} can be read and written"
     kept = [uri for name in (key, f"{key}.png") if (uri := _delete(store, bucket, name)) is not None]
     if kept:
-        detail += f"; {' and '.join(kept)} could not be deleted"
+        detail += f"; {' and '.join(kept)} couldn't be deleted"
     if store.extra_args:
         detail += f", with {', '.join(sorted(store.extra_args))}"
     yield _row("bucket", OK, detail)
@@ -146,29 +146,29 @@ def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield _row(
         "conditional writes",
         OK if verified else UNKNOWN,
-        "enforced: two processes that race cannot both pay"
+        "supported: concurrent processes can't both pay"
         if verified
-        else "not enforced by this store: processes that race within a second could both pay",
+        else "not supported by this store: processes that start within the same second could both pay",
     )
 
 
 def _images(store: Any, bucket: str, prefix: str) -> dict[str, Any]:
-    """Check that images can be stored below a prefix: a policy may allow less there than for receipts."""
+    """Test whether images can be stored below a prefix. A policy may reject them, although it accepts receipts."""
     key = f"{prefix}.jojokey-check-{uuid.uuid4().hex}.png"
     try:
         store.put(bucket, key, b"", "image/png", image=True)
     except JojoKeyError as error:
         if prefix:
-            return _row("images", WRONG, f"{error.message} An image would be paid for and then rejected.")
-        advice = f"If your images have a prefix, check that: --bucket s3://{bucket}/prefix"
+            return _row("images", FAILURE, f"{error.message} An image would be paid for and then rejected.")
+        advice = f"If your images have a prefix, check it: --bucket s3://{bucket}/prefix"
         return _row("images", UNKNOWN, f"{error.what} {advice}")
     kept = _delete(store, bucket, key)
-    left = "" if kept is None else f"; {kept} could not be deleted"
-    return _row("images", OK, f"s3://{bucket}/{prefix} accepts images{left}")
+    suffix = "" if kept is None else f"; {kept} couldn't be deleted"
+    return _row("images", OK, f"s3://{bucket}/{prefix} accepts images{suffix}")
 
 
 def _delete(store: Any, bucket: str, key: str) -> str | None:
-    """Delete the object of the check; return its place if that is not allowed, which images do not need."""
+    """Delete the object of the check; return its URI if that isn't allowed. Tasks don't need that permission."""
     from airflow_provider_jojokey.store.s3_errors import translate_errors
 
     try:

@@ -1,4 +1,4 @@
-"""Connections for commands: what is missing is a sentence, not a stack trace."""
+"""Connections, stores and buckets of commands. Missing ones are reported without a stack trace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def image_store(options: argparse.Namespace) -> ImageStore:
-    """Return the S3 store of ``--aws-conn-id``, with ``--s3-extra-args`` on top of the worker's.
+    """Return the S3 store of ``--aws-conn-id``, with ``--s3-extra-args`` added to the settings.
 
     :raises CommandFailed: if a parameter can't be used
     """
@@ -32,10 +32,10 @@ def image_store(options: argparse.Namespace) -> ImageStore:
 
 
 def named_or_default(bucket: str | None, aws_conn_id: str) -> str:
-    """Return the bucket that an option names, or the one that the AWS connection names.
+    """Return the bucket of an option, or else the AWS connection's default bucket.
 
-    :param bucket: the option's value: a name, ``s3://name``, or nothing
-    :raises CommandFailed: if there is none, or it is not a valid name
+    :param bucket: the value of the option: a name, ``s3://name``, or nothing
+    :raises CommandFailed: if there is no bucket, or its name is invalid
     """
     from airflow_provider_jojokey.cli.console import USAGE, CommandFailed
     from airflow_provider_jojokey.store.default_bucket import default_bucket
@@ -44,7 +44,7 @@ def named_or_default(bucket: str | None, aws_conn_id: str) -> str:
     name = (bucket or "").removeprefix("s3://").rstrip("/") or default_bucket(aws_conn_id)
     if not name:
         raise CommandFailed(
-            "--bucket is missing: pass it, or set bucket_name in the service_config of the AWS connection",
+            "--bucket is missing. Pass it, or set bucket_name in the service_config of the AWS connection",
             USAGE,
         )
     for problem in bucket_problems(name):
@@ -53,9 +53,9 @@ def named_or_default(bucket: str | None, aws_conn_id: str) -> str:
 
 
 def jojokey_hook(conn_id: str) -> JojoKeyHook:
-    """Return a hook whose connection is there and can be used.
+    """Return a hook with a valid connection.
 
-    :raises JojoKeyConnectionError: if it is not, or cannot
+    :raises JojoKeyConnectionError: if the connection doesn't exist, or can't be used
     """
     from airflow.providers.common.compat.sdk import AirflowException
 
@@ -69,7 +69,7 @@ def jojokey_hook(conn_id: str) -> JojoKeyHook:
         raise
     except AirflowException:
         raise JojoKeyConnectionError(
-            f"The connection {conn_id!r} does not exist.",
+            f"The connection {conn_id!r} doesn't exist.",
             f"Add it: airflow connections add {conn_id} --conn-type jojokey --conn-password sk-…",
         ) from None
     return hook

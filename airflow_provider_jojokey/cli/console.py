@@ -1,4 +1,7 @@
-"""What the commands have in common: where output goes, what errors become, which code the process ends with."""
+"""Shared code of the commands: output, error messages and exit codes.
+
+Results go to standard output in Airflow's formats. Everything else goes to standard error.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-FAILED, USAGE, AGAIN, BILLED = 1, 2, 3, 4
+FAILED, USAGE, RETRYABLE, BILLED = 1, 2, 3, 4
 """Exit codes: see the help of ``airflow jojokey generate``."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class CommandFailed(Exception):
-    """A command ends: with a sentence on standard error, and a code.
+    """End the command with a message on standard error.
 
-    :param message: what happened and what to do
-    :param code: the process's exit code
+    :param message: what happened, and what to do
+    :param code: the exit code
     """
 
     def __init__(self, message: str, code: int = FAILED) -> None:
@@ -35,14 +38,14 @@ class CommandFailed(Exception):
 
 
 def command(function: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
-    """Make a function a command: its output is all that standard output gets, and its errors are sentences."""
+    """Turn a function into a command: only its results go to standard output, and its errors become messages."""
 
     @functools.wraps(function)
     def run(options: argparse.Namespace) -> None:
         from airflow_provider_jojokey.exceptions import JojoKeyError
 
         try:
-            with _only_results_on_stdout(), _quiet(options.verbose), _all_connections():
+            with _only_results_on_stdout(), _quiet(options.verbose), _connections_from_database():
                 code = function(options)
         except CommandFailed as error:
             fail(str(error), error.code)
@@ -50,7 +53,7 @@ def command(function: Callable[[argparse.Namespace], int | None]) -> Callable[[a
             fail(error.message, code_of(error))
         except KeyboardInterrupt:
             fail("Interrupted.", 130)
-        except BrokenPipeError:  # `… | head` has seen enough
+        except BrokenPipeError:  # the reader, such as head, has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise SystemExit(0) from None
         if code:
@@ -67,28 +70,28 @@ def code_of(error: Any) -> int:
         return BILLED
     if isinstance(error, AirflowFailException) or getattr(error, "transient", True) is False:
         return FAILED
-    return AGAIN
+    return RETRYABLE
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the process with a sentence on standard error.
+    """Print a message on standard error, and exit.
 
     :raises SystemExit: always
     """
-    print(f"jojokey: {harmless(message)}", file=sys.stderr)
+    print(f"jojokey: {strip_control_chars(message)}", file=sys.stderr)
     raise SystemExit(code)
 
 
 def say(message: str) -> None:
-    """Write a sentence to standard error."""
-    print(harmless(message), file=sys.stderr)
+    """Print a message on standard error."""
+    print(strip_control_chars(message), file=sys.stderr)
 
 
 def show(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str] | None = None) -> None:
-    """Print rows as Airflow's commands do; JSON and YAML keep numbers as numbers.
+    """Print rows in Airflow's formats.
 
     :param output: ``table``, ``json``, ``yaml`` or ``plain``
-    :param columns: the ones that people are shown; JSON and YAML have all
+    :param columns: the columns of ``table`` and ``plain``. JSON and YAML contain all, with numbers as numbers
     """
     from airflow.cli.simple_table import AirflowConsole
     from rich.markup import escape
@@ -99,40 +102,40 @@ def show(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str] 
             data: Any = [dict(row) for row in rows]
             (console.print_as_json if output == "json" else console.print_as_yaml)(data)
             return
-        # Keys and Dag ids are other people's words: neither markup nor escape sequences of a terminal.
+        # Keys and Dag IDs are untrusted: they must not be read as markup or as escape sequences.
         clean = escape if output == "table" else str
-        told = [
+        cells = [
             {
-                name: clean(harmless("" if value is None else str(value)))
+                name: clean(strip_control_chars("" if value is None else str(value)))
                 for name, value in row.items()
                 if columns is None or name in columns
             }
             for row in rows
         ]
-        console.print_as(told, output)
+        console.print_as(cells, output)
 
 
 @contextmanager
 def progress(*columns: Any) -> Iterator[Progress]:
-    """Show progress on standard error while the context lasts, where a person looks at it."""
+    """Show progress on standard error, if it is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        yield shown
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar
 
 
-def harmless(text: str) -> str:
-    """Return ``text`` in one line, without what would steer a terminal."""
+def strip_control_chars(text: str) -> str:
+    """Return ``text`` in one line, without control characters and escape sequences."""
     return _CONTROL.sub(" ", text)
 
 
 @contextmanager
 def _only_results_on_stdout() -> Iterator[None]:
-    """Lead all that is written to standard output to standard error, but for what :func:`show` prints.
+    """Redirect standard output to standard error, except for :func:`show`.
 
-    Airflow logs to standard output, through more than one library: only the file itself is common to all.
+    Several of Airflow's libraries log to standard output. Only redirecting the file descriptor affects all of them.
     """
     global _stdout
     sys.stdout.flush()
@@ -166,13 +169,13 @@ def _results() -> Iterator[None]:
 
 @contextmanager
 def _quiet(verbose: bool) -> Iterator[None]:
-    """Log only what this package warns of, unless a person wants to see all."""
+    """Log only errors and this package's warnings, unless ``--verbose`` is set."""
     if verbose:
         yield
         return
     import structlog
 
-    def only_errors(_: Any, method: str, event: Any) -> Any:  # this package logs through logging
+    def only_errors(_: Any, method: str, event: Any) -> Any:  # this package uses logging, not structlog
         if method in ("debug", "info", "warning"):
             raise structlog.DropEvent
         return event
@@ -181,7 +184,7 @@ def _quiet(verbose: bool) -> Iterator[None]:
     levels[logging.getLogger("airflow_provider_jojokey")] = logging.WARNING
     before = {logger: logger.level for logger in levels}
     processors = structlog.get_config()["processors"]
-    processors.insert(0, only_errors)  # loggers that are there already hold this very list
+    processors.insert(0, only_errors)  # existing loggers hold a reference to this list
     for logger, level in levels.items():
         logger.setLevel(level)
     try:
@@ -193,8 +196,8 @@ def _quiet(verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _all_connections() -> Iterator[None]:
-    """Look for connections in Airflow's database as well, as `airflow connections` does it."""
+def _connections_from_database() -> Iterator[None]:
+    """Also look up connections in Airflow's database, like ``airflow connections``."""
     name = "_AIRFLOW_PROCESS_CONTEXT"
     before = os.environ.get(name)
     os.environ[name] = "server"

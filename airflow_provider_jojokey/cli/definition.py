@@ -1,7 +1,7 @@
-"""What ``airflow jojokey`` understands.
+"""The arguments and help texts of ``airflow jojokey``.
 
-Airflow 3.2 and newer imports this at each of its commands, so it is a description and nothing else: what a
-command needs is imported when the command runs.
+Airflow 3.2 and newer imports this module at each of its commands, so it imports nothing heavy. Commands import what
+they need when they run.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ if TYPE_CHECKING:
     from airflow.cli.cli_config import CLICommand
 
 GROUP = "jojokey"
-HELP = "Make images with JojoKey, check the connections, add up what images have cost"
+HELP = "Generate images with JojoKey, check connections, and show costs"
 
 _EXIT_CODES = """\
-exit codes: 0 done; 1 failed, nothing was billed, and trying again would end the same; 2 wrong usage;
-3 failed, nothing was billed, and trying again may help; 4 failed, and it was or may have been billed"""
+exit codes: 0 success; 1 failed, not billed, and a retry would fail too; 2 invalid arguments;
+3 failed, not billed, and a retry may succeed; 4 failed, and billed or possibly billed"""
 
 
 def get_jojokey_commands() -> list[CLICommand]:
-    """Return the commands, as the provider's metadata announce them under ``cli``."""
+    """Return the commands; the provider's metadata refers to this function."""
     from airflow.cli import cli_config
     from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ActionCommand, GroupCommand, lazy_load_command
 
     Arg: Any = cli_config.Arg  # it has no types
     jojokey_conn_id = Arg(
         ("--jojokey-conn-id",),
-        help="The connection to JojoKey (default: jojokey_default)",
+        help="The JojoKey connection (default: jojokey_default)",
         default="jojokey_default",
         metavar="ID",
     )
     aws_conn_id = Arg(
         ("--aws-conn-id",),
-        help="The connection to S3 (default: aws_default)",
+        help="The AWS connection (default: aws_default)",
         default="aws_default",
         metavar="ID",
     )
@@ -46,16 +46,16 @@ def get_jojokey_commands() -> list[CLICommand]:
 
     check = ActionCommand(
         name="check",
-        help="Tell whether images can be made and stored. Costs nothing",
-        description="Tell whether the connection, the token, the model and the bucket are as they should be, "
-        "and what the token may still spend. Nothing is generated and nothing is billed.",
-        epilog="exit codes: 0 all is well; 1 something has to be put right; 2 wrong usage",
+        help="Test the connections, the token, the model and the bucket, at no cost",
+        description="Test the connections, the token, the model and the bucket, and show the balance of the token. "
+        "Nothing is generated or billed.",
+        epilog="exit codes: 0 all checks passed; 1 a check failed; 2 invalid arguments",
         func=lazy_load_command("airflow_provider_jojokey.cli.check.check"),
         args=(
             Arg(
                 ("--bucket",),
-                help="A bucket to try, or s3://bucket/prefix: a small object is written there and deleted "
-                "(default: the bucket that the AWS connection names, if it names one)",
+                help="The bucket, or s3://bucket/prefix. The command writes small objects there and deletes them "
+                "(default: the AWS connection's bucket, if it has one)",
                 metavar="BUCKET",
             ),
             jojokey_conn_id,
@@ -67,51 +67,51 @@ def get_jojokey_commands() -> list[CLICommand]:
     )
     generate = ActionCommand(
         name="generate",
-        help="Make images, pay for them, and store them",
-        description="Make images. With an s3:// place it goes the operator's way, receipt included: the same "
-        "command again pays nothing. With a file or a directory there is no receipt, and each run pays.",
+        help="Generate images and store them. Costs money",
+        description="Generate images. With an s3:// location, the command works like the operator and writes a "
+        "receipt: the same command again reuses the images. A local file has no receipt, so each run pays.",
         epilog=_EXIT_CODES,
         func=lazy_load_command("airflow_provider_jojokey.cli.generate.generate"),
         args=(
-            Arg(("prompt",), help="What to draw, 1 to 32,000 characters; - reads it from standard input"),
+            Arg(("prompt",), help="The prompt, 1 to 32,000 characters, or - to read it from standard input"),
             Arg(
                 ("--out",),
-                help="s3://bucket/key, s3:///key for the AWS connection's bucket, a file, or a directory "
-                "(default: the current one). {index} and {ext} are filled in, as in the operator's s3_key",
+                help="s3://bucket/key, s3:///key for the AWS connection's bucket, a file, or a folder "
+                "(default: the current folder). {index} and {ext} are replaced, as in the operator's s3_key",
                 default=".",
-                metavar="PLACE",
+                metavar="LOCATION",
             ),
-            Arg(("--overwrite",), help="Replace what is there already", action="store_true"),
+            Arg(("--overwrite",), help="Replace existing objects or files", action="store_true"),
             Arg(("--model",), help="The model (default: the connection's)"),
             Arg(
                 ("--size",), help="auto, or WIDTHxHEIGHT in pixels (default: 1024x1024)", default="1024x1024"
             ),
             Arg(
                 ("--quality",),
-                help="low, medium, high or auto (default: low); another name is left to the gateway",
+                help="low, medium, high or auto (default: low). Other values are passed to the gateway",
                 default="low",
             ),
-            Arg(("-n", "--number"), help="How many images, 1 to 10 (default: 1)", type=int, default=1),
+            Arg(("-n", "--number"), help="Number of images, 1 to 10 (default: 1)", type=int, default=1),
             Arg(("--background",), help="auto, opaque or transparent"),
             Arg(("--image-format",), help="png, jpeg or webp"),
             Arg(("--compression",), help="0 to 100 (JPEG and WebP)", type=int),
             Arg(("--moderation",), help="auto or low"),
             Arg(
                 ("--stream",),
-                help="Ask for the event stream, which keeps the connection of a long generation alive",
+                help="Request an event stream, which keeps the connection alive during a long generation",
                 action="store_true",
             ),
             Arg(
                 ("--reuse",),
-                help="always: take what was paid for already at this place in S3, for the same request "
-                "(default); never: pay for a new image",
+                help="always: reuse images that were paid for at this key with the same request (default); "
+                "never: pay for new images",
                 choices=("always", "never"),
                 default="always",
             ),
             Arg(
                 ("--on-unknown-outcome",),
-                help="Where an earlier attempt may have been billed and gave nothing: fail (default), or "
-                "regenerate, which may pay twice",
+                help="If an earlier attempt may have been billed without an image: fail (default), or regenerate, "
+                "which may pay twice",
                 choices=("fail", "regenerate"),
                 default="fail",
             ),
@@ -124,24 +124,29 @@ def get_jojokey_commands() -> list[CLICommand]:
     )
     ledger = ActionCommand(
         name="ledger",
-        help="Add up what images have cost, from the receipts in S3",
-        description="Add up the receipts in a bucket: tokens, images and paid requests by Dag, day, model or "
-        "Dag run. Memory does not grow with the number of receipts.",
-        epilog="exit codes: 0 all receipts were read; 1 some could not be read, or the bucket refused; 2 wrong usage; "
-        "3 S3 could not be reached",
+        help="Show what images have cost, from the receipts in S3",
+        description="Add up the receipts in a bucket: tokens, images and paid requests by Dag, day, model or Dag run.",
+        epilog="exit codes: 0 all receipts were read; 1 a receipt or the bucket can't be read; 2 invalid arguments; "
+        "3 S3 can't be reached",
         func=lazy_load_command("airflow_provider_jojokey.cli.ledger.ledger"),
         args=(
             Arg(("--bucket",), help="The bucket (default: the AWS connection's)", metavar="BUCKET"),
-            Arg(("--prefix",), help="Only images whose keys begin so", default="", metavar="PREFIX"),
+            Arg(
+                ("--prefix",),
+                help="Only images whose keys start with this prefix",
+                default="",
+                metavar="PREFIX",
+            ),
             Arg(
                 ("--since",),
-                help="Only requests sent from then on: 2026-01-31, 2026-01-31T08:00, or 7d, 24h ago. UTC",
+                help="Only requests sent since then: a UTC date or time, such as 2026-01-31T08:00, "
+                "or an age, such as 7d or 24h",
                 metavar="WHEN",
             ),
             Arg(("--until",), help="Only requests sent before then", metavar="WHEN"),
             Arg(
                 ("--by",),
-                help="What to add up by (default: dag)",
+                help="The rows of the result (default: dag)",
                 choices=("dag", "day", "model", "run"),
                 default="dag",
             ),
@@ -152,7 +157,7 @@ def get_jojokey_commands() -> list[CLICommand]:
     )
     uri = Arg(
         ("uri",),
-        help="The image's key as given to the operator, or its receipt: s3://bucket/key, or s3:///key "
+        help="The image's key as passed to the operator, or its receipt: s3://bucket/key, or s3:///key "
         "for the AWS connection's bucket",
     )
     attempts = ActionCommand(
@@ -160,7 +165,7 @@ def get_jojokey_commands() -> list[CLICommand]:
         help="Show the attempts that a receipt lists, and what is known about each",
         description="Show the attempts to pay for the images at one key: when, by which task, whether they were "
         "billed, and the evidence for it. JSON and YAML have all fields.",
-        epilog="exit codes: 0 done; 1 no receipt, or it can't be read; 2 wrong usage; 3 S3 could not be reached",
+        epilog="exit codes: 0 success; 1 no receipt, or it can't be read; 2 invalid arguments; 3 S3 can't be reached",
         func=lazy_load_command("airflow_provider_jojokey.cli.receipts.attempts"),
         args=(uri, aws_conn_id, ARG_OUTPUT, ARG_VERBOSE),
     )
@@ -169,13 +174,13 @@ def get_jojokey_commands() -> list[CLICommand]:
         help="Record whether an attempt with an unknown outcome was billed",
         description="Record in the receipt what JojoKey support, or another person, states about an attempt whose "
         "response was lost. After --not-billed, a cleared task generates the image and pays once.",
-        epilog="exit codes: 0 recorded; 1 not recorded; 2 wrong usage; 3 S3 could not be reached",
+        epilog="exit codes: 0 recorded; 1 not recorded; 2 invalid arguments; 3 S3 can't be reached",
         func=lazy_load_command("airflow_provider_jojokey.cli.receipts.resolve"),
         args=(
             uri,
             Arg(("--billed",), help="It was billed", action="store_true"),
             Arg(("--not-billed",), help="It was not billed, or was refunded", action="store_true"),
-            Arg(("--note",), help="Where this is known from, such as a support ticket"),
+            Arg(("--note",), help="The source of the statement, such as a support ticket"),
             Arg(
                 ("--request-id",), help="The gateway's ID of the request, to look up its usage", metavar="ID"
             ),

@@ -1,4 +1,4 @@
-"""``airflow jojokey generate``: a prompt in, images in S3 or on disk."""
+"""``airflow jojokey generate``: generate images, and store them in S3 or on disk."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def generate(options: argparse.Namespace) -> None:
     """Generate images into S3 or into files."""
     hook = jojokey_hook(options.jojokey_conn_id)
     request = _request(options, hook)
-    make = _to_s3 if options.out.startswith("s3://") else _to_disk
-    show(make(options, hook, request), options.output, SHOWN)
+    store = _to_s3 if options.out.startswith("s3://") else _to_disk
+    show(store(options, hook, request), options.output, SHOWN)
 
 
 def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:
@@ -61,7 +61,7 @@ def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:
             stream=options.stream,
         )
     except ValueError as error:
-        raise JojoKeyRequestError(f"The request is not valid: {error}.") from None
+        raise JojoKeyRequestError(f"The request is invalid: {error}.") from None
 
 
 @contextmanager
@@ -74,9 +74,9 @@ def _waiting(hook: JojoKeyHook, request: ImageRequest) -> Iterator[None]:
     seconds = expected_seconds(request)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(pulse_style="cyan"))
     try:
-        with progress(*columns, TimeElapsedColumn()) as shown:
-            many = f"{request.n} images" if request.n > 1 else "an image"
-            shown.add_task(f"Making {many}, which takes about {seconds:.0f} s", total=None)
+        with progress(*columns, TimeElapsedColumn()) as bar:
+            images = f"{request.n} images" if request.n > 1 else "an image"
+            bar.add_task(f"Generating {images}, which takes about {seconds:.0f} s", total=None)
             yield
     except KeyboardInterrupt:
         hook.abort()
@@ -98,10 +98,10 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
             None, options.out, request.n, lambda: default_bucket(options.aws_conn_id)
         )
     except ValueError as error:
-        raise JojoKeyRequestError(f"The place in S3 is not valid: {error}.") from None
+        raise JojoKeyRequestError(f"The location in S3 is invalid: {error}.") from None
     store = image_store(options)
     if not options.overwrite:
-        _refuse_to_overwrite(options, hook, request, store, destination)
+        _reject_existing_objects(options, hook, request, store, destination)
     job = ImageJob(
         request=request,
         destination=destination,
@@ -114,7 +114,7 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
         services = Services(hook, store, Settings.from_airflow_config())
         manifest = generate_images(job, services).manifest
     if manifest["reused"]:
-        say("jojokey: nothing was sent: these images were paid for before.")
+        say("jojokey: Nothing was sent: these images were paid for earlier.")
     tokens = 0 if manifest["reused"] else manifest["usage"].get("total_tokens")
     return [
         _row(image["uri"], image, tokens if number == 0 else 0, manifest["request_id"], manifest["reused"])
@@ -122,14 +122,14 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
     ]
 
 
-def _refuse_to_overwrite(
+def _reject_existing_objects(
     options: argparse.Namespace,
     hook: JojoKeyHook,
     request: ImageRequest,
     store: Any,
     destination: Destination,
 ) -> None:
-    """Raise if other images exist at these keys. Images that this very request paid for are not others."""
+    """Raise an error if objects exist at these keys, except for images that the same request paid for."""
     from airflow_provider_jojokey.payments.attempt import Outcome
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 
@@ -137,21 +137,23 @@ def _refuse_to_overwrite(
     own: set[str] = set()
     if options.reuse == "always":
         receipt = ReceiptStore(store, destination).read()
-        last = next((one for one in reversed(receipt.attempts) if one.outcome is Outcome.COMPLETE), None)
+        last = next(
+            (attempt for attempt in reversed(receipt.attempts) if attempt.outcome is Outcome.COMPLETE), None
+        )
         if last is not None and last.fingerprint == fingerprint:
             own = {image.key for image in last.images}
-    keys = {destination.key_for(index, one) for index in range(request.n) for one in EXTENSIONS}
+    keys = {destination.key_for(index, extension) for index in range(request.n) for extension in EXTENSIONS}
     for key in sorted(keys - own):
         if store.size_of(destination.bucket, key) is not None:
             raise JojoKeyRequestError(
-                f"{destination.uri(key)} exists already.", "Choose another key, or use --overwrite."
+                f"{destination.uri(key)} already exists.", "Choose another key, or use --overwrite."
             )
 
 
 def _run_id() -> str:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
+    except (KeyError, OSError):  # a container's user ID without a name
         user = str(os.getuid())
     return f"manual__{datetime.now(UTC).isoformat()}__{user}__{uuid.uuid4().hex[:8]}"
 
@@ -169,27 +171,27 @@ def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageReque
         raise JojoKeyRequestError(f"{options.out!r} is not a file name.") from None
     if not options.overwrite:
         for index in range(request.n):
-            for one in EXTENSIONS:
-                if os.path.lexists(path := folder / destination.key_for(index, one)):
+            for extension in EXTENSIONS:
+                if os.path.lexists(path := folder / destination.key_for(index, extension)):
                     raise JojoKeyRequestError(
-                        f"{path} exists already.", "Choose another name, or use --overwrite."
+                        f"{path} already exists.", "Choose another name, or use --overwrite."
                     )
     try:
         spool = Path(
             tempfile.mkdtemp(prefix=".jojokey-", dir=folder)
-        )  # on the same disk, and it can be written
+        )  # on the same disk, and a test that it is writable
     except OSError as error:
-        raise JojoKeyRequestError(f"{folder} cannot be written: {error.strerror}.") from None
+        raise JojoKeyRequestError(f"{folder} can't be written: {error.strerror}.") from None
     try:
         generation = _generate(hook, request, spool)
         with _closing(generation):
             rows: list[dict[str, Any]] = []
             for image in generation.images:
-                wanted = folder / destination.key_for(image.index, image.extension)
-                if warning := extension_warning(wanted.name, image.extension):
+                target = folder / destination.key_for(image.index, image.extension)
+                if warning := extension_warning(target.name, image.extension):
                     say(f"jojokey: {warning}")
                 assert image.file.path is not None
-                path = _place(image.file.path, wanted, options.overwrite)
+                path = _place(image.file.path, target, options.overwrite)
                 facts = {
                     "content_type": image.content_type,
                     "width": image.width,
@@ -225,7 +227,7 @@ def _generate(hook: JojoKeyHook, request: ImageRequest, spool: Path) -> Generati
 
 @contextmanager
 def _closing(generation: Generation) -> Iterator[None]:
-    """Close the images' files at the end."""
+    """Close the files of the images when the context ends."""
     try:
         yield
     finally:
@@ -233,47 +235,51 @@ def _closing(generation: Generation) -> Iterator[None]:
 
 
 def _folder_and_name(out: str, request: ImageRequest, overwrite: bool) -> tuple[Path, str]:
-    """Return the folder, which is there, and the name to give; in a folder that was named, one that is free."""
+    """Return an existing folder and a file name. If ``out`` is a folder, the name is unused."""
     path = Path(out).expanduser()
     if not (path.is_dir() or out.endswith(("/", os.sep))):
         if not path.parent.is_dir():
-            raise JojoKeyRequestError(f"There is no folder {path.parent}.")
+            raise JojoKeyRequestError(f"The folder {path.parent} doesn't exist.")
         return path.parent, path.name
     if not path.is_dir():
-        raise JojoKeyRequestError(f"There is no folder {path}.")
+        raise JojoKeyRequestError(f"The folder {path} doesn't exist.")
     slug = re.sub(r"[^\w]+", "-", request.prompt.lower())[:40].strip("-_") or "image"
-    taken = [one.name.rpartition(".")[0] for one in path.iterdir()]
+    taken = [entry.name.rpartition(".")[0] for entry in path.iterdir()]
     name, number = slug, 1
-    while any(one == name or re.fullmatch(re.escape(name) + r"-\d", one) for one in taken) and not overwrite:
+    while (
+        any(stem == name or re.fullmatch(re.escape(name) + r"-\d", stem) for stem in taken) and not overwrite
+    ):
         number += 1
         name = f"{slug}_{number}"
     return path, f"{name}.{{ext}}"
 
 
-def _place(arrived: Path, wanted: Path, overwrite: bool) -> Path:
-    """Give an image its name. One that was taken meanwhile is left alone: the image gets the next."""
+def _place(received: Path, target: Path, overwrite: bool) -> Path:
+    """Move an image to its target. If another file has appeared there, use the next free name."""
     if overwrite:
-        return arrived.replace(wanted)
+        return received.replace(target)
     for number in range(1, 1000):
-        path = wanted if number == 1 else wanted.with_stem(f"{wanted.stem}_{number}")
+        path = target if number == 1 else target.with_stem(f"{target.stem}_{number}")
         try:
-            os.link(arrived, path)  # unlike a renaming, it never replaces what is there
+            os.link(received, path)  # unlike renaming, it never replaces an existing file
         except FileExistsError:
             continue
         except OSError:  # a file system without links
             if os.path.lexists(path):
                 continue
-            return arrived.rename(path)
-        arrived.unlink()
+            return received.rename(path)
+        received.unlink()
         return path
-    raise CommandFailed(f"The image was paid for and is in {arrived}: {wanted} was taken meanwhile.", BILLED)
+    raise CommandFailed(
+        f"The image was paid for and is in {received}, because {target} and the next names exist.", BILLED
+    )
 
 
 def _row(
-    place: str, image: dict[str, Any], tokens: int | None, request_id: str | None, reused: bool
+    location: str, image: dict[str, Any], tokens: int | None, request_id: str | None, reused: bool
 ) -> dict[str, Any]:
     return {
-        "image": place,
+        "image": location,
         "content_type": image["content_type"],
         "width": image["width"],
         "height": image["height"],

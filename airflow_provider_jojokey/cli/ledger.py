@@ -1,7 +1,6 @@
-"""``airflow jojokey ledger``: the receipts in S3, added up.
+"""``airflow jojokey ledger``: add up the receipts in S3.
 
-Receipts are read some at a time and forgotten once they are added: what stays in memory
-is one line for each Dag, day, model or run.
+The command reads a few receipts at a time. Only the sums stay in memory, a row for each Dag, day, model or run.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ if TYPE_CHECKING:
 
 READERS = 8
 IN_MEMORY = 32
-"""Receipts that are held at a time, at most."""
+"""Maximum number of receipts in memory."""
 SHOWN = 5
-"""Receipts that cannot be read and are named; the others are counted."""
+"""Maximum number of unreadable receipts that are named. Others are counted."""
 _AGO = re.compile(r"(\d{1,6})([dhm])")
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 
 @dataclass(slots=True)
 class Sum:
-    """What one Dag, day, model or run has cost.
+    """The cost of a Dag, day, model or run.
 
     :param requests: paid requests
-    :param images: images that are in S3, or were once
-    :param unknown: requests of which nobody knows whether they were billed, or with how many tokens
+    :param images: images that were stored in S3
+    :param unknown: requests for which it is unknown whether they were billed, or how many tokens they used
     """
 
     requests: int = 0
@@ -63,7 +62,7 @@ class Sum:
                 setattr(self, name, getattr(self, name) + value)
 
     def row(self) -> dict[str, int]:
-        """Return it as a row."""
+        """Return the sum as a row."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -77,7 +76,7 @@ BY: dict[str, Callable[[Attempt, Receipt], str]] = {
 
 @command
 def ledger(options: argparse.Namespace) -> int:
-    """Run the command."""
+    """Print the sums; return 1 if a receipt can't be read."""
     from airflow_provider_jojokey.store.s3 import ImageStore
 
     now = datetime.now(UTC)
@@ -90,7 +89,7 @@ def ledger(options: argparse.Namespace) -> int:
         if isinstance(found, str):
             unreadable += 1
             if unreadable <= SHOWN:
-                say(f"jojokey: s3://{bucket}/{key} is left out: {found}.")
+                say(f"jojokey: s3://{bucket}/{key} is not included: {found}.")
             continue
         receipts += 1
         for attempt in found.attempts:
@@ -100,7 +99,7 @@ def ledger(options: argparse.Namespace) -> int:
                 if attempt.outcome is not Outcome.NOT_BILLED:
                     sums.setdefault(label(attempt, found), Sum()).add(attempt)
                 total.add(attempt)
-    show([{options.by: name, **one.row()} for name, one in sorted(sums.items())], options.output)
+    show([{options.by: name, **entry.row()} for name, entry in sorted(sums.items())], options.output)
     _say_total(total, receipts, unreadable)
     return FAILED if unreadable else 0
 
@@ -111,19 +110,19 @@ def _say_total(total: Sum, receipts: int, unreadable: int) -> None:
         f"{total.total_tokens:,} tokens."
     )
     if total.unknown:
-        say(f"jojokey: what {total.unknown:,} requests have cost is not known, and not in the sum.")
+        say(f"jojokey: The cost of {total.unknown:,} requests is unknown and not included.")
     if unreadable:
-        say(f"jojokey: {unreadable:,} receipts could not be read: the sum is too small.")
+        say(f"jojokey: {unreadable:,} receipts can't be read, so the sum is too small.")
 
 
 def _receipts(
     store: ImageStore, bucket: str, prefix: str, since: datetime | None
 ) -> Iterator[tuple[str, Receipt | str]]:
-    """Yield each receipt with its key; where it cannot be read, the reason in its place.
+    """Yield each key with its receipt, or with the reason why the receipt can't be read.
 
-    One that was written last before ``since`` holds nothing that was sent after it, and is not fetched.
+    Receipts that were last written before ``since`` are skipped, because they list no later requests.
 
-    :raises JojoKeyStoreError: if the bucket cannot be listed
+    :raises JojoKeyStoreError: if the bucket can't be listed
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -136,13 +135,13 @@ def _receipts(
 
         try:
             found = store.read(bucket, key)
-            return key, Receipt.from_json(found[0]) if found else "it was deleted meanwhile"
+            return key, Receipt.from_json(found[0]) if found else "it was deleted while the command ran"
         except (ReceiptUnreadable, JojoKeyStoreError) as error:
             return key, str(getattr(error, "message", error)).rstrip(".")
 
     columns = (SpinnerColumn(), TextColumn("Reading receipts"), MofNCompleteColumn(), TimeElapsedColumn())
-    with progress(*columns) as shown, ThreadPoolExecutor(READERS) as readers:
-        task = shown.add_task("", total=0)
+    with progress(*columns) as bar, ThreadPoolExecutor(READERS) as readers:
+        task = bar.add_task("", total=0)
         listed = 0
         pages = iter(
             store.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=RECEIPTS + prefix)
@@ -153,22 +152,22 @@ def _receipts(
             if page is None:
                 return
             keys = [
-                one["Key"]
-                for one in page.get("Contents", ())
-                if one["Key"].endswith(".json") and (since is None or one["LastModified"] >= since)
+                entry["Key"]
+                for entry in page.get("Contents", ())
+                if entry["Key"].endswith(".json") and (since is None or entry["LastModified"] >= since)
             ]
             listed += len(keys)
-            shown.update(task, total=listed)
+            bar.update(task, total=listed)
             for start in range(0, len(keys), IN_MEMORY):
                 for found in readers.map(read, keys[start : start + IN_MEMORY]):
-                    shown.advance(task)
+                    bar.advance(task)
                     yield found
 
 
 def _moment(name: str, text: str | None, now: datetime) -> datetime | None:
-    """Read a date, a time, or how long ago; without a time zone it is UTC.
+    """Parse a date, a time or an age. The default time zone is UTC.
 
-    :raises CommandFailed: if it is none
+    :raises CommandFailed: if the text is none of them
     """
     if not text:
         return None
@@ -177,5 +176,7 @@ def _moment(name: str, text: str | None, now: datetime) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise CommandFailed(f"{name} {text} is no date, no time, and not like 7d or 24h", USAGE) from None
+        raise CommandFailed(
+            f"{name} {text} is not a date, a time or an age such as 7d or 24h", USAGE
+        ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""``airflow jojokey attempts`` and ``resolve``: read a receipt, and record what a person knows about it."""
+"""``airflow jojokey attempts`` and ``resolve``: show a receipt, and record whether an attempt was billed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def attempts(options: argparse.Namespace) -> None:
 
 @command
 def resolve(options: argparse.Namespace) -> None:
-    """Record in a receipt whether an attempt was billed, as JojoKey support or another person states it."""
+    """Record a person's statement whether an attempt was billed."""
     from airflow_provider_jojokey.payments import liveness
     from airflow_provider_jojokey.payments.attempt import TRANSITIONS, Event
 
@@ -78,15 +78,15 @@ def resolve(options: argparse.Namespace) -> None:
     show([_row(changed)], options.output, SHOWN)
     if options.billed and not changed.usage:
         hint = "" if changed.request_id else " Pass --request-id to have its usage read from the gateway log."
-        say(f"jojokey: the next run of the task adds its usage, if the gateway log shows it.{hint}")
+        say(f"jojokey: The next run of the task adds its usage, if the gateway log shows it.{hint}")
     if not options.billed:
-        say("jojokey: clear the task to generate the image. It pays once.")
+        say("jojokey: Clear the task to generate the image. It pays once.")
 
 
 def _receipt_store(options: argparse.Namespace) -> ReceiptStore:
     """Return the receipt of an image's key, or of a receipt's own key.
 
-    :raises CommandFailed: if the URI names neither
+    :raises CommandFailed: if the URI is neither
     """
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
     from airflow_provider_jojokey.store.default_bucket import default_bucket
@@ -107,7 +107,7 @@ def _receipt_store(options: argparse.Namespace) -> ReceiptStore:
 def _choose(receipts: ReceiptStore, attempt_id: str | None) -> Attempt:
     """Return the attempt with an ID, or the only one without a proven outcome.
 
-    :raises CommandFailed: if there is not exactly one
+    :raises CommandFailed: unless there is exactly one
     """
     from airflow_provider_jojokey.payments.attempt import Outcome
 
@@ -121,9 +121,9 @@ def _choose(receipts: ReceiptStore, attempt_id: str | None) -> Attempt:
     if len(found) == 1:
         return found[0]
     listed = ", ".join(attempt.id[:12] for attempt in found) or "none"
-    wanted = f"start with {attempt_id}" if attempt_id else "have an unknown outcome"
+    condition = f"start with {attempt_id}" if attempt_id else "have an unknown outcome"
     raise CommandFailed(
-        f"{len(found)} attempts in {receipts.uri} {wanted} ({listed}). Choose one with --attempt", USAGE
+        f"{len(found)} attempts in {receipts.uri} {condition} ({listed}). Choose one with --attempt", USAGE
     )
 
 

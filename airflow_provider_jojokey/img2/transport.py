@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.utils import select_proxy
-from requests_toolbelt.adapters.socket_options import TCPKeepAliveAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import SSLError
@@ -46,6 +46,15 @@ No known server closes a connection this early.
 READ_BYTES = 512 * 1024
 """Measured: chunks of 16 KiB take three times the CPU; chunks of 1 MiB bring no gain."""
 TLS_RECORD_BYTES = 16 * 1024
+
+_PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 5}
+KEEP_ALIVE = [
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    # Not every system has all of these options.
+    *((socket.IPPROTO_TCP, getattr(socket, name), n) for name, n in _PROBES.items() if hasattr(socket, name)),
+]
+"""Socket options: after 60 s without data, TCP sends a probe every 20 s."""
 
 
 class NoAuth(AuthBase):
@@ -159,7 +168,7 @@ class _Preconnection:
         return None
 
 
-class GatewayAdapter(TCPKeepAliveAdapter):
+class GatewayAdapter(HTTPAdapter):
     """Keep waiting connections alive, and track them so that other threads can abort them.
 
     TCP keep-alive starts after 60 s without data. Without it, a NAT would drop the connection during the
@@ -182,16 +191,16 @@ class GatewayAdapter(TCPKeepAliveAdapter):
         self._public_only = public_only
         self._tls_contexts: dict[tuple[str | None, str | None], ssl.SSLContext] = {}
         self._tls_lock = threading.Lock()
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Create a pool manager whose connections this adapter tracks."""
-        super().init_poolmanager(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().init_poolmanager(*args, socket_options=KEEP_ALIVE, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self._pool_classes()
 
     def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
         """Create a pool manager for a proxy whose connections this adapter tracks."""
-        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager = super().proxy_manager_for(proxy, socket_options=KEEP_ALIVE, **kwargs)
         manager.pool_classes_by_scheme = self._pool_classes()
         return manager
 

@@ -6,7 +6,7 @@ Airflow asks for them on the worker once the task has ended, and keeps the answe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlencode
 
@@ -59,30 +59,40 @@ class S3ConsoleLink(BaseOperatorLink):
 
         from airflow_provider_jojokey.results import XCOM_KEY, Result
 
-        result = Result.from_xcom(XCom.get_value(ti_key=ti_key, key=XCOM_KEY))
+        # The operator that has just run knows its result. Without it, each task would read its own XCom again.
+        value = getattr(operator, "_ui_result", None) or XCom.get_value(ti_key=ti_key, key=XCOM_KEY)
+        result = Result.from_xcom(value)
         if result is None or not result.images:
             return ""
-        place = _place_on_aws(result.aws_conn_id)
+        store = vars(operator).get("store")
+        extra = None if store is None else store.connection_extra
+        place = _place_on_aws(_extra_of(result.aws_conn_id) if extra is None else extra)
         if place is None:
             return ""
         return s3_console_url([one.uri for one in result.images], *place) or ""
 
 
-def _place_on_aws(aws_conn_id: str | None) -> tuple[str | None, str] | None:
-    """Return region and partition that a connection names, or ``None`` where it leads to another store.
-
-    It is read here and not by boto3: a task that was deferred need not load that for a link.
-    """
+def _extra_of(aws_conn_id: str | None) -> Mapping[str, Any]:
+    """Return a connection's extra, without boto3, which a deferred task doesn't load for a link."""
     from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-    extra: dict[str, Any] = {}
     try:
         if aws_conn_id is not None:
-            extra = BaseHook.get_connection(aws_conn_id).extra_dejson
+            return BaseHook.get_connection(aws_conn_id).extra_dejson
     except AirflowNotFoundException:
         pass  # then boto3's own settings hold, as they do for S3Hook
+    return {}
+
+
+def names_endpoint(extra: Mapping[str, Any]) -> bool:
+    """Return whether a connection's extra names the endpoint of another store than AWS."""
     service = (extra.get("service_config") or {}).get("s3") or {}
-    if extra.get("endpoint_url") or service.get("endpoint_url"):
+    return bool(extra.get("endpoint_url") or service.get("endpoint_url"))
+
+
+def _place_on_aws(extra: Mapping[str, Any]) -> tuple[str | None, str] | None:
+    """Return region and partition that a connection's extra names; ``None`` if it leads to another store."""
+    if names_endpoint(extra):
         return None
     if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         return None

@@ -13,7 +13,6 @@ from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
 from airflow_provider_jojokey.results import (
     MAX_MESSAGE,
     MAX_PROMPT,
-    XCOM_KEY,
     Result,
     StoredImage,
     shortened,
@@ -195,7 +194,7 @@ class GenerateImageBatchOperator(ImageOperator):
             budget=budget,
         )
         try:
-            self.hook.client, self.store.client  # noqa: B018 - Airflow is not to be asked in what may be interrupted
+            self._create_clients()
             try:
                 with switch.interruptible():
                     if place:
@@ -215,7 +214,7 @@ class GenerateImageBatchOperator(ImageOperator):
                 tally = batch.run()
             except BaseException as interruption:  # such as a timeout: what was spent until then is reported
                 self._settle(batch)
-                uri = self._store_manifest(manifest, place, patience=0.0)
+                uri = self._store_manifest(manifest, place, timeout=0.0)
                 self._report(context, plan, batch.tally, uri, interruption)
                 raise
             self._settle(batch)
@@ -305,7 +304,7 @@ class GenerateImageBatchOperator(ImageOperator):
             )
 
     def _store_manifest(
-        self, manifest: Manifest, place: tuple[str, str] | None, patience: float
+        self, manifest: Manifest, place: tuple[str, str] | None, timeout: float
     ) -> str | None:
         """Upload the manifest; return its URI, or ``None`` if S3 does not accept it in time."""
         from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
@@ -324,7 +323,7 @@ class GenerateImageBatchOperator(ImageOperator):
 
             try:
                 with self._stop_switch.interruptible(sent=True):
-                    retry_transient(put, patience=patience, stopping=self.hook.stopping)
+                    retry_transient(put, timeout=timeout, stopping=self.hook.stopping)
             except JojoKeyStoreError as error:
                 self.log.error(
                     "The manifest is not in S3: %s The receipts have the same facts.", error.message
@@ -362,7 +361,7 @@ class GenerateImageBatchOperator(ImageOperator):
         summary = storable(summary)
         if self.outlets:
             try:
-                assets.tell_of_batch(context, self.outlets, summary, tally.uris)
+                assets.add_batch_event_extras(context, self.outlets, summary, tally.uris)
             except Exception:  # whatever it is, the images are paid for
                 self.log.exception("The asset events could not be written.")
         return summary
@@ -375,9 +374,8 @@ class GenerateImageBatchOperator(ImageOperator):
         if tally.keys is not None and (error is None or tally.images):
             self._push(context, "keys", tally.keys)
         self._push(context, "usage", tally.usage)
-        self._ui_result = self._result(plan, tally, uri, error).to_xcom()
         self._uris = tally.uris
-        self._push(context, XCOM_KEY, self._ui_result)
+        self._push_result(context, self._result(plan, tally, uri, error))
 
     def _result(self, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None) -> Result:
         first = next((job.request for _, job in plan.jobs()), None)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_jojokey import assets
 from airflow_provider_jojokey.arguments import converted, filled, is_literal
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
-from airflow_provider_jojokey.results import XCOM_KEY, Result, storable
+from airflow_provider_jojokey.results import Result, storable
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_jojokey.exceptions import JojoKeyError
-    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
     from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
     from airflow_provider_jojokey.payments.job import ImageJob
-    from airflow_provider_jojokey.store.s3 import ImageStore
 
 __all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
 
@@ -155,18 +152,6 @@ class GenerateImageOperator(ImageOperator):
         self.deferrable = _default_deferrable() if deferrable is None else deferrable
         self._check_literals(*self._place_problems())
 
-    @cached_property
-    def hook(self) -> JojoKeyHook:
-        """The JojoKey hook."""
-        from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
-
-        return JojoKeyHook(self.jojokey_conn_id)
-
-    @cached_property
-    def store(self) -> ImageStore:
-        """The S3 store."""
-        return self._image_store()
-
     def execute(self, context: Context) -> dict[str, Any]:
         """Generate the images, store them, and return the manifest.
 
@@ -199,7 +184,7 @@ class GenerateImageOperator(ImageOperator):
             self.hook, self.store, Settings.from_airflow_config(), on_send=self._stop_switch.note_send
         )
         try:
-            services.hook.client, services.store.client  # noqa: B018 - Airflow is not to be asked in what may be interrupted
+            self._create_clients()
             with self._stop_switch.interruptible():
                 generated = generate_images(job, services)
         except JojoKeyError as error:
@@ -268,13 +253,12 @@ class GenerateImageOperator(ImageOperator):
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
         result = Result.from_manifest(manifest, prompt=str(self.prompt), aws_conn_id=self.aws_conn_id)
-        self._ui_result = result.to_xcom()
-        self._push(context, XCOM_KEY, self._ui_result)
+        self._push_result(context, result)
         self._set_label(context, self.s3_key, paid=True)
         manifest = storable(manifest)
         if self.outlets:
             try:
-                assets.tell_of_images(context, self.outlets, manifest)
+                assets.add_image_event_extras(context, self.outlets, manifest)
             except Exception:  # whatever it is, the images are paid for
                 self.log.exception("The asset events could not be written.")
         return manifest
@@ -289,8 +273,7 @@ class GenerateImageOperator(ImageOperator):
         result = Result.from_error(
             error, prompt=str(self.prompt), aws_conn_id=self.aws_conn_id, options=options
         )
-        self._ui_result = result.to_xcom()
-        self._push(context, XCOM_KEY, self._ui_result)
+        self._push_result(context, result)
         self._set_label(context, self.s3_key, paid=True)
         if self.reuse == "never" and not isinstance(error, JojoKeyFailure):
             return error.changed(retry=PAYS_AGAIN)

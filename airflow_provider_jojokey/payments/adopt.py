@@ -1,7 +1,7 @@
 """Find images in S3 that an orphaned attempt stored before its process died.
 
-Each image carries the ID of its attempt in its metadata. An image that is there was received and paid for,
-even if the process died before it updated the receipt and its spool is gone, for example with its pod.
+Each image carries the ID of its attempt in its metadata. An image in S3 proves that it was received and billed,
+even if the process died before it updated the receipt, and its spool is gone, for example with its pod.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ EXTENSIONS = ("png", "jpg", "webp")
 
 
 def stored_images(context: Context, attempt: Attempt) -> tuple[tuple[StoredImage, ...], str | None]:
-    """Return the images of an attempt that are in S3, and the ID of its request.
+    """Return the images of an attempt in S3, and its request ID.
 
-    :raises JojoKeyStoreError: if S3 gives no answer
+    :raises JojoKeyStoreError: if S3 does not answer
     """
     destination = context.job.destination
     found: list[StoredImage] = []

@@ -37,7 +37,7 @@ class Outcome(StrEnum):
 
 
 class Event(StrEnum):
-    """Something that is learned about an attempt."""
+    """New information about an attempt."""
 
     STORED = "stored"
     """All of its images are in S3."""
@@ -65,7 +65,7 @@ _AFTER: Mapping[Event, tuple[Outcome, str]] = {
 }
 
 TRANSITIONS: Mapping[Outcome, frozenset[Event]] = {
-    # Anything may become known about a request in flight.
+    # A request in flight may end in any way.
     Outcome.OPEN: frozenset(Event),
     Outcome.UNKNOWN: frozenset(Event),
     # Images that were received are stronger evidence than any earlier conclusion. So is a row in the
@@ -123,12 +123,12 @@ class Owner:
 class Worker:
     """The process that makes an attempt.
 
-    :param host: the host's name, for people
+    :param host: the host's name, for display
     :param pid: the process ID
-    :param started: when the process started, in seconds since boot, or since 1970 where that is unknown;
+    :param started: when the process started, in seconds since boot, or since 1970 if that is unknown;
         process IDs are reused
     :param spool: ID of the spool where the images wait
-    :param identity: differs between machines, boots and process namespaces, also of one host name
+    :param identity: differs between machines, boots and process namespaces, even if they share a host name
     """
 
     host: str
@@ -143,12 +143,12 @@ class Attempt:
     """One attempt to pay for images.
 
     :param id: 32 hex digits
-    :param fingerprint: of the request, see :meth:`ImageRequest.fingerprint`
+    :param fingerprint: the request's fingerprint, see :meth:`ImageRequest.fingerprint`
     :param owner: the task it belongs to
     :param worker: the process that makes it
     :param started_at: when it was claimed, before its request was sent
-    :param lease_until: until when other hosts assume that it may be in flight
-    :param clock: which clock these times come from: ``"s3"`` or ``"host"``
+    :param lease_until: the time until which other hosts assume that it may be in flight
+    :param clock: the clock of these times: ``"s3"`` or ``"host"``
     :param outcome: what is known about its end
     :param ended_at: when it ended or was reconciled
     :param billed: ``"no"``, ``"yes"`` or ``"unknown"``
@@ -160,10 +160,10 @@ class Attempt:
     :param preview: the stored preview of an image that never arrived
     :param kept: URIs of everything else that was kept: links, task IDs, unknown image types
     :param requested: number of images that the request asks for
-    :param sends: when the request was sent, each time
+    :param sends: the time of each send
     :param warnings: what differs from the request, a sentence each: missing images, another size or format
     :param error: name of the exception's class
-    :param note: the evidence for ``billed``, for people
+    :param note: the evidence for ``billed``, for display
     :param hint: a gateway log row that matches only by time: ``request_id`` and ``usage``; not evidence
     :param resolution: what a person stated: ``by``, ``at``, ``billed``, ``note``
     """
@@ -204,7 +204,7 @@ class Attempt:
         """Return the attempt after ``event``.
 
         :param facts: other fields to set
-        :raises IllegalTransition: if what is known contradicts the event
+        :raises IllegalTransition: if the event contradicts the current outcome
         """
         if event not in TRANSITIONS[self.outcome]:
             raise IllegalTransition(f"{event} after {self.outcome}")
@@ -255,7 +255,7 @@ class Attempt:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Attempt:
-        """Return the attempt that :meth:`to_json` describes, ignoring fields it does not know.
+        """Return the attempt that :meth:`to_json` describes. Unknown fields are ignored.
 
         :raises ValueError: if it is not an attempt
         :raises KeyError: if a field is missing
@@ -312,7 +312,7 @@ def _texts(values: Any) -> list[str]:
 
 
 def _check_types(attempt: Attempt) -> None:
-    """Check what decisions depend on. Without it, a damaged receipt would fail in the middle of a payment.
+    """Check the fields that decisions use. Otherwise a damaged receipt would fail in the middle of a payment.
 
     :raises ValueError: if a value has the wrong type
     """

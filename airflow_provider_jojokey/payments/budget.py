@@ -1,4 +1,4 @@
-"""What a task, and a Dag run, may spend: checked before each payment, counted from the receipts.
+"""The spending limits of a task and of a Dag run, checked before each payment and counted from the receipts.
 
 A task knows from its own receipts what it has spent in its Dag run, over all tries. The limit of a Dag run
 needs a small object in S3 with one entry per task: what the task has spent plus what it has reserved. A task
@@ -38,13 +38,13 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 MAX_CONFLICTS = 50
-"""Writes of the run's entry that may fail because of other tasks."""
+"""Writes to the run's object that may fail because of other tasks."""
 BLOCK = 64
-"""Jobs that a batch reserves for at once, at most."""
+"""Maximum number of jobs for which a batch reserves at once."""
 LEFT_FOR_OTHERS = 8
-"""One part in so many of what a Dag run has left is reserved at once, at most."""
+"""A task reserves at most this fraction (1/8) of the Dag run's remaining budget at once."""
 RECHECK = 1.0
-"""Seconds after which a job that waits for room checks whether it may still be sent."""
+"""Seconds after which a waiting job checks whether it may still be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Amount:
 
 
 def estimate(job: ImageJob) -> Amount:
-    """Return about what a job costs, by the published token figures."""
+    """Return the estimated cost of a job, from the published token figures."""
     return Amount(expected_tokens(job.request), job.request.n)
 
 
@@ -90,12 +90,12 @@ def spent_on(receipt: Receipt, job: ImageJob) -> Amount:
 
 
 class Budget:
-    """What one task may spend. Threads may share it.
+    """The spending limit of one task. Threads may share it.
 
     :param task_limit: the task's limit, over all tries in one Dag run
     :param run_limit: the limit of all tasks of the Dag run
-    :param run: where the tasks of the run account to each other; needed with ``run_limit``
-    :param spent: what the task has spent so far; ``None`` if its first job shows that
+    :param run: the shared budget of the run's tasks; needed with ``run_limit``
+    :param spent: what the task has spent so far; ``None`` to read it from the first job's receipt
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class Budget:
         self._run = run if run_limit else None
         self._spent = spent
         self._reserved: dict[str, tuple[Amount, Amount]] = {}
-        self._booked = Amount()
-        """What the Dag run's object holds for this task: at least what is spent and reserved."""
+        self._committed = Amount()
+        """The entry of this task in the Dag run's object: at least what it has spent and reserved."""
         self._wanted = Amount()
         self._changed = threading.Condition()
 
@@ -119,18 +119,18 @@ class Budget:
     def start(self, spent: Amount, wanted: Amount | None = None) -> None:
         """Set what the task has spent before its jobs start.
 
-        :param wanted: about what all of its jobs cost, so that it may reserve for several at once
+        :param wanted: the estimated cost of all its jobs, so that it can reserve for several at once
         """
         self._spent = spent
         self._wanted = spent + (wanted or Amount())
 
     @property
     def spent(self) -> Amount:
-        """What the task has spent, as far as its jobs have ended."""
+        """What the task has spent on jobs that have ended."""
         return self._spent or Amount()
 
     def reserve(self, job: ImageJob, receipt: Receipt, permit: Callable[[], None]) -> None:
-        """Reserve what a job costs, waiting for other jobs that may turn out cheaper than reserved.
+        """Reserve the cost of a job. Wait for other jobs, which may cost less than reserved.
 
         :param receipt: the job's receipt
         :param permit: called while waiting; raises if the job must not be sent any more
@@ -147,13 +147,13 @@ class Budget:
             while not self._has_room(about):
                 others = bool(self._reserved)
                 if not others or not (self.spent + about).fits(self._task_limit):
-                    raise self._refusal(about)
+                    raise self._exceeded_error(about)
                 self._changed.wait(RECHECK)
                 permit()
             self._reserved[job.uri] = (about, before)
 
     def settle(self, job: ImageJob, receipt: Receipt | None, claimed: bool) -> None:
-        """Count what a job that has ended has cost.
+        """Replace the reservation of an ended job by its actual cost.
 
         :param receipt: its receipt, if it is known
         :param claimed: whether it may have been paid for in this run; then an unknown receipt counts what
@@ -170,25 +170,25 @@ class Budget:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Replace the task's reservation in the Dag run by what it has spent. A failure is only logged."""
+        """Replace the task's reservation in the Dag run by what it has spent. Errors are only logged."""
         with self._changed:
             if self._run is None or self._spent is None:
                 return
             try:
-                self._run.book(self._spent, Limit())
-                self._booked = self._spent
+                self._run.commit(self._spent, Limit())
+                self._committed = self._spent
             except JojoKeyError as error:
-                log.warning("The Dag run's budget still holds this task's reservation: %s", error.message)
+                log.warning("The Dag run's budget still contains this task's reservation: %s", error.message)
 
     def _has_room(self, about: Amount) -> bool:
         reserved = sum((amount for amount, _ in self._reserved.values()), self.spent + about)
         if not reserved.fits(self._task_limit):
             return False
-        if self._run is None or reserved <= self._booked:
+        if self._run is None or reserved <= self._committed:
             return True
         for amount in (self._with_block(reserved, about), reserved):
-            if self._run.book(amount, self._run_limit):
-                self._booked = amount
+            if self._run.commit(amount, self._run_limit):
+                self._committed = amount
                 return True
         return False
 
@@ -215,7 +215,7 @@ class Budget:
         jobs = max(0, int(jobs))
         return reserved + Amount(jobs * about.tokens, jobs * about.images)
 
-    def _refusal(self, about: Amount) -> JojoKeyBudgetError:
+    def _exceeded_error(self, about: Amount) -> JojoKeyBudgetError:
         if (self.spent + about).fits(self._task_limit) and self._run is not None:
             what = (
                 f"This Dag run may spend {_text(self._run_limit)}. Its tasks have spent or reserved "
@@ -236,7 +236,7 @@ def budget_of(job: ImageJob, store: ImageStore) -> Budget:
 
 
 class RunBudget:
-    """What the tasks of one Dag run have spent and reserved, in S3.
+    """The object in S3 that records what the tasks of one Dag run have spent and reserved.
 
     :param store: S3
     :param bucket: the bucket, the same for all tasks that share the limit
@@ -259,7 +259,7 @@ class RunBudget:
 
     @property
     def protected(self) -> bool:
-        """Whether no task can overwrite another one's entry unseen."""
+        """Whether a task cannot overwrite another task's entry unnoticed."""
         return self._store.conditional_writes_verified(self._bucket)
 
     def left(self, own: Amount, limit: Limit) -> tuple[float, float]:
@@ -274,15 +274,15 @@ class RunBudget:
         """Return the sum over the run's tasks, with ``own`` for this one."""
         return sum((amount for task, amount in (self._tasks or {}).items() if task != self._own), own)
 
-    def book(self, own: Amount, limit: Limit) -> bool:
+    def commit(self, own: Amount, limit: Limit) -> bool:
         """Write this task's entry, unless the run would exceed ``limit``.
 
-        :return: whether there was room
+        :return: whether the entry fits into the limit
         :raises JojoKeyStoreError: if S3 does not accept it
-        :raises JojoKeyReceiptError: if the object cannot be understood
+        :raises JojoKeyReceiptError: if the object is unreadable
         """
         for conflicts in range(MAX_CONFLICTS):
-            # A write replaces others' news unseen, unless conditional writes are enforced: then read first.
+            # Without conditional writes, a write could replace newer entries, so read first.
             fresh = self._tasks is None or not self.protected
             tasks = self._tasks = self._read() if fresh or self._tasks is None else self._tasks
             fits = self.total(own).fits(limit)
@@ -297,9 +297,10 @@ class RunBudget:
                     self._tasks, self._etag = changed, etag
                     return True
                 clock.pause(random.uniform(0, 0.05 * min(conflicts + 1, 10)))
-            self._tasks = None  # others may have written since it was read
+            self._tasks = None  # other tasks may have written since the read
         raise JojoKeyStoreError(
-            f"Other tasks wrote to {self.uri} {MAX_CONFLICTS} times while this one tried to.", transient=True
+            f"Other tasks wrote to {self.uri} {MAX_CONFLICTS} times while this one tried to write.",
+            transient=True,
         )
 
     def _read(self) -> dict[str, Amount]:

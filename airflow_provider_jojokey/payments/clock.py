@@ -1,4 +1,4 @@
-"""Time, as the payment path uses it. Tests and simulations replace these functions."""
+"""The clock of the payment path. Tests and simulations replace these functions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def now() -> datetime:
 
 
 def monotonic() -> float:
-    """Return seconds that never go back and that include the time a machine was suspended.
+    """Return seconds that never go back and include the time in which the machine was suspended.
 
-    Without suspended time, a laptop that sleeps between a claim and its request would wake up and pay
-    after other hosts have given up on it.
+    Otherwise a laptop that sleeps between a claim and its request would wake up and pay after other hosts have
+    stopped waiting for it.
     """
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)

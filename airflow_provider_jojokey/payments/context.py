@@ -1,4 +1,4 @@
-"""What the steps of the payment path share: the job, the services it uses, and what follows from both."""
+"""The state that the steps of the payment path share: the job, its services, and derived values."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ log = logging.getLogger(__name__)
 POLL = 2.0
 """Seconds between two reads of a receipt while another process generates its images."""
 SEND_DEADLINE = 30.0
-"""Seconds after its claim in which an attempt sends its request for the first time, or never."""
+"""Seconds after its claim within which an attempt must send its first request."""
 LEASE_MARGIN = 60.0
-"""Seconds added to a lease for everything that has no timeout of its own."""
+"""Seconds added to a lease for steps without their own timeout."""
 LOG_DELAY = 60.0
-"""Seconds after the end of a request in which the gateway writes its log row: it relays the response first."""
+"""Seconds within which the gateway logs a finished request. It relays the response first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a job uses. A batch shares it among its jobs.
+    """The services that a job uses. The jobs of a batch share them.
 
     :param hook: the JojoKey hook
     :param store: S3
     :param settings: the worker's settings
-    :param log: the gateway log, if it is shared
-    :param budget: the limits, if they are shared
+    :param log: the gateway log, if several jobs share it
+    :param budget: the limits, if several jobs share them
     :param permit: called before a claim and before each send; raises :class:`JojoKeyError` to prevent it
-    :param acquire: called before a claim, once the receipt allows a payment; waits for the job's turn, or raises
-        :class:`JojoKeyError`
+    :param acquire: called before a claim, after the receipt allows a payment; waits until the limiter admits the
+        job, or raises :class:`JojoKeyError`
     :param on_send: called right before each send
     :param on_failure: called with the error as soon as a request has failed, before that is recorded
     :param resend: whether the hook may resend a request that was not billed; a batch decides that itself
@@ -72,10 +72,10 @@ class Services:
 
 @dataclass
 class Context:
-    """One job on its way through the payment path.
+    """The state of one job in the payment path.
 
     :param job: the job
-    :param services: what it uses
+    :param services: the services it uses
     :param observer: receives metrics and spans
     :raises JojoKeyConnectionError: if the connection cannot be used
     :raises JojoKeyStoreError: if the spool cannot be used
@@ -88,11 +88,11 @@ class Context:
     def __post_init__(self) -> None:
         self.budget: Budget
         self.reconciled: set[str] = set()
-        """Orphaned attempts that this job has dealt with, in case their spools cannot be deleted."""
+        """Orphaned attempts that this job has reconciled, in case their spools cannot be deleted."""
         self.claimed = False
         """Whether this job has claimed an attempt, and so may have paid."""
         self._waiting = False
-        self.host = self.services.hook.client.base_url  # needs a token: without one, nothing else is tried
+        self.host = self.services.hook.client.base_url  # first, because it fails if there is no token
         self.fingerprint = self.job.request.fingerprint(self.host)
         self.store = self.services.store
         self.settings = self.services.settings
@@ -120,7 +120,7 @@ class Context:
         return {**charge, "amount": worth["amount"], "currency": worth["currency"]}
 
     def now(self) -> datetime:
-        """Return the time by S3's clock, which all hosts share."""
+        """Return the time of S3's clock, which all hosts share."""
         return self.store.now()
 
     def new_attempt(self) -> Attempt:
@@ -160,14 +160,14 @@ class Context:
         self.services.permit()
 
     def wait_for(self, other: Attempt) -> None:
-        """Wait a moment for an attempt that another process makes.
+        """Wait a moment for an attempt of another process.
 
-        :raises JojoKeyError: if this task is told to end
+        :raises JojoKeyError: if Airflow stops this task
         """
         if not self._waiting:
             self._waiting = True
             log.info(
-                "Waiting for another process (%s, process ID %d) that has been generating these images since %s.",
+                "Waiting for another process (%s, process ID %d), which has been generating these images since %s.",
                 other.worker.host,
                 other.worker.pid,
                 errors.started(other),
@@ -180,7 +180,7 @@ class Context:
         return Spool.of(self.settings.spool_directory, self.job.uri, attempt.id)
 
     def has_spools(self) -> bool:
-        """Return whether an attempt at the job's key left something on this host.
+        """Return whether the spool on this host has attempts for the job's key.
 
         :raises JojoKeyStoreError: if the spool can't be read
         """
@@ -199,9 +199,9 @@ class Context:
     @property
     def _lease(self) -> float:
         settings = self.services.hook.settings
-        # A stream, or a response that trickles, may take longer than any pause in it.
-        answering = settings.read_timeout * duration_factor(self.job.request)
-        return self.send_window + settings.connect_timeout + answering + LEASE_MARGIN
+        # read_timeout limits each pause; a whole stream or a slow response takes longer.
+        response = settings.read_timeout * duration_factor(self.job.request)
+        return self.send_window + settings.connect_timeout + response + LEASE_MARGIN
 
     def sent_between(self, attempt: Attempt) -> tuple[datetime, datetime]:
         """Return the earliest and the latest time at which an attempt may have sent its request."""
@@ -213,7 +213,7 @@ class Context:
         return attempt.started_at, min(latest, attempt.ended_at) if attempt.ended_at else latest
 
     def finished_by(self, attempt: Attempt) -> datetime:
-        """Return when the model must have finished, and the gateway must have written its log."""
+        """Return the time by which the model has finished and the gateway has written its log."""
         longest = self.settings.longest_generation * duration_factor(self.job.request)
         return self.sent_between(attempt)[1] + timedelta(seconds=longest + LOG_DELAY)
 

@@ -69,7 +69,7 @@ def decide(
         return alive.get(attempt.id, False)
 
     def was_moved(attempt: Attempt) -> bool:
-        """Whether a mapped task made it under another index: an item before it was removed from the list.
+        """Whether a mapped task made it under another index, because an earlier item was removed from the list.
 
         Only identical requests that have ended, and only for a cleared task: in its first try, two items
         that share a key do so by mistake.

@@ -1,4 +1,4 @@
-"""The errors of the payment path that no single step raises, as data."""
+"""The errors that several steps of the payment path share."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def conflict(context: Context, other: Attempt) -> JojoKeyError:
     """Return the error for another task of the same Dag run that writes to the same key."""
     index = f"[{other.owner.map_index}]" if other.owner.map_index >= 0 else ""
     return JojoKeyReceiptError(
-        f"The task {other.owner.task_id}{index} of the same Dag run writes to {context.job.uri} too, so one of the "
-        "two images would be paid for and lost.",
+        f"The task {other.owner.task_id}{index} of the same Dag run also writes to {context.job.uri}, so you would "
+        "pay for two images and lose one.",
         "Give each task its own key, for example with {{ task.task_id }} or {{ ti.map_index }} in s3_key.",
     )
 
 
 def missing_image(problem: str) -> JojoKeyError:
-    """Return the error for an image that this Dag run has paid for and that is no longer in S3.
+    """Return the error for an image that this Dag run has paid for but that is no longer in S3.
 
     :param problem: what happened to it, without a full stop
     """
@@ -47,7 +47,7 @@ def missing_image(problem: str) -> JojoKeyError:
 def unusable_spool(directory: Path, error: OSError) -> JojoKeyError:
     """Return the error for a spool directory that cannot be used."""
     return JojoKeyStoreError(
-        f"The spool directory {directory} cannot be used: {error.strerror}.",
+        f"The spool directory {directory} is not usable: {error.strerror}.",
         "Set [jojokey] spool_directory to a directory that this worker may write to.",
     )
 
@@ -75,12 +75,12 @@ def lost(context: Context, attempt: Attempt, verdict: Verdict) -> JojoKeyError:
 
 
 def stopped() -> JojoKeyError:
-    """Return the error for a task that was told to end before it sent anything."""
-    return JojoKeyError("The task was told to end before it sent its request.")
+    """Return the error for a task that Airflow stopped before it sent a request."""
+    return JojoKeyError("Airflow stopped the task before it sent its request.")
 
 
 def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
-    """Return ``error`` with what the task has spent and received so far, as far as the receipt was read."""
+    """Return ``error`` with the task's usage and images, if the receipt is known."""
     if not context.receipts.is_known and not isinstance(error, (JojoKeyStoreError, JojoKeyReceiptError)):
         with suppress(JojoKeyError):
             context.receipts.read()
@@ -106,5 +106,5 @@ def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
 
 
 def started(attempt: Attempt) -> str:
-    """Return when an attempt was claimed, for people."""
+    """Return when an attempt was claimed, formatted for display."""
     return f"{attempt.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

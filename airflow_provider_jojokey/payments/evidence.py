@@ -64,7 +64,7 @@ class Facts:
     :param overdue: whether even a late charge must have been logged by now
     :param log: the gateway log; ``None`` if it could not be read
     :param log_problem: why it could not be read, without a full stop
-    :param others: IDs of requests that are known to be others, or claimed by other attempts
+    :param others: IDs of other known requests, and of requests that other attempts have claimed
     """
 
     model: str
@@ -162,9 +162,9 @@ def _unknown(facts: Facts, row: LoggedRequest | None) -> Verdict:
 
 
 def _logs_charges_after(facts: Facts, failed: LoggedRequest) -> bool:
-    """Return whether the log was recording charges when a request had failed.
+    """Return whether the log recorded a charge after a request had failed.
 
-    A gateway can log failures and not charges. There, a failed channel looks like a failed request.
+    A gateway may log failures but no charges, and then a failed channel looks like a failed request.
     """
     return any(row.charged and row.ended >= failed.ended for row in facts.log or ())
 
@@ -229,6 +229,6 @@ def _usage(row: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def _number(value: Any) -> float:
-    """Return a finite number; 0 for anything else that JSON can hold."""
+    """Return a finite number, or 0 for any other JSON value."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if number and abs(value) < 1e15 else 0.0

@@ -1,4 +1,4 @@
-"""The gateway log, read at no cost, and shared by all attempts of a process.
+"""The gateway log, which is free to read and shared by all attempts of a process.
 
 The gateway allows about 20 reads in 20 minutes from one address. A batch therefore reads it at most once a
 minute, and uses an earlier copy only for requests that had ended before that copy was made.
@@ -31,7 +31,7 @@ class GatewayLog:
     fetch: Callable[[], list[dict[str, Any]]]
     interval: float = 0.0
     known: set[str] = field(default_factory=set)
-    """IDs of requests whose responses this process has received: they belong to no orphaned attempt."""
+    """IDs of requests whose responses this process has received. They cannot belong to an orphaned attempt."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,7 +45,7 @@ class GatewayLog:
 
         :param newer_than: :func:`clock.monotonic` seconds; an older copy is not used unless ``interval``
             forbids another read
-        :raises Img2Error: if the gateway does not show its log, or not at the moment
+        :raises Img2Error: if the gateway does not return its log
         """
         with self._lock:
             now = clock.monotonic()
@@ -61,20 +61,20 @@ class GatewayLog:
             return self._requests
 
     def age(self) -> float:
-        """Return how many seconds ago the copy was read that :meth:`requests` returns."""
+        """Return the age in seconds of the copy that :meth:`requests` returns."""
         with self._lock:
             return 0.0 if self._read_at == NEVER else clock.monotonic() - self._read_at
 
     def claim(self, request_id: str, attempt_id: str) -> bool:
-        """Claim a request that matches an attempt only by time, so that no other attempt is given it.
+        """Claim a request that matches an attempt only by time, so that no other attempt can claim it.
 
-        :return: whether it is this attempt's now
+        :return: whether this attempt has claimed it
         """
         with self._lock:
             return self._claims.setdefault(request_id, attempt_id) == attempt_id
 
     def others(self, attempt_id: str, more: Iterable[str | None] = ()) -> frozenset[str]:
-        """Return IDs of requests that are not the one of this attempt.
+        """Return the IDs of requests that belong to other attempts.
 
         :param more: further such IDs
         """

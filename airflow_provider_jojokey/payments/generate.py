@@ -1,4 +1,4 @@
-"""Generate the images of one job, paid for once.
+"""Generate the images of one job and pay for them once.
 
 :func:`generate_images` is the loop: read the receipt, decide, act, and start over until the images are
 reused or paid for.
@@ -33,14 +33,14 @@ MAX_ROUNDS = 50
 """Decisions, not counting waits, after which the receipt counts as unusable."""
 
 CONFLICT_PAUSE = 0.05
-"""Seconds, times the number of decisions, to wait at most after another process was faster."""
+"""Maximum wait in seconds, per decision so far, after another process was faster."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Images in S3 that were paid for once.
+    """The generated or reused images.
 
     :param receipt: the receipt as it is now
     :param attempt: the attempt that paid for them
@@ -55,9 +55,9 @@ class Generated:
 
 
 def generate_images(job: ImageJob, services: Services) -> Generated:
-    """Generate images, or reuse those that were paid for.
+    """Generate images, or reuse images that are already paid.
 
-    :raises JojoKeyError: if there are no images. It says whether you were charged, and what a retry does
+    :raises JojoKeyError: if there are no images; its text says whether you were charged and what a retry does
     """
     with observe(job) as observer:
         context = Context(job, services, observer)
@@ -81,7 +81,7 @@ def _generate(context: Context) -> Generated:
     # hide earlier attempts, which may be unresolved.
     settled: set[str] = set()
     if context.services.resend and job.owner.try_number <= 1:
-        # Most first tries pay. A batch's images take much longer than its connections.
+        # Most first tries pay. A batch would gain nothing, because its images take much longer.
         context.services.hook.client.preconnect()
     while (rounds := rounds + 1) <= MAX_ROUNDS:
         fresh = rounds == 1 and targets.are_free(context)
@@ -90,8 +90,8 @@ def _generate(context: Context) -> Generated:
             for orphan in found:
                 reconcile(context, orphan, receipt)
             continue
-        rest = receipt.without(settled)
-        match decide(rest, job.owner, context.fingerprint, job.reuse, context.alive(rest)):
+        undecided = receipt.without(settled)
+        match decide(undecided, job.owner, context.fingerprint, job.reuse, context.alive(undecided)):
             case Conflict(other):
                 raise errors.conflict(context, other)
             case Wait(other):
@@ -107,7 +107,7 @@ def _generate(context: Context) -> Generated:
                 verdict = reconcile(context, attempt, receipt)
                 recorded = context.receipts.last.attempt(attempt.id)
                 if recorded is None or not recorded.is_lost:
-                    continue  # it delivered images or cost nothing; or it has ended in the meantime
+                    continue  # it delivered images, cost nothing, or has ended in the meantime
                 error = errors.lost(context, recorded, verdict)
                 if not job.permits_repayment(attempt):
                     raise error
@@ -122,7 +122,7 @@ def _generate(context: Context) -> Generated:
             continue
         context.budget.reserve(job, receipt, context.permit)
         context.services.acquire()
-        context.permit()  # again: a turn may take minutes
+        context.permit()  # again: the limiter may wait for minutes
         attempt = context.new_attempt()
         paid = claim_and_send(context, attempt)
         if paid is not None:

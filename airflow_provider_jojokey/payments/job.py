@@ -14,7 +14,7 @@ from airflow_provider_jojokey.store.keys import Destination
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The most that may be spent; ``None`` is no limit.
+    """A spending limit. ``None`` means unlimited.
 
     :param tokens: billed tokens
     :param images: images
@@ -31,7 +31,7 @@ def parse_limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
     """Return the limits of the task and of the Dag run, from an operator's arguments.
 
     :param values: by the names in :data:`LIMITS`: numbers, numbers as text, or ``None``
-    :raises ValueError: if one of them is not a whole number from 0
+    :raises ValueError: if a value is not a whole number from 0
     """
     numbers: list[int | None] = []
     for name in LIMITS:
@@ -48,7 +48,7 @@ def parse_limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
 
 @dataclass(frozen=True, slots=True)
 class ImageJob:
-    """One request for images, and everything that decides whether it may be paid for.
+    """One request for images, and the settings that decide whether it may be paid.
 
     :param request: the images
     :param destination: where to store them

@@ -1,4 +1,4 @@
-"""Which process makes an attempt, and whether it may still be running."""
+"""The process that makes an attempt, and whether it may still be running."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import psutil
 
 CLOCK_TOLERANCE = timedelta(minutes=10)
-"""Added to a lease whose times come from a host's own clock, because S3 sent no ``Date``."""
+"""Added to a lease if its times come from a host's own clock, because S3 sent no ``Date``."""
 
 _in_flight: set[str] = set()
 _lock = threading.Lock()
@@ -28,11 +28,11 @@ def this_worker(spool_id: str = "") -> Worker:
 
     :param spool_id: ID of the spool where its images wait
     """
-    return replace(_worker(os.getpid()), spool=spool_id)  # by process ID: a fork is another worker
+    return replace(_worker(os.getpid()), spool=spool_id)  # by process ID, because a fork is another worker
 
 
 def start(attempt: Attempt) -> None:
-    """Register an attempt as in flight in this process, where the death of a thread would go unseen."""
+    """Register an attempt as in flight in this process. The process table does not show dead threads."""
     with _lock:
         _in_flight.add(attempt.id)
 
@@ -46,7 +46,7 @@ def end(attempt: Attempt) -> None:
 def may_be_alive(attempt: Attempt, now: datetime, clock: str) -> bool:
     """Return whether the process that makes ``attempt`` may still be running.
 
-    On this host, the process table answers. On another host the attempt counts as alive until its lease ends.
+    On this host, the process table decides. On another host, the attempt counts as alive until its lease ends.
 
     :param now: the time, see :meth:`ImageStore.now`
     :param clock: its source: ``"s3"`` or ``"host"``
@@ -63,7 +63,7 @@ def is_of_this_host(worker: Worker) -> bool:
 
 
 def runs_here(attempt: Attempt) -> bool:
-    """Return whether an attempt's process runs on this host and is not done with it, whatever is recorded."""
+    """Return whether an attempt's process runs on this host and still works on it, regardless of the receipt."""
     this, worker = this_worker(), attempt.worker
     if not is_of_this_host(worker):
         return False
@@ -73,7 +73,7 @@ def runs_here(attempt: Attempt) -> bool:
 
 
 def is_running(worker: Worker) -> bool:
-    """Return whether a process of this host is running; ``True`` if the system doesn't let us see it."""
+    """Return whether a process of this host is running, or ``True`` if the system denies access."""
     import psutil
 
     try:
@@ -83,14 +83,14 @@ def is_running(worker: Worker) -> bool:
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
-        return True  # it exists, and we may not inspect it
+        return True  # it exists, but we may not inspect it
 
 
 def _started(process: psutil.Process) -> float:
-    """Return when a process started, in seconds since boot where the system says so.
+    """Return when a process started, in seconds since boot if the system reports it.
 
-    psutil's time depends on the wall clock. After a clock is set, it would make every running process look
-    like another one, and so its attempts like orphans.
+    psutil's time depends on the wall clock. After a change of the clock, every running process would look like
+    another one, and its attempts would look orphaned.
     """
     import psutil
 

@@ -1,9 +1,9 @@
-"""The receipt: which attempts were made to pay for the images at one key, and what they cost.
+"""The receipt: the attempts to pay for the images at one key, and their costs.
 
 A receipt is a small JSON object next to the images in S3. Its invariants, and what each one prevents:
 
-* An attempt that cost money, or may have, is never removed. The bill of a year is the sum over the
-  attempts, and a run that generates an image again does not erase what the last one cost.
+* An attempt that was or may have been billed is never removed. Otherwise a run that generates an image again
+  would erase the cost of the last one, and the sum over all receipts would be too low.
 * An unreadable receipt is never treated as missing: the task stops before it pays.
 * Unbilled attempts do not accumulate: only the latest few are kept. Without this limit, a gateway that
   rejects requests for a week would grow a receipt until it no longer fits into memory.
@@ -24,16 +24,16 @@ from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
 MAX_UNBILLED = 10
-"""Attempts that cost nothing and that a receipt keeps."""
+"""Maximum number of unbilled attempts in a receipt."""
 
 
 class ReceiptUnreadable(ValueError):
-    """A receipt that exists and cannot be understood."""
+    """A receipt that exists but is unreadable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Everything known about the images at one key.
+    """The requests and payments for the images at one key.
 
     :param bucket: the images' bucket
     :param key: the images' key, as given to the operator
@@ -49,7 +49,7 @@ class Receipt:
     attempts: tuple[Attempt, ...] = ()
 
     def with_attempt(self, attempt: Attempt) -> Receipt:
-        """Return a receipt in which ``attempt`` is added, or replaces the attempt with its ID."""
+        """Return a receipt with ``attempt``, which replaces an attempt with the same ID."""
         attempts = list(self.attempts)
         index = next((i for i, known in enumerate(attempts) if known.id == attempt.id), None)
         if index is None:
@@ -63,7 +63,7 @@ class Receipt:
         return replace(self, host=host, request=dict(request))
 
     def without(self, attempt_ids: Collection[str]) -> Receipt:
-        """Return a receipt without these attempts, to decide what the others allow. Never write it."""
+        """Return a receipt without these attempts, for :func:`decide`. Never write it."""
         return replace(self, attempts=tuple(a for a in self.attempts if a.id not in attempt_ids))
 
     def attempt(self, attempt_id: str) -> Attempt | None:
@@ -144,7 +144,7 @@ class Receipt:
 
 
 def _without_old_unbilled(attempts: list[Attempt]) -> tuple[Attempt, ...]:
-    """Return the attempts without all but the latest unbilled ones. A person's statement stays."""
+    """Return the attempts without old unbilled ones. Attempts that a person resolved stay."""
     unbilled = [attempt.id for attempt in attempts if not attempt.may_cost and not attempt.resolution]
     old = set(unbilled[:-MAX_UNBILLED])
     return tuple(attempt for attempt in attempts if attempt.id not in old)

@@ -1,6 +1,6 @@
 """Receipts in S3: read, claim and update one receipt by compare-and-set.
 
-Each write names the version that it replaces. Where a store does not enforce that, see :data:`CLAIM_RECHECK`.
+Each write names the version that it replaces. For stores that do not enforce this, see :data:`CLAIM_RECHECK`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLAIM_RECHECK = 1.0
-"""Seconds between a claim and the check that it still stands, on a store without conditional writes.
+"""Seconds between a claim and the check that it is still there, on a store without conditional writes.
 
-Such a store accepts the claims of two writers. The later one stands, and the earlier writer finds that out
-here, unless the other one takes longer than this between its read and its write.
+Such a store accepts the claims of two writers, and the later one replaces the earlier one. The earlier writer
+notices this here, unless the later one takes longer than this between its read and its write.
 """
 MAX_READ_AGE = 1.0
 """Seconds after which a receipt is read again before a claim, unless the store is known to protect it."""
@@ -60,7 +60,7 @@ class ReceiptStore:
 
     @property
     def verified(self) -> bool:
-        """Whether the store is known to let only one of two concurrent writers win."""
+        """Whether it is proven that only one of two concurrent writers wins."""
         return self._store.conditional_writes_verified(self.bucket)
 
     @property
@@ -78,10 +78,10 @@ class ReceiptStore:
         return self._store.now()
 
     def read(self) -> Receipt:
-        """Return the receipt; an empty one if S3 states that there is none.
+        """Return the receipt, or an empty one if S3 reports that it does not exist.
 
-        :raises JojoKeyStoreError: if S3 does not answer that
-        :raises JojoKeyReceiptError: if the receipt cannot be understood
+        :raises JojoKeyStoreError: if S3 does not answer
+        :raises JojoKeyReceiptError: if the receipt is unreadable
         """
         self._read_at = clock.monotonic()
         found = self._store.read(self.bucket, self.key)
@@ -94,7 +94,7 @@ class ReceiptStore:
         except ReceiptUnreadable as error:
             self._receipt = None
             raise JojoKeyReceiptError(
-                f"The receipt {self.uri} cannot be read: {error}. It records what earlier attempts paid for.",
+                f"The receipt {self.uri} is unreadable: {error}. It records the payments of earlier attempts.",
                 "Repair the object or restore an earlier version of it. If you don't need the earlier images, "
                 "delete it and clear the task, which pays for a new image.",
             ) from None
@@ -111,12 +111,12 @@ class ReceiptStore:
         :param host: the gateway
         :param request: the request's body
         :return: whether it may pay; ``False`` if another process was faster
-        :raises JojoKeyStoreError: if S3 does not accept the claim; nothing may be paid then
+        :raises JojoKeyStoreError: if S3 does not accept the claim; the caller must not pay
         """
         seen = self._receipt
         unprotected = self._store.supports_conditional_writes is False
         if not self.verified and clock.monotonic() - self._read_at > MAX_READ_AGE:
-            unprotected = True  # the claim would overwrite what another process has written in the meantime
+            unprotected = True  # the claim could overwrite a newer version by another process
         if unprotected and self.read() != seen:
             return False
         receipt = self.last.with_attempt(attempt).with_request(host, request)
@@ -135,12 +135,12 @@ class ReceiptStore:
     def update(
         self, attempt: Attempt, event: Event, *, expected: Attempt | None = None, **facts: Any
     ) -> Receipt:
-        """Record what happened to ``attempt``, without losing what others have recorded meanwhile.
+        """Record an event for ``attempt``, without losing concurrent updates by other processes.
 
-        :param expected: the attempt as it was read, if another process made it: if it has changed since
-            then, the change stands
+        :param expected: the attempt as it was read, if it belongs to another process: if it has changed since
+            then, this does nothing
         :param facts: fields to set
-        :return: the receipt as it is now. An event that contradicts better evidence is not recorded
+        :return: the current receipt. An event that contradicts better evidence is not recorded
         :raises JojoKeyStoreError: if S3 does not accept the update
         """
         receipt = self._receipt if self.verified and self._receipt else self.read()
@@ -164,7 +164,7 @@ class ReceiptStore:
                 return receipt  # also if the response to this write was lost
             clock.pause(random.uniform(0, 0.05 * (1 + conflicts)))
         raise JojoKeyStoreError(
-            f"Other processes wrote to {self.uri} {MAX_CONFLICTS} times while this one tried to.",
+            f"Other processes wrote to {self.uri} {MAX_CONFLICTS} times while this one tried to write.",
             "If nothing else writes there, the store mishandles conditional writes: "
             "run `airflow jojokey check --bucket`.",
             transient=True,
@@ -172,12 +172,12 @@ class ReceiptStore:
 
     @property
     def is_known(self) -> bool:
-        """Whether :attr:`last` is what S3 holds, as far as this process knows."""
+        """Whether :attr:`last` was read or written by this process."""
         return self._receipt is not None
 
     @property
     def last(self) -> Receipt:
-        """The receipt as it was last read or written; an empty one before that."""
+        """The receipt as last read or written, or an empty one."""
         return self._receipt or self._empty
 
     def _write(self, receipt: Receipt) -> bool:

@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
     """Return the task's orphaned attempts that left something on this host.
 
-    Their prompt, their position in the receipt, and the host of later attempts don't matter: what they
-    received is paid for. A store without conditional writes may have lost an attempt from the receipt, so
-    the spool lists them too.
+    Their prompt, their position in the receipt, and the host of later attempts don't matter, because the images
+    they received are paid. A store without conditional writes may have lost an attempt from the receipt, so this
+    also lists the attempts in the spool.
     """
     found = [
         attempt
@@ -59,7 +59,7 @@ def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
 
 
 def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
-    """Store what an orphaned attempt left on this host, and record what is proven about it.
+    """Store the received images of an orphaned attempt, and record what is proven about it.
 
     :return: what is proven; a later read of the receipt shows what was recorded
     :raises JojoKeyStoreError: if S3 does not accept it in time
@@ -70,12 +70,12 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
         spool.discard()
         return Verdict(Event.DETAIL, "its images are in S3")
     known_keys = replaceable_keys(context, attempt, receipt)
-    generation = whole_response(context, attempt)
+    generation = recover_response(context, attempt)
     if generation is not None:
         log.info("The images of an earlier attempt are in the spool: storing them.")
         complete(context, attempt, generation, receipt)
         return Verdict(Event.STORED, "its images were received")
-    salvaged, known = context.uploader.salvage(attempt, spool, known_keys), attempt
+    salvaged, known = context.uploader.upload_partial(attempt, spool, known_keys), attempt
     if attempt.outcome in (Outcome.OPEN, Outcome.UNKNOWN) and not salvaged["images"] and not spool.exists:
         salvaged["images"], request_id = adopt.stored_images(context, attempt)
         known = replace(attempt, request_id=request_id)
@@ -88,7 +88,7 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
         context.receipts.update(
             attempt,
             event,
-            # What was received is recorded, whatever other hosts have recorded meanwhile.
+            # Record received images even if another host has updated the attempt in between.
             expected=attempt if in_receipt and salvaged["images"] == attempt.images else None,
             ended_at=attempt.ended_at or context.now(),
             **salvaged,
@@ -101,7 +101,7 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
 
 
 def _is_news(attempt: Attempt, verdict: Verdict) -> bool:
-    """Return whether a verdict says more than what is recorded."""
+    """Return whether a verdict adds to the recorded outcome."""
     if attempt.outcome is Outcome.OPEN:
         return True
     return verdict.event is not Event.LOST and verdict.event in evidence_after(attempt)
@@ -134,7 +134,7 @@ def examine(
             logged = context.log.requests(newer_than=clock.monotonic() - gateway_log.MAX_AGE)
         except Img2Error as error:
             problem, transient = error.summary, ADVICE[error.kind].transient
-    # As of the copy of the log: rows that were written since then are not in it.
+    # The time of the log's copy, which lacks rows that were written later.
     seen, finished_by = context.now() - timedelta(seconds=context.log.age()), context.finished_by(attempt)
     verdict = evidence.judge(
         Facts(
@@ -169,15 +169,15 @@ def examine(
     return verdict, found
 
 
-def whole_response(context: Context, attempt: Attempt) -> Generation | None:
+def recover_response(context: Context, attempt: Attempt) -> Generation | None:
     """Return the complete response in an attempt's spool, or all its images if only the end is missing."""
     spool = context.spool_of(attempt)
     requested = attempt.requested
     if requested is None and attempt.fingerprint == context.fingerprint:  # a receipt of version 1
         requested = context.job.request.n
-    if (generation := spool.whole_reply()) is not None:
+    if (generation := spool.complete_response()) is not None:
         return generation
-    images = spool.whole_images()
+    images = spool.complete_images()
     if not requested or len(images) < requested:
         close(*images)
         return None
@@ -206,7 +206,7 @@ def complete(
 
     :param receipt: the receipt as it was read last
     :return: the receipt as it is now
-    :raises JojoKeyStoreError: if S3 does not accept it in time; the images stay in the spool
+    :raises JojoKeyStoreError: if S3 does not accept the images in time; they stay in the spool
     """
     spool, job = context.spool_of(attempt), context.job
     sends = attempt.sends or tuple(send["at"] for send in spool.sends())
@@ -247,11 +247,11 @@ def complete(
 
 
 def replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> frozenset[str] | None:
-    """Return the keys that an attempt's images may replace; ``None`` if they go next to the receipt.
+    """Return the keys that an attempt's images may replace, or ``None`` if they must go next to the receipt.
 
-    They do where the job wants another picture at its key (with another prompt, or with ``reuse="never"``), and
-    where a later attempt has stored its own picture there. Without that rule, images that waited on this host
-    would overwrite those that another host has paid for since.
+    They go next to the receipt if the job wants another image at its key (with another prompt, or with
+    ``reuse="never"``), or if a later attempt has stored its image there. Otherwise images that waited on this host
+    would overwrite images that another host has paid for since.
     """
     job = context.job
     wanted = attempt.fingerprint == context.fingerprint

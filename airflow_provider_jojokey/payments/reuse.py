@@ -1,4 +1,4 @@
-"""Check that images which were paid for are still in S3."""
+"""Check that paid images are still in S3."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def images_exist(context: Context, attempt: Attempt, receipt: Receipt) -> bool:
     """Return whether a complete attempt's images are in S3 as they were stored.
 
-    :raises JojoKeyReceiptError: if they are not, and this task has paid for them: paying again is for a
-        person to decide
-    :raises JojoKeyStoreError: if S3 doesn't say
+    :raises JojoKeyReceiptError: if they are not and this task has paid for them, so a person must decide
+        whether to pay again
+    :raises JojoKeyStoreError: if S3 does not answer
     """
     problem = _problem(context, attempt, receipt)
     if problem and attempt.owner.is_task_of(context.job.owner):
@@ -26,7 +26,7 @@ def images_exist(context: Context, attempt: Attempt, receipt: Receipt) -> bool:
 
 
 def _problem(context: Context, attempt: Attempt, receipt: Receipt) -> str:
-    """Return what happened to an attempt's images, without a full stop; nothing if they are there."""
+    """Return why an attempt's images are not usable, without a full stop; empty if they are."""
     position = [other.id for other in receipt.attempts].index(attempt.id)
     keys = {image.key for image in attempt.images}
     for later in receipt.attempts[position + 1 :]:

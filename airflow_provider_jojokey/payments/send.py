@@ -19,7 +19,7 @@ from airflow_provider_jojokey.payments.attempt import Attempt, Event
 from airflow_provider_jojokey.payments.context import SEND_DEADLINE
 from airflow_provider_jojokey.payments.evidence import Verdict
 from airflow_provider_jojokey.payments.receipt import Receipt
-from airflow_provider_jojokey.payments.reconcile import complete, examine, replaceable_keys, whole_response
+from airflow_provider_jojokey.payments.reconcile import complete, examine, recover_response, replaceable_keys
 from airflow_provider_jojokey.payments.upload import close
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
             )
 
     def before_send() -> None:
-        """Refuse to send, or mark in the spool that the request is sent now.
+        """Check the time, then mark in the spool that the request is about to be sent.
 
         :raises JojoKeyError: if it must not be sent (any more)
         """
@@ -88,7 +88,7 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
             spool.mark_sending(at, context.store.clock)
         except OSError as error:
             raise context.spool_error(error) from None
-        check_time()  # again: a full disk queue or a suspended machine may delay the mark by minutes
+        check_time()  # again: a slow disk or a suspended machine may delay the mark by minutes
         sends.append(at)
         known.clear()
         context.services.on_send()
@@ -96,15 +96,15 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
     def on_fact(name: str, value: str) -> None:
         known[name] = value
         try:
-            spool.note(name, value)
+            spool.add_fact(name, value)
         except OSError as error:
-            log.warning("The spool %s cannot be written to: %s.", spool.folder, error.strerror)
+            log.warning("Cannot write to the spool %s: %s.", spool.folder, error.strerror)
 
     try:
         shortage = spool.check_free_space(context.job.request)
         if shortage is not None:
             raise JojoKeyStoreError(
-                f"The disk of the spool {context.settings.spool_directory} is nearly full: {shortage}.",
+                f"The disk of the spool {context.settings.spool_directory} is almost full: {shortage}.",
                 "Free some space, or set [jojokey] spool_directory to a larger disk.",
                 transient=True,
             )
@@ -123,27 +123,27 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
         context.services.on_failure(error)
         # Not error.request_id: a message or a proxy may quote the ID of another request.
         attempt = replace(attempt, request_id=known.get("request_id"), usage=error.usage)
-        arrived = whole_response(context, attempt) if error.billed != "no" else None
+        arrived = recover_response(context, attempt) if error.billed != "no" else None
         if arrived is None:
             raise _failed(context, attempt, receipt, error, sends) from None
         generation = arrived
-        log.warning("%s All requested images were received, though.", error.what)
+        log.warning("%s However, all requested images were received.", error.what)
     else:
         try:
-            spool.keep(generation)
+            spool.mark_complete(generation)
         except OSError as error:
-            log.warning("The spool %s cannot be written to: %s.", spool.folder, error.strerror)
+            log.warning("Cannot write to the spool %s: %s.", spool.folder, error.strerror)
     if generation.request_id:
         context.log.known.add(generation.request_id)
     if (missing := context.job.request.n - len(generation.images)) > 0:
-        log.warning("The response has %d images less than requested (%d).", missing, context.job.request.n)
+        log.warning("%d of %d requested images are missing in the response.", missing, context.job.request.n)
     return complete(context, replace(attempt, request_id=generation.request_id), generation, receipt)
 
 
 def _failed(
     context: Context, attempt: Attempt, receipt: Receipt, error: JojoKeyError, sends: list[str]
 ) -> JojoKeyError:
-    """Record that the request failed; return the error to raise, with what is known about charges."""
+    """Record that the request failed, and return the error to raise, with the proven charge."""
     spool = context.spool_of(attempt)
     facts: dict[str, Any] = {
         "ended_at": context.now(),
@@ -159,24 +159,26 @@ def _failed(
         if error.billed == "no":
             verdict = Verdict(Event.PROVEN_UNBILLED, "")
         else:
-            facts |= context.uploader.salvage(ended, spool, replaceable_keys(context, attempt, receipt))
+            facts |= context.uploader.upload_partial(
+                ended, spool, replaceable_keys(context, attempt, receipt)
+            )
             verdict, found = examine(context, ended, receipt, images=len(facts["images"]))
             facts |= found
             if error.billed == "yes" and not isinstance(error, JojoKeyReplyError):
-                verdict = Verdict(Event.PROVEN_BILLED, "")  # the gateway says so, for a violation fee
-            error = _judged(context, attempt, error, verdict)
+                verdict = Verdict(Event.PROVEN_BILLED, "")  # the gateway charges a violation fee
+            error = _reclassified(context, attempt, error, verdict)
         receipt = context.uploader.retry(
             lambda: context.receipts.update(attempt, verdict.event, **facts | {"error": type(error).__name__})
         )
         context.observer.billed(facts["usage"])
         spool.discard()
     except (JojoKeyStoreError, JojoKeyReceiptError) as failure:
-        if arrived := spool.whole_images():
+        if arrived := spool.complete_images():
             close(*arrived)
             return failure.changed(
                 what=f"{error.what} {failure.what}", billed="yes", sent=True, spool=str(spool.folder)
             )
-        log.error("The receipt could not be updated: %s", failure.message)
+        log.error("Could not update the receipt: %s", failure.message)
     stored = receipt.attempt(attempt.id)
     if stored is not None:
         kept = ([stored.preview.uri] if stored.preview else []) + list(stored.kept)
@@ -184,8 +186,8 @@ def _failed(
     return error
 
 
-def _judged(context: Context, attempt: Attempt, error: JojoKeyError, verdict: Verdict) -> JojoKeyError:
-    """Return ``error`` with the charge that the evidence proves, and the class that follows from it."""
+def _reclassified(context: Context, attempt: Attempt, error: JojoKeyError, verdict: Verdict) -> JojoKeyError:
+    """Return ``error`` with the proven charge, and with the class that follows from it."""
     billed = {Event.PROVEN_BILLED: "yes", Event.PROVEN_UNBILLED: "no"}.get(verdict.event, "unknown")
     kind = type(error)
     repay = context.job.on_unknown_outcome == "regenerate" or context.job.reuse == "never"
@@ -198,5 +200,5 @@ def _judged(context: Context, attempt: Attempt, error: JojoKeyError, verdict: Ve
     wait = None
     if billed == "unknown" and not verdict.final:
         wait = max(0.0, (context.finished_by(attempt) - context.now()).total_seconds())
-    # Cloudflare's Retry-After says nothing about billing, so it is replaced.
+    # Replace Cloudflare's Retry-After, which says nothing about billing.
     return error.changed(kind, billed=billed, reason=verdict.reason, retry_after=wait)

@@ -1,4 +1,4 @@
-"""Look, before anything is paid, at the keys where the images will be stored."""
+"""Check the images' keys in S3 before payment."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def are_free(context: Context) -> bool:
     """Return whether this looks like the first request for a key, so that its receipt need not be read.
 
-    It is only a guess that saves a request: the claim is written on the condition that there is no receipt.
-    So it is made only where conditional writes are verified, and not for retries.
+    This guess saves a request. It is safe because the claim succeeds only if there is no receipt, so the guess
+    is made only if conditional writes are verified. Retries always read the receipt.
     """
     job = context.job
     if job.replace or job.reuse == "always" or job.owner.try_number > 1:
@@ -28,9 +28,9 @@ def are_free(context: Context) -> bool:
 def may_be_written(context: Context, receipt: Receipt) -> bool:
     """Return whether the images overwrite only objects that the receipt mentions.
 
-    :return: ``False`` if the receipt has changed since it was read, so that it must be looked at again
+    :return: ``False`` if the receipt has changed since it was read, so the caller must decide again
     :raises JojoKeyRequestError: if they would overwrite another object
-    :raises JojoKeyStoreError: if S3 gives no answer
+    :raises JojoKeyStoreError: if S3 does not answer
     """
     job = context.job
     if job.replace:
@@ -46,14 +46,14 @@ def may_be_written(context: Context, receipt: Receipt) -> bool:
             ):
                 continue  # stored by an attempt whose process died before it could record that
             raise JojoKeyRequestError(
-                f"{job.destination.uri(key)} exists, and no receipt mentions it, so it is not overwritten.",
+                f"{job.destination.uri(key)} exists and no receipt mentions it, so the provider does not overwrite it.",
                 "Choose another s3_key, delete the object, or set replace=True.",
             )
     return True
 
 
 def _keys(context: Context) -> list[str]:
-    """Return the keys of the images, as far as their type is known before they arrive."""
+    """Return the keys of the images, with the requested type, because their actual type is unknown so far."""
     request, destination = context.job.request, context.job.destination
     extension = "jpg" if request.output_format == "jpeg" else request.output_format or "png"
     return [destination.key_for(index, extension) for index in range(request.n)]

@@ -1,4 +1,4 @@
-"""Upload from the spool to S3. The images are paid for, so an S3 outage is waited out."""
+"""Upload from the spool to S3. The images are already paid, so uploads are retried during an S3 outage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Uploader:
-    """Uploads what one job has paid for.
+    """Uploads the images of one job.
 
     :param job: the job
     :param store: S3
@@ -59,26 +59,28 @@ class Uploader:
 
         :param generation: the complete response they came with
         :param known_keys: keys that the receipt mentions, and that may be replaced; ``None`` stores the images
-            next to the receipt instead, because the job's key belongs to another picture
-        :return: where they are
+            next to the receipt instead, because the job's key belongs to another image
+        :return: the stored images
         :raises JojoKeyStoreError: if S3 does not accept them within ``[jojokey] upload_patience``
         """
         return tuple(self._image(image, attempt, generation, known_keys) for image in images)
 
-    def salvage(self, attempt: Attempt, spool: Spool, known_keys: frozenset[str] | None) -> dict[str, Any]:
-        """Upload everything that arrived of a response that broke off.
+    def upload_partial(
+        self, attempt: Attempt, spool: Spool, known_keys: frozenset[str] | None
+    ) -> dict[str, Any]:
+        """Upload everything that arrived before a response was interrupted.
 
         :param known_keys: as in :meth:`images`
         :return: the fields of the attempt that name it: ``images``, ``preview`` and ``kept``
-        :raises JojoKeyStoreError: if S3 does not accept it in time
+        :raises JojoKeyStoreError: if S3 does not accept the data in time
         """
-        images, preview = spool.whole_images(), spool.preview()
+        images, preview = spool.complete_images(), spool.preview()
         try:
-            facts: dict[str, Any] = {"kept": self._leftovers(attempt, spool)}
+            facts: dict[str, Any] = {"kept": self._unusable(attempt, spool)}
             facts["images"] = self.images(images, attempt, known_keys=known_keys) or attempt.images
             facts["preview"] = attempt.preview
             if preview is not None:
-                key = self._aside(attempt, f".preview.{preview.extension}")
+                key = self._key_beside_receipt(attempt, f".preview.{preview.extension}")
                 facts["preview"] = self._put(key, preview, attempt, None)
         finally:
             close(*images, preview)
@@ -101,16 +103,16 @@ class Uploader:
             )
 
         return retry_transient(
-            call, patience=self.settings.upload_patience, stopping=self.stopping, before_sleep=warn
+            call, timeout=self.settings.upload_patience, stopping=self.stopping, before_sleep=warn
         )
 
     def _image(
         self, image: Image, attempt: Attempt, generation: Generation | None, known_keys: frozenset[str] | None
     ) -> StoredImage:
         key = self.job.destination.key_for(image.index, image.extension)
-        aside = self._aside(attempt, f"-{image.index}.{image.extension}")
+        separate_key = self._key_beside_receipt(attempt, f"-{image.index}.{image.extension}")
         if known_keys is None:
-            stored = self._put(aside, image, attempt, generation)
+            stored = self._put(separate_key, image, attempt, generation)
         else:
             if warning := extension_warning(key, image.extension):
                 log.warning(warning)
@@ -118,12 +120,12 @@ class Uploader:
             found = self._put(key, image, attempt, generation, only_if_absent=absent)
             if found is None:
                 log.warning(
-                    "Something else wrote to %s in the meantime. It was not replaced; the paid image is stored as %s. "
+                    "Another program has written to %s. The paid image was not replaced there, but stored as %s. "
                     "Give each task its own key.",
                     self.job.destination.uri(key),
-                    self.job.destination.uri(aside),
+                    self.job.destination.uri(separate_key),
                 )
-                found = self._put(aside, image, attempt, generation)
+                found = self._put(separate_key, image, attempt, generation)
             stored = found
         assert stored is not None
         self.observer.stored()
@@ -159,20 +161,20 @@ class Uploader:
             sha256=image.file.sha256,
         )
 
-    def _leftovers(self, attempt: Attempt, spool: Spool) -> tuple[str, ...]:
+    def _unusable(self, attempt: Attempt, spool: Spool) -> tuple[str, ...]:
         """Store links, task IDs and files of unknown type next to the receipt; return their URIs.
 
-        A link may carry a signature, so it is stored where only the bucket's owner reads it, and nowhere else.
+        A link may carry a signature, so it is stored only in the bucket.
         """
         destination, uris = self.job.destination, []
         facts = spool.facts()
-        unfetched = {name: facts[name] for name in ("link", "task_id") if facts.get(name)}
+        pending = {name: facts[name] for name in ("link", "task_id") if facts.get(name)}
         bodies: list[tuple[str, bytes, str]] = []
-        if unfetched:
-            text = json.dumps({"request_id": facts.get("request_id"), **unfetched}, indent=1)
-            bodies.append((self._aside(attempt, ".unfetched"), text.encode(), "application/json"))
-        for number, path in enumerate(spool.leftovers()):
-            key = self._aside(attempt, f"-{number}.bin")
+        if pending:
+            text = json.dumps({"request_id": facts.get("request_id"), **pending}, indent=1)
+            bodies.append((self._key_beside_receipt(attempt, ".pending"), text.encode(), "application/json"))
+        for number, path in enumerate(spool.unusable_files()):
+            key = self._key_beside_receipt(attempt, f"-{number}.bin")
             bodies.append((key, path.read_bytes(), "application/octet-stream"))
         for key, body, content_type in bodies:
             self.retry(
@@ -183,7 +185,7 @@ class Uploader:
             uris.append(destination.uri(key))
         return tuple(uris) or attempt.kept
 
-    def _aside(self, attempt: Attempt, suffix: str) -> str:
+    def _key_beside_receipt(self, attempt: Attempt, suffix: str) -> str:
         return self.job.destination.key_beside_receipt(attempt.id, suffix)
 
     def _labels(self, attempt: Attempt, generation: Generation | None) -> dict[str, str]:

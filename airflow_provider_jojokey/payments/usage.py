@@ -1,4 +1,4 @@
-"""Fill in what responses did not report: usage and charges, from the gateway log, by request ID."""
+"""Fill in missing usage and charges from the gateway log, by request ID."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10.0
-"""Seconds for which an outage of S3 is waited out."""
+OUTAGE_TIMEOUT = 10.0
+"""Seconds to wait for S3 during an outage."""
 USAGE_RETRY = 2.0
-"""Seconds after which the gateway log is read once more for a request that has just ended."""
+"""Seconds to wait before the gateway log is read again for a request that has just ended."""
 
 
 def settle_usage(context: Context, receipt: Receipt) -> Receipt:
-    """Fill in usage and charges from the gateway log, by request ID, where responses did not report them.
+    """Fill in usage and charges that responses did not report, from the gateway log.
 
-    Nothing depends on it: if the log or S3 can't be reached, a later run of the task tries again.
+    This is best effort: if the log or S3 can't be reached, a later run of the task tries again.
 
     :return: the receipt as it is now
     """
@@ -56,7 +56,7 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                     usage=logged.usage,
                     charge=context.valued(None if logged.quota is None else {"quota": logged.quota}),
                 )
-                receipt = retry_transient(update, patience=PATIENCE, stopping=context.stopping)
+                receipt = retry_transient(update, timeout=OUTAGE_TIMEOUT, stopping=context.stopping)
                 context.observer.billed(logged.usage)
         except (Img2Error, JojoKeyError) as error:
             log.info("The usage of an earlier request is not known yet: %s", error)

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from airflow_provider_jojokey.links.paths import URL_PREFIX, base_path, image_path, tab_path
-from airflow_provider_jojokey.plugins.xcoms import Row, whole_number
+from airflow_provider_jojokey.plugins.xcoms import Row, costs_of, whole_number
 from airflow_provider_jojokey.results import Result, StoredImage
 
 Place = tuple[str, str, str, int]
@@ -41,7 +41,7 @@ def facts(result: Result) -> dict[str, Any]:
         "size": result.size,
         "quality": result.quality,
         "usage": tokens(result.usage),
-        "cost": result.cost.to_json() if result.cost else None,
+        "cost": costs_of(result).to_json(),
         "seconds": seconds(result.seconds),
         "request_id": result.request_id,
         "created": result.created,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_jojokey.cost import sum_of
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.payments.attempt import Attempt, Owner
 from airflow_provider_jojokey.payments.receipt import Receipt, ReceiptUnreadable
@@ -162,6 +163,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "billed": _text(attempt.billed),
         "try_number": attempt.owner.try_number if type(attempt.owner.try_number) is int else None,
         "usage": tokens(attempt.usage) if attempt.usage is not None else None,
+        "cost": sum_of([attempt.cost] if attempt.may_cost else []).to_json(),
         "seconds": seconds(attempt.seconds),
         **{name: _text(getattr(attempt, name)) for name in ("request_id", "cf_ray", "error", "note")},
     }

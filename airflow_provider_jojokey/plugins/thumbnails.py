@@ -16,7 +16,7 @@ from typing import BinaryIO
 from airflow_provider_jojokey.img2.images import read_header
 from airflow_provider_jojokey.plugins.objects import NotServed
 from airflow_provider_jojokey.results import StoredImage
-from airflow_provider_jojokey.store.spool import make_own
+from airflow_provider_jojokey.store.spool import create_private_dir
 
 WIDTHS = (320, 640)
 """In pixels: a card of the grid, and the same on a screen with twice as many."""
@@ -83,7 +83,7 @@ class ThumbnailCache:
         return data
 
     def _keep(self, path: Path, data: bytes) -> None:
-        make_own(self.folder)
+        create_private_dir(self.folder)
         handle, draft = tempfile.mkstemp(dir=self.folder, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:

@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow.utils.session import create_session
 
-from airflow_provider_jojokey.cost import Cost, Costs
+from airflow_provider_jojokey.cost import CostSum
 from airflow_provider_jojokey.plugins.cards import TOKENS
 from airflow_provider_jojokey.plugins.xcoms import Filter, Sum, sums
 from airflow_provider_jojokey.spreadsheets import safe_cell
@@ -143,15 +143,9 @@ def _grouped(
 
 def _added_up(found: list[Sum]) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COUNTS, 0)
-    nanos: dict[tuple[str, bool], int] = {}
-    unknown = 0
+    cost = CostSum()
     for one in found:
         for name, value in zip(COUNTS, (one.results, one.images, one.failed, *one.tokens), strict=True):
             row[name] += value
-        for cost in one.cost.amounts:
-            key = cost.currency, cost.approximate
-            nanos[key] = nanos.get(key, 0) + cost.nanos
-        unknown += one.cost.unknown
-    parts = [Costs((Cost(amount, *key),)) for key, amount in nanos.items()]
-    row["cost"] = sum(parts, Costs((), unknown))
-    return row
+        cost.add_all(one.cost)
+    return row | {"cost": cost.total}

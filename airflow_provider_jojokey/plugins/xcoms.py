@@ -339,9 +339,6 @@ def _day_of(made_at: datetime, wanted: Filter) -> str:
 def _sum_of(result: Result, day: str, dag_id: str, results: int = 1) -> Sum:
     """Return the sum that a result stands for: itself, or several whose amounts the database has added up."""
     tokens = [whole_number(result.usage.get(name)) for name in _TOKENS]
-    cost = result.cost
-    if cost is None:  # of a version that did not record it
-        cost = Costs((), 0 if result.paid == "no" else results)
     return Sum(
         day=day,
         dag_id=dag_id,
@@ -351,7 +348,7 @@ def _sum_of(result: Result, day: str, dag_id: str, results: int = 1) -> Sum:
         failed=results if result.state == "failed" else 0,
         paid=result.paid,
         tokens=(tokens[0], tokens[1], tokens[2]),
-        cost=cost,
+        cost=costs_of(result, results),
     )
 
 
@@ -385,6 +382,13 @@ def _one_cost(session: Session) -> _Cost:
     is_none = and_(amount.is_(None), currency.is_(None), approximate.is_(None))
     is_plain = func.coalesce(and_(whole, or_(is_none, is_one)), False)
     return _Cost(is_plain, is_known, currency, approximate, case((is_one, nanos), else_=0), unknown)
+
+
+def costs_of(result: Result, results: int = 1) -> Costs:
+    """Return what a result has cost; unknown costs if it was paid for, or may have been, and doesn't say."""
+    if result.cost is not None:
+        return result.cost
+    return Costs(unknown=results if result.paid != "no" else 0)
 
 
 def whole_number(value: Any) -> int:

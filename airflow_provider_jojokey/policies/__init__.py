@@ -1,4 +1,4 @@
-"""How long to wait before a retry, from what the gateway said (Airflow 3.3 and newer)."""
+"""A retry policy that follows the gateway's ``Retry-After`` (Airflow 3.3 and newer)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ if TYPE_CHECKING:
 else:
     try:
         from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
-    except ImportError:  # before 3.3 there are none, and Airflow's own retry_delay holds
+    except ImportError:  # before 3.3, Airflow uses retry_delay
         RetryDecision, RetryPolicy = None, object
 
 AVAILABLE = RetryPolicy is not object
-"""Whether this Airflow knows retry policies."""
+"""Whether this Airflow supports retry policies."""
 
 MARGIN = 5.0
-"""Seconds on top of what the gateway asked for, so that a retry does not come a moment too early."""
+"""Seconds to add to the gateway's delay, so that a retry is not slightly too early."""
 
 
 class JojoKeyRetryPolicy(RetryPolicy):
-    """Wait as long as the gateway asks, and never retry what would be paid a second time.
+    """Wait as long as the gateway requests, and never retry a task that would pay a second time.
 
-    The operators use it by default where Airflow knows retry policies. How often there is a retry
-    stays with the task's ``retries``; where the gateway asked for nothing, ``retry_delay`` holds.
+    The operators use it by default if Airflow supports retry policies. The task's ``retries`` limits the number of
+    retries. If the gateway requests no delay, ``retry_delay`` applies.
     """
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        """Return what to do after ``exception``."""
+        """Return whether and when to retry after ``exception``."""
         from airflow_provider_jojokey.exceptions import (
             JojoKeyError,
             JojoKeyFailure,
@@ -45,12 +45,12 @@ class JojoKeyRetryPolicy(RetryPolicy):
         if exception.retry_after is None:
             return RetryDecision.default()
         delay = timedelta(seconds=exception.retry_after + MARGIN)
-        why = (
-            "by then the gateway's log knows whether it was billed"
+        cause = (
+            "by then the gateway log should show whether the request was billed"
             if isinstance(exception, JojoKeyUnknownOutcomeError)
-            else "the gateway asked for it"
+            else "the gateway requested it"
         )
-        return RetryDecision.retry(delay=delay, reason=f"waiting {delay.total_seconds():.0f} s: {why}")
+        return RetryDecision.retry(delay=delay, reason=f"waiting {delay.total_seconds():.0f} s: {cause}")
 
     def serialize(self) -> dict[str, Any]:
         """Return nothing: the policy has no settings."""

@@ -1,11 +1,11 @@
-"""A JojoKey and an S3 of your own, on loopback: try the provider without a token and without spending a cent.
+"""A sandbox on loopback: try the provider without a token and at no cost.
 
     with Sandbox("/tmp/world") as sandbox:
         os.environ.update(sandbox.environment())
 
-:class:`Gateway` stands in for JojoKey: it draws real images from the prompt, answers with the gateway's shapes,
-errors and delays on request, and keeps a ledger of what it billed. :class:`S3Server` keeps objects as plain files.
-:class:`Sandbox` is both together. Names are imported on first use, so that importing this package costs nothing.
+:class:`Gateway` is a stand-in for JojoKey. It draws an image from each prompt, simulates errors and delays on
+    request, and keeps a ledger of its charges. :class:`S3Server` stores objects as plain files. :class:`Sandbox`
+    combines both. Names are imported on first use, so importing this package is cheap.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "read_ledger",
 ]
 
-_HOMES = {
+_MODULES = {
     "CASES": "cases",
     "Case": "cases",
     "Gateway": "gateway",
@@ -48,14 +48,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for.
+    """Import a public name on first use.
 
-    :raises AttributeError: if this package has no such name.
+    :raises AttributeError: if the package has no such name.
     """
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

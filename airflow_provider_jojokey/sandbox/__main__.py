@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_jojokey.sandbox``."""
+"""Entry point of ``python -m airflow_provider_jojokey.sandbox``."""
 
 from __future__ import annotations
 

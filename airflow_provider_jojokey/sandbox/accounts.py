@@ -1,4 +1,4 @@
-"""Tokens, and the free endpoints that tell about them."""
+"""Tokens, and the bodies of the free endpoints that describe them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from airflow_provider_jojokey.sandbox.ledger import QUOTA_PER_USD, LedgerRecord
-from airflow_provider_jojokey.sandbox.orders import RefusalError
+from airflow_provider_jojokey.sandbox.validation import RejectedError
 
 TokenState = Literal["ok", "disabled", "expired", "exhausted", "no_model", "no_group", "banned", "ip"]
 
@@ -25,12 +25,12 @@ class Account:
     state: TokenState
 
     def check(self, model: str) -> None:
-        """Check that this token may ask for ``model``.
+        """Raise an error unless this token may use ``model``.
 
-        :raises RefusalError: with the status the gateway answers.
+        :raises RejectedError: with the status of the gateway.
         """
         problem = {
-            # The gateway does not tell these apart here; its usage endpoint does.
+            # The gateway distinguishes these only at its usage endpoint.
             "disabled": (401, "Invalid token", ""),
             "expired": (401, "Invalid token", ""),
             "exhausted": (401, "Invalid token", ""),
@@ -41,25 +41,25 @@ class Account:
         }.get(self.state)
         if problem is not None and not (self.state == "no_model" and not model):
             status, message, code = problem
-            raise RefusalError(status, message, code=code, kind="new_api_error")
+            raise RejectedError(status, message, code=code, kind="new_api_error")
 
 
 class Accounts:
-    """The tokens a gateway knows.
+    """The tokens that a gateway knows.
 
-    :param token: the good one.
+    :param token: the valid token.
     :param others: further tokens and their states.
     :raises ValueError: if a state does not exist.
     """
 
     def __init__(self, token: str, others: Mapping[str, str]) -> None:
         self._accounts = {_key(token): Account("sandbox", "ok")}
-        for other, state in others.items():
+        for name, state in others.items():
             if state not in get_args(TokenState):
                 raise ValueError(
-                    f"There is no token state {state!r}; there are: {', '.join(get_args(TokenState))}."
+                    f"Unknown token state {state!r}. Known states: {', '.join(get_args(TokenState))}."
                 )
-            self._accounts[_key(other)] = Account(state, state)  # type: ignore[arg-type]
+            self._accounts[_key(name)] = Account(state, state)  # type: ignore[arg-type]
 
     def find(self, authorization: str) -> Account | None:
         """Return the account for the value of an Authorization header, or ``None`` if the token is unknown."""
@@ -74,7 +74,7 @@ def _key(token: str) -> str:
 def token_usage(account: Account | None, spent: int) -> tuple[int, dict[str, Any]]:
     """Return status and body of ``GET /api/usage/token/``.
 
-    :param spent: what the account has spent, in the gateway's unit.
+    :param spent: the account's charges, in units of quota.
     """
     if account is None:
         return 401, {"success": False, "message": "无效的令牌"}
@@ -103,7 +103,7 @@ def token_usage(account: Account | None, spent: int) -> tuple[int, dict[str, Any
 
 
 def token_log(account: Account | None, records: Sequence[LedgerRecord]) -> tuple[int, dict[str, Any]]:
-    """Return status and body of ``GET /api/log/token``: type 2 is money spent, type 5 an error."""
+    """Return status and body of ``GET /api/log/token``: type 2 is a charge, type 5 an error."""
     if account is None or account.state == "disabled":
         return token_usage(account, 0)
     mine = [record for record in records if record.token_name == account.name][-_LOG_ROWS:]

@@ -1,4 +1,4 @@
-"""The bodies of replies: the gateway's errors, Cloudflare's pages, images as JSON, images as an event stream."""
+"""Build response bodies: errors of the gateway, pages of Cloudflare, images as JSON or as an event stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from airflow_provider_jojokey.sandbox.directives import Directive
-from airflow_provider_jojokey.sandbox.orders import Order, Usage
+from airflow_provider_jojokey.sandbox.validation import Usage, ValidRequest
 from airflow_provider_jojokey.sandbox.wire import Ending, Framing, Reply
 
 JSON = "application/json; charset=utf-8"
@@ -28,9 +28,9 @@ WEB_APP = b"""<!doctype html>
 
 @dataclass(frozen=True)
 class Call:
-    """One accepted request, with all that is needed to answer it."""
+    """A valid request with everything that a case needs to answer it."""
 
-    order: Order
+    request: ValidRequest
     usage: Usage
     request_id: str
     created: int
@@ -42,15 +42,15 @@ class Call:
     image: Callable[[int], bytes]
     """Draws the image of this index."""
     preview: Callable[[int, int], bytes]
-    """Draws an unfinished image: its index, and which of its previews."""
+    """Draws an unfinished image: the index of the image, and the number of the preview."""
     publish: Callable[[bytes, str], str]
-    """Puts bytes of a content type on the gateway's host and returns their URL."""
+    """Stores an image with its content type on the gateway's host, and returns its URL."""
     publish_late: Callable[[bytes, str], str]
-    """The same, but the first two requests of the URL get a 404."""
+    """The same, but the first two requests for the URL get a 404."""
 
     @property
     def chinese(self) -> bool:
-        """Whether the gateway's messages are to be in Chinese."""
+        """Whether the gateway's messages are in Chinese."""
         return self.directive.text("lang") == "zh"
 
 
@@ -58,7 +58,7 @@ class Call:
 
 
 def gateway_headers(request_id: str, content_type: str = JSON) -> dict[str, str]:
-    """Return the headers of each reply that the gateway itself makes."""
+    """Return the headers of the gateway's own responses."""
     return {"Content-Type": content_type, "X-Oneapi-Request-Id": request_id}
 
 
@@ -72,7 +72,7 @@ def error_reply(
     param: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> Reply:
-    """Return an error in the gateway's shape; errors from behind the gateway carry ``param`` too."""
+    """Return an error in the gateway's format. Errors relayed from the upstream also have ``param``."""
     error: dict[str, Any] = {"message": f"{message} (request id: {request_id})", "type": kind}
     if param is not None:
         error["param"] = param
@@ -97,7 +97,7 @@ _CLOUDFLARE: dict[int, tuple[str, bool, int | None]] = {
 
 
 def cloudflare_reply(call: Call, error_code: int) -> Reply:
-    """Return one of Cloudflare's own error pages; it has a ray id and lacks the gateway's request id."""
+    """Return an error page of Cloudflare. It has a ray ID, but no request ID of the gateway."""
     title, retryable, retry_after = _CLOUDFLARE[error_code]
     status = error_code if error_code < 1000 else 403
     ray = secrets.token_hex(8)
@@ -114,7 +114,7 @@ def cloudflare_reply(call: Call, error_code: int) -> Reply:
             "type": f"https://developers.cloudflare.com/support/error-{error_code}/",
             "title": f"Error {error_code}: {title}",
             "status": status,
-            "detail": f"{title}. This page was made by the sandbox.",
+            "detail": f"{title}. The sandbox generated this page.",
             "error_code": error_code,
             "ray_id": ray,
             "cloudflare_error": True,
@@ -136,7 +136,7 @@ def cloudflare_reply(call: Call, error_code: int) -> Reply:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a good reply is written down, or what is wrong with it."""
+    """How a response represents its images, or what is wrong with it."""
 
     item: Literal[
         "b64",
@@ -154,7 +154,7 @@ class Shape:
     data: Literal["images", "missing", "empty", "null"] = "images"
     keys: tuple[str, ...] = ("created", "data", "background", "output_format", "quality", "size", "usage")
     fewer: int = 0
-    """So many images less than were ordered and paid for."""
+    """Number of images that were requested and paid for, but are missing."""
     spaces: bool = False
     unknown_fields: bool = False
     gzip: bool = False
@@ -165,7 +165,7 @@ class Shape:
 
 
 def images_reply(call: Call, shape: Shape) -> Reply:
-    """Return the images of ``call`` as JSON in the given shape."""
+    """Return the images of ``call`` as JSON."""
     pieces, ends, starts = _write(call, shape)
     headers = gateway_headers(call.request_id, shape.content_type)
     if shape.gzip:
@@ -183,8 +183,8 @@ def images_reply(call: Call, shape: Shape) -> Reply:
 
 
 def _framing(call: Call, default: Framing) -> Framing:
-    asked = call.directive.text("framing")
-    return {"length": "length", "chunked": "chunked", "close": "close"}.get(asked, default)  # type: ignore[return-value]
+    requested = call.directive.text("framing")
+    return {"length": "length", "chunked": "chunked", "close": "close"}.get(requested, default)  # type: ignore[return-value]
 
 
 def _ending(call: Call) -> Ending:
@@ -192,15 +192,15 @@ def _ending(call: Call) -> Ending:
 
 
 def _cut(call: Call, shape: Shape, total: int, ends: list[int], starts: list[int]) -> int | None:
-    """Return after how many bytes the body breaks off, if it does."""
+    """Return the number of bytes after which the body breaks off; ``None`` if it is complete."""
     if call.directive.text("cut"):
         return min(total, int(call.directive.number("cut")))
-    asked = call.directive.text("truncate_after")
-    if shape.truncated == "no" and not asked:
+    requested = call.directive.text("truncate_after")
+    if shape.truncated == "no" and not requested:
         return None
-    whole = int(asked) if asked else {"after": 1, "inside": 0}.get(shape.truncated, 0)
+    whole = int(requested) if requested else {"after": 1, "inside": 0}.get(shape.truncated, 0)
     if shape.truncated != "inside":
-        # After no image at all the reply ends where the list has just been opened.
+        # With truncate_after=0 the response ends right after the opening bracket of the list.
         return starts[0] if whole < 1 and starts else ends[min(whole, len(ends)) - 1] if ends else total // 2
     if whole >= len(ends):
         return total - 1
@@ -210,20 +210,20 @@ def _cut(call: Call, shape: Shape, total: int, ends: list[int], starts: list[int
 def _write(call: Call, shape: Shape) -> tuple[list[bytes], list[int], list[int]]:
     """Return the JSON in pieces, and the offsets at which each image ends and starts.
 
-    The pieces are written by hand, as no JSON writer can be told to be as odd as the replies seen in the wild, and
-    so that megabytes of base64 are not copied on their way.
+    The JSON is written by hand: no JSON library produces the variants that real gateways send, and megabytes of base64
+    are not copied this way.
     """
-    order = call.order
+    request = call.request
     comma, colon = (b" ,\n  ", b" : ") if shape.spaces else (b",", b":")
     pieces: list[bytes] = [b"\r\n  {\n  " if shape.spaces else b"{"]
     ends: list[int] = []
     starts: list[int] = []
     simple: dict[str, Any] = {
         "created": call.created,
-        "background": "transparent" if order.background == "transparent" else "opaque",
-        "output_format": order.output_format,
-        "quality": order.quality,
-        "size": order.size,
+        "background": "transparent" if request.background == "transparent" else "opaque",
+        "output_format": request.output_format,
+        "quality": request.quality,
+        "size": request.size,
         "usage": call.usage.to_json(),
         "error": None,
         "x_unknown": {"data": [{"b64_json": "bm90IGFuIGltYWdl"}], "note": 'a "quoted" \\ note'},
@@ -241,7 +241,7 @@ def _write(call: Call, shape: Shape) -> tuple[list[bytes], list[int], list[int]]
             pieces.append(b"null")
         else:
             pieces.append(b"[")
-            count = 0 if shape.data == "empty" else max(0, order.n - shape.fewer)
+            count = 0 if shape.data == "empty" else max(0, request.n - shape.fewer)
             for index in range(count):
                 if index:
                     pieces.append(comma)
@@ -255,7 +255,7 @@ def _write(call: Call, shape: Shape) -> tuple[list[bytes], list[int], list[int]]
 
 def _item(call: Call, shape: Shape, index: int, colon: bytes, comma: bytes) -> list[bytes]:
     """Return one entry of ``data``."""
-    kind = f"image/{call.order.output_format}"
+    kind = f"image/{call.request.output_format}"
 
     def entry(name: bytes, *value: bytes) -> list[bytes]:
         extra = (
@@ -267,7 +267,7 @@ def _item(call: Call, shape: Shape, index: int, colon: bytes, comma: bytes) -> l
         case "url":
             return entry(b"url", call.publish(call.image(index), kind).encode())
         case "url_missing":
-            return entry(b"url", f"{call.base_url}/sandbox/images/gone.{call.order.output_format}".encode())
+            return entry(b"url", f"{call.base_url}/sandbox/images/gone.{call.request.output_format}".encode())
         case "url_elsewhere":
             return entry(
                 b"url", call.directive.text("to", "http://169.254.169.254/latest/meta-data/").encode()
@@ -290,7 +290,7 @@ def _item(call: Call, shape: Shape, index: int, colon: bytes, comma: bytes) -> l
             middle = len(encoded) // 2
             return entry(b"b64_json", encoded[:middle], b"!*not base64*!", encoded[middle + 3 :])
         case "converted":
-            # What channels answer whose upstream is not OpenAI's API: an empty string means that it is absent.
+            # Channels whose upstream is not OpenAI's API send this: an empty string means absent.
             names = (b'"url"', b'"b64_json"', b'"revised_prompt"')
             return [
                 b"{",
@@ -321,7 +321,7 @@ def stream_reply(
 ) -> Reply:
     """Return the images of ``call`` as server-sent events.
 
-    :param fault: what goes wrong.
+    :param fault: the fault to simulate.
     :param work: yields comments while the upstream works, and ends when it has finished.
     :param settle: charges for the images; called before the last event.
     :param done: whether the stream ends with ``data: [DONE]``.
@@ -346,19 +346,19 @@ def stream_reply(
 def _events(
     call: Call, fault: StreamFault, work: Iterator[bytes], settle: Callable[[], None], done: bool
 ) -> Iterator[bytes]:
-    order = call.order
+    request = call.request
     yield b": PING\n\n"
     yield from work
     common = {
-        "background": order.background,
+        "background": request.background,
         "created_at": call.created,
-        "output_format": order.output_format,
-        "quality": order.quality,
-        "size": order.size,
+        "output_format": request.output_format,
+        "quality": request.quality,
+        "size": request.size,
     }
-    # What breaks in the middle of a stream needs something before it.
-    previews = order.partial_images or (1 if fault in ("raw_error", "error_event", "no_completed") else 0)
-    for index in range(order.n):
+    # A fault in the middle of a stream needs an event before it.
+    previews = request.partial_images or (1 if fault in ("raw_error", "error_event", "no_completed") else 0)
+    for index in range(request.n):
         for number in range(previews):
             yield _event(
                 "image_generation.partial_image",
@@ -366,7 +366,7 @@ def _events(
                 {**common, "partial_image_index": number},
             )
             yield b": PING\n\n"
-        last = index == order.n - 1
+        last = index == request.n - 1
         if last and fault == "raw_error":
             settle()
             yield (
@@ -392,9 +392,9 @@ def _events(
             return
         if last and fault == "no_completed":
             break
-        # Each completed event tells the tokens of its own image; the prompt is counted with the first.
-        all_of_it = order.usage(1)
-        usage = Usage(all_of_it.input_tokens if index == 0 else 0, all_of_it.output_tokens)
+        # Each completed event has the tokens of its own image. The first also counts the prompt.
+        per_image = request.usage(1)
+        usage = Usage(per_image.input_tokens if index == 0 else 0, per_image.output_tokens)
         event = _event("image_generation.completed", call.image(index), {**common, "usage": usage.to_json()})
         if last and fault in ("broken", "hang"):
             settle()

@@ -1,74 +1,77 @@
-"""The sandbox from the command line."""
+"""The command line of the sandbox. Results go to standard output, and errors to standard error."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.sandbox.cases import describe_cases
+from airflow_provider_jojokey.sandbox.cases import CASES
 from airflow_provider_jojokey.sandbox.directives import OPTIONS
 from airflow_provider_jojokey.sandbox.ledger import read_ledger
+from airflow_provider_jojokey.sandbox.signals import SignalForwarder
 from airflow_provider_jojokey.sandbox.world import Sandbox
 
-_OTHER_TERMINALS_KEY = "'\"$JOJOKEY_API_KEY\"'"
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PROGRAM = "python -m airflow_provider_jojokey.sandbox"
 _COMMANDS = ("run", "cases", "ledger")
+_API_KEY_VARIABLE = "'\"$JOJOKEY_API_KEY\"'"
+_WIDTH = 200
+"""Columns of a table if the output is not a terminal, as in Airflow's commands."""
 
 _DESCRIPTION = """\
-Try the JojoKey provider without a token and without spending a cent.
+Try the JojoKey provider without a token and at no cost.
 
-This starts two servers on loopback: a stand-in for JojoKey, which draws a real
-image from every prompt and keeps a ledger of what it billed, and an S3 server,
-which keeps its objects as plain files. The command you give runs in that world,
-with the Airflow connections jojokey_default and aws_default set."""
+The sandbox starts two servers on loopback: a stand-in for JojoKey, which draws
+an image from each prompt and keeps a ledger of its charges, and an S3 server,
+which stores objects as plain files. It runs your command with the Airflow
+connections jojokey_default and aws_default, which point to these servers."""
 
 _EPILOG = """\
 commands:
-  run      run a command in the sandbox, or serve until Ctrl-C (the default)
-  cases    list every error and oddity the stand-in can answer with
-  ledger   show what it billed
+  run      run a command in the sandbox; without a command, run until Ctrl-C (default)
+  cases    list the failures and unusual responses that the stand-in can simulate
+  ledger   show the billed requests
 
 examples:
-  # run a Dag; the images are then in ./world/s3/posters
+  # run a Dag, which stores its images in ./world/s3/posters
   python -m airflow_provider_jojokey.sandbox run --dir ./world -- airflow dags test poster_daily
 
-  # keep both servers up, and paste the export lines into other terminals
+  # keep both servers running, and use them in other terminals
   python -m airflow_provider_jojokey.sandbox run --dir ./world
 
-  # what would it have cost?
+  # show what the images would have cost
   python -m airflow_provider_jojokey.sandbox ledger --dir ./world
 
-misbehaviour:
-  A prompt asks for trouble by itself, and the words in brackets are not drawn:
-    "A red fox [sandbox: no_channel times=2]"     twice 503, then an image
-    "A red fox [sandbox: cloudflare_524]"         too slow, and billed all the same
-    "A red fox [sandbox: delay=30]"               an image, after half a minute
+failures:
+  A directive in a prompt requests a failure. It isn't drawn.
+    "A red fox [sandbox: no_channel times=2]"     503 twice, then an image
+    "A red fox [sandbox: cloudflare_524]"         a timeout, although the image is billed
+    "A red fox [sandbox: delay=30]"               an image after 30 seconds
 
-the real thing:
-  JOJOKEY_API_KEY     if set, the real API is used in place of the stand-in: this costs money
-  JOJOKEY_BASE_URL    its address, if it is not https://api.jojokey.com
-  JOJOKEY_S3_BUCKET   if set, with AWS_ACCESS_KEY_ID or AWS_PROFILE, the real S3 is used"""
+real services:
+  JOJOKEY_API_KEY     if set, the real API replaces the stand-in, and images cost money
+  JOJOKEY_BASE_URL    the address of the real API (default: https://api.jojokey.com)
+  JOJOKEY_S3_BUCKET   if set together with AWS_ACCESS_KEY_ID or AWS_PROFILE, the real S3
+                      replaces the S3 server"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    :param arguments: without the program's name; by default those of the process.
-    :returns: the exit code: the command's own, 128 plus the number of the signal that ended it, 1 if the sandbox
-        could not be started, 127 if there is no such command.
+    :param arguments: the arguments without the program's name; by default those of the process.
+    :returns: the exit code of the command, 128 plus the number of the signal that ended it, 126 if it can't be
+        executed, 127 if it doesn't exist, or 1 if the sandbox fails.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     command: list[str] = []
@@ -78,18 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] not in ([name] for name in (*_COMMANDS, "-h", "--help")):
         words.insert(0, "run")
     options = _parser().parse_args(words)
-    if options.command == "cases":
-        return _cases()
-    if options.command == "ledger":
-        return _ledger(options)
-    return _run(options, command)
+    try:
+        if options.command == "cases":
+            return _cases(options)
+        if options.command == "ledger":
+            return _ledger(options)
+        return _run(options, command)
+    except (OSError, RuntimeError) as error:
+        return _fail(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
-    program = "python -m airflow_provider_jojokey.sandbox"
     parser = argparse.ArgumentParser(
-        prog=program,
-        usage=f"{program} [run | cases | ledger] [options] [-- COMMAND …]",
+        prog=_PROGRAM,
+        usage=f"{_PROGRAM} [run | cases | ledger] [options] [-- COMMAND …]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,39 +102,73 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="", help=argparse.SUPPRESS)
     run = commands.add_parser(
         "run",
-        usage=f"{program} [run] [options] [-- COMMAND …]",
-        description="Run COMMAND in the sandbox; without one, serve until Ctrl-C.",
+        usage=f"{_PROGRAM} [run] [options] [-- COMMAND …]",
+        description="Run COMMAND in the sandbox. Without COMMAND, run until Ctrl-C.",
     )
     run.add_argument(
         "--dir",
         metavar="DIR",
         type=Path,
-        help="where images and ledger are kept (default: a new temporary directory)",
+        help="the folder for images and ledger (default: a new temporary folder)",
     )
     run.add_argument(
         "--bucket",
         metavar="NAME",
         action="append",
-        help="a bucket to make; may be repeated (default: posters)",
+        help="a bucket to create. Repeat it for several (default: posters)",
     )
-    run.add_argument("--gateway-port", metavar="PORT", type=int, default=0, help="default: any free port")
-    run.add_argument("--s3-port", metavar="PORT", type=int, default=0, help="default: any free port")
     run.add_argument(
-        "--delay", metavar="SECONDS", type=float, default=0.0, help="how long each image takes (default: 0)"
+        "--gateway-port",
+        metavar="PORT",
+        type=int,
+        default=0,
+        help="the port of the stand-in (default: any free port)",
     )
-    commands.add_parser(
+    run.add_argument(
+        "--s3-port",
+        metavar="PORT",
+        type=int,
+        default=0,
+        help="the port of the S3 server (default: any free port)",
+    )
+    run.add_argument(
+        "--delay",
+        metavar="SECONDS",
+        type=float,
+        default=0.0,
+        help="the time that an image takes (default: 0)",
+    )
+    cases = commands.add_parser(
         "cases",
-        usage=f"{program} cases",
-        description="List every error and oddity the stand-in can answer with.",
+        usage=f"{_PROGRAM} cases [--output FORMAT]",
+        description="List the failures and unusual responses that the stand-in can simulate.",
     )
     ledger = commands.add_parser(
         "ledger",
-        usage=f"{program} ledger [--dir DIR] [--json]",
-        description="Show what was billed: of --dir, or of the sandbox this command runs in.",
+        usage=f"{_PROGRAM} ledger [--dir DIR] [--output FORMAT]",
+        description="Show the billed requests.",
     )
-    ledger.add_argument("--dir", metavar="DIR", type=Path, help="the directory given to run")
-    ledger.add_argument("--json", action="store_true", help="one JSON object for each billed request")
+    ledger.add_argument(
+        "--dir",
+        metavar="DIR",
+        type=Path,
+        help="the folder of the sandbox (default: ask the sandbox that this command runs in)",
+    )
+    for printing in (cases, ledger):
+        printing.add_argument(
+            "-o",
+            "--output",
+            metavar="FORMAT",
+            choices=("table", "json", "plain"),
+            default="table",
+            help="table, json or plain (default: table)",
+        )
     return parser
+
+
+def _fail(message: str) -> int:
+    print(f"sandbox: {message}", file=sys.stderr)
+    return 1
 
 
 # --- run ----------------------------------------------------------------------------------------------------------
@@ -137,179 +176,163 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, command: list[str]) -> int:
     directory = options.dir or Path(tempfile.mkdtemp(prefix="jojokey-sandbox-"))
-    stop = _Signals()
-    with stop:
-        try:
-            sandbox = Sandbox(
-                directory,
-                gateway_port=options.gateway_port,
-                s3_port=options.s3_port,
-                buckets=options.bucket or ("posters",),
-                environ=os.environ,
-                **(
-                    {"delay": options.delay}
-                    if options.delay and not os.environ.get("JOJOKEY_API_KEY")
-                    else {}
-                ),
-            )
-            with sandbox:
-                if stop.signal is not None:
-                    return 128 + stop.signal
-                if command:
-                    return _run_command(sandbox, command, stop)
-                _welcome(sandbox)
-                stop.wait()
-                return 0
-        except (OSError, RuntimeError) as error:
-            print(f"sandbox: {error}", file=sys.stderr)
-            return 1
+    real_api = bool(os.environ.get("JOJOKEY_API_KEY"))
+    gateway_options = {"delay": options.delay} if options.delay and not real_api else {}
+    with SignalForwarder() as signals:
+        sandbox = Sandbox(
+            directory,
+            gateway_port=options.gateway_port,
+            s3_port=options.s3_port,
+            buckets=options.bucket or ("posters",),
+            environ=os.environ,
+            **gateway_options,
+        )
+        with sandbox:
+            if signals.signal is not None:
+                return 128 + signals.signal
+            if command:
+                return _run_command(sandbox, command, signals)
+            _welcome(sandbox)
+            signals.wait()
+            return 0
 
 
-def _run_command(sandbox: Sandbox, command: list[str], stop: _Signals) -> int:
+def _run_command(sandbox: Sandbox, command: list[str], signals: SignalForwarder) -> int:
     try:
         child = subprocess.Popen(command, env={**os.environ, **sandbox.environment()})
     except FileNotFoundError:
-        print(f"sandbox: there is no command {command[0]!r}", file=sys.stderr)
+        _fail(f"The command {command[0]!r} doesn't exist.")
         return 127
     except PermissionError:
-        print(f"sandbox: {command[0]!r} cannot be run", file=sys.stderr)
+        _fail(f"The command {command[0]!r} can't be executed.")
         return 126
-    code = stop.wait_for(child)
+    code = signals.wait_for(child)
     return 128 - code if code < 0 else code
 
 
-class _Signals:
-    """Catches the signals that ask us to end, and hands them to the command while there is one."""
-
-    _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        # What is waited for is a pipe to which the interpreter itself writes a byte at each signal. A signal that
-        # arrives just before a lock or a child is waited for would otherwise be noticed only when that wait is over.
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._child: subprocess.Popen[bytes] | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for name in self._NAMES:
-            number = getattr(signal, name, None)
-            if number is not None:
-                self._before[number] = signal.signal(number, self._caught)
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(-1)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        os.close(self._reader)
-        os.close(self._writer)
-
-    def wait(self) -> None:
-        """Block until a signal has come."""
-        while self.signal is None:
-            os.read(self._reader, 1)
-
-    def wait_for(self, child: subprocess.Popen[bytes]) -> int:
-        """Block until ``child`` has ended, hand it the signals that come meanwhile, and return its return code."""
-
-        def watch() -> None:
-            child.wait()
-            os.write(self._writer, b".")
-
-        self._child = child
-        if self.signal is not None:  # it came while the command was being started
-            child.send_signal(self.signal)
-        watcher = threading.Thread(target=watch, name="jojokey-sandbox-child", daemon=True)
-        watcher.start()
-        while child.returncode is None:
-            os.read(self._reader, 1)
-        self._child = None
-        watcher.join()
-        return child.returncode
-
-    def _caught(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        # Ctrl-C goes to all of a terminal's foreground, so the command has had it already: a second one would make
-        # programs that end gently on the first end at once.
-        if self._child is not None and not (number == signal.SIGINT and _in_foreground()):
-            self._child.send_signal(number)
-
-
-def _in_foreground() -> bool:
-    for stream in (0, 1, 2):
-        with contextlib.suppress(OSError, AttributeError):
-            if os.isatty(stream):
-                return os.tcgetpgrp(stream) == os.getpgrp()
-    return False
-
-
 def _welcome(sandbox: Sandbox) -> None:
-    bold, dim, end = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
-    gateway = "the real API: this costs money" if sandbox.uses_real_api else sandbox.gateway.url
-    store = "the real S3" if sandbox.uses_real_s3 else sandbox.s3.endpoint_url
-    print(f"\n{bold}The JojoKey sandbox is up.{end}\n")
-    print(f"  gateway   {gateway}")
-    print(
-        f"  S3        {store}   {dim}bucket{'s' if len(sandbox.buckets) > 1 else ''}{end} {', '.join(sandbox.buckets)}"
-    )
-    print(f"  files     {sandbox.directory}\n")
-    print(f"{dim}In another terminal:{end}\n")
+    console = _console()
+    gateway = "real API, images cost money" if sandbox.uses_real_api else sandbox.gateway.url
+    store = "real S3" if sandbox.uses_real_s3 else sandbox.s3.endpoint_url
+    buckets = ", ".join(sandbox.buckets)
+    _write(console, "\nThe JojoKey sandbox is running.\n", "bold")
+    _write(console, f"  gateway   {gateway}")
+    _write(console, f"  S3        {store}   bucket{'s' if len(sandbox.buckets) > 1 else ''}: {buckets}")
+    _write(console, f"  files     {sandbox.directory}\n")
+    _write(console, "To use it in another terminal, run:\n", "dim")
     secret = os.environ.get("JOJOKEY_API_KEY") if sandbox.uses_real_api else None
     for name, value in sandbox.environment().items():
-        line = shlex.quote(value)
-        # A real token is not for the screen: the other terminal's own variable is put in its place.
-        print(f"export {name}={line.replace(secret, _OTHER_TERMINALS_KEY) if secret else line}")
-    print(f"\n{dim}Ctrl-C ends it; the files stay.{end}", flush=True)
+        quoted = shlex.quote(value)
+        # A real token must not appear on the screen, so the line refers to the variable of the other terminal.
+        _write(console, f"export {name}={quoted.replace(secret, _API_KEY_VARIABLE) if secret else quoted}")
+    _write(console, "\nCtrl-C stops the sandbox. The files stay.", "dim")
+    sys.stdout.flush()
 
 
 # --- cases and ledger ---------------------------------------------------------------------------------------------
 
 
-def _cases() -> int:
-    print("Ask for a case in a prompt, as in [sandbox: no_channel times=2], or with gateway.behave().\n")
-    print(describe_cases())
-    print("\noptions:")
-    width = max(map(len, OPTIONS))
-    for name, meaning in OPTIONS.items():
-        print(f"  {name:{width}}  {meaning}")
-    return 0
+def _cases(options: argparse.Namespace) -> int:
+    rows = [
+        {
+            "case": case.name,
+            "status": "-" if case.status is None else case.status,
+            "billed": case.billed,
+            "origin": case.origin,
+            "meaning": case.summary,
+        }
+        for case in CASES.values()
+    ]
+    if options.output == "json":
+        return _show(rows, "json")
+    console = _console()
+    _write(
+        console,
+        "Request a case in a prompt, such as [sandbox: no_channel times=2], or with gateway.behave().\n",
+    )
+    _show(rows, options.output)
+    _write(console, "")
+    return _show([{"option": name, "meaning": meaning} for name, meaning in OPTIONS.items()], options.output)
 
 
 def _ledger(options: argparse.Namespace) -> int:
     try:
-        rows = list(_rows(options.dir))
+        billed = _billed(options.dir)
     except (OSError, ValueError) as error:
-        print(f"sandbox: no ledger: {error}", file=sys.stderr)
-        return 1
-    if options.json:
-        for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
-        return 0
-    print(
-        f"{'request':31}  {'size':>9}  {'quality':7}  {'n':>2}  {'tokens':>7}  {'US$':>8}  {'arrived':7}  prompt"
-    )
-    for row in rows:
-        prompt = " ".join(row["prompt"].split())
-        print(
-            f"{row['request_id']:31}  {row['size']:>9}  {row['quality']:7}  {row['n']:>2}  {row['total_tokens']:>7}  "
-            f"{row['cost_usd']:>8.4f}  {'yes' if row['delivered'] else 'no':7}  {prompt[:60]}"
-        )
-    total = sum(row["cost_usd"] for row in rows)
-    tokens = sum(row["total_tokens"] for row in rows)
-    print(f"\n{len(rows)} billed, {tokens} tokens, US$ {total:.4f}")
+        return _fail(f"The ledger can't be read: {error}")
+    if options.output == "json":
+        return _show(billed, "json")
+    rows = [
+        {
+            "request": row["request_id"],
+            "size": row["size"],
+            "quality": row["quality"],
+            "n": row["n"],
+            "tokens": row["total_tokens"],
+            "US$": f"{row['cost_usd']:.4f}",
+            "delivered": row["delivered"],
+            "prompt": row["prompt"][:60],
+        }
+        for row in billed
+    ]
+    _show(rows, options.output)
+    cost = sum(row["cost_usd"] for row in billed)
+    tokens = sum(row["total_tokens"] for row in billed)
+    requests = "1 billed request" if len(billed) == 1 else f"{len(billed)} billed requests"
+    _write(_console(), f"\n{requests}, {tokens:,} tokens, US$ {cost:.4f}")
     return 0
 
 
-def _rows(directory: Path | None) -> Iterable[Mapping[str, Any]]:
+def _billed(directory: Path | None) -> Sequence[Mapping[str, Any]]:
     if directory is not None:
         return [record.to_json() for record in read_ledger(directory / "ledger.jsonl")]
     url = os.environ.get("JOJOKEY_SANDBOX_URL")
     if not url:
-        raise ValueError("give --dir, or run this inside a sandbox")
+        raise ValueError("pass --dir, or run this command inside a sandbox")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{url}/sandbox/ledger", timeout=10) as reply:
-        rows: list[dict[str, Any]] = json.load(reply)["billed"]
-        return rows
+    with opener.open(f"{url}/sandbox/ledger", timeout=10) as response:
+        billed: list[dict[str, Any]] = json.load(response)["billed"]
+        return billed
+
+
+# --- output -------------------------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _WIDTH)
+
+
+def _write(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it is: not wrapped, so that it can be copied, and not read as markup."""
+    console.print(text, style=style, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+
+def _show(rows: Sequence[Mapping[str, Any]], output: str) -> int:
+    """Print rows in the formats of ``airflow jojokey``, without its import of Airflow, and return exit code 0.
+
+    :param output: ``table``, ``json`` or ``plain``
+    """
+    if output == "json":
+        print(json.dumps(list(rows), ensure_ascii=False))
+        return 0
+    from rich.box import ASCII_DOUBLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=ASCII_DOUBLE_HEAD if output == "table" else None, show_edge=False, pad_edge=False)
+    for name in rows[0] if rows else ():
+        numeric = all(isinstance(row[name], (int, float)) and not isinstance(row[name], bool) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    _console().print(table)
+    return 0
+
+
+def _cell(value: Any) -> str:
+    """Return a value as text without control characters: a prompt must not control the terminal."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())

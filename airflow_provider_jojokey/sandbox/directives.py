@@ -1,4 +1,4 @@
-"""Asking for a case from within a prompt: ``[sandbox: no_channel times=2]``."""
+"""Directives in a prompt that request a case: ``[sandbox: no_channel times=2]``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 _DIRECTIVE = re.compile(r"\[sandbox:([^\]]*)\]", re.IGNORECASE)
 
 OPTIONS = {
-    "times": "only the first so many requests with this prompt get it, later ones are answered well",
-    "delay": "seconds before the answer, in which the upstream works",
-    "drip": "seconds over which the body is spread",
-    "billed": "yes or no, where it is not the case's own default",
+    "times": "number of requests with this prompt that get the case; later ones succeed",
+    "delay": "seconds that the upstream takes before the response",
+    "drip": "seconds over which the body is sent",
+    "billed": "yes or no, to override the default of the case",
     "lang": "en or zh: the language of the gateway's message",
-    "retry_after": "seconds, for the Retry-After header",
-    "truncate_after": "images that arrive whole before the reply breaks off",
-    "cut": "bytes of the body that arrive before it breaks off",
-    "end": "fin or rst: how a broken reply ends",
-    "framing": "length, chunked or close: how the body's end is marked",
-    "body": "json, html or text: what a Cloudflare page is made of, whatever Accept says",
-    "to": "an address, for redirects and for images elsewhere",
+    "retry_after": "seconds in the Retry-After header",
+    "truncate_after": "number of complete images before the response breaks off",
+    "cut": "number of bytes before the body breaks off",
+    "end": "fin or rst: how an incomplete response ends",
+    "framing": "length, chunked or close: how the end of the body is marked",
+    "body": "json, html or text: the type of a Cloudflare page, whatever the Accept header",
+    "to": "an address, for redirects and for images on another host",
     "status": "an HTTP status, for the case error",
     "code": "an error code, for the case error",
     "message": "an error message, for the case error",
@@ -32,14 +32,14 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Directive:
-    """A case with its options, as text; an empty ``case`` is a plain good reply."""
+    """A case with its options as strings. An empty ``case`` means a good response."""
 
     case: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, case: str, options: Mapping[str, Any]) -> Directive:
-        """Build one from Python values: ``True`` is written ``yes``, ``False`` ``no``.
+        """Return a directive from Python values: ``True`` becomes ``yes``, ``False`` ``no``.
 
         :raises ValueError: if an option does not exist.
         """
@@ -49,17 +49,17 @@ class Directive:
 
     @property
     def times(self) -> int | None:
-        """How often it applies; ``None`` is always."""
+        """Number of requests it applies to; ``None`` means all."""
         return int(self.options["times"]) if "times" in self.options else None
 
     def check(self) -> None:
-        """Check the options' names and numbers.
+        """Check the names and values of the options.
 
-        :raises ValueError: if an option does not exist or its value is not of its kind.
+        :raises ValueError: if an option does not exist or its value has the wrong type.
         """
         for name, value in self.options.items():
             if name not in OPTIONS:
-                raise ValueError(f"There is no sandbox option {name!r}; there are: {', '.join(OPTIONS)}.")
+                raise ValueError(f"Unknown sandbox option {name!r}. Known options: {', '.join(OPTIONS)}.")
             if name in {"times", "truncate_after", "cut", "status"}:
                 int(value)
             elif name in {"delay", "drip"}:
@@ -74,7 +74,7 @@ class Directive:
         return float(self.options.get(name, default))
 
     def flag(self, name: str, default: bool) -> bool:
-        """Return an option that says yes or no."""
+        """Return an option that is yes or no."""
         value = self.options.get(name)
         return default if value is None else value.lower() in {"yes", "true", "1", "on"}
 
@@ -93,7 +93,7 @@ def read_directives(prompt: str) -> tuple[str, list[Directive]]:
             if equals:
                 options[name] = value
             elif case:
-                raise ValueError(f"A sandbox directive names one case, not {case!r} and {word!r}.")
+                raise ValueError(f"A sandbox directive can name only one case, not {case!r} and {word!r}.")
             else:
                 case = word
         directive = Directive(case, options)

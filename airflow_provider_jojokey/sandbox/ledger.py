@@ -1,8 +1,8 @@
-"""What the stand-in charged: the truth that a test of "paid once" is measured against.
+"""The stand-in's record of its charges. Tests compare payments with it.
 
-A record is made when the upstream has finished its work, *before* the client can have seen the end of the reply; so
-whoever has read a reply will find its record. Whether the reply arrived whole is known a moment later and written as
-a second line with the same ``request_id``: readers of the file keep the last line of each request.
+The gateway writes a record when the upstream has finished, *before* it sends the end of the response. So a client
+that has read a response finds its record. A moment later, the gateway knows whether it could send the whole response.
+It then writes a second line with the same ``request_id``, and readers of the file keep the last line of each request.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 QUOTA_PER_USD = 500_000
-"""The gateway's own unit of account: so many make one US dollar."""
+"""Units of the gateway's quota per US dollar."""
 
 
 @dataclass(frozen=True)
 class LedgerRecord:
-    """One request that got past the token check, and what became of its money."""
+    """A request with a valid token, and its charge."""
 
     time: float
     """When the gateway settled it, in Unix seconds."""
@@ -34,11 +34,11 @@ class LedgerRecord:
     prompt: str
     """As received, with any ``[sandbox: …]`` directive."""
     size: str
-    """In pixels, ``WIDTHxHEIGHT``: ``auto`` is already resolved."""
+    """``WIDTHxHEIGHT`` in pixels, with ``auto`` resolved."""
     quality: str
     n: int
     case: str
-    """Which case of the sandbox answered; ``ok`` is a plain good reply."""
+    """The case of the sandbox; ``ok`` is a good response."""
     status: int | None
     """The HTTP status sent, or ``None`` if the connection ended without one."""
     stream: bool
@@ -46,11 +46,11 @@ class LedgerRecord:
     output_tokens: int
     billed: bool
     refunded: bool
-    """Whether money was set aside and given back, as the gateway does for its own errors."""
+    """Whether the gateway reserved the price and refunded it, as it does for its own errors."""
     quota: int
-    """What was charged, in the gateway's unit; 0 unless billed."""
+    """The charge in units of quota; 0 unless billed."""
     delivered: bool
-    """Whether the whole reply went out while the client was still there, as far as a server can tell."""
+    """Whether the whole response was sent while the client was connected."""
 
     @property
     def total_tokens(self) -> int:
@@ -59,7 +59,7 @@ class LedgerRecord:
 
     @property
     def cost_usd(self) -> float:
-        """What was charged, in US dollars."""
+        """The charge in US dollars."""
         return self.quota / QUOTA_PER_USD
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class LedgerRecord:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> LedgerRecord:
-        """Build a record from what :meth:`to_json` returned.
+        """Return the record from the result of :meth:`to_json`.
 
         :raises KeyError: if a field is missing.
         """
@@ -78,8 +78,8 @@ class LedgerRecord:
 class Ledger:
     """The records of one gateway, in memory and, if a path is given, in a file of JSON lines.
 
-    :param path: where each change is appended and flushed at once, so that the file can be read by other processes
-        at any time and survives the death of this one. An existing file is read and carried on.
+    :param path: the file to which each change is appended at once, so that other processes can read it at any time,
+        and a killed process loses nothing. An existing file is read and continued.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -92,24 +92,24 @@ class Ledger:
                 self._records = {record.request_id: record for record in read_ledger(path, everything=True)}
 
     def put(self, record: LedgerRecord) -> None:
-        """Add ``record``, or put it in the place of the one with the same ``request_id``."""
+        """Add ``record``, or replace the record with the same ``request_id``."""
         line = json.dumps(record.to_json(), ensure_ascii=False) + "\n"
         with self._lock:
             self._records[record.request_id] = record
             if self._path is not None:
-                # One write to a file opened for appending: readers and other writers never see half a line.
+                # One write to a file opened for appending: no reader sees half a line.
                 handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
                 try:
                     os.write(handle, line.encode())
                 finally:
                     os.close(handle)
 
-    def delivered(self, request_id: str, whole: bool) -> None:
-        """Note whether the reply to ``request_id`` went out whole."""
+    def delivered(self, request_id: str, complete: bool) -> None:
+        """Record whether the whole response to ``request_id`` was sent."""
         with self._lock:
             record = self._records.get(request_id)
-        if record is not None and record.delivered != whole:
-            self.put(replace(record, delivered=whole))
+        if record is not None and record.delivered != complete:
+            self.put(replace(record, delivered=complete))
 
     def everything(self) -> tuple[LedgerRecord, ...]:
         """Return all records, billed or not, oldest first."""
@@ -117,11 +117,11 @@ class Ledger:
             return tuple(self._records.values())
 
     def billed(self) -> tuple[LedgerRecord, ...]:
-        """Return what was charged and kept, oldest first."""
+        """Return the records of charged requests, oldest first."""
         return tuple(record for record in self.everything() if record.billed)
 
     def clear(self) -> None:
-        """Forget all records and empty the file."""
+        """Delete all records, and empty the file."""
         with self._lock:
             self._records.clear()
             if self._path is not None:
@@ -129,17 +129,17 @@ class Ledger:
 
 
 def read_ledger(path: Path | str, *, everything: bool = False) -> tuple[LedgerRecord, ...]:
-    """Read a ledger file that a gateway wrote, or is still writing.
+    """Return the records of a ledger file, which a gateway may still be writing.
 
     :param path: the file of JSON lines.
-    :param everything: also return what was refunded or never charged.
-    :returns: the records, oldest first, each in its last state.
+    :param everything: also return requests that were refunded or never charged.
+    :returns: the latest record of each request, oldest first.
     :raises FileNotFoundError: if there is no such file.
     """
     records: dict[str, LedgerRecord] = {}
     with open(path, encoding="utf-8") as lines:
         for line in lines:
-            if line.endswith("\n"):  # a last line without its end is still being written
+            if line.endswith("\n"):  # the gateway is still writing a line without a line break
                 record = LedgerRecord.from_json(json.loads(line))
                 records[record.request_id] = record
     return tuple(record for record in records.values() if everything or record.billed)

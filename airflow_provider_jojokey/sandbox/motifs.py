@@ -1,4 +1,4 @@
-"""The picture of a poster: a few motifs made of plain geometry, in the colours of one palette."""
+"""Draw the picture of a poster: geometric motifs in the colors of a palette."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Picture = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours that belong together."""
+    """A set of matching colors."""
 
-    ground: Colour
-    ink: Colour
-    accents: tuple[Colour, ...]
+    ground: Color
+    ink: Color
+    accents: tuple[Color, ...]
     words: tuple[str, ...] = ()
-    """Words in a prompt that call for it."""
+    """Words in a prompt that select this palette."""
 
     @property
     def dark(self) -> bool:
-        """Whether the ground is darker than the ink."""
+        """Whether the background is darker than the ink."""
         return sum(self.ground) < sum(self.ink)
 
 
-def _palette(colours: str, words: str = "") -> Palette:
-    ground, ink, *accents = (_rgb(colour) for colour in colours.split())
+def _palette(colors: str, words: str = "") -> Palette:
+    ground, ink, *accents = (_rgb(color) for color in colors.split())
     return Palette(ground, ink, tuple(accents), tuple(words.split()))
 
 
-def _rgb(colour: str) -> Colour:
-    return int(colour[0:2], 16), int(colour[2:4], 16), int(colour[4:6], 16)
+def _rgb(color: str) -> Color:
+    return int(color[0:2], 16), int(color[2:4], 16), int(color[4:6], 16)
 
 
 PALETTES = (
@@ -141,7 +141,7 @@ _WORDS_FOR_MOTIFS = {
 
 
 def choose(prompt: str, chance: random.Random) -> tuple[Palette, str]:
-    """Return the palette and motif that the words of ``prompt`` call for, or else ones picked by ``chance``."""
+    """Return the palette and motif that match words of ``prompt``, or random ones."""
     text = prompt.lower()
     latin = set("".join(c if c.isalpha() and c.isascii() else " " for c in text).split())
 
@@ -160,7 +160,7 @@ def draw(
     motif: str, size: Picture, palette: Palette, chance: random.Random, *, transparent: bool
 ) -> Image.Image:
     """Return a picture of ``size`` pixels with smooth edges: RGBA if ``transparent``, else RGB."""
-    # Pillow's shapes have hard edges: they are drawn at twice the size and shrunk.
+    # Pillow doesn't antialias shapes, so draw them at twice the size and shrink them.
     wide, high = size[0] * 2, size[1] * 2
     mode = "RGBA" if transparent else "RGB"
     canvas = Image.new(mode, (wide, high), (*palette.ground, 0) if transparent else palette.ground)
@@ -168,22 +168,22 @@ def draw(
     return canvas.reduce(2)
 
 
-def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """Return the colour that lies at ``share`` of the way from ``one`` to ``other``."""
-    r, g, b = (round(a + (z - a) * share) for a, z in zip(one, other, strict=True))
+def mix(first: Color, second: Color, share: float) -> Color:
+    """Return a color between two colors: ``share`` 0 is the first, 1 the second."""
+    r, g, b = (round(a + (z - a) * share) for a, z in zip(first, second, strict=True))
     return r, g, b
 
 
-def luminance(colour: Colour) -> float:
-    """Return how light a colour looks, 0 to 255."""
-    return 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
+def luminance(color: Color) -> float:
+    """Return the perceived lightness of a color, 0 to 255."""
+    return 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2]
 
 
-def _disc(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: Colour) -> None:
+def _disc(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: Color) -> None:
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
 
 
-def _shade(canvas: Image.Image, top: Colour, bottom: Colour) -> None:
+def _shade(canvas: Image.Image, top: Color, bottom: Color) -> None:
     """Fill ``canvas`` with a gradient."""
     steps = 64
     strip = Image.new("RGB", (1, steps))
@@ -200,8 +200,8 @@ def _hills(canvas: Image.Image, palette: Palette, chance: random.Random) -> None
     unit = min(width, height)
     pen = ImageDraw.Draw(canvas)
     tones = sorted(palette.accents, key=luminance)
-    sun = max(palette.accents, key=lambda colour: colour[0] - colour[2])
-    others = [colour for colour in tones if colour != sun]
+    sun = max(palette.accents, key=lambda color: color[0] - color[2])
+    others = [color for color in tones if color != sun]
     far, near = others[-1], others[0]
     _shade(canvas, mix(palette.ground, far, 0.55), mix(palette.ground, sun, 0.28))
     x, y = width * chance.uniform(0.3, 0.7), height * chance.uniform(0.3, 0.4)
@@ -240,8 +240,8 @@ def _waves(canvas: Image.Image, palette: Palette, chance: random.Random) -> None
     width, height = canvas.size
     pen = ImageDraw.Draw(canvas)
     tones = sorted(palette.accents, key=luminance)
-    warm = max(palette.accents, key=lambda colour: colour[0] - colour[2])
-    cool = [colour for colour in tones if colour != warm]
+    warm = max(palette.accents, key=lambda color: color[0] - color[2])
+    cool = [color for color in tones if color != warm]
     light = palette.ink if palette.dark else palette.ground
     _shade(canvas, mix(palette.ground, cool[-1], 0.45), mix(palette.ground, cool[-1], 0.10))
     sun = min(width, height) * chance.uniform(0.15, 0.2)
@@ -267,8 +267,8 @@ def _waves(canvas: Image.Image, palette: Palette, chance: random.Random) -> None
                 (0.22, light),
                 (0.15, warm if (row * 7 + column * 3) % 11 == 0 else deep),
             )
-            for share, colour in bands:
-                _disc(pen, x, y + radius * 0.8, radius * share, colour)
+            for share, color in bands:
+                _disc(pen, x, y + radius * 0.8, radius * share, color)
 
 
 # --- orbits -------------------------------------------------------------------------------------------------------
@@ -290,8 +290,8 @@ def _orbits(canvas: Image.Image, palette: Palette, chance: random.Random) -> Non
             faint,
         )
     x, y = width * chance.uniform(0.42, 0.58), height * chance.uniform(0.46, 0.56)
-    colours = list(palette.accents)
-    chance.shuffle(colours)
+    colors = list(palette.accents)
+    chance.shuffle(colors)
     line = max(2, round(unit * 0.003))
     for ring in range(5):
         radius = unit * (0.24 + ring * 0.115)
@@ -300,32 +300,32 @@ def _orbits(canvas: Image.Image, palette: Palette, chance: random.Random) -> Non
             outline=mix(faint, palette.ink, 0.35),
             width=line,
         )
-    _disc(pen, x, y, unit * 0.165, colours[0])
+    _disc(pen, x, y, unit * 0.165, colors[0])
     pen.pieslice(
         (x - unit * 0.165, y - unit * 0.165, x + unit * 0.165, y + unit * 0.165),
         60,
         240,
-        fill=mix(colours[0], palette.ground if palette.dark else palette.ink, 0.22),
+        fill=mix(colors[0], palette.ground if palette.dark else palette.ink, 0.22),
     )
     turn = chance.uniform(0, 360)
     for ring in range(5):
         radius = unit * (0.24 + ring * 0.115)
         planet = unit * chance.uniform(0.022, 0.058)
         turn += chance.uniform(80, 160)
-        for _ in range(36):  # not across the picture's edge
+        for _ in range(36):  # keep it inside the picture
             px, py = x + radius * math.cos(math.radians(turn)), y + radius * math.sin(math.radians(turn))
             edge = planet * 1.6
             if edge < px < width - edge and edge < py < height - edge:
                 break
             turn += 10
-        colour = colours[1 + ring % (len(colours) - 1)]
+        color = colors[1 + ring % (len(colors) - 1)]
         _disc(pen, px, py, planet * 1.28, mix(palette.ground, deep, 0.5))
-        _disc(pen, px, py, planet, colour)
+        _disc(pen, px, py, planet, color)
         pen.pieslice(
             (px - planet, py - planet, px + planet, py + planet),
             60,
             240,
-            fill=mix(colour, palette.ground if palette.dark else palette.ink, 0.22),
+            fill=mix(color, palette.ground if palette.dark else palette.ink, 0.22),
         )
 
 
@@ -354,20 +354,16 @@ def _tiles(canvas: Image.Image, palette: Palette, chance: random.Random) -> None
             back = chance.choice([i for i in (0, 0, *range(len(grounds))) if i not in (last, before[column])])
             front = chance.choice(
                 [
-                    colour
-                    for i, colour in enumerate(grounds)
-                    if i != back and abs(luminance(colour) - luminance(grounds[back])) > 28
+                    color
+                    for i, color in enumerate(grounds)
+                    if i != back and abs(luminance(color) - luminance(grounds[back])) > 28
                 ]
             )
             last = before[column] = back
             if not (back == 0 and canvas.mode == "RGBA"):
                 pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=grounds[back])
             third = chance.choice(
-                [
-                    colour
-                    for colour in palette.accents
-                    if abs(luminance(colour) - luminance(grounds[back])) > 28
-                ]
+                [color for color in palette.accents if abs(luminance(color) - luminance(grounds[back])) > 28]
             )
             chance.choice(shapes)(canvas, box, front, third, grounds[back], chance.randrange(4))
 
@@ -376,25 +372,25 @@ Box = tuple[int, int, int, int]
 _TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 
 
-def _stamp(canvas: Image.Image, box: Box, mask: Image.Image, colour: Colour, turn: int) -> None:
+def _stamp(canvas: Image.Image, box: Box, mask: Image.Image, color: Color, turn: int) -> None:
     if turn:
         mask = mask.transpose(_TURNS[turn])
-    canvas.paste(colour, box, mask.resize((box[2] - box[0], box[3] - box[1])))
+    canvas.paste(color, box, mask.resize((box[2] - box[0], box[3] - box[1])))
 
 
 def _mask(box: Box) -> tuple[Image.Image, ImageDraw.ImageDraw, int, int]:
-    side = max(box[2] - box[0], box[3] - box[1])  # square, so that it can be turned
+    side = max(box[2] - box[0], box[3] - box[1])  # square, so that it can be rotated
     mask = Image.new("L", (side, side))
     return mask, ImageDraw.Draw(mask), side, side
 
 
-def _quarter(canvas: Image.Image, box: Box, front: Colour, third: Colour, back: Colour, turn: int) -> None:
+def _quarter(canvas: Image.Image, box: Box, front: Color, third: Color, back: Color, turn: int) -> None:
     mask, pen, w, h = _mask(box)
     pen.ellipse((-w, -h, w, h), fill=255)
     _stamp(canvas, box, mask, front, turn)
 
 
-def _half(canvas: Image.Image, box: Box, front: Colour, third: Colour, back: Colour, turn: int) -> None:
+def _half(canvas: Image.Image, box: Box, front: Color, third: Color, back: Color, turn: int) -> None:
     mask, pen, w, h = _mask(box)
     pen.ellipse((0, -h // 2, w, h // 2), fill=255)
     _stamp(canvas, box, mask, front, turn)
@@ -404,7 +400,7 @@ def _half(canvas: Image.Image, box: Box, front: Colour, third: Colour, back: Col
         _stamp(canvas, box, mask, third, turn)
 
 
-def _leaf(canvas: Image.Image, box: Box, front: Colour, third: Colour, back: Colour, turn: int) -> None:
+def _leaf(canvas: Image.Image, box: Box, front: Color, third: Color, back: Color, turn: int) -> None:
     mask, pen, w, h = _mask(box)
     pen.ellipse((-w, -h, w, h), fill=255)
     other, pen, w, h = _mask(box)
@@ -414,23 +410,23 @@ def _leaf(canvas: Image.Image, box: Box, front: Colour, third: Colour, back: Col
     _stamp(canvas, box, both, front, turn)
 
 
-def _arches(canvas: Image.Image, box: Box, front: Colour, third: Colour, back: Colour, turn: int) -> None:
-    for share, colour in ((1.0, front), (0.75, back), (0.5, third if third != back else front), (0.25, back)):
+def _arches(canvas: Image.Image, box: Box, front: Color, third: Color, back: Color, turn: int) -> None:
+    for share, color in ((1.0, front), (0.75, back), (0.5, third if third != back else front), (0.25, back)):
         mask, pen, w, h = _mask(box)
         pen.ellipse((-w * share, -h * share, w * share, h * share), fill=255)
-        _stamp(canvas, box, mask, colour, turn)
+        _stamp(canvas, box, mask, color, turn)
 
 
-def _circle(canvas: Image.Image, box: Box, front: Colour, third: Colour, back: Colour, turn: int) -> None:
-    for share, colour in ((0.78, front), (0.34, third if third != front else back)):
+def _circle(canvas: Image.Image, box: Box, front: Color, third: Color, back: Color, turn: int) -> None:
+    for share, color in ((0.78, front), (0.34, third if third != front else back)):
         mask, pen, w, h = _mask(box)
         pen.ellipse(
             (w * (1 - share) / 2, h * (1 - share) / 2, w * (1 + share) / 2, h * (1 + share) / 2), fill=255
         )
-        _stamp(canvas, box, mask, colour, 0)
+        _stamp(canvas, box, mask, color, 0)
 
 
-def _steps(canvas: Image.Image, box: Box, front: Colour, third: Colour, back: Colour, turn: int) -> None:
+def _steps(canvas: Image.Image, box: Box, front: Color, third: Color, back: Color, turn: int) -> None:
     mask, pen, w, h = _mask(box)
     for stripe in range(4):
         pen.rectangle((0, h * stripe / 4, w, h * stripe / 4 + h / 8), fill=255)

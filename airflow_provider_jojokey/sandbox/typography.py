@@ -1,6 +1,6 @@
-"""Setting a prompt as type: Latin and Chinese, broken into balanced lines, shortened where it does not fit."""
+"""Set Latin and Chinese text: break it into balanced lines, and shorten it if it doesn't fit."""
 
-# ruff: noqa: RUF001 - Chinese punctuation is what this is about
+# ruff: noqa: RUF001 - line breaks depend on Chinese punctuation
 from __future__ import annotations
 
 import re
@@ -16,9 +16,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _NOT_FIRST = frozenset("，。、；：？！）》」』】〉”’…,.;:?!)]}%")
 _NOT_LAST = frozenset("（《「『【〈“‘([{")
-# A word, one wide character, or blanks: the parts between which a line may break.
+# A line may break between these: words, wide characters, spaces.
 _PARTS = re.compile(r"[^\s\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]+|\s+|.", re.DOTALL)
-# Pictures among letters, which no text face has.
+# Emoji and symbols that text fonts lack.
 _UNDRAWABLE = re.compile(
     r"[\u200b-\u200f\u2600-\u27bf\ufe0e\ufe0f\U0001f000-\U0010ffff\x00-\x08\x0b-\x1f\x7f]"
 )
@@ -27,7 +27,7 @@ _CLAUSE = re.compile(r"[,.;:!?，。；：！？、\n—–|]+\s*")
 
 @lru_cache(maxsize=64)
 def font(face: Face, size: int) -> Font:
-    """Return a font for ``size`` pixels: Noto with simplified Chinese, or Pillow's own, which is Latin only."""
+    """Return a font for ``size`` pixels: Noto with simplified Chinese, or Pillow's Latin default."""
     try:
         import pylopdf_fonts_zh_cn as noto
     except ImportError:
@@ -38,31 +38,31 @@ def font(face: Face, size: int) -> Font:
 
 @dataclass(frozen=True)
 class Block:
-    """Lines of type of one size."""
+    """Lines of text of one size."""
 
     lines: tuple[str, ...]
     face: Face
     size: int
     leading: int
-    """Pixels from line to line."""
+    """Distance of lines in pixels."""
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """Height in pixels."""
         return self.leading * len(self.lines)
 
 
 def clean(text: str) -> str:
-    """Return ``text`` in one line, without what no text face can draw."""
+    """Return ``text`` in one line, without characters that text fonts lack."""
     return " ".join(_UNDRAWABLE.sub("", text).split())
 
 
 def split_title(text: str) -> tuple[str, str]:
-    """Split a prompt into what is set large, its first clause, and the rest."""
+    """Split a prompt into its title, which is the first clause, and the rest."""
     text = clean(text)
     for found in _CLAUSE.finditer(text):
         head = text[: found.start()].strip()
-        # "3.5" and "e.g." do not end a clause, nor is a word or two enough of a title for a long prompt.
+        # "3.5" and "e.g." don't end a clause. A clause of one or two short words is too short for a title.
         inside_word = found[0] in ".:," and found.end() < len(text)
         if inside_word or _width_in_letters(head) < 8:
             continue
@@ -77,9 +77,11 @@ def _width_in_letters(text: str) -> int:
 def fit(
     text: str, face: Face, width: int, height: int, sizes: Sequence[int], *, spacing: float, max_lines: int
 ) -> Block:
-    """Set ``text`` as large as it goes into ``width`` by ``height`` pixels, and balance its lines.
+    """Set ``text`` in the largest size that fits into ``width`` by ``height`` pixels, and balance its lines.
 
-    What does not fit at the smallest of ``sizes``, which are in pixels from large to small, ends in an ellipsis.
+    If the smallest size is too large, the text is shortened with an ellipsis.
+
+    :param sizes: sizes in pixels, from large to small
     """
     for size in sizes:
         lines = wrap(text, font(face, size), width)
@@ -109,7 +111,7 @@ def wrap(text: str, face: Font, width: int) -> list[str]:
         if line.strip():
             lines.append(line.strip())
         line = carried + part.lstrip()
-        while face.getlength(line) > width and len(line) > 1:  # one word that is wider than the page
+        while face.getlength(line) > width and len(line) > 1:  # a word wider than the page
             fitting = next(
                 n for n in range(len(line) - 1, 0, -1) if n == 1 or face.getlength(line[:n]) <= width
             )
@@ -121,13 +123,13 @@ def wrap(text: str, face: Font, width: int) -> list[str]:
 
 
 def _unbroken(lines: Sequence[str], text: str) -> bool:
-    """Return whether no word had to be cut."""
+    """Return whether no word is split."""
     words = {part for part in _PARTS.findall(text) if not part.isspace()}
     return all(part in words for line in lines for part in _PARTS.findall(line) if not part.isspace())
 
 
 def _balance(text: str, face: Font, width: int, count: int) -> tuple[str, ...]:
-    """Break into ``count`` lines of about the same length, so that no word is left alone at the end."""
+    """Break into ``count`` lines of similar length, so that no single word is left for the last line."""
     low, high = width // 3, width
     while high - low > 4:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""Putting a reply on a socket, whole or broken in the ways that networks break things."""
+"""Send a response on a socket, complete or with simulated network faults."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _PHRASES = {
 
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP reply and how it travels.
+    """An HTTP response and how it is sent.
 
-    ``status`` of ``None`` sends nothing at all. ``body`` is either a sequence of pieces, whose length is known, or
-    an iterator that makes them as it goes, which needs ``framing="chunked"``.
+    A ``status`` of ``None`` sends nothing. ``body`` is a sequence of pieces with a known length, or an iterator, which
+    needs ``framing="chunked"`` or ``"close"``.
     """
 
     status: int | None
@@ -40,39 +40,39 @@ class Reply:
     body: Sequence[bytes] | Iterator[bytes] = ()
     framing: Framing = "length"
     cut: int | None = None
-    """Break off after so many bytes of the body."""
+    """Number of bytes after which the body breaks off."""
     whole: bool = True
-    """Whether the framing is closed properly once the body is out; a cut reply never is."""
+    """Whether the framing ends regularly after the body. With ``cut`` it never does."""
     end: Ending = "keep"
     """What happens to the connection afterwards: kept alive, closed (FIN), or reset (RST)."""
     hang: bool = False
-    """Once everything is sent, wait until the client goes away."""
+    """Whether to wait after sending until the client disconnects."""
     interim: Sequence[int] = ()
     """Statuses of interim responses that are sent first."""
     extra_length: int = 0
-    """By how much the Content-Length is too long."""
+    """Number of bytes by which the Content-Length is too large."""
     drip: float = 0.0
-    """Seconds over which the body is spread evenly; 0 sends it at full speed."""
+    """Seconds over which the body is spread evenly; 0 means full speed."""
 
 
 class Wire:
-    """One connection's socket.
+    """The socket of a connection.
 
     :param connection: the socket.
-    :param stopping: set when the server wants this request to end: nothing here waits after that.
+    :param stopping: set when the server ends this request. No method waits after that.
     """
 
     def __init__(self, connection: socket.socket, stopping: threading.Event) -> None:
         self._socket = connection
         self.stopping = stopping
 
-    def send(self, reply: Reply, before_last: Callable[[bool], None]) -> bool:
+    def send(self, reply: Reply, before_last: Callable[[bool], None] = lambda connected: None) -> bool:
         """Send ``reply``.
 
-        :param before_last: called just before the last byte of a whole body leaves, with whether the client is still
-            there: whoever has read the whole reply finds what this has noted.
+        :param before_last: called right before the last byte of a complete body is sent, so that a client that has
+            read the response finds what the callback recorded. Its argument is whether the client is still connected.
         :returns: whether the connection can serve another request.
-        :raises OSError: if the client is gone.
+        :raises OSError: if the client has disconnected.
         """
         if reply.status is not None:
             if (
@@ -81,12 +81,12 @@ class Wire:
                 and reply.framing == "length"
                 and reply.whole
             ):
-                before_last(not self.is_gone())  # the head is all there is
+                before_last(not self.is_gone())  # the response has no body
             self._socket.sendall(_head(reply))
             if isinstance(reply.body, Sequence):
-                self._send_known(reply, before_last)
+                self._send_sequence(reply, before_last)
             else:
-                self._send_made(reply)
+                self._send_iterator(reply)
         if reply.hang:
             self.wait_until_gone()
             return False
@@ -104,40 +104,40 @@ class Wire:
             return True
 
     def wait_until_gone(self) -> None:
-        """Block until the client goes away or the server stops."""
+        """Block until the client disconnects or the server stops."""
         with contextlib.suppress(OSError):
-            # What else the client may still say on this connection is of no interest.
+            # Ignore further bytes of the client.
             while not self.stopping.is_set() and self._socket.recv(_SEGMENT):
                 pass
 
     def shut_down(self) -> None:
-        """Close both directions, which wakes whoever reads from the socket or writes to it."""
+        """Close both directions, which wakes the thread that uses the socket."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _send_known(self, reply: Reply, before_last: Callable[[bool], None]) -> None:
+    def _send_sequence(self, reply: Reply, before_last: Callable[[bool], None]) -> None:
         assert isinstance(reply.body, Sequence)
         total = sum(len(piece) for piece in reply.body)
         limit = total if reply.cut is None else min(reply.cut, total)
-        drips = max(2, min(200, int(reply.drip / 0.02))) if reply.drip > 0 else 1
-        segment = min(_SEGMENT, max(1, limit // drips))
+        steps = max(2, min(200, int(reply.drip / 0.02))) if reply.drip > 0 else 1
+        segment = min(_SEGMENT, max(1, limit // steps))
         started = time.monotonic()
         sent = 0
-        breaks = reply.cut is not None or not reply.whole
-        if not limit and not breaks and reply.framing != "length":
+        incomplete = reply.cut is not None or not reply.whole
+        if not limit and not incomplete and reply.framing != "length":
             before_last(not self.is_gone())
         for part in _segments(reply.body, segment, limit):
             sent += len(part)
-            if sent == limit and not breaks:
+            if sent == limit and not incomplete:
                 before_last(not self.is_gone())
             self._sendall(part, reply.framing)
             early = started + reply.drip * sent / limit - time.monotonic()
             if reply.drip > 0 and early > 0 and not self.stopping.wait(early) and self.is_gone():
-                raise ConnectionResetError("the client went away")
-        if reply.framing == "chunked" and not breaks:
+                raise ConnectionResetError("the client disconnected")
+        if reply.framing == "chunked" and not incomplete:
             self._socket.sendall(b"0\r\n\r\n")
 
-    def _send_made(self, reply: Reply) -> None:
+    def _send_iterator(self, reply: Reply) -> None:
         for piece in reply.body:
             self._sendall(memoryview(piece), reply.framing)
         if reply.framing == "chunked" and reply.whole:
@@ -153,24 +153,24 @@ class Wire:
 
     def _reset(self) -> None:
         self._drain()
-        # Lingering for no time at all turns the close into a reset. It must be the very next thing that happens: a
-        # server that shuts the connection down first, as is polite, would end it in the ordinary way.
+        # A linger time of zero turns close() into a reset. Without it being the next call, shutdown() would end the
+        # connection regularly.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socket.close(self._socket.detach())
 
     def _drain(self) -> None:
-        """Wait until the client's side has all that was sent: a reset throws away what is still on its way."""
+        """Wait until the client has received everything: a reset discards bytes in flight."""
         try:
             from fcntl import ioctl
             from termios import TIOCOUTQ
-        except ImportError:  # pragma: no cover - not on this platform
+        except ImportError:  # pragma: no cover - not available on this platform
             time.sleep(0.1)
             return
-        give_up = time.monotonic() + 5
+        deadline = time.monotonic() + 5
         with contextlib.suppress(OSError):
-            while time.monotonic() < give_up and not self.stopping.is_set():
-                waiting = struct.unpack("i", ioctl(self._socket.fileno(), TIOCOUTQ, b"\0\0\0\0"))[0]
-                if waiting == 0:
+            while time.monotonic() < deadline and not self.stopping.is_set():
+                unsent = struct.unpack("i", ioctl(self._socket.fileno(), TIOCOUTQ, b"\0\0\0\0"))[0]
+                if unsent == 0:
                     return
                 self.stopping.wait(0.002)
 
@@ -181,8 +181,8 @@ def _head(reply: Reply) -> bytes:
         phrase = HTTPStatus(reply.status).phrase
     except ValueError:
         phrase = _PHRASES.get(reply.status, "Unknown")
-    before = [f"HTTP/1.1 {status} Interim\r\nX-Interim: yes\r\n\r\n" for status in reply.interim]
-    lines = [f"{''.join(before)}HTTP/1.1 {reply.status} {phrase}"]
+    interim = [f"HTTP/1.1 {status} Interim\r\nX-Interim: yes\r\n\r\n" for status in reply.interim]
+    lines = [f"{''.join(interim)}HTTP/1.1 {reply.status} {phrase}"]
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     if reply.framing == "length":
         assert isinstance(reply.body, Sequence)

@@ -1,4 +1,4 @@
-"""The whole world of a Dag that makes images: a gateway and an S3, real or on loopback."""
+"""The sandbox: a gateway and an S3 server, on loopback or real."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ REAL_API = "https://api.jojokey.com"
 class Sandbox:
     """A gateway and an S3 server together; a context manager.
 
-    With ``environ`` given, what is real is preferred: ``JOJOKEY_API_KEY`` in it (and ``JOJOKEY_BASE_URL``, if set)
-    takes the place of the stand-in, and AWS credentials together with ``JOJOKEY_S3_BUCKET`` that of the S3 server.
+    ``environ`` can select the real services: ``JOJOKEY_API_KEY``, and optionally ``JOJOKEY_BASE_URL``, replace the
+    stand-in. AWS credentials together with ``JOJOKEY_S3_BUCKET`` replace the S3 server.
 
-    :param directory: where the world is kept: objects in ``s3/``, the ledger in ``ledger.jsonl``.
+    :param directory: the folder for objects (``s3/``) and the ledger (``ledger.jsonl``).
     :param gateway_port: where the stand-in listens on 127.0.0.1; 0 takes a free port.
     :param s3_port: where the S3 server listens on 127.0.0.1; 0 takes a free port.
-    :param buckets: made at the start.
+    :param buckets: the buckets to create.
     :param environ: environment variables to look into, such as ``os.environ``.
-    :param gateway_options: further keywords of :class:`Gateway`.
+    :param gateway_options: further arguments of :class:`Gateway`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Sandbox:
         :raises RuntimeError: if the real API is used instead.
         """
         if self._gateway is None:
-            raise RuntimeError("The real API is used: there is no stand-in.")
+            raise RuntimeError("The sandbox uses the real API, so it has no stand-in.")
         return self._gateway
 
     @property
@@ -72,15 +72,15 @@ class Sandbox:
         :raises RuntimeError: if the real S3 is used instead.
         """
         if self._s3 is None:
-            raise RuntimeError("The real S3 is used: there is no server on loopback.")
+            raise RuntimeError("The sandbox uses the real S3, so it has no S3 server.")
         return self._s3
 
     def start(self) -> Self:
-        """Start what is not real, and return self.
+        """Start the servers, and return self.
 
         :raises FileNotFoundError: if rclone is needed and not installed.
         :raises OSError: if a port is taken.
-        :raises RuntimeError: if the S3 server does not come up.
+        :raises RuntimeError: if the S3 server doesn't start.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
@@ -96,7 +96,7 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Stop all of it. The directory stays."""
+        """Stop the servers. The directory stays."""
         try:
             if self._gateway is not None:
                 self._gateway.stop()
@@ -113,11 +113,10 @@ class Sandbox:
         self.stop()
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that give an Airflow its two connections.
+        """Return the environment variables that define the two Airflow connections.
 
-        ``AIRFLOW_CONN_JOJOKEY_DEFAULT`` and ``AIRFLOW_CONN_AWS_DEFAULT`` are in Airflow's JSON form. On loopback
-        there are also ``NO_PROXY``, as no proxy can reach it, and ``JOJOKEY_SANDBOX_URL``, at which the stand-in's
-        ledger is found.
+        ``AIRFLOW_CONN_JOJOKEY_DEFAULT`` and ``AIRFLOW_CONN_AWS_DEFAULT`` are in Airflow's JSON form. On loopback,
+        ``NO_PROXY`` excludes loopback from proxies, and ``JOJOKEY_SANDBOX_URL`` is the address of the stand-in.
         """
         variables = {
             "AIRFLOW_CONN_JOJOKEY_DEFAULT": json.dumps(self._jojokey_connection()),
@@ -150,7 +149,7 @@ class Sandbox:
 
 
 def _without_proxy() -> dict[str, str]:
-    """Return the proxy exceptions of this process, with loopback among them."""
+    """Return the proxy exceptions of this process, with loopback added."""
     variables = {}
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]

@@ -1,1 +1,1 @@
-"""Where images go: S3."""
+"""Store images, receipts and budgets in S3, and received images on the local disk."""

@@ -1,4 +1,4 @@
-"""What is known about conditional writes: which stores honour which conditions, in this process."""
+"""Which conditional writes a store supports, as this process has observed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Conditions:
     """The result of :meth:`ImageStore.verify_conditional_writes`.
 
     :param verified: whether only one of two conditional writers wins
-    :param etag: the object's current ETag: the test has written the object, and may have changed it
+    :param etag: the object's current ETag, which the test may have changed by writing the object
     """
 
     verified: bool
@@ -22,12 +22,12 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known about conditional writes to one bucket.
+class ConditionSupport:
+    """The conditional writes that one bucket supports, as far as known.
 
-    :param if_none_match: whether the store honours ``If-None-Match: *``; ``None`` if unknown
+    :param if_none_match: whether the store obeys ``If-None-Match: *``; ``None`` if unknown
     :param if_match: whether it accepts the right ETag in ``If-Match`` and rejects a wrong one; ``None`` if unknown
-    :param quoted: whether it accepts the ETag in quotes, as it sends it; Ceph does not
+    :param quoted: whether it accepts an ETag in quotes; Ceph does not
     """
 
     if_none_match: bool | None = None
@@ -36,7 +36,7 @@ class Known:
 
     @property
     def complete(self) -> bool:
-        """Whether another test would find out nothing that matters."""
+        """Whether another test is unnecessary."""
         return self.verified or self.if_none_match is False or self.if_match is False
 
     @property
@@ -45,13 +45,13 @@ class Known:
         return bool(self.if_none_match and self.if_match)
 
 
-AWS = Known(if_none_match=True, if_match=True)
+AWS = ConditionSupport(if_none_match=True, if_match=True)
 NAMES = {"IfNoneMatch": "if_none_match", "IfMatch": "if_match"}
-known: dict[tuple[str, str], Known] = {}
+support: dict[tuple[str, str], ConditionSupport] = {}
 """By endpoint and bucket, for this process."""
 _lock = threading.Lock()
 testing: dict[tuple[str, str], threading.Lock] = {}
-"""Threads of a batch wait here for the first one's test."""
+"""The threads of a batch wait here for the first one's test."""
 
 CONFLICTS = {"ConditionalRequestConflict", "OperationAborted", "409"}
 UNSUPPORTED = {
@@ -67,7 +67,7 @@ UNSUPPORTED = {
     "UnsupportedOperation",
     "XNotImplemented",
 }
-"""Codes of 400, 405 and 501 that say nothing else, such as "the token has expired"."""
+"""Codes of 400, 405 and 501 that do not name another reason, such as an expired token."""
 
 
 def is_condition_failed(error: Any) -> bool:
@@ -80,11 +80,11 @@ def unquoted(etag: str) -> str:
     return etag.removeprefix("W/").strip('"')
 
 
-def learn(place: tuple[str, str], **facts: bool) -> None:
-    """Record what a store's response has shown about its conditional writes.
+def record_support(target: tuple[str, str], **facts: bool) -> None:
+    """Record which conditional writes a store supports, as its response has shown.
 
-    :param place: endpoint and bucket
-    :param facts: fields of :class:`Known`
+    :param target: endpoint and bucket
+    :param facts: fields of :class:`ConditionSupport`
     """
     with _lock:
-        known[place] = replace(known.get(place, Known()), **facts)
+        support[target] = replace(support.get(target, ConditionSupport()), **facts)

@@ -1,17 +1,17 @@
-"""The bucket that an AWS connection names for tasks that name none."""
+"""The AWS connection's default bucket, for tasks that do not name a bucket."""
 
 from __future__ import annotations
 
 from airflow_provider_jojokey.exceptions import JojoKeyConnectionError, JojoKeyStoreError
 
-_TODO = 'Write it as {"service_config": {"s3": {"bucket_name": "posters"}}} in the extra, or leave it out.'
+_TODO = 'Set it to {"service_config": {"s3": {"bucket_name": "posters"}}} in the extra, or remove it.'
 
 
 def default_bucket(aws_conn_id: str | None) -> str | None:
     """Return the ``bucket_name`` in the ``service_config`` of an AWS connection, as ``S3Hook`` uses it.
 
-    :param aws_conn_id: the connection; ``None`` and a connection that doesn't exist have no default
-    :raises JojoKeyConnectionError: if its ``bucket_name`` is not a bucket's name
+    :param aws_conn_id: the connection; if it is ``None`` or doesn't exist, there is no default
+    :raises JojoKeyConnectionError: if its ``bucket_name`` is not a valid bucket name
     :raises JojoKeyStoreError: if the connection can't be read
     """
     if aws_conn_id is None:
@@ -30,7 +30,7 @@ def default_bucket(aws_conn_id: str | None) -> str | None:
         valid = False
     except (AirflowException, KeyError, NotImplementedError, ValueError) as error:
         raise JojoKeyStoreError(
-            f"The AWS connection {aws_conn_id!r} cannot be used ({type(error).__name__}).",
+            f"The AWS connection {aws_conn_id!r} is not usable ({type(error).__name__}).",
             "Correct the connection's fields and extra.",
         ) from None
     if not valid:

@@ -1,8 +1,8 @@
 """Additional S3 parameters for the objects that the package writes: encryption, ACLs, storage class, tags.
 
-A bucket policy can reject every request that lacks a header, whatever the bucket's defaults are. So the
-parameters apply to each object: images, receipts, manifests, budgets and previews. Storage class, tags,
-cache control and what else describes a finished file apply to images only.
+A bucket policy can reject every request without a certain header, regardless of the bucket's defaults. So the
+parameters apply to every object: images, receipts, manifests, budgets and previews. Parameters that describe a
+finished file, such as storage class, tags and cache control, apply to images only.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ NOT_SUPPORTED: Mapping[str, str] = {
 
 
 def parse_extra_args(value: Any, name: str = "s3_extra_args") -> dict[str, Any]:
-    """Return additional S3 parameters, checked.
+    """Check and return additional S3 parameters.
 
     :param value: a dict, its JSON text, or ``None``
-    :param name: how to call it in errors
-    :raises ValueError: if it is neither, or names a parameter that can't be used
+    :param name: the argument's name, for errors
+    :raises ValueError: if it has another type, or contains an unsupported parameter
     """
     if isinstance(value, str):
         if value.strip() in ("", "None"):
@@ -69,16 +69,18 @@ def parse_extra_args(value: Any, name: str = "s3_extra_args") -> dict[str, Any]:
             raise ValueError(f"{name} has {key}: {NOT_SUPPORTED[key]}")
         if key not in EVERY_OBJECT | IMAGES_ONLY:
             known = ", ".join(sorted(EVERY_OBJECT | IMAGES_ONLY))
-            raise ValueError(f"{name} has {str(key)[:60]!r}, which is not one of its parameters: {known}")
+            raise ValueError(
+                f"{name} has the unknown parameter {str(key)[:60]!r}; the known ones are {known}"
+            )
     given = {str(key): entry for key, entry in value.items() if entry not in (None, "")}
     metadata = given.get("Metadata", {})
     if not isinstance(metadata, Mapping) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError(f"{name} has Metadata that is not a dict of texts")
+        raise ValueError(f"{name} has Metadata that is not a dict of strings")
     return given
 
 
 def for_images(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters for an image; its ``Metadata`` is merged with the package's own."""
+    """Return the parameters for an image, except ``Metadata``, which is merged with the package's own."""
     return {name: value for name, value in extra.items() if name != "Metadata"}
 
 

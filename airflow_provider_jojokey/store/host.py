@@ -1,7 +1,7 @@
 """The identity of the machine, the boot and the container that this process runs in.
 
-Host names repeat: two machines of one name, or two containers of one machine, must never be mistaken for
-each other. Otherwise an attempt that is still in flight on one of them looks dead on the other.
+Host names are not unique. If two machines with one name, or two containers of one machine, were mistaken for each
+other, an attempt in flight on one of them would look dead on the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 @cache
 def boot_id() -> str:
-    """Return the ID that the kernel drew at boot, or ``""`` if it is unknown."""
+    """Return the kernel's boot ID, or ``""`` if it is unknown."""
     return _text(BOOT_ID)
 
 
@@ -28,7 +28,7 @@ def boot_id() -> str:
 def machine_id() -> str:
     """Return a hash of this machine's ID, or ``""`` if it is unknown.
 
-    The ID itself is confidential, see ``man machine-id``.
+    Hashed, because the ID itself is confidential, see ``man machine-id``.
     """
     for path in MACHINE_IDS:
         if known := _text(path):
@@ -43,14 +43,14 @@ def host_identity() -> str:
     It is the same for all processes of one container, and changes when the machine boots.
     """
     boot = boot_id()
-    # Without a boot ID, the network card is the only thing left that two machines of one name don't share.
-    # If there is none, getnode() draws a number: each process is a host of its own then, which is safe.
+    # Without a boot ID, only the network card distinguishes two machines with one name. If there is none,
+    # getnode() returns a random number: each process then counts as its own host, which is safe.
     machine = machine_id() if boot else f"{machine_id()} {uuid.getnode()}"
     return _hash("host", host_name(), machine, boot, _pid_namespace())
 
 
 def host_name() -> str:
-    """Return the host's name, for people."""
+    """Return the host's name, for display only."""
     return socket.gethostname()
 
 

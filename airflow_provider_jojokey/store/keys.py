@@ -1,4 +1,4 @@
-"""Where in S3 an image goes: the bucket, and a key for each image of a request."""
+"""The bucket and the keys of a request's images, and their rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from urllib.parse import quote
 
 RECEIPTS = "_jojokey/"
-"""The prefix of the receipts; no image may go there."""
+"""The prefix of the receipts. Images are not allowed there."""
 
 MAX_PART = 200
 MAX_KEY_BYTES = 1024  # S3's limit, in UTF-8
@@ -27,7 +27,7 @@ _ARN_OF_BUCKET = re.compile(r"arn:aws[a-z-]*:s3:::([^/:]+)")
 
 @dataclass(frozen=True, slots=True)
 class AccessPoint:
-    """An access point, which S3 accepts in place of a bucket.
+    """An access point, which S3 accepts instead of a bucket.
 
     :param partition: ``aws``, ``aws-cn`` …
     :param service: ``s3``, ``s3-object-lambda`` or ``s3-outposts``
@@ -53,12 +53,12 @@ class AccessPoint:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """The place of a request's images.
+    """The bucket and keys of a request's images.
 
     :param bucket: the bucket's name
-    :param key: the key; ``{index}`` becomes 0, 1, 2 … and ``{ext}`` the image's real type
-    :param n: how many images were asked for
-    :raises ValueError: if S3 or the receipts have no room for such a key
+    :param key: the key; ``{index}`` becomes 0, 1, 2 … and ``{ext}`` the image's actual type
+    :param n: the number of requested images
+    :raises ValueError: if bucket or key is invalid
     """
 
     bucket: str
@@ -77,10 +77,10 @@ class Destination:
         n: int = 1,
         default_bucket: Callable[[], str | None] = lambda: None,
     ) -> Destination:
-        """Return the destination that an operator's ``s3_bucket`` and ``s3_key`` name.
+        """Return the destination for an operator's ``s3_bucket`` and ``s3_key``.
 
-        :param default_bucket: returns the bucket if they name none
-        :raises ValueError: if there is no bucket, or two
+        :param default_bucket: returns the bucket to use if neither argument names one
+        :raises ValueError: if no bucket is named, or two are
         """
         bucket, key = split(s3_bucket, s3_key)
         bucket = bucket or default_bucket()
@@ -91,22 +91,22 @@ class Destination:
     def key_for(self, index: int, extension: str) -> str:
         """Return the key of one image.
 
-        :param index: its place in the reply, from 0
-        :param extension: ``png``, ``jpg`` or ``webp``, after its real type
+        :param index: its position in the response, from 0
+        :param extension: ``png``, ``jpg`` or ``webp``, by its actual type
         """
         key = self.key
-        if (self.n > 1 or index > 0) and "{index}" not in key:  # a gateway may send more than was asked for
+        if (self.n > 1 or index > 0) and "{index}" not in key:  # a gateway may return more than requested
             path = PurePosixPath(key)
             key = key.removesuffix(path.suffix) + "-{index}" + path.suffix
         return key.replace("{index}", str(index)).replace("{ext}", extension)
 
     @property
     def receipt_key(self) -> str:
-        """The key of the request's receipt: one for all its images, so ``{index}`` and ``{ext}`` stay as they are."""
+        """The key of the receipt. All images of a request share it, so ``{index}`` and ``{ext}`` are not replaced."""
         return f"{RECEIPTS}{self.key}.json"
 
     def key_beside_receipt(self, attempt_id: str, suffix: str) -> str:
-        """Return a key next to the receipt that belongs to one attempt alone."""
+        """Return a key next to the receipt, unique for one attempt."""
         return f"{self.receipt_key.removesuffix('.json')}.{attempt_id[:12]}{suffix}"
 
     def uri(self, key: str) -> str:
@@ -121,7 +121,7 @@ NO_BUCKET = (
 
 
 def split(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str]:
-    """Return bucket and key of an operator's two arguments, of which ``s3_key`` may be a URL.
+    """Return bucket and key for an operator's two arguments. ``s3_key`` may be a full URL.
 
     :raises ValueError: if both name a bucket
     """
@@ -129,22 +129,22 @@ def split(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str]:
         return s3_bucket or None, s3_key
     bucket, key = split_uri(s3_key)
     if s3_bucket and bucket:
-        raise ValueError("s3_bucket and a full s3:// URL as s3_key name two buckets: drop one")
+        raise ValueError("s3_bucket and the s3:// URL in s3_key each name a bucket: remove one")
     return bucket or s3_bucket or None, key
 
 
 def split_uri(uri: str) -> tuple[str, str]:
     """Return bucket and key of an ``s3://`` URI. The bucket may be an access point's ARN, which contains slashes."""
-    place = uri.removeprefix("s3://")
-    arn = _ARN.match(place)
-    end = arn.end() if arn and AccessPoint.of(arn[0]) else place.find("/")
+    path = uri.removeprefix("s3://")
+    arn = _ARN.match(path)
+    end = arn.end() if arn and AccessPoint.of(arn[0]) else path.find("/")
     if end < 0:
-        return place, ""
-    return place[:end], place[end:].removeprefix("/")
+        return path, ""
+    return path[:end], path[end:].removeprefix("/")
 
 
 def bucket_problems(bucket: str) -> Iterator[str]:
-    """Yield why ``bucket`` cannot be a bucket's name."""
+    """Yield why ``bucket`` is not a valid bucket name."""
     if AccessPoint.of(bucket):
         return
     if arn := _ARN_OF_BUCKET.fullmatch(bucket):
@@ -160,34 +160,34 @@ def bucket_problems(bucket: str) -> Iterator[str]:
 
 
 def key_problems(key: str) -> Iterator[str]:
-    """Yield why ``key`` cannot be an image's key."""
+    """Yield why ``key`` is not a valid key for an image."""
     if not key or key.endswith("/"):
-        yield f"s3_key={key[-80:]!r} names no object: end it with a name such as hero.png"
+        yield f"s3_key={key[-80:]!r} does not name an object: end it with a name such as hero.png"
     elif key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
         yield f"s3_key={key[:80]!r} has an empty, '.' or '..' part, which S3 tools cannot address"
     elif key.startswith(RECEIPTS):
-        yield f"s3_key={key[:80]!r} is inside {RECEIPTS}, where the receipts are"
-    if any(ord(one) < 32 or ord(one) == 127 or 0xD800 <= ord(one) < 0xE000 for one in key):
-        yield "s3_key holds control characters, or half characters"
+        yield f"s3_key={key[:80]!r} starts with {RECEIPTS}, which is reserved for receipts"
+    if any(code < 32 or code == 127 or 0xD800 <= code < 0xE000 for code in map(ord, key)):
+        yield "s3_key contains control characters or unpaired surrogates"
     if len(key.encode(errors="replace")) > MAX_KEY_BYTES - len(RECEIPTS) - 64:
-        yield f"s3_key is longer than S3 allows, {MAX_KEY_BYTES:,} bytes with its receipt's"
+        yield f"s3_key is too long: S3 allows {MAX_KEY_BYTES:,} bytes, including the receipt's prefix and suffix"
 
 
 def extension_warning(key: str, extension: str) -> str | None:
-    """Return a sentence if ``key``'s extension tells another image type than ``extension``, else ``None``."""
+    """Return a warning if the extension of ``key`` does not match ``extension``, else ``None``."""
     written = PurePosixPath(key).suffix.lower().lstrip(".")
     if written not in ("png", "jpg", "jpeg", "webp", "gif", "avif"):
         return None
     if _EXTENSION_OF.get(written, written) == extension:
         return None
     return (
-        f"{key} holds a {extension.upper()} image: it keeps its name, and S3 serves it with its real type. "
-        "Write {ext} in s3_key to name images after their type."
+        f"{key} is a {extension.upper()} image: it keeps its name, and S3 serves it with its actual type. "
+        "Use {ext} in s3_key to name images by their type."
     )
 
 
 def part(text: str) -> str:
-    """Return a text of Airflow's as a part of a key that every S3 tool can address."""
+    """Return an Airflow identifier as a key part that every S3 tool can address."""
     safe = quote(text, safe=":+=@-_. ").replace("%", "_").replace(" ", "_")
     if safe == text and len(safe) <= MAX_PART and safe.strip("."):
         return safe

@@ -1,11 +1,11 @@
-"""S3 as images, receipts and budgets need it, through the user's AWS connection.
+"""S3 operations for images, receipts and budgets, through the user's AWS connection.
 
-Two rules protect money here:
+Two rules protect money:
 
-* *An object is missing only if S3 says so.* ``None`` means that S3 answered ``NoSuchKey``. Anything else, such as
-  a bare 404 of a proxy, is an error: a receipt that looks missing would let a task pay again.
+* *An object is missing only if S3 says so.* ``None`` means that S3 returned ``NoSuchKey``. Any other response,
+  such as a bare 404 from a proxy, is an error: a receipt that looks missing would let a task pay again.
 * *Conditional writes are tested before money depends on them.* Some stores ignore ``If-Match`` or
-  ``If-None-Match``, and Ceph rejects its own ETag unless the quotes are left out, see :mod:`store.conditions`.
+  ``If-None-Match``, and Ceph accepts its own ETag only without quotes, see :mod:`store.conditions`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from urllib.parse import quote, urlsplit
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.store import conditions
-from airflow_provider_jojokey.store.conditions import Conditions, Known, is_condition_failed, unquoted
+from airflow_provider_jojokey.store.conditions import (
+    Conditions,
+    ConditionSupport,
+    is_condition_failed,
+    unquoted,
+)
 from airflow_provider_jojokey.store.extra_args import for_documents, for_images, for_reads
 from airflow_provider_jojokey.store.s3_errors import (
     client_error,
@@ -47,26 +52,26 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_METADATA_VALUE = 180
-"""Bytes. S3 rejects more than 2 KB of metadata in all; at most eight values are written."""
+"""Bytes. S3 rejects more than 2 KB of metadata in total, and the package writes up to eight values."""
 
 MAX_CONNECTIONS = 32
-"""Uploads take milliseconds where generations take seconds, and each one has its memory."""
+"""More would take memory without need: an upload takes milliseconds, a generation takes seconds."""
 
 MAX_BODY_WITHOUT_EXPECT = 64 * 1024
-"""Bytes. For less, asking S3 first whether it wants the body (``Expect: 100-continue``) costs a round trip."""
+"""Bytes. For smaller bodies, ``Expect: 100-continue`` only adds a round trip."""
 
 DIGEST, PIXELS, ATTEMPT = "sha256", "pixels", "attempt-id"
-"""Names of metadata entries: an image's digest, its width and height, and the attempt that paid for it."""
+"""Metadata names: the image's digest, its width and height, and the attempt that paid for it."""
 
 WRONG_ETAG = '"00000000000000000000000000000000"'
 
 
 class ImageStore:
-    """An S3 client for images and for the small documents beside them. Threads may share it.
+    """An S3 client for images and for receipts, manifests and budgets. Threads may share it.
 
     :param aws_conn_id: the Airflow connection to AWS or to an S3-compatible store
-    :param connections: how many threads may use S3 at once; by default there is no limit, and the connection
-        decides how many sockets are kept open
+    :param connections: how many threads may use S3 at once; by default there is no limit, and the AWS connection
+        limits the number of open sockets
     :param extra_args: additional S3 parameters, see :mod:`store.extra_args`
     """
 
@@ -79,10 +84,12 @@ class ImageStore:
         self.aws_conn_id = aws_conn_id
         self.extra_args: dict[str, Any] = dict(extra_args or {})
         self.connections = None if connections is None else max(1, min(connections, MAX_CONNECTIONS))
-        self._turns: AbstractContextManager[Any] = (
+        self._slots: AbstractContextManager[Any] = (
             nullcontext() if self.connections is None else threading.BoundedSemaphore(self.connections)
         )
         self._creating = threading.Lock()
+        self.connection_extra: Mapping[str, Any] | None = None
+        """The extra of the AWS connection, once :attr:`client` has read it."""
         self._clock = ServerClock()
 
     # --- the client ----------------------------------------------------------------------------------------------
@@ -99,7 +106,8 @@ class ImageStore:
             return vars(self)["client"]
 
     def _create_client(self) -> Any:
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+        # Not S3Hook: its module also imports everything that transfers need.
+        from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
         from airflow.providers.common.compat.sdk import AirflowException
         from botocore.config import Config
 
@@ -111,9 +119,10 @@ class ImageStore:
             options["max_pool_connections"] = self.connections
         with translate_errors("use the AWS connection"):
             try:
-                hook = S3Hook(aws_conn_id=self.aws_conn_id)
+                hook: AwsBaseHook = AwsBaseHook(self.aws_conn_id, client_type="s3")
+                self.connection_extra = hook.conn_config.extra_config
                 agent = f"{hook.config.user_agent_extra or ''} airflow-provider-jojokey/{__version__}".strip()
-                # Not hook.get_conn(): its user agent is found by a walk through all modules, 300 ms of CPU.
+                # hook.get_conn() walks through all modules for its user agent, which takes 300 ms of CPU.
                 client = hook.get_session(region_name=hook.region_name).client(
                     "s3",
                     endpoint_url=hook.conn_config.get_service_endpoint_url("s3"),
@@ -129,21 +138,21 @@ class ImageStore:
                 ValueError,
             ) as error:
                 raise JojoKeyStoreError(
-                    f"The AWS connection {self.aws_conn_id!r} cannot be used.",
+                    f"The AWS connection {self.aws_conn_id!r} is not usable.",
                     "Correct the connection's fields and extra.",
                     detail=redacted(str(error)),
                 ) from None
         use_known_digest(client)
-        client.meta.events.register("provide-client-params.s3.PutObject", _note_small_bodies)
-        client.meta.events.register("before-sign.s3.PutObject", _send_small_bodies_at_once)
+        client.meta.events.register("provide-client-params.s3.PutObject", _mark_small_bodies)
+        client.meta.events.register("before-sign.s3.PutObject", _drop_expect_header)
         return client
 
     def _request(
         self, operation: str, consume: Callable[[dict[str, Any]], Any] | None = None, /, **parameters: Any
     ) -> dict[str, Any]:
-        """Send one request. Every request goes through here, so this is where a thread waits for its turn.
+        """Send one request, after waiting for a free connection slot.
 
-        :param consume: reads the response's body, within the same turn; what it returns becomes ``Consumed``
+        :param consume: reads the response's body in the same slot; its return value becomes ``Consumed``
         """
         from botocore.exceptions import ClientError
 
@@ -152,7 +161,7 @@ class ImageStore:
             parameters |= for_reads(self.extra_args)
         elif "Metadata" not in parameters:
             parameters |= for_documents(self.extra_args)
-        with self._turns:
+        with self._slots:
             began = clock.monotonic()
             try:
                 response: dict[str, Any] = method(**parameters)
@@ -161,22 +170,22 @@ class ImageStore:
                 raise
             self._clock.observe(headers_of(response), began)
             if consume is not None:
-                with closing(response["Body"]):  # not "with body": that skips botocore's own checks
+                with closing(response["Body"]):  # "with body" would skip botocore's own checks
                     response["Consumed"] = consume(response)
             return response
 
-    # --- the time ------------------------------------------------------------------------------------------------
+    # --- time ----------------------------------------------------------------------------------------------------
 
     def now(self) -> datetime:
-        """Return the time by S3's clock, which all hosts share.
+        """Return the time of S3's clock, which all hosts share.
 
-        It is this host's time until S3 has sent a response with a usable ``Date``, see :attr:`clock`.
+        Until S3 has sent a response with a usable ``Date``, this is the host's time, see :attr:`clock`.
         """
         return self._clock.now()
 
     @property
     def clock(self) -> str:
-        """Whose time :meth:`now` returns: ``"s3"`` or ``"host"``."""
+        """The clock that :meth:`now` uses: ``"s3"`` or ``"host"``."""
         return "s3" if self._clock.known else "host"
 
     # --- objects -------------------------------------------------------------------------------------------------
@@ -190,13 +199,13 @@ class ImageStore:
         *,
         only_if_absent: bool = False,
     ) -> bool:
-        """Store one image, with its type and a checksum that S3 compares.
+        """Store one image, with its type and a checksum that S3 verifies.
 
         :param labels: the object's metadata
-        :param only_if_absent: leave another object alone that has the key already. Stores without conditional
-            writes are asked before the upload, so an object that appears meanwhile is overwritten there.
-        :return: ``False`` if there is another object at the key. If the object there is this very image, for
-            example because the response to an earlier upload was lost, the image counts as stored.
+        :param only_if_absent: do not overwrite another object at the key. In a store without conditional writes,
+            the check comes before the upload, so an object that appears in between is overwritten.
+        :return: ``False`` if another object is at the key. If the object is this image, for example because the
+            response to an earlier upload was lost, the image counts as stored.
         :raises JojoKeyStoreError: if S3 rejects the image or cannot be reached
         """
         doing = f"write s3://{bucket}/{key}"
@@ -209,13 +218,13 @@ class ImageStore:
             except client_error() as error:
                 if not (condition and is_condition_failed(error)):
                     if condition and self._rejects_condition(bucket, condition, error):
-                        self._learn(bucket, if_none_match=False)
+                        self._record_support(bucket, if_none_match=False)
                         return self.put_image(bucket, key, image, labels, only_if_absent=True)
                     raise
                 found = self._holds(bucket, key, image)
                 if found is None:
                     raise JojoKeyStoreError(
-                        f"S3 rejected the request to {doing} because the object exists, and says that it does not.",
+                        f"S3 rejected the request to {doing} because the object exists, but then reported it missing.",
                         transient=True,
                     ) from None
                 return found
@@ -226,7 +235,7 @@ class ImageStore:
     ) -> None:
         checksum = {}
         if self._sends_checksums:
-            # Computed when the image was decoded, so it covers the spool as well, and saves boto3 its own passes.
+            # The decoder computed this digest, so it also covers the spool, and boto3 need not compute it again.
             checksum["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(image.file.sha256)).decode()
         image.file.file.seek(0)
         facts = {DIGEST: image.file.sha256, PIXELS: f"{image.width}x{image.height}"}
@@ -245,14 +254,14 @@ class ImageStore:
         self._etag(response, f"write s3://{bucket}/{key}")
 
     def _holds(self, bucket: str, key: str, image: Image) -> bool | None:
-        """Return whether the object at ``key`` is ``image``; ``None`` if there is no object."""
+        """Return whether the object at ``key`` is ``image``, or ``None`` if it does not exist."""
 
         def compare(response: dict[str, Any]) -> bool:
             if response["ContentLength"] != image.file.size:
                 return False
             digest = hashlib.sha256()
-            for piece in response["Body"].iter_chunks(1024 * 1024):
-                digest.update(piece)
+            for chunk in response["Body"].iter_chunks(1024 * 1024):
+                digest.update(chunk)
             return digest.hexdigest() == image.file.sha256
 
         try:
@@ -263,29 +272,29 @@ class ImageStore:
             raise
 
     def size_of(self, bucket: str, key: str) -> int | None:
-        """Return an object's size in bytes, or ``None`` if S3 says that there is no such object.
+        """Return an object's size in bytes, or ``None`` if S3 reports that it does not exist.
 
-        :raises JojoKeyStoreError: if S3 gives no answer
+        :raises JojoKeyStoreError: if S3 does not answer
         """
         found = self._describe(bucket, key)
         return None if found is None else int(found["ContentLength"])
 
     def holds(self, image: StoredImage) -> bool:
-        """Return whether an image is where it was stored, as far as its size and its metadata tell.
+        """Return whether the stored image still exists, by its size and its metadata.
 
-        :raises JojoKeyStoreError: if S3 gives no answer
+        :raises JojoKeyStoreError: if S3 does not answer
         """
         found = self._describe(image.bucket, image.key)
         if found is None or int(found["ContentLength"]) != image.bytes:
             return False
-        # Not every store keeps metadata. Without the digest, another image of the same size would pass.
+        # Some stores drop metadata. The size alone must then suffice.
         digest: str = found.get("Metadata", {}).get(DIGEST, image.sha256)
         return digest == image.sha256
 
     def find_image(self, bucket: str, key: str, attempt_id: str) -> tuple[StoredImage, str | None] | None:
-        """Return the image at a key, and the ID of its request, if the metadata names this attempt.
+        """Return the image at a key and the ID of its request, if its metadata names this attempt.
 
-        :raises JojoKeyStoreError: if S3 gives no answer
+        :raises JojoKeyStoreError: if S3 does not answer
         """
         from airflow_provider_jojokey.results import StoredImage
 
@@ -331,11 +340,11 @@ class ImageStore:
             return response
 
     def exists(self, bucket: str, key: str) -> bool | None:
-        """Return whether there is an object; ``None`` if S3 doesn't let this user know.
+        """Return whether an object exists, or ``None`` if this user may not know.
 
-        ``False`` is not proof: it may be the 404 of a proxy. Use :meth:`size_of` where a payment depends on it.
+        ``False`` is not proof: it may be the 404 of a proxy. If a payment depends on it, use :meth:`size_of`.
 
-        :raises JojoKeyStoreError: if S3 gives no answer
+        :raises JojoKeyStoreError: if S3 does not answer
         """
         doing = f"look for s3://{bucket}/{key}"
         with translate_errors(doing):
@@ -345,14 +354,14 @@ class ImageStore:
                 if code_of(error) in ("404", "NoSuchKey", "NotFound"):
                     return False
                 if code_of(error) in ("403", "AccessDenied", "Forbidden"):
-                    return None  # without s3:ListBucket, S3 answers so for a missing object
+                    return None  # without s3:ListBucket, S3 returns this for a missing object
                 raise
             return True
 
     def read(self, bucket: str, key: str) -> tuple[bytes, str] | None:
-        """Return a small object and its ETag, or ``None`` if S3 says that there is no such object.
+        """Return a small object and its ETag, or ``None`` if S3 reports that it does not exist.
 
-        :raises JojoKeyStoreError: if S3 gives no answer; that does not mean that there is no such object
+        :raises JojoKeyStoreError: if S3 does not answer, so the object may exist
         """
         doing = f"read s3://{bucket}/{key}"
         with translate_errors(doing):
@@ -364,21 +373,21 @@ class ImageStore:
                 if code_of(error) == "NoSuchKey":
                     return None
                 raise
-            if is_web_page(headers_of(response)):  # some have an ETag
+            if is_web_page(headers_of(response)):  # some web pages have an ETag
                 raise self._not_s3(response, doing)
             return response["Consumed"], self._etag(response, doing)
 
     def download(self, bucket: str, key: str, file: IO[bytes]) -> bool:
         """Write an object's content to ``file``.
 
-        :return: ``False`` if S3 says that there is no such object
-        :raises JojoKeyStoreError: if S3 gives no answer
+        :return: ``False`` if S3 reports that it does not exist
+        :raises JojoKeyStoreError: if S3 does not answer
         """
         doing = f"read s3://{bucket}/{key}"
 
         def copy(response: dict[str, Any]) -> None:
-            for piece in response["Body"].iter_chunks(256 * 1024):
-                file.write(piece)
+            for chunk in response["Body"].iter_chunks(256 * 1024):
+                file.write(chunk)
 
         with translate_errors(doing):
             try:
@@ -393,8 +402,8 @@ class ImageStore:
     def list(self, bucket: str, prefix: str, pages: int) -> Iterator[dict[str, Any]]:
         """Yield the objects whose keys begin with ``prefix``, as S3 describes them.
 
-        :param pages: requests at most, each for up to 1,000 objects
-        :raises JojoKeyStoreError: if S3 gives no answer
+        :param pages: maximum number of requests, each for up to 1,000 objects
+        :raises JojoKeyStoreError: if S3 does not answer
         """
         more: dict[str, str] = {}
         for _ in range(pages):
@@ -402,14 +411,14 @@ class ImageStore:
                 response = self._request("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
             yield from response.get("Contents", ())
             token = response.get("NextContinuationToken")
-            if not response.get("IsTruncated") or not token:  # some stores forget the token
+            if not response.get("IsTruncated") or not token:  # some stores omit the token
                 return
             more = {"ContinuationToken": token}
 
     def put(
         self, bucket: str, key: str, body: bytes | IO[bytes], content_type: str, *, image: bool = False
     ) -> None:
-        """Write an object, whatever is there.
+        """Write an object, and overwrite an existing one.
 
         :param image: whether the additional parameters for images apply
         :raises JojoKeyStoreError: if S3 rejects it or cannot be reached
@@ -429,13 +438,12 @@ class ImageStore:
     # --- conditional writes --------------------------------------------------------------------------------------
 
     def write(self, bucket: str, key: str, data: bytes, replacing: str | None) -> str | None:
-        """Write a small object if it is unchanged, on stores with conditional writes.
+        """Write a small object if it is unchanged. Stores without conditional writes always write.
 
-        ``None`` may also mean that this very write succeeded: if its response is lost, botocore sends it again,
-        and S3 rejects the second one. Read the object and compare it before you conclude that another process
-        wrote it.
+        ``None`` may also mean that this write succeeded: if its response is lost, botocore resends it, and S3
+        rejects the second one. Before you conclude that another process wrote the object, read and compare it.
 
-        :param replacing: the ETag of what it replaces; ``None`` if there must be no such object
+        :param replacing: the ETag of the object to replace; ``None`` if the object must not exist
         :return: the new ETag; ``None`` if the condition failed, so that the object must be read again
         :raises JojoKeyStoreError: if S3 rejects the write for another reason or cannot be reached
         """
@@ -447,7 +455,7 @@ class ImageStore:
                 if not (condition and self._rejects_condition(bucket, condition, error)):
                     raise
                 etag = self._write(bucket, key, data, {})
-                self._learn(bucket, **{conditions.NAMES[next(iter(condition))]: False})
+                self._record_support(bucket, **{conditions.NAMES[next(iter(condition))]: False})
                 return etag
             known = self._conditions(bucket)
             if etag is None and replacing is not None and known.if_match is None and known.quoted:
@@ -455,21 +463,21 @@ class ImageStore:
             return etag
 
     def _write_again(self, bucket: str, key: str, data: bytes, replacing: str) -> str | None:
-        """Write what an untested store rejected, if it did so although ``replacing`` is the current ETag."""
+        """Repeat a write that an untested store rejected although ``replacing`` is the current ETag."""
         if not self._is_current(bucket, key, replacing):
             return None
         etag = self._write(bucket, key, data, {"IfMatch": unquoted(replacing)})
         if etag is not None:
-            self._learn(bucket, quoted=False)
+            self._record_support(bucket, quoted=False)
         elif self._is_current(bucket, key, replacing):
-            self._learn(bucket, if_match=False)
+            self._record_support(bucket, if_match=False)
             etag = self._write(bucket, key, data, {})
         return etag
 
     def verify_conditional_writes(self, bucket: str, key: str, data: bytes, etag: str) -> Conditions:
         """Test whether only one of two conditional writers wins in this bucket.
 
-        The test sends at most three requests, and one or two more if the store rejects every ``If-Match``. It
+        The test sends up to three requests, and one or two more if the store rejects every ``If-Match``. It
         runs once per process, endpoint and bucket; AWS needs none. If S3 has a transient error, the writes
         count as unverified, and the next call tests again.
 
@@ -480,9 +488,8 @@ class ImageStore:
         """
         if self._conditions(bucket).complete:
             return Conditions(self.conditional_writes_verified(bucket), etag)
-        with conditions.testing.setdefault(
-            self._place(bucket), threading.Lock()
-        ):  # threads of a batch wait for the first
+        # The threads of a batch wait here for the first one's test.
+        with conditions.testing.setdefault(self._endpoint_and_bucket(bucket), threading.Lock()):
             try:
                 with translate_errors(f"test conditional writes to s3://{bucket}/{key}"):
                     etag = self._test_if_none_match(bucket, key, data, etag)
@@ -490,7 +497,7 @@ class ImageStore:
             except JojoKeyStoreError as error:
                 if not error.transient:
                     raise
-                log.warning("Conditional writes to s3://%s are not tested yet. %s", bucket, error.what)
+                log.warning("Could not test conditional writes to s3://%s yet. %s", bucket, error.what)
         return Conditions(self.conditional_writes_verified(bucket), etag)
 
     def conditional_writes_verified(self, bucket: str) -> bool:
@@ -499,11 +506,11 @@ class ImageStore:
 
     @property
     def supports_conditional_writes(self) -> bool | None:
-        """Whether this store has conditional writes; ``None`` if that is not known yet."""
+        """Whether this store has conditional writes; ``None`` if that is unknown so far."""
         endpoint = self.client.meta.endpoint_url
         if is_aws(endpoint):
             return True
-        known = [found for (place, _), found in conditions.known.items() if place == endpoint]
+        known = [found for (place, _), found in conditions.support.items() if place == endpoint]
         if any(found.complete and not found.verified for found in known):
             return False
         return True if any(found.verified for found in known) else None
@@ -516,9 +523,9 @@ class ImageStore:
         except client_error() as error:
             if not self._rejects_condition(bucket, {"IfNoneMatch": "*"}, error):
                 raise
-            self._learn(bucket, if_none_match=False)
+            self._record_support(bucket, if_none_match=False)
             return etag
-        self._learn(bucket, if_none_match=written is None)
+        self._record_support(bucket, if_none_match=written is None)
         return etag if written is None else written
 
     def _test_if_match(self, bucket: str, key: str, data: bytes, etag: str) -> str:
@@ -529,22 +536,22 @@ class ImageStore:
             if written is None and self._conditions(bucket).quoted:
                 written = self._write(bucket, key, data, {"IfMatch": unquoted(etag)})
                 if written is not None:
-                    # It rejected the quoted form, so it does look at the header, and rejects wrong ones too.
-                    self._learn(bucket, quoted=False, if_match=True)
+                    # The store rejected the quoted form, so it checks the header and rejects wrong ETags too.
+                    self._record_support(bucket, quoted=False, if_match=True)
                     return written
             if written is None:
                 if self._is_current(bucket, key, etag):
-                    self._learn(bucket, if_match=False)
-                return etag  # else another process wrote the object: nothing is known
+                    self._record_support(bucket, if_match=False)
+                return etag  # otherwise another process wrote the object, so the test proves nothing
             etag = written
             wrong = WRONG_ETAG if self._conditions(bucket).quoted else unquoted(WRONG_ETAG)
             written = self._write(bucket, key, data, {"IfMatch": wrong})
         except client_error() as error:
             if not self._rejects_condition(bucket, {"IfMatch": etag}, error):
                 raise
-            self._learn(bucket, if_match=False)
+            self._record_support(bucket, if_match=False)
             return etag
-        self._learn(bucket, if_match=written is None)
+        self._record_support(bucket, if_match=written is None)
         return etag if written is None else written
 
     def _write(self, bucket: str, key: str, data: bytes, condition: Mapping[str, str]) -> str | None:
@@ -576,7 +583,7 @@ class ImageStore:
             raise
 
     def _condition(self, bucket: str, replacing: str | None) -> dict[str, str]:
-        """Return the condition that this store is known to honour, or may honour."""
+        """Return the condition to send: one that this store supports or may support."""
         known = self._conditions(bucket)
         if replacing is None:
             return {} if known.if_none_match is False else {"IfNoneMatch": "*"}
@@ -585,7 +592,7 @@ class ImageStore:
         return {"IfMatch": replacing if known.quoted else unquoted(replacing)}
 
     def _rejects_condition(self, bucket: str, condition: Mapping[str, str], error: Any) -> bool:
-        """Return whether the store may have rejected the request because it has no such condition."""
+        """Return whether the store may have rejected the request because it lacks the condition."""
         known = getattr(self._conditions(bucket), conditions.NAMES[next(iter(condition))])
         return (
             known is not True
@@ -593,20 +600,20 @@ class ImageStore:
             and code_of(error) in conditions.UNSUPPORTED
         )
 
-    def _place(self, bucket: str) -> tuple[str, str]:
+    def _endpoint_and_bucket(self, bucket: str) -> tuple[str, str]:
         return self.client.meta.endpoint_url, bucket
 
-    def _conditions(self, bucket: str) -> Known:
-        place = self._place(bucket)
-        return conditions.AWS if is_aws(place[0]) else conditions.known.get(place, Known())
+    def _conditions(self, bucket: str) -> ConditionSupport:
+        place = self._endpoint_and_bucket(bucket)
+        return conditions.AWS if is_aws(place[0]) else conditions.support.get(place, ConditionSupport())
 
-    def _learn(self, bucket: str, **facts: bool) -> None:
-        conditions.learn(self._place(bucket), **facts)
+    def _record_support(self, bucket: str, **facts: bool) -> None:
+        conditions.record_support(self._endpoint_and_bucket(bucket), **facts)
 
     def _etag(self, response: Mapping[str, Any], doing: str) -> str:
         """Return a response's ETag.
 
-        :raises JojoKeyStoreError: if there is none, so that the server cannot be S3
+        :raises JojoKeyStoreError: if there is none, which means that the server is not S3
         """
         if etag := response.get("ETag"):
             return str(etag)
@@ -614,16 +621,16 @@ class ImageStore:
 
     def _not_s3(self, response: Mapping[str, Any], doing: str) -> JojoKeyStoreError:
         content_type = headers_of(response).get("content-type", "")
-        sent = f"sent {content_type.partition(';')[0]}" if content_type else "answered"
+        sent = f"sent {content_type.partition(';')[0]} in response" if content_type else "responded"
         return JojoKeyStoreError(
             f"This is not S3: the server at {self.client.meta.endpoint_url} {sent} to a request to {doing}.",
-            "Set endpoint_url in the AWS connection to the address of the S3 API. The address of the store's web "
+            "Set endpoint_url in the AWS connection to the URL of the S3 API. The URL of the store's web "
             "console is often similar.",
         )
 
     @cached_property
     def _sends_checksums(self) -> bool:
-        # Stores that do not know the headers need "when_required" in the connection.
+        # Stores that reject the checksum headers need "when_required" in the connection.
         return bool(self.client.meta.config.request_checksum_calculation != "when_required")
 
 
@@ -633,13 +640,13 @@ def is_aws(endpoint_url: str) -> bool:
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
-def _send_small_bodies_at_once(request: Any, **_: Any) -> None:
+def _drop_expect_header(request: Any, **_: Any) -> None:
     if request.context.get(_SMALL):
         with suppress(KeyError):
             del request.headers["Expect"]
 
 
-def _note_small_bodies(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
+def _mark_small_bodies(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
     body = params.get("Body")
     context[_SMALL] = isinstance(body, bytes) and len(body) <= MAX_BODY_WITHOUT_EXPECT
 
@@ -653,13 +660,13 @@ _SMALL = "jojokey_small_body"
 def retry_transient(
     call: Callable[[], T],
     *,
-    patience: float,
+    timeout: float,
     stopping: threading.Event | None = None,
     before_sleep: Callable[[Any], None] | None = None,
 ) -> T:
-    """Call ``call`` again while S3 has a transient error.
+    """Call ``call``, and call it again after each transient error of S3.
 
-    :param patience: seconds after which to give up
+    :param timeout: seconds after which to give up
     :param stopping: ends the wait
     :param before_sleep: called with tenacity's state before each wait
     :raises JojoKeyStoreError: the last error
@@ -667,7 +674,7 @@ def retry_transient(
     import tenacity
 
     stopped = stopping or threading.Event()
-    end = clock.monotonic() + patience
+    end = clock.monotonic() + timeout
 
     def sleep(seconds: float) -> None:
         clock.pause(seconds, stopped)
@@ -683,16 +690,16 @@ def retry_transient(
     return retrying(call)
 
 
-_HALF_AN_ESCAPE = re.compile("%[0-9A-F]?$")
+_PARTIAL_ESCAPE = re.compile("%[0-9A-F]?$")
 
 
 def metadata(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return ``labels`` as S3 metadata: ASCII, percent-encoded where it is not, and never too long."""
+    """Return ``labels`` as S3 metadata: percent-encoded as ASCII and truncated if too long."""
     kept = {}
     for name, value in labels.items():
         encoded = quote(value, safe=" !#$&'()*+,/:;=?@[]-._~|{}<>^`\"", errors="replace").strip()
         if len(encoded) > MAX_METADATA_VALUE:
-            encoded = _HALF_AN_ESCAPE.sub("", encoded[: MAX_METADATA_VALUE - 3]) + "..."
+            encoded = _PARTIAL_ESCAPE.sub("", encoded[: MAX_METADATA_VALUE - 3]) + "..."
         if encoded:
             kept[name] = encoded
     return kept

@@ -1,4 +1,4 @@
-"""Errors of S3, of boto3 and of what lies below it, as :class:`JojoKeyStoreError` with advice for people."""
+"""Translate errors of S3 and boto3 into :class:`JojoKeyStoreError` with advice."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 
 MAX_DETAIL_CHARACTERS = 300
-"""Of S3's own message in an error."""
+"""Maximum length of S3's own message in an error."""
 
 
 @contextmanager
 def translate_errors(doing: str) -> Iterator[None]:
-    """Turn errors of boto3, and of what lies below it, into :class:`JojoKeyStoreError`.
+    """Translate errors of boto3 and its HTTP stack into :class:`JojoKeyStoreError`.
 
-    :param doing: what was tried, as an infinitive: ``read s3://bucket/key``
+    :param doing: the operation, as an infinitive: ``read s3://bucket/key``
     """
     try:
         yield
@@ -36,65 +36,65 @@ def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
     from urllib3.exceptions import HTTPError
 
     if isinstance(error, ClientError):
-        return _of_response(error, doing)
-    # botocore follows redirects by calling itself, and may wrap what comes of that.
+        return _from_response(error, doing)
+    # botocore follows redirects recursively, and may wrap the RecursionError.
     wrapped = getattr(error, "kwargs", {}).get("error")
     if isinstance(error, RecursionError) or isinstance(wrapped, RecursionError):
         return JojoKeyStoreError(
             f"S3 redirects every request to {doing}.",
-            "Set region_name, and endpoint_url if there is one, in the AWS connection's extra to those of the bucket.",
+            "In the AWS connection's extra, set region_name and any endpoint_url to the bucket's.",
         )
     if isinstance(error, BotoCoreError):
-        return _of_botocore(error, doing)
-    # botocore reads the body of an error response without translating what breaks there.
+        return _from_botocore(error, doing)
+    # botocore does not wrap errors while it reads the body of an error response.
     if isinstance(
         error, (HTTPError, http.client.HTTPException, ConnectionError, TimeoutError, ResponseParserError)
     ):
         return JojoKeyStoreError(
-            f"The response of S3 to the request to {doing} broke off ({type(error).__name__}).",
+            f"The response of S3 to the request to {doing} was interrupted ({type(error).__name__}).",
             _CONNECTION,
             transient=True,
         )
     return None
 
 
-def _of_response(error: Any, doing: str) -> JojoKeyStoreError:
+def _from_response(error: Any, doing: str) -> JojoKeyStoreError:
     code, status = code_of(error), status_of(error)
     headers = headers_of(error.response)
-    said = str(error.response.get("Error", {}).get("Message") or "")
+    message = str(error.response.get("Error", {}).get("Message") or "")
     operation = str(getattr(error, "operation_name", ""))
     if operation.startswith(("AssumeRole", "GetSessionToken", "GetFederationToken")):
-        what = f"AWS STS rejected {operation}, which the AWS connection asks for."
+        what = f"AWS STS rejected {operation}, which the AWS connection requires."
         todo = "Check the role and its trust policy."
     else:
         what = f"S3 rejected the request to {doing}."
-        todo = _advice(code, said, error.response)
+        todo = _advice(code, message, error.response)
     if is_web_page(headers):
-        what = f"A web page was the answer to the request to {doing}: something between here and S3 sent it."
-        todo = "Check the AWS connection's endpoint_url, and the proxy or firewall on the way."
+        what = f"A web page was returned for the request to {doing}, so it did not come from S3."
+        todo = "Check the AWS connection's endpoint_url, and any proxy or firewall in between."
     no_code = code in ("", str(status))
     return JojoKeyStoreError(
         what,
         todo,
-        detail=redacted(said),
+        detail=redacted(message),
         status_code=status,
         code=None if no_code else code,
-        transient=code not in _LASTING
+        transient=code not in _PERMANENT
         and (
             status is None
             or (status >= 500 and status not in (501, 505))
             or status == 429
-            or code in _PASSING
+            or code in _TRANSIENT
         ),
     )
 
 
-def _of_botocore(error: Any, doing: str) -> JojoKeyStoreError:
+def _from_botocore(error: Any, doing: str) -> JojoKeyStoreError:
     from botocore import exceptions
 
     name = type(error).__name__.removesuffix("Error")
     network = isinstance(error, (exceptions.HTTPClientError, exceptions.ConnectionError))
-    passing = (
+    transient = (
         exceptions.IncompleteReadError,
         exceptions.CredentialRetrievalError,
         exceptions.MetadataRetrievalError,
@@ -102,23 +102,23 @@ def _of_botocore(error: Any, doing: str) -> JojoKeyStoreError:
     )
     if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return JojoKeyStoreError(
-            f"This host does not trust the certificate of S3, so the request to {doing} was not sent.",
+            f"This host does not trust S3's certificate, so the request to {doing} was not sent.",
             "Set verify in the AWS connection's extra to the file of the CA that signed the certificate.",
             detail=redacted(str(error)),
         )
     return JojoKeyStoreError(
-        f"S3 did not answer the request to {doing} ({name})."
+        f"S3 did not respond to the request to {doing} ({name})."
         if network
         else f"The request to {doing} failed ({name}).",
         _CONNECTION,
         detail=redacted(str(error)),
-        transient=network or isinstance(error, passing),
+        transient=network or isinstance(error, transient),
     )
 
 
-def _advice(code: str, said: str, response: Mapping[str, Any]) -> str:
-    """Return what to do about an error response of S3."""
-    lower = said.lower()
+def _advice(code: str, message: str, response: Mapping[str, Any]) -> str:
+    """Return the advice for an error response of S3."""
+    lower = message.lower()
     if "kms" in lower or code.startswith("KMS."):
         return (
             "Let the AWS connection's user use the bucket's KMS key (kms:GenerateDataKey, kms:Decrypt), in the key "
@@ -126,9 +126,9 @@ def _advice(code: str, said: str, response: Mapping[str, Any]) -> str:
         )
     if code in ("AccessDenied", "403") and "explicit deny" in lower:
         return (
-            "A policy denies this explicitly, so another permission does not help: look for a Deny in the bucket "
-            "policy, the user's policies and the organization's. Some policies ask for an encryption header, an "
-            "ACL or a network."
+            "A policy denies this explicitly, so another permission does not help. Look for a Deny in the bucket "
+            "policy, the user's policies and the organization's policies. Some policies require an encryption "
+            "header, an ACL or a network."
         )
     if code in (
         "PermanentRedirect",
@@ -147,17 +147,17 @@ def _advice(code: str, said: str, response: Mapping[str, Any]) -> str:
         word in lower for word in ("checksum", "trailer", "aws-chunked", "content-sha256")
     ):
         return (
-            "This store does not know boto3's checksums. Add to the AWS connection's extra: "
+            "This store does not support boto3's checksums. Add to the AWS connection's extra: "
             '{"config_kwargs": {"request_checksum_calculation": "when_required", '
             '"response_checksum_validation": "when_required"}}.'
         )
-    return _TODO.get(code, _TODO_ELSE)
+    return _TODO.get(code, _DEFAULT_TODO)
 
 
 _CONNECTION = (
     "Check the AWS connection's endpoint, region and credentials, and whether this host can reach S3."
 )
-_PASSING = {
+_TRANSIENT = {
     "SlowDown",
     "RequestTimeout",
     "InternalError",
@@ -165,11 +165,11 @@ _PASSING = {
     "IncompleteBody",
     "BadDigest",
 }
-_LASTING = {"QuotaExceeded", "RequestTimeTooSkewed", "XMinioStorageFull"}
-_TODO_ELSE = "Check the AWS connection, and what its user may do in this bucket."
+_PERMANENT = {"QuotaExceeded", "RequestTimeTooSkewed", "XMinioStorageFull"}
+_DEFAULT_TODO = "Check the AWS connection and its user's permissions for this bucket."
 _PERMISSIONS = (
     "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) and list the bucket "
-    "(s3:ListBucket): without that, S3 does not distinguish a missing object from a forbidden one."
+    "(s3:ListBucket). Without s3:ListBucket, S3 does not distinguish a missing object from a forbidden one."
 )
 _TODO = {
     "403": _PERMISSIONS,
@@ -181,14 +181,14 @@ _TODO = {
     "InvalidToken": "Renew the session token in the AWS connection, or remove it if the keys are not temporary.",
     "NoSuchBucket": "Create the bucket, or correct s3_bucket.",
     "QuotaExceeded": "Free some space in the store, or raise its quota.",
-    "RequestTimeTooSkewed": "Set this worker's clock: it is more than 15 minutes away from S3's.",
-    "SignatureDoesNotMatch": "The AWS connection's secret key is wrong, or its endpoint or region is another's.",
+    "RequestTimeTooSkewed": "Correct this worker's clock: it differs from S3's by more than 15 minutes.",
+    "SignatureDoesNotMatch": "The AWS connection's secret key is wrong, or its endpoint or region does not match.",
     "XMinioStorageFull": "Free some space in the store.",
 }
 
 
 def client_error() -> Any:
-    """Return botocore's ``ClientError``, which a Dag parse must not import."""
+    """Return botocore's ``ClientError``, imported here to keep Dag parsing fast."""
     from botocore.exceptions import ClientError
 
     return ClientError
@@ -212,14 +212,14 @@ def headers_of(response: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def is_web_page(headers: Mapping[str, str]) -> bool:
-    """Return whether a response with a body is a web page, which nothing but S3's headers shows to be an object."""
+    """Return whether a response is a web page: HTML without any of S3's headers."""
     return "html" in headers.get("content-type", "") and not any(
         name.startswith("x-amz-") for name in headers
     )
 
 
 def redacted(text: str) -> str:
-    """Return text of S3 without secrets, and not too long for an error."""
+    """Return S3's text, redacted and shortened for an error."""
     from airflow_provider_jojokey.img2.redact import clean
 
     text = clean(text)

@@ -13,10 +13,10 @@ from airflow_provider_jojokey.payments import clock
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What S3's clock said at one moment.
+    """One reading of S3's clock.
 
     :param date: seconds since 1970
-    :param seen: the same moment on this host's monotonic clock
+    :param seen: the time of the reading on this host's monotonic clock
     """
 
     date: float
@@ -27,15 +27,15 @@ class _Sample:
 
 
 class ServerClock:
-    """S3's clock, as far as its responses show it.
+    """S3's clock, estimated from its responses.
 
-    A ``Date`` is never ahead of the truth, but may be behind it, by the time that the response took. So of
-    several samples the one that is furthest ahead is the best. A ``Date`` that is far away from what was known
-    before counts only if the next response agrees: proxies and caches send absurd ones.
+    A ``Date`` is never ahead of S3's clock, but may be behind it by the duration of the response. So the best of
+    several samples is the one furthest ahead. A ``Date`` that contradicts earlier samples counts only if the next
+    response agrees, because proxies and caches send wrong ones.
     """
 
     MAX_DURATION = 10.0
-    """Seconds that a request may take; the ``Date`` of a slower one is too old."""
+    """Seconds. The ``Date`` of a slower response is too old."""
     MAX_STEP = 60.0
     """Seconds by which two samples may differ."""
     MAX_HOST_ERROR = 24 * 3600.0
@@ -46,7 +46,7 @@ class ServerClock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sample: _Sample | None = None
-        self._doubtful: _Sample | None = None
+        self._unconfirmed: _Sample | None = None
 
     @property
     def known(self) -> bool:
@@ -54,15 +54,15 @@ class ServerClock:
         return self._sample is not None
 
     def now(self) -> datetime:
-        """Return S3's time, or this host's while S3's is unknown."""
+        """Return S3's time, or this host's time while S3's is unknown."""
         sample = self._sample
         return clock.now() if sample is None else datetime.fromtimestamp(sample.at(clock.monotonic()), UTC)
 
     def observe(self, headers: Mapping[str, str], began: float | None = None) -> None:
         """Take the time from a response's headers, if they have a usable ``Date``.
 
-        :param began: when its request began, :func:`clock.monotonic` seconds. A machine that is suspended while it
-            waits reads an old ``Date``: a claim made by it would look expired to other hosts at once
+        :param began: the start of the request, in :func:`clock.monotonic` seconds. A machine that was suspended
+            while it waited reads an old ``Date``, and other hosts would see its claims as expired at once
         """
         date = _parsed_date(headers)
         new = _Sample(date or 0.0, clock.monotonic())
@@ -75,11 +75,11 @@ class ServerClock:
             else:
                 agrees = abs(date - known.at(new.seen)) <= self.MAX_STEP
             if not agrees:
-                if self._doubtful is None or abs(date - self._doubtful.at(new.seen)) > self.MAX_STEP:
-                    self._doubtful = new
+                if self._unconfirmed is None or abs(date - self._unconfirmed.at(new.seen)) > self.MAX_STEP:
+                    self._unconfirmed = new
                     return
                 known = None
-            self._doubtful = None
+            self._unconfirmed = None
             if known is None or date >= known.at(new.seen) or new.seen - known.seen > self.MAX_AGE:
                 self._sample = new
 

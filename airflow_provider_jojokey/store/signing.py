@@ -1,9 +1,8 @@
-"""Sign an upload with the digest that is known already.
+"""Sign uploads with the SHA-256 digest that the decoder has already computed.
 
-A signature of S3 (version 4) holds the SHA-256 of the payload wherever TLS and a checksum that
-boto3 computed itself do not make it needless. Images bring that digest along, from their decoding:
-reading them once more to compute it again costs a sixth of the whole way of an image (measured).
-The signature is the same to the last bit.
+An S3 signature (version 4) contains the SHA-256 of the payload, unless TLS and a checksum by boto3 make it
+unnecessary. Reading the image again to compute the digest takes a sixth of the time of an image (measured). The
+signature is identical.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ NAME = "s3v4-known-digest"
 
 
 class KnownDigestAuth(S3SigV4Auth):  # type: ignore[misc]
-    """Signature version 4 for S3; the payload's digest is taken from the checksum header, if it is there."""
+    """Signature version 4 for S3 that takes the payload's digest from the checksum header, if present."""
 
     def payload(self, request: Any) -> str:
-        """Return the payload's digest, 64 hex digits, or what stands for an unsigned payload."""
+        """Return the payload's digest as 64 hex digits, or the marker for an unsigned payload."""
         checksum = request.headers.get("x-amz-checksum-sha256")
         if checksum and self._should_sha256_sign_payload(request):
             return base64.b64decode(checksum).hex()
@@ -28,7 +27,7 @@ class KnownDigestAuth(S3SigV4Auth):  # type: ignore[misc]
 
 
 def use_known_digest(client: Any) -> None:
-    """Let ``client`` sign its uploads so, where it would have used S3's plain signature version 4."""
+    """Make ``client`` sign uploads with known digests if it uses S3's signature version 4."""
     AUTH_TYPE_MAPS.setdefault(NAME, KnownDigestAuth)
     client.meta.events.register("choose-signer.s3.PutObject", _choose)
 

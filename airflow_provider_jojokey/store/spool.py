@@ -1,26 +1,26 @@
-"""The spool: what was received stays on this machine's disk until S3 has confirmed it.
+"""The spool: received images stay on the local disk until S3 confirms them.
 
-Each attempt has a folder. It holds marks, which say how far the attempt got, and what was received.
+Each attempt has a folder. It contains marks, which record the attempt's progress, and the received data.
 
 ==================  ===================================================================================
-``intent.json``     The attempt exists and has not sent anything: it is renamed before the first request.
-``stamp``           Inode and change time of ``intent.json``: a copy or a restored backup has others.
-``sending.json``    The attempt has sent a request, or was about to. This is ``intent.json`` renamed.
-``sends``           One JSON line per request: when it was about to be sent.
+``intent.json``     The attempt exists and has not sent anything. It is renamed before the first request.
+``stamp``           Inode and change time of ``intent.json``. A copy or a restored backup has different ones.
+``sending.json``    The attempt has sent a request, or was about to. This is the renamed ``intent.json``.
+``sends``           One JSON line per request: the time right before sending.
 ``facts``           One JSON line per fact about a response: request ID, link, task ID.
 ``0.part``          An image that is still arriving.
-``0.image``         An image that arrived whole.
+``0.image``         A complete image.
 ``0.preview``       A preview of an image that did not arrive.
-``0.bin``           Bytes that were received as an image and are not of a known image type.
-``reply.json``      The whole response has arrived: which images belong to it, and its usage.
+``0.bin``           Data that was received as an image but has no known image type.
+``reply.json``      The response is complete. Lists its images and its usage.
 ==================  ===================================================================================
 
-The marks are evidence: an attempt whose ``intent.json`` is in place, undamaged and from the current boot has
-sent nothing, so another payment is safe. The first request *renames* the mark instead of adding another one.
-So whatever a temp cleaner, a full disk or a restored backup takes away, nothing is left that looks unsent.
+The marks are evidence: if ``intent.json`` is in place, undamaged and from the current boot, the attempt has sent
+nothing, so another payment is safe. The first request *renames* the mark instead of adding another one, so a temp
+cleaner, a full disk or a restored backup can never make a sent attempt look unsent.
 
-A process may be killed at any moment and lose nothing. A machine that loses power may lose the last seconds
-of what was received; marks reach the disk before the attempt goes on.
+Killing the process loses nothing. A power failure may lose the last seconds of received data, but not the marks:
+they are synced to disk before the attempt continues.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ CLEAN_EVERY = 3600.0
 """Seconds between two cleanups in one process."""
 
 BYTES_PER_PIXEL = 4
-"""Of an incompressible PNG with transparency. Real images need half of it or less."""
+"""The size of an incompressible PNG with transparency. Real images take half of it or less."""
 SPARE_BYTES = 4 * 1024 * 1024
 
 _INTENT = "intent.json"
@@ -82,22 +82,22 @@ class Spool:
     folder: Path
 
     @classmethod
-    def of(cls, root: Path, place: str, attempt_id: str) -> Spool:
-        """Return the spool of an attempt, which need not exist.
+    def of(cls, root: Path, uri: str, attempt_id: str) -> Spool:
+        """Return the spool of an attempt. It may not exist.
 
         :param root: the spool directory
-        :param place: the images' place, ``s3://bucket/key``
+        :param uri: the images' URI, ``s3://bucket/key``
         :param attempt_id: the attempt
         """
-        return cls(_place_folder(root, place) / attempt_id)
+        return cls(_folder_of(root, uri) / attempt_id)
 
     # --- marks ---------------------------------------------------------------------------------------------------
 
     def create(self, attempt: Mapping[str, Any]) -> None:
-        """Make the folder, readable only by this user, and record that the attempt is about to pay.
+        """Create the folder, readable only by this user, and record that the attempt is about to pay.
 
         :param attempt: the attempt as JSON
-        :raises FileExistsError: if this attempt has a spool already
+        :raises FileExistsError: if this attempt already has a spool
         :raises OSError: if the disk rejects it
         """
         self._make_folder()
@@ -114,11 +114,11 @@ class Spool:
         _sync_folder(self.folder)
 
     def mark_sending(self, at: str, clock: str) -> None:
-        """Record that a request is about to be sent. Call it right before each request.
+        """Record that a request is about to be sent. Call this right before each request.
 
         :param at: the time, ISO 8601
-        :param clock: whose time that is: ``"s3"`` or ``"host"``
-        :raises OSError: if the disk rejects it; the request must not be sent then
+        :param clock: the clock of ``at``: ``"s3"`` or ``"host"``
+        :raises OSError: if the disk rejects the write; the caller must not send the request
         """
         with suppress(FileNotFoundError):  # renamed before an earlier request
             (self.folder / _INTENT).rename(self.folder / _SENDING)
@@ -126,14 +126,14 @@ class Spool:
         _sync_folder(self.folder)
 
     def sends(self) -> list[dict[str, Any]]:
-        """Return when requests were about to be sent, oldest first. Damaged lines are left out."""
+        """Return the times right before each request, oldest first. Damaged lines are skipped."""
         return _lines(self.folder / _SENDS)
 
     def proves_unsent(self) -> bool:
         """Return whether this folder proves that the attempt has sent nothing.
 
-        Missing or damaged files prove nothing, nor does a folder that is a copy or that a boot or another
-        machine separates from the process that wrote it.
+        Missing or damaged files prove nothing. Neither does a copied folder, or one that was written before the
+        last boot or on another machine.
         """
         try:
             if not host.boot_id() or any((self.folder / name).exists() for name in (_SENDING, _SENDS)):
@@ -151,8 +151,8 @@ class Spool:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
 
-    def note(self, name: str, value: str) -> None:
-        """Remember a fact about the latest request's response: ``"request_id"``, ``"link"`` or ``"task_id"``.
+    def add_fact(self, name: str, value: str) -> None:
+        """Record a fact about the latest response: ``"request_id"``, ``"link"`` or ``"task_id"``.
 
         :raises OSError: if the disk rejects it
         """
@@ -162,7 +162,7 @@ class Spool:
     def facts(self) -> dict[str, list[str]]:
         """Return the facts about the latest request, by name, oldest first.
 
-        Those about an earlier request are left out. Its ID would identify the wrong row in the gateway log: an
+        Facts about earlier requests are omitted. Their IDs would match the wrong row in the gateway log: an
         error row of a rejected request would prove that the resent one, whose response was lost, was not billed.
         """
         facts: dict[str, list[str]] = {}
@@ -185,26 +185,26 @@ class Spool:
         return {}
 
     def check_free_space(self, request: ImageRequest) -> str | None:
-        """Return how much space the largest possible images lack, for people; ``None`` if there is enough.
+        """Return a message if there is not enough space for the largest possible images, else ``None``.
 
         :raises OSError: if the free space is unknown
         """
         width, height = request.pixels or (1024, 1024)
         needed = request.n * width * height * BYTES_PER_PIXEL + SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
-        return f"{free:,} bytes are free, and {needed:,} may be needed" if free < needed else None
+        return f"{free:,} bytes are free, but {needed:,} may be needed" if free < needed else None
 
     @property
     def exists(self) -> bool:
         """Whether the folder exists."""
         return self.folder.is_dir()
 
-    # --- what was received ---------------------------------------------------------------------------------------
+    # --- received data -------------------------------------------------------------------------------------------
 
     def open(self, index: int) -> ImageFile:
         """Open the file for an image.
 
-        A cleaner of temporary files may have deleted the folder of an attempt in flight: then it is made again.
+        If a temp cleaner has deleted the folder of an attempt in flight, this creates it again.
 
         :raises OSError: if the disk rejects it
         """
@@ -214,8 +214,8 @@ class Spool:
             self._make_folder()
             return ImageFile(self.folder / f"{index}.part")
 
-    def keep(self, generation: Generation) -> None:
-        """Record that the whole response has arrived.
+    def mark_complete(self, generation: Generation) -> None:
+        """Record that the response is complete.
 
         :raises OSError: if the disk rejects it
         """
@@ -238,8 +238,8 @@ class Spool:
         draft.write_text(json.dumps(reply), encoding="utf-8")
         draft.replace(self.folder / "reply.json")
 
-    def whole_reply(self) -> Generation | None:
-        """Return the response if it arrived whole, else ``None``."""
+    def complete_response(self) -> Generation | None:
+        """Return the response if it is complete, else ``None``."""
         from airflow_provider_jojokey.img2.client import Generation
 
         images: list[Image] = []
@@ -253,18 +253,18 @@ class Spool:
             _close(images)
             return None
 
-    def whole_images(self) -> list[Image]:
-        """Return the images that arrived whole, of a response that may not have."""
+    def complete_images(self) -> list[Image]:
+        """Return the complete images, even if the response is not complete."""
         return self._images(".image")
 
     def preview(self) -> Image | None:
-        """Return the latest preview of an image that did not arrive, if the response was a stream."""
+        """Return the latest preview of an image that did not arrive, or ``None``."""
         previews = self._images(".preview")
         _close(previews[:-1])
         return previews[-1] if previews else None
 
-    def leftovers(self) -> list[Path]:
-        """Return the files that were received as images and are not of a known image type."""
+    def unusable_files(self) -> list[Path]:
+        """Return the files that were received as images but have no known image type."""
         return _numbered(self.folder, ".bin")
 
     def discard(self) -> None:
@@ -273,10 +273,10 @@ class Spool:
         try:
             self.folder.parent.rmdir()
         except OSError:
-            return  # it holds the folder of another attempt
+            return  # it contains the folder of another attempt
 
     def _make_folder(self) -> None:
-        for _ in range(50):  # another process may delete the parent, which is empty until this succeeds
+        for _ in range(50):  # another process may delete the parent while it is empty
             try:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 return
@@ -317,7 +317,7 @@ def _numbered(folder: Path, suffix: str) -> list[Path]:
 
 
 def _write_new(path: Path, text: str) -> os.stat_result:
-    """Write a file that must not exist, wait for the disk, and return the state of the file."""
+    """Write and sync a new file, and return its status."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         _write_all(descriptor, text.encode())
@@ -330,7 +330,7 @@ def _write_new(path: Path, text: str) -> os.stat_result:
 def _append(path: Path, line: Mapping[str, Any], *, sync: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        # The leading line feed ends a line that a full disk cut short.
+        # The leading line feed ends a line that a full disk truncated.
         _write_all(descriptor, f"\n{json.dumps(line)}\n".encode())
         if sync:
             os.fsync(descriptor)
@@ -368,7 +368,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _stamp(status: os.stat_result) -> str:
-    # Nothing but the kernel sets the change time: a copy has its own, even if it keeps the modification time.
+    # Only the kernel sets the change time, so a copy has its own, even if it keeps the modification time.
     return f"{status.st_ino} {status.st_ctime_ns}"
 
 
@@ -376,19 +376,19 @@ def _stamp(status: os.stat_result) -> str:
 
 
 def default_root() -> Path:
-    """Return the spool directory that is used unless ``[jojokey] spool_directory`` names another."""
+    """Return the spool directory to use if ``[jojokey] spool_directory`` is not set."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     try:
         parent = tempfile.gettempdir()
-    except FileNotFoundError:  # none is writable, which matters only if no other directory is named
+    except FileNotFoundError:  # no temp directory is writable, which matters only if this default is used
         parent = os.environ.get("TMPDIR") or "/tmp"
     return Path(parent) / f"airflow-jojokey-{user}"
 
 
-def make_own(folder: Path) -> None:
-    """Make a folder that only this user can read.
+def create_private_dir(folder: Path) -> None:
+    """Create a folder that only this user can read.
 
-    :raises OSError: if it cannot be made, or another user owns it
+    :raises OSError: if it cannot be created, or another user owns it
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Check a link as well as its target: in a folder that everyone may write to, a link can lead anywhere.
@@ -397,10 +397,10 @@ def make_own(folder: Path) -> None:
 
 
 def private_root(root: Path) -> Path:
-    """Return the folder within the spool directory that belongs to this user.
+    """Return this user's folder in the spool directory.
 
-    That is the directory itself if this user owns it or if it does not exist yet. Volumes with ``fsGroup``,
-    directories with mode 1777 and the like belong to another user; each user has a subfolder there.
+    This is the directory itself if the user owns it or if it does not exist yet. Volumes with ``fsGroup`` and
+    directories with mode 1777 belong to another user, so each user has a subfolder there.
 
     :raises PermissionError: if the directory is a link that another user can redirect
     """
@@ -416,25 +416,25 @@ def private_root(root: Path) -> Path:
 
 
 def prepare(root: Path) -> str:
-    """Make the spool directory and return its ID, which is written into each attempt.
+    """Create the spool directory and return its ID, which each attempt records.
 
-    The ID belongs to one directory on one machine. A copy of the directory gets an ID of its own, and so does
-    a directory that moved to another machine: neither may be mistaken for the spool that an attempt used.
+    The ID identifies one directory on one machine. A copied directory, or one that moved to another machine, gets
+    a new ID, so that it cannot be mistaken for the spool that an attempt used.
 
     :param root: the spool directory
-    :raises OSError: if it cannot be made, or this user may not write to it
+    :raises OSError: if it cannot be created, or this user may not write to it
     """
     folder = private_root(root)
-    make_own(folder.resolve() if folder.is_symlink() else folder)  # a link of root is as good as one's own
+    create_private_dir(folder.resolve() if folder.is_symlink() else folder)  # links of root are trusted
     path = folder / "id"
     here = {"machine": host.machine_id(), "inode": folder.stat().st_ino}
     known = _known_id(path, here)
     if known is None:
-        # Of several processes that start at once, the first to append wins.
-        _append(path, {"id": _first_edition_id(path) or uuid.uuid4().hex, **here}, sync=True)
+        # If several processes start at once, the first one to append wins.
+        _append(path, {"id": _version_1_id(path) or uuid.uuid4().hex, **here}, sync=True)
         known = _known_id(path, here)
     if known is None:
-        raise OSError(errno.EIO, "The ID that was written cannot be read", str(path))
+        raise OSError(errno.EIO, "The new ID cannot be read", str(path))
     return known
 
 
@@ -445,8 +445,8 @@ def _known_id(path: Path, here: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _first_edition_id(path: Path) -> str | None:
-    """Return the ID that the first edition wrote, so that images it left behind are still found."""
+def _version_1_id(path: Path) -> str | None:
+    """Return the ID that version 1 wrote, so that images it left behind are still found."""
     try:
         text = path.read_text(encoding="ascii")
     except (OSError, ValueError):
@@ -454,22 +454,22 @@ def _first_edition_id(path: Path) -> str | None:
     return text if _FOLDER_NAME.fullmatch(text) else None
 
 
-def attempts_in(root: Path, place: str) -> list[tuple[Spool, dict[str, Any]]]:
-    """Return the attempt folders of a place, oldest first, each with its attempt as JSON.
+def attempts_in(root: Path, uri: str) -> list[tuple[Spool, dict[str, Any]]]:
+    """Return the attempt folders of an image URI, oldest first, each with its attempt as JSON.
 
-    The attempt is ``{}`` if its mark is missing or damaged, or written by an earlier version. The name of the
-    folder is the attempt's ID.
+    The attempt is ``{}`` if its mark is missing, damaged, or written by an earlier version. The folder's name is
+    the attempt's ID.
 
     :param root: the spool directory
-    :param place: the images' place, ``s3://bucket/key``
-    :raises OSError: if the directory cannot be read; that does not mean that there are no attempts
+    :param uri: the images' URI, ``s3://bucket/key``
+    :raises OSError: if the directory cannot be read, so there may be attempts
     """
-    place_folder = _place_folder(root, place)
+    parent = _folder_of(root, uri)
     try:
-        names = os.listdir(place_folder)
+        names = os.listdir(parent)
     except FileNotFoundError:
         return []
-    folders = [place_folder / name for name in names if _FOLDER_NAME.fullmatch(name)]
+    folders = [parent / name for name in names if _FOLDER_NAME.fullmatch(name)]
     ages = {folder: _latest_change(folder) for folder in folders}
     return [
         (Spool(folder), Spool(folder).attempt()) for folder in sorted(folders, key=lambda f: (ages[f], f))
@@ -477,7 +477,7 @@ def attempts_in(root: Path, place: str) -> list[tuple[Spool, dict[str, Any]]]:
 
 
 def maybe_clean(root: Path, max_age: float = MAX_AGE) -> None:
-    """Call :func:`clean`, unless this process has done so within the hour.
+    """Call :func:`clean` at most once an hour in this process.
 
     Without the limit, a batch would search the folders of all its images once per image.
     """
@@ -488,10 +488,10 @@ def maybe_clean(root: Path, max_age: float = MAX_AGE) -> None:
 
 
 def clean(root: Path, max_age: float = MAX_AGE) -> None:
-    """Delete attempt folders in which nothing has changed for a long time.
+    """Delete attempt folders without recent changes.
 
     :param root: the spool directory
-    :param max_age: seconds
+    :param max_age: age of the last change, in seconds
     """
     try:
         folder = private_root(root)
@@ -499,16 +499,16 @@ def clean(root: Path, max_age: float = MAX_AGE) -> None:
         return
     for attempt in _attempt_folders(folder):
         if time.time() - _latest_change(attempt) > max_age:
-            log.warning("Deleting an attempt that nobody came back for, with what it received: %s", attempt)
+            log.warning("Deleting an unclaimed attempt and the data it received: %s", attempt)
             Spool(attempt).discard()
 
 
-def _place_folder(root: Path, place: str) -> Path:
-    return private_root(root) / hashlib.sha256(place.encode()).hexdigest()[:32]
+def _folder_of(root: Path, uri: str) -> Path:
+    return private_root(root) / hashlib.sha256(uri.encode()).hexdigest()[:32]
 
 
 def _latest_change(folder: Path) -> float:
-    """Return when the folder or a file in it was written last; infinity if that is unknown."""
+    """Return the time of the last change in the folder, or infinity if it is unknown."""
     try:
         return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:
@@ -516,7 +516,7 @@ def _latest_change(folder: Path) -> float:
 
 
 def _attempt_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders that are named like attempts: users may keep other things in the directory."""
+    """Yield the folders with an attempt's name. Users may keep other files in the directory."""
     try:
         for place in root.iterdir():
             if _FOLDER_NAME.fullmatch(place.name) and place.is_dir():

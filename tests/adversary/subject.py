@@ -104,7 +104,7 @@ def replacements(clock: Clock) -> Iterator[None]:
         (liveness.this_worker, this_worker),
         (liveness.is_running, is_running),
     ]
-    memories = (conditions.known, conditions.testing, spool._cleaned)
+    memories = (conditions.support, conditions.testing, spool._cleaned)
     pairs += [(memory, PerProcess(clock)) for memory in memories]
     with replaced(pairs, PACKAGE, tenacity, tenacity.nap):
         yield

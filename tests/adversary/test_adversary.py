@@ -11,6 +11,7 @@ import pytest
 from airflow_provider_jojokey.payments import decision, generate, receipt_store
 from tests.adversary.__main__ import run, story
 from tests.adversary.cases import KILLS, plans, sweeps
+from tests.adversary.mutants import MUTANTS, PACKAGE, ROOT
 from tests.adversary.plan import Plan, Run, draw
 from tests.adversary.world import run_plan, simulated
 
@@ -65,3 +66,10 @@ def test_sequences_run_the_same_way_each_time(tmp_path: Path) -> None:
     plan = draw("same/1")
     first, second = (re.sub("[0-9a-f]{12,}", "…", story(plan, tmp_path / "world")) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in MUTANTS])
+def test_mutant_applies_to_the_source(name: str) -> None:
+    module, source = next((module, source) for known, module, source, _ in MUTANTS if known == name)
+
+    assert (ROOT / PACKAGE / module).read_text(encoding="utf-8").count(source) == 1

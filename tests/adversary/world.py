@@ -306,7 +306,15 @@ def simulated(verbose: bool = False) -> Iterator[None]:
         yield
 
 
-SPOOL_STEPS = ("create", "mark_sending", "keep", "note", "discard", "whole_reply", "whole_images")
+SPOOL_STEPS = (
+    "create",
+    "mark_sending",
+    "mark_complete",
+    "add_fact",
+    "discard",
+    "complete_response",
+    "complete_images",
+)
 _synced: set[str] = set()
 
 

@@ -299,7 +299,7 @@ def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: 
 
     def race(number: int) -> None:
         own = RunBudget(first, "posters", Owner("dag", "race", "task", number))
-        if own.book(Amount(100, 1), Limit(images=5)):
+        if own.commit(Amount(100, 1), Limit(images=5)):
             granted.append(number)
 
     threads = [threading.Thread(target=race, args=(number,)) for number in range(16)]
@@ -366,20 +366,20 @@ def test_on_a_store_that_is_proven_a_batch_reads_the_ledger_only_where_somebody_
     images.client.meta.events.register("before-call.s3.GetObject", lambda **_: reads.append("read"))
 
     for count in range(1, 4):
-        assert own.book(Amount(100 * count, count), Limit(images=10))
+        assert own.commit(Amount(100 * count, count), Limit(images=10))
     assert len(reads) == 1
-    assert ledger("two").book(Amount(700, 7), Limit(images=10))
-    assert not own.book(Amount(400, 4), Limit(images=10))
+    assert ledger("two").commit(Amount(700, 7), Limit(images=10))
+    assert not own.commit(Amount(400, 4), Limit(images=10))
     assert len(reads) == 2
 
 
 def test_a_task_that_died_corrects_its_entry_with_its_next_try(store: Any, gateway: Any) -> None:
-    assert ledger("one").book(Amount(900, 9), Limit(images=10))  # and it dies
-    assert not ledger("two").book(Amount(200, 2), Limit(images=10))
+    assert ledger("one").commit(Amount(900, 9), Limit(images=10))  # and it dies
+    assert not ledger("two").commit(Amount(200, 2), Limit(images=10))
 
-    assert ledger("one").book(Amount(100, 1), Limit(images=10))
+    assert ledger("one").commit(Amount(100, 1), Limit(images=10))
 
-    assert ledger("two").book(Amount(200, 2), Limit(images=10))
+    assert ledger("two").commit(Amount(200, 2), Limit(images=10))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 2, "tasks": {}}', b'{"version": 1, "tasks": {"a": {"tokens": -5, "images": 0}}}'])  # fmt: skip
@@ -387,7 +387,7 @@ def test_a_ledger_that_cannot_be_read_stops_the_run(store: Any, gateway: Any, da
     store.client.put_object(Bucket="posters", Key="_jojokey/budgets/dag/run.ledger", Body=data)
 
     with pytest.raises(JojoKeyReceiptError, match="cannot be read"):
-        ledger("one").book(Amount(1, 1), Limit(images=10))
+        ledger("one").commit(Amount(1, 1), Limit(images=10))
 
 
 def test_job_waits_for_another_that_may_turn_out_cheaper() -> None:

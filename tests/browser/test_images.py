@@ -142,7 +142,7 @@ def test_failure_of_unknown_cost_is_shown_the_same_way_everywhere(page: Page, ai
     expect(page.locator(".jojokey-table .jojokey-badge").first).to_have_text("Failed, perhaps paid")
     page.goto(f"{airflow.gallery}?run_id={quote(run_id)}")
     expect(page.locator(f"{CARD} .jojokey-badge")).to_have_text("Failed, perhaps paid")
-    expect(page.locator(f"{CARD} .jojokey-card-foot")).to_contain_text("1 request of unknown cost")
+    expect(page.locator(f"{CARD} .jojokey-card-foot")).to_contain_text("Cost unknown")
     expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 perhaps paid")
 
 
@@ -365,10 +365,10 @@ def test_a_person_rejects_a_round_and_publishes_a_picture_of_the_next(page: Page
     run_id = airflow.trigger("poster_approval", prompt="A lantern <b>festival</b>")
 
     page.goto(airflow.question(run_id, "round_1.review"))
-    pictures = page.get_by_role("img", name="Picture")
+    pictures = page.get_by_role("img", name="Image")
     expect(pictures).to_have_count(3)
     page.wait_for_function(
-        "[...document.querySelectorAll('img[alt^=Picture]')].every(one => one.complete && one.naturalWidth === 640)"
+        "[...document.querySelectorAll('img[alt^=Image]')].every(one => one.complete && one.naturalWidth === 640)"
     )
     expect(page.get_by_text("A lantern <b>festival</b>")).to_be_visible()
     page.get_by_role("textbox").last.fill("*more* red")

@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_jojokey.__main__ import main
 from airflow_provider_jojokey.sandbox import Gateway
 from tests.support.buckets import Bucket, moto_bucket
-from tests.support.commands import Run, Told
+from tests.support.commands import CommandOutput, Run
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +21,10 @@ def _moto() -> Iterator[Bucket]:
 
 @pytest.fixture
 def bucket(_moto: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """An empty bucket, and the connection to it."""
+    """An empty bucket with its AWS connection."""
     client = _moto.client()
-    for one in client.list_objects_v2(Bucket=_moto.name).get("Contents", []):
-        client.delete_object(Bucket=_moto.name, Key=one["Key"])
+    for entry in client.list_objects_v2(Bucket=_moto.name).get("Contents", []):
+        client.delete_object(Bucket=_moto.name, Key=entry["Key"])
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(_moto.connection))
     return _moto
 
@@ -63,17 +63,17 @@ def jojokey(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Run:
-    """Run a command in this process, in a folder of its own, as ``python -m airflow_provider_jojokey`` does."""
+    """Run a command like ``python -m airflow_provider_jojokey``, in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: str) -> Told:
+    def run(*arguments: str) -> CommandOutput:
         capfd.readouterr()
         try:
             code = main(arguments)
         except SystemExit as end:
             code = int(end.code or 0)
         out, err = capfd.readouterr()
-        return Told(code, out, err)
+        return CommandOutput(code, out, err)
 
     return run

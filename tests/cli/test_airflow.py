@@ -1,4 +1,4 @@
-"""The commands as people run them: ``airflow jojokey …`` in a process of its own."""
+"""The commands in separate processes, as ``airflow jojokey …``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from airflow_provider_jojokey.sandbox import Sandbox
 from tests.support.modules import HEAVY, modules_after, within
 
-AIRFLOW = tuple(int(one) for one in version("apache-airflow").split(".")[:2])
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 COMMAND = ["airflow", "jojokey"] if AIRFLOW >= (3, 2) else ["airflow_provider_jojokey"]
 
 
@@ -48,21 +48,23 @@ def test_generate_and_ledger_agree_with_the_bill(world: Sandbox) -> None:
     assert row["bytes"] == len(image)
     assert json.loads(added.stdout)[0]["total_tokens"] == world.gateway.ledger[0].total_tokens
     secrets = (world.gateway.token, world.s3.secret_key)
-    assert not [one for one in secrets if one in made.stdout + made.stderr + added.stdout + added.stderr]
+    assert not [
+        secret for secret in secrets if secret in made.stdout + made.stderr + added.stdout + added.stderr
+    ]
 
 
 def test_the_exit_code_reaches_the_shell(world: Sandbox) -> None:
-    told = run(world, "check", "--bucket", "nonsense", "--output", "json")
+    output = run(world, "check", "--bucket", "nonsense", "--output", "json")
 
-    assert told.returncode == 1, told.stderr
-    assert [row["check"] for row in json.loads(told.stdout) if row["state"] == "failed"] == ["bucket"]
+    assert output.returncode == 1, output.stderr
+    assert [row["check"] for row in json.loads(output.stdout) if row["state"] == "failed"] == ["bucket"]
 
 
 def test_a_connection_in_airflows_database_is_found(
     world: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = world.environment()
-    told: dict[str, Any] = json.loads(environment.pop("AIRFLOW_CONN_JOJOKEY_DEFAULT"))
+    connection: dict[str, Any] = json.loads(environment.pop("AIRFLOW_CONN_JOJOKEY_DEFAULT"))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
@@ -72,7 +74,7 @@ def test_a_connection_in_airflows_database_is_found(
         "import sys; from airflow.utils.db import initdb; initdb()\n"
         "from airflow.models.connection import Connection; from airflow.utils.session import create_session\n"
         "with create_session() as session:\n"
-        f"    session.add(Connection('mine', 'jojokey', host={told['host']!r}, password={told['password']!r}))\n"
+        f"    session.add(Connection('mine', 'jojokey', host={connection['host']!r}, password={connection['password']!r}))\n"
         "from airflow_provider_jojokey.__main__ import main\n"
         "main(['check', '--jojokey-conn-id', 'mine', '--output', 'json'])"
     )
@@ -82,7 +84,7 @@ def test_a_connection_in_airflows_database_is_found(
     )
 
     assert done.returncode == 0, done.stderr
-    assert '"accepted; it sees 1 model"' in done.stdout
+    assert '"valid, with access to 1 model"' in done.stdout
 
 
 def test_other_airflow_commands_pay_nothing_for_it() -> None:

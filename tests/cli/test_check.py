@@ -1,4 +1,4 @@
-"""``jojokey check``: what is wrong is found before anything is paid for."""
+"""``jojokey check`` reports problems before anything is paid for."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import pytest
 
 from airflow_provider_jojokey.sandbox import Gateway
 from tests.support.buckets import Bucket
-from tests.support.commands import Run, Told
+from tests.support.commands import CommandOutput, Run
 from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, error
 
 Connect = Callable[..., None]
 
 
-def states(told: Told) -> dict[str, str]:
-    return {row["check"]: row["state"] for row in told.rows}
+def states(output: CommandOutput) -> dict[str, str]:
+    return {row["check"]: row["state"] for row in output.rows}
 
 
-def detail(told: Told, check: str) -> str:
-    (found,) = [row["detail"] for row in told.rows if row["check"] == check]
+def detail(output: CommandOutput, check: str) -> str:
+    (found,) = [row["detail"] for row in output.rows if row["check"] == check]
     return str(found)
 
 
 def test_all_is_well(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
-    told = jojokey("check", "--bucket", "posters", "--output", "json")
+    output = jojokey("check", "--bucket", "posters", "--output", "json")
 
-    assert told.code == 0
-    assert set(states(told).values()) == {"ok"}
+    assert output.code == 0
+    assert set(states(output).values()) == {"ok"}
     checks = ["connection", "token", "model", "balance", "bucket", "images", "conditional writes"]
-    assert list(states(told)) == checks
-    assert detail(told, "connection") == f"jojokey_default: {gateway.url}"
-    assert "US$ 100.00 left" in detail(told, "balance")
+    assert list(states(output)) == checks
+    assert detail(output, "connection") == f"jojokey_default: {gateway.url}"
+    assert "US$ 100.00 left" in detail(output, "balance")
     assert gateway.ledger == ()
 
 
@@ -43,15 +43,15 @@ def test_nothing_is_left_in_the_bucket(jojokey: Run, bucket: Bucket) -> None:
     assert "Contents" not in bucket.client().list_objects_v2(Bucket="posters")
 
 
-@pytest.mark.parametrize("output", ["table", "plain", "json", "yaml"])
+@pytest.mark.parametrize("output_format", ["table", "plain", "json", "yaml"])
 def test_no_secret_is_printed_whatever_the_output(
-    jojokey: Run, gateway: Gateway, bucket: Bucket, output: str
+    jojokey: Run, gateway: Gateway, bucket: Bucket, output_format: str
 ) -> None:
-    told = jojokey("check", "--bucket", "posters", "-o", output, "--verbose")
+    output = jojokey("check", "--bucket", "posters", "-o", output_format, "--verbose")
 
-    assert "gpt-image-2" in told.out
-    assert gateway.token not in told.out + told.err
-    assert bucket.secret_key not in told.out + told.err
+    assert "gpt-image-2" in output.out
+    assert gateway.token not in output.out + output.err
+    assert bucket.secret_key not in output.out + output.err
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_no_secret_is_printed_whatever_the_output(
         ("sk-wrong", "token", "does not know this token"),
         ("sk-expired", "balance", "expired"),
         ("sk-exhausted", "balance", "US$ 0.00 left"),
-        ("sk-no_model", "model", "not visible to the token, which sees gpt-4o-mini"),
+        ("sk-no_model", "model", "The token has no access to gpt-image-2, but to gpt-4o-mini"),
     ],
 )
 def test_what_is_wrong_with_a_token_is_told(
@@ -68,40 +68,40 @@ def test_what_is_wrong_with_a_token_is_told(
 ) -> None:
     connect(token)
 
-    told = jojokey("check", "-o", "json")
+    output = jojokey("check", "-o", "json")
 
-    assert told.code == 1
-    assert states(told)[failed] == "failed"
-    assert words in detail(told, failed)
-    assert "checks failed" in told.err
-    assert token not in told.out + told.err
+    assert output.code == 1
+    assert states(output)[failed] == "failed"
+    assert words in detail(output, failed)
+    assert "checks failed" in output.err
+    assert token not in output.out + output.err
 
 
 def test_a_connection_that_is_missing_is_told(jojokey: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_JOJOKEY_DEFAULT")
 
-    told = jojokey("check", "-o", "json")
+    output = jojokey("check", "-o", "json")
 
-    assert told.code == 1
-    assert "airflow connections add jojokey_default" in detail(told, "connection")
-    assert "Traceback" not in told.err
+    assert output.code == 1
+    assert "airflow connections add jojokey_default" in detail(output, "connection")
+    assert "Traceback" not in output.err
 
 
 def test_a_host_that_is_not_there_is_told(jojokey: Run, connect: Connect) -> None:
     connect(host="http://127.0.0.1:9")
 
-    told = jojokey("check", "-o", "json")
+    output = jojokey("check", "-o", "json")
 
-    assert told.code == 1
-    assert states(told) == {"connection": "ok", "token": "failed", "balance": "unknown"}
+    assert output.code == 1
+    assert states(output) == {"connection": "ok", "token": "failed", "balance": "unknown"}
 
 
 @pytest.mark.parametrize("place", ["nonsense-bucket", "s3://", "no bucket", "s3://-/x"])
 def test_a_bucket_that_is_not_there_is_told(jojokey: Run, bucket: Bucket, place: str) -> None:
-    told = jojokey("check", "--bucket", place, "-o", "json")
+    output = jojokey("check", "--bucket", place, "-o", "json")
 
-    assert told.code == 1
-    assert states(told)["bucket"] == "failed"
+    assert output.code == 1
+    assert states(output)["bucket"] == "failed"
 
 
 def test_a_bucket_without_credentials_is_told(
@@ -109,28 +109,28 @@ def test_a_bucket_without_credentials_is_told(
 ) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    told: Any = jojokey("check", "--bucket", "posters", "-o", "json", "--aws-conn-id", "nobody")
+    output: Any = jojokey("check", "--bucket", "posters", "-o", "json", "--aws-conn-id", "nobody")
 
-    assert told.code == 1
-    assert states(told)["bucket"] == "failed"
-    assert "Traceback" not in told.err
+    assert output.code == 1
+    assert states(output)["bucket"] == "failed"
+    assert "Traceback" not in output.err
 
 
 def test_check_tests_the_bucket_that_the_connection_names(
     jojokey: Run, gateway: Gateway, bucket: Bucket, name_bucket: Callable[[str], None]
 ) -> None:
     name_bucket("posters")
-    told = jojokey("check", "-o", "json")
-    assert told.code == 0
-    assert detail(told, "bucket").startswith("s3://posters/_jojokey/ can be read and written")
+    output = jojokey("check", "-o", "json")
+    assert output.code == 0
+    assert detail(output, "bucket").startswith("s3://posters/_jojokey/ can be read and written")
 
 
 def test_check_reports_an_unknown_key_of_the_extra(jojokey: Run, connect: Connect) -> None:
     connect(read_timeot="400 s3cret")
-    told = jojokey("check", "-o", "json")
-    assert told.code == 0
-    assert any("Did you mean 'read_timeout'?" in row["detail"] for row in told.rows)
-    assert "s3cret" not in told.out + told.err
+    output = jojokey("check", "-o", "json")
+    assert output.code == 0
+    assert any("Did you mean 'read_timeout'?" in row["detail"] for row in output.rows)
+    assert "s3cret" not in output.out + output.err
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_check_reports_an_unknown_key_of_the_extra(jojokey: Run, connect: Connec
 def test_check_says_how_to_correct_the_bucket(
     jojokey: Run, gateway: Gateway, bucket: Bucket, place: str, words: str
 ) -> None:
-    told = jojokey("check", "--bucket", place, "-o", "json")
-    assert told.code == 1
-    assert words in detail(told, "bucket")
+    output = jojokey("check", "--bucket", place, "-o", "json")
+    assert output.code == 1
+    assert words in detail(output, "bucket")
 
 
 def only_receipts(request: Request, forward: Forward) -> Response:
@@ -163,8 +163,8 @@ def test_images_that_may_not_be_stored_are_reported(
     with FaultProxy(bucket.endpoint_url, only_receipts) as proxy:
         extra = {**bucket.connection["extra"], "endpoint_url": proxy.url}
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**bucket.connection, "extra": extra}))
-        told = jojokey("check", "--bucket", place, "-o", "json")
+        output = jojokey("check", "--bucket", place, "-o", "json")
 
-    assert (states(told)["bucket"], states(told)["images"]) == ("ok", state)
-    assert told.code == (state == "failed")
+    assert (states(output)["bucket"], states(output)["images"]) == ("ok", state)
+    assert output.code == (state == "failed")
     assert "Contents" not in bucket.client().list_objects_v2(Bucket="posters")

@@ -1,4 +1,4 @@
-"""``jojokey generate``: into S3 as the operator does it, or into a file that is never replaced unasked."""
+"""``jojokey generate``: into S3 like the operator, or into new files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def read(bucket: Bucket, key: str) -> bytes:
 def test_an_image_goes_to_s3_with_a_receipt(
     jojokey: Run, gateway: Gateway, bucket: Bucket, png: bytes
 ) -> None:
-    told = jojokey("generate", "A red fox", "--out", "s3://posters/a/fox.{ext}", "-o", "json")
+    output = jojokey("generate", "A red fox", "--out", "s3://posters/a/fox.{ext}", "-o", "json")
 
-    assert told.code == 0
-    (row,) = told.rows
+    assert output.code == 0
+    (row,) = output.rows
     assert row["image"] == "s3://posters/a/fox.png"
     assert row["total_tokens"] == gateway.ledger[0].total_tokens
     assert row["reused"] is False
@@ -47,13 +47,13 @@ def test_the_same_command_again_pays_nothing(jojokey: Run, gateway: Gateway, buc
     command = ("generate", "A red fox", "--out", "s3://posters/fox.png", "-o", "json")
     jojokey(*command)
 
-    told = jojokey(*command)
+    output = jojokey(*command)
 
-    assert told.code == 0
+    assert output.code == 0
     assert len(gateway.ledger) == 1
-    assert told.rows[0]["reused"] is True
-    assert told.rows[0]["total_tokens"] == 0
-    assert "nothing was sent" in told.err
+    assert output.rows[0]["reused"] is True
+    assert output.rows[0]["total_tokens"] == 0
+    assert "nothing was sent" in output.err
 
 
 @pytest.mark.parametrize("more", [("A blue fox",), ("A red fox", "--reuse", "never")])
@@ -62,12 +62,12 @@ def test_object_is_replaced_only_with_overwrite(
 ) -> None:
     jojokey("generate", "A red fox", "--out", "s3://posters/fox.png")
 
-    told = jojokey("generate", *more, "--out", "s3://posters/fox.png")
-    asked = jojokey("generate", *more, "--out", "s3://posters/fox.png", "--overwrite")
+    output = jojokey("generate", *more, "--out", "s3://posters/fox.png")
+    overwritten = jojokey("generate", *more, "--out", "s3://posters/fox.png", "--overwrite")
 
-    assert told.code == 1
-    assert "exists already. Nothing was sent or billed" in told.err
-    assert asked.code == 0
+    assert output.code == 1
+    assert "already exists. Nothing was sent or billed" in output.err
+    assert overwritten.code == 0
     assert len(gateway.ledger) == 2
 
 
@@ -95,32 +95,32 @@ def test_the_exit_code_tells_whether_to_try_again_and_whether_it_cost_money(
 ) -> None:
     gateway.behave(case)
 
-    told = jojokey("generate", "A red fox", "--out", place)
+    output = jojokey("generate", "A red fox", "--out", place)
 
-    assert told.code == code
-    assert told.out == ""
-    assert told.err.startswith("jojokey: ")
-    assert "Traceback" not in told.err
+    assert output.code == code
+    assert output.out == ""
+    assert output.err.startswith("jojokey: ")
+    assert "Traceback" not in output.err
 
 
 # To disk
 
 
 def test_an_image_becomes_a_file(jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes) -> None:
-    told = jojokey("generate", "A red fox", "--out", "fox.png", "-o", "json")
+    output = jojokey("generate", "A red fox", "--out", "fox.png", "-o", "json")
 
-    assert told.code == 0
+    assert output.code == 0
     assert (tmp_path / "fox.png").read_bytes() == png
-    assert [one.name for one in tmp_path.iterdir()] == ["fox.png"]
-    assert told.rows[0]["total_tokens"] == gateway.ledger[0].total_tokens
+    assert [path.name for path in tmp_path.iterdir()] == ["fox.png"]
+    assert output.rows[0]["total_tokens"] == gateway.ledger[0].total_tokens
 
 
 def test_a_file_is_not_replaced_unasked(jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes) -> None:
     (tmp_path / "fox.png").write_bytes(b"dear to me")
 
-    told = jojokey("generate", "A red fox", "--out", "fox.png")
+    output = jojokey("generate", "A red fox", "--out", "fox.png")
 
-    assert told.code == 1
+    assert output.code == 1
     assert (tmp_path / "fox.png").read_bytes() == b"dear to me"
     assert gateway.requests == ()
     assert jojokey("generate", "A red fox", "--out", "fox.png", "--overwrite").code == 0
@@ -139,20 +139,20 @@ def test_a_file_that_appears_while_the_image_is_made_is_left_alone(
     gateway.behave(delay=1.0)
     thread = Thread(target=meanwhile)
     thread.start()
-    told = jojokey("generate", "A red fox", "--out", "fox.png", "-o", "json")
+    output = jojokey("generate", "A red fox", "--out", "fox.png", "-o", "json")
     thread.join()
 
-    assert told.code == 0
+    assert output.code == 0
     assert (tmp_path / "fox.png").read_bytes() == b"dear to me"
     assert (tmp_path / "fox_2.png").read_bytes() == png
-    assert told.rows[0]["image"].endswith("fox_2.png")
+    assert output.rows[0]["image"].endswith("fox_2.png")
 
 
 def test_in_a_directory_images_are_named_after_the_prompt(jojokey: Run, tmp_path: Path) -> None:
     for _ in range(2):
         assert jojokey("generate", "A red fox, in the snow!", "-n", "2").code == 0
 
-    assert sorted(one.name for one in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a-red-fox-in-the-snow-0.png",
         "a-red-fox-in-the-snow-1.png",
         "a-red-fox-in-the-snow_2-0.png",
@@ -166,7 +166,7 @@ def test_a_prompt_cannot_lead_out_of_the_directory(jojokey: Run, tmp_path: Path)
 
     assert jojokey("generate", "../../etc/passwd", "--out", "inner").code == 0
 
-    assert [one.name for one in inner.iterdir()] == ["etc-passwd.png"]
+    assert [path.name for path in inner.iterdir()] == ["etc-passwd.png"]
 
 
 def test_images_of_a_broken_response_are_kept(
@@ -174,20 +174,20 @@ def test_images_of_a_broken_response_are_kept(
 ) -> None:
     gateway.behave("truncated", truncate_after=1)
 
-    told = jojokey("generate", "A red fox", "-n", "2", "--out", "fox.png")
+    output = jojokey("generate", "A red fox", "-n", "2", "--out", "fox.png")
 
-    assert told.code == 4
-    assert "Also kept: " in told.err
+    assert output.code == 4
+    assert "Also kept: " in output.err
     (kept,) = tmp_path.glob(".jojokey-*/*.image")
     assert kept.read_bytes() == png
 
 
 @pytest.mark.parametrize("place", ["nowhere/fox.png", "nowhere/", "/proc/fox.png"])
 def test_a_place_that_cannot_be_written_costs_nothing(jojokey: Run, gateway: Gateway, place: str) -> None:
-    told = jojokey("generate", "A red fox", "--out", place)
+    output = jojokey("generate", "A red fox", "--out", place)
 
-    assert told.code == 1
-    assert "Nothing was sent or billed" in told.err
+    assert output.code == 1
+    assert "Nothing was sent or billed" in output.err
     assert gateway.requests == ()
 
 
@@ -202,27 +202,27 @@ def test_the_prompt_may_come_from_standard_input(
 
 
 def test_a_wrong_request_costs_nothing(jojokey: Run, gateway: Gateway) -> None:
-    told = jojokey("generate", "A red fox", "--size", "1000x1000")
+    output = jojokey("generate", "A red fox", "--size", "1000x1000")
 
-    assert told.code == 1
-    assert "nearest valid size" in told.err
+    assert output.code == 1
+    assert "nearest valid size" in output.err
     assert gateway.requests == ()
 
 
 def test_a_name_that_looks_like_markup_is_printed_as_it_is(jojokey: Run, tmp_path: Path) -> None:
     (tmp_path / "[red]").mkdir()
 
-    told = jojokey("generate", "A red fox", "--out", "[red]/[/b]\x1b[31mfox.png")
+    output = jojokey("generate", "A red fox", "--out", "[red]/[/b]\x1b[31mfox.png")
 
-    assert "[red]/[/b]" in told.out or "[red]" in told.err
-    assert "\x1b[31m" not in told.out + told.err
+    assert "[red]/[/b]" in output.out or "[red]" in output.err
+    assert "\x1b[31m" not in output.out + output.err
 
 
 def test_the_token_is_in_no_output(jojokey: Run, gateway: Gateway, connect: Callable[..., None]) -> None:
     secret = "sk-a-secret-that-nobody-may-see"
     connect(secret)
 
-    told = jojokey("generate", "A red fox", "--verbose")
+    output = jojokey("generate", "A red fox", "--verbose")
 
-    assert told.code == 1
-    assert secret not in told.out + told.err
+    assert output.code == 1
+    assert secret not in output.out + output.err

@@ -1,4 +1,4 @@
-"""``jojokey ledger``: what images have cost, from the receipts alone."""
+"""``jojokey ledger`` adds up the costs in receipts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.sandbox import Gateway
 from airflow_provider_jojokey.store.s3 import ImageStore
 from tests.support.buckets import Bucket
-from tests.support.commands import Run, Told
+from tests.support.commands import CommandOutput, Run
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 IMAGE = StoredImage("posters", "k.png", bytes=5)
@@ -40,21 +40,21 @@ def write(bucket: Bucket, key: str, *attempts: Attempt, **request: Any) -> None:
     bucket.client().put_object(Bucket="posters", Key=f"_jojokey/{key}.json", Body=receipt.to_json())
 
 
-def sums(told: Told, by: str = "dag") -> dict[str, int]:
-    return {row[by]: row["total_tokens"] for row in told.rows}
+def sums(output: CommandOutput, by: str = "dag") -> dict[str, int]:
+    return {row[by]: row["total_tokens"] for row in output.rows}
 
 
 def test_the_sum_is_what_the_gateway_has_billed(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
     for name in ("a", "b", "b"):
         jojokey("generate", f"A fox, {name}", "--out", f"s3://posters/{name}.png")
 
-    told = jojokey("ledger", "--bucket", "posters", "-o", "json")
+    output = jojokey("ledger", "--bucket", "posters", "-o", "json")
 
-    (row,) = told.rows
-    assert told.code == 0
+    (row,) = output.rows
+    assert output.code == 0
     assert row["total_tokens"] == sum(record.total_tokens for record in gateway.ledger)
     assert (row["requests"], row["images"], row["unknown"]) == (2, 2, 0)
-    assert "2 receipts" in told.err
+    assert "2 receipts" in output.err
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_it_adds_up_by(jojokey: Run, bucket: Bucket, by: str, names: list[str]) 
     write(bucket, "a/one.png", COMPLETE, replace(COMPLETE, id="1" * 32))
     write(bucket, "b/two.png", other)
 
-    told = jojokey("ledger", "--bucket", "posters", "--by", by, "-o", "json")
+    output = jojokey("ledger", "--bucket", "posters", "--by", by, "-o", "json")
 
-    assert list(sums(told, by)) == names
-    assert sorted(sums(told, by).values()) == [210, 420]
+    assert list(sums(output, by)) == names
+    assert sorted(sums(output, by).values()) == [210, 420]
 
 
 def test_what_is_not_known_is_counted_and_what_was_not_billed_is_not(jojokey: Run, bucket: Bucket) -> None:
@@ -91,11 +91,11 @@ def test_what_is_not_known_is_counted_and_what_was_not_billed_is_not(jojokey: Ru
         COMPLETE,
     )
 
-    told = jojokey("ledger", "--bucket", "posters", "-o", "json")
+    output = jojokey("ledger", "--bucket", "posters", "-o", "json")
 
-    (row,) = told.rows
+    (row,) = output.rows
     assert (row["requests"], row["unknown"], row["total_tokens"]) == (2, 3, 210)
-    assert "what 3 requests have cost is not known" in told.err
+    assert "The cost of 3 requests is unknown" in output.err
 
 
 @pytest.mark.parametrize(
@@ -114,28 +114,28 @@ def test_it_looks_at_a_time_span(
     later = replace(COMPLETE, id="1" * 32, started_at=NOON + timedelta(days=1))
     write(bucket, "one.png", COMPLETE, later)
 
-    told = jojokey("ledger", "--bucket", "posters", *window, "-o", "json")
+    output = jojokey("ledger", "--bucket", "posters", *window, "-o", "json")
 
-    assert sum(sums(told).values()) == expected
+    assert sum(sums(output).values()) == expected
 
 
 def test_what_was_written_before_the_time_span_is_not_even_read(jojokey: Run, bucket: Bucket) -> None:
     bucket.client().put_object(Bucket="posters", Key="_jojokey/broken.png.json", Body=b"{")
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
 
-    told = jojokey("ledger", "--bucket", "posters", "--since", tomorrow, "-o", "json")
+    output = jojokey("ledger", "--bucket", "posters", "--since", tomorrow, "-o", "json")
 
-    assert told.code == 0
-    assert told.rows == []
+    assert output.code == 0
+    assert output.rows == []
 
 
 def test_a_prefix_is_that_of_the_images(jojokey: Run, bucket: Bucket) -> None:
     write(bucket, "a/one.png", COMPLETE)
     write(bucket, "b/two.png", COMPLETE)
 
-    told = jojokey("ledger", "--bucket", "s3://posters/", "--prefix", "b/", "-o", "json")
+    output = jojokey("ledger", "--bucket", "s3://posters/", "--prefix", "b/", "-o", "json")
 
-    assert sums(told) == {"spring": 210}
+    assert sums(output) == {"spring": 210}
 
 
 def test_a_receipt_that_cannot_be_read_is_named_and_makes_the_command_fail(
@@ -145,27 +145,27 @@ def test_a_receipt_that_cannot_be_read_is_named_and_makes_the_command_fail(
     bucket.client().put_object(Bucket="posters", Key="_jojokey/two.png.json", Body=b"{}")
     bucket.client().put_object(Bucket="posters", Key="_jojokey/two.preview.png", Body=b"no receipt")
 
-    told = jojokey("ledger", "--bucket", "posters", "-o", "json")
+    output = jojokey("ledger", "--bucket", "posters", "-o", "json")
 
-    assert told.code == 1
-    assert sums(told) == {"spring": 210}
-    assert "_jojokey/two.png.json is left out" in told.err
-    assert "the sum is too small" in told.err
+    assert output.code == 1
+    assert sums(output) == {"spring": 210}
+    assert "_jojokey/two.png.json is not included" in output.err
+    assert "the sum is too small" in output.err
 
 
 @pytest.mark.parametrize("arguments", [("--since", "yesterday"), ("--until", "7"), ("--bucket", "a b")])
 def test_wrong_usage_is_told(jojokey: Run, bucket: Bucket, arguments: tuple[str, ...]) -> None:
-    told = jojokey("ledger", "--bucket", "posters", *arguments)
+    output = jojokey("ledger", "--bucket", "posters", *arguments)
 
-    assert told.code == 2
-    assert told.err.startswith("jojokey: ")
+    assert output.code == 2
+    assert output.err.startswith("jojokey: ")
 
 
 def test_a_bucket_that_cannot_be_listed_is_told(jojokey: Run, bucket: Bucket) -> None:
-    told = jojokey("ledger", "--bucket", "nonsense-bucket")
+    output = jojokey("ledger", "--bucket", "nonsense-bucket")
 
-    assert told.code == 1
-    assert "NoSuchBucket" in told.err
+    assert output.code == 1
+    assert "NoSuchBucket" in output.err
 
 
 def test_receipts_are_read_some_at_a_time_and_forgotten(bucket: Bucket, connect: None) -> None:
@@ -202,8 +202,8 @@ def test_commands_use_the_bucket_that_the_connection_names(
 def test_commands_without_a_bucket_say_what_is_missing(
     jojokey: Run, gateway: Gateway, bucket: Bucket, command: tuple[str, ...]
 ) -> None:
-    told = jojokey(*command)
-    assert told.code in (1, 2)
-    assert "bucket is missing" in told.err
-    assert "bucket_name in the service_config of the AWS connection" in told.err
+    output = jojokey(*command)
+    assert output.code in (1, 2)
+    assert "bucket is missing" in output.err
+    assert "bucket_name in the service_config of the AWS connection" in output.err
     assert gateway.requests == ()

@@ -1,4 +1,4 @@
-"""``jojokey attempts`` and ``jojokey resolve``: what a person reads from a receipt and records in it."""
+"""``jojokey attempts`` and ``jojokey resolve``: show a receipt, and record a statement in it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
 from tests.support.buckets import Bucket
-from tests.support.commands import Run, Told
+from tests.support.commands import CommandOutput, Run
 
 URI = "s3://posters/fox.png"
 LOST = "a fox [sandbox: reset times=1]"
 
 
 @pytest.fixture
-def lost(jojokey: Run, gateway: Gateway, bucket: Bucket) -> Told:
+def lost(jojokey: Run, gateway: Gateway, bucket: Bucket) -> CommandOutput:
     """A request whose response was lost, so its outcome is unknown."""
     return jojokey("generate", LOST, "--out", URI)
 
@@ -34,7 +34,7 @@ def write(bucket: Bucket, changed: Receipt) -> None:
     bucket.client().put_object(Bucket=bucket.name, Key=key, Body=changed.to_json())
 
 
-def test_attempts_shows_evidence_for_each_attempt(jojokey: Run, lost: Told) -> None:
+def test_attempts_shows_evidence_for_each_attempt(jojokey: Run, lost: CommandOutput) -> None:
     (row,) = jojokey("attempts", URI, "-o", "json").rows
 
     assert (row["outcome"], row["billed"], row["sends"]) == ("unknown", "unknown", 1)
@@ -42,36 +42,36 @@ def test_attempts_shows_evidence_for_each_attempt(jojokey: Run, lost: Told) -> N
 
 
 @pytest.mark.parametrize("uri", [URI, "s3://posters/_jojokey/fox.png.json"])
-def test_attempts_accepts_image_and_receipt_uri(jojokey: Run, lost: Told, uri: str) -> None:
+def test_attempts_accepts_image_and_receipt_uri(jojokey: Run, lost: CommandOutput, uri: str) -> None:
     assert len(jojokey("attempts", uri, "-o", "json").rows) == 1
 
 
 def test_attempts_lists_images_and_table_is_readable(jojokey: Run, bucket: Bucket, gateway: Gateway) -> None:
     jojokey("generate", "a fox", "--out", URI)
 
-    told = jojokey("attempts", URI)
+    output = jojokey("attempts", URI)
 
-    assert "complete" in told.out
-    assert f"image: {URI}" in told.err
+    assert "complete" in output.out
+    assert f"image: {URI}" in output.err
 
 
 def test_attempts_of_missing_receipt_fails(jojokey: Run, bucket: Bucket) -> None:
-    told = jojokey("attempts", "s3://posters/nothing.png")
-    assert (told.code, told.out) == (1, "")
-    assert "doesn't exist" in told.err
+    output = jojokey("attempts", "s3://posters/nothing.png")
+    assert (output.code, output.out) == (1, "")
+    assert "doesn't exist" in output.err
 
 
 def test_not_billed_statement_lets_the_image_be_paid(
-    jojokey: Run, lost: Told, gateway: Gateway, bucket: Bucket
+    jojokey: Run, lost: CommandOutput, gateway: Gateway, bucket: Bucket
 ) -> None:
     again = jojokey("generate", LOST, "--out", URI)
     assert again.code == 4
     assert len(gateway.requests) == 1
 
-    told = jojokey("resolve", URI, "--not-billed", "--note", "ticket 12")
+    output = jojokey("resolve", URI, "--not-billed", "--note", "ticket 12")
     made = jojokey("generate", LOST, "--out", URI)
 
-    assert told.code == 0
+    assert output.code == 0
     assert made.code == 0
     assert len(gateway.requests) == 2
     first, second = receipt(bucket).attempts
@@ -82,7 +82,7 @@ def test_not_billed_statement_lets_the_image_be_paid(
     assert first.resolution["at"]
 
 
-def test_billed_statement_keeps_the_image_unpaid(jojokey: Run, lost: Told, gateway: Gateway) -> None:
+def test_billed_statement_keeps_the_image_unpaid(jojokey: Run, lost: CommandOutput, gateway: Gateway) -> None:
     assert jojokey("resolve", URI, "--billed").code == 0
 
     again = jojokey("generate", LOST, "--out", URI)
@@ -93,7 +93,7 @@ def test_billed_statement_keeps_the_image_unpaid(jojokey: Run, lost: Told, gatew
 
 
 def test_request_id_adds_usage_from_gateway_log(
-    jojokey: Run, lost: Told, gateway: Gateway, bucket: Bucket
+    jojokey: Run, lost: CommandOutput, gateway: Gateway, bucket: Bucket
 ) -> None:
     (record,) = gateway.ledger
     jojokey("resolve", URI, "--billed", "--request-id", record.request_id)
@@ -117,18 +117,18 @@ def test_request_id_adds_usage_from_gateway_log(
     ],
 )
 def test_resolve_rejects_unclear_statements(
-    jojokey: Run, lost: Told, bucket: Bucket, arguments: tuple[str, ...], code: int, words: str
+    jojokey: Run, lost: CommandOutput, bucket: Bucket, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     before = receipt(bucket)
 
-    told = jojokey("resolve", *arguments)
+    output = jojokey("resolve", *arguments)
 
-    assert told.code == code
-    assert words in told.err
+    assert output.code == code
+    assert words in output.err
     assert receipt(bucket) == before
 
 
-def test_resolve_asks_which_of_several_attempts(jojokey: Run, lost: Told, bucket: Bucket) -> None:
+def test_resolve_asks_which_of_several_attempts(jojokey: Run, lost: CommandOutput, bucket: Bucket) -> None:
     known = receipt(bucket)
     other = replace(known.attempts[0], id="f" * 32)
     write(bucket, known.with_attempt(other))
@@ -151,12 +151,12 @@ def test_resolve_asks_which_of_several_attempts(jojokey: Run, lost: Told, bucket
     ids=["complete", "in flight elsewhere"],
 )  # fmt: skip
 def test_resolve_does_not_contradict_better_evidence(
-    jojokey: Run, lost: Told, bucket: Bucket, change: Callable[[Attempt], Any]
+    jojokey: Run, lost: CommandOutput, bucket: Bucket, change: Callable[[Attempt], Any]
 ) -> None:
     known = receipt(bucket)
     write(bucket, known.with_attempt(change(known.attempts[0])))
 
-    told = jojokey("resolve", URI, "--not-billed", "--attempt", known.attempts[0].id)
+    output = jojokey("resolve", URI, "--not-billed", "--attempt", known.attempts[0].id)
 
-    assert told.code == 1
+    assert output.code == 1
     assert receipt(bucket).attempts[0].resolution is None

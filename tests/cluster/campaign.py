@@ -31,7 +31,7 @@ with DAG("campaign", schedule=None, start_date=datetime(2026, 1, 1), max_active_
     )
     GenerateImageOperator.partial(task_id="deferred", deferrable=True, **options).expand_kwargs(
         [
-            # One after the other, so that some are done and some in flight whenever the triggerer is killed.
+            # In sequence, so that some are complete and some in flight whenever the triggerer is killed.
             {
                 "prompt": f"deferred poster {item} [sandbox: delay={1 + item}]",
                 "s3_key": f"deferred/{item}.png",

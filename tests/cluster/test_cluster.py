@@ -38,7 +38,7 @@ def finished(run: Cluster, run_id: str) -> str | None:
 
 
 class Sandbox:
-    """The stand-in for JojoKey, asked over HTTP: it is a process of the cluster."""
+    """The stand-in for JojoKey, a process of the cluster, over HTTP."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -49,8 +49,8 @@ class Sandbox:
     def in_flight(self) -> list[str]:
         """Return the keys that it has a request for and no bill yet."""
         billed = Counter(key_of(record.prompt) for record in self.ledger())
-        asked = Counter(key_of(request["prompt"]) for request in self._get("requests")["requests"])
-        return list((asked - billed).elements())
+        requested = Counter(key_of(request["prompt"]) for request in self._get("requests")["requests"])
+        return list((requested - billed).elements())
 
     def _get(self, what: str) -> Any:
         with urllib.request.urlopen(f"{self._url}/sandbox/{what}", timeout=60) as answer:
@@ -67,7 +67,7 @@ def test_each_poster_is_there_and_the_ledger_is_the_sum_of_the_receipts(
     moto.start()
     try:
         host, port = moto.get_host_and_port()
-        # The stand-in is quick: nobody has to wait for minutes until its log must know a lost request.
+        # The stand-in is fast, so its log is complete after seconds.
         settings = {"AIRFLOW__JOJOKEY__LONGEST_GENERATION": "10"}
         with cluster(tmp_path, dags, {"s3": port}, settings) as run:
             s3 = boto3.client(
@@ -136,8 +136,8 @@ def check(
     )
     objects: dict[str, bytes] = {}
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket="posters"):
-        for one in page.get("Contents", []):
-            objects[one["Key"]] = s3.get_object(Bucket="posters", Key=one["Key"])["Body"].read()
+        for entry in page.get("Contents", []):
+            objects[entry["Key"]] = s3.get_object(Bucket="posters", Key=entry["Key"])["Body"].read()
     posters = {key for key in objects if not key.startswith("_jojokey/")}
     receipts = {
         key: Receipt.from_json(objects[f"_jojokey/{key}.json"])
@@ -147,22 +147,22 @@ def check(
     payments = Counter(key_of(record.prompt) for record in ledger)
     again = {key: count for key, count in payments.items() if count > 1}
     paid = sum(record.total_tokens for record in ledger)
-    attempts = [one for receipt in receipts.values() for one in receipt.attempts]
-    known = total_usage(one.usage for one in attempts)["total_tokens"]
+    attempts = [attempt for receipt in receipts.values() for attempt in receipt.attempts]
+    known = total_usage(attempt.usage for attempt in attempts)["total_tokens"]
     tokens_of = {key_of(record.prompt): record.total_tokens for record in ledger}
-    untold = [
+    unknown = [
         key
         for key, receipt in receipts.items()
-        for one in receipt.attempts
-        if one.outcome in (Outcome.UNKNOWN, Outcome.BILLED) and not one.usage
+        for attempt in receipt.attempts
+        if attempt.outcome in (Outcome.UNKNOWN, Outcome.BILLED) and not attempt.usage
     ]
     usages = [run.xcom(task, "usage") for task in run.tasks("campaign", "spring")]
-    told = total_usage(usages)["total_tokens"]
+    reported = total_usage(usages)["total_tokens"]
     with capsys.disabled():
         print(
             f"\n{len(posters)} posters, {len(ledger)} payments; {sum(lost.values())} requests were in flight "
             f"when a process was killed, and {len(again)} posters were paid again for it on request; "
-            f"tokens: ledger {paid}, receipts {known}, usage XComs {told}, of {len(untold)} attempts nobody can tell"
+            f"tokens: ledger {paid}, receipts {known}, usage XComs {reported}, unknown for {len(unknown)} attempts"
         )
 
     assert posters == POSTERS
@@ -171,5 +171,5 @@ def check(
     assert set(payments) == POSTERS
     assert set(again) <= set(lost), "only what was in flight on a killed process is paid again, on request"
     assert all(count == 2 for count in again.values())
-    assert told == known
-    assert paid == known + sum(tokens_of[key] for key in untold)
+    assert reported == known
+    assert paid == known + sum(tokens_of[key] for key in unknown)

@@ -1,4 +1,4 @@
-"""docker-compose.yaml, as far as it can be tried without containers: its shape, its commands, its settings."""
+"""docker-compose.yaml without containers: structure, commands and settings."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ each_server = pytest.mark.parametrize("name", [name for name in SERVICES if name
 
 
 def variables(text: str) -> Iterator[tuple[str, str]]:
-    """Yield each variable of the environment that compose fills in, with what stands after its name."""
+    """Yield each variable that compose replaces, with the text after its name."""
     yield from re.findall(r"(?<!\$)\$\{(\w+)([^}]*)\}", text)
 
 
 @pytest.fixture(scope="module")
 def secrets() -> dict[str, str]:
-    """What compose/make_env.py writes."""
+    """The output of compose/make_env.py."""
     return make_env()
 
 
@@ -86,10 +86,10 @@ def test_nothing_has_more_rights_than_it_needs(name: str) -> None:
 
 def test_who_is_waited_for_is_there() -> None:
     for service in SERVICES.values():
-        for other, how in service.get("depends_on", {}).items():
-            completed = how["condition"] == "service_completed_successfully"
-            assert completed == (other in JOBS)
-            assert set(SERVICES[other].get("profiles", [])) <= set(service.get("profiles", []))
+        for required, dependency in service.get("depends_on", {}).items():
+            completed = dependency["condition"] == "service_completed_successfully"
+            assert completed == (required in JOBS)
+            assert set(SERVICES[required].get("profiles", [])) <= set(service.get("profiles", []))
 
 
 def test_volumes_are_named_and_so_is_the_spools() -> None:
@@ -122,9 +122,9 @@ def test_no_secret_has_a_default() -> None:
 
 
 def test_what_compose_asks_for_is_made_at_random(secrets: dict[str, str]) -> None:
-    asked = {name for name, _ in variables(FILE.read_text(encoding="utf-8"))}
+    required = {name for name, _ in variables(FILE.read_text(encoding="utf-8"))}
 
-    assert set(secrets) == asked
+    assert set(secrets) == required
     values = [value for name, value in secrets.items() if len(value) > 30 and "://" not in value]
     assert len(set(values)) == len(values) == 10
 
@@ -167,14 +167,14 @@ def test_each_command_of_airflow_exists(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(AIRFLOW))
 def test_connections_are_readable(name: str, secrets: dict[str, str]) -> None:
     environment = SERVICES[name]["environment"]
-    for variable in (one for one in environment if one.startswith("AIRFLOW_CONN_")):
+    for variable in (name for name in environment if name.startswith("AIRFLOW_CONN_")):
         connection = json.loads(filled(environment[variable], secrets))
         assert connection["conn_type"] in ("aws", "jojokey")
         assert "$" not in json.dumps(connection)
     if "worker" in name or "triggerer" in name:
-        told = json.loads(filled(environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"], secrets))
+        connection = json.loads(filled(environment["AIRFLOW_CONN_JOJOKEY_DEFAULT"], secrets))
         real = name.endswith("-real")
-        assert told["host"] == ("https://api.jojokey.com" if real else "http://sandbox:4870")
+        assert connection["host"] == ("https://api.jojokey.com" if real else "http://sandbox:4870")
 
 
 @pytest.mark.parametrize("name", sorted({*AIRFLOW, "sandbox", "postgres", "redis"}))
@@ -182,8 +182,8 @@ def test_hosts_ports_and_folders_that_are_spoken_of_are_there(name: str, tmp_pat
     native = Native(tmp_path, ports={}, mounts={}, settings={})
     container = native.container(name, name)  # raises LookupError where it does not
 
-    told = " ".join([*container.command, *container.environment.values(), *container.check])
-    assert "${" not in told.replace("${HOSTNAME}", "")
+    text = " ".join([*container.command, *container.environment.values(), *container.check])
+    assert "${" not in text.replace("${HOSTNAME}", "")
 
 
 @pytest.mark.parametrize("name", ["worker", "worker-real"])
@@ -197,7 +197,7 @@ def test_the_sandbox_and_the_real_api_exclude_each_other() -> None:
         assert SERVICES[kind]["profiles"] == ["sandbox"]
         assert SERVICES[f"{kind}-real"]["profiles"] == ["real"]
     assert SERVICES["sandbox"]["profiles"] == ["sandbox"]
-    assert {name for name, one in SERVICES.items() if one.get("profiles") == ["monitoring"]} == {
+    assert {name for name, service in SERVICES.items() if service.get("profiles") == ["monitoring"]} == {
         "statsd-exporter", "prometheus", "grafana",
     }  # fmt: skip
 
@@ -240,7 +240,7 @@ def test_the_preparation_makes_the_bucket_and_the_password(bucket: Bucket, tmp_p
 
     assert json.loads(passwords.read_text()) == {"admin": "correct horse"}
     assert passwords.stat().st_mode & 0o077 == 0
-    names = [one["Name"] for one in bucket.client().list_buckets()["Buckets"]]
+    names = [entry["Name"] for entry in bucket.client().list_buckets()["Buckets"]]
     assert names.count("made-by-compose") == 1
 
 

@@ -1,4 +1,4 @@
-"""The fenced blocks of the documentation."""
+"""Read the fenced blocks of the documentation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Block:
         lines = self.text.replace("\\\n", " ").splitlines()
         if self.language == "console":
             lines = [line[2:] for line in lines if line.startswith("$ ")]
-        return [line for one in lines if (line := re.sub(r"\s+# .*", "", one).strip())]
+        return [command for line in lines if (command := re.sub(r"\s+# .*", "", line).strip())]
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -66,10 +66,10 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-PYTHON = [one for one in BLOCKS if one.language == "python"]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
 WHOLE = [block for block in PYTHON if not block.is_fragment]
 DAGS = [block for block in WHOLE if "DAG(" in block.text]
-PROGRAMS = [one for one in WHOLE if one not in DAGS]
+PROGRAMS = [block for block in WHOLE if block not in DAGS]
 
 
 def example(block: Block) -> Any:

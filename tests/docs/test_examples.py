@@ -1,4 +1,4 @@
-"""What the documentation shows is tried: Dags are loaded, commands are parsed, settings exist."""
+"""Examples in the documentation work: Dags load, commands parse, settings exist."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tests.docs.blocks import BLOCKS, DAGS, PAGES, PROGRAMS, PYTHON, ROOT, Block
 
 def of(*languages: str) -> Any:
     return pytest.mark.parametrize(
-        "block", [pytest.param(one, id=one.name) for one in BLOCKS if one.language in languages]
+        "block", [example(block) for block in BLOCKS if block.language in languages]
     )
 
 
-@pytest.mark.parametrize("block", [example(one) for one in PYTHON])
+@pytest.mark.parametrize("block", [example(block) for block in PYTHON])
 def test_an_example_is_python(block: Block) -> None:
     ast.parse(block.text)
 
 
-@pytest.mark.parametrize("block", [example(one) for one in DAGS])
+@pytest.mark.parametrize("block", [example(block) for block in DAGS])
 def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
     try:
         from airflow.dag_processing.dagbag import DagBag
@@ -44,7 +44,7 @@ def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
     assert all(dag.tasks for dag in bag.dags.values())
 
 
-@pytest.mark.parametrize("block", [example(one) for one in PROGRAMS])
+@pytest.mark.parametrize("block", [example(block) for block in PROGRAMS])
 def test_an_example_runs(
     block: Block, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +106,7 @@ def test_an_airflow_command_is_one(words: list[str]) -> None:
     from airflow.cli.cli_parser import get_parser
 
     if words[0] == "jojokey":
-        _parser().parse_args(words[1:])  # Airflow 3.1 knows it by this name only
+        _parser().parse_args(words[1:])  # Airflow 3.1 has only this command
     else:
         get_parser().parse_args(words)
 
@@ -127,9 +127,9 @@ def test_the_makes_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     pages = [*PAGES, ROOT / "CONTRIBUTING.md"]
     named = {
-        one
+        target
         for page in pages
-        for one in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text(encoding="utf-8"))
+        for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text(encoding="utf-8"))
     }
     assert named
     assert named <= targets

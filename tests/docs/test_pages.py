@@ -18,7 +18,7 @@ PACKAGE = ROOT / "airflow_provider_jojokey"
 ALL_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"))]
 MAX_README_WORDS = 1200
 LISTED_BY_MODULE = ("payments", "img2", "store", "batch", "operators")
-"""Packages whose modules are all in CONTRIBUTING's table; of the others, the package is enough."""
+"""Packages of which CONTRIBUTING must list each module. Other packages may be listed as a whole."""
 
 
 def name_of(path: Path) -> str:
@@ -41,7 +41,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Return the targets of a page's links and images that are not on another host."""
+    """Return the relative targets of a page's links and images."""
     targets = re.findall(r"\]\((\S+?)\)", prose(page))
     return [target for target in targets if not re.match("[a-z]+:", target)]
 
@@ -63,7 +63,7 @@ def test_link_check_sees_links() -> None:
 
 
 def pages_of(navigation: Any) -> set[str]:
-    """Return the pages that a part of the site's navigation names."""
+    """Return the pages in a part of the site's navigation."""
     if isinstance(navigation, str):
         return {navigation}
     children = navigation.values() if isinstance(navigation, dict) else navigation
@@ -105,8 +105,8 @@ def test_chinese_readme_mirrors_every_section() -> None:
 
 
 def classes() -> list[type[JojoKeyError]]:
-    found = [one for one in vars(exceptions).values() if isinstance(one, type)]
-    return [one for one in found if issubclass(one, JojoKeyError)]
+    found = [value for value in vars(exceptions).values() if isinstance(value, type)]
+    return [error for error in found if issubclass(error, JojoKeyError)]
 
 
 @pytest.mark.parametrize("language", ["", "zh"])

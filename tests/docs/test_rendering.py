@@ -1,4 +1,4 @@
-"""Examples work in each kind of run, also without a logical date: by API with null, or started by an asset."""
+"""Templates in examples render in all runs, including runs without a logical date."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def context_of(dag: Any, task: Any) -> dict[str, Any]:
     instance._ti_context_from_server = server
     instance._cached_template_context = None
     context = dict(instance.get_template_context())
-    # What needs a database: results of other tasks, and Variables.
+    # XComs and Variables would need a database.
     return {
         **context,
         "ti": SimpleNamespace(xcom_pull=lambda **_: None),
@@ -76,7 +76,7 @@ def templates(value: Any) -> Iterator[str]:
 
 
 def templates_of(task: Any) -> Iterator[str]:
-    """Yield the templates in a task's arguments; of a mapped task also in those that the file contains."""
+    """Yield the templates in a task's arguments; for a mapped task also those in its expanded values."""
     if hasattr(task, "partial_kwargs"):
         # The label is rendered after the task has run, for the mapped task itself.
         yield from templates({**task.partial_kwargs, "map_index_template": None})
@@ -105,7 +105,7 @@ def test_example_dag_renders_without_a_logical_date(path: Path) -> None:
     assert not any("{{" in text for text in texts)
 
 
-@pytest.mark.parametrize("block", [example(one) for one in DAGS])
+@pytest.mark.parametrize("block", [example(block) for block in DAGS])
 def test_dag_in_the_docs_renders_without_a_logical_date(block: Any, tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(block.text, encoding="utf-8")
     assert not any("{{" in text for text in rendered(tmp_path / "example.py"))

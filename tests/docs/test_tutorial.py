@@ -1,4 +1,4 @@
-"""A newcomer types what the tutorial says, command by command, and ends with a poster: `make test-docs`."""
+"""The commands of the tutorial produce a poster in a new environment: `make test-docs`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from airflow_provider_jojokey.sandbox.ledger import read_ledger
 from tests.docs.blocks import ROOT, blocks
 
 TUTORIAL = list(blocks(ROOT / "docs" / "tutorial.md"))
-OF_OTHERS = ("AIRFLOW", "JOJOKEY_", "AWS_", "PYTHON", "VIRTUAL_ENV")
+REMOVED_VARIABLES = ("AIRFLOW", "JOJOKEY_", "AWS_", "PYTHON", "VIRTUAL_ENV")
 
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """A folder with this package's wheel, where pip looks before it asks the registry."""
+    """A folder with this package's wheel, which pip prefers to the registry."""
     folder = tmp_path / "release"
     subprocess.run(
         [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "--out-dir", folder, ROOT], check=True
@@ -43,7 +43,7 @@ def test_the_tutorial_ends_with_a_poster(tmp_path: Path, release: Path) -> None:
                 line for command in block.commands for line in (f"echo '$' {command.split()[0]}", command)
             ]
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(OF_OTHERS)},
+        **{name: value for name, value in os.environ.items() if not name.startswith(REMOVED_VARIABLES)},
         "PIP_FIND_LINKS": f"{release} {os.environ.get('PIP_FIND_LINKS', '')}".strip(),
         "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",

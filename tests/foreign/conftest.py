@@ -1,4 +1,4 @@
-"""The sandbox behind other people's proxies."""
+"""The sandbox behind third-party proxies."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ def aimock(log_folder: Path, png: bytes) -> Iterator[str]:
 
 @pytest.fixture
 def client(aimock: str) -> Iterator[Client]:
-    with Client(TOKEN, aimock, read_timeout=30) as one:
-        yield one
+    with Client(TOKEN, aimock, read_timeout=30) as client:
+        yield client
 
 
 def test_an_image_of_aimock_arrives(client: Client, png: bytes) -> None:

@@ -52,8 +52,8 @@ def proxy(module_gateway: Gateway, log_folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def client(proxy: str) -> Iterator[Client]:
-    with Client(KEY, proxy, read_timeout=60) as one:
-        yield one
+    with Client(KEY, proxy, read_timeout=60) as client:
+        yield client
 
 
 def refused(client: Client, request: ImageRequest) -> Img2Error:

@@ -17,7 +17,7 @@ import base64, hashlib, json, os, openai
 client = openai.OpenAI(base_url=os.environ["URL"] + "/v1", api_key=os.environ["TOKEN"], max_retries=0)
 found = {}
 reply = client.images.generate(model="gpt-image-2", prompt="a fox", size="1024x1024", quality="low", n=2)
-found["plain"] = [hashlib.sha256(base64.b64decode(one.b64_json)).hexdigest() for one in reply.data]
+found["plain"] = [hashlib.sha256(base64.b64decode(image.b64_json)).hexdigest() for image in reply.data]
 found["usage"] = reply.usage.total_tokens
 events = list(client.images.generate(model="gpt-image-2", prompt="a fox", stream=True, partial_images=1))
 found["events"] = [event.type for event in events]
@@ -40,7 +40,7 @@ const digest = (text) => crypto.createHash("sha256").update(Buffer.from(text, "b
 const found = { errors: {}, events: [] };
 const reply = await client.images.generate(
   { model: "gpt-image-2", prompt: "a fox", size: "1024x1024", quality: "low", n: 2 });
-found.plain = reply.data.map((one) => digest(one.b64_json));
+found.plain = reply.data.map((image) => digest(image.b64_json));
 found.usage = reply.usage.total_tokens;
 for await (const event of await client.images.generate(
   { model: "gpt-image-2", prompt: "a fox", stream: true, partial_images: 1 })) {

@@ -36,8 +36,8 @@ def prism(log_folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def client(prism: str) -> Iterator[Client]:
-    with Client("sk-prism-0123456789", prism, read_timeout=30) as one:
-        yield one
+    with Client("sk-prism-0123456789", prism, read_timeout=30) as client:
+        yield client
 
 
 @pytest.mark.parametrize(

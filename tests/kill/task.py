@@ -39,7 +39,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "generate": (JojoKeyHook, "generate"),
     "mark": (Spool, "mark_sending"),
     "seal": (images.ImageFile, "seal"),
-    "keep": (Spool, "keep"),
+    "keep": (Spool, "mark_complete"),
     "put": (ImageStore, "put_image"),
     "update": (ReceiptStore, "update"),
     "discard": (Spool, "discard"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.assets import asset_of, tell_of_batch
+from airflow_provider_jojokey.assets import add_batch_event_extras, asset_of
 
 DAGS = Path(__file__).parents[2] / "dags"
 
@@ -85,7 +85,7 @@ def test_of_a_batch_too_large_to_list_an_alias_gets_the_manifest() -> None:
     place = "s3://posters/_jojokey/batches/campaign/run/posters.jsonl"
     summary = {"manifest": place, "images": 5000, "usage": {"total_tokens": 7}}
 
-    tell_of_batch(context, [asset, alias, foreign], summary, None)
+    add_batch_event_extras(context, [asset, alias, foreign], summary, None)
 
     extra = context["outlet_events"][asset].extra
     assert (extra["images"], extra["manifest"]) == (5000, place)

@@ -35,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "USAGE_RETRY", 0.05)
     monkeypatch.setattr(receipt_store, "CLAIM_RECHECK", 0.05)
     monkeypatch.setattr(generate, "CONFLICT_PAUSE", 0.002)
-    monkeypatch.setattr(conditions, "known", {})
+    monkeypatch.setattr(conditions, "support", {})
 
 
 @pytest.fixture

@@ -303,7 +303,7 @@ def test_full_disk_costs_nothing(harness: Harness, monkeypatch: pytest.MonkeyPat
     error = harness.fail()
 
     assert isinstance(error, exceptions.JojoKeyStoreError)
-    assert "nearly full" in error.message
+    assert "almost full" in error.message
     assert "Nothing was sent or billed" in error.message
     assert harness.posts == 0
     assert harness.outcomes() == ["not_billed"]

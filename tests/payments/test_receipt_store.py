@@ -42,7 +42,7 @@ class Pauses:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
     pauses = Pauses()
     monkeypatch.setattr(clock, "pause", pauses)
-    monkeypatch.setattr(conditions, "known", {})  # as in a new process
+    monkeypatch.setattr(conditions, "support", {})  # as in a new process
     return pauses
 
 

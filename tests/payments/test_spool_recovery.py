@@ -103,7 +103,7 @@ def test_full_disk_does_not_prevent_upload(harness: Harness, monkeypatch: pytest
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("airflow_provider_jojokey.store.spool.Spool.keep", full)
+    monkeypatch.setattr("airflow_provider_jojokey.store.spool.Spool.mark_complete", full)
 
     assert name_of(harness.end()) == "image"
     assert harness.outcomes() == ["complete"]
@@ -233,7 +233,7 @@ def test_lost_spool_is_not_proof(
         harness.gateway = gateway
         harness.connect()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("airflow_provider_jojokey.store.spool.Spool.note", lambda *_: None)
+            patch.setattr("airflow_provider_jojokey.store.spool.Spool.add_fact", lambda *_: None)
             harness.kill()
         for path in harness.spools.rglob("*.image"):
             path.unlink()

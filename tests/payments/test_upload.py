@@ -109,7 +109,7 @@ def test_object_that_appears_while_in_flight_is_not_overwritten(
     stored = manifest["images"][-1]["key"]
     assert stored.startswith("_jojokey/fox.png.")
     assert harness.read(stored) == png
-    assert "was not replaced" in caplog.text
+    assert "was not replaced there" in caplog.text
     assert harness.run(n=n, try_number=2)["reused"] is True
 
 

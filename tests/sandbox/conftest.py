@@ -15,7 +15,7 @@ from tests.support.sandbox_client import Post, post_to
 
 def small_png() -> bytes:
     out = io.BytesIO()
-    # Noise, so that its base64 has every character, and is long enough to be broken in the middle.
+    # Noise has all base64 characters, and is long enough to break off in the middle.
     Image.effect_noise((96, 96), 90).save(out, "PNG")
     return out.getvalue()
 
@@ -27,14 +27,14 @@ def image() -> bytes:
 
 @pytest.fixture
 def gateway(image: bytes) -> Iterator[Gateway]:
-    """Skips the drawing: every image is the same small PNG."""
+    """A gateway that doesn't draw: every image is the same small PNG."""
     with Gateway(image=image) as running:
         yield running
 
 
 @pytest.fixture
 def artist() -> Iterator[Gateway]:
-    """Draws what it is asked for."""
+    """A gateway that draws the prompt."""
     with Gateway() as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""The ledger tells the truth about money, as the real gateway's does."""
+"""The ledger counts charges and refunds like the real gateway."""
 
 from __future__ import annotations
 

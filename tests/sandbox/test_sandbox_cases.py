@@ -1,4 +1,4 @@
-"""Each case answers as its row in the table says."""
+"""Each case responds as its row in the table describes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WITH_STATUS = [case for case in CASES.values() if case.status is not None]
 HANGING = {"hang", "stalls", "sse_hang", "sse_open"}
 BROKEN = {"truncated", "truncated_mid_image", "sse_broken", "no_last_chunk", "long_content_length"}
 INTERIM = {"interim_102", "interim_103"}
-"""Python's own client takes their first response for the last."""
+"""Cases whose first response Python's own client mistakes for the final one."""
 READABLE = [case for case in WITH_STATUS if case.name not in HANGING | BROKEN | INTERIM]
 
 
@@ -29,7 +29,7 @@ def named(case: Case) -> str:
 
 
 def raw_post(gateway: Gateway, prompt: str, **body: Any) -> http.client.HTTPResponse:
-    """A client that does nothing on its own: no redirects, no decompression."""
+    """A client without redirects and decompression."""
     address = urlsplit(gateway.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=10)
     connection.request(
@@ -246,12 +246,12 @@ def test_messages_come_in_both_languages(post: Post) -> None:
 
 def test_rate_limits_come_with_and_without_retry_after_and_body(post: Post) -> None:
     plain = post("a fox [sandbox: rate_limited]")
-    told = post("a fox [sandbox: rate_limited_retry_after retry_after=7]")
+    delayed = post("a fox [sandbox: rate_limited_retry_after retry_after=7]")
     empty = post("a fox [sandbox: rate_limited_empty]")
 
     assert plain.json()["error"]["code"] == ""
     assert "Retry-After" not in plain.headers
-    assert told.headers["Retry-After"] == "7"
+    assert delayed.headers["Retry-After"] == "7"
     assert empty.content == b""
     assert "Retry-After" not in empty.headers
 
@@ -311,8 +311,8 @@ def test_behaviours_follow_one_another_and_can_be_taken_back(gateway: Gateway, p
 
 
 def test_another_process_can_ask_for_a_behaviour(gateway: Gateway, post: Post) -> None:
-    wish = {"case": "no_channel", "times": 1}
-    assert requests.post(f"{gateway.url}/sandbox/behave", json=wish, timeout=10).ok
+    arguments = {"case": "no_channel", "times": 1}
+    assert requests.post(f"{gateway.url}/sandbox/behave", json=arguments, timeout=10).ok
 
     assert [post().status_code for _ in range(2)] == [503, 200]
     assert (
@@ -329,9 +329,9 @@ def test_a_directive_that_cannot_be_understood_is_refused(directive: str, post: 
 
 
 def test_a_behaviour_that_does_not_exist_is_refused(gateway: Gateway) -> None:
-    with pytest.raises(ValueError, match="no sandbox case 'typo'"):
+    with pytest.raises(ValueError, match="Unknown sandbox case 'typo'"):
         gateway.behave("typo")
-    with pytest.raises(ValueError, match="no sandbox option 'dealy'"):
+    with pytest.raises(ValueError, match="Unknown sandbox option 'dealy'"):
         gateway.behave("ok", dealy=1)
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - Chinese prompts have Chinese punctuation
-"""What a good client gets: real images, of the size and kind it asked for."""
+"""Clients receive real images of the requested size and format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The odd cases, as the client sees them: each reproduces what it says."""
+"""The package's client handles undocumented responses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from airflow_provider_jojokey.sandbox import CASES, Gateway
 @pytest.fixture
 def client(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setattr(download, "WAIT", 0.0)
-    with Client(gateway.token, gateway.url, read_timeout=5) as one:
-        yield one
+    with Client(gateway.token, gateway.url, read_timeout=5) as client:
+        yield client
 
 
 def asking(case: str, n: int = 1) -> ImageRequest:

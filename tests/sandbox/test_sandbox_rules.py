@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - the gateway looks for the multiplication sign
-"""The stand-in is as strict as the real API about tokens, paths and parameters."""
+"""The stand-in checks tokens, paths and parameters like the real API."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_the_usage_endpoint_tells_the_reasons_of_a_401_apart(image: bytes) -> No
 
 
 def test_an_unknown_token_state_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no token state 'tired'"):
+    with pytest.raises(ValueError, match="Unknown token state 'tired'"):
         Gateway(tokens={"sk-x": "tired"})
 
 

@@ -1,4 +1,4 @@
-"""The servers' lives, and the command line: they come up, do their work, and leave nothing behind."""
+"""Servers and commands of the sandbox start, work, and leave no process, port or thread behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for_end(pid: int) -> None:
-    """The end of a process that is not our child is no event that we could wait for."""
+    """Poll until a process ends that is not a child of this one."""
     limit = threading.Event()
     for _ in range(500):
         if not is_alive(pid):
@@ -179,7 +179,7 @@ def test_a_wrong_key_is_refused(s3: S3Server) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
 def test_a_bucket_needs_a_proper_name(s3: S3Server, name: str) -> None:
-    with pytest.raises(ValueError, match="not a bucket's name"):
+    with pytest.raises(ValueError, match="not a valid bucket name"):
         s3.create_bucket(name)
 
 
@@ -423,10 +423,10 @@ def test_a_command_runs_in_the_world_and_its_bill_is_kept(tmp_path: Path) -> Non
 
 
 def test_the_ledger_can_be_shown_from_inside(tmp_path: Path) -> None:
-    words = [*COMMAND, "--dir", str(tmp_path), "--", *COMMAND, "ledger", "--json"]
+    words = [*COMMAND, "--dir", str(tmp_path), "--", *COMMAND, "ledger", "--output", "json"]
     done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=50)
 
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -450,9 +450,9 @@ def test_a_command_that_does_not_exist_is_127(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_the_command(tmp_path: Path, number: signal.Signals) -> None:
     code = (
-        "import signal, sys, threading; told = threading.Event()\n"
-        f"signal.signal({int(number)}, lambda *_: told.set()); print('ready', flush=True)\n"
-        "told.wait(); print('told', flush=True); sys.exit(5)"
+        "import signal, sys, threading; received = threading.Event()\n"
+        f"signal.signal({int(number)}, lambda *_: received.set()); print('ready', flush=True)\n"
+        "received.wait(); print('received', flush=True); sys.exit(5)"
     )
     words = [*COMMAND, "run", "--dir", str(tmp_path), "--", sys.executable, "-c", code]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=CLEAN)
@@ -460,7 +460,7 @@ def test_signals_reach_the_command(tmp_path: Path, number: signal.Signals) -> No
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
 
-    assert process.stdout.readline() == "told\n"
+    assert process.stdout.readline() == "received\n"
     assert process.wait(20) == 5
     process.stdout.close()
 

@@ -34,7 +34,7 @@ _numbers = itertools.count()
 @pytest.fixture(autouse=True)
 def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known about any store, as in a new process."""
-    monkeypatch.setattr(conditions, "known", {})
+    monkeypatch.setattr(conditions, "support", {})
 
 
 @pytest.fixture(params=["moto", "rclone"])

@@ -64,7 +64,7 @@ _numbers = itertools.count()
 @pytest.fixture(autouse=True)
 def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known about any store, as in a new process."""
-    monkeypatch.setattr(conditions, "known", {})
+    monkeypatch.setattr(conditions, "support", {})
 
 
 @pytest.fixture(params=["moto", "rclone"])
@@ -167,7 +167,7 @@ ERRORS: list[tuple[Response, bool, str]] = [
     (error(403, "AccessDenied", "Access Denied"), False, "s3:ListBucket"),
     (error(403, "InvalidAccessKeyId"), False, "does not know the AWS connection's access key"),
     (error(403, "SignatureDoesNotMatch"), False, "secret key is wrong"),
-    (error(403, "RequestTimeTooSkewed"), False, "Set this worker's clock"),
+    (error(403, "RequestTimeTooSkewed"), False, "Correct this worker's clock"),
     (error(400, "ExpiredToken"), False, "Renew the session token"),
     (error(403, "QuotaExceeded"), False, "raise its quota"),
     (error(507, "XMinioStorageFull"), False, "Free some space"),
@@ -188,7 +188,7 @@ ERRORS: list[tuple[Response, bool, str]] = [
             '"arn:aws:s3:::posters/fox.json" with an explicit deny in a resource-based policy',
         ),
         False,
-        "look for a Deny in the bucket policy",
+        "Look for a Deny in the bucket policy",
     ),
     (
         error(
@@ -935,7 +935,7 @@ def pauses(host: Time, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_transient_errors_are_waited_out(pauses: list[float]) -> None:
     call, seen = Flaky(4), []
-    assert retry_transient(call, patience=600, before_sleep=seen.append) == "stored"
+    assert retry_transient(call, timeout=600, before_sleep=seen.append) == "stored"
     assert call.calls == 5
     assert len(seen) == len(pauses) == 4
     assert pauses == sorted(pauses)
@@ -943,21 +943,21 @@ def test_transient_errors_are_waited_out(pauses: list[float]) -> None:
 
 def test_patience_ends(pauses: list[float]) -> None:
     call = Flaky(1000)
-    assert error_of(lambda: retry_transient(call, patience=100)).transient
+    assert error_of(lambda: retry_transient(call, timeout=100)).transient
     assert 100 <= sum(pauses) < 100 + 31
     assert max(pauses) <= 31
 
 
 def test_lasting_errors_are_not_retried(pauses: list[float]) -> None:
     call = Flaky(1000, transient=False)
-    error_of(lambda: retry_transient(call, patience=100))
+    error_of(lambda: retry_transient(call, timeout=100))
     assert (call.calls, pauses) == (1, [])
 
 
 def test_wait_ends_when_stopping(pauses: list[float]) -> None:
     call, stopping = Flaky(1000), threading.Event()
     error_of(
-        lambda: retry_transient(call, patience=1e9, stopping=stopping, before_sleep=lambda _: stopping.set())
+        lambda: retry_transient(call, timeout=1e9, stopping=stopping, before_sleep=lambda _: stopping.set())
     )
     assert call.calls == 2
 
@@ -966,5 +966,5 @@ def test_real_wait_ends_when_stopping() -> None:
     call, stopping = Flaky(1000), threading.Event()
     threading.Timer(0.1, stopping.set).start()
     started = time.monotonic()
-    error_of(lambda: retry_transient(call, patience=60, stopping=stopping))
+    error_of(lambda: retry_transient(call, timeout=60, stopping=stopping))
     assert time.monotonic() - started < 1

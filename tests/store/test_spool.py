@@ -142,7 +142,7 @@ def test_only_this_user_can_read_it(tmp_path: Path) -> None:
     spool = Spool.of(root, PLACE, "a" * 32)
     spool.create(ATTEMPT)
     spool.mark_sending("2026-07-30T12:00:00+00:00", "s3")
-    spool.note("link", "https://example.com/?secret")
+    spool.add_fact("link", "https://example.com/?secret")
     assert (mode(root), mode(spool.folder)) == ("0o700", "0o700")
     assert {mode(path) for path in spool.folder.iterdir()} == {"0o600"}
 
@@ -180,7 +180,7 @@ def test_lack_of_space_is_described(spool: Spool, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
         found = spool.check_free_space(request)
         assert (found is None) is enough
-    assert found == f"{needed - 1:,} bytes are free, and {needed:,} may be needed"
+    assert found == f"{needed - 1:,} bytes are free, but {needed:,} may be needed"
 
 
 # --- shared directories --------------------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_attempt_cannot_be_created_twice(spool: Spool) -> None:
 def test_missing_folder_proves_nothing(tmp_path: Path) -> None:
     spool = Spool.of(tmp_path, PLACE, "c" * 32)
     assert not spool.proves_unsent()
-    assert (spool.sends(), spool.facts(), spool.attempt(), spool.leftovers()) == ([], {}, {}, [])
+    assert (spool.sends(), spool.facts(), spool.attempt(), spool.unusable_files()) == ([], {}, {}, [])
 
 
 def test_request_is_not_sent_without_a_mark(spool: Spool) -> None:
@@ -546,7 +546,7 @@ def test_no_damage_brings_the_proof_back(steps: int, interrupted: bool, damage: 
                 dies_within_mark_sending(spool)
             else:
                 spool.mark_sending(NOON, "s3")
-        spool.note("request_id", "1")
+        spool.add_fact("request_id", "1")
         for what, name, number in damage:
             do_damage(spool.folder, root / "backup", what, name, number)
             assert not spool.proves_unsent()
@@ -585,7 +585,7 @@ def test_marks_reach_the_disk_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     spool.mark_sending(NOON, "s3")
     assert synced == ["sends", "a" * 32]
     synced.clear()
-    spool.note("link", "https://example.com")
+    spool.add_fact("link", "https://example.com")
     assert synced == []
 
 
@@ -593,17 +593,17 @@ def test_marks_reach_the_disk_in_order(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_facts_are_found_in_order(spool: Spool) -> None:
-    spool.note("request_id", "1")
-    spool.note("link", "https://example.com/狐\n\ud800?a=b")
-    spool.note("request_id", "2")
+    spool.add_fact("request_id", "1")
+    spool.add_fact("link", "https://example.com/狐\n\ud800?a=b")
+    spool.add_fact("request_id", "2")
     assert spool.facts() == {"request_id": ["1", "2"], "link": ["https://example.com/狐\n\ud800?a=b"]}
 
 
 def test_fact_that_was_half_written_hides_no_other(spool: Spool) -> None:
-    spool.note("link", "first")
+    spool.add_fact("link", "first")
     with open(spool.folder / "facts", "ab") as file:
         file.write(b'\n{"name": "link", "val')
-    spool.note("link", "second")
+    spool.add_fact("link", "second")
     with open(spool.folder / "facts", "ab") as file:
         file.write(b'\n[]\n7\n{"name": 7, "value": "x"}\n{"name": "link"}\n\xff\n')
     assert spool.facts() == {"link": ["first", "second"]}
@@ -611,7 +611,7 @@ def test_fact_that_was_half_written_hides_no_other(spool: Spool) -> None:
 
 def test_threads_note_facts_at_once(spool: Spool) -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: spool.note("link", f"{number}" * 50), range(200)))
+        list(pool.map(lambda number: spool.add_fact("link", f"{number}" * 50), range(200)))
     assert len(spool.facts()["link"]) == 200
 
 
@@ -655,21 +655,21 @@ def test_unreadable_directory_is_an_error(tmp_path: Path) -> None:
 def test_arriving_image_is_not_found(spool: Spool) -> None:
     arrive(spool, 0, 48, seal=None).close()
     assert "0.part" in [path.name for path in spool.folder.iterdir()]
-    assert (spool.whole_images(), spool.preview(), spool.whole_reply()) == ([], None, None)
+    assert (spool.complete_images(), spool.preview(), spool.complete_response()) == ([], None, None)
 
 
 def test_whole_images_are_found_in_order(spool: Spool) -> None:
     for index in (10, 2, 0):
         arrive(spool, index, 16 + index).close()
     arrive(spool, 3, 99, seal=None).close()
-    found = spool.whole_images()
+    found = spool.complete_images()
     assert [image.index for image in found] == [0, 1, 2]
     assert widths(found) == [16, 18, 26]
 
 
 def test_found_image_is_unchanged(spool: Spool) -> None:
     arrive(spool, 0, 48).close()
-    (image,) = spool.whole_images()
+    (image,) = spool.complete_images()
     image.file.file.seek(0)
     assert image.file.file.read() == picture(48)
     assert (image.content_type, image.width, image.height) == ("image/png", 48, 16)
@@ -689,7 +689,7 @@ def test_other_files_are_skipped_and_closed(spool: Spool) -> None:
     arrive(spool, 1, 48).close()
     (spool.folder / "2.image").mkdir()
     (spool.folder / "notes.image").write_bytes(picture(16))
-    assert widths(spool.whole_images()) == [48]
+    assert widths(spool.complete_images()) == [48]
     assert not [name for name in open_files() if str(spool.folder) in name]
 
 
@@ -698,7 +698,7 @@ def test_leftovers_are_listed_in_order(spool: Spool) -> None:
         arrive(spool, index, seal=".bin").close()
     arrive(spool, 3, 48).close()
     (spool.folder / "notes.bin").write_bytes(b"x")
-    assert [path.name for path in spool.leftovers()] == ["2.bin", "10.bin"]
+    assert [path.name for path in spool.unusable_files()] == ["2.bin", "10.bin"]
 
 
 def test_latest_preview_is_found_and_others_are_closed(spool: Spool) -> None:
@@ -709,12 +709,12 @@ def test_latest_preview_is_found_and_others_are_closed(spool: Spool) -> None:
     assert latest.width == 26
     assert [name for name in open_files() if str(spool.folder) in name] == [str(spool.folder / "10.preview")]
     latest.file.close()
-    assert spool.whole_images() == []
+    assert spool.complete_images() == []
 
 
 def test_missing_folder_holds_nothing(tmp_path: Path) -> None:
     spool = Spool.of(tmp_path, PLACE, "c" * 32)
-    assert (spool.whole_images(), spool.preview(), spool.whole_reply()) == ([], None, None)
+    assert (spool.complete_images(), spool.preview(), spool.complete_response()) == ([], None, None)
 
 
 _RECEIVE = """
@@ -731,7 +731,7 @@ for index in range(2):
     file.seal()
     images.append(Image(index, file, "image/png", 48, 16, f"revised {index}"))
 usage = {"total_tokens": 3, "details": {"text": 1}}
-spool.keep(Generation(images, usage, 7, "gpt-image-2", "1024x1024", "low", "req-1", 1.5))
+spool.mark_complete(Generation(images, usage, 7, "gpt-image-2", "1024x1024", "low", "req-1", 1.5))
 os._exit(1)
 """
 
@@ -740,7 +740,7 @@ def test_whole_reply_outlives_its_process(spool: Spool, tmp_path: Path) -> None:
     (tmp_path / "fox.png").write_bytes(picture(48))
     with pytest.raises(subprocess.CalledProcessError):
         in_another_process(_RECEIVE, spool.folder, tmp_path / "fox.png")
-    reply = spool.whole_reply()
+    reply = spool.complete_response()
     assert reply is not None
     assert (reply.usage, reply.created) == ({"total_tokens": 3, "details": {"text": 1}}, 7)
     assert (reply.model, reply.size, reply.quality) == ("gpt-image-2", "1024x1024", "low")
@@ -755,9 +755,9 @@ def test_whole_reply_outlives_its_process(spool: Spool, tmp_path: Path) -> None:
 
 def test_reply_is_kept_unchanged(spool: Spool) -> None:
     kept = generation(arrive(spool, 0, 48), usage=None, created=None, request_id=None)
-    spool.keep(kept)
+    spool.mark_complete(kept)
     kept.close()
-    found = spool.whole_reply()
+    found = spool.complete_response()
     assert found is not None
     assert (found.usage, found.created, found.request_id) == (None, None, None)
     assert widths(found.images) == [48]
@@ -767,25 +767,25 @@ def test_reply_is_kept_unchanged(spool: Spool) -> None:
 
 def test_half_written_reply_is_not_whole(spool: Spool) -> None:
     kept = generation(arrive(spool, 0, 48))
-    spool.keep(kept)
+    spool.mark_complete(kept)
     kept.close()
     text = (spool.folder / "reply.json").read_text()
     (spool.folder / "reply.json").rename(spool.folder / "reply.json.part")
-    assert spool.whole_reply() is None
+    assert spool.complete_response() is None
     (spool.folder / "reply.json").write_text(text[: len(text) // 2])
-    assert spool.whole_reply() is None
+    assert spool.complete_response() is None
 
 
 @pytest.mark.parametrize("damage", ["missing", "no image"])
 def test_reply_without_its_image_is_not_whole(spool: Spool, damage: str) -> None:
     kept = generation(arrive(spool, 0, 48), arrive(spool, 1, 64))
-    spool.keep(kept)
+    spool.mark_complete(kept)
     kept.close()
     if damage == "missing":
         (spool.folder / "1.image").unlink()
     else:
         (spool.folder / "1.image").write_bytes(b"")
-    assert spool.whole_reply() is None
+    assert spool.complete_response() is None
     assert not [name for name in open_files() if str(spool.folder) in name]
 
 
@@ -820,7 +820,7 @@ def test_file_name_never_leads_out_of_the_folder(spool: Spool, name: Any) -> Non
         (folder / "secret.image").write_bytes(picture(16))
     reply = {**REPLY, "images": [{"file": name, "index": 0, "revised_prompt": None}]}
     (spool.folder / "reply.json").write_text(json.dumps(reply))
-    assert spool.whole_reply() is None
+    assert spool.complete_response() is None
 
 
 def test_file_name_is_looked_up_inside_the_folder(spool: Spool) -> None:
@@ -828,7 +828,7 @@ def test_file_name_is_looked_up_inside_the_folder(spool: Spool) -> None:
     arrive(spool, 0, 48).close()
     reply = {**REPLY, "images": [{"file": "../0.image", "index": 0, "revised_prompt": None}]}
     (spool.folder / "reply.json").write_text(json.dumps(reply))
-    found = spool.whole_reply()
+    found = spool.complete_response()
     assert found is not None
     assert widths(found.images) == [48]
 
@@ -850,14 +850,14 @@ def test_file_name_is_looked_up_inside_the_folder(spool: Spool) -> None:
 )
 def test_malformed_reply_is_not_whole(spool: Spool, text: str) -> None:
     (spool.folder / "reply.json").write_bytes(text.encode("latin-1"))
-    assert spool.whole_reply() is None
+    assert spool.complete_response() is None
 
 
 def test_reply_with_unknown_fields_leaves_nothing_open(spool: Spool) -> None:
     arrive(spool, 0, 48).close()
     reply = {**REPLY, "mood": "good", "images": [{"file": "0.image", "index": 0, "revised_prompt": None}]}
     (spool.folder / "reply.json").write_text(json.dumps(reply))
-    assert spool.whole_reply() is None
+    assert spool.complete_response() is None
     assert not [name for name in open_files() if str(spool.folder) in name]
 
 
@@ -940,9 +940,9 @@ def test_cleaning_an_empty_place_does_nothing(tmp_path: Path) -> None:
 
 def test_facts_belong_to_the_latest_request(spool: Spool) -> None:
     spool.mark_sending("2026-11-28T10:00:00+00:00", "s3")
-    spool.note("request_id", "of-the-rejected-request")
+    spool.add_fact("request_id", "of-the-rejected-request")
     spool.mark_sending("2026-11-28T10:01:00+00:00", "s3")
     assert spool.facts() == {}
 
-    spool.note("request_id", "of-the-resent-request")
+    spool.add_fact("request_id", "of-the-resent-request")
     assert spool.facts() == {"request_id": ["of-the-resent-request"]}

@@ -1,4 +1,4 @@
-"""What a command of ``airflow jojokey`` prints."""
+"""The output of ``airflow jojokey`` commands."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a command has printed, and its exit code."""
+class CommandOutput:
+    """Standard output, standard error and exit code of a command."""
 
     code: int
     out: str
@@ -23,4 +23,4 @@ class Told:
         return rows
 
 
-Run = Callable[..., Told]
+Run = Callable[..., CommandOutput]

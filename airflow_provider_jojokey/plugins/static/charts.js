@@ -1,5 +1,5 @@
 // Two small charts: what was spent by day, and by Dag.
-import { compact, count, day, localDay, money, number } from "./format.js";
+import { compact, cost, count, day, localDay, number } from "./format.js";
 import { h, useMemo } from "./react.js";
 import { t } from "./text.js";
 
@@ -55,8 +55,8 @@ function nameOf(bar, unit) {
 }
 
 function costOf(one) {
-  const cost = one.cost?.amounts.length ? `${money(one.cost)} · ` : "";
-  return `${cost}${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
+  const money = one.cost?.amounts.length ? `${cost(one.cost)} · ` : "";
+  return `${money}${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
 }
 
 // A chart of a single day or Dag says nothing that the totals don't say.
@@ -136,7 +136,7 @@ function TokensByDag({ byDag, onChange }) {
       h(
         "span",
         { className: "jojokey-number", title: number(one.tokens) },
-        one.cost?.amounts.length ? money(one.cost) : compact(one.tokens),
+        one.cost?.amounts.length ? cost(one.cost) : compact(one.tokens),
       ),
     );
   return h(

@@ -1,6 +1,6 @@
 // What was spent by Dag, model and day, as a table and as CSV.
 import { costsUrl, getCosts } from "./api.js";
-import { day, money, number } from "./format.js";
+import { day, cost, number } from "./format.js";
 import { ButtonLink, Failure, Spinner } from "./parts.js";
 import { h, useEffect, useState } from "./react.js";
 import { t } from "./text.js";
@@ -65,7 +65,7 @@ function Rows({ rows, filters }) {
               h("td", null, row.model ?? "–"),
               h("td", { className: "jojokey-number" }, number(row.images)),
               h("td", { className: "jojokey-number" }, number(row.total_tokens)),
-              h("td", { className: "jojokey-number" }, money(row.cost)),
+              h("td", { className: "jojokey-number" }, cost(row.cost)),
             ),
           ),
         ),

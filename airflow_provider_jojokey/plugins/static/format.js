@@ -15,18 +15,22 @@ export function count(value, one, many) {
   return t(value === 1 ? one : many, { n: number(value) });
 }
 
-// Costs as the server has them: an amount for each currency, "≈" before those that follow from prices, and the number
-// of requests whose cost is unknown. Null if nothing is known.
-export function money(costs) {
-  if (!costs) return null;
-  const amounts = costs.amounts.map(({ amount, currency, approximate }) => {
-    const value = Number(amount);
-    const digits = value && value < 1 ? { maximumFractionDigits: 4 } : {};
-    const style = { style: "currency", currency, currencyDisplay: "code", ...digits };
-    return `${approximate ? "≈ " : ""}${new Intl.NumberFormat(language(), style).format(value)}`;
-  });
-  if (costs.unknown) amounts.push(count(costs.unknown, "{n} request of unknown cost", "{n} requests of unknown cost"));
-  return amounts.join(" + ") || t("No cost");
+// As in the log and on the command line: "≈ USD 0.0059", in which a non-breaking space keeps the parts together.
+function amount(one) {
+  const value = Number(one.amount);
+  const digits = value >= 1 || value === 0 ? 2 : 4;
+  const format = new Intl.NumberFormat(language(), { minimumFractionDigits: 2, maximumFractionDigits: digits });
+  const text = value > 0 && value < 0.0001 ? `<${format.format(0.0001)}` : format.format(value);
+  return `${one.approximate ? "≈\u00a0" : ""}${one.currency}\u00a0${text}`;
+}
+
+// Amounts in different currencies are never added up.
+export function cost(costs) {
+  const known = costs.amounts.map(amount).join(" + ");
+  if (!known) return costs.unknown ? t("Cost unknown") : t("No cost");
+  return costs.unknown
+    ? `${known} + ${count(costs.unknown, "{n} request of unknown cost", "{n} requests of unknown cost")}`
+    : known;
 }
 
 export function fileSize(bytes) {

@@ -3,7 +3,7 @@ import { getResults, getTotals } from "./api.js";
 import { Charts } from "./charts.js";
 import { CostTable } from "./costs.js";
 import { choicesOf, FilterBar, isFiltered, NO_FILTERS, useFilters } from "./filters.js";
-import { count, exactTime, money, number } from "./format.js";
+import { count, exactTime, cost, number } from "./format.js";
 import { useLightbox } from "./lightbox.js";
 import { Button, CopyButton, Empty, Failure, Notice, Spinner, useTitle } from "./parts.js";
 import { h, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./react.js";
@@ -288,7 +288,7 @@ function Totals({ totals, onReload, loading, onChange }) {
         "span",
         { className: "jojokey-muted" },
         [
-          money(totals.cost),
+          cost(totals.cost),
           count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
           t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
         ].join(" · "),

@@ -1,7 +1,7 @@
 // One image as large as the window lets it be, and a walk through all of them.
 import { problemOf } from "./api.js";
 import { Modal } from "./dialog.js";
-import { fileSize, shortened } from "./format.js";
+import { cost, count, fileSize, shortened } from "./format.js";
 import { SelectBox } from "./selection.js";
 import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
 import { h, useCallback, useEffect, useMemo, useState } from "./react.js";
@@ -15,6 +15,13 @@ export function isServed(image) {
 // The first images of a batch belong to different items. Their names are known, their prompts are not.
 function captionOf(result, image) {
   return result.batch ? image.name : result.prompt;
+}
+
+// What is paid for is a request, which may give several images.
+function costOf(result) {
+  return result.count > 1
+    ? t("{cost} for {images}", { cost: cost(result.cost), images: count(result.count, "{n} image", "{n} images") })
+    : cost(result.cost);
 }
 
 function slidesOf(result, linked) {
@@ -147,7 +154,11 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
         "div",
         { className: "jojokey-lightbox-text" },
         h("p", { dir: "auto" }, slide.prompt),
-        h("span", { className: "jojokey-muted" }, `${slide.width} × ${slide.height} · ${fileSize(slide.bytes)}`),
+        h(
+          "span",
+          { className: "jojokey-muted" },
+          [`${slide.width} × ${slide.height}`, fileSize(slide.bytes), costOf(slide.result)].join(" · "),
+        ),
       ),
       h(
         "div",

@@ -1,5 +1,5 @@
 // A result as a card, as it stands in the gallery, under a mapped task and in a batch.
-import { count, money } from "./format.js";
+import { count, cost } from "./format.js";
 import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
 import { h } from "./react.js";
@@ -124,7 +124,7 @@ export function Card({ card, title, subtitle, onOpen, selection }) {
         "div",
         { className: "jojokey-card-foot" },
         card.made_at && h(Time, { iso: card.made_at, relative: true }),
-        h("span", { title: card.cost && tokensOf(card) }, money(card.cost) ?? tokensOf(card)),
+        h("span", { title: tokensOf(card) }, cost(card.cost)),
       ),
     ),
   );

@@ -1,7 +1,7 @@
 // Images that the user has selected: to download them as one zip file, or to compare them side by side.
 import { zipUrl } from "./api.js";
 import { Modal } from "./dialog.js";
-import { count, fileSize, money, number } from "./format.js";
+import { count, fileSize, cost, number } from "./format.js";
 import { Button, ButtonLink, safeUrl, Time } from "./parts.js";
 import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js";
 import { t } from "./text.js";
@@ -97,7 +97,7 @@ const FACTS = {
   Size: ([, image]) => `${image.width} × ${image.height}`,
   Quality: ([result]) => result.quality,
   Tokens: ([result]) => (result.usage?.total_tokens ? number(result.usage.total_tokens) : null),
-  Cost: ([result]) => money(result.cost),
+  Cost: ([result]) => cost(result.cost),
   Run: ([result]) => result.run_id,
 };
 

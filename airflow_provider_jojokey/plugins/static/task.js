@@ -1,6 +1,6 @@
 // The tab "Images" of a task instance: what it made, what it cost, and every attempt.
 import { getTask, isUnderWay } from "./api.js";
-import { count, fileSize, money, number, seconds } from "./format.js";
+import { count, fileSize, cost, number, seconds } from "./format.js";
 import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
 import {
   AppLink,
@@ -187,7 +187,10 @@ function Failed({ result, underWay }) {
   const tokens = result.usage?.total_tokens ?? 0;
   const kept = result.batch ? 0 : result.images.length;
   const next = [
-    tokens > 0 && t("Charged in this Dag run: {tokens}.", { tokens: count(tokens, "{n} token", "{n} tokens") }),
+    tokens > 0 &&
+      t("Charged in this Dag run: {tokens}.", {
+        tokens: `${count(tokens, "{n} token", "{n} tokens")} · ${cost(result.cost)}`,
+      }),
     kept > 0 && count(kept, "One image had arrived and is kept.", "{n} images had arrived and are kept."),
     underWay && t("The task will try again."),
   ].filter(Boolean);
@@ -289,7 +292,7 @@ function Facts({ result, console }) {
             ` = ${t("{in} in + {out} out", { in: number(usage.input_tokens), out: number(usage.output_tokens) })}`,
           ),
       ),
-      h(Fact, { label: t("Cost") }, money(result.cost)),
+      h(Fact, { label: t("Cost") }, cost(result.cost)),
       h(Fact, { label: t("Generated in") }, result.seconds === null ? null : seconds(result.seconds)),
       h(Fact, { label: t("Images") }, result.count > 1 ? number(result.count) : null),
       h(Fact, { label: t("Model") }, result.model),
@@ -355,7 +358,7 @@ function Attempts({ attempts, error }) {
           h(
             "tr",
             null,
-            ["Started", "Try", "Outcome", "Billed", "Tokens", "Took", "Request ID", "Note"].map((name) =>
+            ["Started", "Try", "Outcome", "Billed", "Cost", "Tokens", "Took", "Request ID", "Note"].map((name) =>
               h("th", { key: name, scope: "col" }, t(name)),
             ),
           ),
@@ -372,6 +375,7 @@ function Attempts({ attempts, error }) {
               h("td", null, one.try_number),
               h("td", null, h(Badge, { kind }, t(word))),
               h("td", null, t(BILLED[one.billed] ?? "Unknown")),
+              h("td", { className: "jojokey-nowrap" }, cost(one.cost)),
               h("td", null, one.usage ? number(one.usage.total_tokens) : "–"),
               h("td", null, Number.isFinite(one.seconds) ? seconds(one.seconds) : "–"),
               h("td", null, one.request_id || one.cf_ray ? h("code", null, one.request_id ?? one.cf_ray) : "–"),

@@ -1,6 +1,6 @@
-"""Cases that were seen of real gateways and that no documentation promises.
+"""Build undocumented responses, as observed from real gateways and proxies.
 
-A client that is lenient where the image is paid for, and strict about money, gets them right.
+A client should accept every image that was paid for, and never guess whether it was charged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AVIF = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(512)
 
 def encoded(call: Call) -> list[str]:
     """Return the base64 of all images."""
-    return [base64.b64encode(call.image(index)).decode() for index in range(call.order.n)]
+    return [base64.b64encode(call.image(index)).decode() for index in range(call.request.n)]
 
 
 def items(images: list[str]) -> list[dict[str, str]]:
@@ -35,7 +35,7 @@ def items(images: list[str]) -> list[dict[str, str]]:
 def document(
     make: Document, status: int = 200, before: bytes = b"", after: bytes = b""
 ) -> Callable[[Call], Reply]:
-    """Return a case's answer: one JSON document.
+    """Return a response with one JSON document.
 
     :param make: returns the document
     :param status: the HTTP status
@@ -51,42 +51,42 @@ def document(
 
 
 def plain(call: Call, images: list[str]) -> dict[str, Any]:
-    """Return the usual document."""
+    """Return a document as documented."""
     return {"created": call.created, "data": items(images), "usage": call.usage.to_json()}
 
 
 def with_reply(answer: Callable[[Call], Reply], **changes: Any) -> Callable[[Call], Reply]:
-    """Return the same answer, sent in another way."""
+    """Return the same response with other transport options."""
     return lambda call: replace(answer(call), **changes)
 
 
 def with_usage(make: Callable[[dict[str, Any]], Any]) -> Callable[[Call], Reply]:
-    """Return the usual document with its usage written in another way."""
+    """Return the documented response with another usage object."""
     return document(lambda call, images: {**plain(call, images), "usage": make(call.usage.to_json())})
 
 
 def linked(link: Callable[[Call, int], str]) -> Callable[[Call], Reply]:
-    """Return a document with links in place of images."""
+    """Return a document with links instead of images."""
     return document(
-        lambda call, images: {"data": [{"url": link(call, index)} for index in range(call.order.n)]}
+        lambda call, images: {"data": [{"url": link(call, index)} for index in range(call.request.n)]}
     )
 
 
 def published(call: Call, index: int) -> str:
     """Put an image on the gateway's host, and return its path."""
-    kind = f"image/{call.order.output_format}"
+    kind = f"image/{call.request.output_format}"
     return call.publish(call.image(index), kind).removeprefix(call.base_url)
 
 
 def published_late(call: Call, index: int) -> str:
-    """Put an image on the gateway's host that is not there for the first two requests."""
-    return call.publish_late(call.image(index), f"image/{call.order.output_format}")
+    """Put an image on the gateway's host. The first two requests for it get a 404."""
+    return call.publish_late(call.image(index), f"image/{call.request.output_format}")
 
 
 def stream(
     *events: Callable[[Call, list[str]], Any], end: str = "\n", **changes: Any
 ) -> Callable[[Call], Reply]:
-    """Return a case's answer: server-sent events, then ``[DONE]``."""
+    """Return a response with server-sent events, then ``[DONE]``."""
 
     def answer(call: Call) -> Reply:
         images = encoded(call)
@@ -123,7 +123,7 @@ def edit_preview(call: Call, images: list[str]) -> dict[str, Any]:
 
 
 def json_lines(call: Call) -> Reply:
-    """Return a preview and the images as JSON, one a line."""
+    """Return a preview and the images as JSON Lines."""
     images = encoded(call)
     lines = [edit_preview(call, images), *completed(call, images)]
     body = "\n".join(map(json.dumps, lines)).encode() + b"\n"
@@ -131,7 +131,7 @@ def json_lines(call: Call) -> Reply:
 
 
 def resized(call: Call) -> Reply:
-    """Return images of another size than was requested."""
+    """Return images of a different size than requested."""
     from PIL import Image
 
     def shrink(data: bytes) -> str:
@@ -140,7 +140,7 @@ def resized(call: Call) -> Reply:
             image.resize((80, 80)).save(out, image.format)
         return base64.b64encode(out.getvalue()).decode()
 
-    images = [shrink(call.image(index)) for index in range(call.order.n)]
+    images = [shrink(call.image(index)) for index in range(call.request.n)]
     body = json.dumps(plain(call, images)).encode()
     return Reply(200, gateway_headers(call.request_id, JSON), [body])
 
@@ -168,5 +168,5 @@ def relayed(
 
 
 def body(status: int, value: Any) -> Callable[[Call], Reply]:
-    """Return an unmarked JSON document."""
+    """Return a JSON document without the gateway's header."""
     return lambda call: Reply(status, {"Content-Type": "application/json"}, [json.dumps(value).encode()])

@@ -1,6 +1,6 @@
-"""What a request asks for: the rules of gpt-image-2 and of the gateway in front of it, and what an image costs."""
+"""Check requests by the rules of gpt-image-2 and of the gateway, and compute their price."""
 
-# ruff: noqa: RUF001 - the gateway itself looks for the sign
+# ruff: noqa: RUF001 - the gateway rejects this sign
 from __future__ import annotations
 
 import math
@@ -18,12 +18,11 @@ FORMATS = ("png", "jpeg", "webp")
 BACKGROUNDS = ("auto", "opaque", "transparent")
 MODERATION = ("auto", "low")
 
-# Published for 1024x1024; other sizes are scaled by their area, which is an estimate: the real figures are not
-# published for each size.
+# Published for 1024x1024. Other sizes are scaled by their area, which is an estimate.
 _OUTPUT_TOKENS = {"low": 196, "medium": 1756, "high": 7024}
 _PARTIAL_IMAGE_TOKENS = 100
 
-# US dollars for a million tokens.
+# US dollars per million tokens.
 _TEXT_PRICE, _IMAGE_PRICE = 5.0, 30.0
 
 _FIELDS = frozenset(
@@ -47,14 +46,14 @@ _FIELDS = frozenset(
 )
 
 
-class RefusalError(Exception):
-    """The request is turned down before any image is made, and nothing is charged.
+class RejectedError(Exception):
+    """The gateway rejects the request before it generates an image, and charges nothing.
 
     :param status: the HTTP status.
-    :param message: for people.
+    :param message: the message of the error.
     :param code: OpenAI's or the gateway's error code; may be empty.
     :param kind: the error's ``type``.
-    :param param: the parameter at fault; may be empty.
+    :param param: the invalid parameter; may be empty.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True)
 class Usage:
-    """What was consumed, in tokens."""
+    """The tokens of a request."""
 
     input_tokens: int
     output_tokens: int
@@ -98,8 +97,8 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Order:
-    """A request that is valid."""
+class ValidRequest:
+    """A request that passed all checks, with defaults filled in."""
 
     model: str
     prompt: str
@@ -119,7 +118,7 @@ class Order:
         return f"{self.width}x{self.height}"
 
     def usage(self, images: int | None = None) -> Usage:
-        """Return what ``images`` of this order cost; all of them by default."""
+        """Return the usage of ``images`` images; by default of all."""
         count = self.n if images is None else images
         each = _OUTPUT_TOKENS[self.quality] * self.width * self.height / (DEFAULT_SIZE[0] * DEFAULT_SIZE[1])
         partial = _PARTIAL_IMAGE_TOKENS * self.partial_images if self.stream else 0
@@ -127,51 +126,53 @@ class Order:
 
 
 def estimate_tokens(prompt: str) -> int:
-    """Return about how many tokens ``prompt`` is: a Chinese character counts as one, four of others as one."""
+    """Estimate the tokens of ``prompt``: one per Chinese character, one per four other characters."""
     wide = sum(1 for character in prompt if ord(character) >= 0x2E80)
     return 7 + wide + math.ceil((len(prompt) - wide) / 4)
 
 
-def read_order(body: object, *, models: Collection[str], accepts_response_format: bool) -> Order:
-    """Check a request body as the gateway and then the model do.
+def validate(body: object, *, models: Collection[str], accepts_response_format: bool) -> ValidRequest:
+    """Check a request body like the gateway, and then like the model.
 
     :param body: the parsed JSON.
-    :param models: the models there are channels for.
+    :param models: the models that have a channel.
     :param accepts_response_format: whether the upstream takes ``response_format``.
-    :raises RefusalError: with the status and error the real ones answer.
+    :raises RejectedError: with the status and error of the real gateway or model.
     """
     if not isinstance(body, dict):
-        raise RefusalError(400, "The request body is not a JSON object.", kind="new_api_error")
+        raise RejectedError(400, "The request body is not a JSON object.", kind="new_api_error")
     model, n = _check_as_gateway(body, models)
     _check_names(body, accepts_response_format)
     prompt = body.get("prompt")
     if not isinstance(prompt, str) or not prompt:
-        raise RefusalError(
+        raise RejectedError(
             400, "Missing required parameter: 'prompt'.", code="missing_required_parameter", param="prompt"
         )
     if len(prompt) > MAX_PROMPT:
-        raise RefusalError(
+        raise RejectedError(
             400,
-            f"Invalid 'prompt': {len(prompt)} characters, the most is {MAX_PROMPT}.",
+            f"Invalid 'prompt': {len(prompt)} characters, the maximum is {MAX_PROMPT}.",
             code="string_above_max_length",
             param="prompt",
         )
     if not 1 <= n <= 10:
-        raise RefusalError(400, f"Invalid 'n': {n} is not from 1 to 10.", code="invalid_value", param="n")
-    quality = _one_of(body, "quality", QUALITIES)
-    output_format = _one_of(body, "output_format", FORMATS, default="png")
-    background = _one_of(body, "background", BACKGROUNDS)
-    _one_of(body, "moderation", MODERATION)
+        raise RejectedError(
+            400, f"Invalid 'n': {n} is not between 1 and 10.", code="invalid_value", param="n"
+        )
+    quality = _choice(body, "quality", QUALITIES)
+    output_format = _choice(body, "output_format", FORMATS, default="png")
+    background = _choice(body, "background", BACKGROUNDS)
+    _choice(body, "moderation", MODERATION)
     compression = _integer(body, "output_compression", 0, 100, default=100)
     if output_format == "png" and compression != 100:
-        raise RefusalError(
+        raise RejectedError(
             400,
-            "Invalid 'output_compression': PNG images cannot be compressed with loss.",
+            "Invalid 'output_compression': PNG has no lossy compression.",
             code="invalid_value",
             param="output_compression",
         )
     if background == "transparent" and output_format == "jpeg":
-        raise RefusalError(
+        raise RejectedError(
             400,
             "Invalid 'background': a JPEG image cannot be transparent.",
             code="invalid_value",
@@ -179,9 +180,9 @@ def read_order(body: object, *, models: Collection[str], accepts_response_format
         )
     stream = body.get("stream")
     if stream not in (None, True, False):
-        raise RefusalError(400, "Invalid 'stream': a boolean is needed.", code="invalid_type", param="stream")
+        raise RejectedError(400, "Invalid 'stream': not a boolean.", code="invalid_type", param="stream")
     width, height = _size(body)
-    return Order(
+    return ValidRequest(
         model=model,
         prompt=prompt,
         width=width,
@@ -197,26 +198,26 @@ def read_order(body: object, *, models: Collection[str], accepts_response_format
 
 
 def _check_as_gateway(body: Mapping[str, Any], models: Collection[str]) -> tuple[str, int]:
-    """Return the model and n; what fails here is the gateway's own 500 or 503, before any upstream is asked."""
+    """Return the model and n, or raise the 500 or 503 that the gateway reports before it asks the upstream."""
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        raise RefusalError(500, "The model name is missing.", code="invalid_request", kind="new_api_error")
+        raise RejectedError(500, "The model name is missing.", code="invalid_request", kind="new_api_error")
     n = 1 if body.get("n") is None else body["n"]
     if not isinstance(n, int) or isinstance(n, bool):
-        raise RefusalError(
+        raise RejectedError(
             500, "The field n is not an integer.", code="invalid_request", kind="new_api_error"
         )
     if n > 128:
-        raise RefusalError(500, "n must be from 1 to 128.", code="invalid_request", kind="new_api_error")
+        raise RejectedError(500, "n must be from 1 to 128.", code="invalid_request", kind="new_api_error")
     if "×" in str(body.get("size", "")):
-        raise RefusalError(
+        raise RejectedError(
             500,
             "The size must be written with the letter x, not ×.",
             code="invalid_request",
             kind="new_api_error",
         )
     if model not in models:
-        raise RefusalError(
+        raise RejectedError(
             503,
             f"No available channel for model {model} under group default (distributor)",
             code="model_not_found",
@@ -229,18 +230,18 @@ def _check_names(body: Mapping[str, Any], accepts_response_format: bool) -> None
     known = _FIELDS if accepts_response_format else _FIELDS - {"response_format"}
     for name in body:
         if name not in known:
-            raise RefusalError(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
+            raise RejectedError(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
     if body.get("response_format") not in (None, "b64_json", "url"):
-        raise RefusalError(400, "Invalid 'response_format'.", code="invalid_value", param="response_format")
+        raise RejectedError(400, "Invalid 'response_format'.", code="invalid_value", param="response_format")
 
 
-def _one_of(body: Mapping[str, Any], name: str, allowed: Collection[str], default: str = "auto") -> str:
+def _choice(body: Mapping[str, Any], name: str, allowed: Collection[str], default: str = "auto") -> str:
     value = body.get(name)
     if value is None:
         return default
     if value not in allowed:
         options = ", ".join(f"'{option}'" for option in allowed)
-        raise RefusalError(
+        raise RejectedError(
             400,
             f"Invalid value: {value!r}. Supported values are: {options}.",
             code="invalid_value",
@@ -254,9 +255,9 @@ def _integer(body: Mapping[str, Any], name: str, low: int, high: int, default: i
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RefusalError(
+        raise RejectedError(
             400,
-            f"Invalid '{name}': an integer from {low} to {high} is needed.",
+            f"Invalid '{name}': not an integer from {low} to {high}.",
             code="invalid_value",
             param=name,
         )
@@ -269,17 +270,17 @@ def _size(body: Mapping[str, Any]) -> tuple[int, int]:
         return DEFAULT_SIZE
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value) if isinstance(value, str) else None
     if found is None:
-        raise RefusalError(400, f"Invalid size {value!r}.", code="invalid_value", param="size")
+        raise RejectedError(400, f"Invalid size {value!r}.", code="invalid_value", param="size")
     width, height = int(found[1]), int(found[2])
-    wrong = ""
+    problem = ""
     if width % 16 or height % 16:
-        wrong = "width and height must be multiples of 16"
+        problem = "width and height must be multiples of 16"
     elif max(width, height) > MAX_EDGE:
-        wrong = f"no edge may be longer than {MAX_EDGE} pixels"
+        problem = f"no edge may be longer than {MAX_EDGE} pixels"
     elif not MIN_PIXELS <= width * height <= MAX_PIXELS:
-        wrong = f"the area must be from {MIN_PIXELS} to {MAX_PIXELS} pixels"
+        problem = f"the area must be from {MIN_PIXELS} to {MAX_PIXELS} pixels"
     elif max(width, height) > 3 * min(width, height):
-        wrong = "the long edge may be at most three times the short one"
-    if wrong:
-        raise RefusalError(400, f"Invalid size '{value}': {wrong}.", code="invalid_value", param="size")
+        problem = "the long edge may be at most three times the short one"
+    if problem:
+        raise RejectedError(400, f"Invalid size '{value}': {problem}.", code="invalid_value", param="size")
     return width, height
