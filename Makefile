@@ -23,7 +23,7 @@ MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tes
                 tests/test_results.py tests/test_markdown.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check check-schemas coverage release-check \
+.PHONY: help install demo ui screenshots test test-long test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check check-schemas coverage release-check \
         format bench test-foreign bench-cluster constraints clean
 
 help: ## List the commands
@@ -51,8 +51,15 @@ ui: install ## Start the sandbox and Airflow's UI without a login, until Ctrl-C
 screenshots: install ## Take the screenshots of the UI in docs/images with Chromium
 	@$(BIN)/python scripts/screenshots.py
 
-test: install ## Run the test suite, except for the suites below
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/foreign --ignore tests/docs/test_tutorial.py --ignore tests/test_first_hour.py
+# `make test` leaves these out. `.ci/run` also runs `make test-long`.
+LONG_TESTS := tests/browser tests/kill tests/operators/test_on_postgresql.py tests/test_demo.py
+OWN_TESTS  := tests/cluster tests/foreign tests/docs/test_tutorial.py tests/test_first_hour.py
+
+test: install ## Run all tests with real servers, except for the suites below
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(addprefix --ignore ,$(LONG_TESTS) $(OWN_TESTS))
+
+test-long: install ## Run the long tests: the UI in Chromium, PostgreSQL, killed processes, make demo
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONG_TESTS)
 
 test-matrix: install ## Run the tests that depend on Airflow with each supported version and each installed Python
 	@$(BIN)/python scripts/matrix.py --airflow $(AIRFLOWS) --python $(PYTHONS) -- -n 2 --dist loadfile \
@@ -90,9 +97,9 @@ build: install .venvs/release/installed ## Build and check wheel, sdist and SBOM
 	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint constraints.txt --group $(notdir $(@D))
 	@touch $@
 
-kill: install ## Test payments: kill 240 real processes, and run 4,000 simulated sequences of accidents (15 minutes)
+kill: install ## Test payments: kill 240 real processes, and run 4,600 simulated sequences of accidents (15 minutes)
 	$(BIN)/python -m tests.kill --trials 240
-	$(BIN)/python -m tests.adversary --sequences 3000
+	$(BIN)/python -m tests.adversary --known --sequences 3000
 	$(BIN)/python -m tests.adversary --sequences 1000 --seed 2 --skew 600
 
 mutants: install ## Change the payment path line by line, and check that the adversary notices (an hour)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,7 +34,7 @@ def test_benchmark_runs(command: list[str], measured: str, tmp_path: Path) -> No
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
     assert measured in json.dumps(json.loads(figures.read_text()))

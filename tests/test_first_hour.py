@@ -21,9 +21,9 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.airflow import dags_of
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 400.0
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -90,7 +90,7 @@ def running(script: str, home: Path, **variables: str) -> Iterator[Command]:
 def call(url: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with OPENER.open(request, timeout=60) as response:
+    with OPENER.open(request, timeout=PATIENCE) as response:
         return json.load(response)
 
 
@@ -99,8 +99,8 @@ def trigger(url: str, theme: str) -> str:
     return str(call(f"{url}/api/v2/dags/poster_daily/dagRuns", body)["dag_run_id"])
 
 
-def wait_for_state(url: str, run_id: str, *states: str, seconds: float = PATIENCE) -> dict[str, Any]:
-    deadline = time.monotonic() + seconds
+def wait_for_state(url: str, run_id: str, *states: str) -> dict[str, Any]:
+    deadline = time.monotonic() + PATIENCE
     while True:
         task = call(f"{url}/api/v2/dags/poster_daily/dagRuns/{quote(run_id)}/taskInstances/poster")
         if task["state"] in states:
@@ -137,7 +137,7 @@ def test_demo_and_ui_follow_each_other_smoothly(tmp_path: Path, first: str) -> N
 
             before = posters(tmp_path)
             run_id = trigger(url, "A lighthouse in my own words")
-            wait_for_state(url, run_id, "running", "success", seconds=60)
+            wait_for_state(url, run_id, "running", "success")
             wait_for_state(url, run_id, "success")
             results = call(f"{url}/jojokey/api/results?limit=10&q=lighthouse")["results"]
             assert len(results) == 1

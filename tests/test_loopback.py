@@ -6,6 +6,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.loopback import Server
+from tests.support.patience import PATIENCE
 
 
 def test_server_ends_although_a_client_left_within_its_request() -> None:
@@ -14,4 +15,4 @@ def test_server_ends_although_a_client_left_within_its_request() -> None:
         client.sendall(b"PUT / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
         client.shutdown(socket.SHUT_RDWR)
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(server.__exit__).result(timeout=30)
+            pool.submit(server.__exit__).result(timeout=PATIENCE)

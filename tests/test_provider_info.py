@@ -21,6 +21,7 @@ import airflow_provider_jojokey
 from airflow_provider_jojokey.get_provider_info import DISTRIBUTION, get_provider_info
 from airflow_provider_jojokey.hooks import jojokey as hook_module
 from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
+from tests.support.patience import PATIENCE
 
 INFO = get_provider_info()
 (CONNECTION,) = INFO["connection-types"]
@@ -46,7 +47,7 @@ def airflow(tmp_path: Path, *arguments: str) -> str:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

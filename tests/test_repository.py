@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from airflow_provider_jojokey import __version__
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 URL = "https://git.example/acme/airflow-provider-jojokey"
@@ -42,7 +43,7 @@ def release(tmp_path: Path) -> Path:
 
 def check(root: Path, *arguments: str) -> tuple[int, str]:
     command = [sys.executable, ROOT / "scripts" / "repository.py", "--root", root, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     return done.returncode, done.stderr
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 PROJECT = Path(__file__).parents[1]
 
 
 def run(*command: str | Path, **more: Any) -> str:
     done = subprocess.run(
-        [str(one) for one in command], capture_output=True, text=True, timeout=300, check=False, **more
+        [str(one) for one in command], capture_output=True, text=True, timeout=PATIENCE, check=False, **more
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

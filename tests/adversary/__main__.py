@@ -24,6 +24,9 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=300)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--skew", type=float, default=0.0, help="seconds by which clocks may differ")
+    parser.add_argument(
+        "--known", action="store_true", help="begin with the known sequences and a kill at each yield point"
+    )
     parser.add_argument("--only", help="number of one sequence; prints its steps and log")
     parser.add_argument(
         "--show", type=int, default=3, help="violations to minimise and print, one of each kind"
@@ -41,7 +44,7 @@ def main() -> int:
         if args.only:
             print(story(draw(f"{args.seed}/{args.only}", args.skew), folder))
             return 0
-        report = run(args.sequences, args.seed, args.skew, folder, args.first)
+        report = run(args.sequences, args.seed, args.skew, folder, args.first, args.known)
         if args.first:
             print(*report.first)
             return bool(report.first)
@@ -55,13 +58,20 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(sequences: int, seed: str, skew: float, folder: Path, until_violation: bool = False) -> Report:
+def run(
+    sequences: int,
+    seed: str,
+    skew: float,
+    folder: Path,
+    until_violation: bool = False,
+    known: bool = False,
+) -> Report:
     """Run sequences; their numbers and the seed name them."""
     report = Report(seed, skew)
     began = time.monotonic()
     drawn = (draw(f"{seed}/{number}", skew) for number in range(sequences))
     with simulated():
-        for plan in chain([*plans(), *sweeps()] if until_violation else (), drawn):
+        for plan in chain([*plans(), *sweeps()] if until_violation or known else (), drawn):
             report.add(run_plan(plan, folder))
             if until_violation and report.first:
                 break

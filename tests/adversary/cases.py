@@ -41,12 +41,15 @@ KILLS = {
 """Sequences that are run for each yield point of a process."""
 
 
-def sweeps() -> list[Plan]:
-    """Return sequences in which a process is killed or suspended at each of its yield points."""
+def sweeps(step: int = 1) -> list[Plan]:
+    """Return sequences in which a process is killed or suspended at each of its yield points.
+
+    :param step: take each of so many points only
+    """
     return [
         Plan(f"{name} at {at}", steps(at), store)
         for name, steps in KILLS.items()
-        for at in range(1, 46)
+        for at in range(1, 46, step)
         for store in ("aws", "conforming")
     ]
 

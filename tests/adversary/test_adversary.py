@@ -15,7 +15,9 @@ from tests.adversary.mutants import MUTANTS, PACKAGE, ROOT
 from tests.adversary.plan import Plan, Run, draw
 from tests.adversary.world import run_plan, simulated
 
-SEQUENCES = 50
+SEQUENCES = 25
+STEP = 5
+"""``make kill`` kills at each yield point; here, every fifth has to do."""
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def test_known_accident_costs_nothing(plan: Plan, tmp_path: Path, simulation: No
 
 @pytest.mark.parametrize("name", KILLS)
 def test_no_point_of_an_accident_costs_anything(name: str, tmp_path: Path, simulation: None) -> None:
-    for plan in sweeps():
+    for plan in sweeps(STEP):
         if plan.seed.startswith(f"{name} at"):
             assert run_plan(plan, tmp_path / "world").problems == [], f"{plan.seed}, {plan.store}"
 
@@ -42,7 +44,7 @@ def test_no_point_of_an_accident_costs_anything(name: str, tmp_path: Path, simul
 def test_random_sequences_break_no_promise(skew: float, tmp_path: Path) -> None:
     report = run(SEQUENCES, "test", skew, tmp_path / "world")
     assert not report.first, "\n\n".join(story(plan, tmp_path / "world") for plan in report.first.values())
-    assert report.stores["conforming"]["payments"] > 20
+    assert report.stores["conforming"]["payments"] > 10
 
 
 @pytest.mark.parametrize("store", ["no conditions", "501"])

@@ -19,6 +19,7 @@ from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
 from tests.support.campaigns import posters
+from tests.support.patience import PATIENCE
 
 EACH = 196
 """Output tokens of one poster of low quality."""
@@ -219,7 +220,7 @@ def test_what_was_set_aside_stays_so_where_the_receipt_does_not_tell_what_was_sp
     gateway.behave(delay=0.5)
 
     def spoil() -> None:
-        gateway.wait_for_request()
+        gateway.wait_for_request(timeout=PATIENCE)
         store.client.put_object(Bucket="posters", Key="_jojokey/fox.png.json", Body=b"garbage")
 
     spoiler = threading.Thread(target=spoil)

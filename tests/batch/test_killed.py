@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.campaigns import posters
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture
@@ -46,11 +47,11 @@ def start(gateway: Any, store: Any, tmp_path: Path) -> Any:
     for process in started:
         process.kill()
         process.wait()
-    gateway.wait_until_idle(30)  # it goes on painting what nobody waits for, and bills it
+    gateway.wait_until_idle(PATIENCE)  # it goes on painting what nobody waits for, and bills it
 
 
 def end_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE)
     told: dict[str, Any] = json.loads(out.splitlines()[-1])
     return told
 
@@ -64,13 +65,16 @@ def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
 ) -> None:
     gateway.behave(delay=0.4)
     first = start(posters(24), max_in_flight=4)
-    gateway.wait_for_ledger(9, timeout=60)
+    gateway.wait_for_ledger(9, timeout=PATIENCE)
     first.kill()
     first.wait()
-    gateway.wait_until_idle()
+    gateway.wait_until_idle(PATIENCE)
     gateway.behave_well()
 
-    end = end_of(start(posters(24), try_number=2, max_in_flight=4))
+    for try_number in range(2, 7):  # as Airflow does, while the error permits a retry
+        end = end_of(start(posters(24), try_number=try_number, max_in_flight=4))
+        if end.get("error") != "JojoKeyBatchError":
+            break
 
     assert set(times_billed(gateway).values()) == {1}
     objects = store.objects("posters/")
@@ -88,10 +92,10 @@ def test_who_says_that_paying_again_is_fine_gets_all_posters_after_a_kill(
 ) -> None:
     gateway.behave(delay=0.4)
     first = start(posters(12), max_in_flight=3, on_unknown_outcome="regenerate")
-    gateway.wait_for_ledger(4, timeout=60)
+    gateway.wait_for_ledger(4, timeout=PATIENCE)
     first.kill()
     first.wait()
-    gateway.wait_until_idle()
+    gateway.wait_until_idle(PATIENCE)
     gateway.behave_well()
 
     end = end_of(start(posters(12), try_number=2, max_in_flight=3, on_unknown_outcome="regenerate"))
@@ -107,7 +111,7 @@ def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
 ) -> None:
     gateway.behave(delay=1.0)
     first = start(posters(20), max_in_flight=4)
-    gateway.wait_for_request(6, timeout=60)
+    gateway.wait_for_request(6, timeout=PATIENCE)
     first.send_signal(signal.SIGTERM)
 
     end = end_of(first)
@@ -133,11 +137,11 @@ def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
 def test_what_takes_longer_than_the_grace_is_cut(start: Any, gateway: Any) -> None:
     gateway.behave(delay=5.0)
     first = start(posters(4), max_in_flight=2, grace=0.2)
-    gateway.wait_for_request(2, timeout=60)
+    gateway.wait_for_request(2, timeout=PATIENCE)
     first.send_signal(signal.SIGTERM)
 
     end = end_of(first)
 
     assert end["error"] == "JojoKeyBatchError"
     assert len(gateway.requests) == 2
-    gateway.wait_until_idle()
+    gateway.wait_until_idle(PATIENCE)

@@ -23,7 +23,7 @@ ARGUMENTS = (
     "--disable-sync",
 )
 SIZE = {"width": 1400, "height": 900}
-PATIENCE = 30_000.0
+PATIENCE = 120_000.0
 """Milliseconds that a computer may take which has other things to do."""
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from airflow_provider_jojokey.sandbox import Sandbox
 from tests.support.modules import HEAVY, modules_after, within
+from tests.support.patience import PATIENCE
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 COMMAND = ["airflow", "jojokey"] if AIRFLOW >= (3, 2) else ["airflow_provider_jojokey"]
@@ -32,7 +33,7 @@ def run(world: Sandbox, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **world.environment(), "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -80,7 +81,7 @@ def test_a_connection_in_airflows_database_is_found(
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
 from tests.support.buckets import Bucket
 from tests.support.commands import Run
+from tests.support.patience import PATIENCE
 
 
 def receipt(bucket: Bucket, key: str) -> Receipt:
@@ -133,7 +134,7 @@ def test_a_file_that_appears_while_the_image_is_made_is_left_alone(
     from threading import Thread
 
     def meanwhile() -> None:
-        gateway.wait_for_request()
+        gateway.wait_for_request(timeout=PATIENCE)
         (tmp_path / "fox.png").write_bytes(b"dear to me")
 
     gateway.behave(delay=1.0)

@@ -19,6 +19,7 @@ from airflow_provider_jojokey.payments.receipt import Receipt, total_usage
 from airflow_provider_jojokey.sandbox import LedgerRecord
 from tests.cluster.campaign import BATCHES, DEFERRED, ITEMS
 from tests.support.cluster import Cluster, cluster
+from tests.support.patience import PATIENCE
 
 POSTERS = {f"batch/{batch}/{item}.png" for batch in range(BATCHES) for item in range(ITEMS)} | {
     f"deferred/{item}.png" for item in range(DEFERRED)
@@ -53,7 +54,7 @@ class Sandbox:
         return list((requested - billed).elements())
 
     def _get(self, what: str) -> Any:
-        with urllib.request.urlopen(f"{self._url}/sandbox/{what}", timeout=60) as answer:
+        with urllib.request.urlopen(f"{self._url}/sandbox/{what}", timeout=PATIENCE) as answer:
             return json.load(answer)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.buckets import Bucket, moto_bucket
 from tests.support.native import COMPOSE, FILE, ROOT, SERVICES, Native, filled, is_ours, make_env
+from tests.support.patience import PATIENCE
 
 JOBS = {name for name, service in SERVICES.items() if service.get("restart") == "no"}
 AIRFLOW = {name for name in SERVICES if is_ours(name)} - {"sandbox"}
@@ -262,5 +263,5 @@ def test_the_sandboxs_container_draws_and_keeps_its_ledger(tmp_path: Path) -> No
             client.generate(ImageRequest("A red fox")).close()
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
     assert "A red fox" in (tmp_path / "ledger.jsonl").read_text()

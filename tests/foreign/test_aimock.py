@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error, Kind
+from tests.support.patience import PATIENCE
 from tests.support.programs import free_port, program, running
 
 TOKEN = "sk-aimock-0123456789"
@@ -79,7 +80,7 @@ def test_an_unmarked_400_is_a_refusal_with_its_words(client: Client) -> None:
 def test_a_wrong_token_is_a_token_error(aimock: str) -> None:
     if (
         requests.post(
-            f"{aimock}/v1/images/generations", json={"prompt": "a good fox"}, timeout=30
+            f"{aimock}/v1/images/generations", json={"prompt": "a good fox"}, timeout=PATIENCE
         ).status_code
         != 401
     ):

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error, Kind
+from tests.support.patience import PATIENCE
 from tests.support.programs import free_port, program, running
 
 SCHEMA = Path(__file__).with_name("openai-images.json")
@@ -73,6 +74,6 @@ def test_a_body_against_the_document_is_refused_with_its_words(client: Client) -
 def test_the_document_is_checked_at_all(prism: str) -> None:
     """Without it, a mock that accepts everything would make the tests above worthless."""
     headers = {"Authorization": "Bearer sk-x"}
-    wrong = requests.post(f"{prism}/v1/images/generations", json={"n": 11}, headers=headers, timeout=30)
+    wrong = requests.post(f"{prism}/v1/images/generations", json={"n": 11}, headers=headers, timeout=PATIENCE)
     assert wrong.status_code == 422
     assert "prompt" in json.dumps(wrong.json())

@@ -22,6 +22,7 @@ from airflow_provider_jojokey.img2 import ImageRequest
 from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.sandbox import Gateway
 from tests.support.loopback import Authority, Server, proxy
+from tests.support.patience import PATIENCE
 
 TOKEN = "sk-only-for-tests-0123456789"
 FOX = ImageRequest("a fox")
@@ -240,7 +241,7 @@ def test_the_settings_do_not_show_the_token(connect: Connect) -> None:
 def test_get_conn_is_an_authenticated_session(gateway: Gateway, hook: JojoKeyHook) -> None:
     session = hook.get_conn()
     assert isinstance(session, requests.Session)
-    assert session.get(f"{gateway.url}/v1/models", timeout=10).json()["data"][0]["id"] == "gpt-image-2"
+    assert session.get(f"{gateway.url}/v1/models", timeout=PATIENCE).json()["data"][0]["id"] == "gpt-image-2"
 
 
 def test_the_connections_settings_reach_the_client(
@@ -418,8 +419,8 @@ def test_abort_ends_requests_in_flight_and_waits(
     with ThreadPoolExecutor() as pool:
         flying = pool.submit(refused, lambda: hook.generate(asking("hang")))
         resting = pool.submit(refused, lambda: hook.generate(asking("no_channel retry_after=50")))
-        gateway.wait_for_request(2)
-        assert at_rest.wait(10)
+        gateway.wait_for_request(2, timeout=PATIENCE)
+        assert at_rest.wait(PATIENCE)
         started = time.monotonic()
         hook.abort()
         assert flying.result(5).billed == "unknown"
@@ -437,7 +438,7 @@ def test_threads_share_a_hook(gateway: Gateway, hook: JojoKeyHook) -> None:
     barrier = threading.Barrier(8)
 
     def one(_: int) -> None:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         hook.generate(FOX).close()
 
     with ThreadPoolExecutor(8) as pool:

@@ -45,6 +45,7 @@ from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.sandbox import CASES, Gateway
 from tests.support.loopback import Authority, Exchange, Server, proxy
+from tests.support.patience import PATIENCE
 
 TOKEN = "sk-only-for-tests-0123456789"
 FOX = ImageRequest("a fox")
@@ -925,7 +926,7 @@ def test_a_stream_may_take_long_while_it_brings_something_of_an_image(
         exchange.send(STREAM)
         for _ in range(5):
             exchange.send(event("partial_image", b"half a fox"))
-            assert opened.acquire(timeout=10)
+            assert opened.acquire(timeout=PATIENCE)
             clock.now += 0.9 * patience
             exchange.send(PING)
         exchange.send(event("completed", png))
@@ -1053,7 +1054,7 @@ def test_cut_ends_the_wait_before_another_download(monkeypatch: pytest.MonkeyPat
     try:
         with image_host(answering(503), links=2) as (server, one), ThreadPoolExecutor() as pool:
             answer = pool.submit(refused, lambda: one.generate(FOX))
-            assert waits.wait(10)
+            assert waits.wait(PATIENCE)
             one.abort()
             error = answer.result(10)
             assert fetches_of(server) == ["/0.png"]
@@ -1073,7 +1074,7 @@ def test_cut_breaks_off_a_download(png: bytes) -> None:
     with image_host(never_ending, links=2) as (server, one), ThreadPoolExecutor() as pool:
         one.timeout = (10.0, 60.0)
         answer = pool.submit(refused, lambda: one.generate(FOX))
-        assert arrived.wait(10)
+        assert arrived.wait(PATIENCE)
         one.abort()
         error = answer.result(10)
         assert fetches_of(server) == ["/0.png"]
@@ -1137,7 +1138,7 @@ def test_a_reply_that_stalls_is_given_up_and_was_billed(gateway: Gateway) -> Non
     with Client(gateway.token, gateway.url, read_timeout=0.2) as one:
         error = refused(lambda: one.generate(asking("stalls")))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
-    gateway.wait_until_idle()
+    gateway.wait_until_idle(PATIENCE)
 
 
 @pytest.mark.parametrize("before", [b"", b"HTTP/1.1", b"garbage\r\n\r\n"])
@@ -1513,9 +1514,9 @@ def test_cut_wakes_who_waits_at_once(
             return ImageFile()
 
         answer = pool.submit(refused, lambda: one.generate(FOX, open_file))
-        server.wait_for_request()
+        server.wait_for_request(timeout=PATIENCE)
         if behave is stalling:
-            assert begun.wait(10)
+            assert begun.wait(PATIENCE)
         one.abort()
         error = answer.result(5)
     assert error.kind is kind
@@ -1527,7 +1528,7 @@ def test_cut_works_from_a_signal_handler(gateway: Gateway, calls: Client) -> Non
         calls.abort()
 
     def kill() -> None:
-        gateway.wait_for_request()
+        gateway.wait_for_request(timeout=PATIENCE)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, handler)
@@ -1547,7 +1548,7 @@ def test_cut_through_a_proxy(gateway: Gateway) -> None:
     with proxy() as way, ThreadPoolExecutor() as pool:
         one = Client(gateway.token, gateway.url, proxy=way.url, read_timeout=60)
         answer = pool.submit(refused, lambda: one.generate(asking("hang")))
-        gateway.wait_for_request()
+        gateway.wait_for_request(timeout=PATIENCE)
         one.abort()
         assert answer.result(5).billed == "unknown"
 
@@ -1555,7 +1556,7 @@ def test_cut_through_a_proxy(gateway: Gateway) -> None:
 def test_cut_wakes_all_of_many_at_once(gateway: Gateway, calls: Client) -> None:
     with ThreadPoolExecutor(30) as pool:
         answers = [pool.submit(refused, lambda: calls.generate(asking("hang"))) for _ in range(30)]
-        gateway.wait_for_request(30)
+        gateway.wait_for_request(30, timeout=PATIENCE)
         calls.abort()
         assert {answer.result(5).billed for answer in answers} == {"unknown"}
 
@@ -1582,7 +1583,7 @@ def test_cut_while_others_come_and_go(gateway: Gateway, calls: Client) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         runs = [pool.submit(come_and_go) for _ in range(8)]
-        gateway.wait_for_request(8)
+        gateway.wait_for_request(8, timeout=PATIENCE)
         for _ in range(300):
             calls.abort()
         stop.set()
@@ -1598,7 +1599,7 @@ def test_many_threads_share_one_client(png: bytes, caplog: pytest.LogCaptureFixt
     together = threading.Barrier(40)
 
     def behave(exchange: Exchange) -> None:
-        together.wait(20)  # all of them are in flight, or none is answered
+        together.wait(PATIENCE)  # all of them are in flight, or none is answered
         number = json.loads(exchange.request.body)["prompt"]
         exchange.answer(200, document_of(png), X_Oneapi_Request_Id=number)
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.support.airflow import Airflow, Run
+from tests.support.patience import PATIENCE
 from tests.support.postgres import find
 
 pytestmark = pytest.mark.skipif(
@@ -262,7 +263,7 @@ def test_worker_process_reports_an_odd_response(
         ],
         env={**os.environ, "AIRFLOW__CORE__DAGS_FOLDER": str(airflow.folder)},
         capture_output=True,
-        timeout=240,
+        timeout=PATIENCE,
     )
 
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from typing import Any
 
+from tests.support.patience import PATIENCE
+
 DAG_FILE = """
 import os
 from airflow.sdk import DAG, task
@@ -96,6 +98,6 @@ def test_the_decorator_loads_nothing_heavy() -> None:
         "print('BATCH', *[one for one in sys.modules if one.startswith('airflow_provider_jojokey') and 'batch' in one])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert run.stdout.splitlines()[-2:] == ["HEAVY", "BATCH"]

@@ -16,6 +16,7 @@ import pytest
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, error
+from tests.support.patience import PATIENCE
 
 KMS = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/posters"}
 ACL = {"ACL": "bucket-owner-full-control"}
@@ -124,7 +125,7 @@ def test_cli_opens_a_locked_bucket(gateway: Any, store: Any, locked: Any, comman
             env=dict(os.environ),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
 
     refused = run()

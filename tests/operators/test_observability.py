@@ -19,6 +19,7 @@ from airflow.version import version as airflow_version
 
 from airflow_provider_jojokey import telemetry
 from tests.operators.receivers import Collector, Sample, Span, StatsD
+from tests.support.patience import PATIENCE
 
 AIRFLOW_3_1 = airflow_version.startswith("3.1.")
 AIRFLOWS = ("dag_run.", "task_run.", "worker.")
@@ -97,7 +98,7 @@ def work(
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -350,7 +351,7 @@ def test_switched_off_it_imports_nothing_and_calls_nobody() -> None:
         "print('BEFORE', *[one for one in before if one.startswith(('opentelemetry', 'statsd', 'openlineage'))])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["ADDED", "BEFORE"]

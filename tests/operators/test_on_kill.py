@@ -9,6 +9,8 @@ import sys
 import textwrap
 from typing import Any
 
+from tests.support.patience import PATIENCE
+
 DAG = """
     from datetime import datetime
     from airflow.sdk import DAG
@@ -32,9 +34,9 @@ def test_a_task_that_is_ended_stops_waiting_and_writes_down_what_it_knows(
         text=True,
     )
     try:
-        gateway.wait_for_request(timeout=60)
+        gateway.wait_for_request(timeout=PATIENCE)
         task.send_signal(signal.SIGTERM)
-        told, _ = task.communicate(timeout=30)  # it would wait for a minute
+        told, _ = task.communicate(timeout=PATIENCE)  # it would wait for a minute
     finally:
         task.kill()
 

@@ -14,9 +14,16 @@ import pytest
 import sqlalchemy
 
 from airflow_provider_jojokey.assets import MAX_URI
+from tests.support.patience import PATIENCE
 from tests.support.postgres import find, postgres
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).parents[2]
+FILES = (
+    "tests/operators/test_database_limits.py",
+    "tests/operators/test_assets.py",
+    "tests/plugins/test_results.py",
+)
+"""Tests of what is written to the database, and read from it: JSONB is not SQLite's text."""
 pytestmark = pytest.mark.skipif(
     find("initdb") is None, reason="PostgreSQL is not installed: there is no initdb"
 )
@@ -39,15 +46,14 @@ def test_longest_uri_of_an_asset_fits_into_the_index() -> None:
         engine.dispose()
 
 
-@pytest.mark.parametrize("name", ["test_database_limits.py", "test_assets.py"])
-def test_tasks_write_the_same_to_postgresql(name: str) -> None:
+def test_database_tests_pass_on_postgresql() -> None:
     with postgres() as url:
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES],
             env={**os.environ, "TESTS_DATABASE": url},
-            cwd=HERE.parent.parent,
+            cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=PATIENCE,
         )
     assert run.returncode == 0, run.stdout[-8000:]

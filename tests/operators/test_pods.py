@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 USER, GROUP = 54321, 2000
 
 
@@ -60,7 +62,7 @@ def test_pod_with_only_the_spool_writable_generates_images(
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", sys.executable,
          Path(__file__).parent / "pod_child.py", volume, str(USER), str(group), permissions],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr[-3000:]

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.loopback import Exchange, Server
+from tests.support.patience import PATIENCE
 
 SOON = 8.0
 """Seconds in which a process ends that has nothing to wait for, on a busy machine."""
@@ -91,13 +92,13 @@ def start(gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for child in started:
         child.kill()
         child.wait()
-    gateway.wait_until_idle(30)  # a request whose client is gone may still be billed
+    gateway.wait_until_idle(PATIENCE)  # a request whose client is gone may still be billed
 
 
 def end_of(child: subprocess.Popen[str], within: float) -> dict[str, Any]:
     """Tell the task to end; return what it reports."""
     child.send_signal(signal.SIGTERM)
-    out, _ = child.communicate(timeout=60)
+    out, _ = child.communicate(timeout=PATIENCE)
     end: dict[str, Any] = json.loads(out.splitlines()[-1])
     assert end["seconds"] < within
     return end
@@ -123,7 +124,7 @@ def test_s3_that_hangs_before_payment_is_interrupted(
 ) -> None:
     s3.hangs = hangs
     task = start()
-    assert s3.hung.wait(60)
+    assert s3.hung.wait(PATIENCE)
 
     end = end_of(task, SOON)
 
@@ -136,11 +137,11 @@ def test_s3_that_hangs_before_payment_is_interrupted(
 def test_retry_after_an_interrupted_claim_pays_once(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     s3.hangs = lambda method, path: path.endswith("fox.png.json") and method == "PUT"
     task = start()
-    assert s3.hung.wait(60)
+    assert s3.hung.wait(PATIENCE)
     end_of(task, SOON)
 
     s3.hangs = lambda method, path: False
-    out, _ = start(try_number=2).communicate(timeout=60)
+    out, _ = start(try_number=2).communicate(timeout=PATIENCE)
 
     assert "result" in json.loads(out.splitlines()[-1])
     assert len(gateway.ledger) == 1
@@ -149,7 +150,7 @@ def test_retry_after_an_interrupted_claim_pays_once(start: Any, gateway: Any, s3
 def test_wait_before_a_resend_ends_at_once(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave("no_channel", retry_after=50)
     task = start()
-    gateway.wait_for_request(timeout=60)
+    gateway.wait_for_request(timeout=PATIENCE)
     time.sleep(0.5)  # the response is back, and the wait has begun
 
     end = end_of(task, SOON)
@@ -162,7 +163,7 @@ def test_wait_before_a_resend_ends_at_once(start: Any, gateway: Any, store: Any)
 def test_wait_for_another_process_ends_at_once(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     gateway.behave("hang")
     start()
-    gateway.wait_for_request(timeout=60)
+    gateway.wait_for_request(timeout=PATIENCE)
     reads: list[str] = []
     waits = threading.Event()
 
@@ -175,7 +176,7 @@ def test_wait_for_another_process_ends_at_once(start: Any, gateway: Any, s3: Fro
 
     s3.hangs = count
     second = start(try_number=2)
-    assert waits.wait(60)
+    assert waits.wait(PATIENCE)
 
     end = end_of(second, SOON)
 
@@ -186,7 +187,7 @@ def test_wait_for_another_process_ends_at_once(start: Any, gateway: Any, s3: Fro
 def test_response_that_does_not_begin_in_time_is_given_up(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave("hang")
     task = start(grace=1.0)
-    gateway.wait_for_request(timeout=60)
+    gateway.wait_for_request(timeout=PATIENCE)
 
     end = end_of(task, 1 + SOON)
 
@@ -199,7 +200,7 @@ def test_response_that_does_not_begin_in_time_is_given_up(start: Any, gateway: A
 def test_response_that_begins_within_the_grace_is_stored(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave(delay=3)
     task = start(grace=10.0)
-    gateway.wait_for_request(timeout=60)
+    gateway.wait_for_request(timeout=PATIENCE)
 
     end = end_of(task, 10 + SOON)
 
@@ -211,7 +212,7 @@ def test_response_that_begins_within_the_grace_is_stored(start: Any, gateway: An
 def test_response_that_is_arriving_may_finish_after_the_grace(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave(drip=6)
     task = start(grace=1.0)
-    gateway.wait_for_request(timeout=60)
+    gateway.wait_for_request(timeout=PATIENCE)
 
     end = end_of(task, 10 + SOON)
 
@@ -222,7 +223,7 @@ def test_response_that_is_arriving_may_finish_after_the_grace(start: Any, gatewa
 def test_response_that_stalls_inside_an_image_is_given_up(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave("stalls")
     task = start(grace=1.0)
-    gateway.wait_for_request(timeout=60)
+    gateway.wait_for_request(timeout=PATIENCE)
 
     end = end_of(task, 6 + SOON)
 
@@ -233,11 +234,11 @@ def test_response_that_stalls_inside_an_image_is_given_up(start: Any, gateway: A
 def test_upload_that_hangs_ends_and_a_retry_stores_the_image(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     s3.hangs = lambda method, path: path == "/posters/fox.png" and method == "PUT"
     task = start(limit=2.0)
-    assert s3.hung.wait(60)
+    assert s3.hung.wait(PATIENCE)
 
     end = end_of(task, 3 + SOON)
     s3.hangs = lambda method, path: False
-    out, _ = start(try_number=2).communicate(timeout=60)
+    out, _ = start(try_number=2).communicate(timeout=PATIENCE)
 
     assert end["billed"] == "unknown"
     assert len(gateway.ledger) == 1
@@ -252,7 +253,7 @@ def items(count: int) -> list[dict[str, str]]:
 def test_batch_whose_bucket_check_hangs_ends(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     s3.hangs = lambda method, path: "/_jojokey/batches/" in path
     task = start(batch=True, requests=items(3))
-    assert s3.hung.wait(60)
+    assert s3.hung.wait(PATIENCE)
 
     end = end_of(task, SOON)
 
@@ -264,7 +265,7 @@ def test_batch_whose_bucket_check_hangs_ends(start: Any, gateway: Any, s3: Front
 def test_batch_whose_survey_of_receipts_hangs_ends(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     s3.hangs = lambda method, path: path.endswith(".png.json")
     task = start(batch=True, requests=items(20), max_images=30)
-    assert s3.hung.wait(60)
+    assert s3.hung.wait(PATIENCE)
 
     end = end_of(task, SOON)
 
@@ -275,7 +276,7 @@ def test_batch_whose_survey_of_receipts_hangs_ends(start: Any, gateway: Any, s3:
 def test_batch_whose_claims_hang_ends(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     s3.hangs = lambda method, path: path.endswith(".png.json") and method == "PUT"
     task = start(batch=True, requests=items(20), limit=2.0)
-    assert s3.hung.wait(60)
+    assert s3.hung.wait(PATIENCE)
 
     end = end_of(task, 3 + SOON)
 
@@ -293,7 +294,7 @@ def test_batch_whose_manifest_hangs_reports_its_usage(start: Any, gateway: Any, 
 
     s3.hangs = hangs
     task = start(batch=True, requests=items(3), limit=1.0)
-    assert s3.hung.wait(60)
+    assert s3.hung.wait(PATIENCE)
 
     end = end_of(task, 2 + SOON)
 

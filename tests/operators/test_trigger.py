@@ -15,6 +15,7 @@ from airflow_provider_jojokey.payments.attempt import Owner
 from airflow_provider_jojokey.payments.job import ImageJob
 from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture
@@ -32,14 +33,14 @@ async def start(trigger: GenerateImageTrigger, gateway: Any) -> asyncio.Task[Any
             return event
 
     task = asyncio.create_task(first_event())
-    await asyncio.to_thread(gateway.wait_for_request, timeout=30)
+    await asyncio.to_thread(gateway.wait_for_request, timeout=PATIENCE)
     return task
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, PATIENCE)
 
 
 def test_cancelled_trigger_does_not_resend(trigger: Any, gateway: Any, store: Any) -> None:
@@ -90,7 +91,7 @@ def test_killed_trigger_closes_its_connection(trigger: Any, gateway: Any, store:
     async def run() -> Any:
         task = await start(trigger, gateway)
         await trigger.on_kill()
-        return await asyncio.wait_for(task, 30)
+        return await asyncio.wait_for(task, PATIENCE)
 
     event = asyncio.run(run())
 
@@ -106,7 +107,7 @@ def run(trigger: GenerateImageTrigger, timeout: float) -> Any:
         async for event in trigger.run():
             return event.payload
 
-    return asyncio.run(asyncio.wait_for(first_event(), 60))
+    return asyncio.run(asyncio.wait_for(first_event(), PATIENCE))
 
 
 def test_timeout_ends_a_request_in_flight(trigger: Any, gateway: Any, store: Any) -> None:

@@ -16,6 +16,7 @@ from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments import generate, liveness
 from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 from tests.support.harness import Harness, name_of
+from tests.support.patience import PATIENCE
 
 
 async def run_trigger(harness: Harness, **job: Any) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def test_waiting_task_takes_result_of_process_that_just_ended(
     harness.gateway.behave(delay=0.5)
     maker = threading.Thread(target=lambda: results.append(harness.run()))
     maker.start()
-    harness.gateway.wait_for_request()
+    harness.gateway.wait_for_request(timeout=PATIENCE)
     monkeypatch.setattr(liveness, "runs_here", late)
 
     results.append(harness.run(try_number=2))
@@ -90,7 +91,7 @@ def test_two_tries_reconcile_one_dead_attempt_once(harness: Harness, monkeypatch
 
     def slowly(*arguments: Any) -> Any:
         if threading.current_thread() is not first:
-            assert other_is_done.wait(10)
+            assert other_is_done.wait(PATIENCE)
         return reconcile(*arguments)
 
     def run_first() -> None:
@@ -115,7 +116,7 @@ def test_stopped_task_that_waits_sends_nothing(harness: Harness) -> None:
     harness.gateway.behave(delay=1.0)
     with ThreadPoolExecutor(2) as threads:
         maker = threads.submit(harness.run)
-        harness.gateway.wait_for_request()
+        harness.gateway.wait_for_request(timeout=PATIENCE)
         waiter = threads.submit(harness.fail, hook=hook)
         hook.abort()
         assert "Nothing was sent" in waiter.result().message
@@ -146,9 +147,9 @@ def test_stopped_task_does_not_resend(harness: Harness) -> None:
     hook = JojoKeyHook()
     with ThreadPoolExecutor(1) as threads:
         ended = threads.submit(harness.end, "a fox [sandbox: rate_limited retry_after=30]", hook=hook)
-        harness.gateway.wait_for_request()
+        harness.gateway.wait_for_request(timeout=PATIENCE)
         hook.abort()
-        assert isinstance(ended.result(timeout=10), JojoKeyError)
+        assert isinstance(ended.result(timeout=PATIENCE), JojoKeyError)
     assert harness.posts == 1
 
 
@@ -157,10 +158,10 @@ def test_aborted_response_is_not_paid_again(harness: Harness) -> None:
     harness.gateway.behave(delay=1.0, times=1)
     with ThreadPoolExecutor(1) as threads:
         ended = threads.submit(harness.fail, hook=hook)
-        harness.gateway.wait_for_request()
+        harness.gateway.wait_for_request(timeout=PATIENCE)
         hook.abort()
-        assert ended.result(timeout=10).billed == "unknown"
-    harness.gateway.wait_for_ledger()
+        assert ended.result(timeout=PATIENCE).billed == "unknown"
+    harness.gateway.wait_for_ledger(timeout=PATIENCE)
 
     results = harness.run_with_retries(first=2)
 

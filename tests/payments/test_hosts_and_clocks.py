@@ -12,6 +12,7 @@ from airflow_provider_jojokey.payments import liveness
 from tests.support import fault_proxy
 from tests.support.fault_proxy import FaultProxy
 from tests.support.harness import Harness, Killed, name_of
+from tests.support.patience import PATIENCE
 
 SKEWS = [-3600, -600, -20, 20, 600, 3600]
 
@@ -25,7 +26,7 @@ def test_skewed_host_waits_for_request_in_flight(harness: Harness, ahead: float,
     harness.store()
     with ThreadPoolExecutor(2) as threads:
         one = threads.submit(first.run)
-        harness.gateway.wait_for_request()
+        harness.gateway.wait_for_request(timeout=PATIENCE)
         two = threads.submit(second.run, try_number=2)
 
     assert sorted((one.result()["reused"], two.result()["reused"])) == [False, True]
@@ -61,7 +62,7 @@ def test_store_without_date_tolerates_skew(harness: Harness, date: fault_proxy.F
         harness.store()
         with ThreadPoolExecutor(2) as threads:
             one = threads.submit(harness.on("first").run)
-            harness.gateway.wait_for_request()
+            harness.gateway.wait_for_request(timeout=PATIENCE)
             two = threads.submit(harness.on("second", ahead=ahead).run, try_number=2)
 
         assert sorted((one.result()["reused"], two.result()["reused"])) == [False, True]
@@ -98,7 +99,7 @@ def test_machines_of_one_name_are_different_hosts(harness: Harness, monkeypatch:
     monkeypatch.setattr(liveness, "is_running", lambda worker: False)
     with ThreadPoolExecutor(2) as threads:
         one = threads.submit(first.run)
-        harness.gateway.wait_for_request()
+        harness.gateway.wait_for_request(timeout=PATIENCE)
         two = threads.submit(second.run, try_number=2)
 
     assert sorted((one.result()["reused"], two.result()["reused"])) == [False, True]

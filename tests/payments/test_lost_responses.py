@@ -12,6 +12,7 @@ import pytest
 from airflow_provider_jojokey import exceptions
 from tests.support.harness import Harness, name_of
 from tests.support.loopback import Exchange
+from tests.support.patience import PATIENCE
 from tests.support.scripted import (
     TOKENS,
     Behaviour,
@@ -211,7 +212,7 @@ def test_row_of_concurrent_task_is_not_claimed(
 
     def meet(behave: Behaviour) -> Behaviour:
         def behave_together(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
-            both.wait(10)
+            both.wait(PATIENCE)
             behave(gateway, exchange, request_id)
 
         return behave_together

@@ -17,6 +17,7 @@ from airflow_provider_jojokey.store.s3 import ImageStore
 from tests.support import fault_proxy
 from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, on, times
 from tests.support.harness import Harness, name_of
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_two_workers_of_one_task_pay_once(
     together = threading.Barrier(2)
 
     def run(worker: Harness) -> dict[str, Any]:
-        together.wait(10)
+        together.wait(PATIENCE)
         return worker.run()
 
     with ThreadPoolExecutor(2) as threads:

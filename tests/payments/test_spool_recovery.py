@@ -18,6 +18,7 @@ from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import host as hosts
 from airflow_provider_jojokey.store import spool as spools
 from tests.support.harness import DiesAfterResponse, Harness, Killed, name_of, when_asked
+from tests.support.patience import PATIENCE
 
 # --- S3 outages ------------------------------------------------------------------------------------------------------
 
@@ -28,13 +29,15 @@ def test_outage_after_response_is_waited_out(unconditional: Harness, s3: S3Serve
 
     def stop_and_start() -> None:
         s3.stop()
-        gateway.wait_for_ledger(2)
-        gateway.wait_until_idle()
+        gateway.wait_for_ledger(2, timeout=PATIENCE)
+        gateway.wait_until_idle(PATIENCE)
         threading.Event().wait(1.0)
         s3.start()
 
     gateway.behave(delay=0.5)
-    helper = threading.Thread(target=lambda: (gateway.wait_for_request(2), stop_and_start()))
+    helper = threading.Thread(
+        target=lambda: (gateway.wait_for_request(2, timeout=PATIENCE), stop_and_start())
+    )
     helper.start()
     manifest = harness.run(n=3)
     helper.join()

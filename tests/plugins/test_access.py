@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.airflow import BUCKET
 from tests.support.api_server import Book, Server, picture, result, told
+from tests.support.patience import PATIENCE
 
 PLACE = "open/manual__1/image/-1"
 TASK = "/jojokey/api/dags/{dag}/runs/manual__1/tasks/image/-1"
@@ -119,7 +120,7 @@ def test_nothing_can_be_changed(server: Server, method: str) -> None:
             method,
             server.url + path.format(dag="open"),
             headers={"Authorization": f"Bearer {server._token('admin')}"},
-            timeout=30,
+            timeout=PATIENCE,
         )
         assert answer.status_code == 405
 

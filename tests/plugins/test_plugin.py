@@ -12,6 +12,7 @@ import pytest
 from tests.support.airflow import Airflow, Store
 from tests.support.api_server import Book, Server, api_server, aws, picture, result, told
 from tests.support.modules import AIRFLOW_ITSELF, HEAVY, modules_after, within
+from tests.support.patience import PATIENCE
 
 
 def test_a_process_that_loads_the_plugin_loads_nothing_for_the_web() -> None:
@@ -88,6 +89,11 @@ def test_without_pillow_it_is_said_plainly() -> None:
         "except thumbnails.CannotShrink as error: print('SAID', error)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
     assert "SAID Thumbnails need Pillow on the API server: pip install pillow" in run.stdout

@@ -1,4 +1,4 @@
-"""The gallery's list: filters, words, pages, values that are no results. On SQLite; see test_postgres.py."""
+"""The gallery's list: filters, words, pages, values that are no results. On SQLite, and by `make test-long` on PostgreSQL."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.sandbox import CASES, Gateway, read_ledger
+from tests.support.patience import PATIENCE
 from tests.support.sandbox_client import Post, post_to
 
 
@@ -43,12 +44,12 @@ def test_a_client_that_goes_away_pays_all_the_same(stream: bool, gateway: Gatewa
     body = {"model": "gpt-image-2", "prompt": "a fox [sandbox: delay=0.3]", "stream": stream}
     headers = {"Authorization": f"Bearer {gateway.token}"}
     connection.request("POST", "/v1/images/generations", json.dumps(body), headers)
-    gateway.wait_for_request(1)
+    gateway.wait_for_request(1, timeout=PATIENCE)
     assert not gateway.ledger  # the upstream is still at work
     connection.close()
 
-    (record,) = gateway.wait_for_ledger(1)
-    gateway.wait_until_idle()
+    (record,) = gateway.wait_for_ledger(1, timeout=PATIENCE)
+    gateway.wait_until_idle(PATIENCE)
     assert not record.delivered
     assert not gateway.ledger[0].delivered
 
@@ -81,7 +82,7 @@ def test_whether_a_lost_request_was_billed_can_be_chosen(
 
 def test_what_is_refused_is_not_in_the_ledger(gateway: Gateway, post: Post) -> None:
     assert post("a fox", n=11).status_code == 400
-    assert requests.post(f"{gateway.url}/v1/images/generations", json={}, timeout=10).status_code == 401
+    assert requests.post(f"{gateway.url}/v1/images/generations", json={}, timeout=PATIENCE).status_code == 401
 
     assert gateway.settlements == ()
     assert len(gateway.requests) == 2
@@ -125,7 +126,7 @@ def test_the_ledger_survives_kill_9(tmp_path: Path) -> None:
     url = process.stdout.readline().strip()
     headers = {"Authorization": "Bearer sk-sandbox-not-a-secret"}
     body = {"model": "gpt-image-2", "prompt": "a fox"}
-    requests.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=10)
+    requests.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=PATIENCE)
     process.kill()
     process.wait()
     process.stdin.close()
@@ -137,8 +138,10 @@ def test_the_ledger_survives_kill_9(tmp_path: Path) -> None:
 def test_hundreds_of_slow_requests_are_served_at_a_time(image: bytes) -> None:
     with Gateway(image=image, delay=1.0) as gateway:
         with ThreadPoolExecutor(200) as pool:
-            replies = [pool.submit(post_to, gateway, f"fox {number}", timeout=30) for number in range(200)]
-            gateway.wait_for_request(200, timeout=30)
+            replies = [
+                pool.submit(post_to, gateway, f"fox {number}", timeout=PATIENCE) for number in range(200)
+            ]
+            gateway.wait_for_request(200, timeout=PATIENCE)
             assert gateway.peak_in_flight > 100
         assert {reply.result().status_code for reply in replies} == {200}
         assert len(gateway.ledger) == 200
@@ -172,7 +175,7 @@ def test_a_body_in_chunks_is_read(gateway: Gateway) -> None:
         f"{gateway.url}/v1/images/generations",
         data=iter([body[:10], body[10:]]),
         headers={"Authorization": f"Bearer {gateway.token}"},
-        timeout=10,
+        timeout=PATIENCE,
     )
 
     assert reply.ok

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.sandbox import CASES, Case, Gateway
+from tests.support.patience import PATIENCE
 from tests.support.sandbox_client import Post
 
 WITH_STATUS = [case for case in CASES.values() if case.status is not None]
@@ -31,7 +32,7 @@ def named(case: Case) -> str:
 def raw_post(gateway: Gateway, prompt: str, **body: Any) -> http.client.HTTPResponse:
     """A client without redirects and decompression."""
     address = urlsplit(gateway.url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=10)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE)
     connection.request(
         "POST",
         "/v1/images/generations",
@@ -85,7 +86,7 @@ def test_a_good_case_brings_the_images(case: Case, gateway: Gateway, post: Post,
     for item in reply["data"]:
         source = item.get("url") or item["b64_json"]
         if source.startswith("http"):
-            assert requests.get(source, timeout=10).content == image
+            assert requests.get(source, timeout=PATIENCE).content == image
         else:
             assert base64.b64decode(source.rpartition(",")[2], validate=True) == image
 
@@ -97,7 +98,7 @@ def test_a_hanging_case_is_billed_and_ends_when_the_client_leaves(
     with pytest.raises((requests.Timeout, requests.ConnectionError)):
         post(f"a fox [sandbox: {name}]", timeout=0.3)
 
-    gateway.wait_until_idle()
+    gateway.wait_until_idle(PATIENCE)
     (record,) = gateway.ledger
     assert not record.delivered
 
@@ -108,13 +109,13 @@ def test_a_hanging_case_is_billed_and_ends_when_the_client_leaves(
 def test_reset_ends_the_requests_in_flight(prompt: str, gateway: Gateway, post: Post) -> None:
     with ThreadPoolExecutor(1) as pool:
         response = pool.submit(post, prompt)
-        gateway.wait_for_request()
+        gateway.wait_for_request(timeout=PATIENCE)
         gateway.reset()
 
         assert gateway.in_flight == 0
         assert gateway.ledger == gateway.requests == ()
         with pytest.raises(requests.RequestException):
-            response.result(timeout=10)
+            response.result(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("name", ["reset", "close"])
@@ -222,7 +223,7 @@ def test_a_redirect_says_where_to(status: int, gateway: Gateway, post: Post) -> 
 def test_a_client_that_follows_a_redirect_is_seen_with_its_token(gateway: Gateway) -> None:
     headers = {"Authorization": f"Bearer {gateway.token}"}
     body = {"model": "gpt-image-2", "prompt": "a fox [sandbox: redirect_307]"}
-    requests.post(f"{gateway.url}/v1/images/generations", json=body, headers=headers, timeout=10)
+    requests.post(f"{gateway.url}/v1/images/generations", json=body, headers=headers, timeout=PATIENCE)
 
     assert [request.path for request in gateway.requests] == ["/v1/images/generations", "/sandbox/elsewhere"]
     assert gateway.requests[1].authorised
@@ -312,11 +313,12 @@ def test_behaviours_follow_one_another_and_can_be_taken_back(gateway: Gateway, p
 
 def test_another_process_can_ask_for_a_behaviour(gateway: Gateway, post: Post) -> None:
     arguments = {"case": "no_channel", "times": 1}
-    assert requests.post(f"{gateway.url}/sandbox/behave", json=arguments, timeout=10).ok
+    assert requests.post(f"{gateway.url}/sandbox/behave", json=arguments, timeout=PATIENCE).ok
 
     assert [post().status_code for _ in range(2)] == [503, 200]
     assert (
-        requests.post(f"{gateway.url}/sandbox/behave", json={"case": "typo"}, timeout=10).status_code == 400
+        requests.post(f"{gateway.url}/sandbox/behave", json={"case": "typo"}, timeout=PATIENCE).status_code
+        == 400
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from airflow_provider_jojokey.sandbox import Gateway
+from tests.support.patience import PATIENCE
 from tests.support.sandbox_client import Post, post_to
 
 GOOD: list[dict[str, Any]] = [
@@ -71,7 +72,9 @@ def test_bad_parameters_are_refused(
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'"text"'])
 def test_a_body_that_is_no_json_object_is_refused(body: bytes, gateway: Gateway) -> None:
     headers = {"Authorization": f"Bearer {gateway.token}"}
-    reply = requests.post(f"{gateway.url}/v1/images/generations", data=body, headers=headers, timeout=10)
+    reply = requests.post(
+        f"{gateway.url}/v1/images/generations", data=body, headers=headers, timeout=PATIENCE
+    )
 
     assert reply.status_code == 400
 
@@ -89,7 +92,7 @@ def test_response_format_can_be_rejected(image: bytes) -> None:
 
 def test_a_wrong_token_is_refused_in_the_gateways_shape(gateway: Gateway) -> None:
     replies = [
-        requests.post(f"{gateway.url}/v1/images/generations", json={}, headers=headers, timeout=10)
+        requests.post(f"{gateway.url}/v1/images/generations", json={}, headers=headers, timeout=PATIENCE)
         for headers in ({}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": gateway.token})
     ]
 
@@ -125,7 +128,9 @@ def test_the_usage_endpoint_tells_the_reasons_of_a_401_apart(image: bytes) -> No
     with Gateway(image=image, tokens=tokens) as gateway:
         usage = {
             token: requests.get(
-                f"{gateway.url}/api/usage/token/", headers={"Authorization": f"Bearer {token}"}, timeout=10
+                f"{gateway.url}/api/usage/token/",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=PATIENCE,
             )
             for token in (gateway.token, "sk-unknown", *tokens)
         }
@@ -153,11 +158,13 @@ def test_an_unknown_token_state_is_an_error() -> None:
 
 
 def get(gateway: Gateway, path: str) -> requests.Response:
-    return requests.get(gateway.url + path, headers={"Authorization": f"Bearer {gateway.token}"}, timeout=10)
+    return requests.get(
+        gateway.url + path, headers={"Authorization": f"Bearer {gateway.token}"}, timeout=PATIENCE
+    )
 
 
 def test_a_doubled_v1_is_not_found(gateway: Gateway) -> None:
-    reply = requests.post(f"{gateway.url}/v1/v1/images/generations", json={}, timeout=10)
+    reply = requests.post(f"{gateway.url}/v1/v1/images/generations", json={}, timeout=PATIENCE)
 
     assert reply.status_code == 404
     assert reply.json()["error"]["message"].startswith("Invalid URL (POST /v1/v1/images/generations)")
@@ -165,7 +172,7 @@ def test_a_doubled_v1_is_not_found(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("path", ["/images/generations", "/", "/pricing", "/api/nothing"])
 def test_anything_else_is_the_web_app(path: str, gateway: Gateway) -> None:
-    for reply in (requests.post(gateway.url + path, json={}, timeout=10), get(gateway, path)):
+    for reply in (requests.post(gateway.url + path, json={}, timeout=PATIENCE), get(gateway, path)):
         assert reply.status_code == 200
         assert reply.headers["Content-Type"].startswith("text/html")
 
@@ -173,7 +180,7 @@ def test_anything_else_is_the_web_app(path: str, gateway: Gateway) -> None:
 def test_models_are_listed(image: bytes) -> None:
     with Gateway(image=image, models=("gpt-image-2", "gpt-image-9")) as gateway:
         listed = get(gateway, "/v1/models").json()
-        stranger = requests.get(f"{gateway.url}/v1/models", timeout=10)
+        stranger = requests.get(f"{gateway.url}/v1/models", timeout=PATIENCE)
 
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["gpt-image-2", "gpt-image-9"]
@@ -226,7 +233,7 @@ def test_ledger_and_requests_can_be_read_over_http_and_reset(gateway: Gateway, p
     requested = get(gateway, "/sandbox/requests").json()
     assert ledger["billed"][0]["prompt"] == "a fox"
     assert requested["requests"][0]["body"]["quality"] == "low"
-    requests.post(f"{gateway.url}/sandbox/reset", timeout=10)
+    requests.post(f"{gateway.url}/sandbox/reset", timeout=PATIENCE)
     assert not gateway.ledger
     assert not gateway.requests
 

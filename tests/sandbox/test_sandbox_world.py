@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +24,7 @@ from botocore.exceptions import ClientError
 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server, Sandbox, read_ledger
 from airflow_provider_jojokey.sandbox import s3 as s3_module
+from tests.support.patience import PATIENCE
 from tests.support.sandbox_client import post_to
 
 CLEAN = {
@@ -45,13 +47,11 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for_end(pid: int) -> None:
-    """Poll until a process ends that is not a child of this one."""
-    limit = threading.Event()
-    for _ in range(500):
-        if not is_alive(pid):
-            return
-        limit.wait(0.02)
-    raise AssertionError(f"process {pid} is still there")
+    """Wait until a process ends that is not a child of this one, so that no event reports its end."""
+    pause, end = threading.Event(), time.monotonic() + PATIENCE
+    while is_alive(pid):
+        assert time.monotonic() < end, f"process {pid} is still there"
+        pause.wait(0.02)
 
 
 def client_of(server: S3Server) -> Any:
@@ -85,7 +85,7 @@ def test_a_stopped_gateway_leaves_no_port_and_no_thread(image: bytes) -> None:
         clients = [threading.Thread(target=is_left_alone, args=(gateway, prompt)) for prompt in (HANG, SLOW)]
         for client in clients:
             client.start()
-        gateway.wait_for_request(3)
+        gateway.wait_for_request(3, timeout=PATIENCE)
     for client in clients:
         client.join()
     idle.close()
@@ -162,7 +162,7 @@ def test_a_presigned_link_works(s3: S3Server) -> None:
         "get_object", Params={"Bucket": "posters", "Key": "link"}, ExpiresIn=60
     )
 
-    assert requests.get(url, timeout=10).content == b"linked"
+    assert requests.get(url, timeout=PATIENCE).content == b"linked"
 
 
 def test_a_wrong_key_is_refused(s3: S3Server) -> None:
@@ -260,7 +260,7 @@ def test_s3_server_finds_another_free_port(tmp_path: Path, monkeypatch: pytest.M
 def test_sandbox_command_names_the_port_in_use(tmp_path: Path) -> None:
     with Stranger(answers=True) as port:
         words = [*COMMAND, "--dir", str(tmp_path), "--s3-port", str(port), "--", "true"]
-        done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=50)
+        done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert done.returncode == 1
     assert done.stderr.startswith(f"sandbox: Another program uses port {port}")
@@ -411,7 +411,7 @@ def serving(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_command_runs_in_the_world_and_its_bill_is_kept(tmp_path: Path) -> None:
     world = tmp_path / "world"
     words = [*COMMAND, "run", "--dir", str(world), "--", sys.executable, "-c", CLIENT]
-    done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=50)
+    done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
     assert read_ledger(world / "ledger.jsonl")[0].output_tokens == 196
@@ -424,7 +424,7 @@ def test_a_command_runs_in_the_world_and_its_bill_is_kept(tmp_path: Path) -> Non
 
 def test_the_ledger_can_be_shown_from_inside(tmp_path: Path) -> None:
     words = [*COMMAND, "--dir", str(tmp_path), "--", *COMMAND, "ledger", "--output", "json"]
-    done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=50)
+    done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
@@ -436,12 +436,12 @@ def test_the_ledger_can_be_shown_from_inside(tmp_path: Path) -> None:
 def test_the_commands_exit_code_is_returned(tmp_path: Path, code: str, expected: int) -> None:
     words = [*COMMAND, "run", "--dir", str(tmp_path), "--", sys.executable, "-c", code]
 
-    assert subprocess.run(words, env=CLEAN, timeout=50).returncode == expected
+    assert subprocess.run(words, env=CLEAN, timeout=PATIENCE).returncode == expected
 
 
 def test_a_command_that_does_not_exist_is_127(tmp_path: Path) -> None:
     words = [*COMMAND, "run", "--dir", str(tmp_path), "--", "no-such-command-anywhere"]
-    done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=50)
+    done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert done.returncode == 127
     assert "no-such-command-anywhere" in done.stderr
@@ -461,7 +461,7 @@ def test_signals_reach_the_command(tmp_path: Path, number: signal.Signals) -> No
     process.send_signal(number)
 
     assert process.stdout.readline() == "received\n"
-    assert process.wait(20) == 5
+    assert process.wait(PATIENCE) == 5
     process.stdout.close()
 
 
@@ -481,7 +481,7 @@ def test_serving_ends_cleanly(serving: subprocess.Popen[str], number: signal.Sig
     assert all(is_listening(port) for port in ports)
     serving.send_signal(number)
 
-    assert serving.wait(20) == 0
+    assert serving.wait(PATIENCE) == 0
     assert not any(is_listening(port) for port in ports)
 
 
@@ -497,7 +497,7 @@ def test_a_real_token_is_not_shown(tmp_path: Path) -> None:
         if "Ctrl-C" in line:
             break
     process.terminate()
-    process.wait(20)
+    process.wait(PATIENCE)
     process.stdout.close()
     exported = [line for line in lines if line.startswith("export AIRFLOW_CONN_JOJOKEY_DEFAULT=")]
 
@@ -509,7 +509,7 @@ def test_a_real_token_is_not_shown(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path, gateway: Gateway) -> None:
     words = [*COMMAND, "--dir", str(tmp_path), "--gateway-port", str(gateway.port), "--", "true"]
-    done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=50)
+    done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert done.returncode == 1
     assert done.stderr.startswith("sandbox: ")
@@ -518,7 +518,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path, gateway: Gatew
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["cases"], ["ledger", "--help"]])
 def test_help_helps(words: list[str]) -> None:
-    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, env=CLEAN, timeout=50)
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert done.returncode == 0
     assert not done.stderr
@@ -539,7 +539,7 @@ def test_readme_command_works_in_an_empty_home(tmp_path: Path) -> None:
         "PYTHONPATH": CLEAN["PYTHONPATH"],
     }
     done = subprocess.run(
-        ["sh", "-ec", commands], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=240
+        ["sh", "-ec", commands], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=PATIENCE
     )
 
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,7 @@ from tests.support.fault_proxy import (
     refuse_if_match,
     times,
 )
+from tests.support.patience import PATIENCE
 
 _numbers = itertools.count()
 
@@ -333,7 +334,7 @@ def test_verified_store_lets_one_of_two_writers_win(
     results: list[str | None] = []
 
     def run(store: ImageStore, number: int) -> None:
-        start.wait(10)
+        start.wait(PATIENCE)
         results.append(store.write(BUCKET, key, str(number).encode(), replacing=etag))
 
     threads = [threading.Thread(target=run, args=(store, number)) for number, store in enumerate(stores)]

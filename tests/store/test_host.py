@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_jojokey.store import host
+from tests.support.patience import PATIENCE
 
 
 class Machine:
@@ -115,7 +116,7 @@ def test_machine_id_that_is_not_set_is_unknown(machine: Machine, text: bytes) ->
 def test_processes_of_one_host_agree() -> None:
     code = "from airflow_provider_jojokey.store import host; print(host.host_identity(), host.boot_id())"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert done.stdout.split() == [host.host_identity(), *host.boot_id().split()]
 

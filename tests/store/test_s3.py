@@ -57,6 +57,7 @@ from tests.support.fault_proxy import (
     web_page,
 )
 from tests.support.loopback import Server
+from tests.support.patience import PATIENCE
 
 _numbers = itertools.count()
 
@@ -512,7 +513,7 @@ def test_threads_share_one_client(monkeypatch: pytest.MonkeyPatch, moto: Bucket)
     clients: list[Any] = []
 
     def run() -> None:
-        start.wait(10)
+        start.wait(PATIENCE)
         clients.append(store.client)
 
     threads = [threading.Thread(target=run) for _ in range(4)]
@@ -966,5 +967,5 @@ def test_real_wait_ends_when_stopping() -> None:
     call, stopping = Flaky(1000), threading.Event()
     threading.Timer(0.1, stopping.set).start()
     started = time.monotonic()
-    error_of(lambda: retry_transient(call, timeout=60, stopping=stopping))
+    error_of(lambda: retry_transient(call, timeout=PATIENCE, stopping=stopping))
     assert time.monotonic() - started < 1

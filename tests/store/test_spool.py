@@ -28,6 +28,7 @@ from airflow_provider_jojokey.settings import Settings
 from airflow_provider_jojokey.store import host
 from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.spool import Spool
+from tests.support.patience import PATIENCE
 
 PLACE = "s3://posters/fox.png"
 ATTEMPT = {"id": "a" * 32, "owner": {"dag_id": "posters"}, "prompt": "狐狸"}
@@ -87,7 +88,7 @@ def in_another_process(code: str, *arguments: object) -> str:
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     return done.stdout
@@ -358,7 +359,7 @@ def test_processes_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
             assert len({worker.stdout.readline() for worker in workers if worker.stdout}) == 1
     finally:
         for worker in workers:
-            worker.communicate(timeout=30)
+            worker.communicate(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\n", b"{", b'{"id": 7}', b"\xff\xfe", b'{"id": "x"', b"[1]\n7\n"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import boto3
 import pytest
 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
+from tests.support.patience import PATIENCE
 
 BUCKET = "posters"
 
@@ -51,8 +56,19 @@ class Airflow:
     """Runs Dags that are written as files, as people write them."""
 
     def __init__(self, home: Path) -> None:
-        self.folder = home / "dags"
-        self.folder.mkdir(exist_ok=True)
+        self._folder = home / "dags"
+        self._folder.mkdir(exist_ok=True)
+        self._test = ""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this test's Dags. Each run of a Dag parses all of it, so files of earlier tests are removed."""
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        if test != self._test:
+            shutil.rmtree(self._folder)
+            self._folder.mkdir()
+            self._test = test
+        return self._folder
 
     def write(self, name: str, content: str) -> Path:
         path = self.folder / name
@@ -94,11 +110,30 @@ class Airflow:
 
 
 @pytest.fixture(scope="session")
-def airflow() -> Airflow:
-    subprocess.run(
-        [sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=subprocess.DEVNULL, timeout=300
-    )
+def airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Airflow:
+    """Airflow with a database of its own. The first worker of a test run migrates one, the others copy it."""
+    folder = tmp_path_factory.getbasetemp()
+    migrate(folder.parent if hasattr(request.config, "workerinput") else folder)
     return Airflow(Path(os.environ["AIRFLOW_HOME"]))
+
+
+def migrate(shared: Path) -> None:
+    """Create the tables of Airflow's database, or copy them from another worker.
+
+    :param shared: a folder of all workers of a test run
+    """
+    command = [sys.executable, "-m", "airflow", "db", "migrate"]
+    own = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].removeprefix("sqlite:///")
+    template = shared / "airflow.db"
+    with (shared / "airflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if template.exists():
+            shutil.copy(template, own)
+            return
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
+        if Path(own).is_file():  # otherwise it is the URL of a server
+            with closing(sqlite3.connect(own)) as database:
+                database.execute("VACUUM INTO ?", (str(template),))
 
 
 @pytest.fixture(scope="session")

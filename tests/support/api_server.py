@@ -24,10 +24,10 @@ from PIL import Image
 
 from airflow_provider_jojokey.results import XCOM_KEY
 from tests.support.airflow import BUCKET, Store
+from tests.support.patience import PATIENCE
 from tests.support.users import USERS
 
 PASSWORD = "of-the-tests"
-STARTUP = 120.0
 _COMMAND = (sys.executable, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--workers", "1")
 
 
@@ -48,7 +48,7 @@ class Server:
         if user is not None:
             headers["Authorization"] = f"Bearer {self._token(user)}"
         root = self.url.removesuffix(self.prefix)
-        return requests.get(root + path, headers=headers, timeout=60, allow_redirects=False, **options)
+        return requests.get(root + path, headers=headers, timeout=PATIENCE, allow_redirects=False, **options)
 
     def results(self, user: str = "admin", **query: Any) -> Any:
         answer = self.get(f"{self.prefix}/jojokey/api/results", user, params=query)
@@ -63,7 +63,7 @@ class Server:
     def _token(self, user: str) -> str:
         if user not in self._tokens:
             login = {"username": user, "password": PASSWORD}
-            answer = requests.post(f"{self.url}/auth/token", json=login, timeout=60)
+            answer = requests.post(f"{self.url}/auth/token", json=login, timeout=PATIENCE)
             assert answer.status_code == 201, answer.text
             self._tokens[user] = answer.json()["access_token"]
         return self._tokens[user]
@@ -103,7 +103,7 @@ def api_server(home: Path, environment: dict[str, str], prefix: str = "") -> Ite
             start_new_session=True,
         )
     try:
-        end = time.monotonic() + STARTUP
+        end = time.monotonic() + PATIENCE
         while not _is_up(url):
             assert process.poll() is None, log.read_text()[-4000:]
             assert time.monotonic() < end, log.read_text()[-4000:]
@@ -112,7 +112,7 @@ def api_server(home: Path, environment: dict[str, str], prefix: str = "") -> Ite
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

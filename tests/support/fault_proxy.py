@@ -25,6 +25,8 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.support.patience import PATIENCE
+
 
 @dataclass
 class Request:
@@ -108,7 +110,7 @@ class FaultProxy:
         return forward(request)
 
     def _send(self, request: Request) -> Response:
-        connection = http.client.HTTPConnection(self._upstream, timeout=30)
+        connection = http.client.HTTPConnection(self._upstream, timeout=PATIENCE)
         try:
             headers = {name: value for name, value in request.headers.items() if name != "expect"}
             connection.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)

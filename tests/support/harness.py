@@ -33,6 +33,7 @@ from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
 from airflow_provider_jojokey.store.server_clock import ServerClock
 from tests.support.buckets import Bucket
+from tests.support.patience import PATIENCE
 
 _clients: dict[str, Any] = {}
 _this_host: ContextVar[Host | None] = ContextVar("_this_host", default=None)
@@ -290,7 +291,7 @@ def when_asked(gateway: Gateway, then: Callable[[], object]) -> threading.Thread
     """Call ``then`` as soon as the gateway has received a paid request."""
 
     def wait() -> None:
-        gateway.wait_for_request()
+        gateway.wait_for_request(timeout=PATIENCE)
         then()
 
     thread = threading.Thread(target=wait)

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.patience import PATIENCE
+
 
 @dataclass
 class Request:
@@ -97,7 +99,7 @@ class Server:
 
     def wait_for_request(self, n: int = 1) -> None:
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self.requests) >= n, 10), "no request came"
+            assert self._arrived.wait_for(lambda: len(self.requests) >= n, PATIENCE), "no request came"
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

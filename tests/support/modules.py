@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.support.patience import PATIENCE
+
 HEAVY = ("requests", "requests_toolbelt", "urllib3", "boto3", "botocore", "pybase64", "PIL", "tenacity",
          "airflow.providers.amazon", "cryptography.hazmat.backends", "numpy")  # fmt: skip
 
@@ -20,7 +22,7 @@ def modules_after(code: str) -> set[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     return set(run.stdout.rpartition("MODULES")[2].split())
 

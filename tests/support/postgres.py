@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-STARTUP = 30.0
+from tests.support.patience import PATIENCE
 
 
 def find(name: str) -> str | None:
@@ -59,7 +59,7 @@ def postgres(
                 [server, "-D", str(folder / "data"), "-p", str(port), *options],
                 stdout=log, stderr=log, cwd=folder, start_new_session=True, **as_user,
             )  # fmt: skip
-        end = time.monotonic() + STARTUP
+        end = time.monotonic() + PATIENCE
         while not _answers(port, password):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError((folder / "log").read_text()[-2000:])
@@ -71,7 +71,7 @@ def postgres(
     finally:
         if process is not None:
             process.send_signal(signal.SIGINT)  # "fast": it does not wait for those who are connected
-            process.wait(20)
+            process.wait(PATIENCE)
         shutil.rmtree(folder, ignore_errors=True)
 
 

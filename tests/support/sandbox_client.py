@@ -8,12 +8,13 @@ from typing import Any
 import requests
 
 from airflow_provider_jojokey.sandbox import Gateway
+from tests.support.patience import PATIENCE
 
 Post = Callable[..., requests.Response]
 
 
 def post_to(
-    gateway: Gateway, prompt: str = "a fox", *, timeout: float = 10, **body: Any
+    gateway: Gateway, prompt: str = "a fox", *, timeout: float = PATIENCE, **body: Any
 ) -> requests.Response:
     headers = {"Authorization": f"Bearer {gateway.token}", **body.pop("headers", {})}
     return requests.post(

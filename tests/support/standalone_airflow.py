@@ -18,12 +18,11 @@ from standalone import environment_of, free_port, standalone
 from world import airflow_environment
 
 from airflow_provider_jojokey.sandbox import Sandbox
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
 USER, PASSWORD = "admin", "a-password-of-these-tests"
-PATIENCE = 240.0
-"""Seconds, on a computer that has other things to do."""
 ENDED = {"success", "failed"}
 
 

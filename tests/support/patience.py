@@ -1,0 +1,6 @@
+"""How long tests wait for something that must happen."""
+
+from __future__ import annotations
+
+PATIENCE = 600.0
+"""Seconds that a process, a server or Airflow may take on a busy machine. Only a failing test waits that long."""
