@@ -34,13 +34,13 @@ LONGEST = 30_000.0
 class Gateway:
     """A gateway that accepts all requests.
 
-    :param tells: whether its refusals have a ``Retry-After``
+    :param retry_after: whether its rejections have a ``Retry-After``
     """
 
     name = "no limit"
 
-    def __init__(self, tells: bool = False) -> None:
-        self.tells = tells
+    def __init__(self, retry_after: bool = False) -> None:
+        self.retry_after = retry_after
         self.working = 0
 
     def free_at(self, now: float) -> float:
@@ -55,7 +55,7 @@ class Gateway:
         free_at = self.free_at(now)
         if free_at > now:
             wait = free_at - now if math.isfinite(free_at) else 1.0
-            return False, float(math.ceil(wait)) if self.tells else None
+            return False, float(math.ceil(wait)) if self.retry_after else None
         self.accept(now)
         self.working += 1
         return True, None
@@ -64,8 +64,8 @@ class Gateway:
 class Sliding(Gateway):
     """A gateway with a limit for any window of time (sliding window)."""
 
-    def __init__(self, limit: int, window: float, tells: bool = False) -> None:
-        super().__init__(tells)
+    def __init__(self, limit: int, window: float, retry_after: bool = False) -> None:
+        super().__init__(retry_after)
         self.name = f"sliding {limit} / {window:g} s"
         self._limit, self._window = limit, window
         self._taken: deque[float] = deque()
@@ -87,8 +87,8 @@ class Fixed(Gateway):
     :param phase: seconds of the current window that have passed when the batch starts
     """
 
-    def __init__(self, limit: int, window: float, tells: bool = False, phase: float = 0.0) -> None:
-        super().__init__(tells)
+    def __init__(self, limit: int, window: float, retry_after: bool = False, phase: float = 0.0) -> None:
+        super().__init__(retry_after)
         self.name = f"fixed {limit} / {window:g} s"
         self._limit, self._window, self._phase = limit, window, phase
         self._current, self._count = -1, 0
@@ -108,8 +108,8 @@ class Fixed(Gateway):
 class Bucket(Gateway):
     """A gateway with a token bucket."""
 
-    def __init__(self, rate: float, burst: int, tells: bool = False) -> None:
-        super().__init__(tells)
+    def __init__(self, rate: float, burst: int, retry_after: bool = False) -> None:
+        super().__init__(retry_after)
         self.name = f"bucket {rate:g} / s, {burst}"
         self._rate, self._burst = rate, burst
         self._tokens, self._at = float(burst), 0.0
@@ -129,8 +129,8 @@ class Bucket(Gateway):
 class Concurrent(Gateway):
     """A gateway with a limit for concurrent requests."""
 
-    def __init__(self, limit: int, tells: bool = False) -> None:
-        super().__init__(tells)
+    def __init__(self, limit: int, retry_after: bool = False) -> None:
+        super().__init__(retry_after)
         self.name = f"{limit} at once"
         self._limit = limit
 
@@ -164,7 +164,7 @@ class Case:
         """A short description."""
         gateway = self.gateway(random.Random(self.seed))
         return (
-            f"{gateway.name}{', Retry-After' if gateway.tells else ''}; {self.items} items, "
+            f"{gateway.name}{', Retry-After' if gateway.retry_after else ''}; {self.items} items, "
             f"{self.in_flight} in flight, {self.takes[0]:g} to {self.takes[1]:g} s, "
             f"S3 {1000 * self.trips[0]:g} ms, gateway {1000 * self.trips[1]:g} ms"
             f"{f'; {self.batches} batches' if self.batches > 1 else ''}"
@@ -394,16 +394,16 @@ def grid(seeds: int = 2) -> Iterator[Case]:
 
 def _gateways() -> Iterator[Callable[[random.Random], Gateway]]:
     yield lambda _: Gateway()
-    for tells in (False, True):
+    for retry_after in (False, True):
         for limit, window in ((5, 1.0), (20, 1.0), (40, 10.0), (30, 60.0), (120, 60.0), (500, 60.0)):
-            yield lambda _, of=(limit, window, tells): Sliding(*of)  # type: ignore[misc]
-            yield lambda chance, of=(limit, window, tells): Fixed(  # type: ignore[misc]
+            yield lambda _, of=(limit, window, retry_after): Sliding(*of)  # type: ignore[misc]
+            yield lambda chance, of=(limit, window, retry_after): Fixed(  # type: ignore[misc]
                 *of, phase=chance.uniform(0, of[1])
             )
         for rate, burst in ((0.5, 10), (2.0, 20), (2.0, 120), (10.0, 10)):
-            yield lambda _, of=(rate, burst, tells): Bucket(*of)  # type: ignore[misc]
+            yield lambda _, of=(rate, burst, retry_after): Bucket(*of)  # type: ignore[misc]
         for limit in (5, 20, 60):
-            yield lambda _, of=(limit, tells): Concurrent(*of)  # type: ignore[misc]
+            yield lambda _, of=(limit, retry_after): Concurrent(*of)  # type: ignore[misc]
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Generate links to the repository. Its URL is defined once, in ``pyproject.toml``.
 
-``python scripts/repository.py`` lists what a release still needs, and exits with 1 if it lists anything.
+``python scripts/repository.py`` lists the missing prerequisites of a release, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def standalone(markdown: str, url: str, folder: str = "", ref: str | None = None
 
 
 def problems(root: Path = ROOT, tag: str = "") -> list[str]:
-    """Return what a release still needs, as sentences.
+    """Return the missing prerequisites of a release, as sentences.
 
     :param root: the checkout
     :param tag: the Git tag of the release, if it exists
@@ -105,7 +105,7 @@ def problems(root: Path = ROOT, tag: str = "") -> list[str]:
 
 
 def main() -> int:
-    """Print what a release still needs; return 1 if that is anything."""
+    """Print the missing prerequisites of a release; return 1 if there are any."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
     parser.add_argument("--tag", default="", help="the release's Git tag, compared with the version")

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-STARTUP = 300.0
+STARTUP = 600.0
 """Seconds that Airflow may take to start. A small, busy machine needs two minutes."""
 COMPONENTS = {"metadatabase": "database", "dag_processor": "Dag processor", "scheduler": "scheduler"}
 REMINDER = 15.0

@@ -195,7 +195,7 @@ class Failures:
 
 
 def try_of(instance: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what identifies a try of a task instance."""
+    """Return the fields that identify a try of a task instance."""
     return tuple(instance[name] for name in ("dag_id", "dag_run_id", "task_id", "map_index", "try_number"))
 
 

@@ -23,13 +23,13 @@ def queries() -> list[str]:
     return variables + [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
-def test_the_dashboard_asks_for_all_metrics_and_no_others() -> None:
+def test_dashboard_queries_exactly_the_metrics() -> None:
     asked = {name for query in queries() for name in re.findall(r"\bairflow_\w+", query)}
     shown = {re.sub(r"_(sum|count)$", "", name) for name in asked}
     assert shown == {f"airflow_{name.replace('.', '_')}" for name in METRICS}
 
 
-def test_the_dashboard_groups_by_tags_that_there_are() -> None:
+def test_dashboard_groups_by_existing_tags() -> None:
     grouped = {
         tag.strip()
         for query in queries()
@@ -58,6 +58,6 @@ def test_panels_do_not_overlap() -> None:
     assert max(x for x, _ in cells) < 24
 
 
-def test_the_docs_name_all_metrics() -> None:
+def test_docs_name_all_metrics() -> None:
     text = (DOCS / "observability.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(jojokey\.\w+)` *[,|]", text)) & METRICS == METRICS

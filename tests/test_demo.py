@@ -51,7 +51,7 @@ def billed(home: Path) -> int:
     return len(read_ledger(path)) if path.exists() else 0  # it is made with its first entry
 
 
-def test_the_demo_killed_half_way_and_started_again_pays_once_and_again_not_at_all(tmp_path: Path) -> None:
+def test_killed_demo_pays_once_when_repeated(tmp_path: Path) -> None:
     theme = "A red fox [sandbox: delay=5]"
     first = start(tmp_path, theme)
     deadline = time.monotonic() + PATIENCE

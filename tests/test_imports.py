@@ -22,13 +22,13 @@ def airflows_own() -> set[str]:
         "airflow_provider_jojokey.exceptions",
     ],
 )
-def test_what_a_dag_file_imports_loads_nothing_heavy(module: str, airflows_own: set[str]) -> None:
+def test_dag_file_imports_nothing_heavy(module: str, airflows_own: set[str]) -> None:
     added = modules_after(f"{AIRFLOW_ITSELF}\nimport {module}") - airflows_own
     assert within(added, HEAVY) == []
     assert module in added
 
 
-def test_making_an_operator_loads_nothing_heavy_either(airflows_own: set[str]) -> None:
+def test_operator_construction_imports_nothing_heavy(airflows_own: set[str]) -> None:
     code = (
         f"{AIRFLOW_ITSELF}\nfrom airflow_provider_jojokey.operators.jojokey import GenerateImageOperator\n"
         "with DAG('d') as dag: GenerateImageOperator(task_id='t', prompt='a fox', s3_bucket='b-b', s3_key='k.png')"
@@ -36,7 +36,7 @@ def test_making_an_operator_loads_nothing_heavy_either(airflows_own: set[str]) -
     assert within(modules_after(code) - airflows_own, HEAVY) == []
 
 
-def test_a_dag_file_loads_no_more_of_this_package_than_the_operator_needs(airflows_own: set[str]) -> None:
+def test_dag_file_imports_little_of_this_package(airflows_own: set[str]) -> None:
     added = (
         modules_after(f"{AIRFLOW_ITSELF}\nimport airflow_provider_jojokey.operators.jojokey") - airflows_own
     )
@@ -45,7 +45,7 @@ def test_a_dag_file_loads_no_more_of_this_package_than_the_operator_needs(airflo
         assert not any(name.startswith(f"airflow_provider_jojokey.{part}") for name in own)
 
 
-def test_the_api_alone_does_not_need_airflow() -> None:
+def test_api_client_works_without_airflow() -> None:
     code = (
         "from airflow_provider_jojokey import img2\n"
         "for name in img2.__all__: getattr(img2, name)\n"
@@ -56,14 +56,14 @@ def test_the_api_alone_does_not_need_airflow() -> None:
     assert within(modules_after(code), ("airflow",)) == []
 
 
-def test_the_apis_package_loads_only_what_is_asked_for() -> None:
+def test_api_package_imports_lazily() -> None:
     assert (
         within(modules_after("from airflow_provider_jojokey.img2 import ImageRequest"), (*HEAVY, "airflow"))
         == []
     )
 
 
-def test_a_name_that_the_api_does_not_have_is_an_attribute_error() -> None:
+def test_unknown_api_name_is_an_attribute_error() -> None:
     from airflow_provider_jojokey import img2
 
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):

@@ -9,7 +9,7 @@ from tests.support.loopback import Server
 from tests.support.patience import PATIENCE
 
 
-def test_server_ends_although_a_client_left_within_its_request() -> None:
+def test_server_ends_after_an_aborted_request() -> None:
     server = Server(lambda exchange: None)
     with server, socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(b"PUT / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")

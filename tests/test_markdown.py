@@ -32,7 +32,7 @@ def made(count: int) -> TaskInstance:
     return TaskInstance(result.to_xcom())
 
 
-def test_each_picture_has_a_number_and_leads_to_itself() -> None:
+def test_images_are_numbered_and_linked() -> None:
     numbers, _, row = pictures(made(3), "candidates").splitlines()[:3]
 
     assert numbers == "| **1** | **2** | **3** |"
@@ -40,7 +40,7 @@ def test_each_picture_has_a_number_and_leads_to_itself() -> None:
     assert row.endswith(f"[![Picture 3](/jojokey/thumbnails/{place}?width=640)](/jojokey/images/{place}) |")
 
 
-def test_it_says_what_they_cost_and_holds_no_prompt_and_no_s3_link() -> None:
+def test_body_has_the_cost_but_no_prompt_or_s3_link() -> None:
     told = pictures(made(2), "candidates")
 
     assert "205 tokens" in told
@@ -56,11 +56,11 @@ def test_paths_follow_the_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("xcom", [None, {}, {"version": 1, "images": "x"}, {"images": [IMAGE]}])
-def test_where_there_are_no_images_it_says_so(xcom: Any) -> None:
+def test_body_without_images_says_so(xcom: Any) -> None:
     assert "has made no images" in pictures(TaskInstance(xcom), "candidates")
 
 
-def test_a_wish_shows_letter_by_letter() -> None:
+def test_feedback_is_shown_literally() -> None:
     assert escape("![x](https://evil/x.png)\n# <b>*red*") == (
         r"\!\[x\]\(https\:\/\/evil\/x\.png\) \# \<b\>\*red\*".replace(r"\/", "/")
     )

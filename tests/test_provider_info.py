@@ -54,24 +54,24 @@ def airflow(tmp_path: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_it_is_valid_after_airflows_schema() -> None:
+def test_provider_info_follows_the_schema() -> None:
     jsonschema.validate(INFO, schema("provider_info.schema.json"))
 
 
-def test_the_connection_form_is_valid_after_airflows_schema() -> None:
+def test_connection_form_follows_the_schema() -> None:
     whole = schema("provider.yaml.schema.json")
     form = {**whole["properties"]["connection-types"], "definitions": whole.get("definitions", {})}
     jsonschema.validate(INFO["connection-types"], form)
 
 
-def test_the_settings_are_valid_after_airflows_schema() -> None:
+def test_settings_follow_the_schema() -> None:
     whole = schema("provider.yaml.schema.json")
     jsonschema.validate(
         INFO["config"], {**whole["properties"]["config"], "definitions": whole.get("definitions", {})}
     )
 
 
-def test_it_is_found_by_its_entry_point() -> None:
+def test_entry_point_finds_the_provider() -> None:
     (found,) = (
         one
         for one in entry_points(group="apache_airflow_provider")
@@ -83,7 +83,7 @@ def test_it_is_found_by_its_entry_point() -> None:
     assert INFO["package-name"] == found.dist.name
 
 
-def test_everything_it_names_is_there() -> None:
+def test_provider_info_names_existing_objects() -> None:
     for kind in ("hooks", "operators", "triggers"):
         for one in INFO.get(kind, []):
             for module in one["python-modules"]:
@@ -93,7 +93,7 @@ def test_everything_it_names_is_there() -> None:
         assert hasattr(importlib.import_module(module), attribute)
 
 
-def test_the_connection_is_the_hooks() -> None:
+def test_connection_type_matches_the_hook() -> None:
     module, _, name = CONNECTION["hook-class-name"].rpartition(".")
     assert getattr(importlib.import_module(module), name) is JojoKeyHook
     assert CONNECTION["connection-type"] == JojoKeyHook.conn_type
@@ -106,14 +106,14 @@ def test_old_and_new_airflow_show_the_same_form() -> None:
     assert {name.replace("_", "-"): value for name, value in old.items()} == CONNECTION["ui-field-behaviour"]
 
 
-def test_the_forms_fields_are_those_that_the_hook_reads() -> None:
+def test_form_fields_match_the_hook() -> None:
     assert set(CONNECTION["conn-fields"]) == set(hook_module._EXTRAS) == set(hook_module._EXPECTED)
     settings = set(ConnectionSettings.__dataclass_fields__)
     assert set(CONNECTION["conn-fields"]) == settings - {"token", "host", "warnings"}
 
 
 @pytest.mark.parametrize("name", CONNECTION["conn-fields"])
-def test_each_field_of_the_form_may_be_empty_and_says_what_empty_means(name: str) -> None:
+def test_form_fields_may_be_empty(name: str) -> None:
     field = CONNECTION["conn-fields"][name]
     assert "null" in field["schema"]["type"]
     assert "Empty: " in field["description"]
@@ -127,21 +127,21 @@ def test_each_field_of_the_form_may_be_empty_and_says_what_empty_means(name: str
 
 
 @pytest.mark.parametrize("name", CONNECTION["conn-fields"])
-def test_the_hook_takes_what_the_form_allows(name: str) -> None:
+def test_hook_accepts_values_of_the_form(name: str) -> None:
     field = CONNECTION["conn-fields"][name]["schema"]
     for limit in ("minimum", "maximum"):
         if limit in field:
             assert hook_module._EXTRAS[name](field[limit]) == field[limit]
 
 
-def test_the_token_is_asked_for_as_a_token() -> None:
+def test_token_field_has_its_label() -> None:
     behaviour = CONNECTION["ui-field-behaviour"]
     assert "password" not in behaviour["hidden-fields"]
     assert behaviour["relabeling"]["password"] == "Token"
     assert behaviour["placeholders"]["password"].startswith("sk-")
 
 
-def test_reading_it_imports_nothing_heavy() -> None:
+def test_provider_info_imports_nothing_heavy() -> None:
     code = (
         "from airflow_provider_jojokey.get_provider_info import get_provider_info\n"
         "get_provider_info()\nimport sys\nprint(*sys.modules)"
@@ -169,7 +169,7 @@ def test_airflow_knows_the_connection_type(tmp_path: Path) -> None:
     assert "jojokey_conn_id" in row
 
 
-def test_the_lowest_versions_that_are_allowed_are_those_that_the_oldest_airflow_is_tested_with() -> None:
+def test_lowest_versions_are_tested() -> None:
     root = Path(__file__).parents[1]
     allowed = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     tested = dict(re.findall(r"(?m)^(\S+)==([\w.]+)", (root / "constraints-lowest.txt").read_text()))

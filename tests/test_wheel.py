@@ -52,7 +52,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return lambda *arguments: run(python, "-m", *arguments, env=environment, cwd=home)
 
 
-def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_only_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
 
@@ -73,7 +73,7 @@ def test_long_description_has_no_relative_link(wheel: Path) -> None:
     assert [target for target in targets if not target.startswith("https://")] == []
 
 
-def test_it_holds_all_that_the_ui_serves(wheel: Path) -> None:
+def test_wheel_contains_the_ui(wheel: Path) -> None:
     static = PROJECT / "airflow_provider_jojokey" / "plugins" / "static"
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if "/plugins/static/" in name}

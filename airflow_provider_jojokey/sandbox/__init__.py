@@ -3,9 +3,9 @@
     with Sandbox("/tmp/world") as sandbox:
         os.environ.update(sandbox.environment())
 
-:class:`Gateway` is a stand-in for JojoKey. It draws an image from each prompt, simulates errors and delays on
-    request, and keeps a ledger of its charges. :class:`S3Server` stores objects as plain files. :class:`Sandbox`
-    combines both. Names are imported on first use, so importing this package is cheap.
+:class:`Gateway` is a stand-in for JojoKey. It draws an image from each prompt, simulates errors and delays on request,
+and keeps a ledger of its charges. :class:`S3Server` stores objects as plain files. :class:`Sandbox` combines both.
+Names are imported on first use, so importing this package is cheap.
 """
 
 from __future__ import annotations

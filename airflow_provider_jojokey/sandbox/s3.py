@@ -251,13 +251,13 @@ class S3Server:
         finally:
             connection.close()
 
-    def _reason(self, what: str) -> str:
+    def _reason(self, failure: str) -> str:
         if _is_taken(self._port, self.pid):
             return (
                 f"Another program uses port {self._port} of 127.0.0.1, so the S3 server can't start. "
                 "Stop that program, or choose another port."
             )
-        return f"The S3 server {what}. {self._log_tail()}".rstrip()
+        return f"The S3 server {failure}. {self._log_tail()}".rstrip()
 
     def _log_tail(self) -> str:
         with contextlib.suppress(OSError):

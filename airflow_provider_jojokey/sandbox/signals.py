@@ -66,8 +66,8 @@ class SignalForwarder:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        # A terminal sends Ctrl-C to the command too. A second one would make programs end at once that end gracefully
-        # at the first.
+        # A terminal also sends Ctrl-C to the command. Programs often end gracefully at the first signal and at once
+        # at the second, so don't send another one.
         if self._child is not None and not (number == signal.SIGINT and _in_foreground()):
             self._child.send_signal(number)
 

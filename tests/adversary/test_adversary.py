@@ -34,7 +34,7 @@ def test_known_accident_costs_nothing(plan: Plan, tmp_path: Path, simulation: No
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_no_point_of_an_accident_costs_anything(name: str, tmp_path: Path, simulation: None) -> None:
+def test_accident_at_any_point_costs_nothing(name: str, tmp_path: Path, simulation: None) -> None:
     for plan in sweeps(STEP):
         if plan.seed.startswith(f"{name} at"):
             assert run_plan(plan, tmp_path / "world").problems == [], f"{plan.seed}, {plan.store}"
@@ -64,7 +64,7 @@ def test_adversary_notices_a_double_payment(
     assert "paid twice" in world.problems
 
 
-def test_sequences_run_the_same_way_each_time(tmp_path: Path) -> None:
+def test_sequences_are_deterministic(tmp_path: Path) -> None:
     plan = draw("same/1")
     first, second = (re.sub("[0-9a-f]{12,}", "…", story(plan, tmp_path / "world")) for _ in range(2))
     assert first == second

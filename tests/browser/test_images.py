@@ -22,7 +22,7 @@ def loaded(page: Page, selector: str) -> int:
     return int(page.evaluate("one => document.querySelector(one).naturalWidth", selector))
 
 
-def test_a_poster_triggered_in_the_form_appears_in_the_tab_by_itself(page: Page, airflow: Airflow) -> None:
+def test_tab_shows_a_triggered_poster_by_itself(page: Page, airflow: Airflow) -> None:
     airflow.unpause("poster_daily")
     page.goto(f"{airflow.url}/dags/poster_daily")
     page.get_by_role("button", name="Trigger").click()
@@ -47,9 +47,7 @@ def test_a_poster_triggered_in_the_form_appears_in_the_tab_by_itself(page: Page,
     expect(tab.get_by_role("row").nth(1)).to_contain_text("Complete")
 
 
-def test_an_image_is_enlarged_by_keyboard_and_the_focus_comes_back(
-    page: Page, airflow: Airflow, runs: Runs
-) -> None:
+def test_lightbox_works_by_keyboard_and_returns_focus(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "pair"))
     first = page.locator(".jojokey-figure-button").first
     first.focus()
@@ -73,7 +71,7 @@ def test_an_image_is_enlarged_by_keyboard_and_the_focus_comes_back(
     expect(first).to_be_focused()
 
 
-def test_a_download_is_the_object_in_s3(page: Page, airflow: Airflow, runs: Runs, tmp_path: Path) -> None:
+def test_download_is_the_object_in_s3(page: Page, airflow: Airflow, runs: Runs, tmp_path: Path) -> None:
     page.goto(airflow.tab("single", runs.hostile, "image"))
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
@@ -85,7 +83,7 @@ def test_a_download_is_the_object_in_s3(page: Page, airflow: Airflow, runs: Runs
     assert path.read_bytes() == stored.read_bytes()
 
 
-def test_the_place_in_s3_is_copied(page: Page, context: BrowserContext, airflow: Airflow, runs: Runs) -> None:
+def test_s3_uri_is_copied(page: Page, context: BrowserContext, airflow: Airflow, runs: Runs) -> None:
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(airflow.tab("single", runs.hostile, "image"))
     page.get_by_role("button", name="Copy the S3 location").click()
@@ -93,9 +91,7 @@ def test_the_place_in_s3_is_copied(page: Page, context: BrowserContext, airflow:
     assert re.fullmatch(r"s3://posters/single/.+\.png", page.evaluate("navigator.clipboard.readText()"))
 
 
-def test_it_is_copied_where_a_page_on_plain_http_has_no_clipboard(
-    page: Page, airflow: Airflow, runs: Runs
-) -> None:
+def test_s3_uri_is_copied_on_plain_http(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     page.goto(airflow.gallery)
     page.locator(".jojokey-picture").first.click()
@@ -110,7 +106,7 @@ def test_it_is_copied_where_a_page_on_plain_http_has_no_clipboard(
     )
 
 
-def test_a_prompt_is_text_whatever_is_in_it(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_prompt_is_shown_as_text(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("single", runs.hostile, "image"))
     expect(page.locator(".jojokey-prompt")).to_have_text(HOSTILE)
     page.goto(f"{airflow.gallery}?run_id={runs.hostile.replace('+', '%2B')}")
@@ -121,7 +117,7 @@ def test_a_prompt_is_text_whatever_is_in_it(page: Page, airflow: Airflow, runs: 
     assert page.locator(".jojokey-root script, .jojokey-root img[src='x']").count() == 0
 
 
-def test_a_failed_task_tells_what_happened_and_what_it_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_failed_task_shows_error_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("single", runs.refused, "image"))
     told = page.get_by_role("alert")
     expect(told).to_contain_text("moderation_blocked")
@@ -130,7 +126,7 @@ def test_a_failed_task_tells_what_happened_and_what_it_cost(page: Page, airflow:
     expect(page.locator(".jojokey-table tbody tr")).to_contain_text("No")
 
 
-def test_failure_of_unknown_cost_is_shown_the_same_way_everywhere(page: Page, airflow: Airflow) -> None:
+def test_failure_of_unknown_cost_looks_the_same_everywhere(page: Page, airflow: Airflow) -> None:
     run_id = airflow.trigger("single", prompt="A bridge [sandbox: cloudflare_524]")
     assert airflow.wait("single", run_id) == "failed"
 
@@ -146,9 +142,7 @@ def test_failure_of_unknown_cost_is_shown_the_same_way_everywhere(page: Page, ai
     expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 perhaps paid")
 
 
-def test_failed_request_removes_the_results_of_the_previous_filter(
-    page: Page, airflow: Airflow, runs: Runs
-) -> None:
+def test_failed_request_removes_previous_results(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.expected_errors = ("500",)  # type: ignore[attr-defined]
     page.goto(airflow.gallery)
     expect(page.locator(CARD).first).to_be_visible()
@@ -186,9 +180,7 @@ def test_unreachable_image_says_why_and_can_be_tried_again(page: Page, airflow: 
     assert loaded(page, ".jojokey-figure img") > 0
 
 
-def test_pictures_of_a_batch_have_captions_and_names_of_their_own(
-    page: Page, airflow: Airflow, runs: Runs
-) -> None:
+def test_batch_images_have_their_own_captions(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album&q=Tile")
     buttons = page.locator(f"{CARD} button.jojokey-picture")
     expect(buttons).to_have_count(3)
@@ -218,15 +210,13 @@ def test_items_of_a_batch_are_reviewed_one_after_another(page: Page, airflow: Ai
     expect(page.get_by_text("No items match.")).to_be_visible()
 
 
-def test_a_task_without_images_says_what_the_tab_is_for(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_tab_without_images_explains_itself(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "words"))
     expect(page.get_by_role("heading", name="No images")).to_be_visible()
     expect(page.locator(".jojokey-root")).to_contain_text("This tab shows the images that a task makes")
 
 
-def test_a_mapped_task_shows_its_own_image_and_a_batch_all_its_items(
-    page: Page, airflow: Airflow, runs: Runs
-) -> None:
+def test_tab_shows_mapped_image_or_all_batch_items(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "mapped", 1))
     expect(page.locator(".jojokey-figure img")).to_have_attribute("alt", "A second moon")
     page.goto(airflow.tab("album", runs.album, "batch"))
@@ -235,7 +225,7 @@ def test_a_mapped_task_shows_its_own_image_and_a_batch_all_its_items(
     assert loaded(page, f"{CARD} img") > 0
 
 
-def test_the_gallery_is_filtered_and_its_address_can_be_shared(
+def test_gallery_filter_is_in_the_url(
     page: Page, context: BrowserContext, airflow: Airflow, runs: Runs
 ) -> None:
     page.goto(airflow.url)
@@ -280,7 +270,7 @@ def test_the_gallery_is_filtered_and_its_address_can_be_shared(
     assert "?" not in page.url
 
 
-def test_the_gallery_leads_to_the_task_and_back(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_gallery_links_to_the_task_and_back(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?q=herons")
     page.locator(CARD).get_by_role("button").first.click()
     page.get_by_role("dialog").get_by_role("link", name="Open task").click()
@@ -291,7 +281,7 @@ def test_the_gallery_leads_to_the_task_and_back(page: Page, airflow: Airflow, ru
     expect(page.get_by_label("Words of the prompt, error, request ID or task")).to_have_value("herons")
 
 
-def test_the_gallery_is_walked_by_keyboard(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_gallery_works_by_keyboard(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?q=moon")
     expect(page.locator(CARD)).to_have_count(2)
     page.get_by_label("Words of the prompt, error, request ID or task").focus()
@@ -305,9 +295,7 @@ def test_the_gallery_is_walked_by_keyboard(page: Page, airflow: Airflow, runs: R
         assert name in met
 
 
-def test_a_narrow_window_shows_everything_without_scrolling_sideways(
-    page: Page, airflow: Airflow, runs: Runs
-) -> None:
+def test_narrow_window_needs_no_sideways_scrolling(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.set_viewport_size({"width": 420, "height": 900})
     page.goto(airflow.gallery)
     expect(page.locator(CARD).first).to_be_visible()
@@ -317,7 +305,7 @@ def test_a_narrow_window_shows_everything_without_scrolling_sideways(
     )
 
 
-def test_the_colours_follow_airflows_theme(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_colors_follow_the_airflow_theme(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.gallery)
     expect(page.locator(CARD).first).to_be_visible()
 
@@ -329,7 +317,7 @@ def test_the_colours_follow_airflows_theme(page: Page, airflow: Airflow, runs: R
     assert colour() != light
 
 
-def test_a_session_that_has_ended_is_told_so(
+def test_expired_session_is_reported(
     page: Page, context: BrowserContext, airflow: Airflow, runs: Runs
 ) -> None:
     page.expected_errors = ("401",)  # type: ignore[attr-defined]
@@ -346,7 +334,7 @@ def test_a_session_that_has_ended_is_told_so(
         context.add_cookies(cookies)
 
 
-def test_the_gallery_goes_on_as_one_scrolls(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_gallery_loads_more_while_scrolling(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.set_viewport_size({"width": 420, "height": 500})
     page.route(
         "**/api/results*",
@@ -361,7 +349,7 @@ def test_the_gallery_goes_on_as_one_scrolls(page: Page, airflow: Airflow, runs: 
     assert len(set(labels)) == 4
 
 
-def test_a_person_rejects_a_round_and_publishes_a_picture_of_the_next(page: Page, airflow: Airflow) -> None:
+def test_rejected_round_is_followed_by_a_published_one(page: Page, airflow: Airflow) -> None:
     run_id = airflow.trigger("poster_approval", prompt="A lantern <b>festival</b>")
 
     page.goto(airflow.question(run_id, "round_1.review"))

@@ -54,14 +54,14 @@ def test_generate_and_ledger_agree_with_the_bill(world: Sandbox) -> None:
     ]
 
 
-def test_the_exit_code_reaches_the_shell(world: Sandbox) -> None:
+def test_exit_code_reaches_the_shell(world: Sandbox) -> None:
     output = run(world, "check", "--bucket", "nonsense", "--output", "json")
 
     assert output.returncode == 1, output.stderr
     assert [row["check"] for row in json.loads(output.stdout) if row["state"] == "failed"] == ["bucket"]
 
 
-def test_a_connection_in_airflows_database_is_found(
+def test_connection_in_the_database_is_found(
     world: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = world.environment()
@@ -88,7 +88,7 @@ def test_a_connection_in_airflows_database_is_found(
     assert '"valid, with access to 1 model"' in done.stdout
 
 
-def test_other_airflow_commands_pay_nothing_for_it() -> None:
+def test_definition_imports_nothing_heavy() -> None:
     loaded = modules_after("import airflow_provider_jojokey.cli.definition")
 
     assert within(loaded, ("airflow", *HEAVY)) == []

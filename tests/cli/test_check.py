@@ -25,7 +25,7 @@ def detail(output: CommandOutput, check: str) -> str:
     return str(found)
 
 
-def test_all_is_well(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
+def test_check_passes(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
     output = jojokey("check", "--bucket", "posters", "--output", "json")
 
     assert output.code == 0
@@ -37,16 +37,14 @@ def test_all_is_well(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
     assert gateway.ledger == ()
 
 
-def test_nothing_is_left_in_the_bucket(jojokey: Run, bucket: Bucket) -> None:
+def test_check_leaves_no_objects(jojokey: Run, bucket: Bucket) -> None:
     jojokey("check", "--bucket", "s3://posters/spring", "-o", "json")
 
     assert "Contents" not in bucket.client().list_objects_v2(Bucket="posters")
 
 
 @pytest.mark.parametrize("output_format", ["table", "plain", "json", "yaml"])
-def test_no_secret_is_printed_whatever_the_output(
-    jojokey: Run, gateway: Gateway, bucket: Bucket, output_format: str
-) -> None:
+def test_check_prints_no_secrets(jojokey: Run, gateway: Gateway, bucket: Bucket, output_format: str) -> None:
     output = jojokey("check", "--bucket", "posters", "-o", output_format, "--verbose")
 
     assert "gpt-image-2" in output.out
@@ -63,7 +61,7 @@ def test_no_secret_is_printed_whatever_the_output(
         ("sk-no_model", "model", "The token has no access to gpt-image-2, but to gpt-4o-mini"),
     ],
 )
-def test_what_is_wrong_with_a_token_is_told(
+def test_check_explains_a_rejected_token(
     jojokey: Run, connect: Connect, token: str, failed: str, words: str
 ) -> None:
     connect(token)
@@ -77,7 +75,7 @@ def test_what_is_wrong_with_a_token_is_told(
     assert token not in output.out + output.err
 
 
-def test_a_connection_that_is_missing_is_told(jojokey: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_a_missing_connection(jojokey: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_JOJOKEY_DEFAULT")
 
     output = jojokey("check", "-o", "json")
@@ -87,7 +85,7 @@ def test_a_connection_that_is_missing_is_told(jojokey: Run, monkeypatch: pytest.
     assert "Traceback" not in output.err
 
 
-def test_a_host_that_is_not_there_is_told(jojokey: Run, connect: Connect) -> None:
+def test_check_reports_an_unreachable_host(jojokey: Run, connect: Connect) -> None:
     connect(host="http://127.0.0.1:9")
 
     output = jojokey("check", "-o", "json")
@@ -97,14 +95,14 @@ def test_a_host_that_is_not_there_is_told(jojokey: Run, connect: Connect) -> Non
 
 
 @pytest.mark.parametrize("place", ["nonsense-bucket", "s3://", "no bucket", "s3://-/x"])
-def test_a_bucket_that_is_not_there_is_told(jojokey: Run, bucket: Bucket, place: str) -> None:
+def test_check_reports_a_missing_bucket(jojokey: Run, bucket: Bucket, place: str) -> None:
     output = jojokey("check", "--bucket", place, "-o", "json")
 
     assert output.code == 1
     assert states(output)["bucket"] == "failed"
 
 
-def test_a_bucket_without_credentials_is_told(
+def test_check_reports_missing_credentials(
     jojokey: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
@@ -157,7 +155,7 @@ def only_receipts(request: Request, forward: Forward) -> Response:
 
 
 @pytest.mark.parametrize(("place", "state"), [("s3://posters/spring", "failed"), ("posters", "unknown")])
-def test_images_that_may_not_be_stored_are_reported(
+def test_check_reports_a_bucket_that_rejects_writes(
     jojokey: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, place: str, state: str
 ) -> None:
     with FaultProxy(bucket.endpoint_url, only_receipts) as proxy:

@@ -28,7 +28,7 @@ def read(bucket: Bucket, key: str) -> bytes:
 # To S3
 
 
-def test_an_image_goes_to_s3_with_a_receipt(
+def test_image_is_stored_in_s3_with_a_receipt(
     jojokey: Run, gateway: Gateway, bucket: Bucket, png: bytes
 ) -> None:
     output = jojokey("generate", "A red fox", "--out", "s3://posters/a/fox.{ext}", "-o", "json")
@@ -44,7 +44,7 @@ def test_an_image_goes_to_s3_with_a_receipt(
     assert attempt.owner.dag_id == "jojokey-cli"
 
 
-def test_the_same_command_again_pays_nothing(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
+def test_repeated_command_pays_nothing(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
     command = ("generate", "A red fox", "--out", "s3://posters/fox.png", "-o", "json")
     jojokey(*command)
 
@@ -54,7 +54,7 @@ def test_the_same_command_again_pays_nothing(jojokey: Run, gateway: Gateway, buc
     assert len(gateway.ledger) == 1
     assert output.rows[0]["reused"] is True
     assert output.rows[0]["total_tokens"] == 0
-    assert "nothing was sent" in output.err
+    assert "Nothing was sent" in output.err
 
 
 @pytest.mark.parametrize("more", [("A blue fox",), ("A red fox", "--reuse", "never")])
@@ -91,7 +91,7 @@ def test_lost_response_is_not_paid_twice(jojokey: Run, gateway: Gateway, bucket:
     [("no_channel", 3), ("moderation_blocked", 1), ("cloudflare_524", 4)],
 )
 @pytest.mark.parametrize("place", ["s3://posters/fox.png", "fox.png"])
-def test_the_exit_code_tells_whether_to_try_again_and_whether_it_cost_money(
+def test_exit_code_shows_retry_and_cost(
     jojokey: Run, gateway: Gateway, bucket: Bucket, case: str, code: int, place: str
 ) -> None:
     gateway.behave(case)
@@ -107,7 +107,7 @@ def test_the_exit_code_tells_whether_to_try_again_and_whether_it_cost_money(
 # To disk
 
 
-def test_an_image_becomes_a_file(jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes) -> None:
+def test_image_is_saved_as_a_file(jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes) -> None:
     output = jojokey("generate", "A red fox", "--out", "fox.png", "-o", "json")
 
     assert output.code == 0
@@ -116,7 +116,9 @@ def test_an_image_becomes_a_file(jojokey: Run, gateway: Gateway, tmp_path: Path,
     assert output.rows[0]["total_tokens"] == gateway.ledger[0].total_tokens
 
 
-def test_a_file_is_not_replaced_unasked(jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes) -> None:
+def test_file_is_replaced_only_with_overwrite(
+    jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes
+) -> None:
     (tmp_path / "fox.png").write_bytes(b"dear to me")
 
     output = jojokey("generate", "A red fox", "--out", "fox.png")
@@ -128,7 +130,7 @@ def test_a_file_is_not_replaced_unasked(jojokey: Run, gateway: Gateway, tmp_path
     assert (tmp_path / "fox.png").read_bytes() == png
 
 
-def test_a_file_that_appears_while_the_image_is_made_is_left_alone(
+def test_file_that_appears_meanwhile_is_kept(
     jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes
 ) -> None:
     from threading import Thread
@@ -149,7 +151,7 @@ def test_a_file_that_appears_while_the_image_is_made_is_left_alone(
     assert output.rows[0]["image"].endswith("fox_2.png")
 
 
-def test_in_a_directory_images_are_named_after_the_prompt(jojokey: Run, tmp_path: Path) -> None:
+def test_files_in_a_directory_are_named_after_the_prompt(jojokey: Run, tmp_path: Path) -> None:
     for _ in range(2):
         assert jojokey("generate", "A red fox, in the snow!", "-n", "2").code == 0
 
@@ -161,7 +163,7 @@ def test_in_a_directory_images_are_named_after_the_prompt(jojokey: Run, tmp_path
     ]
 
 
-def test_a_prompt_cannot_lead_out_of_the_directory(jojokey: Run, tmp_path: Path) -> None:
+def test_prompt_cannot_escape_the_directory(jojokey: Run, tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
 
@@ -184,7 +186,7 @@ def test_images_of_a_broken_response_are_kept(
 
 
 @pytest.mark.parametrize("place", ["nowhere/fox.png", "nowhere/", "/proc/fox.png"])
-def test_a_place_that_cannot_be_written_costs_nothing(jojokey: Run, gateway: Gateway, place: str) -> None:
+def test_unwritable_directory_costs_nothing(jojokey: Run, gateway: Gateway, place: str) -> None:
     output = jojokey("generate", "A red fox", "--out", place)
 
     assert output.code == 1
@@ -192,7 +194,7 @@ def test_a_place_that_cannot_be_written_costs_nothing(jojokey: Run, gateway: Gat
     assert gateway.requests == ()
 
 
-def test_the_prompt_may_come_from_standard_input(
+def test_prompt_is_read_from_standard_input(
     jojokey: Run, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("A red fox\nin the snow\n"))
@@ -202,7 +204,7 @@ def test_the_prompt_may_come_from_standard_input(
     assert gateway.requests[0].prompt == "A red fox\nin the snow"
 
 
-def test_a_wrong_request_costs_nothing(jojokey: Run, gateway: Gateway) -> None:
+def test_invalid_request_costs_nothing(jojokey: Run, gateway: Gateway) -> None:
     output = jojokey("generate", "A red fox", "--size", "1000x1000")
 
     assert output.code == 1
@@ -210,7 +212,7 @@ def test_a_wrong_request_costs_nothing(jojokey: Run, gateway: Gateway) -> None:
     assert gateway.requests == ()
 
 
-def test_a_name_that_looks_like_markup_is_printed_as_it_is(jojokey: Run, tmp_path: Path) -> None:
+def test_markup_in_a_name_is_printed_literally(jojokey: Run, tmp_path: Path) -> None:
     (tmp_path / "[red]").mkdir()
 
     output = jojokey("generate", "A red fox", "--out", "[red]/[/b]\x1b[31mfox.png")
@@ -219,7 +221,7 @@ def test_a_name_that_looks_like_markup_is_printed_as_it_is(jojokey: Run, tmp_pat
     assert "\x1b[31m" not in output.out + output.err
 
 
-def test_the_token_is_in_no_output(jojokey: Run, gateway: Gateway, connect: Callable[..., None]) -> None:
+def test_token_is_never_printed(jojokey: Run, gateway: Gateway, connect: Callable[..., None]) -> None:
     secret = "sk-a-secret-that-nobody-may-see"
     connect(secret)
 

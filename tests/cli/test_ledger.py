@@ -44,7 +44,7 @@ def sums(output: CommandOutput, by: str = "dag") -> dict[str, int]:
     return {row[by]: row["total_tokens"] for row in output.rows}
 
 
-def test_the_sum_is_what_the_gateway_has_billed(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
+def test_ledger_total_matches_the_bill(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
     for name in ("a", "b", "b"):
         jojokey("generate", f"A fox, {name}", "--out", f"s3://posters/{name}.png")
 
@@ -66,7 +66,7 @@ def test_the_sum_is_what_the_gateway_has_billed(jojokey: Run, gateway: Gateway, 
         ("run", ["autumn monday", "spring monday"]),
     ],
 )
-def test_it_adds_up_by(jojokey: Run, bucket: Bucket, by: str, names: list[str]) -> None:
+def test_ledger_groups_by(jojokey: Run, bucket: Bucket, by: str, names: list[str]) -> None:
     other = replace(
         COMPLETE, owner=Owner("autumn", "monday", "image"), started_at=NOON + timedelta(days=1), model=None
     )
@@ -79,7 +79,7 @@ def test_it_adds_up_by(jojokey: Run, bucket: Bucket, by: str, names: list[str]) 
     assert sorted(sums(output, by).values()) == [210, 420]
 
 
-def test_what_is_not_known_is_counted_and_what_was_not_billed_is_not(jojokey: Run, bucket: Bucket) -> None:
+def test_ledger_counts_unknown_but_not_unbilled(jojokey: Run, bucket: Bucket) -> None:
     nothing = {"usage": None, "images": ()}
     write(
         bucket,
@@ -108,9 +108,7 @@ def test_what_is_not_known_is_counted_and_what_was_not_billed_is_not(jojokey: Ru
         (("--since", "2026-03-01", "--until", "2026-03-03"), 420),
     ],
 )
-def test_it_looks_at_a_time_span(
-    jojokey: Run, bucket: Bucket, window: tuple[str, ...], expected: int
-) -> None:
+def test_ledger_filters_by_time(jojokey: Run, bucket: Bucket, window: tuple[str, ...], expected: int) -> None:
     later = replace(COMPLETE, id="1" * 32, started_at=NOON + timedelta(days=1))
     write(bucket, "one.png", COMPLETE, later)
 
@@ -119,7 +117,7 @@ def test_it_looks_at_a_time_span(
     assert sum(sums(output).values()) == expected
 
 
-def test_what_was_written_before_the_time_span_is_not_even_read(jojokey: Run, bucket: Bucket) -> None:
+def test_ledger_skips_receipts_before_the_time_span(jojokey: Run, bucket: Bucket) -> None:
     bucket.client().put_object(Bucket="posters", Key="_jojokey/broken.png.json", Body=b"{")
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
 
@@ -129,7 +127,7 @@ def test_what_was_written_before_the_time_span_is_not_even_read(jojokey: Run, bu
     assert output.rows == []
 
 
-def test_a_prefix_is_that_of_the_images(jojokey: Run, bucket: Bucket) -> None:
+def test_prefix_applies_to_image_keys(jojokey: Run, bucket: Bucket) -> None:
     write(bucket, "a/one.png", COMPLETE)
     write(bucket, "b/two.png", COMPLETE)
 
@@ -138,9 +136,7 @@ def test_a_prefix_is_that_of_the_images(jojokey: Run, bucket: Bucket) -> None:
     assert sums(output) == {"spring": 210}
 
 
-def test_a_receipt_that_cannot_be_read_is_named_and_makes_the_command_fail(
-    jojokey: Run, bucket: Bucket
-) -> None:
+def test_unreadable_receipt_fails_the_ledger(jojokey: Run, bucket: Bucket) -> None:
     write(bucket, "one.png", COMPLETE)
     bucket.client().put_object(Bucket="posters", Key="_jojokey/two.png.json", Body=b"{}")
     bucket.client().put_object(Bucket="posters", Key="_jojokey/two.preview.png", Body=b"no receipt")
@@ -154,21 +150,21 @@ def test_a_receipt_that_cannot_be_read_is_named_and_makes_the_command_fail(
 
 
 @pytest.mark.parametrize("arguments", [("--since", "yesterday"), ("--until", "7"), ("--bucket", "a b")])
-def test_wrong_usage_is_told(jojokey: Run, bucket: Bucket, arguments: tuple[str, ...]) -> None:
+def test_invalid_arguments_are_reported(jojokey: Run, bucket: Bucket, arguments: tuple[str, ...]) -> None:
     output = jojokey("ledger", "--bucket", "posters", *arguments)
 
     assert output.code == 2
     assert output.err.startswith("jojokey: ")
 
 
-def test_a_bucket_that_cannot_be_listed_is_told(jojokey: Run, bucket: Bucket) -> None:
+def test_unlistable_bucket_is_reported(jojokey: Run, bucket: Bucket) -> None:
     output = jojokey("ledger", "--bucket", "nonsense-bucket")
 
     assert output.code == 1
     assert "NoSuchBucket" in output.err
 
 
-def test_receipts_are_read_some_at_a_time_and_forgotten(bucket: Bucket, connect: None) -> None:
+def test_receipts_are_read_in_bounded_memory(bucket: Bucket, connect: None) -> None:
     for number in range(3 * IN_MEMORY):
         write(bucket, f"{number}.png", COMPLETE)
     store = ImageStore("aws_default")

@@ -1,1 +1,1 @@
-"""A campaign on what docker-compose.yaml starts: `make test-cluster`. Too slow for `make test`, which leaves this folder out."""
+"""Run a campaign on the services of docker-compose.yaml: `make test-cluster`. `make test` leaves this folder out."""

@@ -58,7 +58,7 @@ class Sandbox:
             return json.load(answer)
 
 
-def test_each_poster_is_there_and_the_ledger_is_the_sum_of_the_receipts(
+def test_posters_exist_and_receipts_match_the_bill(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dags = tmp_path / "dags"

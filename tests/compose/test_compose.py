@@ -35,7 +35,7 @@ def secrets() -> dict[str, str]:
     return make_env()
 
 
-def test_it_follows_the_compose_specification() -> None:
+def test_compose_file_follows_the_specification() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", FILE],
         capture_output=True, text=True, check=False,
@@ -44,11 +44,11 @@ def test_it_follows_the_compose_specification() -> None:
 
 
 @each_service
-def test_an_image_is_pinned_by_its_version(name: str) -> None:
+def test_images_are_pinned_by_version(name: str) -> None:
     assert re.search(r":v?\d+\.\d+|:RELEASE\.\d{4}-", SERVICES[name]["image"])
 
 
-def test_the_image_that_is_built_has_the_airflow_that_is_tested() -> None:
+def test_built_image_has_the_tested_airflow() -> None:
     pinned = re.search(r"^apache-airflow==([\d.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned
     dockerfile = (ROOT / "compose" / "Dockerfile").read_text()
@@ -58,21 +58,21 @@ def test_the_image_that_is_built_has_the_airflow_that_is_tested() -> None:
 
 
 @each_service
-def test_ports_are_loopbacks_only(name: str) -> None:
+def test_ports_are_on_loopback_only(name: str) -> None:
     for port in SERVICES[name].get("ports", ()):
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)
     assert SERVICES[name].get("network_mode") in (None, "none")
 
 
 @each_server
-def test_a_server_tells_its_health(name: str) -> None:
+def test_servers_have_health_checks(name: str) -> None:
     check = SERVICES[name]["healthcheck"]
     assert check["test"][0] in ("CMD", "CMD-SHELL")
     assert "disable" not in check
 
 
 @each_service
-def test_nothing_has_more_rights_than_it_needs(name: str) -> None:
+def test_services_drop_privileges(name: str) -> None:
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
     assert not service.get("privileged")
@@ -85,7 +85,7 @@ def test_nothing_has_more_rights_than_it_needs(name: str) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_who_is_waited_for_is_there() -> None:
+def test_dependencies_of_services_exist() -> None:
     for service in SERVICES.values():
         for required, dependency in service.get("depends_on", {}).items():
             completed = dependency["condition"] == "service_completed_successfully"
@@ -93,7 +93,7 @@ def test_who_is_waited_for_is_there() -> None:
             assert set(SERVICES[required].get("profiles", [])) <= set(service.get("profiles", []))
 
 
-def test_volumes_are_named_and_so_is_the_spools() -> None:
+def test_volumes_are_named() -> None:
     used = {
         mount.split(":")[0]
         for service in SERVICES.values()
@@ -108,7 +108,7 @@ def test_volumes_are_named_and_so_is_the_spools() -> None:
 
 
 @each_service
-def test_files_that_are_mounted_are_there(name: str) -> None:
+def test_mounted_files_exist(name: str) -> None:
     for mount in SERVICES[name].get("volumes", ()):
         if mount.startswith("./"):
             assert (ROOT / mount.split(":")[0]).exists(), mount
@@ -122,7 +122,7 @@ def test_no_secret_has_a_default() -> None:
             assert rest == ":-" or rest.startswith(":?"), name  # it is empty, or it does not start
 
 
-def test_what_compose_asks_for_is_made_at_random(secrets: dict[str, str]) -> None:
+def test_required_secrets_are_random(secrets: dict[str, str]) -> None:
     required = {name for name, _ in variables(FILE.read_text(encoding="utf-8"))}
 
     assert set(secrets) == required
@@ -131,19 +131,19 @@ def test_what_compose_asks_for_is_made_at_random(secrets: dict[str, str]) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(AIRFLOW))
-def test_each_setting_of_airflow_exists(name: str) -> None:
+def test_airflow_settings_exist(name: str) -> None:
     from airflow.configuration import conf
 
     for variable in SERVICES[name]["environment"]:
         if variable.startswith("AIRFLOW__"):
             _, section, option = variable.lower().split("__")
-            # Celery's provider is not among what the tests need.
+            # The test environment doesn't include Celery's provider.
             known = conf.configuration_description.get(section, {}).get("options", {})
             assert section == "celery" or option in known, variable
 
 
 @pytest.mark.parametrize("name", sorted(AIRFLOW))
-def test_each_command_of_airflow_exists(name: str) -> None:
+def test_airflow_commands_exist(name: str) -> None:
     from airflow.cli.cli_parser import get_parser
 
     service = SERVICES[name]
@@ -159,14 +159,14 @@ def test_each_command_of_airflow_exists(name: str) -> None:
         if words[:1] == ["airflow"] or words == commands[0]:
             words = words[1:] if words[0] == "airflow" else words  # the image's entrypoint puts it in front
             if words[0] == "celery":
-                continue  # its provider is not among what the tests need; `make test-cluster` runs it
+                continue  # the test environment lacks its provider; `make test-cluster` runs it
             get_parser().parse_args(words)
             parsed += 1
     assert parsed or name.startswith("worker")
 
 
 @pytest.mark.parametrize("name", sorted(AIRFLOW))
-def test_connections_are_readable(name: str, secrets: dict[str, str]) -> None:
+def test_connections_are_valid(name: str, secrets: dict[str, str]) -> None:
     environment = SERVICES[name]["environment"]
     for variable in (name for name in environment if name.startswith("AIRFLOW_CONN_")):
         connection = json.loads(filled(environment[variable], secrets))
@@ -179,7 +179,7 @@ def test_connections_are_readable(name: str, secrets: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*AIRFLOW, "sandbox", "postgres", "redis"}))
-def test_hosts_ports_and_folders_that_are_spoken_of_are_there(name: str, tmp_path: Path) -> None:
+def test_hosts_ports_and_folders_exist(name: str, tmp_path: Path) -> None:
     native = Native(tmp_path, ports={}, mounts={}, settings={})
     container = native.container(name, name)  # raises LookupError where it does not
 
@@ -188,12 +188,12 @@ def test_hosts_ports_and_folders_that_are_spoken_of_are_there(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["worker", "worker-real"])
-def test_what_is_in_flight_on_a_worker_that_is_stopped_can_arrive(name: str) -> None:
+def test_stopped_worker_has_time_for_its_requests(name: str) -> None:
     assert SERVICES[name]["stop_grace_period"] == "5m"
     assert SERVICES[name]["environment"]["DUMB_INIT_SETSID"] == "0"
 
 
-def test_the_sandbox_and_the_real_api_exclude_each_other() -> None:
+def test_sandbox_and_real_api_exclude_each_other() -> None:
     for kind in ("worker", "triggerer"):
         assert SERVICES[kind]["profiles"] == ["sandbox"]
         assert SERVICES[f"{kind}-real"]["profiles"] == ["real"]
@@ -203,7 +203,7 @@ def test_the_sandbox_and_the_real_api_exclude_each_other() -> None:
     }  # fmt: skip
 
 
-def test_what_the_image_needs_is_not_ignored() -> None:
+def test_files_of_the_image_are_not_ignored() -> None:
     let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for needed in (
         "airflow_provider_jojokey",
@@ -227,7 +227,7 @@ def bucket() -> Iterator[Bucket]:
         yield made
 
 
-def test_the_preparation_makes_the_bucket_and_the_password(bucket: Bucket, tmp_path: Path) -> None:
+def test_preparation_creates_bucket_and_password(bucket: Bucket, tmp_path: Path) -> None:
     passwords = tmp_path / "passwords.json"
     environment = {
         **os.environ,
@@ -245,7 +245,7 @@ def test_the_preparation_makes_the_bucket_and_the_password(bucket: Bucket, tmp_p
     assert names.count("made-by-compose") == 1
 
 
-def test_the_sandboxs_container_draws_and_keeps_its_ledger(tmp_path: Path) -> None:
+def test_sandbox_container_generates_and_keeps_its_ledger(tmp_path: Path) -> None:
     from airflow_provider_jojokey.img2 import Client, ImageRequest
 
     environment = {

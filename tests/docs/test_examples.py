@@ -25,12 +25,12 @@ def of(*languages: str) -> Any:
 
 
 @pytest.mark.parametrize("block", [example(block) for block in PYTHON])
-def test_an_example_is_python(block: Block) -> None:
+def test_example_is_valid_python(block: Block) -> None:
     ast.parse(block.text)
 
 
 @pytest.mark.parametrize("block", [example(block) for block in DAGS])
-def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
+def test_example_is_a_dag(block: Block, tmp_path: Path) -> None:
     try:
         from airflow.dag_processing.dagbag import DagBag
     except ImportError:  # Airflow 3.1
@@ -45,7 +45,7 @@ def test_an_example_is_a_dag(block: Block, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [example(block) for block in PROGRAMS])
-def test_an_example_runs(
+def test_example_program_runs(
     block: Block, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def test_an_example_runs(
     exec(compile(text, block.name, "exec"), {"__name__": "example"})
 
 
-def test_only_the_mark_makes_a_fragment(tmp_path: Path) -> None:
+def test_only_the_comment_marks_a_fragment(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "```python\nx\n```\n<!-- fragment -->\n```python\ny\n```\n\n<!-- fragment: why -->\n\n```python\nz\n```\n"
@@ -73,17 +73,17 @@ def test_few_examples_are_fragments() -> None:
 
 
 @of("yaml")
-def test_an_example_is_yaml(block: Block) -> None:
+def test_example_is_valid_yaml(block: Block) -> None:
     assert list(yaml.safe_load_all(block.text))
 
 
 @of("json")
-def test_an_example_is_json(block: Block) -> None:
+def test_example_is_valid_json(block: Block) -> None:
     json.loads(block.text)
 
 
 @of("console", "shell")
-def test_an_example_is_a_command_of_the_shell(block: Block) -> None:
+def test_example_is_a_shell_command(block: Block) -> None:
     assert block.commands
     for command in block.commands:
         shlex.split(command)
@@ -102,7 +102,7 @@ def airflow_commands() -> list[Any]:
 
 
 @pytest.mark.parametrize("words", airflow_commands())
-def test_an_airflow_command_is_one(words: list[str]) -> None:
+def test_airflow_command_exists(words: list[str]) -> None:
     from airflow.cli.cli_parser import get_parser
 
     if words[0] == "jojokey":
@@ -111,7 +111,7 @@ def test_an_airflow_command_is_one(words: list[str]) -> None:
         get_parser().parse_args(words)
 
 
-def test_each_setting_that_is_named_exists() -> None:
+def test_named_settings_exist() -> None:
     from airflow.configuration import conf
 
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -122,7 +122,7 @@ def test_each_setting_that_is_named_exists() -> None:
         assert conf.has_option(section, option), name
 
 
-def test_the_makes_that_are_named_exist() -> None:
+def test_named_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     pages = [*PAGES, ROOT / "CONTRIBUTING.md"]

@@ -27,7 +27,7 @@ def release(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_tutorial_ends_with_a_poster(tmp_path: Path, release: Path) -> None:
+def test_tutorial_ends_with_a_poster(tmp_path: Path, release: Path) -> None:
     home = tmp_path / "newcomer"
     home.mkdir()
     typed = ["set -e"]

@@ -1,4 +1,4 @@
-"""OpenAI's own SDKs against the sandbox: what it sends is what they expect of the API."""
+"""OpenAI's SDKs understand the responses of the sandbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prism checks each request against OpenAI's document, trimmed to the one operation that is used here."""
+"""Prism checks each request against OpenAI's specification, trimmed to the image endpoint."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def images(book: Book, store: Any) -> None:
 
 @pytest.mark.parametrize("path", [*OF_A_DAG, "/jojokey/api/results", "/jojokey/api/totals"])
 @pytest.mark.parametrize("header", [{}, {"Cookie": "_token=nonsense"}, {"Authorization": "Basic YTpi"}])
-def test_who_has_not_logged_in_is_sent_away(server: Server, path: str, header: dict[str, str]) -> None:
+def test_anonymous_request_is_rejected(server: Server, path: str, header: dict[str, str]) -> None:
     answer = server.get(path.format(dag="open"), user=None, headers=header)
     assert answer.status_code == (403 if "nonsense" in str(header) else 401)  # as on Airflow's own routes
     assert answer.json()["detail"]
@@ -37,7 +37,7 @@ def test_who_has_not_logged_in_is_sent_away(server: Server, path: str, header: d
 
 @pytest.mark.parametrize("path", OF_A_DAG)
 @pytest.mark.parametrize("user", ["painter", "halfblind", "blind", "nobody"])
-def test_a_dag_whose_xcoms_one_may_not_read_is_forbidden(server: Server, path: str, user: str) -> None:
+def test_dag_without_xcom_permission_is_forbidden(server: Server, path: str, user: str) -> None:
     answer = server.get(path.format(dag="secret"), user=user)
     assert (answer.status_code, answer.json()) == (403, {"detail": "Forbidden"})
     assert server.get(path.format(dag="secret"), user="admin").status_code == 200
@@ -53,7 +53,7 @@ def test_a_dag_whose_xcoms_one_may_not_read_is_forbidden(server: Server, path: s
         ("nobody", set()),
     ],
 )
-def test_lists_hold_only_dags_whose_xcoms_one_may_read(server: Server, user: str, seen: set[str]) -> None:
+def test_lists_hold_only_dags_with_xcom_permission(server: Server, user: str, seen: set[str]) -> None:
     assert {one["dag_id"] for one in server.results(user)["results"]} == seen
     assert {one["dag_id"] for one in server.totals(user)["by_dag"]} == seen
     assert server.totals(user)["results"] == len(seen)
@@ -61,13 +61,13 @@ def test_lists_hold_only_dags_whose_xcoms_one_may_read(server: Server, user: str
 
 
 @pytest.mark.parametrize("user", ["painter", "halfblind"])
-def test_who_may_see_a_dag_gets_its_images(server: Server, user: str) -> None:
+def test_reader_of_a_dag_gets_its_images(server: Server, user: str) -> None:
     for path in OF_A_DAG:
         assert server.get(path.format(dag="open"), user=user).status_code == 200
 
 
 @pytest.mark.parametrize("path", [TASK, IMAGE, THUMBNAIL])
-def test_the_wildcard_of_airflows_api_is_no_dag(server: Server, path: str) -> None:
+def test_wildcard_is_not_a_dag_id(server: Server, path: str) -> None:
     answer = server.get(path.format(dag="~"))
     assert answer.status_code == 404 or answer.json()["result"] is None
 
@@ -84,7 +84,7 @@ def test_the_wildcard_of_airflows_api_is_no_dag(server: Server, path: str) -> No
         "nonesuch/manual__1/image/-1/0",
     ],
 )
-def test_what_is_guessed_gets_nothing(server: Server, place: str) -> None:
+def test_guessed_paths_return_404(server: Server, place: str) -> None:
     for kind in ("images", "thumbnails"):
         answer = server.get(f"/jojokey/{kind}/{place}")
         assert answer.status_code == 404
@@ -92,11 +92,11 @@ def test_what_is_guessed_gets_nothing(server: Server, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["open/manual__1/image/-1/-1", "open/manual__1/image/x/0"])
-def test_what_is_no_number_is_refused(server: Server, place: str) -> None:
+def test_invalid_numbers_are_rejected(server: Server, place: str) -> None:
     assert server.get(f"/jojokey/images/{place}").status_code == 422
 
 
-def test_no_bucket_and_no_key_is_taken_from_the_url(server: Server, store: Any) -> None:
+def test_bucket_and_key_never_come_from_the_url(server: Server, store: Any) -> None:
     data = server.get(f"/jojokey/images/{PLACE}/0").content
     guess = {"bucket": BUCKET, "key": "secret.png", "uri": f"s3://{BUCKET}/secret.png", "aws_conn_id": "x"}
     assert (
@@ -104,7 +104,7 @@ def test_no_bucket_and_no_key_is_taken_from_the_url(server: Server, store: Any) 
     )
 
 
-def test_a_browsers_cookie_counts_as_well(server: Server) -> None:
+def test_cookie_authenticates_like_a_token(server: Server) -> None:
     token = server._token("painter")
     for dag_id, status in (("open", 200), ("secret", 403)):
         path = IMAGE.format(dag=dag_id)
@@ -112,7 +112,7 @@ def test_a_browsers_cookie_counts_as_well(server: Server) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-def test_nothing_can_be_changed(server: Server, method: str) -> None:
+def test_routes_are_read_only(server: Server, method: str) -> None:
     import requests
 
     for path in (IMAGE, TASK):
@@ -125,7 +125,7 @@ def test_nothing_can_be_changed(server: Server, method: str) -> None:
         assert answer.status_code == 405
 
 
-def test_other_paths_are_not_found_in_json(server: Server) -> None:
+def test_unknown_paths_return_404_as_json(server: Server) -> None:
     for path in ("/jojokey/", "/jojokey/docs", "/jojokey/openapi.json", "/jojokey/api"):
         answer = server.get(path)
         assert (answer.status_code, answer.json()) == (404, {"detail": "Not found"})

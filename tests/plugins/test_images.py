@@ -22,7 +22,7 @@ def put(store: Any, book: Book, data: bytes, key: str = "x.png", **more: Any) ->
     return image
 
 
-def test_an_image_comes_as_it_lies_in_s3(server: Server, book: Book, store: Any) -> None:
+def test_image_has_the_bytes_of_the_object(server: Server, book: Book, store: Any) -> None:
     data = picture(size=(900, 700))
     put(store, book, data)
     answer = server.get(PATH)
@@ -33,14 +33,14 @@ def test_an_image_comes_as_it_lies_in_s3(server: Server, book: Book, store: Any)
 @pytest.mark.parametrize(
     ("kind", "content_type"), [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")]
 )
-def test_its_type_is_that_of_its_bytes(
+def test_content_type_follows_the_bytes(
     server: Server, book: Book, store: Any, kind: str, content_type: str
 ) -> None:
     put(store, book, picture(kind=kind), content_type="text/html")
     assert server.get(PATH).headers["Content-Type"] == content_type
 
 
-def test_a_browser_runs_nothing_of_it(server: Server, book: Book, store: Any) -> None:
+def test_headers_prevent_scripts_in_images(server: Server, book: Book, store: Any) -> None:
     put(store, book, picture())
     for path in (PATH, SMALL):
         headers = server.get(path).headers
@@ -50,7 +50,7 @@ def test_a_browser_runs_nothing_of_it(server: Server, book: Book, store: Any) ->
 
 
 @pytest.mark.parametrize("path", [PATH, SMALL])
-def test_what_the_browser_has_is_not_sent_again(server: Server, book: Book, store: Any, path: str) -> None:
+def test_cached_image_returns_304(server: Server, book: Book, store: Any, path: str) -> None:
     put(store, book, picture())
     etag = server.get(path).headers["ETag"]
     store.client.delete_object(Bucket=BUCKET, Key="x.png")
@@ -62,7 +62,7 @@ def test_what_the_browser_has_is_not_sent_again(server: Server, book: Book, stor
 
 
 @pytest.mark.parametrize("path", [PATH, SMALL])
-def test_only_a_url_that_names_the_bytes_is_kept(server: Server, book: Book, store: Any, path: str) -> None:
+def test_only_urls_with_a_digest_are_cached(server: Server, book: Book, store: Any, path: str) -> None:
     image = put(store, book, picture())
     named = server.get(f"{path}?v={image['sha256'][:16]}").headers["Cache-Control"]
     assert named == "private, max-age=86400, immutable"
@@ -70,7 +70,7 @@ def test_only_a_url_that_names_the_bytes_is_kept(server: Server, book: Book, sto
         assert server.get(path + query).headers["Cache-Control"] == "private, no-cache"
 
 
-def test_other_bytes_at_the_same_key_have_another_url(server: Server, book: Book, store: Any) -> None:
+def test_replaced_image_has_a_new_url(server: Server, book: Book, store: Any) -> None:
     urls = set()
     for colour in ("red", "blue"):
         put(store, book, picture(colour))
@@ -90,7 +90,7 @@ def test_other_bytes_at_the_same_key_have_another_url(server: Server, book: Book
         ("....", "image", "image"),
     ],
 )
-def test_a_download_has_the_keys_name_made_safe(
+def test_download_name_is_a_safe_form_of_the_key(
     server: Server, book: Book, store: Any, key: str, plain: str, full: str
 ) -> None:
     put(store, book, picture(), key)
@@ -103,7 +103,7 @@ def test_a_download_has_the_keys_name_made_safe(
     "run_id",
     ["manual__2026-03-14T12:00:00+00:00", "a/b", "x/tasks/y/0", "50% off?&#", "狐狸", "a b", "a%2Fb"],
 )
-def test_a_run_may_be_called_anything(server: Server, book: Book, store: Any, run_id: str) -> None:
+def test_any_run_id_works(server: Server, book: Book, store: Any, run_id: str) -> None:
     data = picture()
     store.client.put_object(Bucket=BUCKET, Key="x.png", Body=data)
     book.write("a", result(told(data, "x.png"), prompt="here"), run_id=run_id, map_index=2)
@@ -119,7 +119,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
 @pytest.mark.parametrize("data", [HTML, SVG, b'{"password": "x"}', b"GIF89a" + b"\0" * 50, b"%PDF-1.7", b""])
-def test_what_is_no_image_is_not_given_out(server: Server, book: Book, store: Any, data: bytes) -> None:
+def test_other_objects_are_not_served(server: Server, book: Book, store: Any, data: bytes) -> None:
     put(store, book, data, "secrets.json")
     for path in (PATH, SMALL):
         answer = server.get(path)
@@ -128,9 +128,7 @@ def test_what_is_no_image_is_not_given_out(server: Server, book: Book, store: An
         assert data[:20].decode("latin-1") not in answer.text or not data
 
 
-def test_a_forged_result_reads_no_image_that_its_author_does_not_know(
-    server: Server, book: Book, store: Any
-) -> None:
+def test_forged_result_reveals_no_other_image(server: Server, book: Book, store: Any) -> None:
     data = picture("black")
     store.client.put_object(Bucket=BUCKET, Key="of-others.png", Body=data)
     book.write("a", result(told(data, "of-others.png", sha256=hashlib.sha256(b"guess").hexdigest())))
@@ -141,7 +139,7 @@ def test_a_forged_result_reads_no_image_that_its_author_does_not_know(
 
 
 @pytest.mark.parametrize("more", [{"bytes": 10}, {"bytes": 10**6}, {"bytes": 2**40}, {"bytes": 0}])
-def test_an_object_of_another_size_than_told_is_not_given_out(
+def test_object_of_unexpected_size_is_not_served(
     server: Server, book: Book, store: Any, more: dict[str, int]
 ) -> None:
     put(store, book, picture(), **more)
@@ -149,7 +147,7 @@ def test_an_object_of_another_size_than_told_is_not_given_out(
         assert server.get(path).status_code == 404
 
 
-def test_an_image_that_was_overwritten_since_is_told_of(server: Server, book: Book, store: Any) -> None:
+def test_overwritten_image_is_reported(server: Server, book: Book, store: Any) -> None:
     put(store, book, picture("red"))
     store.client.put_object(Bucket=BUCKET, Key="x.png", Body=picture("blue"))
     answer = server.get(PATH)
@@ -157,7 +155,7 @@ def test_an_image_that_was_overwritten_since_is_told_of(server: Server, book: Bo
     assert "overwritten" in answer.json()["detail"]
 
 
-def test_an_image_that_is_gone_is_told_of(server: Server, book: Book, store: Any) -> None:
+def test_missing_image_is_reported(server: Server, book: Book, store: Any) -> None:
     put(store, book, picture())
     store.client.delete_object(Bucket=BUCKET, Key="x.png")
     answer = server.get(PATH)
@@ -168,9 +166,7 @@ def test_an_image_that_is_gone_is_told_of(server: Server, book: Book, store: Any
 
 
 @pytest.mark.parametrize("aws_conn_id", ["no_store", "a_database"])
-def test_a_store_that_does_not_answer_is_told_of_without_secrets(
-    server: Server, book: Book, aws_conn_id: str
-) -> None:
+def test_unreachable_store_is_reported_without_secrets(server: Server, book: Book, aws_conn_id: str) -> None:
     book.write("a", result(told(picture("pink"), "never.png"), aws_conn_id=aws_conn_id))
     for path in (PATH, SMALL):
         answer = server.get(path)

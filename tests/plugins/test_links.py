@@ -27,7 +27,7 @@ def links(server: Server, dag_id: str, run_id: str, map_index: int = -1) -> Any:
     return answer.json()["extra_links"]
 
 
-def test_a_task_links_to_its_images(
+def test_task_links_to_its_images(
     airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
 ) -> None:
     run = airflow.run(dag_id, ONE.format(dag=dag_id, more=""))
@@ -37,7 +37,7 @@ def test_a_task_links_to_its_images(
     }
 
 
-def test_each_mapped_task_links_to_its_own(
+def test_mapped_task_links_to_its_own_images(
     airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
 ) -> None:
     run = airflow.run(dag_id, MAPPED.format(dag=dag_id))
@@ -47,7 +47,7 @@ def test_each_mapped_task_links_to_its_own(
         assert f"/mapped/{index}/" in found["Images"]
 
 
-def test_a_task_that_failed_links_to_what_there_is_to_see(
+def test_failed_task_links_to_its_images(
     airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
 ) -> None:
     run = airflow.run(
@@ -57,7 +57,7 @@ def test_a_task_that_failed_links_to_what_there_is_to_see(
     assert links(server, dag_id, run.run_id)["Images"] == tab_path(dag_id, run.run_id, "image")
 
 
-def test_where_the_bucket_is_on_aws_there_is_a_link_to_its_console(
+def test_bucket_on_aws_has_a_console_link(
     airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -90,7 +90,7 @@ def test_where_the_bucket_is_on_aws_there_is_a_link_to_its_console(
         ("aws", None, "https://console.aws.amazon.com/s3/object/b?prefix="),
     ],
 )
-def test_the_console_is_that_of_the_partition(partition: str, region: str | None, start: str) -> None:
+def test_console_link_follows_the_aws_partition(partition: str, region: str | None, start: str) -> None:
     url = s3_console_url(["s3://b/ä/&?.png"], region, partition)
     assert url is not None
     assert url.startswith(start)

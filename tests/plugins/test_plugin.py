@@ -15,7 +15,7 @@ from tests.support.modules import AIRFLOW_ITSELF, HEAVY, modules_after, within
 from tests.support.patience import PATIENCE
 
 
-def test_a_process_that_loads_the_plugin_loads_nothing_for_the_web() -> None:
+def test_plugin_imports_no_web_modules() -> None:
     airflow = f"{AIRFLOW_ITSELF}\nfrom airflow.providers.common.compat.sdk import AirflowPlugin, conf"
     added = modules_after(f"{airflow}\nimport airflow_provider_jojokey.plugins.images") - modules_after(
         airflow
@@ -28,7 +28,7 @@ def test_a_process_that_loads_the_plugin_loads_nothing_for_the_web() -> None:
     }
 
 
-def test_airflow_finds_the_tab_and_the_page(server: Server) -> None:
+def test_airflow_lists_the_tab_and_the_gallery(server: Server) -> None:
     (plugin,) = [one for one in server.get("/api/v2/plugins").json()["plugins"] if one["name"] == "jojokey"]
     apps = {one["destination"]: one for one in plugin["react_apps"]}
     assert set(apps) == {"task_instance", "nav"}
@@ -37,7 +37,7 @@ def test_airflow_finds_the_tab_and_the_page(server: Server) -> None:
     assert server.get("/api/v2/plugins/importErrors").json()["import_errors"] == []
 
 
-def test_the_app_is_open_to_all_and_always_fresh(server: Server) -> None:
+def test_app_is_public_and_never_cached(server: Server) -> None:
     (plugin,) = [one for one in server.get("/api/v2/plugins").json()["plugins"] if one["name"] == "jojokey"]
     for one in plugin["react_apps"]:
         answer = server.get(one["bundle_url"], user=None)
@@ -58,7 +58,7 @@ def prefixed(airflow: Airflow, _stores: dict[str, Store], tmp_path_factory: pyte
         yield running
 
 
-def test_all_works_below_a_prefix(prefixed: Server, book: Book, store: Any) -> None:
+def test_routes_work_below_a_path_prefix(prefixed: Server, book: Book, store: Any) -> None:
     data = picture()
     store.client.put_object(Bucket="posters", Key="x.png", Body=data)
     book.write("a", result(told(data, "x.png")), map_index=1)
@@ -81,7 +81,7 @@ def test_all_works_below_a_prefix(prefixed: Server, book: Book, store: Any) -> N
         assert prefixed.get(one["bundle_url"], user=None).status_code == 200
 
 
-def test_without_pillow_it_is_said_plainly() -> None:
+def test_missing_pillow_is_reported() -> None:
     code = (
         "import io, sys; sys.modules['PIL'] = None\n"
         "from airflow_provider_jojokey.plugins import thumbnails\n"

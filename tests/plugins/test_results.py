@@ -17,7 +17,7 @@ def prompts(answer: Any) -> list[str]:
     return [card["prompt"] for card in answer["results"]]
 
 
-def test_a_run_of_the_operator_shows_as_a_card(
+def test_operator_run_is_listed_as_a_card(
     airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
 ) -> None:
     run = airflow.run(
@@ -43,7 +43,7 @@ def test_a_run_of_the_operator_shows_as_a_card(
     assert not {"bucket", "manifest", "aws_conn_id"} & set(card)
 
 
-def test_a_failed_task_shows_what_it_cost_and_why(
+def test_failed_task_is_listed_with_cost_and_error(
     airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
 ) -> None:
     airflow.run(
@@ -57,7 +57,7 @@ def test_a_failed_task_shows_what_it_cost_and_why(
     assert server.totals(dag_id=dag_id)["failed"] == 1
 
 
-def test_the_newest_come_first(server: Server, book: Book) -> None:
+def test_newest_results_come_first(server: Server, book: Book) -> None:
     for hour in (3, 1, 2):
         book.write(f"dag_{hour}", result(prompt=f"{hour}"), at=NOON + timedelta(hours=hour))
     assert prompts(server.results()) == ["3", "2", "1"]
@@ -75,7 +75,7 @@ def test_filters_by_dag_run_and_task(server: Server, book: Book) -> None:
     assert prompts(server.results(run_id="r' OR 1=1 --")) == []
 
 
-def test_filters_by_day_in_utc_both_days_included(server: Server, book: Book) -> None:
+def test_filters_by_utc_days_inclusively(server: Server, book: Book) -> None:
     midnight = datetime(2026, 3, 14, tzinfo=UTC)
     for prompt, at in {
         "before": midnight - timedelta(microseconds=1),
@@ -115,9 +115,7 @@ def test_filters_by_day_in_utc_both_days_included(server: Server, book: Book) ->
         ("  ", None),
     ],
 )
-def test_every_word_must_occur_in_the_prompt_as_it_is_written(
-    server: Server, book: Book, words: str, found: list[str] | None
-) -> None:
+def test_search_requires_every_word(server: Server, book: Book, words: str, found: list[str] | None) -> None:
     image = told(picture(), "posters/x.png")
     all_prompts = [
         "a Red FOX in the snow",
@@ -131,7 +129,7 @@ def test_every_word_must_occur_in_the_prompt_as_it_is_written(
     assert prompts(server.results(q=words)) == (all_prompts if found is None else found)
 
 
-def test_pages_have_no_gaps_and_no_doubles_while_new_rows_arrive(server: Server, book: Book) -> None:
+def test_pages_are_stable_while_rows_arrive(server: Server, book: Book) -> None:
     for number in range(25):  # several of the same moment
         book.write("old", result(prompt=f"{number}"), run_id=f"r{number}", at=NOON + timedelta(number // 7))
     seen: list[str] = []
@@ -147,7 +145,7 @@ def test_pages_have_no_gaps_and_no_doubles_while_new_rows_arrive(server: Server,
     assert prompts(server.results(limit=1)) == ["new"]
 
 
-def test_a_page_that_fits_has_no_next(server: Server, book: Book) -> None:
+def test_last_page_has_no_cursor(server: Server, book: Book) -> None:
     for number in range(4):
         book.write("a", result(), run_id=f"r{number}")
     assert server.results(limit=4)["next"] is None
@@ -166,7 +164,7 @@ def test_a_page_that_fits_has_no_next(server: Server, book: Book) -> None:
         "WyIyMDI2LTAxLTAxVDAwOjAwOjAwKzAwOjAwIiw5OTk5OTk5OTk5OTk5OTk5OTk5OTk5LCJ0IiwtMSwiayJd",  # too large
     ],
 )
-def test_a_cursor_that_is_none_is_refused(server: Server, book: Book, cursor: str) -> None:
+def test_invalid_cursor_is_rejected(server: Server, book: Book, cursor: str) -> None:
     answer = server.get(f"{API}/results", params={"cursor": cursor})
     assert answer.status_code == 400
     assert "cursor" in answer.json()["detail"]
@@ -189,7 +187,7 @@ NO_RESULTS = [
 ]
 
 
-def test_values_that_are_no_results_are_passed_over(server: Server, book: Book) -> None:
+def test_invalid_results_are_skipped(server: Server, book: Book) -> None:
     for number, value in enumerate(NO_RESULTS):
         book.write("forged", value, run_id=f"r{number}", at=NOON + timedelta(number))
     book.write("real", result(prompt="real"), at=NOON)
@@ -201,7 +199,7 @@ def test_values_that_are_no_results_are_passed_over(server: Server, book: Book) 
     assert (answer.status_code, answer.json()["result"]) == (200, None)
 
 
-def test_odd_values_in_a_result_do_no_harm(server: Server, book: Book) -> None:
+def test_odd_values_in_a_result_are_handled(server: Server, book: Book) -> None:
     usage = {"total_tokens": "many", "input_tokens": -5, "output_tokens": 10**400, "x_details": {"a": []}}
     odd: dict[str, Any] = {"prompt": "half \ud83d a character", "usage": usage, "created": -1}
     try:
@@ -215,17 +213,17 @@ def test_odd_values_in_a_result_do_no_harm(server: Server, book: Book) -> None:
     assert server.totals()["usage"]["total_tokens"] == 0
 
 
-def test_a_result_that_was_written_as_text_shows_as_well(server: Server, book: Book) -> None:
+def test_result_stored_as_text_is_listed(server: Server, book: Book) -> None:
     book.write("text", result(prompt="as text"), serialize=True)
     assert prompts(server.results()) == ["as text"]
 
 
-def test_other_xcoms_are_not_shown(server: Server, book: Book) -> None:
+def test_other_xcoms_are_not_listed(server: Server, book: Book) -> None:
     book.write("a", result(), key="return_value")
     assert prompts(server.results()) == []
 
 
-def test_a_prompt_that_is_a_script_stays_text(server: Server, book: Book) -> None:
+def test_prompt_with_a_script_stays_text(server: Server, book: Book) -> None:
     script = '<script>alert(1)</script><img src=x onerror="alert(2)">'
     book.write("a", result(prompt=script))
     answer = server.get(f"{API}/results")
@@ -236,7 +234,7 @@ def test_a_prompt_that_is_a_script_stays_text(server: Server, book: Book) -> Non
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_a_mapped_task_is_named_as_airflow_names_it(server: Server, book: Book) -> None:
+def test_mapped_task_has_its_airflow_name(server: Server, book: Book) -> None:
     book.write("a", result(), map_index=3, label="hero.png")
     (card,) = server.results()["results"]
     assert (card["map_index"], card["label"]) == (3, "hero.png")
@@ -268,7 +266,7 @@ def test_results_are_found_by_state(server: Server, book: Book) -> None:
     assert server.get(f"{API}/results?state=anything").status_code == 422
 
 
-def test_words_are_found_in_errors_request_ids_and_task_ids(server: Server, book: Book) -> None:
+def test_search_covers_errors_request_ids_and_task_ids(server: Server, book: Book) -> None:
     book.write("a", result(prompt="one", error="JojoKeyContentError", message="It was refused"), run_id="1")
     book.write("a", result(prompt="two", request_id="2026112823085401726269"), run_id="2")
 
@@ -387,12 +385,12 @@ def test_days_are_those_of_the_users_time_zone(server: Server, book: Book) -> No
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "q=" + "x" * 600])
-def test_what_is_out_of_bounds_is_refused(server: Server, query: str) -> None:
+def test_out_of_range_parameters_are_rejected(server: Server, query: str) -> None:
     assert server.get(f"{API}/results?{query}").status_code == 422
 
 
 @pytest.mark.parametrize("query", ["run_id=%00", "q=a%00b", "task_id=%00"])
-def test_a_zero_byte_is_refused_before_a_database_sees_it(server: Server, query: str) -> None:
+def test_nul_byte_is_rejected_before_the_query(server: Server, query: str) -> None:
     assert server.get(f"{API}/results?{query}").status_code == 400
 
 

@@ -22,7 +22,7 @@ def tab(
     return answer.json()
 
 
-def test_every_attempt_is_told_as_the_receipt_has_it(
+def test_attempts_come_from_the_receipt(
     airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str
 ) -> None:
     run = airflow.run(
@@ -44,7 +44,7 @@ def test_every_attempt_is_told_as_the_receipt_has_it(
         assert attempt["try_number"] == written["owner"]["try_number"]
 
 
-def test_a_task_without_images_has_nothing_to_tell(server: Server, book: Book) -> None:
+def test_task_without_images_has_no_result(server: Server, book: Book) -> None:
     answer = tab(server, "never-heard-of")
     assert (answer["result"], answer["results"], answer["attempts"]) == (None, [], [])
     assert answer["attempts_error"] is None
@@ -59,9 +59,7 @@ def write_receipt(store: Any, book: Book, data: bytes, key: str = "_jojokey/x.pn
     "data",
     [b"", b"not json", b"{}", b"[" * 10_000, b'{"version": 2}', b'{"version": 1, "attempts": [{}]}', b"\xff"],
 )
-def test_a_receipt_that_cannot_be_read_is_told_of(
-    server: Server, book: Book, store: Any, data: bytes
-) -> None:
+def test_unreadable_receipt_is_reported(server: Server, book: Book, store: Any, data: bytes) -> None:
     write_receipt(store, book, data)
     answer = tab(server, "a")
     assert answer["result"]["prompt"]
@@ -69,7 +67,7 @@ def test_a_receipt_that_cannot_be_read_is_told_of(
     assert answer["attempts_error"].startswith("The receipt could not be read")
 
 
-def test_a_receipt_that_is_gone_or_out_of_reach_is_told_of(server: Server, book: Book) -> None:
+def test_missing_or_unreachable_receipt_is_reported(server: Server, book: Book) -> None:
     book.write("a", result(receipt=f"s3://{BUCKET}/_jojokey/never.json"))
     assert "no longer in S3" in tab(server, "a")["attempts_error"]
     book.write("a", result(receipt=f"s3://{BUCKET}/_jojokey/never.json", aws_conn_id="no_store"))
@@ -79,14 +77,14 @@ def test_a_receipt_that_is_gone_or_out_of_reach_is_told_of(server: Server, book:
 
 
 @pytest.mark.parametrize("key", ["private/x.json", "_jojokey/x.png", "x.json"])
-def test_a_forged_result_reads_no_other_documents(server: Server, book: Book, store: Any, key: str) -> None:
+def test_forged_result_reads_no_other_objects(server: Server, book: Book, store: Any, key: str) -> None:
     write_receipt(store, book, b'{"version": 1, "secret": "xyzzy"}', key)
     answer = tab(server, "a")
     assert (answer["attempts"], "no place of such" in answer["attempts_error"]) == ([], True)
     assert "xyzzy" not in json.dumps(answer)
 
 
-def test_attempts_of_other_tasks_are_not_told(server: Server, book: Book, store: Any) -> None:
+def test_attempts_of_other_tasks_are_hidden(server: Server, book: Book, store: Any) -> None:
     attempts = [
         {
             "id": "0" * 32,
@@ -111,7 +109,7 @@ def test_attempts_of_other_tasks_are_not_told(server: Server, book: Book, store:
     assert [one["note"] for one in tab(server, "a")["attempts"]] == ["a manual__1"]
 
 
-def test_a_mapped_task_tells_of_all_its_tasks_in_pages(server: Server, book: Book) -> None:
+def test_mapped_tasks_are_listed_in_pages(server: Server, book: Book) -> None:
     for index in range(70):
         book.write("a", result(prompt=f"{index}"), map_index=index)
     first, second = tab(server, "a"), tab(server, "a", page=1)
@@ -128,9 +126,7 @@ def write_batch(store: Any, book: Book, lines: list[Any], key: str = "_jojokey/b
     book.write("a", result(manifest=f"s3://{BUCKET}/{key}", count=len(lines)))
 
 
-def test_a_batch_tells_of_all_its_items_in_pages_with_their_images(
-    server: Server, book: Book, store: Any
-) -> None:
+def test_batch_items_are_listed_in_pages_with_images(server: Server, book: Book, store: Any) -> None:
     data = [picture(size=(10 + number, 10)) for number in range(70)]
     for number in (0, 65):
         store.client.put_object(Bucket=BUCKET, Key=f"{number}.png", Body=data[number])
@@ -155,7 +151,7 @@ def test_a_batch_tells_of_all_its_items_in_pages_with_their_images(
     assert server.get(first["items"][0]["images"][0]["src"], user="blind").status_code == 403
 
 
-def test_items_of_a_batch_are_found_by_state_and_words(server: Server, book: Book, store: Any) -> None:
+def test_batch_items_are_found_by_state_and_words(server: Server, book: Book, store: Any) -> None:
     lines: list[Any] = [{"index": number, **result(prompt=f"tile {number}")} for number in range(130)]
     for number in (3, 70, 129):
         lines[number] |= {"state": "failed", "error": "JojoKeyContentError", "message": "Refused: MODERATION"}
@@ -178,14 +174,14 @@ def test_items_of_a_batch_are_found_by_state_and_words(server: Server, book: Boo
     assert first["items"][-1]["index"] < second["items"][0]["index"]
 
 
-def test_a_batchs_lines_that_are_no_results_are_passed_over(server: Server, book: Book, store: Any) -> None:
+def test_invalid_manifest_lines_are_skipped(server: Server, book: Book, store: Any) -> None:
     lines = [1, None, "x", {"images": 7}, {"index": 4, **result(prompt="real")}, [[]]]
     write_batch(store, book, lines, "_jojokey/batches/a/r/odd.jsonl")
     answer = tab(server, "a")
     assert [(one["index"], one["prompt"]) for one in answer["items"]] == [(4, "real")]
 
 
-def test_a_batchs_list_that_cannot_be_read_is_told_of(server: Server, book: Book, store: Any) -> None:
+def test_unreadable_manifest_is_reported(server: Server, book: Book, store: Any) -> None:
     for key in ("_jojokey/never.jsonl", "elsewhere.jsonl", "_jojokey/x.json"):
         book.write("a", result(manifest=f"s3://{BUCKET}/{key}"))
         answer = tab(server, "a")
@@ -195,7 +191,7 @@ def test_a_batchs_list_that_cannot_be_read_is_told_of(server: Server, book: Book
     assert "longer than" in tab(server, "a")["items_error"]
 
 
-def test_images_on_aws_have_a_place_in_its_console(server: Server, book: Book) -> None:
+def test_images_on_aws_have_a_console_link(server: Server, book: Book) -> None:
     one, two = (told(picture(), f"2026/hero {number}.png") for number in (0, 1))
     book.write("a", result(one, aws_conn_id="on_aws"))
     assert tab(server, "a")["s3_console"] == (

@@ -37,7 +37,7 @@ def opened(data: bytes) -> Image.Image:
     ("width", "size"), [(1, (320, 480)), (320, (320, 480)), (321, (640, 960)), (9_999, (640, 960))]
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_they_are_webp_of_a_few_widths(
+def test_thumbnails_are_webp_of_fixed_widths(
     server: Server, book: Book, store: Any, kind: str, width: int, size: tuple[int, int]
 ) -> None:
     put(store, book, picture("olive", (1024, 1536), kind))
@@ -46,19 +46,19 @@ def test_they_are_webp_of_a_few_widths(
     assert opened(answer.content).size == size
 
 
-def test_small_images_are_not_made_larger(server: Server, book: Book, store: Any) -> None:
+def test_small_images_are_not_enlarged(server: Server, book: Book, store: Any) -> None:
     put(store, book, picture(size=(96, 64)))
     assert opened(server.get(PATH).content).size == (96, 64)
 
 
-def test_what_is_transparent_stays_so(server: Server, book: Book, store: Any) -> None:
+def test_transparency_is_kept(server: Server, book: Book, store: Any) -> None:
     out = io.BytesIO()
     Image.new("RGBA", (800, 800), (255, 0, 0, 0)).save(out, "PNG")
     put(store, book, out.getvalue())
     assert opened(server.get(PATH).content).convert("RGBA").getpixel((5, 5))[3] == 0
 
 
-def test_they_are_made_once(server: Server, book: Book, store: Any) -> None:
+def test_thumbnail_is_created_once(server: Server, book: Book, store: Any) -> None:
     put(store, book, picture("navy", (700, 500)))
     first = server.get(PATH).content
     store.client.delete_object(Bucket=BUCKET, Key="x.png")  # where nothing is to be had any more
@@ -85,7 +85,7 @@ def header_only(width: int, height: int, kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("size", [(16_000, 16_000), (MAX_PIXELS // 1000 + 1, 1_000)])
-def test_what_has_too_many_pixels_is_not_decoded(
+def test_image_with_too_many_pixels_is_not_decoded(
     server: Server, book: Book, store: Any, kind: str, size: tuple[int, int]
 ) -> None:
     put(store, book, header_only(*size, kind))
@@ -105,7 +105,7 @@ def test_what_has_too_many_pixels_is_not_decoded(
         b"\xff\xd8\xff" + b"\xff" * 100,
     ],
 )
-def test_what_is_broken_is_told_of(server: Server, book: Book, store: Any, data: bytes) -> None:
+def test_broken_image_is_reported(server: Server, book: Book, store: Any, data: bytes) -> None:
     put(store, book, data)
     answer = server.get(PATH)
     assert (answer.status_code, answer.json()["detail"]) == (404, "The image cannot be decoded.")
@@ -131,7 +131,7 @@ def kept(folder: Path) -> int:
     return sum(one.stat().st_size for one in folder.iterdir())
 
 
-def test_the_folder_is_bounded_and_what_is_used_stays(tmp_path: Path) -> None:
+def test_cache_is_bounded_and_keeps_recent_files(tmp_path: Path) -> None:
     pictures = Pictures()
     folder = tmp_path / "thumbnails"
     size = len(ThumbnailCache(tmp_path / "other").get(image(0), None, 320, pictures))
@@ -152,7 +152,7 @@ def test_the_folder_is_bounded_and_what_is_used_stays(tmp_path: Path) -> None:
     assert pictures.asked == asked + 1
 
 
-def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+def test_cache_keeps_files_of_other_programs(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x" * 10_000)
     cache = ThumbnailCache(tmp_path, max_bytes=1)
     for number in range(5):
@@ -161,7 +161,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.webp"))
 
 
-def test_nobody_else_may_look_into_it(tmp_path: Path) -> None:
+def test_cache_is_private(tmp_path: Path) -> None:
     cache = ThumbnailCache(tmp_path / "a" / "b")
     cache.get(image(1), None, 320, Pictures())
     assert cache.folder.stat().st_mode & 0o777 == 0o700
@@ -169,7 +169,7 @@ def test_nobody_else_may_look_into_it(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_folder_that_cannot_be_written_only_makes_it_slower(tmp_path: Path) -> None:
+def test_thumbnails_work_without_a_writable_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     pictures = Pictures()
     cache = ThumbnailCache(tmp_path / "file")
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_only_makes_it_slower(tmp_path: Path) ->
     assert pictures.asked == 2
 
 
-def test_another_connection_or_place_is_another_thumbnail(tmp_path: Path) -> None:
+def test_cache_key_includes_connection_and_location(tmp_path: Path) -> None:
     pictures = Pictures()
     cache = ThumbnailCache(tmp_path)
     one = image(1)

@@ -37,11 +37,11 @@ def translations() -> dict[str, str]:
     return {quoted or bare: chinese for quoted, bare, chinese in pairs}
 
 
-def test_every_text_of_the_ui_is_translated() -> None:
+def test_all_ui_texts_are_translated() -> None:
     assert sorted(texts(sources()) - set(translations())) == []
 
 
-def test_no_translation_is_left_over() -> None:
+def test_no_translation_is_unused() -> None:
     source = sources()
     assert [text for text in translations() if f'"{text}"' not in source] == []
 

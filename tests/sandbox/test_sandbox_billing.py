@@ -19,7 +19,7 @@ from tests.support.patience import PATIENCE
 from tests.support.sandbox_client import Post, post_to
 
 
-def test_a_good_image_is_billed_once_at_its_price(gateway: Gateway, post: Post) -> None:
+def test_image_is_billed_once(gateway: Gateway, post: Post) -> None:
     usage = post("a fox", quality="low", size="1024x1024").json()["usage"]
 
     (record,) = gateway.ledger
@@ -38,7 +38,7 @@ def test_tokens_grow_with_the_area(gateway: Gateway, post: Post) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_pays_all_the_same(stream: bool, gateway: Gateway) -> None:
+def test_disconnected_client_is_billed(stream: bool, gateway: Gateway) -> None:
     address = urlsplit(gateway.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port)
     body = {"model": "gpt-image-2", "prompt": "a fox [sandbox: delay=0.3]", "stream": stream}
@@ -54,7 +54,7 @@ def test_a_client_that_goes_away_pays_all_the_same(stream: bool, gateway: Gatewa
     assert not gateway.ledger[0].delivered
 
 
-def test_an_error_of_the_upstream_is_refunded(gateway: Gateway, post: Post) -> None:
+def test_upstream_error_is_refunded(gateway: Gateway, post: Post) -> None:
     post("a fox [sandbox: upstream_unreachable]")
 
     (record,) = gateway.settlements
@@ -63,7 +63,7 @@ def test_an_error_of_the_upstream_is_refunded(gateway: Gateway, post: Post) -> N
     assert gateway.spent_usd == 0
 
 
-def test_a_fee_for_breaking_the_rules_is_kept(gateway: Gateway, post: Post) -> None:
+def test_moderation_fee_is_kept(gateway: Gateway, post: Post) -> None:
     assert post("a fox [sandbox: violation_fee]").json()["error"]["code"].startswith("violation_fee.")
 
     assert gateway.spent_usd == 0.05
@@ -72,15 +72,13 @@ def test_a_fee_for_breaking_the_rules_is_kept(gateway: Gateway, post: Post) -> N
 
 @pytest.mark.parametrize("billed", ["yes", "no"])
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("cloudflare_52", "nginx"))])
-def test_whether_a_lost_request_was_billed_can_be_chosen(
-    name: str, billed: str, gateway: Gateway, post: Post
-) -> None:
+def test_lost_request_is_billed_as_configured(name: str, billed: str, gateway: Gateway, post: Post) -> None:
     post(f"a fox [sandbox: {name} billed={billed}]")
 
     assert bool(gateway.ledger) == (billed == "yes")
 
 
-def test_what_is_refused_is_not_in_the_ledger(gateway: Gateway, post: Post) -> None:
+def test_rejected_request_is_not_billed(gateway: Gateway, post: Post) -> None:
     assert post("a fox", n=11).status_code == 400
     assert requests.post(f"{gateway.url}/v1/images/generations", json={}, timeout=PATIENCE).status_code == 401
 
@@ -88,7 +86,7 @@ def test_what_is_refused_is_not_in_the_ledger(gateway: Gateway, post: Post) -> N
     assert len(gateway.requests) == 2
 
 
-def test_the_ledger_is_a_file_that_others_can_read(tmp_path: Path, image: bytes) -> None:
+def test_ledger_file_is_readable(tmp_path: Path, image: bytes) -> None:
     path = tmp_path / "deep" / "ledger.jsonl"
     with Gateway(image=image, ledger=path) as gateway:
         post_to(gateway, "一只狐狸")
@@ -102,7 +100,7 @@ def test_the_ledger_is_a_file_that_others_can_read(tmp_path: Path, image: bytes)
         assert len(again.ledger) == 1  # carried on
 
 
-def test_a_half_written_line_is_left_for_later(tmp_path: Path, image: bytes) -> None:
+def test_incomplete_ledger_line_is_skipped(tmp_path: Path, image: bytes) -> None:
     path = tmp_path / "ledger.jsonl"
     with Gateway(image=image, ledger=path) as gateway:
         post_to(gateway)
@@ -112,7 +110,7 @@ def test_a_half_written_line_is_left_for_later(tmp_path: Path, image: bytes) -> 
     assert len(read_ledger(path)) == 1
 
 
-def test_the_ledger_survives_kill_9(tmp_path: Path) -> None:
+def test_ledger_survives_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     code = (
         "import sys; from airflow_provider_jojokey.sandbox import Gateway\n"
@@ -135,7 +133,7 @@ def test_the_ledger_survives_kill_9(tmp_path: Path) -> None:
     assert [record.prompt for record in read_ledger(path)] == ["a fox"]
 
 
-def test_hundreds_of_slow_requests_are_served_at_a_time(image: bytes) -> None:
+def test_gateway_serves_200_requests_at_once(image: bytes) -> None:
     with Gateway(image=image, delay=1.0) as gateway:
         with ThreadPoolExecutor(200) as pool:
             replies = [
@@ -169,7 +167,7 @@ def test_connections_are_kept_alive(gateway: Gateway) -> None:
     connection.close()
 
 
-def test_a_body_in_chunks_is_read(gateway: Gateway) -> None:
+def test_chunked_request_is_read(gateway: Gateway) -> None:
     body = json.dumps({"model": "gpt-image-2", "prompt": "a fox"}).encode()
     reply = requests.post(
         f"{gateway.url}/v1/images/generations",
@@ -181,7 +179,7 @@ def test_a_body_in_chunks_is_read(gateway: Gateway) -> None:
     assert reply.ok
 
 
-def test_a_client_that_speaks_no_http_harms_nobody(gateway: Gateway, post: Post) -> None:
+def test_invalid_http_is_ignored(gateway: Gateway, post: Post) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
         connection.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
         connection.recv(1000)

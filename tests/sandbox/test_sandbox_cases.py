@@ -47,7 +47,7 @@ def raw_post(gateway: Gateway, prompt: str, **body: Any) -> http.client.HTTPResp
 
 
 @pytest.mark.parametrize("case", READABLE, ids=named)
-def test_a_case_has_the_status_and_the_bill_of_its_row(case: Case, gateway: Gateway, post: Post) -> None:
+def test_case_has_its_status_and_billing(case: Case, gateway: Gateway, post: Post) -> None:
     reply = post(f"a fox [sandbox: {case.name}]", n=2)
 
     assert reply.status_code == case.status
@@ -59,7 +59,7 @@ def test_a_case_has_the_status_and_the_bill_of_its_row(case: Case, gateway: Gate
 
 
 @pytest.mark.parametrize("case", READABLE, ids=named)
-def test_only_what_the_gateway_passes_on_has_its_request_id(case: Case, gateway: Gateway, post: Post) -> None:
+def test_only_forwarded_requests_have_a_request_id(case: Case, gateway: Gateway, post: Post) -> None:
     reply = post(f"a fox [sandbox: {case.name}]")
 
     from_gateway = case.origin in ("gateway", "upstream")
@@ -70,7 +70,7 @@ def test_only_what_the_gateway_passes_on_has_its_request_id(case: Case, gateway:
 
 
 @pytest.mark.parametrize("case", [case for case in READABLE if case.status and case.status >= 400], ids=named)
-def test_an_error_brings_no_image(case: Case, post: Post) -> None:
+def test_error_has_no_image(case: Case, post: Post) -> None:
     assert "b64_json" not in post(f"a fox [sandbox: {case.name}]").text
 
 
@@ -79,7 +79,7 @@ def test_an_error_brings_no_image(case: Case, post: Post) -> None:
     [case for case in CASES.values() if case.good and not case.odd and not case.stream_fault],
     ids=named,
 )
-def test_a_good_case_brings_the_images(case: Case, gateway: Gateway, post: Post, image: bytes) -> None:
+def test_successful_case_has_images(case: Case, gateway: Gateway, post: Post, image: bytes) -> None:
     reply = post(f"a fox [sandbox: {case.name}]", n=2).json()
 
     assert len(reply["data"]) == 2
@@ -92,9 +92,7 @@ def test_a_good_case_brings_the_images(case: Case, gateway: Gateway, post: Post,
 
 
 @pytest.mark.parametrize("name", ["hang", "stalls", "sse_hang"])
-def test_a_hanging_case_is_billed_and_ends_when_the_client_leaves(
-    name: str, gateway: Gateway, post: Post
-) -> None:
+def test_hanging_case_is_billed_and_ends_with_the_client(name: str, gateway: Gateway, post: Post) -> None:
     with pytest.raises((requests.Timeout, requests.ConnectionError)):
         post(f"a fox [sandbox: {name}]", timeout=0.3)
 
@@ -119,7 +117,7 @@ def test_reset_ends_the_requests_in_flight(prompt: str, gateway: Gateway, post: 
 
 
 @pytest.mark.parametrize("name", ["reset", "close"])
-def test_a_connection_that_ends_without_a_reply_is_billed(name: str, gateway: Gateway, post: Post) -> None:
+def test_connection_without_a_response_is_billed(name: str, gateway: Gateway, post: Post) -> None:
     with pytest.raises(requests.ConnectionError) as caught:
         post(f"a fox [sandbox: {name}]")
 
@@ -132,9 +130,7 @@ def test_a_connection_that_ends_without_a_reply_is_billed(name: str, gateway: Ga
 @pytest.mark.parametrize("end", ["fin", "rst"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("whole", [0, 1, 2, 3])
-def test_a_truncated_reply_has_so_many_whole_images(
-    end: str, framing: str, whole: int, gateway: Gateway
-) -> None:
+def test_truncated_response_has_complete_images(end: str, framing: str, whole: int, gateway: Gateway) -> None:
     directive = f"[sandbox: truncated truncate_after={whole} end={end} framing={framing}]"
     reply = raw_post(gateway, f"a fox {directive}", n=3)
     received = b""
@@ -152,7 +148,7 @@ def test_a_truncated_reply_has_so_many_whole_images(
     assert not gateway.ledger[0].delivered
 
 
-def test_a_reply_can_break_off_inside_an_image(gateway: Gateway, image: bytes) -> None:
+def test_response_breaks_off_inside_an_image(gateway: Gateway, image: bytes) -> None:
     reply = raw_post(gateway, "a fox [sandbox: truncated_mid_image truncate_after=1]", n=2)
     with pytest.raises(http.client.IncompleteRead) as caught:
         reply.read()
@@ -162,7 +158,7 @@ def test_a_reply_can_break_off_inside_an_image(gateway: Gateway, image: bytes) -
     assert len(received) > 1.4 * len(base64.b64encode(image))
 
 
-def test_a_reply_can_break_off_after_any_byte(gateway: Gateway) -> None:
+def test_response_breaks_off_after_any_byte(gateway: Gateway) -> None:
     reply = raw_post(gateway, "a fox [sandbox: cut=17]")
     with pytest.raises(http.client.IncompleteRead) as caught:
         reply.read()
@@ -170,7 +166,7 @@ def test_a_reply_can_break_off_after_any_byte(gateway: Gateway) -> None:
     assert len(caught.value.partial) == 17
 
 
-def test_a_broken_stream_has_its_previews(gateway: Gateway, post: Post) -> None:
+def test_broken_stream_has_previews(gateway: Gateway, post: Post) -> None:
     with pytest.raises(requests.RequestException):
         post("a fox [sandbox: sse_broken]", stream=True, partial_images=1)
     reply = raw_post(gateway, "a fox [sandbox: sse_broken]", stream=True, partial_images=1)
@@ -183,21 +179,21 @@ def test_a_broken_stream_has_its_previews(gateway: Gateway, post: Post) -> None:
     assert len(gateway.ledger) == 2
 
 
-def test_a_stream_can_hold_a_bare_json_error(post: Post) -> None:
+def test_stream_contains_a_bare_json_error(post: Post) -> None:
     text = post("a fox [sandbox: sse_raw_error]", stream=True).text
 
     assert '\n{"error": {' in text
     assert "completed" not in text
 
 
-def test_a_compressed_reply_is_compressed(gateway: Gateway) -> None:
+def test_compressed_response_is_compressed(gateway: Gateway) -> None:
     reply = raw_post(gateway, "a fox [sandbox: gzip]")
 
     assert reply.headers["Content-Encoding"] == "gzip"
     assert json.loads(gzip.decompress(reply.read()))["data"]
 
 
-def test_the_order_of_keys_is_as_named(gateway: Gateway) -> None:
+def test_keys_have_the_requested_order(gateway: Gateway) -> None:
     first = list(json.loads(raw_post(gateway, "a fox [sandbox: usage_first]").read()))
     last = list(json.loads(raw_post(gateway, "a fox [sandbox: data_last]").read()))
 
@@ -213,14 +209,14 @@ def test_slashes_are_escaped(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_says_where_to(status: int, gateway: Gateway, post: Post) -> None:
+def test_redirect_has_a_location(status: int, gateway: Gateway, post: Post) -> None:
     reply = post(f"a fox [sandbox: redirect_{status} to=http://127.0.0.1:9/x]")
 
     assert reply.status_code == status
     assert reply.headers["Location"] == "http://127.0.0.1:9/x"
 
 
-def test_a_client_that_follows_a_redirect_is_seen_with_its_token(gateway: Gateway) -> None:
+def test_followed_redirect_records_the_token(gateway: Gateway) -> None:
     headers = {"Authorization": f"Bearer {gateway.token}"}
     body = {"model": "gpt-image-2", "prompt": "a fox [sandbox: redirect_307]"}
     requests.post(f"{gateway.url}/v1/images/generations", json=body, headers=headers, timeout=PATIENCE)
@@ -232,7 +228,7 @@ def test_a_client_that_follows_a_redirect_is_seen_with_its_token(gateway: Gatewa
 # --- errors in detail -------------------------------------------------------------------------------------------
 
 
-def test_messages_come_in_both_languages(post: Post) -> None:
+def test_messages_are_in_both_languages(post: Post) -> None:
     english = post("a fox [sandbox: no_channel]").json()["error"]
     chinese = post("a fox [sandbox: no_channel lang=zh]").json()["error"]
 
@@ -245,7 +241,7 @@ def test_messages_come_in_both_languages(post: Post) -> None:
     assert "(request id: 20" in english["message"]
 
 
-def test_rate_limits_come_with_and_without_retry_after_and_body(post: Post) -> None:
+def test_rate_limit_has_optional_retry_after_and_body(post: Post) -> None:
     plain = post("a fox [sandbox: rate_limited]")
     delayed = post("a fox [sandbox: rate_limited_retry_after retry_after=7]")
     empty = post("a fox [sandbox: rate_limited_empty]")
@@ -258,7 +254,7 @@ def test_rate_limits_come_with_and_without_retry_after_and_body(post: Post) -> N
 
 
 @pytest.mark.parametrize("number", [502, 504, 520, 521, 522, 523, 524, 525, 526, 1010, 1020])
-def test_cloudflare_answers_in_the_form_that_is_accepted(number: int, post: Post) -> None:
+def test_cloudflare_error_follows_the_accept_header(number: int, post: Post) -> None:
     problem = post(f"a fox [sandbox: cloudflare_{number}]", headers={"Accept": "application/json"})
     page = post(f"a fox [sandbox: cloudflare_{number}]", headers={"Accept": "*/*"})
     text = post(f"a fox [sandbox: cloudflare_{number} body=text]")
@@ -270,7 +266,7 @@ def test_cloudflare_answers_in_the_form_that_is_accepted(number: int, post: Post
     assert problem.status_code == page.status_code == text.status_code == (403 if number > 1000 else number)
 
 
-def test_an_error_can_be_made_to_order(post: Post) -> None:
+def test_error_is_configurable(post: Post) -> None:
     reply = post('a fox [sandbox: error status=418 code=teapot message="no coffee" retry_after=3]')
 
     assert reply.status_code == 418
@@ -282,7 +278,7 @@ def test_an_error_can_be_made_to_order(post: Post) -> None:
 # --- asking for them --------------------------------------------------------------------------------------------
 
 
-def test_a_directive_with_times_wears_off(post: Post) -> None:
+def test_directive_with_times_expires(post: Post) -> None:
     statuses = [post("a fox [sandbox: no_channel times=2]").status_code for _ in range(4)]
 
     assert statuses == [503, 503, 200, 200]
@@ -300,7 +296,7 @@ def test_directives_follow_one_another(post: Post) -> None:
     assert [post(prompt).status_code for _ in range(3)] == [503, 524, 200]
 
 
-def test_behaviours_follow_one_another_and_can_be_taken_back(gateway: Gateway, post: Post) -> None:
+def test_behaviors_are_queued_and_can_be_reset(gateway: Gateway, post: Post) -> None:
     gateway.behave("no_channel", times=1)
     gateway.behave("cloudflare_524", times=1, billed=False)
     gateway.behave("upstream_500")
@@ -311,7 +307,7 @@ def test_behaviours_follow_one_another_and_can_be_taken_back(gateway: Gateway, p
     assert len(gateway.ledger) == 1
 
 
-def test_another_process_can_ask_for_a_behaviour(gateway: Gateway, post: Post) -> None:
+def test_behavior_is_set_over_http(gateway: Gateway, post: Post) -> None:
     arguments = {"case": "no_channel", "times": 1}
     assert requests.post(f"{gateway.url}/sandbox/behave", json=arguments, timeout=PATIENCE).ok
 
@@ -323,21 +319,21 @@ def test_another_process_can_ask_for_a_behaviour(gateway: Gateway, post: Post) -
 
 
 @pytest.mark.parametrize("directive", ["no_chanel", "ok dealy=1", "ok delay=soon", "ok twice", "ok 'open"])
-def test_a_directive_that_cannot_be_understood_is_refused(directive: str, post: Post) -> None:
+def test_invalid_directive_is_rejected(directive: str, post: Post) -> None:
     reply = post(f"a fox [sandbox: {directive}]")
 
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == "sandbox_directive"
 
 
-def test_a_behaviour_that_does_not_exist_is_refused(gateway: Gateway) -> None:
+def test_unknown_behavior_is_rejected(gateway: Gateway) -> None:
     with pytest.raises(ValueError, match="Unknown sandbox case 'typo'"):
         gateway.behave("typo")
     with pytest.raises(ValueError, match="Unknown sandbox option 'dealy'"):
         gateway.behave("ok", dealy=1)
 
 
-def test_a_body_can_drip(gateway: Gateway) -> None:
+def test_body_is_sent_slowly(gateway: Gateway) -> None:
     reply = raw_post(gateway, "a fox [sandbox: drip=0.3]")
     started = reply.read1(100)
     record = gateway.ledger[0]

@@ -26,7 +26,7 @@ def picture(encoded: str | None) -> Image.Image:
     return image
 
 
-def test_the_openai_sdk_gets_an_image(artist: Gateway) -> None:
+def test_openai_sdk_gets_an_image(artist: Gateway) -> None:
     reply = client_of(artist).images.generate(
         model="gpt-image-2", prompt="A red fox", size="1536x1024", quality="low", response_format="b64_json"
     )
@@ -38,7 +38,7 @@ def test_the_openai_sdk_gets_an_image(artist: Gateway) -> None:
     assert reply.usage.output_tokens == 196 * 1.5
 
 
-def test_the_openai_sdk_gets_two_images_that_differ(artist: Gateway) -> None:
+def test_openai_sdk_gets_two_different_images(artist: Gateway) -> None:
     reply = client_of(artist).images.generate(model="gpt-image-2", prompt="A red fox", n=2, quality="high")
 
     assert reply.data
@@ -49,7 +49,7 @@ def test_the_openai_sdk_gets_two_images_that_differ(artist: Gateway) -> None:
     assert reply.usage.output_tokens == 2 * 7024
 
 
-def test_the_openai_sdk_streams_previews_and_the_image(artist: Gateway) -> None:
+def test_openai_sdk_streams_previews_and_the_image(artist: Gateway) -> None:
     stream = client_of(artist).images.generate(
         model="gpt-image-2", prompt="A fox", stream=True, partial_images=2
     )
@@ -65,7 +65,7 @@ def test_the_openai_sdk_streams_previews_and_the_image(artist: Gateway) -> None:
     assert artist.ledger[0].stream
 
 
-def test_a_stream_of_several_images_bills_what_its_events_tell(gateway: Gateway) -> None:
+def test_stream_bills_the_usage_of_its_events(gateway: Gateway) -> None:
     events = list(client_of(gateway).images.generate(model="gpt-image-2", prompt="A fox", stream=True, n=3))
 
     usages = [event.usage for event in events if event.type == "image_generation.completed"]
@@ -73,7 +73,7 @@ def test_a_stream_of_several_images_bills_what_its_events_tell(gateway: Gateway)
     assert sum(usage.total_tokens for usage in usages) == gateway.ledger[0].total_tokens
 
 
-def test_a_stream_that_is_ignored_is_plain_json(image: bytes) -> None:
+def test_ignored_stream_is_plain_json(image: bytes) -> None:
     with Gateway(image=image, stream="ignored") as gateway:
         reply = post_to(gateway, stream=True)
 
@@ -82,7 +82,7 @@ def test_a_stream_that_is_ignored_is_plain_json(image: bytes) -> None:
 
 
 @pytest.mark.parametrize(("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_each_format_is_what_it_says(artist: Gateway, output_format: str, kind: str) -> None:
+def test_image_has_the_requested_format(artist: Gateway, output_format: str, kind: str) -> None:
     reply = post_to(artist, output_format=output_format).json()
 
     assert picture(reply["data"][0]["b64_json"]).format == kind
@@ -90,7 +90,7 @@ def test_each_format_is_what_it_says(artist: Gateway, output_format: str, kind: 
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp"])
-def test_a_transparent_background_is_transparent(output_format: str) -> None:
+def test_transparent_background_is_transparent(output_format: str) -> None:
     image = Image.open(
         io.BytesIO(draw_poster("Koi", 1024, 1024, output_format=output_format, transparent=True))
     )
@@ -99,7 +99,7 @@ def test_a_transparent_background_is_transparent(output_format: str) -> None:
     assert alpha == (0, 255)
 
 
-def test_the_same_prompt_gives_the_same_bytes() -> None:
+def test_same_prompt_gives_the_same_bytes() -> None:
     assert draw_poster("海上生明月，天涯共此时", 1024, 1536) == draw_poster(
         "海上生明月，天涯共此时", 1024, 1536
     )
@@ -109,7 +109,7 @@ def test_other_prompts_give_other_images() -> None:
     assert draw_poster("a fox", 1024, 1024) != draw_poster("a cat", 1024, 1024)
 
 
-def test_the_directive_is_not_drawn(artist: Gateway) -> None:
+def test_directive_is_not_drawn(artist: Gateway) -> None:
     with_directive = post_to(artist, "A red fox [sandbox: delay=0.01]").json()
     without = post_to(artist, "A red fox").json()
 
@@ -146,7 +146,7 @@ def test_drawing_is_fast() -> None:
     started = time.process_time()
     for number in range(4):
         draw_poster(f"poster {number}, in four colours", 1024, 1024)
-    # Four times what is wanted, for machines that are slow or busy.
+    # Four times the target, for slow or busy machines.
     assert (time.process_time() - started) / 4 < 0.6
 
 

@@ -26,7 +26,7 @@ def asking(case: str, n: int = 1) -> ImageRequest:
 
 @pytest.mark.parametrize("case", [case.name for case in CASES.values() if case.odd])
 @pytest.mark.parametrize("n", [1, 2])
-def test_an_odd_reply_gives_its_images_and_usage(
+def test_odd_response_has_its_images_and_usage(
     client: Client, gateway: Gateway, image: bytes, case: str, n: int
 ) -> None:
     generation = client.generate(asking(case, n))
@@ -44,7 +44,7 @@ def test_an_odd_reply_gives_its_images_and_usage(
     ("case", "words"),
     [("wrong_size", "The image is 80x80"), ("one_flagged", "1 of 2 requested images arrived: image 2")],
 )
-def test_what_differs_from_the_request_is_a_warning(client: Client, case: str, words: str) -> None:
+def test_difference_from_the_request_is_a_warning(client: Client, case: str, words: str) -> None:
     generation = client.generate(asking(case, 2))
     assert words in " ".join(generation.warnings)
     generation.close()
@@ -58,9 +58,7 @@ def test_what_differs_from_the_request_is_a_warning(client: Client, case: str, w
         ("not_an_image", "not a PNG, JPEG or WebP image"),
     ],
 )
-def test_what_cannot_be_used_is_kept_next_to_the_other_files(
-    client: Client, tmp_path: Path, case: str, words: str
-) -> None:
+def test_unusable_response_is_kept_as_a_file(client: Client, tmp_path: Path, case: str, words: str) -> None:
     with pytest.raises(Img2Error) as caught:
         client.generate(asking(case), lambda index: ImageFile(tmp_path / f"{index}.part"))
     assert (caught.value.kind, caught.value.billed) == (Kind.REPLY, "yes")
@@ -69,7 +67,7 @@ def test_what_cannot_be_used_is_kept_next_to_the_other_files(
     assert (tmp_path / "0.bin").stat().st_size > 0
 
 
-def test_a_task_is_named_with_its_id(client: Client, gateway: Gateway) -> None:
+def test_task_response_is_reported_with_its_id(client: Client, gateway: Gateway) -> None:
     for case in ("task", "task_202"):
         gateway.reset()
         with pytest.raises(Img2Error) as caught:
@@ -104,7 +102,7 @@ def test_a_task_is_named_with_its_id(client: Client, gateway: Gateway) -> None:
         ("sse_edit_only", Kind.REPLY, "yes"),
     ],
 )
-def test_an_odd_error_has_its_kind_and_is_posted_once(
+def test_odd_error_is_classified_and_sent_once(
     client: Client, gateway: Gateway, case: str, kind: Kind, billed: str
 ) -> None:
     with pytest.raises(Img2Error) as caught:
@@ -117,5 +115,5 @@ def test_an_odd_error_has_its_kind_and_is_posted_once(
     assert base64.b64encode(b"x" * 40).decode() not in str(error)
 
 
-def test_a_valid_token_is_not_blamed_for_the_channels_key(client: Client) -> None:
+def test_valid_token_is_not_blamed_for_the_channel_key(client: Client) -> None:
     assert "channel" in (client.explain_rejected_token() or "")

@@ -53,12 +53,12 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
 
 
 @pytest.mark.parametrize("body", GOOD, ids=str)
-def test_good_parameters_are_taken(body: dict[str, Any], post: Post) -> None:
+def test_valid_parameters_are_accepted(body: dict[str, Any], post: Post) -> None:
     assert post(**body).status_code == 200
 
 
 @pytest.mark.parametrize(("body", "status", "code", "param"), BAD)
-def test_bad_parameters_are_refused(
+def test_invalid_parameters_are_rejected(
     body: dict[str, Any], status: int, code: str, param: str, gateway: Gateway
 ) -> None:
     reply = post_to(gateway, **body)
@@ -70,7 +70,7 @@ def test_bad_parameters_are_refused(
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'"text"'])
-def test_a_body_that_is_no_json_object_is_refused(body: bytes, gateway: Gateway) -> None:
+def test_body_that_is_not_an_object_is_rejected(body: bytes, gateway: Gateway) -> None:
     headers = {"Authorization": f"Bearer {gateway.token}"}
     reply = requests.post(
         f"{gateway.url}/v1/images/generations", data=body, headers=headers, timeout=PATIENCE
@@ -90,7 +90,7 @@ def test_response_format_can_be_rejected(image: bytes) -> None:
     assert without.ok
 
 
-def test_a_wrong_token_is_refused_in_the_gateways_shape(gateway: Gateway) -> None:
+def test_wrong_token_has_the_error_of_the_gateway(gateway: Gateway) -> None:
     replies = [
         requests.post(f"{gateway.url}/v1/images/generations", json={}, headers=headers, timeout=PATIENCE)
         for headers in ({}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": gateway.token})
@@ -116,14 +116,14 @@ STATES = {
 
 
 @pytest.mark.parametrize(("state", "status"), STATES.items())
-def test_a_token_can_have_something_wrong_with_it(state: str, status: int, image: bytes) -> None:
+def test_token_states_are_rejected(state: str, status: int, image: bytes) -> None:
     with Gateway(image=image, tokens={"sk-other": state}) as gateway:
         reply = post_to(gateway, headers={"Authorization": "Bearer sk-other"})
 
     assert reply.status_code == status
 
 
-def test_the_usage_endpoint_tells_the_reasons_of_a_401_apart(image: bytes) -> None:
+def test_usage_endpoint_distinguishes_token_states(image: bytes) -> None:
     tokens = {f"sk-{state}": state for state in ("disabled", "expired", "exhausted", "no_model")}
     with Gateway(image=image, tokens=tokens) as gateway:
         usage = {
@@ -163,7 +163,7 @@ def get(gateway: Gateway, path: str) -> requests.Response:
     )
 
 
-def test_a_doubled_v1_is_not_found(gateway: Gateway) -> None:
+def test_doubled_v1_is_not_found(gateway: Gateway) -> None:
     reply = requests.post(f"{gateway.url}/v1/v1/images/generations", json={}, timeout=PATIENCE)
 
     assert reply.status_code == 404
@@ -171,7 +171,7 @@ def test_a_doubled_v1_is_not_found(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("path", ["/images/generations", "/", "/pricing", "/api/nothing"])
-def test_anything_else_is_the_web_app(path: str, gateway: Gateway) -> None:
+def test_unknown_path_is_the_web_app(path: str, gateway: Gateway) -> None:
     for reply in (requests.post(gateway.url + path, json={}, timeout=PATIENCE), get(gateway, path)):
         assert reply.status_code == 200
         assert reply.headers["Content-Type"].startswith("text/html")
@@ -187,7 +187,7 @@ def test_models_are_listed(image: bytes) -> None:
     assert stranger.status_code == 401
 
 
-def test_the_log_tells_what_was_billed_and_what_failed(gateway: Gateway, post: Post) -> None:
+def test_log_lists_charges_and_failures(gateway: Gateway, post: Post) -> None:
     post("a fox", quality="low")
     post("a fox [sandbox: upstream_500]")
 
@@ -199,20 +199,20 @@ def test_the_log_tells_what_was_billed_and_what_failed(gateway: Gateway, post: P
     assert failed["quota"] == 0
 
 
-def test_the_log_is_limited(gateway: Gateway) -> None:
+def test_log_is_limited(gateway: Gateway) -> None:
     statuses = [get(gateway, "/api/log/token").status_code for _ in range(21)]
 
     assert statuses == [200] * 20 + [429]
 
 
-def test_the_log_may_be_unlimited_or_missing(image: bytes) -> None:
+def test_log_may_be_unlimited_or_missing(image: bytes) -> None:
     with Gateway(image=image, log_limit=None) as gateway:
         assert {get(gateway, "/api/log/token").status_code for _ in range(25)} == {200}
     with Gateway(image=image, log=False) as gateway:
         assert get(gateway, "/api/log/token").headers["Content-Type"].startswith("text/html")
 
 
-def test_the_other_free_endpoints_answer(gateway: Gateway, post: Post) -> None:
+def test_free_endpoints_respond(gateway: Gateway, post: Post) -> None:
     post("a fox")
 
     assert get(gateway, "/api/status").json()["data"]["quota_per_unit"] == 500_000
@@ -226,7 +226,7 @@ def test_the_other_free_endpoints_answer(gateway: Gateway, post: Post) -> None:
 # --- looking in from outside ------------------------------------------------------------------------------------
 
 
-def test_ledger_and_requests_can_be_read_over_http_and_reset(gateway: Gateway, post: Post) -> None:
+def test_ledger_and_requests_are_served_and_reset(gateway: Gateway, post: Post) -> None:
     post("a fox", quality="low")
 
     ledger = get(gateway, "/sandbox/ledger").json()
@@ -238,7 +238,7 @@ def test_ledger_and_requests_can_be_read_over_http_and_reset(gateway: Gateway, p
     assert not gateway.requests
 
 
-def test_the_token_is_written_down_nowhere(gateway: Gateway, post: Post) -> None:
+def test_token_is_never_recorded(gateway: Gateway, post: Post) -> None:
     post("a fox")
     post("a fox [sandbox: cloudflare_524]")
 
@@ -249,6 +249,6 @@ def test_the_token_is_written_down_nowhere(gateway: Gateway, post: Post) -> None
     assert gateway.requests[0].authorised
 
 
-def test_waiting_for_a_request_that_does_not_come_ends(gateway: Gateway) -> None:
+def test_wait_for_request_times_out(gateway: Gateway) -> None:
     with pytest.raises(TimeoutError, match="0 request"):
         gateway.wait_for_request(1, timeout=0.05)

@@ -77,7 +77,7 @@ def is_left_alone(gateway: Gateway, prompt: str) -> None:
 # --- the gateway ------------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_gateway_leaves_no_port_and_no_thread(image: bytes) -> None:
+def test_stopped_gateway_leaves_no_port_or_thread(image: bytes) -> None:
     before = set(threading.enumerate())
     with Gateway(image=image) as gateway:
         post_to(gateway)
@@ -92,10 +92,10 @@ def test_a_stopped_gateway_leaves_no_port_and_no_thread(image: bytes) -> None:
 
     assert not is_listening(gateway.port)
     assert set(threading.enumerate()) <= before
-    assert gateway.requests  # what happened can still be read
+    assert gateway.requests  # its records stay readable
 
 
-def test_a_gateway_can_come_back_on_its_port(image: bytes) -> None:
+def test_gateway_restarts_on_its_port(image: bytes) -> None:
     gateway = Gateway(image=image)
     with gateway:
         url = gateway.url
@@ -106,12 +106,12 @@ def test_a_gateway_can_come_back_on_its_port(image: bytes) -> None:
         assert post_to(gateway).ok
 
 
-def test_a_port_that_is_taken_is_an_error(image: bytes) -> None:
+def test_port_in_use_is_an_error(image: bytes) -> None:
     with Gateway(image=image) as gateway, pytest.raises(OSError, match="in use"):
         Gateway(gateway.port, image=image).start()
 
 
-def test_a_gateway_listens_on_loopback_only(gateway: Gateway) -> None:
+def test_gateway_listens_on_loopback_only(gateway: Gateway) -> None:
     assert gateway.url.startswith("http://127.0.0.1:")
     assert gateway._server is not None
     assert gateway._server.server_address[0] == "127.0.0.1"
@@ -130,7 +130,7 @@ def test_objects_are_plain_files(s3: S3Server) -> None:
     assert [item["Key"] for item in listed] == ["2026/a b.png"]
 
 
-def test_a_file_that_is_put_there_is_an_object_at_once(s3: S3Server) -> None:
+def test_new_file_is_an_object_at_once(s3: S3Server) -> None:
     client = client_of(s3)
     client.list_objects_v2(Bucket="posters")
     (s3.directory / "posters" / "by-hand.txt").write_text("hello")
@@ -138,14 +138,14 @@ def test_a_file_that_is_put_there_is_an_object_at_once(s3: S3Server) -> None:
     assert client.get_object(Bucket="posters", Key="by-hand.txt")["Body"].read() == b"hello"
 
 
-def test_a_part_of_an_object_can_be_read(s3: S3Server) -> None:
+def test_object_range_is_readable(s3: S3Server) -> None:
     client = client_of(s3)
     client.put_object(Bucket="posters", Key="part", Body=b"0123456789")
 
     assert client.get_object(Bucket="posters", Key="part", Range="bytes=2-5")["Body"].read() == b"2345"
 
 
-def test_large_objects_go_up_and_down(s3: S3Server, tmp_path: Path) -> None:
+def test_large_object_round_trip(s3: S3Server, tmp_path: Path) -> None:
     client = client_of(s3)
     large = os.urandom(20 * 1024 * 1024)
     (tmp_path / "up").write_bytes(large)
@@ -155,7 +155,7 @@ def test_large_objects_go_up_and_down(s3: S3Server, tmp_path: Path) -> None:
     assert (tmp_path / "down").read_bytes() == large
 
 
-def test_a_presigned_link_works(s3: S3Server) -> None:
+def test_presigned_url_works(s3: S3Server) -> None:
     client = client_of(s3)
     client.put_object(Bucket="posters", Key="link", Body=b"linked")
     url = client.generate_presigned_url(
@@ -165,7 +165,7 @@ def test_a_presigned_link_works(s3: S3Server) -> None:
     assert requests.get(url, timeout=PATIENCE).content == b"linked"
 
 
-def test_a_wrong_key_is_refused(s3: S3Server) -> None:
+def test_wrong_key_is_rejected(s3: S3Server) -> None:
     client = boto3.client(
         "s3",
         endpoint_url=s3.endpoint_url,
@@ -178,12 +178,12 @@ def test_a_wrong_key_is_refused(s3: S3Server) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
-def test_a_bucket_needs_a_proper_name(s3: S3Server, name: str) -> None:
+def test_invalid_bucket_name_is_rejected(s3: S3Server, name: str) -> None:
     with pytest.raises(ValueError, match="not a valid bucket name"):
         s3.create_bucket(name)
 
 
-def test_a_stopped_s3_server_leaves_no_process_and_no_port(tmp_path: Path) -> None:
+def test_stopped_s3_server_leaves_no_process_or_port(tmp_path: Path) -> None:
     with S3Server(tmp_path / "objects") as server:
         pid, port = server.pid, server.port
         assert pid is not None
@@ -194,7 +194,7 @@ def test_a_stopped_s3_server_leaves_no_process_and_no_port(tmp_path: Path) -> No
     assert server.pid is None
 
 
-def test_objects_outlive_a_killed_s3_server(tmp_path: Path) -> None:
+def test_objects_survive_a_killed_s3_server(tmp_path: Path) -> None:
     with S3Server(tmp_path / "objects") as server:
         server.create_bucket("posters")
         client_of(server).put_object(Bucket="posters", Key="a", Body=b"kept")
@@ -267,7 +267,7 @@ def test_sandbox_command_names_the_port_in_use(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_s3_server_dies_with_its_parent(tmp_path: Path) -> None:
+def test_s3_server_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
         "import sys; from airflow_provider_jojokey.sandbox import S3Server\n"
         f"s = S3Server({str(tmp_path / 'objects')!r}).start(); print(s.pid, s.port, flush=True); sys.stdin.read()"
@@ -288,7 +288,7 @@ def test_an_s3_server_dies_with_its_parent(tmp_path: Path) -> None:
     assert not is_listening(port)
 
 
-def test_an_s3_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
+def test_s3_server_outlives_its_starting_thread(tmp_path: Path) -> None:
     server = S3Server(tmp_path / "objects")
     thread = threading.Thread(target=server.start)
     thread.start()
@@ -299,9 +299,7 @@ def test_an_s3_server_outlives_the_thread_that_started_it(tmp_path: Path) -> Non
         server.stop()
 
 
-def test_without_rclone_people_are_told_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_rclone_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     monkeypatch.setattr("importlib.metadata.files", lambda name: [])
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -313,7 +311,7 @@ def test_without_rclone_people_are_told_what_to_install(
 # --- both -------------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_gives_airflow_its_connections(tmp_path: Path) -> None:
+def test_environment_has_the_connections(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "world") as sandbox:
         variables = sandbox.environment()
         jojokey = json.loads(variables["AIRFLOW_CONN_JOJOKEY_DEFAULT"])
@@ -337,7 +335,7 @@ def test_the_environment_gives_airflow_its_connections(tmp_path: Path) -> None:
         assert [bucket["Name"] for bucket in client.list_buckets()["Buckets"]] == ["posters"]
 
 
-def test_with_an_api_key_the_real_api_is_used(tmp_path: Path) -> None:
+def test_api_key_selects_the_real_api(tmp_path: Path) -> None:
     with Sandbox(
         tmp_path, environ={"JOJOKEY_API_KEY": "sk-real", "JOJOKEY_BASE_URL": "https://else"}
     ) as sandbox:
@@ -352,9 +350,7 @@ def test_with_an_api_key_the_real_api_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("credentials", [{"AWS_PROFILE": "me"}, {"AWS_ACCESS_KEY_ID": "AKIA"}])
-def test_with_credentials_and_a_bucket_the_real_s3_is_used(
-    tmp_path: Path, credentials: dict[str, str]
-) -> None:
+def test_credentials_and_bucket_select_the_real_s3(tmp_path: Path, credentials: dict[str, str]) -> None:
     with Sandbox(tmp_path, environ={**credentials, "JOJOKEY_S3_BUCKET": "mine"}) as sandbox:
         variables = sandbox.environment()
 
@@ -364,12 +360,12 @@ def test_with_credentials_and_a_bucket_the_real_s3_is_used(
             _ = sandbox.s3
 
 
-def test_credentials_alone_do_not_lead_to_the_real_s3(tmp_path: Path) -> None:
+def test_credentials_alone_keep_the_s3_server(tmp_path: Path) -> None:
     assert not Sandbox(tmp_path, environ={"AWS_PROFILE": "me"}).uses_real_s3
     assert not Sandbox(tmp_path, environ={"JOJOKEY_S3_BUCKET": "mine"}).uses_real_s3
 
 
-def test_importing_the_sandbox_is_cheap() -> None:
+def test_sandbox_imports_nothing_heavy() -> None:
     code = (
         "import sys, airflow_provider_jojokey.sandbox as sandbox, airflow_provider_jojokey.sandbox.world\n"
         "sandbox.Gateway, sandbox.S3Server, sandbox.Sandbox, sandbox.CASES\n"
@@ -408,7 +404,7 @@ def serving(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.stdout.close()
 
 
-def test_a_command_runs_in_the_world_and_its_bill_is_kept(tmp_path: Path) -> None:
+def test_command_runs_in_the_sandbox_and_is_billed(tmp_path: Path) -> None:
     world = tmp_path / "world"
     words = [*COMMAND, "run", "--dir", str(world), "--", sys.executable, "-c", CLIENT]
     done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
@@ -422,7 +418,7 @@ def test_a_command_runs_in_the_world_and_its_bill_is_kept(tmp_path: Path) -> Non
     assert "1 billed" in shown.stdout
 
 
-def test_the_ledger_can_be_shown_from_inside(tmp_path: Path) -> None:
+def test_ledger_command_works_inside_the_sandbox(tmp_path: Path) -> None:
     words = [*COMMAND, "--dir", str(tmp_path), "--", *COMMAND, "ledger", "--output", "json"]
     done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
@@ -433,13 +429,13 @@ def test_the_ledger_can_be_shown_from_inside(tmp_path: Path) -> None:
     ("code", "expected"),
     [("raise SystemExit(7)", 7), ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137)],
 )
-def test_the_commands_exit_code_is_returned(tmp_path: Path, code: str, expected: int) -> None:
+def test_exit_code_of_the_command_is_returned(tmp_path: Path, code: str, expected: int) -> None:
     words = [*COMMAND, "run", "--dir", str(tmp_path), "--", sys.executable, "-c", code]
 
     assert subprocess.run(words, env=CLEAN, timeout=PATIENCE).returncode == expected
 
 
-def test_a_command_that_does_not_exist_is_127(tmp_path: Path) -> None:
+def test_unknown_command_exits_with_127(tmp_path: Path) -> None:
     words = [*COMMAND, "run", "--dir", str(tmp_path), "--", "no-such-command-anywhere"]
     done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
@@ -485,7 +481,7 @@ def test_serving_ends_cleanly(serving: subprocess.Popen[str], number: signal.Sig
     assert not any(is_listening(port) for port in ports)
 
 
-def test_a_real_token_is_not_shown(tmp_path: Path) -> None:
+def test_real_token_is_never_shown(tmp_path: Path) -> None:
     environ = CLEAN | {"JOJOKEY_API_KEY": "sk-real-secret"}
     process = subprocess.Popen(
         [*COMMAND, "--dir", str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environ
@@ -507,7 +503,7 @@ def test_a_real_token_is_not_shown(tmp_path: Path) -> None:
     assert json.loads(seen)["password"] == "sk-real-secret"
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path, gateway: Gateway) -> None:
+def test_port_in_use_is_reported_in_one_line(tmp_path: Path, gateway: Gateway) -> None:
     words = [*COMMAND, "--dir", str(tmp_path), "--gateway-port", str(gateway.port), "--", "true"]
     done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
@@ -517,7 +513,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path, gateway: Gatew
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["cases"], ["ledger", "--help"]])
-def test_help_helps(words: list[str]) -> None:
+def test_help_lists_commands_and_cases(words: list[str]) -> None:
     done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert done.returncode == 0

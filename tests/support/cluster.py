@@ -1,4 +1,4 @@
-"""The services of docker-compose.yaml as processes on loopback, started and asked for their health as it says."""
+"""Run the services of docker-compose.yaml as processes on loopback, with its order and health checks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.support.postgres import postgres
 STARTUP = 300.0
 PROGRAMS = ("redis-server", "redis-cli", "curl", "pg_isready")
 NOT_STARTED = ("postgres", "volume-owners")
-"""The one runs without its image's entrypoint, see :func:`database`; and folders belong to their user already."""
+"""Services that don't start: :func:`database` replaces one, and folders already belong to their user."""
 SETTINGS = {
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "AIRFLOW__CELERY__WORKER_CONCURRENCY": "6",
-    # What was on a worker that is gone shall be noticed while a test still waits for it.
+    # Detect tasks of a killed worker while a test waits for them.
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
@@ -35,13 +35,13 @@ SETTINGS = {
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
-"""What is not as in docker-compose.yaml."""
+"""Settings that differ from docker-compose.yaml."""
 
 
 class Process:
-    """A service's process, and what it has started.
+    """The process of a service and its child processes.
 
-    :param make: makes the container that each start is in
+    :param make: returns a new container for each start
     """
 
     def __init__(self, name: str, make: Callable[[], Container], folder: Path) -> None:
@@ -60,9 +60,9 @@ class Process:
             )  # fmt: skip
 
     def run(self) -> None:
-        """Start it and wait until it has ended.
+        """Start the process, and wait until it ends.
 
-        :raises RuntimeError: if it fails
+        :raises RuntimeError: if the process fails
         """
         try:
             self.start()
@@ -73,23 +73,23 @@ class Process:
             self.end()
 
     def is_healthy(self) -> bool:
-        """Ask as the service's health check does."""
+        """Run the health check of the service."""
         assert self._container is not None
         with self.log.open("ab") as log:
             return is_healthy(self._container, log)
 
     def kill(self) -> int:
-        """``kill -9`` it and all that it has started at one stroke; return how many processes that were."""
+        """``kill -9`` the process and its child processes at once; return their number."""
         assert self._started is not None
         whole = psutil.Process(self._started.pid)
         family = [whole, *whole.children(recursive=True)]
-        for one in family:  # first all stand still: none may see another die
+        for process in family:  # stop all first, so that none sees another one die
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.suspend()
+                process.suspend()
         family = [whole, *whole.children(recursive=True)]
-        for one in family:
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                process.kill()
         self._started.wait()
         return len(family)
 
@@ -121,7 +121,7 @@ def is_healthy(container: Container, log: IO[bytes] | int = subprocess.DEVNULL) 
 
 
 class Cluster:
-    """The whole of it; made by :func:`cluster`."""
+    """All services; created by :func:`cluster`."""
 
     def __init__(self, native: Native, scale: Mapping[str, int], elsewhere: Iterable[str]) -> None:
         self.native = native
@@ -131,7 +131,7 @@ class Cluster:
         self._token = ""
 
     def up(self, service: str) -> None:
-        """Start a service once, as soon as what it depends on is as the file wants it."""
+        """Start a service once, after its dependencies have reached their conditions."""
         if service in self._up:
             return
         self._up.add(service)
@@ -161,7 +161,7 @@ class Cluster:
                 self.wait(f"{name} is healthy", process.is_healthy, STARTUP, process.tail)
 
     def log_in(self) -> None:
-        """Log in as the administrator, with the password that ``prepare`` has written down."""
+        """Log in as the administrator, with the password that ``prepare`` wrote."""
         login = {"username": "admin", "password": self.native.secrets["AIRFLOW_ADMIN_PASSWORD"]}
         self._token = self._ask("POST", "/auth/token", login)["access_token"]
 
@@ -182,9 +182,9 @@ class Cluster:
             return json.loads(answer.read() or b"null")
 
     def wait(self, what: str, probe: Callable[[], Any], timeout: float, tail: Callable[[], str] = str) -> Any:
-        """Return what ``probe`` gives as soon as it is something.
+        """Return the result of ``probe`` as soon as it is not empty.
 
-        :param tail: what can be told if it never is
+        :param tail: details for the error message
         """
         end = time.monotonic() + timeout
         while True:
@@ -192,7 +192,7 @@ class Cluster:
                 if found := probe():
                     return found
             dead = [one for one in self.processes.values() if not one.is_alive()]
-            assert not dead, f"{dead[0].name} ended by itself: {dead[0].tail()}"
+            assert not dead, f"{dead[0].name} ended unexpectedly: {dead[0].tail()}"
             assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s. {tail()}"
             time.sleep(0.5)
 
@@ -227,12 +227,12 @@ def cluster(
     settings: Mapping[str, str],
     workers: int = 2,
 ) -> Iterator[Cluster]:
-    """Bring up docker-compose.yaml with the profile ``sandbox``, natively, while the context lasts.
+    """Run docker-compose.yaml with the profile ``sandbox`` and without containers, while the context lasts.
 
     :param folder: for volumes, homes and logs
     :param dags: the Dags
-    :param elsewhere: services that the caller runs, S3 at least, and their ports on loopback
-    :param settings: what Airflow is told beyond docker-compose.yaml and :data:`SETTINGS`
+    :param elsewhere: ports of the services that the caller runs, at least S3
+    :param settings: Airflow's settings in addition to docker-compose.yaml and :data:`SETTINGS`
     :raises FileNotFoundError: if a program is not installed
     """
     for program in PROGRAMS:
@@ -254,7 +254,7 @@ def cluster(
 
 @contextlib.contextmanager
 def database(native: Native) -> Iterator[None]:
-    """Run PostgreSQL as its image does when it is told what docker-compose.yaml tells it."""
+    """Run PostgreSQL like its image with the settings of docker-compose.yaml."""
     told = native.environment("postgres")
     assert told["POSTGRES_USER"] == "airflow"
     with postgres(native.ports["postgres"], password=told["POSTGRES_PASSWORD"], database=told["POSTGRES_DB"]):

@@ -1,6 +1,6 @@
-"""docker-compose.yaml without containers: what its services run, are told and are asked, as this machine can do it.
+"""Run docker-compose.yaml without containers: commands, settings and health checks for this machine.
 
-Here, and nowhere else, is what containers have for themselves and a machine has once: names of hosts, ports, files.
+Only this module knows how host names, ports and files of containers map to one machine.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ PORTS = {
     "sandbox": 4870,
     "statsd-exporter": 9125,
 }
-"""Where each service listens inside its container."""
+"""The port of each service in its container."""
 IMAGE = "/opt/jojokey"
-"""Where compose/Dockerfile puts this repository."""
+"""The folder of this repository in the image of compose/Dockerfile."""
 LOGS = "/opt/airflow/logs"
 
 _SERVICE_AT = {str(port): service for service, port in PORTS.items()}
@@ -47,7 +47,7 @@ _PATH = re.compile(r"(?<![\w:.])/(?:opt|var)/[\w./-]+")
 
 
 def make_env() -> dict[str, str]:
-    """Return what compose/make_env.py writes into .env."""
+    """Return the variables that compose/make_env.py generates."""
     done = subprocess.run(
         [sys.executable, ROOT / "compose" / "make_env.py"], capture_output=True, text=True, check=True
     )
@@ -55,9 +55,9 @@ def make_env() -> dict[str, str]:
 
 
 def filled(text: str, environment: Mapping[str, str]) -> str:
-    """Fill in ``${VARIABLES}`` as compose does.
+    """Replace ``${VARIABLES}`` like compose.
 
-    :raises LookupError: if one is missing that compose would not start without
+    :raises LookupError: if a required variable is missing
     """
 
     def fill(found: re.Match[str]) -> str:
@@ -72,13 +72,13 @@ def filled(text: str, environment: Mapping[str, str]) -> str:
 
 
 def is_ours(service: str) -> bool:
-    """Tell whether a service runs in the image that compose/Dockerfile makes."""
+    """Return whether a service uses the image of compose/Dockerfile."""
     return "build" in SERVICES[service]
 
 
 @dataclass(frozen=True)
 class Container:
-    """What would be in a container, as processes of this machine.
+    """The content of a container as processes of this machine.
 
     :param check: the command of its health check; empty if it has none
     """
@@ -92,9 +92,9 @@ class Native:
     """docker-compose.yaml with this run's secrets, ports and folders.
 
     :param folder: for volumes and homes
-    :param ports: of services that somebody else runs on this machine
-    :param mounts: what is mounted in place of a folder of this repository, as the file names that: ``./dags``
-    :param settings: what Airflow's processes are told beyond the file, or otherwise
+    :param ports: ports of services that the caller runs
+    :param mounts: replacements for mounted folders of this repository, such as ``./dags``
+    :param settings: Airflow's settings that add to the file or override it
     """
 
     def __init__(
@@ -114,17 +114,17 @@ class Native:
         return f"http://{LOOPBACK}:{self.ports[service]}"
 
     def environment(self, service: str) -> dict[str, str]:
-        """Return what the file tells a service, in this machine's words."""
+        """Return a value of the file with the addresses and folders of this machine."""
         told = SERVICES[service].get("environment", {})
-        # A host without its port is a whole value as well; in a command it would be any word.
+        # A host without a port is replaced only as a whole value: in a command it could be any word.
         return {
             name: LOOPBACK if value in PORTS else self._translated(service, value)
             for name, value in told.items()
         }
 
     def container(self, service: str, name: str) -> Container:
-        """Return a new container of a service; its host name begins with ``name``."""
-        hostname = f"{name}-{secrets.token_hex(3)}"  # a container that is made anew has a new one
+        """Return a new container of a service, with a host name that starts with ``name``."""
+        hostname = f"{name}-{secrets.token_hex(3)}"  # each new container has a new one
         home = self.folder / "containers" / hostname
         home.mkdir(parents=True)
         environment = {
@@ -138,7 +138,7 @@ class Native:
         if is_ours(service):
             environment |= self._image(service, home) | self._settings
             if command[0] not in ("airflow", "bash", "python"):
-                command.insert(0, "airflow")  # as the image's entrypoint does
+                command.insert(0, "airflow")  # like the image's entrypoint
         arguments, more = self._on_loopback(service, hostname)
         if command[:2] == ["sh", "-c"]:
             command[2] = f"{command[2]} {shlex.join(arguments)}"
@@ -147,7 +147,7 @@ class Native:
         return Container(command, environment | more, self._check(service))
 
     def _on_loopback(self, service: str, hostname: str) -> tuple[list[str], dict[str, str]]:
-        """Return arguments and settings for what the services of one machine must not share.
+        """Return arguments and settings that differ between services on the same machine.
 
         A container's network is its own: there, a server may listen on all of it, at its usual port.
         """
@@ -162,7 +162,7 @@ class Native:
             case "scheduler":
                 server = "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER"
                 return [], {f"{server}_HOST": LOOPBACK, f"{server}_PORT": port}
-            case "worker":  # its server of logs would listen on all networks
+            case "worker":  # its log server would listen on all networks
                 return ["--skip-serve-logs", "--celery-hostname", f"celery@{hostname}"], {}
             case "triggerer":
                 return ["--skip-serve-logs"], {}
@@ -171,7 +171,7 @@ class Native:
         return [], {}
 
     def _image(self, service: str, home: Path) -> dict[str, str]:
-        """Return what the image says without being asked."""
+        """Return the default environment of the image."""
         logs = self._place(service, LOGS)
         return {
             "AIRFLOW_HOME": str(home),
@@ -187,7 +187,7 @@ class Native:
         return ["/bin/sh", "-c", *words] if kind == "CMD-SHELL" else words
 
     def _translated(self, service: str, text: str) -> str:
-        if text in _SERVICE_AT:  # a port alone is a whole value; in a text it may be any number
+        if text in _SERVICE_AT:  # a port is replaced only as a whole value: in a text it could be any number
             return str(self.ports[_SERVICE_AT[text]])
         text = _ADDRESS.sub(lambda one: self._address(one[1], one[2]), text)
         text = _PATH.sub(lambda one: self._known_place(service, one[0]), text)
@@ -202,11 +202,11 @@ class Native:
     def _known_place(self, service: str, path: str) -> str:
         place = self._place(service, path)
         if place is None:
-            raise LookupError(f"{service} has nothing at {path}")
+            raise LookupError(f"{service} has no volume at {path}")
         return str(place)
 
     def _place(self, service: str, path: str) -> Path | None:
-        """Return where a file of a container is on this machine, if it is in a volume or in the image."""
+        """Return the path on this machine of a file in a volume or in the image."""
         volumes = [mount.split(":")[:2] for mount in SERVICES[service].get("volumes", ())]
         for source, inside in [*volumes, ["./", IMAGE]]:
             if path == inside or path.startswith(f"{inside}/"):
@@ -222,7 +222,7 @@ class Native:
 
 
 def _free_ports() -> dict[str, int]:
-    with contextlib.ExitStack() as stack:  # all at a time, so that no two are the same
+    with contextlib.ExitStack() as stack:  # keep all open, so that no two are the same
         probes = {name: stack.enter_context(socket.socket()) for name in PORTS}
         for probe in probes.values():
             probe.bind((LOOPBACK, 0))
