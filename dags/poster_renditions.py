@@ -1,8 +1,8 @@
 """One paid picture in the sizes and formats that channels need.
 
 The poster is generated and paid for once. A second task crops it around a focal point, adds a headline and a logo,
-and stores a JPEG or WebP file for each channel. It costs nothing, however often you clear it to try another crop.
-The results appear in the gallery as derived from the poster.
+and stores a JPEG or WebP file for each channel. Later runs with the same prompt reuse the poster, so another crop or
+headline costs nothing. The results appear in the gallery as derived from the poster.
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ with DAG(
         task_id="poster",
         prompt="{{ params.prompt }}",
         s3_bucket=BUCKET,
-        s3_key=f"{FOLDER}/poster.{{ext}}",
+        # The same key for the same prompt: later runs find the poster that an earlier run paid for.
+        s3_key="renditions/posters/{{ macros.uuid.uuid5(macros.uuid.NAMESPACE_URL, params.prompt) }}.{ext}",
+        reuse="always",
         size="1536x1024",
         retries=3,
     )

@@ -21,7 +21,6 @@ from zoneinfo import ZoneInfo
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import (
-    Date,
     Numeric,
     Text,
     and_,
@@ -37,7 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import defer, lazyload
 
-from airflow_provider_jojokey.cost import NANOS, Cost, Costs
+from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
 from airflow_provider_jojokey.results import XCOM_KEY, Result
 
@@ -143,7 +142,7 @@ def page(
     keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
     order = [XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)]
     if passed is not None:
-        order.insert(0, _whole(session, "usage", "total_tokens")[1].desc())
+        order.insert(0, _whole(session, "usage", "total_tokens").desc())
         keys = keys.offset(passed)
     elif cursor is not None:
         keys = keys.where(_before(*_decoded(cursor)))
@@ -220,72 +219,11 @@ class Sum:
     unread: int = 0
 
 
-def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
-    """Yield sums over all results that the filter selects. Several may be of one day, Dag and model.
-
-    PostgreSQL adds up itself. Results with anything unexpected in them, and those in other databases, which parse
-    the value for each part of it, are read and checked one by one.
-    """
-    if session.get_bind().dialect.name != "postgresql":
-        yield from _read_sums(session, wanted)
-        return
-    value = XComModel.value
-    numbers = [_whole(session, *path) for path in (("count",), *(("usage", name) for name in _TOKENS))]
-    texts = [_inside(session, value[name].as_string()) for name in ("state", "model", "billed")]
-    version = _inside(session, cast(value["version"], Text))
-    reused = or_(
-        cast(value["reused"], Text) == "true", func.coalesce(value["derived_from"].as_string(), "") != ""
-    )
-    cost = _one_cost(session)
-    is_plain = and_(
-        version == "1", texts[0].in_(("complete", "failed")), cost.is_plain, *(plain for plain, _ in numbers)
-    )
-    sums = {name: number for (_, number), name in zip(numbers, ("count", *_TOKENS), strict=True)}
-    sums |= {"nanos": cost.nanos, "unknown": cost.unknown}
-    rows = (
-        select(
-            case((is_plain, 1), else_=0).label("plain"),
-            cast(func.timezone(wanted.zone, XComModel.timestamp), Date).label("day"),
-            XComModel.dag_id.label("dag_id"),
-            *(text.label(name) for text, name in zip(texts, ("state", "model", "billed"), strict=True)),
-            case((reused, 1), else_=0).label("reused"),
-            case((cost.is_known, 1), else_=0).label("has_cost"),
-            cost.currency.label("currency"),
-            cost.approximate.label("approximate"),
-            *(number.label(name) for name, number in sums.items()),
-        )
-        .where(*_conditions(session, wanted))
-        .subquery()
-    )
-    c = rows.c
-    keys = [c[name] for name in ("plain", "day", "dag_id", "state", "model", "billed", "reused", "has_cost")]
-    keys += [c.currency, c.approximate, case((c.total_tokens > 0, 1), else_=0).label("has_tokens")]
-    added = [func.sum(c[name]).label(name) for name in sums]
-    odd = False
-    for row in session.execute(select(*keys, func.count().label("results"), *added).group_by(*keys)):
-        if not row.plain:
-            odd = True
-            continue
-        amount = (
-            Cost(int(row.nanos), row.currency, row.approximate in ("true", "1")) if row.currency else None
-        )
-        costs = Costs((amount,) if amount else (), int(row.unknown)).to_json()
-        result = Result.from_xcom({
-            "version": 1, "state": row.state, "images": (), "count": int(row._mapping["count"]), "model": row.model,
-            "billed": row.billed, "reused": bool(row.reused), "cost": costs if row.has_cost else None,
-            "usage": {name: int(row._mapping[name]) for name in _TOKENS},
-        })  # fmt: skip
-        if result is not None:
-            yield _sum_of(result, str(row.day), row.dag_id, row.results)
-    if odd:
-        yield from _read_sums(session, wanted, not_(is_plain))
-
-
 _TOKENS = ("input_tokens", "output_tokens", "total_tokens")
 
 
-def _read_sums(session: Session, wanted: Filter, *conditions: ColumnElement[bool]) -> Iterator[Sum]:
-    """Yield a sum for each result.
+def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
+    """Yield a sum for each result that the filter selects.
 
     Only what adds up is read of each value: a tenth of it. Of values that a custom backend keeps elsewhere, the
     newest are read.
@@ -293,8 +231,6 @@ def _read_sums(session: Session, wanted: Filter, *conditions: ColumnElement[bool
     query = select(XComModel.timestamp, XComModel.dag_id, _added_up(session)).where(
         *_conditions(session, wanted)
     )
-    if conditions:  # false, or unknown
-        query = query.where(func.coalesce(*conditions, True))
     rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
     elsewhere = 0
     for timestamp, dag_id, text in rows:
@@ -336,59 +272,26 @@ def _day_of(made_at: datetime, wanted: Filter) -> str:
     return made_at.astimezone(ZoneInfo(wanted.zone)).date().isoformat()
 
 
-def _sum_of(result: Result, day: str, dag_id: str, results: int = 1) -> Sum:
-    """Return the sum that a result stands for: itself, or several whose amounts the database has added up."""
+def _sum_of(result: Result, day: str, dag_id: str) -> Sum:
     tokens = [whole_number(result.usage.get(name)) for name in _TOKENS]
     return Sum(
         day=day,
         dag_id=dag_id,
         model=result.model,
-        results=results,
+        results=1,
         images=result.count,
-        failed=results if result.state == "failed" else 0,
+        failed=int(result.state == "failed"),
         paid=result.paid,
         tokens=(tokens[0], tokens[1], tokens[2]),
-        cost=costs_of(result, results),
+        cost=costs_of(result),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Cost:
-    """Expressions for the costs in a value, where they are at most one amount."""
-
-    is_plain: ColumnElement[bool]
-    is_known: ColumnElement[bool]
-    currency: ColumnElement[str | None]
-    approximate: ColumnElement[str | None]
-    nanos: ColumnElement[int]
-    unknown: ColumnElement[int]
-
-
-def _one_cost(session: Session) -> _Cost:
-    first = ("cost", "amounts", 0)
-    value: Any = XComModel.value
-    amount, currency = (
-        _inside(session, value[(*first, name)].as_string()) for name in ("amount", "currency")
-    )
-    approximate = _inside(session, cast(value[(*first, "approximate")], Text))
-    whole, unknown = _whole(session, "cost", "unknown")
-    kind = func.jsonb_typeof(value[("cost", "amounts")])
-    second = value[("cost", "amounts", 1)].as_string()
-    is_amount = amount.regexp_match(r"^[0-9]{1,9}(\.[0-9]{1,9})?$")
-    is_currency = currency.regexp_match("^[A-Z]{3}$")
-    nanos = cast(amount, Numeric) * NANOS
-    is_known = func.coalesce(kind, "") == "array"
-    is_one = and_(is_amount, is_currency, approximate.in_(("true", "false", "1", "0")), second.is_(None))
-    is_none = and_(amount.is_(None), currency.is_(None), approximate.is_(None))
-    is_plain = func.coalesce(and_(whole, or_(is_none, is_one)), False)
-    return _Cost(is_plain, is_known, currency, approximate, case((is_one, nanos), else_=0), unknown)
-
-
-def costs_of(result: Result, results: int = 1) -> Costs:
-    """Return what a result has cost; unknown costs if it was paid for, or may have been, and doesn't say."""
+def costs_of(result: Result) -> Costs:
+    """Return what a result has cost; one unknown cost if it was paid for, or may have been, and doesn't say."""
     if result.cost is not None:
         return result.cost
-    return Costs(unknown=results if result.paid != "no" else 0)
+    return Costs(unknown=int(result.paid != "no"))
 
 
 def whole_number(value: Any) -> int:
@@ -554,21 +457,17 @@ def _json(text: str | None) -> Any:
         return None
 
 
-def _whole(session: Session, *path: str) -> tuple[ColumnElement[bool], ColumnElement[int]]:
-    """Return whether a value holds a whole number or nothing at a path, and the number, else 0."""
+def _whole(session: Session, *path: str) -> ColumnElement[int]:
+    """Return the whole number that a value holds at a path, 0 where there is something else."""
     value: Any = XComModel.value
     if session.get_bind().dialect.name == "sqlite":
         place = "$." + ".".join(path)
-        kind = func.coalesce(_inside(session, func.json_type(value, place)), "null")
-        number = _inside(session, func.json_extract(value, place))
-        is_whole = and_(kind == "integer", number.between(0, 2**53 - 1))
-    else:
-        for name in path:
-            value = value[name]
-        kind = func.coalesce(cast(value, Text), "null")
-        is_whole = kind.regexp_match("^[0-9]{1,15}$")
-        number = cast(kind, Numeric(20))
-    return or_(kind == "null", is_whole), case((is_whole, number), else_=0)
+        is_whole = _inside(session, func.json_type(value, place)) == "integer"
+        return case((is_whole, _inside(session, func.json_extract(value, place))), else_=0)
+    for name in path:
+        value = value[name]
+    text = func.coalesce(cast(value, Text), "null")
+    return case((text.regexp_match("^[0-9]{1,15}$"), cast(text, Numeric(20))), else_=0)
 
 
 def _offset(cursor: str | None) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from airflow_provider_jojokey.results import Result
 from tests.support.airflow import dags_of
 
 DAGS = Path(__file__).parents[2] / "dags"
@@ -133,6 +134,7 @@ def test_renditions_are_made_of_one_paid_poster(shipped: Any, gateway: Any, stor
     result = run.xcom("jojokey_images", "render")
     poster = run.xcom("return_value", "poster")["images"][0]
     assert (result["derived_from"], result["usage"], result["cost"]) == (poster["uri"], {}, None)
+    assert Result.from_xcom(result).paid == "no"
     assert [image["uri"] for image in result["images"]] == uris
 
 
