@@ -240,7 +240,7 @@ class Batch:
                     self._wake(self._clock.now + delay)
                 return
             self._waiting.popleft()
-            self._send(self._limiter.give(self._clock.now) if self._limiter else Ticket(self._clock.now))
+            self._send(self._limiter.acquire(self._clock.now) if self._limiter else Ticket(self._clock.now))
 
     def _delay(self) -> float:
         now = self._clock.now
@@ -296,7 +296,7 @@ class Batch:
 
     def _refused(self, ticket: Ticket, retry_after: float | None) -> None:
         assert self._limiter is not None
-        self._limiter.refused(ticket, self._clock.now, retry_after)
+        self._limiter.rejected(ticket, self._clock.now, retry_after)
         self._clock.at(self._after_s3(1), self._starts_again)
         self._dispatch()
 
@@ -314,7 +314,7 @@ class Batch:
 
     def _ended(self, ticket: Ticket) -> None:
         if self._limiter is not None:
-            self._limiter.done(ticket, self._clock.now)
+            self._limiter.release(ticket, self._clock.now)
         self._busy -= 1
         self.outcome.seconds = self._clock.now
         self._dispatch()

@@ -1,13 +1,13 @@
-"""How fast a batch may send: one pace for all its threads, found by what the gateway answers.
+"""Limit the send rate of a batch: one limiter for all its threads, which adapts to the gateway's responses.
 
 Four limits apply at the same time, and the strictest one counts:
 
-* a *ramp*: a batch begins with a few requests a second and sends more each second, so that few requests meet an
-  unknown limit;
-* a *model* of the gateway's limit, once it has answered 429, see :mod:`batch.models`;
-* a *pause*: what ``Retry-After`` asks for. After a refusal, a single request goes first, and others follow once it
-  has not been refused;
-* a *ceiling* on what is in flight, halved when the gateway is overloaded and raised by each response.
+* a *ramp*: a batch starts with a few requests per second and sends more each second, so that few requests exceed
+  an unknown limit;
+* a *model* of the gateway's limit, after the first 429, see :mod:`batch.models`;
+* a *pause*, as long as ``Retry-After`` requests. After a rejection, a single request goes first, and others follow
+  after it was accepted;
+* a *ceiling* for requests in flight, which is halved if the gateway is overloaded and grows with each response.
 
 This module is pure: times are arguments, and nothing waits.
 """
@@ -23,51 +23,53 @@ from airflow_provider_jojokey.batch.models import Concurrency, Model, Rate, Tick
 __all__ = ["Limiter", "Ticket"]
 
 FIRST_RATE = 8.0
-"""Requests a second at the start; each second adds :data:`MORE_EACH_SECOND`."""
+"""Requests per second at the start. Each second adds :data:`MORE_EACH_SECOND`."""
 MORE_EACH_SECOND = 8.0
 UNKNOWN = 0.25
-"""Share of the requests so far whose outcome may be unknown while no limit is known."""
+"""Fraction of the requests so far whose outcome may be unknown while no limit is known."""
 RAISE = 0.25
-"""What each response adds to the ceiling on what is in flight: a quarter more with each round."""
+"""Growth of the ceiling for requests in flight per response: a quarter per round trip."""
 FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 60.0
-"""Seconds without sending while the gateway is overloaded: doubled from one to the other."""
-PATIENCE = 300.0
-"""Seconds after which a batch gives up if everything it sends is refused."""
+"""Pauses in seconds while the gateway is overloaded. Each pause is twice as long as the last one."""
+GIVE_UP_AFTER = 300.0
+"""Seconds after which a batch gives up if the gateway rejects every request."""
 LATENCY = 0.3
-"""Seconds after which a request that was not refused counts as accepted, until refusals show how long they take."""
+"""Seconds after which a request counts as accepted, until rejections show how long they take."""
 POLL = 0.05
 LONGEST_CLEAN = 60.0
-"""Seconds without a refusal after which more is allowed at the latest, or after a longer window."""
+"""Seconds without a rejection after which a higher rate is tried at the latest, or after a longer window."""
 PROVEN = 10
-"""Accepted requests after which a model is followed before others that have as few misses."""
+"""Accepted requests after which a model is preferred to others with as few misses."""
 SOON = 5.0
-"""Seconds in which a request in flight may be expected to end."""
+"""Seconds within which a request in flight is expected to end."""
 ACCEPTED_BEFORE_RAISE = 25
-IMPATIENCE = 0.7
-"""Misses that 10 seconds of waiting for a model are worth; 30 seconds are worth twice as many, and so on."""
-CARE = 0.25
-"""Share of the time since a request was last accepted, between two requests of which the first is refused."""
-FORGIVES = 0.98
-"""Factor by which each request that a model permits reduces its misses."""
+WAIT_PENALTY = 0.7
+"""Penalty, in misses, for a model that requires 10 seconds of waiting; 30 seconds count twice, and so on."""
+REJECTED_WAIT = 0.25
+"""Wait after a rejected first request, as a fraction of the time since a request was last accepted."""
+MISS_DECAY = 0.98
+"""Factor by which each accepted request of a model reduces its misses."""
 MEMORY = 75.0
-"""Seconds for which requests are remembered."""
+"""Seconds for which requests are kept."""
 
 
 class Limiter:
-    """The pace of one batch.
+    """The send rate of one batch.
 
-    :param max_in_flight: how many requests may be in flight at once
-    :param patience: seconds after which it gives up if everything is refused
-    :param latency: seconds from permitting a request to its refusal, until refusals show that
+    :param max_in_flight: maximum number of requests in flight
+    :param give_up_after: seconds after which it gives up if the gateway rejects every request
+    :param latency: expected seconds from sending a request to its rejection, until rejections show it
     """
 
-    def __init__(self, max_in_flight: int, patience: float | None = None, latency: float = LATENCY) -> None:
+    def __init__(
+        self, max_in_flight: int, give_up_after: float | None = None, latency: float = LATENCY
+    ) -> None:
         self.max_in_flight = max_in_flight
-        self.patience = PATIENCE if patience is None else patience
+        self.give_up_after = GIVE_UP_AFTER if give_up_after is None else give_up_after
         self.in_flight = 0
-        self.refusals = 0
-        """How many requests were refused."""
+        self.rejections = 0
+        """Number of rejected requests."""
         self._models: list[Model] = []
         self._recent: list[Ticket] = []
         self._undecided: deque[Ticket] = deque()
@@ -77,15 +79,15 @@ class Limiter:
         self._ramp = -math.inf
         self._cut_at = -math.inf
         self._overloads = 0
-        self._refused_since: float | None = None
+        self._rejected_since: float | None = None
         self._latency = latency
         self._tried = 0
-        """Requests since the last pause of which it is unknown whether they are accepted."""
+        """Requests since the last pause whose outcome is unknown."""
         self._accepted = 0
         """Requests since the last pause that were accepted."""
         self._clean_since = -math.inf
         self._clean_accepted = 0
-        """Requests since the last refusal that were accepted."""
+        """Requests since the last rejection that were accepted."""
         self._started_at = -math.inf
         self._opening = False
         self._last_accepted = -math.inf
@@ -93,11 +95,11 @@ class Limiter:
         self._raised_at = -math.inf
 
     def expect(self, latency: float) -> None:
-        """Set the seconds from permitting a request to its refusal, before refusals show that."""
+        """Set the expected seconds from sending a request to its rejection."""
         self._latency = min(max(latency, 0.05), 2.0)
 
     def delay(self, now: float) -> float:
-        """Return the seconds until the next request may be sent: 0 for now, ``inf`` after one has ended."""
+        """Return the seconds until the next request may be sent: 0 for now, ``inf`` if one must end first."""
         if self.in_flight >= min(self._ceiling, self.max_in_flight):
             return math.inf
         self._accept(now)
@@ -107,15 +109,15 @@ class Limiter:
             waits.append(self._start_delay(now))
             model, ready_at = self._followed(now)
             if isinstance(model, Window) and ready_at - now > 2 * self._confirmation:
-                self._start_again(now)  # a window ends, perhaps not as early as it is expected
+                self._start_again(now)  # the window may end later than expected
                 self._opening = True
             if model is not None and ready_at - now > 0.8 * model.spacing and self._may_raise(model, now):
                 return 0.0
             waits.append(ready_at - now)
         return max(0.0, *waits)
 
-    def give(self, now: float) -> Ticket:
-        """Return the permission to send a request now."""
+    def acquire(self, now: float) -> Ticket:
+        """Return a ticket for a request that is sent now."""
         if self._ramp == -math.inf:
             self._ramp = now
         ticket = Ticket(now, self.in_flight)
@@ -132,8 +134,8 @@ class Limiter:
             self._forget_old(now)
         return ticket
 
-    def done(self, ticket: Ticket, now: float) -> None:
-        """Record that a request has got its response, good or bad, or that it was not sent."""
+    def release(self, ticket: Ticket, now: float) -> None:
+        """Record that a request has received any response but a rejection, or was not sent."""
         if ticket.ended:
             return
         self._end(ticket)
@@ -141,24 +143,24 @@ class Limiter:
             self._forget(ticket)
             return
         self._ceiling = min(self.max_in_flight, self._ceiling + RAISE)
-        self._refused_since = None
+        self._rejected_since = None
         self._overloads = 0
 
-    def refused(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
-        """Record a 429: the gateway accepts no more for now."""
-        fresh = self._refused(ticket, now, retry_after)
+    def rejected(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
+        """Record a 429: the gateway's rate limit is reached."""
+        fresh = self._slow_down(ticket, now, retry_after)
         if not self._models:
             self._models = [Concurrency(), *map(Window, models.WINDOWS), Rate()]
         for model in self._models:
-            model.refuse(ticket, now, self._recent, fresh, retry_after)
+            model.reject(ticket, now, self._recent, fresh, retry_after)
         if fresh:
             if self._raised_at > self._clean_since:
                 self._clean_periods = min(4, 2 * self._clean_periods)
             self._clean_since = now
 
     def overloaded(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
-        """Record that the gateway, or the way to it, cannot handle so many requests at once."""
-        if self._refused(ticket, now, retry_after):
+        """Record that the gateway or the network cannot handle so many requests at once."""
+        if self._slow_down(ticket, now, retry_after):
             self._overloads += 1
             if retry_after is None:
                 pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._overloads - 1, 16))
@@ -166,24 +168,24 @@ class Limiter:
             self._ceiling = max(1.0, min(self._ceiling, self.in_flight + 1) / 2)
 
     def stalled(self, now: float) -> bool:
-        """Return whether there were only refusals for so long that waiting on makes no sense."""
-        if self._refused_since is None or self.in_flight:
+        """Return whether the gateway has rejected every request for so long that waiting is useless."""
+        if self._rejected_since is None or self.in_flight:
             return False
-        return max(now, self._not_before) - self._refused_since > self.patience
+        return max(now, self._not_before) - self._rejected_since > self.give_up_after
 
     def wanted_pause(self, now: float) -> float:
-        """Return the seconds for which the gateway does not want requests."""
+        """Return the seconds for which the gateway has requested a pause."""
         return max(0.0, self._not_before - now)
 
     def __str__(self) -> str:
-        """Return the limit that the gateway seems to have; nothing if none is known."""
+        """Return the estimated limit of the gateway, or an empty string if none is known."""
         model = self._followed(self._last_given)[0] if self._models else None
         return "" if model is None else str(model)
 
     # Models
 
     def _followed(self, now: float) -> tuple[Model | None, float]:
-        """Return the model that counts now, and when it allows the next request."""
+        """Return the model to follow now, and the time at which it allows the next request."""
         best: tuple[tuple[float, float], Model] | None = None
         for model in self._models:
             ready_at = model.ready_at(self._recent, self.in_flight)
@@ -192,7 +194,7 @@ class Limiter:
             ready_at = max(ready_at, now, self._not_before)
             wait = min(ready_at - now, SOON if math.isinf(ready_at) else math.inf)
             key = (
-                model.misses - min(1.0, model.hits / PROVEN) + IMPATIENCE * math.log2(1 + wait / 10),
+                model.misses - min(1.0, model.hits / PROVEN) + WAIT_PENALTY * math.log2(1 + wait / 10),
                 ready_at,
             )
             if best is None or key < best[0]:
@@ -200,9 +202,9 @@ class Limiter:
         return (None, -math.inf) if best is None else (best[1], best[0][1])
 
     def _may_raise(self, model: Model, now: float) -> bool:
-        """Raise a model's bound if nothing was refused for long enough; return whether it was raised.
+        """Raise a model's bound after a long time without rejections, and return whether a request may be sent.
 
-        The first raise permits one request. Once it has not been refused, the next one permits some more.
+        The first raise permits one request. If that is accepted, the next raise permits more.
         """
         since, clean = now - self._clean_since, model.period * self._clean_periods
         if self._clean_accepted < ACCEPTED_BEFORE_RAISE * self._clean_periods:
@@ -216,7 +218,7 @@ class Limiter:
         return model.raise_bound(first)
 
     def _accept(self, now: float) -> None:
-        """Count requests as accepted that would have been refused by now."""
+        """Count requests as accepted if a rejection would have arrived by now."""
         before = now - self._confirmation
         while self._undecided:
             ticket = self._undecided[0]
@@ -237,20 +239,20 @@ class Limiter:
                     model.accept(ticket, self._recent)
             if ticket.model is not None:
                 ticket.model.hits += 1
-                ticket.model.misses *= FORGIVES
+                ticket.model.misses *= MISS_DECAY
 
     # Pauses
 
-    def _refused(self, ticket: Ticket, now: float, retry_after: float | None) -> bool:
-        """Slow down; return whether the request was decided after the last refusal became known."""
+    def _slow_down(self, ticket: Ticket, now: float, retry_after: float | None) -> bool:
+        """Slow down, and return whether the request was sent after the last rejection became known."""
         if ticket.ended:
             return False
         self._end(ticket)
-        self.refusals += 1
+        self.rejections += 1
         if ticket.given:
             self._forget(ticket)
-        if self._refused_since is None:
-            self._refused_since = now
+        if self._rejected_since is None:
+            self._rejected_since = now
         if retry_after is not None:
             self._not_before = max(self._not_before, now + retry_after)
         if ticket.given:
@@ -269,14 +271,14 @@ class Limiter:
         self._tried = self._accepted = 0
 
     def _start_delay(self, now: float) -> float:
-        """Return how long to wait for the outcome of earlier requests, while the followed model is unproven.
+        """Return the seconds to wait for the outcome of earlier requests, while the followed model is unproven.
 
-        After a refusal, one request goes first. As many follow as have been accepted.
+        After a rejection, one request goes first. Then as many follow as have been accepted.
         """
         if self._cut_at == -math.inf:
             return 0.0
         if not self._tried and not self._clean_accepted:
-            return self._cut_at + CARE * min(60.0, self._cut_at - self._last_accepted) - now
+            return self._cut_at + REJECTED_WAIT * min(60.0, self._cut_at - self._last_accepted) - now
         if self._tried < max(1, self._accepted):
             return 0.0
         model, _ = self._followed(now)
@@ -289,7 +291,7 @@ class Limiter:
 
     @property
     def _confirmation(self) -> float:
-        """Seconds after which a request that was not refused counts as accepted."""
+        """Seconds after which a request without a rejection counts as accepted."""
         return 1.5 * self._latency + POLL
 
     def _ramp_delay(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""What came of each item: JSON lines on disk while the batch runs, in S3 when it ends."""
+"""The manifest: the result of each item as JSON lines, on disk while the batch runs, in S3 when it ends."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.attempt import Owner
 
 CONTENT_TYPE = "application/x-ndjson; charset=utf-8"
-NOWHERE = -1
+NO_LINE = -1
 
 
 class Manifest:
-    """The list of a batch's items; never in memory, however many there are.
+    """The results of a batch's items. They are kept on disk, because there may be many.
 
-    :param directory: the spool directory, where it is written until it goes to S3
-    :param total: how many items there are
+    :param directory: the spool directory, where it stays until the upload to S3
+    :param total: number of items
     :raises JojoKeyStoreError: if the directory can't be used
     """
 
@@ -35,31 +35,31 @@ class Manifest:
             self._open(spools.private_root(directory))
         except OSError as error:
             raise unusable_spool(directory, error) from None
-        self._begins = array("q", [NOWHERE]) * total
+        self._begins = array("q", [NO_LINE]) * total
 
     def _open(self, folder: Path) -> None:
-        # Files without a name: nothing stays when the process dies, and each line is in a receipt as well.
+        # Unnamed files disappear with the process. The receipts contain the same facts.
         self._lines: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._folder = folder
 
     def add(self, index: int, line: Mapping[str, Any]) -> None:
-        """Write down what came of one item; the last word on it stands."""
+        """Write the result of one item, which replaces an earlier one."""
         self._begins[index] = self._lines.seek(0, 2)
         data = json.dumps({"index": index, **line}, ensure_ascii=False, separators=(",", ":"))
         self._lines.write(data.encode("utf-8", "backslashreplace") + b"\n")
 
     def in_order(self) -> IO[bytes]:
-        """Return a file with the lines in the items' order, at its beginning."""
+        """Return a new file with the lines in the items' order."""
         out: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         for begin in self._begins:
-            if begin != NOWHERE:
+            if begin != NO_LINE:
                 self._lines.seek(begin)
                 out.write(self._lines.readline())
         out.seek(0)
         return out
 
     def close(self) -> None:
-        """Delete what is on disk."""
+        """Delete the file."""
         self._lines.close()
 
 
@@ -69,5 +69,5 @@ def manifest_key(owner: Owner) -> str:
     if owner.map_index >= 0:
         task = f"{task}-{owner.map_index}"
     elif re.search(r"-\d+$", task):
-        task = f"{task}-"  # "poster-1" is not the second of the mapped tasks "poster"
+        task = f"{task}-"  # distinguish the task "poster-1" from the mapped task "poster" with index 1
     return f"{RECEIPTS}batches/{part(owner.dag_id)}/{part(owner.run_id)}/{task}.jsonl"

@@ -1,8 +1,8 @@
-"""Models of a gateway's limit: each says when it expects the next request to be accepted.
+"""Models of a gateway's rate limit: each predicts when the next request will be accepted.
 
-A gateway that answers 429 doesn't say what it counts. It may allow so many requests in a window of time, so many a
-second (a token bucket), or so many at once. The limiter keeps one model of each kind and follows the one that
-refusals have contradicted least.
+A 429 doesn't say what the gateway counts. It may limit the requests per window of time, per second (a token
+bucket), or at once. The limiter keeps one model of each kind and follows the one that rejections have contradicted
+least.
 
 The models are pure: times are arguments, in seconds.
 """
@@ -16,89 +16,89 @@ from dataclasses import dataclass
 from typing import Protocol
 
 WINDOWS = (5.0, 10.0, 20.0, 30.0, 60.0)
-"""Seconds of the windows that are considered. Rates cover shorter ones, and longer ones."""
+"""Window lengths in seconds. The rate model covers shorter and longer ones."""
 MARGIN = 0.03
-"""Seconds added to a window, and one percent of it: requests don't all take the same time to arrive."""
+"""Seconds added to a window, besides one percent of it, because requests take different times to arrive."""
 TOLERANCE = 0.9
-"""Share of a bound at which a refusal corrects the bound, but doesn't contradict the model."""
+"""A rejection above this fraction of the bound corrects the bound, but doesn't contradict the model."""
 FIRST_GAP = 1.0
 LONGEST_GAP = 15.0
-"""Seconds between two requests while a rate is unknown: doubled from one to the other if they are refused."""
+"""Seconds between two requests while the rate is unknown. The gap doubles after each rejection."""
 GAP_SHRINKS = 0.75
-"""Factor by which that pause shrinks with each request that is accepted."""
+"""Factor by which the gap shrinks with each accepted request."""
 CAUTION = 0.95
-"""Share of a measured rate at which requests are sent after a refusal."""
+"""Fraction of a measured rate at which requests are sent after a rejection."""
 GROWTH, CYCLE = 0.1, 40
-"""Share of a measured rate by which it grows with so many accepted requests, so that a higher rate is found. It
-grows with the square of their number."""
+"""After ``CYCLE`` accepted requests, a measured rate has grown by this fraction, to find a higher limit. It grows
+with the square of their number."""
 SHORT = 1.5
-"""Seconds after a refusal in which a known rate may be refused again: some gateways count by the second."""
+"""Seconds after a rejection in which another one is no contradiction: some gateways count per second."""
 CATCH_UP = 10
 """Accepted requests after which the highest plausible rate is tried."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The permission to send one request.
+    """Permission to send one request.
 
-    :param given_at: when it was given
-    :param beside: how many requests were in flight then
-    :param sent_at: when the request was sent; ``None`` before that
+    :param given_at: time at which it was issued
+    :param beside: number of requests in flight at that time
+    :param sent_at: time at which the request was sent; ``None`` before that
     """
 
     given_at: float
     beside: int = 0
     sent_at: float | None = None
     model: Model | None = None
-    """The model by which it was permitted."""
+    """The model that permitted it."""
     given: bool = True
-    """Whether the limiter has given it, so that it counts as in flight."""
+    """Whether the limiter has issued it, so that it counts as in flight."""
     ended: bool = False
     lost: bool = False
-    """Whether it was refused, or not sent."""
+    """Whether it was rejected or not sent."""
 
     @property
     def time(self) -> float:
-        """The time at which a gateway counts it, as far as it is known."""
+        """The best estimate of the time at which the gateway counts it."""
         return self.given_at if self.sent_at is None else self.sent_at
 
 
 class Model(Protocol):
-    """What a gateway may count."""
+    """A hypothesis about what the gateway counts."""
 
     misses: float
-    """How often a request was refused that this model expected to be accepted."""
+    """Number of rejections that this model did not predict."""
     hits: int
-    """How many requests were accepted while the limiter followed this model, since its last miss."""
+    """Number of accepted requests while the limiter followed this model, since its last miss."""
 
     def ready_at(self, recent: Sequence[Ticket], in_flight: int) -> float:
         """Return when the next request may be sent; ``-inf`` for any time, ``inf`` for not now."""
         ...
 
-    def refuse(
+    def reject(
         self, ticket: Ticket, now: float, recent: Sequence[Ticket], fresh: bool, retry_after: float | None
     ) -> None:
-        """Learn from a refusal.
+        """Learn from a rejection.
 
-        :param recent: the requests that were not refused, oldest first
-        :param fresh: whether it was decided after the refusals that are known already
+        :param recent: the requests that were not rejected, oldest first
+        :param fresh: whether the request was sent after the last known rejection
         """
         ...
 
     def accept(self, ticket: Ticket, recent: Sequence[Ticket]) -> None:
-        """Learn from a request that was not refused."""
+        """Learn from an accepted request."""
         ...
 
     def raise_bound(self, first: bool) -> bool:
-        """Allow more, because nothing was refused for a while; return whether one more may be sent now."""
+        """Allow more after a while without rejections, and return whether one more may be sent now."""
         ...
 
     def count(self, ticket: Ticket, change: int) -> None:
-        """Count a request that was permitted (1), or that was refused or not sent (-1)."""
+        """Count a request: 1 if it was permitted, -1 if it was then rejected or not sent."""
         ...
 
     period: float
-    """Seconds without a refusal after which more may be allowed; ``inf`` if the model grows by itself."""
+    """Seconds without a rejection after which more may be allowed; ``inf`` if the model grows by itself."""
 
     @property
     def spacing(self) -> float:
@@ -119,13 +119,13 @@ class _Bounded:
         self._safe = math.inf
         """The bound before it was raised."""
         self._corrections = 0
-        """Fresh refusals in a row at which the bound was too high."""
+        """Fresh rejections in a row at which the bound was too high."""
 
     def count(self, ticket: Ticket, change: int) -> None:
-        """Count a request: nothing to do, as the limiter remembers enough of them."""
+        """Do nothing: the limiter keeps the requests."""
 
     def raise_bound(self, first: bool) -> bool:
-        """Allow more, because nothing was refused for a while; return whether one more may be sent now."""
+        """Allow more after a while without rejections, and return whether one more may be sent now."""
         if self.bound < 1:
             return False
         self._safe = self.bound
@@ -137,7 +137,7 @@ class _Bounded:
         """Mean seconds between two requests."""
         return self.period / max(1.0, self.bound)
 
-    def _refuse(self, count: int, fresh: bool) -> None:
+    def _lower_bound(self, count: int, fresh: bool) -> None:
         if self.bound == math.inf:
             self.bound = self._safe = count
         elif count < self.bound:
@@ -146,19 +146,19 @@ class _Bounded:
                 self.misses += 1.0 if clear else 0.5
                 self.hits = 0 if clear else min(self.hits, 20) // 4
                 self._corrections += 1
-                if self._corrections > 1:  # small steps would cost a refusal each
+                if self._corrections > 1:  # each small step would cost a rejection
                     count = min(count, int(self._safe * (1 - 0.05 * 2 ** (self._corrections - 1))))
             self.bound = self._safe = max(0, min(self._safe, count))
 
 
 class Window(_Bounded):
-    """So many requests in any ``seconds``, or in windows of that length that begin at any time."""
+    """A limit per ``seconds``, in a sliding window or in windows that begin at any time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = self.period = seconds
         self._began = -math.inf
-        """Requests before this time don't count any more: the gateway has begun a new window."""
+        """Requests before this time don't count, because the gateway has begun a new window."""
 
     def ready_at(self, recent: Sequence[Ticket], in_flight: int) -> float:
         """Return when the next request may be sent."""
@@ -169,10 +169,10 @@ class Window(_Bounded):
         oldest = recent[-int(self.bound)]
         return -math.inf if oldest.given_at < self._began else oldest.time + self.seconds * 1.01 + MARGIN
 
-    def refuse(
+    def reject(
         self, ticket: Ticket, now: float, recent: Sequence[Ticket], fresh: bool, retry_after: float | None
     ) -> None:
-        """Learn from a refusal."""
+        """Learn from a rejection."""
         if retry_after is not None and retry_after > self.seconds + 1:
             self.bound = self._safe = 0
             return
@@ -182,10 +182,10 @@ class Window(_Bounded):
             if fresh:
                 self.misses += 0.5
                 self.hits = 0
-        self._refuse(count, fresh)
+        self._lower_bound(count, fresh)
 
     def accept(self, ticket: Ticket, recent: Sequence[Ticket]) -> None:
-        """Learn from a request that was not refused."""
+        """Learn from an accepted request."""
         count = self._count(ticket, recent)
         if count > 0.5 * self.bound:
             self._corrections = 0
@@ -193,7 +193,7 @@ class Window(_Bounded):
             return
         if ticket.given_at - self._began >= 0.8 * self.seconds:
             self._began = ticket.given_at
-        else:  # no window begins so soon after another one
+        else:  # a new window cannot begin so soon
             self.bound = self._safe = count + 1
 
     def _count(self, ticket: Ticket, recent: Sequence[Ticket], began: float | None = None) -> int:
@@ -206,7 +206,7 @@ class Window(_Bounded):
 
 
 class Concurrency(_Bounded):
-    """So many requests at once."""
+    """A limit of requests in flight."""
 
     period = 10.0
 
@@ -214,16 +214,16 @@ class Concurrency(_Bounded):
         """Return when the next request may be sent."""
         return -math.inf if in_flight < self.bound else math.inf
 
-    def refuse(
+    def reject(
         self, ticket: Ticket, now: float, recent: Sequence[Ticket], fresh: bool, retry_after: float | None
     ) -> None:
-        """Learn from a refusal."""
-        self._refuse(ticket.beside, fresh)
+        """Learn from a rejection."""
+        self._lower_bound(ticket.beside, fresh)
 
     def accept(self, ticket: Ticket, recent: Sequence[Ticket]) -> None:
-        """Learn from a request that was not refused."""
+        """Learn from an accepted request."""
         self._corrections = 0
-        if self.bound <= ticket.beside:  # also if others used all of it before
+        if self.bound <= ticket.beside:  # the limit is higher than assumed
             self.bound = self._safe = ticket.beside + 1
 
     def __str__(self) -> str:
@@ -231,10 +231,10 @@ class Concurrency(_Bounded):
 
 
 class Rate:
-    """So many requests a second: a token bucket, which is empty whenever it refuses.
+    """A limit of requests per second: a token bucket, which is empty whenever it rejects a request.
 
-    Between two refusals it accepts what flows in, so the requests that were accepted give its rate. If it was not
-    empty in between, or forgets what is not used, it is the rate of the latest requests.
+    Between two rejections, the bucket accepts as many requests as it is refilled, so the accepted requests show its
+    rate. If it was not empty in between, or discards unused tokens, the latest requests show the rate.
     """
 
     period = spacing = math.inf
@@ -243,18 +243,18 @@ class Rate:
         self.misses, self.hits = 0.0, 0
         self.low = self.high = 0.0
         self._since = -math.inf
-        """When the last refused request was permitted."""
+        """When the last rejected request was permitted."""
         self._count = 0
-        """Requests since then that were not refused."""
+        """Requests since then that were not rejected."""
         self._cut_at = self._last = -math.inf
-        """When that refusal became known, and when the latest request after that was permitted."""
+        """When that rejection became known, and when the latest request since then was permitted."""
         self._given = 0
-        """Requests after that refusal became known."""
+        """Requests after that rejection became known."""
         self._first_gap = FIRST_GAP
-        self._patience = 1
+        self._backoff = 1
 
     def count(self, ticket: Ticket, change: int) -> None:
-        """Count a request that was permitted (1), or that was refused or not sent (-1)."""
+        """Count a request: 1 if it was permitted, -1 if it was then rejected or not sent."""
         if ticket.given_at > self._since:
             self._count += change
         if ticket.given_at >= self._cut_at:
@@ -269,17 +269,17 @@ class Rate:
         if not self.low:
             return self._last + self._first_gap * GAP_SHRINKS**self._given
         gap = 1 / self._rate
-        return self._last + (gap if self._given else max(gap, min(self._patience * gap, LONGEST_GAP)))
+        return self._last + (gap if self._given else max(gap, min(self._backoff * gap, LONGEST_GAP)))
 
     @property
     def _rate(self) -> float:
         above = (self.high - self.low) * min(1.0, self._given / CATCH_UP)
         return (self.low + above) * (CAUTION + GROWTH * (self._given / CYCLE) ** 2)
 
-    def refuse(
+    def reject(
         self, ticket: Ticket, now: float, recent: Sequence[Ticket], fresh: bool, retry_after: float | None
     ) -> None:
-        """Learn from a refusal."""
+        """Learn from a rejection."""
         if not fresh:
             return
         later = count_between(recent, ticket.given_at, math.inf)
@@ -289,10 +289,10 @@ class Rate:
         if self._since > -math.inf and elapsed > 0:
             unlike = count < 0.4 * self.low * elapsed if count else elapsed > SHORT or not self.low
             if unlike:
-                self.misses += 0.5 if self._patience == 1 and not count else 1.0
+                self.misses += 0.5 if self._backoff == 1 and not count else 1.0
                 self.hits = 0
             if count:
-                self._patience = 1
+                self._backoff = 1
                 known, self.low = self.low, count / elapsed
                 half = (count + 1) // 2
                 began = recent[-later - half].given_at if later + half <= len(recent) else self._since
@@ -301,17 +301,17 @@ class Rate:
                     self.low if latest < 1.15 * self.low else min(latest, (1.5 if known else 2.5) * self.low)
                 )
             elif self.low:
-                self._patience = min(2 * self._patience, 64)
+                self._backoff = min(2 * self._backoff, 64)
             else:
                 self._first_gap = min(LONGEST_GAP, 2 * self._first_gap)
         self._since, self._count = ticket.given_at, later
         self._cut_at, self._last, self._given = now, now, 0
 
     def accept(self, ticket: Ticket, recent: Sequence[Ticket]) -> None:
-        """Learn from a request that was not refused: they are counted when they are permitted."""
+        """Do nothing: requests are counted when they are permitted."""
 
     def raise_bound(self, first: bool) -> bool:
-        """Return ``False``: a rate is raised by each accepted request."""
+        """Return ``False``, because each accepted request raises the rate."""
         return False
 
     def __str__(self) -> str:
@@ -319,7 +319,7 @@ class Rate:
 
 
 def count_between(recent: Sequence[Ticket], after: float, before: float) -> int:
-    """Return how many requests were permitted in a time, without its ends."""
+    """Return the number of requests that were permitted between two times, exclusive."""
     first = bisect_right(recent, after, key=_given_at)
     return max(0, bisect_left(recent, before, key=_given_at) - first)
 

@@ -1,4 +1,4 @@
-"""What a batch is asked for: each item checked before anything is sent, and made into an order when its turn comes."""
+"""The items of a batch: checked before anything is sent, and converted to jobs one by one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 PLACE = ("s3_bucket", "s3_key")
 CHOICES = {"reuse": REUSE, "on_unknown_outcome": ON_UNKNOWN_OUTCOME}
 OPTIONS = (*FIELDS, *PLACE, *CHOICES)
-"""What an item may say: what describes its images and their place."""
+"""The options of an item: its images, their keys, and how to pay."""
 
-MAX_TOLD = 20
-"""Bad items that are named; more are counted."""
+MAX_LISTED_PROBLEMS = 20
+"""Maximum number of invalid items that an error lists."""
 MAX_PROBLEM = 300
 
 
@@ -29,9 +29,9 @@ MAX_PROBLEM = 300
 class Plan:
     """A batch's items.
 
-    :param items: what was asked for: any sequence of dicts, read one by one
-    :param defaults: the options that an item need not repeat
-    :param owner: the task that wants them
+    :param items: any sequence of dicts, read one by one
+    :param defaults: options for all items that don't set them
+    :param owner: the task of the batch
     :param replace: see :class:`ImageJob`
     """
 
@@ -41,15 +41,15 @@ class Plan:
     replace: bool = False
 
     def jobs(self) -> Iterator[tuple[int, ImageJob]]:
-        """Yield each item's number, from 0, and its order.
+        """Yield each item's number, from 0, and its job.
 
-        :raises ValueError: at the first item that is not valid
+        :raises ValueError: at the first invalid item
         """
         for index, item in enumerate(self.items):
             yield index, self._job(item)
 
     def problems(self) -> Iterator[tuple[int, str]]:
-        """Yield what is wrong: an item's number and a sentence that may be shown."""
+        """Yield the number and a description of each invalid item."""
         places: dict[tuple[str, str], int] = {}
         for index, item in enumerate(self.items):
             try:
@@ -59,7 +59,7 @@ class Plan:
                 continue
             for place in set(_places(job)):
                 if (other := places.setdefault(place, index)) != index:
-                    yield index, f"it writes to s3://{place[0]}/{place[1][:200]}, and so does item {other}"
+                    yield index, f"it writes to s3://{place[0]}/{place[1][:200]}, like item {other}"
                     break
 
     def _job(self, item: Any) -> ImageJob:
@@ -70,8 +70,8 @@ class Plan:
         if not isinstance(item, Mapping):
             raise ValueError(f"it must be a dict with prompt and s3_key, not {type(item).__name__}")
         if unknown := [name for name in item if name not in OPTIONS]:
-            told = ", ".join(repr(name)[:40] for name in unknown[:5])
-            raise ValueError(f"it has {told}, which is no option of an item; there are {', '.join(OPTIONS)}")
+            names = ", ".join(repr(name)[:40] for name in unknown[:5])
+            raise ValueError(f"it has the unknown options {names}; known options are {', '.join(OPTIONS)}")
         values = {
             **self.defaults,
             **{name: value for name, value in item.items() if filled(value) is not None},
@@ -96,15 +96,15 @@ class Plan:
 
 
 def format_problems(problems: Sequence[tuple[int, str]], total: int) -> str:
-    """Return one message that names the bad items, the first of them if there are very many."""
-    lines = [f"requests[{index}]: {problem}" for index, problem in problems[:MAX_TOLD]]
-    if len(problems) > MAX_TOLD:
-        lines.append(f"and {len(problems) - MAX_TOLD} more")
+    """Return a message that lists the invalid items, up to a limit."""
+    lines = [f"requests[{index}]: {problem}" for index, problem in problems[:MAX_LISTED_PROBLEMS]]
+    if len(problems) > MAX_LISTED_PROBLEMS:
+        lines.append(f"and {len(problems) - MAX_LISTED_PROBLEMS} more")
     return f"{len(problems)} of {total} requests are not valid: {'; '.join(lines)}"
 
 
 def _places(job: ImageJob) -> Iterator[tuple[str, str]]:
-    """Yield the objects that an order will write, the receipt among them."""
+    """Yield the objects that a job will write, including the receipt."""
     destination, output = job.destination, job.request.output_format or "png"
     extension = "jpg" if output == "jpeg" else output
     yield destination.bucket, destination.receipt_key

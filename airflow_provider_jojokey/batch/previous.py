@@ -1,13 +1,13 @@
-"""What an earlier try of the same batch has completed, without a request per item.
+"""Find the items that an earlier try of the same batch has completed, without a request per item.
 
 The manifest of the earlier try names each item's images and the ETag of its receipt. A listing of the bucket shows
-which of these objects are unchanged. Only both together prove that an item needs nothing:
+which of these objects are unchanged. Only both together prove that an item is complete:
 
-* its receipt has the ETag that the manifest names, so nothing has been recorded since then;
-* each of its images has the size that the manifest names, and is not newer than the receipt, which is written after
-  the images.
+* its receipt has the ETag from the manifest, so nothing has been recorded since then;
+* each of its images has the size from the manifest, and is not newer than the receipt, which is written after the
+  images.
 
-Without that proof, the item is checked like any other: its receipt is read, and its images are looked for.
+Without this proof, the task reads the item's receipt and checks its images, as for any other item.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 REUSABLE = ("run", "always")
 PAGES, KEYS_PER_PAGE = 10, 1000
-"""A listing ends after this many pages more than the keys need, in case the bucket holds much else."""
+"""Pages to list beyond those that the keys need, in case the bucket contains many other objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An object as a listing shows it."""
+    """An object in a listing."""
 
     size: int
     etag: str
@@ -46,11 +46,11 @@ class Listed:
 
 
 class Previous:
-    """The manifest of an earlier try, and what is in S3 now. Ask for the items in their order.
+    """The manifest of an earlier try, and the current objects in S3. Query the items in ascending order.
 
     :param lines: the manifest
     :param listed: the objects by bucket and key
-    :param spool_directory: where images of unfinished attempts wait
+    :param spool_directory: the spool directory, which may contain images of unfinished attempts
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Previous:
         self._line: dict[str, Any] | None = next(self._lines, None)
 
     def unchanged(self, index: int, job: ImageJob, host: str) -> dict[str, Any] | None:
-        """Return the manifest's line for an item that needs nothing, or ``None`` without proof of that.
+        """Return the manifest's line for a complete item, or ``None`` without proof.
 
-        :param index: the item's number, higher than in the call before
+        :param index: the item's number, higher than in the previous call
         :param host: the gateway
         """
         while self._line is not None and self._line["index"] < index:
@@ -98,7 +98,7 @@ class Previous:
 
 
 def load(store: ImageStore, bucket: str, key: str, folder: Path) -> Previous | None:
-    """Return what an earlier try has left, or ``None`` if there is nothing to go by.
+    """Return the manifest and objects of an earlier try, or ``None`` if there is no manifest.
 
     :param key: the manifest's key
     :param folder: the spool directory
@@ -114,18 +114,18 @@ def load(store: ImageStore, bucket: str, key: str, folder: Path) -> Previous | N
                 pages = PAGES + count // KEYS_PER_PAGE
                 for found in store.list(name, under, pages):
                     if not {"Key", "Size", "ETag", "LastModified"} <= found.keys():
-                        continue  # an object that is not listed in full is looked at itself
+                        continue  # incompletely listed objects are checked one by one
                     listed[name, found["Key"]] = Listed(
                         found["Size"], found["ETag"].strip('"'), found["LastModified"]
                     )
     except JojoKeyError as error:
-        log.info("The items of the earlier try are checked one by one: %s", error.message)
+        log.info("Checking the items of the earlier try one by one: %s", error.message)
         return None
     return Previous(lines, listed, folder)
 
 
 def _places(lines: IO[bytes]) -> dict[str, tuple[int, str]]:
-    """Return, for each bucket, how many images it has and the beginning that their keys share."""
+    """Return, for each bucket, the number of its images and the common prefix of their keys."""
     places: dict[str, tuple[int, str]] = {}
     for line in _parsed(lines):
         try:
@@ -137,12 +137,12 @@ def _places(lines: IO[bytes]) -> dict[str, tuple[int, str]]:
     return places
 
 
-def _shared(one: str, other: str) -> str:
-    """Return the beginning that two texts share."""
+def _shared(first: str, second: str) -> str:
+    """Return the common prefix of two texts."""
     length = next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(min(one, other, key=len))
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
     )
-    return one[:length]
+    return first[:length]
 
 
 def _parsed(lines: IO[bytes]) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Run a batch: one thread decides what is sent when, and one thread per image waits for it.
+"""Run a batch: one thread decides which item to send when, and one thread per image waits for its response.
 
-Only the deciding thread touches counts, pace and manifest. It is not the main thread, in which Airflow raises
+Only the deciding thread changes counts, limiter and manifest. It is not the main thread, in which Airflow can raise
 a timeout between any two instructions: an image that had just arrived would be missing from the counts.
-The other threads call :func:`generate_images`, as a single task does.
+The other threads call :func:`generate_images`, like a task with a single image.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ log = logging.getLogger(__name__)
 PROGRESS = 30.0
 """Seconds between two progress lines in the log."""
 TIMEOUT_GRACE = 120.0
-"""Seconds for which a batch that is interrupted, such as by a timeout, waits for images in flight: they are paid for.
-If it is told to end, its hook decides how long, see :meth:`JojoKeyHook.stop`."""
+"""Seconds that a batch waits for images in flight after an interruption such as a timeout, because they are billed.
+If Airflow stops the task, its hook decides how long, see :meth:`JojoKeyHook.stop`."""
 LIMIT, RECORDING = 16.0, 3.0
-"""Seconds after the start of the end, and after the last response, in which everything is stored and recorded. The
-rest of the task, such as its manifest, has to end in time as well, see :mod:`operators.stopping`."""
+"""Seconds after an interruption, and after the last response, within which everything is stored and recorded. They
+leave time for the rest of the task, such as its manifest, see :mod:`operators.stopping`."""
 MAX_PREPARED = 64
-"""Items at most that threads prepare while others are sent: read their receipts, and wait for their turn."""
+"""Maximum number of items that threads prepare (reading receipts, waiting to send) while others are sent."""
 MAX_UNCHANGED = 100
-"""Items that are handed out before the threads' results are looked at again."""
+"""Maximum number of items to dispatch before the threads' results are handled again."""
 MAX_TRIES = 3
-"""How often a run sends an item that the gateway fails without billing it. Rate limits don't count."""
+"""Maximum number of sends of an item that fails without being billed. Rate limits don't count."""
 DRAIN_POLL = 0.2
 LOG_INTERVAL = 60.0
 """Seconds between two reads of the gateway log, which allows about 20 in 20 minutes."""
@@ -81,19 +81,19 @@ FATAL_ERRORS = (
     JojoKeyTLSError,
     JojoKeyTokenError,
 )
-"""After one of these, all other items would end the same way."""
+"""After one of these, all other items would fail the same way."""
 PREFLIGHT_FATAL = (JojoKeyEdgeBlockedError, JojoKeyTLSError, JojoKeyTokenError)
-"""If an unbilled call fails with one of these, paid ones would too."""
+"""If the unbilled check fails with one of these, paid requests would fail too."""
 TRANSIENT = (JojoKeyNoChannelError, JojoKeyOverloadedError, JojoKeyStoreError, JojoKeyUnreachableError)
 
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """One item on its way through a thread.
+    """One item that a thread processes.
 
     :param index: the item's number
     :param job: its job
-    :param began: when it was handed to a thread
+    :param began: when it was dispatched to a thread
     """
 
     index: int
@@ -102,21 +102,21 @@ class Turn:
     ticket: Ticket | None = None
     """The permission to send its request; ``None`` until it needs one."""
     decided: threading.Event = field(default_factory=threading.Event)
-    """Set once it has its ticket, or will not get one."""
+    """Set when it has received its ticket, or will not receive one."""
 
 
-class Asks:
-    """A thread asks for the permission to send."""
+class NeedsTicket:
+    """A thread waits for permission to send."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A request has failed, and its thread is still recording that."""
+    """A request has failed, and its thread is still recording the failure."""
 
     error: JojoKeyError
 
 
-Event: TypeAlias = tuple[Turn, "Generated | JojoKeyError | Asks | Failed"]
+Event: TypeAlias = tuple[Turn, "Generated | JojoKeyError | NeedsTicket | Failed"]
 
 
 class Batch:
@@ -127,9 +127,9 @@ class Batch:
     :param hook: the JojoKey hook, which all threads share
     :param store: S3, which all threads share
     :param settings: the worker's settings
-    :param manifest: where each item's result is written
-    :param max_in_flight: how many images may be in flight
-    :param budget: the limits; ``None`` is no limit
+    :param manifest: receives each item's result
+    :param max_in_flight: maximum number of images in flight
+    :param budget: the limits; ``None`` means unlimited
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Batch:
         self.limiter = Limiter(max_in_flight)
         self.stopped = False
         self.closed: JojoKeyError | None = None
-        """Why nothing is sent any more; items that are paid for are still reused."""
+        """Why the batch stopped sending. Paid images are still reused."""
         self._hook = hook
         self._budget = budget
         self._services = Services(
@@ -162,9 +162,9 @@ class Batch:
             resend=False,
         )
         self.previous: Previous | None = None
-        """What an earlier try has completed, if that is known."""
+        """The result of an earlier try, if there was one."""
         self._asked = 0
-        """The first item of which it is unknown whether an earlier try has completed it."""
+        """The first item that has not been compared with the earlier try."""
         self._plan = plan
         self._aws_conn_id = aws_conn_id
         self._fresh = plan.jobs()
@@ -174,46 +174,46 @@ class Batch:
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._waiting: deque[Turn] = deque()
-        """Items whose receipts allow a payment, in the order in which they will be sent."""
+        """Items whose receipts allow a payment, in sending order."""
         self._unpermitted = 0
-        """Items that threads work on without the permission to send."""
+        """Number of items that threads process without permission to send."""
         self._threads = 0
         self._busy = 0
         self._held_until = 0.0
-        """Until when no item is handed to a thread, because S3 does not respond."""
+        """Time until which no item is dispatched, because S3 does not respond."""
         self._sent: set[int] = set()
-        """Items that have sent a request and whose outcome has not been counted."""
+        """Items that have sent a request and whose outcome is not counted yet."""
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
-        self._last_refusal: JojoKeyError | None = None
+        self._last_rejection: JojoKeyError | None = None
 
     def stop(self) -> None:
-        """Send nothing more; images in flight are still waited for. A signal handler may call it."""
+        """Send nothing more, but wait for images in flight. Safe in a signal handler."""
         self.stopped = True
         self._events.put(None)
 
     def preflight(self) -> None:
-        """Check the token at no cost. If the gateway rejects it, only items that are paid for are reused."""
+        """Check the token at no cost. If the gateway rejects it, the batch only reuses paid images."""
         began = time.monotonic()
         try:
             self._hook.list_models()
             self.limiter.expect(time.monotonic() - began)
         except PREFLIGHT_FATAL as error:
-            log.error("%s No item is sent.", error.message)
+            log.error("%s The batch sends nothing.", error.message)
             self._close(error)
         except JojoKeyError as error:
-            log.info("The token could not be checked: %s", error.message)
+            log.info("Could not check the token: %s", error.message)
 
     def run(self) -> Tally:
         """Process all items and return the totals.
 
-        :raises BaseException: whatever Airflow interrupts a task with, after images in flight were stored
+        :raises BaseException: Airflow's interruption, after images in flight were stored
         """
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
         failures: list[BaseException] = []
-        # Not Thread.join(): in Python 3.11, an exception that interrupts it marks the running thread as ended, so
-        # that a second join() returns at once and images in flight are not counted.
+        # In Python 3.11, an exception during Thread.join() marks the running thread as ended. A second join() would
+        # then return at once, and images in flight would not be counted.
         ended = threading.Event()
 
         def decide() -> None:
@@ -253,9 +253,9 @@ class Batch:
             self._stop_idle_threads(0)
 
     def _dispatch(self) -> float | None:
-        """Permit sending, and hand items to threads.
+        """Permit items to be sent, and dispatch items to threads.
 
-        :return: the seconds until more may be permitted; ``None`` if there is nothing more to hand out
+        :return: the seconds until more may be permitted, or ``None`` if there are no more items
         """
         now = time.monotonic()
         if self.closed is None and self._waiting and self.limiter.stalled(now):
@@ -266,7 +266,7 @@ class Batch:
             if delay:
                 break
             turn = self._waiting.popleft()
-            turn.ticket = self.limiter.give(now)
+            turn.ticket = self.limiter.acquire(now)
             self._unpermitted -= 1
             turn.decided.set()
         for _ in range(MAX_UNCHANGED):
@@ -282,7 +282,7 @@ class Batch:
         return 0.0
 
     def _is_unchanged(self, index: int, job: ImageJob) -> bool:
-        """Count an item that an earlier try has completed; return ``False`` if that is not proven."""
+        """Count an item if it is proven that an earlier try has completed it; otherwise return ``False``."""
         if self.previous is None or index < self._asked:
             return False
         self._asked = index + 1
@@ -296,10 +296,10 @@ class Batch:
         return True
 
     def load_spent(self, wanted: Amount) -> None:
-        """Read all receipts, to know what this task has spent in this Dag run before it spends more.
+        """Read all receipts and add up what this task has spent in this Dag run.
 
-        :param wanted: about what all items cost
-        :raises JojoKeyError: if one of them cannot be read
+        :param wanted: the estimated cost of all items
+        :raises JojoKeyError: if a receipt cannot be read
         """
         if self._budget is None:
             return
@@ -320,7 +320,7 @@ class Batch:
             else:
                 sums.put(spent)
 
-        # Not a thread pool, which would wait for its threads although S3 does not respond.
+        # A thread pool would wait for its threads even if S3 does not respond.
         readers = min(store.connections or 1, self.tally.total)
         for number in range(readers):
             threading.Thread(target=add_up, name=f"{THREADS}reader-{number}", daemon=True).start()
@@ -336,7 +336,7 @@ class Batch:
             log.info("This task has spent %s in this Dag run so far.", total)
 
     def settle(self) -> None:
-        """Look up usage that responses did not report, and account for it in the budget. Call it after :meth:`run`."""
+        """Look up missing usage and update the budget. Call this after :meth:`run`."""
         self._settle_usage()
         if self._budget is not None:
             self._budget.close()
@@ -360,12 +360,12 @@ class Batch:
         self._turns.put(turn)
 
     def _start_thread(self) -> None:
-        """Start another thread; if the system refuses, go on with those that exist.
+        """Start another thread. If the system has no more, continue with the existing ones.
 
-        :raises RuntimeError: if there is none at all
+        :raises RuntimeError: if there is no thread at all
         """
         thread = threading.Thread(
-            target=copy_context().run,  # so that their spans belong to the task's
+            target=copy_context().run,  # makes their spans children of the task's span
             args=(self._work,),
             name=f"{THREADS}{self._threads}",
             daemon=True,
@@ -376,14 +376,15 @@ class Batch:
             if not self._threads:
                 raise
             log.warning(
-                "The system starts no more than %d threads, so as many images are in flight.", self._threads
+                "The system allows only %d threads, which limits the number of images in flight.",
+                self._threads,
             )
             self.limiter.max_in_flight = self._threads
             return
         self._threads += 1
 
     def _stop_idle_threads(self, needed: int) -> None:
-        """Stop threads that have nothing left to do: each one takes memory."""
+        """Stop threads without work, because each takes memory."""
         while self._threads > needed:
             self._turns.put(None)
             self._threads -= 1
@@ -395,7 +396,7 @@ class Batch:
     def _generate(self, turn: Turn) -> Generated | JojoKeyError:
         def acquire() -> None:
             if turn.ticket is None:
-                self._events.put((turn, Asks()))
+                self._events.put((turn, NeedsTicket()))
                 turn.decided.wait()
                 self._permit()
 
@@ -428,7 +429,7 @@ class Batch:
     # Results
 
     def _wait(self, delay: float | None) -> None:
-        """Wait until something comes back, or for ``delay`` seconds; take it all."""
+        """Wait for events for up to ``delay`` seconds, and handle all of them."""
         now = time.monotonic()
         until = min(self._next_progress - now, float("inf") if delay is None else delay)
         try:
@@ -443,8 +444,8 @@ class Batch:
             self._next_progress = time.monotonic() + PROGRESS
             log.info(self._progress())
 
-    def _handle(self, turn: Turn, event: Generated | JojoKeyError | Asks | Failed) -> None:
-        if isinstance(event, Asks):
+    def _handle(self, turn: Turn, event: Generated | JojoKeyError | NeedsTicket | Failed) -> None:
+        if isinstance(event, NeedsTicket):
             if self.closed is not None:
                 turn.decided.set()
             else:
@@ -463,7 +464,7 @@ class Batch:
         self._sent.discard(turn.index)
         slowed = isinstance(outcome, JojoKeyError) and self.closed is None and self._slow_down(turn, outcome)
         if turn.ticket is not None:
-            self.limiter.done(turn.ticket, time.monotonic())  # no effect if the request was refused
+            self.limiter.release(turn.ticket, time.monotonic())  # no effect if the request was rejected
         if isinstance(outcome, Generated):
             self._succeeded(turn, outcome)
             return
@@ -477,11 +478,13 @@ class Batch:
                 return
         self._failed(turn, outcome)
         if self.closed is None and (isinstance(outcome, FATAL_ERRORS) or _is_fatal_upload_error(outcome)):
-            log.error("%s No further item is sent: the others would end the same way.", outcome.message)
+            log.error(
+                "%s The batch stops sending, because other items would fail the same way.", outcome.message
+            )
             self._close(outcome)
 
     def _slow_down(self, turn: Turn, error: JojoKeyError) -> bool:
-        """Slow down after an unbilled error that may pass; return whether it is one.
+        """Slow down after an unbilled transient error, and return whether it is one.
 
         A request's error is reported twice: when it arrives, and when it is recorded. The limiter counts it once.
         """
@@ -491,33 +494,33 @@ class Batch:
         before = self.limiter.wanted_pause(now)
         ticket = turn.ticket or Ticket(turn.began, given=False)
         if isinstance(error, JojoKeyRateLimitError):
-            self.limiter.refused(ticket, now, error.retry_after)
+            self.limiter.rejected(ticket, now, error.retry_after)
         elif isinstance(error, TRANSIENT):
             self.limiter.overloaded(ticket, now, error.retry_after)
         else:
             return False
-        self._last_refusal = error
+        self._last_rejection = error
         pause = self.limiter.wanted_pause(now)
         if turn.ticket is None:
             self._held_until = now + pause
         if not before and pause >= 1:
-            log.info("%s The whole batch waits for %.0f s.", error.message, pause)
+            log.info("%s The batch waits for %.0f s.", error.message, pause)
         return True
 
     def _give_up_waiting(self, now: float) -> None:
-        assert self._last_refusal is not None
+        assert self._last_rejection is not None
         wanted = self.limiter.wanted_pause(now)
-        self._last_refusal.retry_after = wanted or None
+        self._last_rejection.retry_after = wanted or None
         log.error(
-            "The gateway has refused everything for %.0f s, and the next request would be in %.0f s: this try sends "
-            "nothing more.",
+            "The gateway has rejected every request for %.0f s, and the next one would be possible in %.0f s. This try "
+            "sends nothing more.",
             now - self._began,
             wanted,
         )
-        self._close(self._last_refusal)
+        self._close(self._last_rejection)
 
     def _close(self, error: JojoKeyError) -> None:
-        """Send nothing more; items that are paid for are still reused."""
+        """Send nothing more. Paid images are still reused."""
         self.closed = error.changed(
             billed="no", sent=False, usage=None, images=None, kept=[], spool=None, receipt=None
         )
@@ -573,22 +576,22 @@ class Batch:
     # The end
 
     def _drain(self) -> None:
-        """Wait for images in flight if the run was interrupted: they are paid for."""
+        """After an interruption, wait for images in flight, because they are billed."""
         self.stopped = self.stopped or bool(self._busy)
         if not self._busy:
             return
         began, hook = time.monotonic(), self._hook
-        self._close(JojoKeyError("The task was told to end."))
-        log.warning("The task was told to end: it sends nothing more. %s", self._progress())
+        self._close(JojoKeyError("Airflow stopped the task."))
+        log.warning("The task was stopped and sends nothing more. %s", self._progress())
         self._wait_for_all(lambda: hook.stopping.is_set() or time.monotonic() >= began + TIMEOUT_GRACE)
         if self._busy:
-            hook.stop(0.0)  # no effect if the task was told to end: it has stopped already
+            hook.stop(0.0)  # no effect if Airflow stopped the task, which has already called it
             self._wait_for_all(hook.stopped.is_set)
             soon = time.monotonic() + RECORDING
             late = max(soon, began + LIMIT)
             self._wait_for_all(lambda: time.monotonic() >= (late if self._sent else soon))
         if self._sent:
-            log.error("%d requests could not be recorded in time. A retry reconciles them.", len(self._sent))
+            log.error("Could not record %d requests in time. A retry reconciles them.", len(self._sent))
             self.tally.unknown_outcomes += len(self._sent)
 
     def _wait_for_all(self, give_up: Callable[[], bool]) -> None:
@@ -615,7 +618,7 @@ class Batch:
 
 
 def _is_fatal_upload_error(error: JojoKeyError) -> bool:
-    """Return whether paid images could not be stored, for a reason that will not go away by itself."""
+    """Return whether paid images could not be stored, for a permanent reason."""
     return isinstance(error, JojoKeyStoreError) and error.billed == "yes" and not error.transient
 
 
@@ -638,7 +641,7 @@ SAME_WARNINGS = 10
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Keep a line for each image out of the log, and a warning that says the same of each."""
+    """Drop log lines of single images, and limit repeated warnings."""
     seen: Counter[tuple[str, int]] = Counter()
 
     def passes(record: logging.LogRecord) -> bool:
@@ -651,10 +654,10 @@ def _quiet_threads() -> Iterator[None]:
         return seen[where] <= SAME_WARNINGS
 
     loggers = [logging.getLogger(name) for name in CHATTY]
-    for one in loggers:
-        one.addFilter(passes)
+    for logger in loggers:
+        logger.addFilter(passes)
     try:
         yield
     finally:
-        for one in loggers:
-            one.removeFilter(passes)
+        for logger in loggers:
+            logger.removeFilter(passes)

@@ -1,4 +1,4 @@
-"""Counts and sums over the items of a batch, never the items themselves."""
+"""Counts and sums over the items of a batch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.job import ImageJob
 
 MAX_KEYS = 100
-"""Images up to which a batch pushes ``keys``; of more, its manifest tells."""
+"""Maximum number of images for which a batch pushes ``keys``. The manifest lists more."""
 MAX_CAUSE = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """An item that cost money, or may have, and whose usage is unknown.
+    """An item that was or may have been billed and whose usage is unknown.
 
-    :param images: paid images
+    :param images: number of paid images
     :param billed: ``"yes"`` or ``"unknown"``
     """
 
@@ -38,11 +38,11 @@ class Unsettled:
 
 @dataclass(slots=True)
 class Cause:
-    """One class of error among the failed items.
+    """One class of errors among the failed items.
 
-    :param index: the first item that met it
-    :param place: its ``s3://`` place
-    :param message: what it said
+    :param index: the first item that failed with it
+    :param place: that item's ``s3://`` URI
+    :param message: the error's message
     """
 
     index: int
@@ -55,7 +55,7 @@ class Cause:
 class Tally:
     """Counts and sums over a batch's items.
 
-    :param total: how many items there are
+    :param total: number of items
     """
 
     total: int
@@ -67,9 +67,9 @@ class Tally:
     paid: bool = False
     """Whether anything was billed."""
     unknown_outcomes: int = 0
-    """Items of which it is unknown whether they were billed."""
+    """Number of items for which it is unknown whether they were billed."""
     without_usage: int = 0
-    """Paid images whose usage is unknown."""
+    """Number of paid images whose usage is unknown."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
     cost: Costs = field(default_factory=Costs)
     retry_after: float | None = None
@@ -80,28 +80,28 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """How many items have come to an end, one way or the other."""
+        """Number of items that have ended."""
         return self.made + self.reused + self.failed
 
     @property
     def tokens(self) -> int:
-        """The tokens that were billed to the task in its Dag run."""
+        """Tokens billed to the task in its Dag run."""
         return int(self.usage["total_tokens"])
 
     @property
     def billed(self) -> Billed:
-        """Whether it cost money, over all items."""
+        """Whether any item was billed."""
         return "yes" if self.paid or self.tokens else "unknown" if self.unknown_outcomes else "no"
 
     @property
     def keys(self) -> list[str] | None:
-        """The images' keys in the items' order; ``None`` if there are too many to list."""
+        """The images' keys in the items' order, or ``None`` if there are too many."""
         uris = self.uris
         return None if uris is None else [split_uri(uri)[1] for uri in uris]
 
     @property
     def uris(self) -> list[str] | None:
-        """The images' ``s3://`` places in the items' order; ``None`` if there are too many to list."""
+        """The images' ``s3://`` URIs in the items' order, or ``None`` if there are too many."""
         if self._uris is None:
             return None
         return [uri for index in sorted(self._uris) for uri in self._uris[index]]
@@ -121,7 +121,7 @@ class Tally:
         self._count(index, manifest["images"], manifest["usage"], manifest.get("cost"))
 
     def fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
-        """Count an item that has no images, or not all."""
+        """Count an item that lacks some or all of its images."""
         self.failed += 1
         if not isinstance(error, AirflowFailException):
             self.retryable += 1
@@ -157,8 +157,8 @@ class Tally:
     def error(self, end: str, where: str) -> JojoKeyBatchError:
         """Return the error for a batch with failed or missing items.
 
-        :param end: how it ended, if not normally
-        :param where: where its manifest is
+        :param end: why it ended early, if it did
+        :param where: the location of its manifest
         """
         rest = self.total - self.done
         counts = [f"{self.made} made", f"{self.reused} reused", f"{self.failed} failed"]

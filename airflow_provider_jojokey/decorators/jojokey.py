@@ -1,4 +1,4 @@
-"""``@task.jojokey_image``: a function's words become images."""
+"""``@task.jojokey_image``: generate images from the prompt that a function returns."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
 
 OPTIONS = (*FIELDS, "s3_bucket", "s3_key", "reuse", "on_unknown_outcome")
-"""What the function may decide."""
+"""The options that the function may return."""
 
 
 class _AtRunTime:
-    """Stands for what the function will give."""
+    """Placeholder for a value that the function returns."""
 
     def __repr__(self) -> str:
         return "what the function returns"
@@ -33,16 +33,15 @@ AT_RUN_TIME: Any = _AtRunTime()
 
 
 class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
-    """Calls a function for the prompt, and is a :class:`GenerateImageOperator` for the rest.
+    """A :class:`GenerateImageOperator` that calls a function for the prompt.
 
-    What the function returns is taken as it is: braces in it are no template, so a prompt from elsewhere
-    cannot read variables or connections.
+    The returned values are not rendered as templates, so a prompt from outside cannot read variables or connections.
 
-    :param python_callable: returns the prompt, or a dict of options with ``prompt`` among them
-    :param s3_key: as in :class:`GenerateImageOperator`; leave it out where the function returns one
-    :param op_args: its positional arguments (templated)
-    :param op_kwargs: its keyword arguments (templated)
-    :param kwargs: the arguments of :class:`GenerateImageOperator`; what the function returns comes before them
+    :param python_callable: returns the prompt, or a dict of options that includes ``prompt``
+    :param s3_key: as in :class:`GenerateImageOperator`; omit it if the function returns one
+    :param op_args: the function's positional arguments (templated)
+    :param op_kwargs: the function's keyword arguments (templated)
+    :param kwargs: the arguments of :class:`GenerateImageOperator`; values from the function take precedence
     """
 
     template_fields: Sequence[str] = (
@@ -55,7 +54,7 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
     }
     custom_operator_name = "@task.jojokey_image"
     overwrite_rtif_after_execution = True
-    """The UI shows the prompt that the function has given."""
+    """Makes the UI show the prompt that the function returned."""
 
     def __init__(
         self,
@@ -78,9 +77,9 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Call the function, generate the images, store them, and return the manifest.
 
-        :raises JojoKeyError: if there are no images; the message says whether it cost money
+        :raises JojoKeyError: if there are no images; the message says whether you were charged
         """
-        self._note_start()
+        self._record_start()
         context_merge(context, self.op_kwargs)
         arguments = determine_kwargs(self.python_callable, self.op_args, context)
         for name, value in self._options(self.python_callable(*self.op_args, **arguments)).items():
@@ -89,9 +88,9 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
         return manifest
 
     def _options(self, returned: Any) -> Mapping[str, Any]:
-        """Return what the function has decided.
+        """Check and return the function's options.
 
-        :raises JojoKeyRequestError: if it has given no prompt, or an option that there is not
+        :raises JojoKeyRequestError: if there is no prompt, or an unknown option
         """
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 
@@ -99,30 +98,30 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
         returned = {"prompt": returned} if isinstance(returned, str) else returned
         if not isinstance(returned, Mapping) or not isinstance(returned.get("prompt"), str):
             raise JojoKeyRequestError(
-                f"{name} must return the prompt, or a dict of options with 'prompt' among them, not "
+                f"{name} must return the prompt, or a dict of options that includes 'prompt', not "
                 f"{type(returned).__name__}."
             )
-        unknown = [str(one)[:50] for one in returned if one not in OPTIONS]
+        unknown = [str(option)[:50] for option in returned if option not in OPTIONS]
         if unknown:
             raise JojoKeyRequestError(
-                f"{name} returned {', '.join(unknown)}, which it cannot decide. It may return "
+                f"{name} returned the unknown options {', '.join(unknown)}. It may return "
                 f"{', '.join(OPTIONS)}."
             )
         if self.s3_key is AT_RUN_TIME and "s3_key" not in returned:
             raise JojoKeyRequestError(
-                f"s3_key is missing: give it to @task.jojokey_image, or return it from {name}. "
+                f"s3_key is missing: pass it to @task.jojokey_image, or return it from {name}."
             )
         return returned
 
 
 def jojokey_image_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Make a task of a function that returns a prompt: ``@task.jojokey_image(s3_key="s3://posters/hero.png")``.
+    """Turn a function that returns a prompt into a task: ``@task.jojokey_image(s3_key="s3://posters/hero.png")``.
 
-    :param python_callable: returns the prompt, or a dict of options with ``prompt`` among them
+    :param python_callable: returns the prompt, or a dict of options that includes ``prompt``
     :param kwargs: the arguments of :class:`GenerateImageOperator`
     """
     return task_decorator_factory(
         python_callable=python_callable,
         decorated_operator_class=JojoKeyImageDecoratedOperator,
-        **{"multiple_outputs": False, **kwargs},  # not inferred: what is returned is the manifest
+        **{"multiple_outputs": False, **kwargs},  # not inferred from the function, which returns no manifest
     )

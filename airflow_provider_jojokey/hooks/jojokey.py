@@ -1,4 +1,4 @@
-"""The hook: an Airflow connection in, the image API out."""
+"""The hook: the image API through an Airflow connection."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 STOP_GRACE = 15.0
-"""Seconds that a response has to begin to arrive after the task was told to end."""
+"""Seconds within which a response must begin to arrive after Airflow has stopped the task."""
 STALLED = 5.0
-"""Seconds without a byte of an image after which a response does not count as arriving."""
+"""Seconds without image data after which a response no longer counts as arriving."""
 STOP_POLL = 0.1
 STOP_LATENCY = 0.1
 
 _logged: set[tuple[str, str]] = set()
-"""Connections and the warnings about them that this process has logged."""
+"""The warnings about connections that this process has logged."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ConnectionSettings:
-    """What an Airflow connection of type ``jojokey`` says.
+    """The settings in an Airflow connection of type ``jojokey``.
 
     :param token: the JojoKey token
-    :param host: the base URL as written; ``None`` for the vendor's
-    :param default_model: the model where an operator names none
-    :param connect_timeout: seconds
-    :param read_timeout: seconds
-    :param max_resends: how often a request that was surely not billed is sent again by the hook
-    :param max_resend_wait: seconds that the waits in between may take together
+    :param host: the base URL as written; ``None`` for the default
+    :param default_model: the model if an operator does not name one
+    :param connect_timeout: timeout in seconds
+    :param read_timeout: timeout in seconds
+    :param max_resends: how many times the hook resends a request that definitely wasn't billed
+    :param max_resend_wait: maximum total seconds of waiting between resends
     :param verify: check TLS certificates; a path names a CA bundle
-    :param proxy: a proxy's URL
+    :param proxy: the proxy's URL
     :param price_per_million: what usage costs; ``None`` for the worker's setting
-    :param warnings: a sentence for each key of the extra that has no effect
+    :param warnings: a sentence for each unknown key in the extra
     """
 
     token: str
@@ -76,9 +76,9 @@ class ConnectionSettings:
 
     @classmethod
     def of(cls, connection: Any) -> ConnectionSettings:
-        """Read an Airflow connection. A saved form holds ``null`` for each empty field: unset.
+        """Read an Airflow connection. The UI saves an empty field as ``null``, which means unset.
 
-        :raises JojoKeyConnectionError: if there is no token, or a setting cannot be understood
+        :raises JojoKeyConnectionError: if there is no token, or a setting is invalid
         """
         conn_id = connection.conn_id
         token = re.sub(r"(?i)^bearer(\s+|$)", "", _field(connection, "password"))
@@ -100,9 +100,8 @@ class ConnectionSettings:
                 if name in extra:
                     settings[name] = read(extra[name])
         except (ValueError, TypeError, OverflowError):
-            value = (
-                "" if name == "proxy" else f"={str(extra[name])[:50]!r}"
-            )  # a proxy's URL may hold a password
+            # A proxy's URL may contain a password.
+            value = "" if name == "proxy" else f"={str(extra[name])[:50]!r}"
             raise JojoKeyConnectionError(
                 f"The connection {conn_id!r} has {name}{value} in its extra, which is {_EXPECTED[name]}.",
                 "Correct it or leave it empty.",
@@ -111,7 +110,7 @@ class ConnectionSettings:
 
 
 class JojoKeyHook(BaseHook):
-    """Make images with JojoKey's IMG2 API.
+    """Generate images with JojoKey's IMG2 API.
 
     :param jojokey_conn_id: the Airflow connection: the token in its password, the base URL in its
         host (default ``https://api.jojokey.com``)
@@ -126,17 +125,17 @@ class JojoKeyHook(BaseHook):
         super().__init__(**kwargs)
         self.jojokey_conn_id = jojokey_conn_id
         self.stopping = threading.Event()
-        """Set when the task is told to end: from then on, the hook sends nothing and waits for nothing."""
+        """Set when Airflow stops the task. The hook then sends nothing and does not wait for resends."""
         self.stopped = threading.Event()
-        """Set after :meth:`stop` when no response is in flight any more."""
+        """Set after :meth:`stop`, when no response is in flight any more."""
         self._stopper: threading.Thread | None = None
         self._in_flight: set[_Response] = set()
         self.decode_slots: int | None = None
-        """How many responses may be decoded at once, if many threads share the hook."""
+        """Maximum number of responses to decode at once, if many threads share the hook."""
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return the form's field behaviour; Airflow before 3.2 reads it here."""
+        """Return the form's field behavior. Airflow before 3.2 reads it here."""
         return {
             "hidden_fields": ["schema", "port", "login"],
             "relabeling": {"host": "Base URL", "password": "Token"},
@@ -147,7 +146,7 @@ class JojoKeyHook(BaseHook):
     def settings(self) -> ConnectionSettings:
         """The connection's settings.
 
-        :raises JojoKeyConnectionError: if it cannot be used
+        :raises JojoKeyConnectionError: if the connection is not usable
         """
         return ConnectionSettings.of(self.get_connection(self.jojokey_conn_id))
 
@@ -155,7 +154,7 @@ class JojoKeyHook(BaseHook):
     def prices(self) -> Prices:
         """What usage costs: the connection's prices, or else the worker's.
 
-        :raises JojoKeyConnectionError: if the connection cannot be used
+        :raises JojoKeyConnectionError: if the connection is not usable
         :raises JojoKeyRequestError: if the worker's setting cannot be understood
         """
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
@@ -179,9 +178,9 @@ class JojoKeyHook(BaseHook):
 
     @cached_property
     def client(self) -> Client:
-        """The API's client for this connection; threads may share it.
+        """The API client for this connection. Threads may share it.
 
-        :raises JojoKeyConnectionError: if the connection cannot be used
+        :raises JojoKeyConnectionError: if the connection is not usable
         """
         from airflow_provider_jojokey.img2.client import Client
 
@@ -202,9 +201,9 @@ class JojoKeyHook(BaseHook):
             ) from None
 
     def get_conn(self) -> requests.Session:
-        """Return an authenticated session, for calls that this hook has no method for.
+        """Return an authenticated session, for calls without a method here.
 
-        :raises JojoKeyConnectionError: if the connection cannot be used
+        :raises JojoKeyConnectionError: if the connection is not usable
         """
         return self.client.session
 
@@ -218,17 +217,16 @@ class JojoKeyHook(BaseHook):
         max_resends: int | None = None,
         resend_until: float | None = None,
     ) -> Generation:
-        """Generate images. The hook resends requests that definitely weren't billed, for a short while.
+        """Generate images. For a short while, the hook resends requests that definitely weren't billed.
 
         :param request: the images
-        :param open_file: returns the file for image 0, 1, 2 …; by default a temporary file without a name
+        :param open_file: returns the file for image 0, 1, 2 …; by default an unnamed temporary file
         :param before_send: called before each send; an exception prevents it
         :param on_fact: receives facts about the response as soon as they are known, see :meth:`Client.generate`
-        :param max_resends: instead of the connection's setting
+        :param max_resends: overrides the connection's setting
         :param resend_until: no resend after this time (:func:`payments.clock.monotonic` seconds), nor after the
             connection's ``max_resend_wait`` seconds, including the time that failing responses take
-        :raises JojoKeyError: if there are no images; the class names the kind of cause, and ``billed`` says
-            whether you were charged
+        :raises JojoKeyError: if there are no images; ``billed`` says whether you were charged
         """
         import tenacity
 
@@ -253,7 +251,7 @@ class JojoKeyHook(BaseHook):
         try:
             return resending(self._generate_once, request, open_file, before_send, on_fact)
         except Img2Error as error:
-            for image in error.salvaged:  # their files stay where open_file put them
+            for image in error.salvaged:  # the named files of open_file remain
                 image.file.close()
             self._explain(error)
             raise JojoKeyError.of(error) from None
@@ -266,12 +264,12 @@ class JojoKeyHook(BaseHook):
         on_fact: Callable[[str, str], None] | None,
     ) -> Generation:
         response = _Response(open_file)
-        self._in_flight.add(response)  # before the check: stop() must not miss a request that passes it
+        self._in_flight.add(response)  # before the check, so that stop() sees every request that passes it
         try:
             if self.stopping.is_set():
                 raise Img2Error(
                     Kind.UNREACHABLE,
-                    "The task was told to end before it sent its request",
+                    "Airflow stopped the task before it sent its request",
                     advice="Clear the task to try again.",
                 )
             return self.client.generate(request, response.open_file, before_send=before_send, on_fact=on_fact)
@@ -284,12 +282,12 @@ class JojoKeyHook(BaseHook):
         clock.pause(seconds, self.stopping)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Tell whether images can be made with this connection. Costs nothing.
+        """Return whether this connection can generate images. Costs nothing.
 
-        It waits 10 s at most for the answer to ``GET /v1/models``; where that refuses the token, as long
-        again for the gateway to say why.
+        Waits up to 10 s for the response to ``GET /v1/models``. If the gateway rejects the token, waits up to 10 s
+        more for the reason.
 
-        :return: whether all is well, and a sentence for people
+        :return: whether the check succeeded, and a sentence to display
         """
         try:
             models = self.list_models()
@@ -297,12 +295,12 @@ class JojoKeyHook(BaseHook):
             return False, error.message
         model = self.settings.default_model
         if model not in models:
-            others = f" It sees {', '.join(sorted(models)[:10])}." if models else " It sees none."
+            others = f" It may use {', '.join(sorted(models)[:10])}." if models else " It may use no model."
             return False, (
-                f"The token works, but the model {model} is not visible to it.{others} "
-                "Make a token in the image group that has the model."
+                f"The token is valid, but it may not use the model {model}.{others} "
+                "Create a token in the image group that has the model."
             )
-        good = f"All is well: {self.client.base_url} accepts the token, and it may use {model}."
+        good = f"Success: {self.client.base_url} accepts the token, and it may use {model}."
         return True, " ".join((good, *self.settings.warnings))
 
     def list_models(self) -> list[str]:
@@ -313,25 +311,25 @@ class JojoKeyHook(BaseHook):
         return self._call_unbilled(self.client.list_models)
 
     def get_token_usage(self) -> dict[str, Any]:
-        """Return what the gateway tells of the token: its quota, what is used, when it expires.
+        """Return the token's quota, usage and expiry as the gateway reports them.
 
-        Costs nothing, and works for a token that has expired or is used up.
+        Costs nothing, and works for a token that is expired or exhausted.
 
         :raises JojoKeyError: if the gateway does not tell
         """
         return self._call_unbilled(self.client.token_usage)
 
     def stop(self, grace: float = STOP_GRACE, *, abort: bool = True) -> None:
-        """Send nothing more, and let responses arrive that are paid for. Returns at once.
+        """Send nothing more, and give paid responses time to arrive. Returns at once.
 
-        A response has ``grace`` seconds to begin to arrive. One that is arriving then may finish. The
-        connections of all others are closed, although they are billed. :attr:`stopped` is set at the end.
+        A response must begin to arrive within ``grace`` seconds, and may then finish. The hook closes the
+        connections of all others, although they are billed. At the end it sets :attr:`stopped`.
 
-        A signal handler may call it. The event is therefore set by another thread: the interrupted thread may
-        hold the lock of the event, and would wait for itself forever.
+        This is safe in a signal handler. Another thread sets the event, because the interrupted thread may hold
+        the event's lock, and would deadlock.
 
-        :param grace: seconds
-        :param abort: whether connections are closed at the end
+        :param grace: time in seconds
+        :param abort: whether to close the connections of late responses
         """
         if self._stopper is None:
             self._stopper = threading.Thread(
@@ -339,7 +337,7 @@ class JojoKeyHook(BaseHook):
             )
             try:
                 self._stopper.start()
-            except RuntimeError:  # the system starts no more threads
+            except RuntimeError:  # the thread limit is reached
                 self._stop(0.0, abort)
         end = time.monotonic() + STOP_LATENCY
         while not self.stopping.is_set() and time.monotonic() < end:
@@ -356,12 +354,14 @@ class JojoKeyHook(BaseHook):
         while any(response.observe() for response in arriving & self._in_flight):
             time.sleep(STOP_POLL)
         if abort and self._in_flight:
-            self.log.warning("%d responses have not arrived in time. They are billed.", len(self._in_flight))
+            self.log.warning(
+                "%d responses did not arrive in time. You are still billed.", len(self._in_flight)
+            )
             self.abort()
         self.stopped.set()
 
     def abort(self) -> None:
-        """Send nothing more, and close the connections of requests in flight. They are billed anyway."""
+        """Send nothing more, and close the connections of requests in flight, which are billed anyway."""
         self.stopping.set()
         if "client" in vars(self):
             self.client.abort()
@@ -374,13 +374,13 @@ class JojoKeyHook(BaseHook):
             raise JojoKeyError.of(error) from None
 
     def _explain(self, error: Img2Error) -> None:
-        """Ask the gateway why it refused the token, where it tells: wrong, expired or used up."""
+        """Request the reason for a rejected token: invalid, expired or exhausted."""
         if error.kind is Kind.TOKEN and (reason := self.client.explain_rejected_token()):
             error.advice = reason
 
     def _log_resend(self, state: Any) -> None:
         self.log.warning(
-            "%s Sending it again in %.0f s (attempt %d of %d).",
+            "%s Resending the request in %.0f s (attempt %d of %d).",
             state.outcome.exception(),
             state.next_action.sleep,
             state.attempt_number + 1,
@@ -389,7 +389,7 @@ class JojoKeyHook(BaseHook):
 
 
 class _Response:
-    """A response that a thread waits for.
+    """A response in flight.
 
     :param open_file: returns the file for image 0, 1, 2 …
     """
@@ -401,7 +401,7 @@ class _Response:
         self._grew_at = -math.inf
 
     def open_file(self, index: int) -> ImageFile:
-        """Return the file for an image that begins to arrive."""
+        """Return the file for an image that starts to arrive."""
         from airflow_provider_jojokey.img2.images import ImageFile
 
         file = ImageFile() if self._open_file is None else self._open_file(index)
@@ -409,7 +409,7 @@ class _Response:
         return file
 
     def observe(self) -> bool:
-        """Take notice of what has arrived since the last call; return whether it is arriving."""
+        """Check for new data since the last call, and return whether the response is arriving."""
         received = sum(file.size for file in tuple(self._files))
         if received != self._bytes:
             self._bytes, self._grew_at = received, time.monotonic()
@@ -417,7 +417,7 @@ class _Response:
 
     @property
     def is_arriving(self) -> bool:
-        """Whether bytes of its images have arrived in the last few seconds."""
+        """Whether image data has arrived in the last few seconds."""
         return time.monotonic() - self._grew_at < STALLED
 
 
@@ -426,7 +426,7 @@ def _resend_may_help(error: BaseException) -> bool:
 
 
 def _wait_before_resending(state: Any) -> float:
-    """Return the seconds to wait: what the server asks for, else 2, 4, 8 … with some chance in it."""
+    """Return the seconds to wait: what the server requests, or else 2, 4, 8 … with jitter."""
     import random
 
     error = state.outcome.exception()
@@ -436,7 +436,7 @@ def _wait_before_resending(state: Any) -> float:
 
 
 def _stop_before(until: float) -> Any:
-    """Return tenacity's condition for giving up rather than resending after ``until``."""
+    """Return a tenacity condition that prevents a resend after ``until``."""
     from airflow_provider_jojokey.payments import clock
 
     def stop(state: Any) -> bool:
@@ -446,7 +446,7 @@ def _stop_before(until: float) -> Any:
 
 
 def _extra(connection: Any) -> dict[str, Any]:
-    """Return the extra. Airflow itself takes one that it cannot read for an empty one."""
+    """Return the extra. Airflow's own property returns an empty one if the JSON is invalid."""
     try:
         extra = json.loads(connection.extra or "{}")
     except ValueError:
@@ -454,7 +454,7 @@ def _extra(connection: Any) -> dict[str, Any]:
     if not isinstance(extra, dict | None):
         raise JojoKeyConnectionError(
             f"The extra of the connection {connection.conn_id!r} is not a JSON object.",
-            'Write it as {"read_timeout": 300}, or leave it empty.',
+            'Write it like {"read_timeout": 300}, or leave it empty.',
         )
     return extra or {}
 
@@ -478,7 +478,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _unknown_keys(extra: Iterable[str]) -> Iterator[str]:
-    """Yield a sentence for each key that has no effect. It leaves out the value, which may be secret."""
+    """Yield a sentence for each unknown key. The value is omitted, because it may be secret."""
     for name in extra:
         if name in _EXTRAS:
             continue
@@ -573,7 +573,7 @@ def _proxy(value: Any) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https", "socks4", "socks4a", "socks5", "socks5h") or not parts.hostname:
         raise ValueError
-    parts.port  # noqa: B018 - raises ValueError where it is no number
+    parts.port  # noqa: B018 - raises ValueError if it is not a number
     return text
 
 
@@ -593,7 +593,7 @@ _EXPECTED = {
     "read_timeout": "not a number of seconds above 0 and below 86,400",
     "max_resends": "not a whole number from 0 to 10",
     "max_resend_wait": "not a number of seconds from 0 to 86,400",
-    "verify": "not true, false or the path of a file that is there",
+    "verify": "not true, false or the path of an existing file",
     "proxy": "not the URL of a proxy",
     "price_per_million": "not a JSON object with currency (such as USD) and the prices text_input, image_input and "
     "image_output (numbers from 0)",

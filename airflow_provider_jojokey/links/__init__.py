@@ -1,1 +1,1 @@
-"""Links from a task's Details to its images."""
+"""Links from a task's details to its images."""

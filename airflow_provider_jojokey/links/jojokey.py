@@ -1,6 +1,6 @@
-"""Links from a task's Details to its images: in Airflow's UI, and in the AWS console.
+"""Links from a task's details to its images in Airflow's UI and in the AWS console.
 
-Airflow asks for them on the worker once the task has ended, and keeps the answers as XComs.
+When the task has ended, Airflow calls these classes on the worker and stores the links as XComs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _CONSOLES = {
 _ACCESS_POINT_PAGES = {"s3": "ap", "s3-object-lambda": "olap"}
 """The console's pages by service. Outposts and multi-region access points have no page that lists objects."""
 _ALIASES = ("-s3alias", "--ol-s3", "--op-s3", "--x-s3", "--xa-s3", ".mrap")
-"""Ends of names that S3 accepts as buckets, and that the console's bucket pages don't."""
+"""Suffixes of names that S3 accepts as buckets, but the console's bucket pages don't."""
 
 
 class ImagesLink(BaseOperatorLink):
-    """To the task's tab "Images"."""
+    """Links to the task's tab "Images"."""
 
     name: ClassVar[str] = "Images"
 
@@ -37,7 +37,7 @@ class ImagesLink(BaseOperatorLink):
         """Return the tab's path in Airflow's UI.
 
         :param operator: the task's operator
-        :param ti_key: whose images
+        :param ti_key: the task instance
         """
         from airflow_provider_jojokey.links.paths import base_path, tab_path
 
@@ -45,15 +45,15 @@ class ImagesLink(BaseOperatorLink):
 
 
 class S3ConsoleLink(BaseOperatorLink):
-    """To the images in the AWS console, where their bucket is on AWS."""
+    """Links to the images in the AWS console, if their bucket is on AWS."""
 
     name: ClassVar[str] = "S3 console"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the console's URL; nothing where the task has made no image, or not on AWS.
+        """Return the console's URL, or an empty string if there are no images or they are not on AWS.
 
         :param operator: the task's operator
-        :param ti_key: whose images
+        :param ti_key: the task instance
         """
         from airflow.providers.common.compat.sdk import XCom
 
@@ -66,10 +66,10 @@ class S3ConsoleLink(BaseOperatorLink):
             return ""
         store = vars(operator).get("store")
         extra = None if store is None else store.connection_extra
-        place = _place_on_aws(_extra_of(result.aws_conn_id) if extra is None else extra)
-        if place is None:
+        location = _aws_location(_extra_of(result.aws_conn_id) if extra is None else extra)
+        if location is None:
             return ""
-        return s3_console_url([one.uri for one in result.images], *place) or ""
+        return s3_console_url([image.uri for image in result.images], *location) or ""
 
 
 def _extra_of(aws_conn_id: str | None) -> Mapping[str, Any]:
@@ -80,7 +80,7 @@ def _extra_of(aws_conn_id: str | None) -> Mapping[str, Any]:
         if aws_conn_id is not None:
             return BaseHook.get_connection(aws_conn_id).extra_dejson
     except AirflowNotFoundException:
-        pass  # then boto3's own settings hold, as they do for S3Hook
+        pass  # use boto3's own settings, like S3Hook
     return {}
 
 
@@ -90,7 +90,7 @@ def names_endpoint(extra: Mapping[str, Any]) -> bool:
     return bool(extra.get("endpoint_url") or service.get("endpoint_url"))
 
 
-def _place_on_aws(extra: Mapping[str, Any]) -> tuple[str | None, str] | None:
+def _aws_location(extra: Mapping[str, Any]) -> tuple[str | None, str] | None:
     """Return region and partition that a connection's extra names; ``None`` if it leads to another store."""
     if names_endpoint(extra):
         return None
@@ -104,12 +104,12 @@ def _place_on_aws(extra: Mapping[str, Any]) -> tuple[str | None, str] | None:
 
 
 def s3_console_url(uris: Sequence[str], region: str | None, partition: str) -> str | None:
-    """Return the URL of objects in the AWS console: the object itself, or the folder of several.
+    """Return the URL of one object in the AWS console, or of the folder of several objects.
 
-    Objects that were stored through an access point show on the page of the access point.
+    Objects behind an access point are on the page of the access point.
 
     :param uris: ``s3://`` URIs
-    :param region: the bucket's region, if it is known; the ARN of an access point contains its own
+    :param region: the bucket's region, if known; the ARN of an access point contains its own
     :param partition: ``aws``, ``aws-cn`` or ``aws-us-gov``
     :return: ``None`` if the console has no known page for them
     """

@@ -1,1 +1,1 @@
-"""Notifiers: a task's images in a message, for the SMTP and the Slack provider."""
+"""Notifiers that send a task's images through the SMTP or Slack provider."""

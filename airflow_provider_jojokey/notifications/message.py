@@ -1,7 +1,7 @@
 """A task's result as a message: plain text, HTML, Slack's mrkdwn and blocks.
 
-A prompt may hold anything, and so may a key: whatever is not ours is escaped for where it goes. No message holds a
-presigned link: its links lead to Airflow's UI, which asks who is there.
+Prompts and keys may contain any characters, so they are escaped for each format. Messages contain no presigned
+links, only links to Airflow's UI, which requires a login.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ MAX_PROMPT = 300
 MAX_IMAGES = 10
 THUMBNAIL_WIDTH = 320
 MAX_SLACK_TEXT = 3000
-"""Characters that Slack takes in one block."""
+"""Maximum number of characters in one Slack block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a task has to say, in the forms that mail and chat take.
+    """A task's result, formatted for mail and chat.
 
-    :param title: one line: how it ended and what it is about
-    :param result: what the task made or what became of it; ``None`` if it has told nothing
-    :param base_url: where Airflow's UI is, without a slash at the end
-    :param place: Dag id, run id, task id and map index
+    :param title: one line with the task and its outcome
+    :param result: the task's result, or ``None`` if it has not reported one
+    :param base_url: the URL of Airflow's UI, without a trailing slash
+    :param place: Dag ID, run ID, task ID and map index
     """
 
     title: str
@@ -48,18 +48,18 @@ class Message:
         mapped = f"[{map_index}]" if map_index >= 0 else ""
         name = f"{ti.dag_id}.{ti.task_id}{mapped}"
         if result is None:
-            title = f"{name} has made no images"
+            title = f"{name} has no images"
         elif result.state == "failed":
             title = f"{name} failed: {result.error}"
         else:
             images = "1 image" if result.count == 1 else f"{result.count:,} images"
-            title = f"{name}: {images}{', paid for before' if result.reused else ''}"
+            title = f"{name}: {images}{', reused' if result.reused else ''}"
         base_url = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
         return cls(title, result, base_url, (ti.dag_id, ti.run_id, ti.task_id, map_index))
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """What there is to say, as names and values, unescaped."""
+        """The facts about the result, as names and values, unescaped."""
         result = self.result
         if result is None:
             return []
@@ -68,7 +68,7 @@ class Message:
             ("Prompt", shortened(" ".join(result.prompt.split()), MAX_PROMPT)),
             ("Model", " ".join(one for one in (result.model, result.size, result.quality) if one)),
             ("Tokens billed", f"{tokens:,}" if isinstance(tokens, int) else ""),
-            ("Request id", result.request_id or ""),
+            ("Request ID", result.request_id or ""),
             ("Receipt", result.receipt or result.manifest or ""),
             ("Error", result.message or ""),
         ]
@@ -76,7 +76,7 @@ class Message:
 
     @property
     def link(self) -> str:
-        """Where the images show in Airflow's UI."""
+        """The URL of the images in Airflow's UI."""
         return self.base_url + tab_path(*self.place)
 
     def text(self) -> str:
@@ -86,7 +86,7 @@ class Message:
         return "\n".join([*lines, *self._more, self.link])
 
     def html(self) -> str:
-        """Return HTML. Its thumbnails show where the reader is logged in to Airflow."""
+        """Return HTML. Its thumbnails are visible if the reader is logged in to Airflow."""
         rows = "".join(
             f"<tr><th align='left' valign='top'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
             for name, value in self.facts
@@ -101,11 +101,11 @@ class Message:
         more = "".join(f"<p>{html.escape(one)}</p>" for one in self._more)
         return (
             f"<h3>{html.escape(self.title)}</h3>{pictures}{more}<table>{rows}</table>"
-            f"<p><a href='{html.escape(self.link)}'>All about it in Airflow</a></p>"
+            f"<p><a href='{html.escape(self.link)}'>Details in Airflow</a></p>"
         )
 
     def slack_blocks(self) -> list[dict[str, Any]]:
-        """Return Slack's blocks. Slack cannot log in to Airflow, so there are links and no pictures."""
+        """Return Slack's blocks. Slack cannot log in to Airflow, so they contain links instead of images."""
         lines = [f"*{slack_escape(self.title)}*"]
         lines += [f"*{name}:* {slack_escape(value)}" for name, value in self.facts]
         lines += [
@@ -119,7 +119,7 @@ class Message:
                 blocks[-1] += "\n" + line
             else:
                 blocks.append(shortened(line, MAX_SLACK_TEXT))
-        blocks.append(f"<{self.link}|All about it in Airflow>")
+        blocks.append(f"<{self.link}|Details in Airflow>")
         return [{"type": "section", "text": {"type": "mrkdwn", "text": text}} for text in blocks]
 
     @property
@@ -136,10 +136,10 @@ class Message:
 
 
 def slack_escape(text: str) -> str:
-    """Return ``text`` so that Slack shows it letter by letter: no link, no mention, no formatting.
+    """Return ``text`` so that Slack displays it literally, without links, mentions or formatting.
 
-    Slack's three characters are replaced as it wants it; a zero-width space keeps the marks of its formatting
-    from being any.
+    Slack's three special characters become entities. A zero-width space before each formatting character disables
+    it.
     """
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(character, entity)

@@ -1,4 +1,4 @@
-"""A message to Slack with a task's images, through the Slack provider, where it is installed."""
+"""A notifier for Slack. It needs the Slack provider."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class ImagesSlackWebhookNotifier(SlackWebhookNotifier):
-    """Tell a Slack channel what the task has made: ``on_success_callback=ImagesSlackWebhookNotifier()``.
+    """Send a task's images to a Slack channel: ``on_success_callback=ImagesSlackWebhookNotifier()``.
 
-    It fits ``on_failure_callback`` as well: then the message says what went wrong and what it cost.
+    With ``on_failure_callback``, the message contains the error and the cost.
 
     :param slack_webhook_conn_id: the connection to Slack (templated)
-    :param kwargs: whatever else a :class:`SlackWebhookNotifier` takes
+    :param kwargs: other arguments of :class:`SlackWebhookNotifier`
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -27,7 +27,7 @@ class ImagesSlackWebhookNotifier(SlackWebhookNotifier):
 
     def notify(self, context: Context) -> None:
         """Send the message."""
-        # Here and not before: what Airflow has rendered may hold a prompt, and a prompt is no template.
+        # Build the message here, after Airflow has rendered templates: a prompt must not be rendered.
         message = Message.of(context)
         post = copy(self)  # one notifier may serve many tasks
         post.text = post.text or slack_escape(message.title)

@@ -1,4 +1,4 @@
-"""Mail with a task's images, through the SMTP provider."""
+"""A notifier for mail. It needs the SMTP provider."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class ImagesSmtpNotifier(SmtpNotifier):
-    """Send a mail with what the task has made: ``on_success_callback=ImagesSmtpNotifier(to="design@example.com")``.
+    """Send a task's images by mail: ``on_success_callback=ImagesSmtpNotifier(to="design@example.com")``.
 
-    It fits ``on_failure_callback`` as well: then the mail says what went wrong and what it cost.
+    With ``on_failure_callback``, the mail contains the error and the cost.
 
-    :param to: who gets it (templated)
-    :param subject: by default, one line on what was made (templated)
-    :param kwargs: whatever else an :class:`SmtpNotifier` takes
+    :param to: the recipients (templated)
+    :param subject: the subject; by default one line about the result (templated)
+    :param kwargs: other arguments of :class:`SmtpNotifier`
     """
 
     def __init__(self, to: str | Iterable[str], *, subject: str | None = None, **kwargs: Any) -> None:
@@ -29,7 +29,7 @@ class ImagesSmtpNotifier(SmtpNotifier):
 
     def notify(self, context: Context) -> None:
         """Send the mail."""
-        # Here and not before: what Airflow has rendered may hold a prompt, and a prompt is no template.
+        # Build the message here, after Airflow has rendered templates: a prompt must not be rendered.
         message = Message.of(context)
         mail = copy(self)  # one notifier may serve many tasks
         if mail.subject is None:

@@ -1,4 +1,4 @@
-"""The base class of the operators. Its imports are light: every parse of a Dag file pays for them."""
+"""The base class of the operators. Every parse of a Dag file imports it, so it has no heavy imports."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ _LABEL = "{{ task.map_label }}"
 
 
 class ImageOperator(BaseOperator):
-    """An operator that generates images: checks of its arguments, links and lineage.
+    """The common part of the operators: argument checks, links and lineage.
 
-    Each operator names all of its arguments itself, for editors, type checkers and the reference.
+    Each operator declares all its arguments itself, for editors, type checkers and the reference.
     """
 
     jojokey_conn_id: str
@@ -80,14 +80,14 @@ class ImageOperator(BaseOperator):
     ui_fgcolor = "#2b1a66"
 
     _ui_result: dict[str, Any] | None = None
-    """The XCom value for the UI, once the task has pushed it."""
+    """The XCom value for the UI, after the task has pushed it."""
     _began = 0.0
     """When :meth:`execute` began, in seconds since 1970."""
     _label = ""
     _label_template: str | None = None
     _upstream_values: list[Any] | None = None
     _uris: list[str] | None = None
-    """The URIs of all images, if the XCom value does not list them and they are not too many."""
+    """The URIs of all images, if the XCom value does not list all of them and there are not too many."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -122,10 +122,10 @@ class ImageOperator(BaseOperator):
         return lineage_of(self._ui_result, self._uris)
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return what was received, the model and the cost."""
+        """Return the received images, the model and the cost."""
         return self.get_openlineage_facets_on_complete(task_instance)
 
-    def _note_start(self) -> None:
+    def _record_start(self) -> None:
         self._began = self._began or time.time()
 
     def _owner(self, context: Context) -> Owner:
@@ -191,7 +191,7 @@ class ImageOperator(BaseOperator):
                 gc.enable()
 
     def _default_bucket(self) -> str | None:
-        """Return the bucket that the AWS connection names.
+        """Return the AWS connection's default bucket.
 
         :raises JojoKeyError: if the connection can't be used
         """
@@ -200,14 +200,14 @@ class ImageOperator(BaseOperator):
         return default_bucket(self.aws_conn_id)
 
     def _push(self, context: Context, key: str, value: Any) -> None:
-        """Push an XCom. What was paid for counts more than an XCom that can't be stored: it is only logged."""
+        """Push an XCom. Errors are only logged, because a paid image matters more than an XCom."""
         if not self.do_xcom_push:
             return
         try:
             context["ti"].xcom_push(key, storable(value))
         except Exception:
             self.log.exception(
-                "The XCom %r could not be stored. Images and receipts in S3 are complete.", key
+                "Could not store the XCom %r. The images and receipts in S3 are complete.", key
             )
 
     def _push_result(self, context: Context, result: Result) -> None:
@@ -231,9 +231,9 @@ class ImageOperator(BaseOperator):
     ) -> Any:
         """Render the templates in an argument.
 
-        Values from an upstream task are no templates. Airflow renders those of ``expand_kwargs(upstream())``:
-        text from outside could then read connections and variables. And an argument that is text stays text
-        with ``render_template_as_native_obj=True``, which would turn the key ``2026_11_11`` into a number.
+        Values from an upstream task are not templates, but Airflow renders those of ``expand_kwargs(upstream())``.
+        Then text from outside could read connections and variables. Text arguments also stay text with
+        ``render_template_as_native_obj=True``, which would turn the key ``2026_11_11`` into a number.
 
         :param content: an argument, or a part of one
         :param context: values for the templates
@@ -243,9 +243,9 @@ class ImageOperator(BaseOperator):
         except Exception:
             if not _is_resumed(context):
                 raise
-            # For example, an upstream XCom is gone. The trigger has the values that were rendered before it paid.
+            # For example, an upstream XCom was deleted. The trigger has the values from before the payment.
             self.log.warning(
-                "A template can't be rendered any more. The images don't need it.", exc_info=True
+                "A template can't be rendered any more, but the images don't need it.", exc_info=True
             )
             return content
 
@@ -253,7 +253,7 @@ class ImageOperator(BaseOperator):
         self, content: Any, context: Context, jinja_env: jinja2.Environment | None, seen_oids: set[int] | None
     ) -> Any:
         if id(content) in (seen_oids or ()):
-            return content  # Airflow itself knows that it is from upstream
+            return content  # Airflow has marked it as a value from upstream
         if any(content is value for value in self._values_from_upstream(context)):
             return content
         if isinstance(content, str) and self._renders_natively and self._is_text_argument(content):
@@ -272,9 +272,9 @@ class ImageOperator(BaseOperator):
         return any(content is getattr(self, name, None) for name in TEXTS)
 
     def _values_from_upstream(self, context: Context) -> list[Any]:
-        """Return the values that an upstream task chose through ``expand_kwargs``, and note their arguments.
+        """Return the values that an upstream task chose through ``expand_kwargs``, and record their arguments.
 
-        They are all values of the mapped arguments that the Dag file does not contain.
+        These are the values of the mapped arguments that are not in the Dag file.
         """
         if self._upstream_values is None:
             self._upstream_values = []
@@ -302,8 +302,8 @@ class ImageOperator(BaseOperator):
             if has_template(value) and name in self._upstream_arguments:
                 if name in ("s3_key", "s3_bucket"):
                     raise JojoKeyRequestError(
-                        f"{name} comes from an upstream task and contains a template, which is not rendered.",
-                        "Let the upstream task return the whole key, or write the template in the Dag file.",
+                        f"{name} comes from an upstream task and contains a template. Such templates are not rendered.",
+                        "Let the upstream task return the complete value, or write the template in the Dag file.",
                     )
                 self.log.warning("%s comes from an upstream task: the braces in it are not a template.", name)
             try:
@@ -315,20 +315,20 @@ class ImageOperator(BaseOperator):
 
     @property
     def map_label(self) -> str:
-        """The label of a mapped task, as a text that a template can render.
+        """The label of a mapped task, as text that a template can render.
 
         A native template evaluates its text: only a quoted number stays text.
         """
         return repr(self._label) if self.dag.render_template_as_native_obj else self._label
 
     def _set_label(self, context: Context, default: Any = None, *, paid: bool = False) -> None:
-        """Replace the label of a mapped task that Airflow's database would refuse.
+        """Replace the label of a mapped task if Airflow's database would reject it.
 
-        Airflow renders the label after ``execute`` and fails the task if it can't, paid or not. A template of
-        the Dag's author is used as it is if its label can be stored.
+        Airflow renders the label after ``execute``, and an error there fails the task even if it has paid. The Dag
+        author's own template stays if its label can be stored.
 
-        :param default: the label if the Dag's author chose none
-        :param paid: whether the task has paid: then an error in the author's template is only logged
+        :param default: the label if the Dag's author did not choose one
+        :param paid: whether the task has paid, so that an error in the author's template is only logged
         """
         if getattr(context["ti"], "map_index", None) in (None, -1):
             return
@@ -343,7 +343,7 @@ class ImageOperator(BaseOperator):
                     self.log.warning("The task has no label: its template failed.", exc_info=True)
                     context["map_index_template"] = None
                 return
-            if label is None:  # a native template may give no text, which Airflow can't measure
+            if label is None:  # a native template may render to None, which fails in Airflow
                 context["map_index_template"] = None
                 return
             if isinstance(label, str) and label == _short_line(label):
@@ -354,9 +354,9 @@ class ImageOperator(BaseOperator):
             context["map_index_template"] = _LABEL
 
     def _check_literals(self, *more: str) -> None:
-        """Check what is known when the Dag is parsed.
+        """Check the arguments that are known when the Dag is parsed.
 
-        :param more: what the operator itself has found
+        :param more: problems that the operator itself has found
         :raises ValueError: if anything was found
         """
         found: list[str] = []
@@ -385,7 +385,7 @@ def _is_resumed(context: Context) -> bool:
 
 
 def _error(text: str) -> ValueError:
-    """Return the error for a wrong argument: a mapped task meets it on the worker, where a retry is futile."""
+    """Return the error for a wrong argument. In a mapped task it occurs on the worker, and must not be retried."""
     from airflow.providers.common.compat.sdk import get_current_context
 
     try:
@@ -398,7 +398,7 @@ def _error(text: str) -> ValueError:
 
 
 def _expansions(mapped: Any, task: Any) -> Iterator[tuple[Any, dict[str, Any], Mapping[str, Any]]]:
-    """Yield how a mapped task was expanded, the task's arguments, and those that the Dag file contains.
+    """Yield each expansion of a mapped task, with the task's arguments and those in the Dag file.
 
     :param mapped: Airflow's mapped operator
     :param task: the operator of one mapped task
@@ -406,7 +406,7 @@ def _expansions(mapped: Any, task: Any) -> Iterator[tuple[Any, dict[str, Any], M
     written = getattr(mapped, "partial_kwargs", None) or {}
     if (expansion := getattr(mapped, "expand_input", None)) is not None:
         yield expansion, {name: getattr(task, name, None) for name in task.template_fields}, written
-    # Of a decorated function, the parameters; their names are not those of the operator's arguments.
+    # The parameters of a decorated function have other names than the operator's arguments.
     if (expansion := getattr(mapped, "op_kwargs_expand_input", None)) is not None:
         given = getattr(task, "op_kwargs", None) or {}
         yield expansion, {f"{name}()": value for name, value in given.items()}, written.get("op_kwargs") or {}
@@ -421,7 +421,7 @@ def _is_from_upstream(expansion: Any, map_index: int) -> bool:
 
 
 def _short_line(text: str) -> str:
-    """Return one printable line that fits into Airflow's column; of a long text its end, which differs."""
+    """Return one printable line that fits into Airflow's column. Of a long text, keep the end, which differs."""
     line = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )

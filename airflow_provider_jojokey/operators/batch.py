@@ -1,4 +1,4 @@
-"""The operator for many images in one task. Importing it costs a Dag file next to nothing."""
+"""The operator for many images in one task. It has no heavy imports, because Dag files import it."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 
 MAX_IN_FLIGHT = 1000
 DECODE_SLOTS = 8
-"""Responses decoded at the same time: more would not be faster on one interpreter, but take memory."""
+"""Responses to decode at once. More would take memory, but would not be faster in one interpreter."""
 S3_CONNECTIONS = 32
-"""Uploads take milliseconds where images take seconds, and each connection takes memory."""
+"""More would take memory without need: an upload takes milliseconds, an image takes seconds."""
 RESULT_VERSION = 1
 
 
 class GenerateImageBatchOperator(ImageOperator):
-    """Turn many prompts into images in S3, in one task, each paid for once.
+    """Turn many prompts into images in S3, in one task. Each image is paid once.
 
-    A thread waits for each image, at most ``max_in_flight`` at a time, and all share one pace: when
-    JojoKey says that it is too much, all of them slow down. Each item has a receipt of its own, so a
-    retry does only what is missing. Whatever fails, the rest is made; the task fails at the end.
+    Each image has its own thread, and up to ``max_in_flight`` images are generated at once. All threads share one
+    rate limiter, so the batch slows down when JojoKey rejects requests. Each item has its own receipt, so a retry
+    generates only the missing images. If an item fails, the batch continues and fails at the end.
 
-    XCom: the return value counts what was made, reused and failed and says where the manifest is, a
-    file of JSON lines in S3 with one line for each item; ``usage`` (the tokens billed); ``keys`` as
-    long as there are at most 100 images. Never image data. One more, ``jojokey_images``, is for the UI.
+    XComs: the return value counts generated, reused and failed items, and names the manifest, a file of JSON lines
+    in S3 with one line for each item; ``usage`` contains the billed tokens; ``keys`` lists up to 100 images. The
+    XCom ``jojokey_images`` is for the UI. No XCom contains image data.
 
     :param requests: a list of dicts, often from an upstream task. Each has ``prompt`` and ``s3_key``,
-        and may have any of the options below that describe an image or its place
-    :param max_in_flight: how many images may be waited for at once, 1 to 1,000
-    :param s3_bucket: the bucket of the items that name none, and of the manifest. The default is the
+        and may override any option below that describes an image or its location
+    :param max_in_flight: maximum number of images in flight, 1 to 1,000
+    :param s3_bucket: the bucket of items without one, and of the manifest. The default is the
         ``bucket_name`` in the ``service_config`` of the AWS connection
-    :param model: as in :class:`GenerateImageOperator`, for the items that say nothing else; so are ``size``,
+    :param model: as in :class:`GenerateImageOperator`, for items that don't override it; so are ``size``,
         ``quality``, ``n``, ``background``, ``output_format``, ``output_compression``, ``moderation``,
         ``extra_body``, ``stream``, ``partial_images``, ``reuse`` and ``on_unknown_outcome``
     :param max_tokens: the most tokens that this task may be billed for in one Dag run, over all its tries. What
@@ -156,13 +156,13 @@ class GenerateImageBatchOperator(ImageOperator):
         return self._image_store(min(self._in_flight(), S3_CONNECTIONS))
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Make what is missing, and return what it came to.
+        """Generate the missing images, and return the counts and the manifest's URI.
 
-        :raises JojoKeyError: if not all items have their images; the message counts the kinds of errors,
-            and says what was spent and what a retry will do
+        :raises JojoKeyError: if an item has no images; the message counts the errors by class, and says what
+            was spent and what a retry does
         """
         from airflow_provider_jojokey.batch import previous
-        from airflow_provider_jojokey.batch.heap import keep_small
+        from airflow_provider_jojokey.batch.heap import limit_malloc_arenas
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
         from airflow_provider_jojokey.batch.runner import Batch
         from airflow_provider_jojokey.operators.stopping import TaskStopped
@@ -170,7 +170,7 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.payments.receipt import total_usage
         from airflow_provider_jojokey.settings import Settings
 
-        keep_small()
+        limit_malloc_arenas()
         self._set_label(context)
         self._convert_arguments("requests", "max_in_flight", "stream", "partial_images")
         owner, switch = self._owner(context), self._stop_switch
@@ -212,7 +212,7 @@ class GenerateImageBatchOperator(ImageOperator):
                 raise
             try:
                 tally = batch.run()
-            except BaseException as interruption:  # such as a timeout: what was spent until then is reported
+            except BaseException as interruption:  # such as a timeout: report the usage so far
                 self._settle(batch)
                 uri = self._store_manifest(manifest, place, timeout=0.0)
                 self._report(context, plan, batch.tally, uri, interruption)
@@ -226,7 +226,7 @@ class GenerateImageBatchOperator(ImageOperator):
         return self._ended(context, plan, tally, uri, batch.stopped)
 
     def on_kill(self) -> None:
-        """Send nothing more. Responses in flight are paid for: they have a few seconds to arrive.
+        """Send nothing more. Responses in flight are billed, so they have a few seconds to arrive.
 
         :raises TaskStopped: to interrupt a part of ``execute`` that waits for S3
         """
@@ -237,9 +237,9 @@ class GenerateImageBatchOperator(ImageOperator):
     # Before anything is sent
 
     def _plan(self, owner: Owner) -> tuple[Plan, list[str]]:
-        """Return the checked items, and the buckets they go to: the manifest's first.
+        """Return the checked items and their buckets, with the manifest's bucket first.
 
-        :raises JojoKeyRequestError: if any item is not valid
+        :raises JojoKeyRequestError: if an item is not valid
         """
         from airflow_provider_jojokey.batch.plan import Plan, format_problems
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
@@ -257,7 +257,7 @@ class GenerateImageBatchOperator(ImageOperator):
         return plan, list(dict.fromkeys([*first, *(job.destination.bucket for _, job in plan.jobs())]))
 
     def _preflight(self, buckets: list[str], place: tuple[str, str]) -> None:
-        """Check that all buckets can be written to, before anything is paid.
+        """Check that all buckets are writable before any payment.
 
         :raises JojoKeyError: if not
         """
@@ -271,9 +271,9 @@ class GenerateImageBatchOperator(ImageOperator):
             self.store.put(name, key, pointer, CONTENT_TYPE)
 
     def _budget(self, owner: Owner, items: int, buckets: list[str]) -> Budget | None:
-        """Return what may be spent, or ``None`` if there is no limit.
+        """Return the spending limits, or ``None`` if there are none.
 
-        :raises JojoKeyRequestError: if a limit is no number
+        :raises JojoKeyRequestError: if a limit is not a number
         """
         from airflow_provider_jojokey.payments.budget import Budget, RunBudget
 
@@ -292,21 +292,19 @@ class GenerateImageBatchOperator(ImageOperator):
     # Afterwards
 
     def _settle(self, batch: Batch) -> None:
-        """Look up missing usage, unless the task has to end before that is done."""
+        """Look up missing usage, unless the task must end first."""
         from airflow_provider_jojokey.operators.stopping import TaskStopped
 
         try:
             with self._stop_switch.interruptible(sent=True):
                 batch.settle()
         except TaskStopped:
-            self.log.warning(
-                "The task has to end: usage that is still unknown is settled when it is cleared."
-            )
+            self.log.warning("The task must end now. Clearing it looks up the usage that is still unknown.")
 
     def _store_manifest(
         self, manifest: Manifest, place: tuple[str, str] | None, timeout: float
     ) -> str | None:
-        """Upload the manifest; return its URI, or ``None`` if S3 does not accept it in time."""
+        """Upload the manifest and return its URI, or ``None`` if S3 does not accept it in time."""
         from airflow_provider_jojokey.batch.manifest import CONTENT_TYPE
         from airflow_provider_jojokey.exceptions import JojoKeyStoreError
         from airflow_provider_jojokey.operators.stopping import TaskStopped
@@ -326,12 +324,13 @@ class GenerateImageBatchOperator(ImageOperator):
                     retry_transient(put, timeout=timeout, stopping=self.hook.stopping)
             except JojoKeyStoreError as error:
                 self.log.error(
-                    "The manifest is not in S3: %s The receipts have the same facts.", error.message
+                    "Could not store the manifest in S3: %s The receipts contain the same facts.",
+                    error.message,
                 )
                 return None
             except TaskStopped:
                 self.log.error(
-                    "The manifest is not in S3: S3 did not respond. The receipts have the same facts."
+                    "Could not store the manifest: S3 did not respond. The receipts contain the same facts."
                 )
                 return None
         return f"s3://{bucket}/{key}"
@@ -339,10 +338,10 @@ class GenerateImageBatchOperator(ImageOperator):
     def _ended(
         self, context: Context, plan: Plan, tally: Tally, uri: str | None, stopped: bool
     ) -> dict[str, Any]:
-        whole = tally.done == tally.total and not tally.failed
+        complete = tally.done == tally.total and not tally.failed
         error = None
-        if not whole:
-            end = ", because the task was told to end" if stopped else ""
+        if not complete:
+            end = ", because Airflow stopped the task" if stopped else ""
             error = tally.error(end, f", listed in {uri}" if uri else "")
         self._report(context, plan, tally, uri, error)
         if error is not None:
@@ -362,14 +361,14 @@ class GenerateImageBatchOperator(ImageOperator):
         if self.outlets:
             try:
                 assets.add_batch_event_extras(context, self.outlets, summary, tally.uris)
-            except Exception:  # whatever it is, the images are paid for
-                self.log.exception("The asset events could not be written.")
+            except Exception:  # must not fail a task with paid images
+                self.log.exception("Could not write the asset events.")
         return summary
 
     def _report(
         self, context: Context, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None
     ) -> None:
-        """Push what was generated and what it cost, however the task ended."""
+        """Push the images and the cost, regardless of how the task ended."""
         self._set_label(context, paid=True)
         if tally.keys is not None and (error is None or tally.images):
             self._push(context, "keys", tally.keys)

@@ -1,4 +1,4 @@
-"""The operators. Importing this module costs a Dag file next to nothing: what is heavy waits."""
+"""The operators. This module has no heavy imports, because Dag files import it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAYS_AGAIN = "A retry sends a new request and pays for it, because of reuse='nev
 
 
 def __getattr__(name: str) -> Any:
-    """Import the batch operator when it is first asked for: a Dag file with single images pays nothing for it.
+    """Import the batch operator on first use, so that other Dag files don't pay for it.
 
     :raises AttributeError: if this module has no such name
     """
@@ -41,38 +41,39 @@ def __getattr__(name: str) -> Any:
 class GenerateImageOperator(ImageOperator):
     """Turn a prompt into images in S3.
 
-    All that describes the image and its place is templated. What is written literally is checked
-    when the Dag is parsed; what templates give is checked before anything is sent.
+    All arguments that describe the image and its location are templated. Literal values are checked when the Dag
+    is parsed, rendered values before anything is sent.
 
-    XCom: ``keys`` (the images' S3 keys), ``usage`` (the tokens billed) and, as the return value,
-    a manifest of what was made. Never image data. One more, ``jojokey_images``, is for the UI.
+    XComs: ``keys`` (the images' S3 keys), ``usage`` (the billed tokens) and, as the return value, a manifest of
+    the images. The XCom ``jojokey_images`` is for the UI. No XCom contains image data.
 
-    :param prompt: what to draw, 1 to 32,000 characters, or the name of a ``.prompt`` file beside the Dag
+    :param prompt: a description of the image, 1 to 32,000 characters, or the name of a ``.prompt`` file next to
+        the Dag file
     :param s3_bucket: the bucket; leave it out if ``s3_key`` is a full ``s3://`` URL. The default is the
         ``bucket_name`` in the ``service_config`` of the AWS connection
-    :param s3_key: the key; ``{index}`` is filled in with 0, 1, 2 …, ``{ext}`` with the image's real
-        type (``png``, ``jpg``, ``webp``). With ``n`` above 1 and no ``{index}``, ``hero.png``
-        gives ``hero-0.png``, ``hero-1.png`` …
-    :param model: the model; by default the connection's, which by default is ``gpt-image-2``
+    :param s3_key: the key; ``{index}`` is replaced by 0, 1, 2 …, and ``{ext}`` by the image's actual type
+        (``png``, ``jpg``, ``webp``). With ``n`` above 1 and no ``{index}``, ``hero.png`` becomes ``hero-0.png``,
+        ``hero-1.png`` …
+    :param model: the model; by default the connection's default model, or ``gpt-image-2``
     :param size: ``"auto"`` or ``"WIDTHxHEIGHT"`` in pixels: multiples of 16, the long edge at most
-        3,840 and at most three times the short one, 655,360 to 8,294,400 pixels in all
+        3,840 and at most three times the short one, 655,360 to 8,294,400 pixels in total
     :param quality: ``"low"``, ``"medium"``, ``"high"`` or ``"auto"``
-    :param n: how many images, 1 to 10
+    :param n: number of images, 1 to 10
     :param background: ``"auto"``, ``"opaque"`` or ``"transparent"`` (PNG and WebP)
     :param output_format: ``"png"``, ``"jpeg"`` or ``"webp"``
     :param output_compression: 0 to 100 (JPEG and WebP)
     :param moderation: ``"auto"`` or ``"low"``
-    :param extra_body: more fields of the request's body, as the gateway understands them
-    :param stream: ask for the event stream, which keeps the connection of a long generation alive where
-        the gateway knows it; one that does not answers as usual
-    :param partial_images: previews in the event stream, 0 to 3; each costs some 100 output tokens
-    :param reuse: which earlier payment for the same images counts. ``"run"``: a retry or a cleared task
-        takes what its Dag run has paid for, a new Dag run pays for a new image. ``"always"``: so does any
-        earlier run with the same request and key. ``"never"``: each attempt pays
-    :param on_unknown_outcome: what to do where an earlier attempt gave no images and was, or may have
-        been, billed: ``"fail"``, or ``"regenerate"``, which may pay twice
-    :param max_tokens: the most tokens that this task may be billed for in one Dag run, over all its tries. What
-        would pass it, by the published token figures, is not sent
+    :param extra_body: additional fields of the request's body, passed through to the gateway
+    :param stream: request an event stream, which keeps the connection alive during a long generation. A gateway
+        without streams returns a normal response
+    :param partial_images: number of previews in the event stream, 0 to 3; each costs about 100 output tokens
+    :param reuse: which earlier payment for the same images is reused. ``"run"``: a retry or a cleared task reuses
+        the images of its Dag run, and a new Dag run pays for new ones. ``"always"``: the task also reuses images
+        of earlier runs with the same request and key. ``"never"``: each try pays
+    :param on_unknown_outcome: what to do if an earlier attempt produced no images and was, or may have been,
+        billed: ``"fail"``, or ``"regenerate"``, which may pay twice
+    :param max_tokens: the most tokens that this task may be billed in one Dag run, over all its tries. A request
+        whose estimate exceeds the limit is not sent
     :param max_images: the same in images
     :param max_tokens_per_run: the most tokens that all tasks of the Dag run may be billed for which have this
         argument and write to the same bucket
@@ -84,8 +85,8 @@ class GenerateImageOperator(ImageOperator):
         tags and cache control apply to images only. The default is ``[jojokey] s3_extra_args``
     :param replace: overwrite an object at ``s3_key`` that no receipt mentions. By default the task fails
         before it pays
-    :param deferrable: free the worker's slot while the image is made; by default what
-        ``[operators] default_deferrable`` says
+    :param deferrable: free the worker slot while the image is generated; the default is
+        ``[operators] default_deferrable``
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
     """
 
@@ -150,12 +151,12 @@ class GenerateImageOperator(ImageOperator):
         self.s3_extra_args = s3_extra_args
         self.replace = replace
         self.deferrable = _default_deferrable() if deferrable is None else deferrable
-        self._check_literals(*self._place_problems())
+        self._check_literals(*self._destination_problems())
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Generate the images, store them, and return the manifest.
 
-        :raises JojoKeyError: if there are no images; the message says whether it cost money
+        :raises JojoKeyError: if there are no images; the message says whether you were charged
         """
         from airflow_provider_jojokey.exceptions import JojoKeyError
         from airflow_provider_jojokey.img2.estimate import expected_usage
@@ -163,7 +164,7 @@ class GenerateImageOperator(ImageOperator):
         from airflow_provider_jojokey.payments.generate import Services, generate_images
         from airflow_provider_jojokey.settings import Settings
 
-        self._note_start()
+        self._record_start()
         self._set_label(context, self.s3_key)
         self._convert_arguments("prompt", "s3_key", "stream", "partial_images")
         job = self._job(context)
@@ -181,7 +182,7 @@ class GenerateImageOperator(ImageOperator):
         if self.deferrable:
             self._defer(job)
         services = Services(
-            self.hook, self.store, Settings.from_airflow_config(), on_send=self._stop_switch.note_send
+            self.hook, self.store, Settings.from_airflow_config(), on_send=self._stop_switch.record_send
         )
         try:
             self._create_clients()
@@ -238,7 +239,7 @@ class GenerateImageOperator(ImageOperator):
         )
 
     def _resume(self, job: dict[str, Any]) -> None:
-        """Restore what was requested: a template with the current time would render differently now.
+        """Restore the request, because a template with the current time would now render differently.
 
         :param job: see :meth:`ImageJob.to_json`
         """
@@ -259,15 +260,15 @@ class GenerateImageOperator(ImageOperator):
         if self.outlets:
             try:
                 assets.add_image_event_extras(context, self.outlets, manifest)
-            except Exception:  # whatever it is, the images are paid for
-                self.log.exception("The asset events could not be written.")
+            except Exception:  # must not fail a task with paid images
+                self.log.exception("Could not write the asset events.")
         return manifest
 
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
         from airflow_provider_jojokey.exceptions import JojoKeyFailure
         from airflow_provider_jojokey.payments.receipt import total_usage
 
-        # Also after a failure: without it, the sum over the XComs would be below the bill.
+        # Also after a failure: otherwise the sum over the XComs would be lower than the bill.
         self._push(context, "usage", error.usage or total_usage(()))
         options = {name: getattr(self, name) for name in ("model", "size", "quality")}
         result = Result.from_error(
@@ -280,7 +281,7 @@ class GenerateImageOperator(ImageOperator):
         return error
 
     def on_kill(self) -> None:
-        """Send nothing more. A response in flight is paid for: it has a few seconds to arrive.
+        """Send nothing more. A response in flight is billed, so it has a few seconds to arrive.
 
         :raises TaskStopped: if nothing has been sent, to interrupt ``execute``
         """
@@ -304,10 +305,10 @@ class GenerateImageOperator(ImageOperator):
         try:
             return Destination.parse(self.s3_bucket, self.s3_key, n, self._default_bucket)
         except ValueError as error:
-            raise JojoKeyRequestError(f"The place in S3 is not valid: {error}.") from None
+            raise JojoKeyRequestError(f"The S3 destination is not valid: {error}.") from None
 
-    def _place_problems(self) -> list[str]:
-        """Return what is wrong with the place in S3, as far as it is known when the Dag is parsed."""
+    def _destination_problems(self) -> list[str]:
+        """Return the problems of literal values of s3_bucket and s3_key."""
         if not (is_literal(self.s3_key) and is_literal(self.s3_bucket)):
             return []
         try:
@@ -326,7 +327,7 @@ _NO_EVENT = {
     "what": "The trigger ended without a result.",
     "billed": "unknown",
     "sent": True,
-    "todo": "Clear the task: it reads its receipt first, and stores or reuses what was paid for.",
+    "todo": "Clear the task: it first reads its receipt, and then stores or reuses paid images.",
 }
 
 

@@ -1,13 +1,13 @@
-"""End a task in time when Airflow tells it to.
+"""End a task in time when Airflow stops it.
 
 Airflow's task runner calls ``on_kill`` in a signal handler, in the main thread, between two instructions of
-``execute``. A call to S3 that hangs, for minutes with botocore's default timeouts, would therefore keep the
-process alive. So :meth:`StopSwitch.request` raises :class:`TaskStopped` there, which interrupts the call:
+``execute``. A hanging call to S3, which takes minutes with botocore's default timeouts, would keep the process
+alive. So :meth:`StopSwitch.request` raises :class:`TaskStopped` there, which interrupts the call:
 
 * immediately, if nothing has been sent;
-* if something has been sent, once its response has arrived or was given up and S3 had time to store it.
+* otherwise after the response has arrived or timed out, and S3 had time to store it.
 
-Wherever it interrupts the payment path, it does the same as ``kill -9`` at that point: the next try reconciles.
+An interruption of the payment path has the same effect as ``kill -9`` at that point: the next try reconciles.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
 LIMIT = 18.0
-"""Seconds after the signal in which everything is stored and recorded, unless a response is still arriving."""
+"""Seconds after the signal within which everything is stored and recorded, unless a response is still arriving."""
 RECORDING = 4.0
-"""Seconds after the last response in which it is stored and recorded."""
+"""Seconds after the last response within which it is stored and recorded."""
 REPEAT = 0.5
-"""Seconds between two interruptions, in case code that cleans up hangs as well."""
+"""Seconds between two interruptions, in case the cleanup code also hangs."""
 
 
 class TaskStopped(BaseException):
-    """Interrupts whatever the task waits for. Not an :class:`Exception`, so that botocore does not retry it."""
+    """Interrupts a waiting task. Not an :class:`Exception`, so that botocore does not retry it."""
 
 
 class StopSwitch:
-    """Whether a task was told to end, and which part of it may be interrupted.
+    """Whether Airflow has stopped the task, and which part of it may be interrupted.
 
-    :param requested: whether the task was told to end
+    :param requested: whether Airflow has stopped the task
     """
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ class StopSwitch:
 
     @contextmanager
     def interruptible(self, *, sent: bool = False) -> Iterator[None]:
-        """Allow interruptions while the context lasts.
+        """Allow interruptions inside the context.
 
-        :param sent: whether something has been sent: then there is no interruption before time is up
-        :raises TaskStopped: if the task is told to end, or was told before
+        :param sent: whether a request has been sent, so that there is no interruption before the deadline
+        :raises TaskStopped: if Airflow stops the task, or has already stopped it
         """
         self._thread, self._sent = threading.get_ident(), sent
         try:
@@ -69,18 +69,18 @@ class StopSwitch:
         """Take notice that the task ends by itself."""
         self._ended.set()
 
-    def note_send(self) -> None:
-        """Take notice that a paid request is sent now. From here on, its response is waited for.
+    def record_send(self) -> None:
+        """Record that a paid request is being sent, so that an interruption waits for its response.
 
-        :raises TaskStopped: if the task was told to end
+        :raises TaskStopped: if Airflow has stopped the task
         """
         self._raise_if_due()
         self._sent = True
 
     def request(self, hook: JojoKeyHook | None) -> None:
-        """Tell the task to end. Call it from ``on_kill``.
+        """Stop the task. Call this from ``on_kill``.
 
-        :param hook: the hook, if there is one yet
+        :param hook: the hook, if it exists already
         :raises TaskStopped: in a signal handler, if the interrupted code may be interrupted now
         """
         if not self.requested:
@@ -90,7 +90,7 @@ class StopSwitch:
             enforcer = threading.Thread(target=self._enforce, args=(hook,), name="jojokey-end", daemon=True)
             try:
                 enforcer.start()
-            except RuntimeError:  # the system starts no more threads
+            except RuntimeError:  # the thread limit is reached
                 self._overdue = True
         self._raise_if_due()
 
@@ -102,15 +102,15 @@ class StopSwitch:
         if not self._sent:
             return errors.stopped()
         return JojoKeyUnknownOutcomeError(
-            "The task was told to end, and S3 did not respond in time to record its request.",
-            "Clear the task: it first stores what was received on this host.",
+            "Airflow stopped the task, and S3 did not respond in time to record its request.",
+            "Clear the task: it first stores the images that were received on this host.",
             billed="unknown",
             sent=True,
         )
 
     @property
     def deadline(self) -> float:
-        """When the task has to end, in :func:`time.monotonic` seconds, if the last response ends now."""
+        """The time by which the task must end, in :func:`time.monotonic` seconds, if the last response ends now."""
         return max(self._requested_at + LIMIT, time.monotonic() + RECORDING)
 
     def _raise_if_due(self) -> None:
@@ -119,7 +119,7 @@ class StopSwitch:
             raise TaskStopped
 
     def _enforce(self, hook: JojoKeyHook | None) -> None:
-        """Repeat the signal, so that the main thread is interrupted in whatever it hangs in."""
+        """Repeat the signal until the main thread ends, wherever it hangs."""
         deadline = None
         while not self._ended.wait(REPEAT):
             if deadline is None and (hook is None or hook.stopped.is_set()):
@@ -131,5 +131,5 @@ class StopSwitch:
     def _interrupt(self) -> None:
         main = threading.main_thread().ident
         if main is not None and main == self._thread and callable(signal.getsignal(signal.SIGTERM)):
-            # Sent to the process, another thread could receive it, and the hanging call would go on.
+            # A signal to the process could reach another thread, and the hanging call would continue.
             signal.pthread_kill(main, signal.SIGTERM)

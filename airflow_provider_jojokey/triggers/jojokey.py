@@ -1,4 +1,4 @@
-"""The trigger of a deferred task: the same payment path, in threads of the triggerer."""
+"""The trigger of a deferred task. It runs the payment path in threads of the triggerer."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
 MAX_THREADS = 256
-"""Threads of one triggerer that may generate images; more triggers wait for a thread."""
+"""Maximum number of threads per triggerer that generate images. Other triggers wait for a thread."""
 
 
 RECORDING = 4.0
-"""Seconds after the last response in which a cancelled trigger stores and records it."""
-SETTLING = 30.0
-"""Seconds after the last response in which a trigger that has reached its deadline stores and records it."""
-LAST_LOOK = 0.5
-"""Seconds after the deadline in which a response that is arriving is noticed; it may finish."""
+"""Seconds after the last response within which a cancelled trigger stores and records it."""
+DEADLINE_RECORDING = 30.0
+"""Seconds after the last response within which a trigger past its deadline stores and records it."""
+DEADLINE_GRACE = 0.5
+"""Seconds after the deadline within which an arriving response is detected. It may then finish."""
 POLL = 0.1
 
 
 class GenerateImageTrigger(BaseTrigger):
-    """Generate the images of one job. It may run twice, and still pays once.
+    """Generate the images of one job. Even if it runs twice, it pays once.
 
-    A triggerer that restarts, or two that both believe they own a trigger, run it again. The job's receipt
-    in S3 is claimed before anything is paid, so the second run waits for the first.
+    A trigger runs again if its triggerer restarts, or if two triggerers both own it. Each run claims the job's
+    receipt in S3 before it pays, so the second run waits for the first.
 
-    :param job: the job, see :meth:`ImageJob.to_json`; a destination without a bucket is in the bucket that the
-        AWS connection names
+    :param job: the job, see :meth:`ImageJob.to_json`; if its destination has no bucket, the AWS connection's
+        default bucket is used
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
     :param s3_extra_args: additional S3 parameters
-    :param deadline: when the task's ``execution_timeout`` ends, in seconds since 1970: Airflow does not apply it
-        to a deferred task
+    :param deadline: the end of the task's ``execution_timeout``, in seconds since 1970. Airflow does not apply
+        the timeout to a deferred task
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GenerateImageTrigger(BaseTrigger):
         self._sent = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what it takes to create this trigger again."""
+        """Return the class path and the arguments of this trigger."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -86,34 +86,34 @@ class GenerateImageTrigger(BaseTrigger):
         return JojoKeyHook(self.jojokey_conn_id)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event: the job, and the manifest or the error.
+        """Yield one event with the job, and the manifest or the error.
 
-        If it is cancelled, because the triggerer ends or a user acts on the task, it sends nothing more. A
-        response in flight is paid for, so it gets a few seconds to arrive and to be stored.
+        If the trigger is cancelled, because the triggerer ends or a user acts on the task, it sends nothing more. A
+        response in flight is billed, so it has a few seconds to arrive and to be stored.
         """
         work = _threads().submit(copy_context().run, self._generate)
         try:
             outcome = await self._outcome(work)
         except asyncio.CancelledError:
             work.cancel()
-            self.hook.stop(abort=False)  # another triggerer may have taken over: it reuses what arrives here
+            self.hook.stop(abort=False)  # another triggerer may have taken over, and reuses what arrives here
             await self._finish(work)
             raise
-        # The database refuses an event that it can't store, and the task would never resume.
+        # If the database could not store the event, the task would never resume.
         yield TriggerEvent(storable({"job": self.job, **outcome}))  # type: ignore[no-untyped-call]
 
     async def _outcome(self, work: Future[dict[str, Any]]) -> dict[str, Any]:
-        """Wait for the manifest or the error, until the deadline has passed and all is recorded."""
+        """Return the manifest or the error. After the deadline, stop the hook and wait for the records."""
         future = asyncio.wrap_future(work)
         left = None if self.deadline is None else max(0.0, self.deadline - time.time())
         await asyncio.wait({future}, timeout=left)
         if future.done():
             return future.result()
-        self.hook.stop(LAST_LOOK)
+        self.hook.stop(DEADLINE_GRACE)
         end = None
         while not future.done():
             if end is None and self.hook.stopped.is_set():
-                end = time.monotonic() + SETTLING
+                end = time.monotonic() + DEADLINE_RECORDING
             if end is not None and time.monotonic() >= end:
                 work.cancel()  # in case it still waits for a thread
                 return _timed_out(_unrecorded() if self._sent else errors.stopped())
@@ -122,11 +122,11 @@ class GenerateImageTrigger(BaseTrigger):
         return _timed_out(JojoKeyError.from_json(outcome["error"])) if "error" in outcome else outcome
 
     async def on_kill(self) -> None:
-        """Send nothing more and close the connection, as a user has ended the task. Airflow 3.3 calls it."""
+        """Send nothing more and close the connection. Airflow 3.3 calls this when a user ends the task."""
         self.hook.abort()
 
     async def _finish(self, work: Future[dict[str, Any]]) -> None:
-        """Wait until a paid image is stored, or time is up."""
+        """Wait until a paid image is stored, or until the time limit."""
         end = None
         while self._sent and not work.done():
             if end is None and self.hook.stopped.is_set():
@@ -135,7 +135,7 @@ class GenerateImageTrigger(BaseTrigger):
                 return
             await asyncio.sleep(POLL)
 
-    def _note_send(self) -> None:
+    def _record_send(self) -> None:
         self._sent = True
 
     def _generate(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class GenerateImageTrigger(BaseTrigger):
         from airflow_provider_jojokey.store.s3 import ImageStore
 
         store = ImageStore(self.aws_conn_id, extra_args=self.s3_extra_args)
-        services = Services(self.hook, store, Settings.from_airflow_config(), on_send=self._note_send)
+        services = Services(self.hook, store, Settings.from_airflow_config(), on_send=self._record_send)
         try:
             self._set_default_bucket()
             generated = generate_images(ImageJob.from_json(self.job), services)
@@ -152,7 +152,7 @@ class GenerateImageTrigger(BaseTrigger):
         return {"manifest": generated.manifest}
 
     def _set_default_bucket(self) -> None:
-        """Complete the job, which is also part of the event.
+        """Add the default bucket to the job, which is also part of the event.
 
         :raises JojoKeyError: if there is no bucket
         """
@@ -164,7 +164,7 @@ class GenerateImageTrigger(BaseTrigger):
         if destination.get("bucket"):
             return
         if not (bucket := default_bucket(self.aws_conn_id)):
-            raise JojoKeyRequestError(f"The place in S3 is not valid: {NO_BUCKET}.")
+            raise JojoKeyRequestError(f"The S3 destination is not valid: {NO_BUCKET}.")
         self.job = {**self.job, "destination": {**destination, "bucket": bucket}}
 
 
@@ -176,7 +176,7 @@ def _timed_out(error: JojoKeyError) -> dict[str, Any]:
 def _unrecorded() -> JojoKeyError:
     return JojoKeyUnknownOutcomeError(
         "S3 did not respond in time to record its request.",
-        "Clear the task: it first stores what was received on this host.",
+        "Clear the task: it first stores the images that were received on this host.",
         billed="unknown",
         sent=True,
     )
@@ -184,5 +184,5 @@ def _unrecorded() -> JojoKeyError:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    # Not the event loop's default pool, which everything else in the triggerer shares.
+    # The event loop's default pool is shared by all of the triggerer.
     return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="jojokey")

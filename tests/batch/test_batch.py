@@ -155,7 +155,7 @@ def test_all_bad_items_are_named_before_anything_is_sent(
     assert "17 of 18 requests are not valid" in out
     for index in range(1, 18):
         assert f"requests[{index}]: " in out, index
-    assert "and so does item 0" in out
+    assert "like item 0" in out
     assert "'1008x1008'" in out
 
 

@@ -193,7 +193,7 @@ def test_an_empty_balance_stops_the_batch_and_keeps_what_was_made(campaign: Any,
 def test_a_gateway_that_only_says_429_is_left_to_a_later_try(
     campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limiter, "PATIENCE", 1.0)
+    monkeypatch.setattr(limiter, "GIVE_UP_AFTER", 1.0)
     gateway.behave("rate_limited")
 
     run = campaign.run("never", posters(20), max_in_flight=4)

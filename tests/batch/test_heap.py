@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C
 
 CODE = """
 import ctypes, os, tempfile, threading
-from airflow_provider_jojokey.batch.heap import keep_small
+from airflow_provider_jojokey.batch.heap import limit_malloc_arenas
 
-keep_small()
+limit_malloc_arenas()
 all_are_there = threading.Barrier(33)
 done = threading.Event()
 

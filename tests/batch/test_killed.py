@@ -120,7 +120,7 @@ def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
     assert sent < 20
     assert len(gateway.ledger) == len(store.objects("posters/")) == sent
     assert end["error"] == "JojoKeyBatchError"
-    assert "because the task was told to end" in end["message"]
+    assert "because Airflow stopped the task" in end["message"]
     billed = sum(record.total_tokens for record in gateway.ledger)
     assert end["pushed"]["usage"]["total_tokens"] == billed
 

@@ -87,37 +87,37 @@ def test_in_flight_is_never_more_than_allowed() -> None:
 def test_refusals_decided_before_a_cut_count_once() -> None:
     limiter, tickets, now = Limiter(64), [], itertools.count()
     for _ in range(40):
-        ticket = limiter.give(next(now))
+        ticket = limiter.acquire(next(now))
         tickets.append(ticket)
     for ticket in tickets[:10]:
         ticket.sent_at = 40.0  # long after it was decided
 
-    limiter.refused(tickets[0], 41.0, None)
+    limiter.rejected(tickets[0], 41.0, None)
     first = limiter.delay(41.0)
     for ticket in tickets[1:10]:
-        limiter.refused(ticket, 41.0, None)
+        limiter.rejected(ticket, 41.0, None)
 
     assert limiter.delay(41.0) <= first
-    assert limiter.refusals == 10
+    assert limiter.rejections == 10
 
 
 def test_refused_request_is_counted_once_although_it_is_reported_twice() -> None:
     limiter = Limiter(8)
-    ticket = limiter.give(0.0)
+    ticket = limiter.acquire(0.0)
     ticket.sent_at = 0.1
 
-    limiter.refused(ticket, 0.2, None)
-    limiter.refused(ticket, 0.3, None)
-    limiter.done(ticket, 0.4)
+    limiter.rejected(ticket, 0.2, None)
+    limiter.rejected(ticket, 0.3, None)
+    limiter.release(ticket, 0.4)
 
-    assert (limiter.refusals, limiter.in_flight) == (1, 0)
+    assert (limiter.rejections, limiter.in_flight) == (1, 0)
 
 
 def test_permission_that_is_not_used_does_not_count() -> None:
     limiter = Limiter(1)
-    ticket = limiter.give(0.0)
+    ticket = limiter.acquire(0.0)
 
-    limiter.done(ticket, 1.0)
+    limiter.release(ticket, 1.0)
 
     assert limiter.in_flight == 0
     assert limiter.delay(1.0) == 0
@@ -152,17 +152,17 @@ def test_gateway_that_refuses_everything_is_given_up() -> None:
 
 
 def test_progress_resets_the_time_to_give_up() -> None:
-    limiter = Limiter(8, patience=10.0)
+    limiter = Limiter(8, give_up_after=10.0)
     for moment in range(0, 100, 5):
-        refused, made = limiter.give(float(moment)), limiter.give(moment + 1.0)
+        refused, made = limiter.acquire(float(moment)), limiter.acquire(moment + 1.0)
         refused.sent_at = made.sent_at = moment + 1.0
-        limiter.refused(refused, moment + 2.0, None)
-        limiter.done(made, moment + 3.0)
+        limiter.rejected(refused, moment + 2.0, None)
+        limiter.release(made, moment + 3.0)
         assert not limiter.stalled(moment + 4.0)
 
-    last = limiter.give(100.0)
+    last = limiter.acquire(100.0)
     last.sent_at = 100.0
-    limiter.refused(last, 101.0, None)
+    limiter.rejected(last, 101.0, None)
 
     assert not limiter.stalled(110.0)
     assert limiter.stalled(112.0)
@@ -170,33 +170,33 @@ def test_progress_resets_the_time_to_give_up() -> None:
 
 def test_wait_longer_than_patience_is_not_waited() -> None:
     limiter = Limiter(8)
-    ticket = limiter.give(0.0)
+    ticket = limiter.acquire(0.0)
     ticket.sent_at = 0.0
 
-    limiter.refused(ticket, 0.1, 3_600.0)
+    limiter.rejected(ticket, 0.1, 3_600.0)
 
     assert limiter.stalled(0.2)
 
 
 def test_overloaded_gateway_gets_less_at_once_and_then_more() -> None:
     limiter = Limiter(64)
-    tickets = [limiter.give(0.0) for _ in range(64)]
+    tickets = [limiter.acquire(0.0) for _ in range(64)]
     for ticket in tickets:
         ticket.sent_at = 0.0
     for ticket in tickets[32:]:
         limiter.overloaded(ticket, 1.0, None)
     limits = []
     for ticket in tickets[:32]:
-        limiter.done(ticket, 10.0)
+        limiter.release(ticket, 10.0)
     for moment in (10.0, 100.0):
         given: list[Ticket] = []
         while limiter.delay(moment) < float("inf"):
-            given.append(limiter.give(moment))
+            given.append(limiter.acquire(moment))
             given[-1].sent_at = moment
             moment += 1.0
         limits.append(len(given))
         for ticket in given:
-            limiter.done(ticket, moment)
+            limiter.release(ticket, moment)
 
     assert limits[0] < 64
     assert limits[1] > limits[0]

@@ -285,7 +285,7 @@ def test_what_surely_was_not_billed_and_may_pass_is_sent_again(
     hook.generate(asking(f"{case} times=2 retry_after=0.01 body=html")).close()
     assert len(gateway.requests) == 3
     assert len(gateway.ledger) == 1
-    assert logged().count("Sending it again") == 2
+    assert logged().count("Resending the request") == 2
     assert gateway.token not in logged()
 
 
@@ -395,7 +395,7 @@ def test_a_gateway_that_is_not_there_is_tried_again(connect: Connect, logged: Ca
     hook = connect(host="http://127.0.0.1:9", extra={"max_resend_wait": 2.6, "max_resends": 1})
     error = refused(lambda: hook.generate(FOX))
     assert type(error) is errors.JojoKeyUnreachableError
-    assert logged().count("Sending it again") == 1
+    assert logged().count("Resending the request") == 1
 
 
 def test_rejected_token_is_explained(gateway: Gateway, connect: Connect) -> None:
@@ -463,11 +463,11 @@ def test_connection_test_succeeds(gateway: Gateway, hook: JojoKeyHook) -> None:
         ({"password": "sk-disabled"}, ["disabled"]),
         ({"password": "sk-expired"}, ["expired on", "Create a new one"]),
         ({"password": "sk-exhausted"}, ["quota is used up"]),
-        ({"password": "sk-no_model"}, ["gpt-image-2 is not visible", "gpt-4o-mini", "image group"]),
+        ({"password": "sk-no_model"}, ["may not use the model gpt-image-2", "gpt-4o-mini", "image group"]),
         ({"password": "sk-no_group"}, ["group"]),
         ({"password": "sk-ip"}, ["addresses"]),
         ({"password": None}, ["has no token"]),
-        ({"extra": {"default_model": "gpt-image-9"}}, ["gpt-image-9 is not visible", "gpt-image-2"]),
+        ({"extra": {"default_model": "gpt-image-9"}}, ["may not use the model gpt-image-9", "gpt-image-2"]),
         ({"extra": {"read_timeout": "soon"}}, ["read_timeout"]),
         ({"host": "http://127.0.0.1:9"}, ["could not be reached", "refused"]),
         ({"host": "https://jojokey.invalid"}, ["could not be reached"]),

@@ -179,9 +179,9 @@ def test_a_large_result_stays_within_slacks_limits() -> None:
 
 
 def test_a_task_that_told_nothing_still_makes_a_message() -> None:
-    message = Message("d.t has made no images", None, "", ("d", "r", "t", -1))
+    message = Message("d.t has no images", None, "", ("d", "r", "t", -1))
     assert message.text().splitlines() == [
-        "d.t has made no images",
+        "d.t has no images",
         "/dags/d/runs/r/tasks/t/plugin/jojokey-images",
     ]
     assert "<img" not in message.html()

@@ -80,4 +80,4 @@ def test_key_template_from_upstream_is_refused_before_paying(
     assert run.states["image", 0] == "failed"
     assert run.tries["image", 0] == 1
     assert gateway.requests == ()
-    assert "Let the upstream task return the whole key" in capfd.readouterr().out
+    assert "Let the upstream task return the complete value" in capfd.readouterr().out
