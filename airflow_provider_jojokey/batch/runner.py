@@ -227,12 +227,13 @@ class Batch:
         decider = threading.Thread(
             target=copy_context().run, args=(decide,), name="jojokey-decider", daemon=True
         )
-        decider.start()
         try:
+            decider.start()  # which waits until the thread runs, so it may be interrupted too
             ended.wait()
         except BaseException:
             self.stop()
-            ended.wait()
+            if decider.ident is not None:
+                ended.wait()
             raise
         if failures:
             raise failures[0]

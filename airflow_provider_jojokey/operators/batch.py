@@ -217,16 +217,20 @@ class GenerateImageBatchOperator(ImageOperator):
             except BaseException:  # also a timeout
                 self._push(context, "usage", total_usage(()))
                 raise
+            uri = None
             try:
                 tally = batch.run()
-            except BaseException as interruption:  # such as a timeout: report the usage so far
                 self._settle(batch)
-                uri = self._store_manifest(manifest, place, timeout=0.0)
-                self._report(context, plan, batch.tally, uri, interruption)
+                self.log.info(batch.summary())
+                uri = self._store_manifest(manifest, place, settings.upload_patience)
+            except BaseException as interruption:
+                # Such as a timeout, which may also come after the last image: report the usage so far.
+                try:
+                    self._settle(batch)
+                    uri = self._store_manifest(manifest, place, timeout=0.0)
+                finally:
+                    self._report(context, plan, batch.tally, uri, interruption)
                 raise
-            self._settle(batch)
-            self.log.info(batch.summary())
-            uri = self._store_manifest(manifest, place, settings.upload_patience)
         finally:
             manifest.close()
             switch.end()
@@ -351,7 +355,11 @@ class GenerateImageBatchOperator(ImageOperator):
         if not complete:
             end = ", because Airflow stopped the task" if stopped else ""
             error = tally.error(end, f", listed in {uri}" if uri else "")
-        self._report(context, plan, tally, uri, error)
+        try:
+            self._report(context, plan, tally, uri, error)
+        except BaseException as interruption:
+            self._report(context, plan, tally, uri, error or interruption)
+            raise
         if error is not None:
             raise error
         summary: dict[str, Any] = {
