@@ -87,7 +87,7 @@ def write_report(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any
         for line in manifest:
             item = json.loads(line)
             usage = item.get("usage") or {}
-            cost = Costs.from_json(item["cost"]) if item["cost"] else Costs()
+            cost = Costs.from_json(item["cost"]) if item.get("cost") else Costs()
             amount = cost.amounts[0] if cost.amounts else None
             keys = " ".join(image["key"] for image in item["images"])
             cells = [
