@@ -16,7 +16,8 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
-from airflow_provider_jojokey.choices import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.choices import COST_LIMITS, COUNT_LIMITS, ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.cost import Cost, to_nanos
 from airflow_provider_jojokey.img2.rules import character_problems
 from airflow_provider_jojokey.store.extra_args import parse_extra_args
 
@@ -64,6 +65,15 @@ def is_literal(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(is_literal(entry) for entry in value.values())
     return isinstance(value, (list, tuple)) and all(is_literal(entry) for entry in value)
+
+
+def is_default(name: str, value: Any) -> bool:
+    """Return whether the argument ``name`` has its default, which needs no check."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, (str, int)) and type(value) is type(DEFAULTS.get(name)) and value == DEFAULTS[name]
+    )
 
 
 def has_template(value: Any) -> bool:
@@ -118,6 +128,14 @@ def whole_number(name: str, value: Any) -> Any:
         if _WHOLE.fullmatch(written):
             return int(written.partition(".")[0])
     raise ValueError(f"{name} must be a whole number, not {str(value)[:50]!r}")
+
+
+def money(name: str, value: Any) -> Decimal:
+    """Return an amount of money.
+
+    :raises ValueError: if it is not a number from 0
+    """
+    return Cost(to_nanos(name, value), "").amount
 
 
 def flag(name: str, value: Any) -> bool:
@@ -189,7 +207,10 @@ def _read(value: Any) -> Any:
 
 _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(TEXTS, text),
-    **dict.fromkeys(("n", "output_compression", "partial_images", "max_in_flight", *LIMITS), whole_number),
+    **dict.fromkeys(
+        ("n", "output_compression", "partial_images", "max_in_flight", *COUNT_LIMITS), whole_number
+    ),
+    **dict.fromkeys(COST_LIMITS, money),
     "reuse": choice(REUSE),
     "on_unknown_outcome": choice(ON_UNKNOWN_OUTCOME),
     "stream": flag,

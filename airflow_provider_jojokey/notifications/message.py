@@ -67,6 +67,7 @@ class Message:
         found = [
             ("Prompt", shortened(" ".join(result.prompt.split()), MAX_PROMPT)),
             ("Model", " ".join(one for one in (result.model, result.size, result.quality) if one)),
+            ("Cost", str(result.cost or "")),
             ("Tokens billed", f"{tokens:,}" if isinstance(tokens, int) else ""),
             ("Request ID", result.request_id or ""),
             ("Receipt", result.receipt or result.manifest or ""),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import runpy
 import shutil
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from airflow_provider_jojokey.cost import PUBLISHED, sum_of
+from airflow_provider_jojokey.results import Result
 from tests.support.airflow import dags_of
 
 DAGS = Path(__file__).parents[2] / "dags"
@@ -38,12 +42,18 @@ def test_a_campaign_ends_with_a_contact_sheet_and_a_bill(shipped: Any, gateway: 
     bill = run.xcom("return_value", "report")
     tokens = sum(record.total_tokens for record in gateway.ledger)
     assert (bill["items"], bill["missing"], bill["tokens"]) == (8, 0, tokens)
-    assert bill["usd"] == pytest.approx(sum(record.cost_usd for record in gateway.ledger), rel=0.01)
+    costs = [
+        PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
+        for record in gateway.ledger
+    ]
+    assert bill["cost"] == str(sum_of(costs))
     objects = store.objects("campaign/")
     rows = list(
         csv.DictReader(io.StringIO(objects[bill["csv"].removeprefix("s3://posters/")].decode("utf-8-sig")))
     )
     assert sum(int(row["tokens"]) for row in rows) == tokens
+    assert sum(Decimal(row["amount"]) for row in rows) == sum_of(costs).amounts[0].amount
+    assert {row["currency"] for row in rows} == {"USD"}
     assert {row["keys"] for row in rows} < set(objects)
     (sheet,) = bill["sheets"]
     drawn = Image.open(io.BytesIO(objects[sheet.removeprefix("s3://posters/")]))
@@ -106,3 +116,46 @@ def test_a_variable_names_the_run_whose_poster_is_paid_for_anew(redraw: str, exp
 
     variables = SimpleNamespace(value={"poster_redraw": redraw})
     assert reuse.render(var=variables, run_id="this", params={"reuse": "run"}) == expected
+
+
+def test_renditions_are_made_of_one_paid_poster(shipped: Any, gateway: Any, store: Any) -> None:
+    logo = io.BytesIO()
+    Image.new("RGBA", (50, 50), (255, 0, 0, 255)).save(logo, "PNG")
+    store.client.put_object(Bucket="posters", Key="logo.png", Body=logo.getvalue())
+    run = shipped(
+        "poster_renditions",
+        channels=["story", "newsletter"],
+        headline="Sale",
+        logo="s3://posters/logo.png",
+        focal_x=1,
+    )
+
+    assert run.state == "success"
+    assert len(gateway.ledger) == 1
+    uris = run.xcom("return_value", "render")
+    story, newsletter = [store.objects()[uri.removeprefix("s3://posters/")] for uri in uris]
+    for data, kind, size in ((story, "WEBP", (1080, 1920)), (newsletter, "JPEG", (600, 400))):
+        with Image.open(io.BytesIO(data)) as picture:
+            assert (picture.format, picture.size) == (kind, size)
+            red, green, blue = picture.convert("RGB").getpixel((size[0] - 60, size[1] - 60))
+            assert (red > 200, green < 60, blue < 60) == (True, True, True)
+    result = run.xcom("jojokey_images", "render")
+    poster = run.xcom("return_value", "poster")["images"][0]
+    assert (result["derived_from"], result["usage"], result["cost"]) == (poster["uri"], {}, None)
+    assert Result.from_xcom(result).paid == "no"
+    assert [image["uri"] for image in result["images"]] == uris
+
+
+@pytest.mark.parametrize(
+    ("target", "focus", "box"),
+    [
+        ((100, 100), (0.5, 0.5), (50, 0, 150, 100)),
+        ((100, 100), (0.0, 0.5), (0, 0, 100, 100)),
+        ((100, 100), (1.0, 1.0), (100, 0, 200, 100)),
+        ((400, 100), (0.5, 0.9), (0, 50, 200, 100)),
+        ((50, 100), (0.3, 0.5), (35, 0, 85, 100)),
+    ],
+)
+def test_rendition_is_cropped_around_the_focal_point(target: Any, focus: Any, box: Any) -> None:
+    module = runpy.run_path(str(DAGS / "poster_renditions.py"))
+    assert module["cropped"]((200, 100), target, focus) == pytest.approx(box)
