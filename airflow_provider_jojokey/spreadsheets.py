@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from airflow_provider_jojokey.arguments import converted
 from airflow_provider_jojokey.batch.plan import OPTIONS
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
+from airflow_provider_jojokey.operators.arguments import converted
 from airflow_provider_jojokey.store.keys import bucket_problems, key_problems, split
 
 REQUIRED = ("prompt", "s3_key")

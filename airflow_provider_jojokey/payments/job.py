@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from airflow_provider_jojokey.choices import LIMITS
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.payments.attempt import Attempt, Owner
+from airflow_provider_jojokey.payments.options import LIMITS
 from airflow_provider_jojokey.store.keys import Destination
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
 from airflow.utils.session import create_session
+from cachetools import TLRUCache
 
 from airflow_provider_jojokey.cost import CostSum
 from airflow_provider_jojokey.plugins.cards import TOKENS, costs_of, tokens
@@ -40,7 +40,7 @@ class _Part:
         return {"tokens": self.tokens, "images": self.images, "cost": self.cost.total.to_json()}
 
 
-_SUMS: OrderedDict[Filter, _Sums] = OrderedDict()
+_SUMS: TLRUCache[Filter, _Sums] = TLRUCache(maxsize=MAX_KEPT, ttu=lambda _key, sums, _now: sums.until)
 _SUMS_LOCK = threading.Lock()
 
 
@@ -48,7 +48,7 @@ def known(wanted: Filter) -> dict[str, Any] | None:
     """Return the sums, if they were added up some seconds ago."""
     with _SUMS_LOCK:
         sums = _SUMS.get(wanted)
-    return sums.told if sums is not None and time.monotonic() < sums.until else None
+    return None if sums is None else sums.told
 
 
 def totals(wanted: Filter) -> dict[str, Any]:
@@ -59,10 +59,7 @@ def totals(wanted: Filter) -> dict[str, Any]:
     sums = _added(wanted)
     ended = time.monotonic()
     with _SUMS_LOCK:
-        _SUMS.pop(wanted, None)
         _SUMS[wanted] = _Sums(ended + max(KEPT, KEPT_TIMES * (ended - started)), sums)
-        while len(_SUMS) > MAX_KEPT:
-            _SUMS.popitem(last=False)
     return sums
 
 

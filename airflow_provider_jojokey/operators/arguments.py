@@ -16,8 +16,8 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
-from airflow_provider_jojokey.choices import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import character_problems
+from airflow_provider_jojokey.payments.options import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.store.extra_args import parse_extra_args
 
 TEXTS = (
