@@ -129,7 +129,7 @@ def show_result(sandbox: Sandbox, environment: dict[str, str], day: str) -> None
         f"Usage     {usage.get('input_tokens')} tokens in, {usage.get('output_tokens')} out, "
         f"paid for at {paid.started_at:%H:%M:%S} UTC"
     )
-    print("Next      make demo (again: nothing is paid twice)   THEME='a red fox' make demo   make ui")
+    print("Next      make demo (reuses the image)   THEME='a red fox' make demo   make ui")
 
 
 if __name__ == "__main__":

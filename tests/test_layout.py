@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -39,13 +37,20 @@ def own_modules(path: Path) -> set[str]:
     return {name for name in found if name.startswith("tests.")}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_imports_a_test_file(path: Path) -> None:
-    assert [name for name in own_modules(path) if is_test_file(name.rpartition(".")[2])] == []
+def test_no_module_imports_a_test_file() -> None:
+    imports = {(str(path), name) for path in MODULES for name in own_modules(path)}
+    assert {(path, name) for path, name in imports if is_test_file(name.rpartition(".")[2])} == set()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_shared_modules_are_in_tests_support(path: Path) -> None:
-    folder = ".".join(path.relative_to(ROOT).parts[:-1])
-    elsewhere = [name for name in own_modules(path) if not name.startswith(("tests.support", folder + "."))]
-    assert elsewhere == []
+def test_shared_modules_are_in_tests_support() -> None:
+    elsewhere = set()
+    for path in MODULES:
+        allowed = ("tests.support", ".".join(path.relative_to(ROOT).parts[:-1]) + ".")
+        elsewhere |= {(str(path), name) for name in own_modules(path) if not name.startswith(allowed)}
+    assert elsewhere == set()
+
+
+def test_modules_are_imported_by_their_full_names() -> None:
+    short = {module.relative_to(ROOT / "tests").parts[0].removesuffix(".py") for module in MODULES}
+    imports = {(str(path), name.partition(".")[0]) for path in MODULES for name in imported(path)}
+    assert {(path, name) for path, name in imports if name in short} == set()

@@ -271,7 +271,8 @@ def _place(received: Path, target: Path, overwrite: bool) -> Path:
         received.unlink()
         return path
     raise CommandFailed(
-        f"The image was paid for and is in {received}, because {target} and the next names exist.", BILLED
+        f"The image was paid for. It stays in {received}, because {target} and 998 similar names are in use.",
+        BILLED,
     )
 
 

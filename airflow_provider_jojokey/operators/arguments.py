@@ -66,6 +66,15 @@ def is_literal(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(is_literal(entry) for entry in value)
 
 
+def is_default(name: str, value: Any) -> bool:
+    """Return whether the argument ``name`` has its default, which needs no check."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, (str, int)) and type(value) is type(DEFAULTS.get(name)) and value == DEFAULTS[name]
+    )
+
+
 def has_template(value: Any) -> bool:
     """Return whether ``value`` is text that contains Jinja syntax."""
     return isinstance(value, str) and ("{{" in value or "{%" in value)

@@ -11,7 +11,13 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink, names_endpoint
-from airflow_provider_jojokey.operators.arguments import TEXTS, converted, has_template, is_literal
+from airflow_provider_jojokey.operators.arguments import (
+    TEXTS,
+    converted,
+    has_template,
+    is_default,
+    is_literal,
+)
 from airflow_provider_jojokey.payments.options import LIMITS
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
 from airflow_provider_jojokey.results import XCOM_KEY, Result, storable
@@ -362,7 +368,12 @@ class ImageOperator(BaseOperator):
         found: list[str] = []
         literals: dict[str, Any] = {}
         for name in OPTIONS_AT_PARSING:
-            if not hasattr(self, name) or not is_literal(value := getattr(self, name)):
+            value = getattr(self, name, None)
+            if name != "prompt" and is_default(name, value):
+                if name == "output_format":  # it decides what other fields may be
+                    literals[name] = None
+                continue
+            if not hasattr(self, name) or not is_literal(value):
                 continue
             if name == "prompt" and str(value).endswith(".prompt"):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_jojokey.img2.rules import FIELDS
@@ -331,7 +332,9 @@ _NO_EVENT = {
 }
 
 
+@cache
 def _default_deferrable() -> bool:
+    """Return the setting of this process. Airflow's own operators also read it once, when they are imported."""
     from airflow.providers.common.compat.sdk import conf
 
     return bool(conf.getboolean("operators", "default_deferrable", fallback=False))

@@ -22,6 +22,7 @@ _ARN = re.compile(
     r"(?P<account>[0-9]{12}):(?:outpost[:/](?P<outpost>[A-Za-z0-9-]{1,63})[:/])?"
     r"accesspoint[:/](?P<name>[A-Za-z0-9.-]{1,63})(?![^/])"
 )
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 _ARN_OF_BUCKET = re.compile(r"arn:aws[a-z-]*:s3:::([^/:]+)")
 
 
@@ -167,7 +168,7 @@ def key_problems(key: str) -> Iterator[str]:
         yield f"s3_key={key[:80]!r} has an empty, '.' or '..' part, which S3 tools cannot address"
     elif key.startswith(RECEIPTS):
         yield f"s3_key={key[:80]!r} starts with {RECEIPTS}, which is reserved for receipts"
-    if any(code < 32 or code == 127 or 0xD800 <= code < 0xE000 for code in map(ord, key)):
+    if _UNPRINTABLE.search(key):
         yield "s3_key contains control characters or unpaired surrogates"
     if len(key.encode(errors="replace")) > MAX_KEY_BYTES - len(RECEIPTS) - 64:
         yield f"s3_key is too long: S3 allows {MAX_KEY_BYTES:,} bytes, including the receipt's prefix and suffix"

@@ -57,8 +57,12 @@ MAX_METADATA_VALUE = 180
 MAX_CONNECTIONS = 32
 """More would take memory without need: an upload takes milliseconds, a generation takes seconds."""
 
-MAX_BODY_WITHOUT_EXPECT = 64 * 1024
-"""Bytes. For smaller bodies, ``Expect: 100-continue`` only adds a round trip."""
+MAX_BODY_WITHOUT_EXPECT = 4 * 1024 * 1024
+"""Bytes. For smaller bodies, ``Expect: 100-continue`` only adds a round trip.
+
+Once a connection has broken, requests have the header: a server that rejects a request early may close the connection
+before the client reads the response, which names the error.
+"""
 
 DIGEST, PIXELS, ATTEMPT = "sha256", "pixels", "attempt-id"
 """Metadata names: the image's digest, its width and height, and the attempt that paid for it."""
@@ -91,6 +95,8 @@ class ImageStore:
         self.connection_extra: Mapping[str, Any] | None = None
         """The extra of the AWS connection, once :attr:`client` has read it."""
         self._clock = ServerClock()
+        self._asks_first = False
+        """Whether S3 is asked before each body is sent, because a connection has broken."""
 
     # --- the client ----------------------------------------------------------------------------------------------
 
@@ -143,7 +149,7 @@ class ImageStore:
                     detail=redacted(str(error)),
                 ) from None
         use_known_digest(client)
-        client.meta.events.register("provide-client-params.s3.PutObject", _mark_small_bodies)
+        client.meta.events.register("provide-client-params.s3.PutObject", self._mark_small_body)
         client.meta.events.register("before-sign.s3.PutObject", _drop_expect_header)
         return client
 
@@ -168,11 +174,19 @@ class ImageStore:
             except ClientError as error:
                 self._clock.observe(headers_of(error.response), began)
                 raise
+            except Exception:
+                self._asks_first = True  # perhaps S3 rejected the request before it had read the body
+                raise
             self._clock.observe(headers_of(response), began)
             if consume is not None:
                 with closing(response["Body"]):  # "with body" would skip botocore's own checks
                     response["Consumed"] = consume(response)
             return response
+
+    def _mark_small_body(self, params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
+        body = params.get("Body")
+        size = len(body) if isinstance(body, bytes) else params.get("ContentLength")
+        context[_SMALL] = not self._asks_first and size is not None and size <= MAX_BODY_WITHOUT_EXPECT
 
     # --- time ----------------------------------------------------------------------------------------------------
 
@@ -641,14 +655,9 @@ def is_aws(endpoint_url: str) -> bool:
 
 
 def _drop_expect_header(request: Any, **_: Any) -> None:
-    if request.context.get(_SMALL):
+    if request.context.get(_SMALL) and request.context.get("retries", {}).get("attempt", 1) == 1:
         with suppress(KeyError):
             del request.headers["Expect"]
-
-
-def _mark_small_bodies(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
-    body = params.get("Body")
-    context[_SMALL] = isinstance(body, bytes) and len(body) <= MAX_BODY_WITHOUT_EXPECT
 
 
 _SMALL = "jojokey_small_body"

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from payments.harness import Harness
-from payments.scripted import ScriptedGateway, billed_and_lost, failing, without_usage
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.results import Result
+from tests.support.harness import Harness
+from tests.support.scripted import ScriptedGateway, billed_and_lost, failing, without_usage
 
 STATUS = {"quota_per_unit": 500_000, "quota_display_type": "USD"}
 LISTED = Cost(5_930_000, "USD")  # 10 tokens of text at $5, and 196 of an image at $30 a million

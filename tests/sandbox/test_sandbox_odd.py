@@ -54,7 +54,7 @@ def test_difference_from_the_request_is_a_warning(client: Client, case: str, wor
     ("case", "words"),
     [
         ("avif", "an AVIF image"),
-        ("cut_image", "cut short"),
+        ("cut_image", "truncated"),
         ("not_an_image", "not a PNG, JPEG or WebP image"),
     ],
 )

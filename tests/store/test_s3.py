@@ -40,6 +40,7 @@ from tests.support.fault_proxy import (
     Fault,
     FaultProxy,
     Request,
+    Reset,
     Response,
     answer,
     bare_404,
@@ -578,7 +579,38 @@ def test_small_objects_are_sent_at_once(monkeypatch: pytest.MonkeyPatch, proxy: 
     store.write(BUCKET, key, b"{}", replacing=None)
     store.put(BUCKET, key, b"x" * (MAX_BODY_WITHOUT_EXPECT + 1), "text/plain")
     store.put_image(BUCKET, key, image_of(b"x"), {})
-    assert ["expect" in request.headers for request in proxy.seen("PUT")] == [False, True, True]
+    store.put_image(BUCKET, key, image_of(b"x" * (MAX_BODY_WITHOUT_EXPECT + 1)), {})
+    assert ["expect" in request.headers for request in proxy.seen("PUT")] == [False, True, False, True]
+
+
+def test_resend_asks_before_it_sends_the_body(
+    monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, key: str
+) -> None:
+    def reject_early(request: Request, forward: Any) -> Response:
+        if "expect" not in request.headers:
+            raise Reset  # as a server that closes the connection without reading the body
+        return error(403, "AccessDenied")
+
+    connect(monkeypatch, {"endpoint_url": proxy.url, "region_name": "us-east-1"})
+    store = ImageStore("aws_test")
+    proxy.faults = [on("PUT", "", reject_early)]
+    for _ in range(2):
+        failed = error_of(lambda: store.put_image(BUCKET, key, image_of(b"x"), {}))
+        assert "AccessDenied" in str(failed.message)
+        assert not failed.transient
+    assert ["expect" in request.headers for request in proxy.seen("PUT")] == [False, True, False, True]
+
+
+def test_body_is_not_sent_unasked_after_a_broken_connection(
+    monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, key: str
+) -> None:
+    extra = {"endpoint_url": proxy.url, "region_name": "us-east-1"}
+    connect(monkeypatch, {**extra, "config_kwargs": {"retries": {"total_max_attempts": 1}}})
+    store = ImageStore("aws_test")
+    proxy.faults = [times(1, lose_request)]
+    assert error_of(lambda: store.put_image(BUCKET, key, image_of(b"x"), {})).transient
+    assert store.put_image(BUCKET, key, image_of(b"x"), {})
+    assert ["expect" in request.headers for request in proxy.seen("PUT")] == [False, True]
 
 
 def test_small_objects_are_signed_correctly(

@@ -9,8 +9,8 @@ billed                      whether the request is charged; ``billed=yes|no`` in
 origin                      who sends the response: the gateway (a header has its request ID), Cloudflare or the network
 ==========================  =========================================================================================
 
-Charges follow the real gateway. It charges each request that has reached the model, even if the client never receives
-the response. It doesn't charge, or refunds, requests that it answers with an error. The exception is the fee for a
+Charges follow the real gateway: each request that has reached the model is charged, even if the client never receives
+the response. Requests that the gateway answers with an error are refunded or not charged, except for the fee for a
 violation of the rules.
 """
 
