@@ -116,7 +116,9 @@ def _decoded(content: bytes, encoding: str) -> str:
     except (LookupError, UnicodeError) as error:
         known = not isinstance(error, LookupError)
         raise ValueError(
-            f"it is not valid {encoding}: save it as CSV UTF-8" if known else f"{encoding!r} is no encoding"
+            f"it is not valid {encoding}: save it as CSV UTF-8"
+            if known
+            else f"{encoding!r} is not an encoding"
         ) from None
 
 

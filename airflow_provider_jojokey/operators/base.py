@@ -179,7 +179,7 @@ class ImageOperator(BaseOperator):
         return ImageStore(self.aws_conn_id, connections=connections, extra_args=extra)
 
     def _create_clients(self) -> None:
-        """Read the connections and create both clients: Airflow must not be asked in what may be interrupted.
+        """Read the connections and create both clients, outside of the interruptible part.
 
         The imports allocate a lot and free nothing, so the garbage collector would only cost time (measured: 4 %
         of a task's CPU).
