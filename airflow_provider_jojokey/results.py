@@ -104,6 +104,7 @@ class Result:
     :param message: the exception's text
     :param billed: whether the failed request was billed: ``"no"``, ``"yes"`` or ``"unknown"``
     :param manifest: the ``s3://`` URI of a batch's list of all images
+    :param derived_from: the ``s3://`` URI of the paid image that these were made of, without another payment
     """
 
     state: str
@@ -125,6 +126,7 @@ class Result:
     message: str | None = None
     billed: str | None = None
     manifest: str | None = None
+    derived_from: str | None = None
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any], *, prompt: str, aws_conn_id: str | None) -> Result:
@@ -187,7 +189,7 @@ class Result:
             return "yes"
         if self.state == "failed":
             return self.billed or "unknown"
-        return "no" if self.reused else "yes"
+        return "no" if self.reused or self.derived_from else "yes"
 
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom's value."""
@@ -233,6 +235,7 @@ _TEXTS = (
     "error",
     "message",
     "manifest",
+    "derived_from",
 )
 
 

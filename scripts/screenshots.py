@@ -153,7 +153,44 @@ def take_screenshots(airflow: Airflow) -> None:
             take(browser, f"gallery-narrow{ending}", gallery, theme, NARROW, ".jojokey-card img")
             take(browser, f"tab-narrow{ending}", poster_tab, theme, NARROW, ".jojokey-figure img")
         take(browser, "enlarged", gallery, "dark", WIDE, ".jojokey-card img", enlarge)
+        take(browser, "compared", gallery, "light", WIDE, ".jojokey-card img", compare)
+        take(browser, "selected", gallery, "light", WIDE, ".jojokey-card img", select)
+        take(browser, "costs", gallery, "light", WIDE, ".jojokey-card img", open_costs)
+        form = f"{airflow.url}/dags/poster_approval"
+        take(browser, "trigger", form, "light", WIDE, "button", open_form)
+        run = f"{form}/runs/{candidates['run_id']}"
+        take(
+            browser,
+            "approve",
+            f"{run}/tasks/round_1.review/required_actions",
+            "light",
+            WIDE,
+            "img[src*='/jojokey/']",
+        )
         browser.close()
+
+
+def select(page: Page) -> None:
+    for number in range(3):
+        page.locator(".jojokey-select input").nth(number).check()
+
+
+def compare(page: Page) -> None:
+    select(page)
+    page.get_by_role("button", name="Compare").click()
+    page.locator(".jojokey-compared img").nth(2).wait_for()
+
+
+def open_costs(page: Page) -> None:
+    page.get_by_text("Cost by Dag, model and day").click()
+    page.locator(".jojokey-costs tbody tr").first.wait_for()
+
+
+def open_form(page: Page) -> None:
+    page.get_by_role("button", name="Trigger").click()
+    page.get_by_role("dialog").locator("[name='element_prompt'], #element_prompt").fill(
+        "A jazz night under the stars"
+    )
 
 
 def enlarge(page: Page) -> None:

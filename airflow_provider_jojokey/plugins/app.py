@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import date
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote
+from zoneinfo import available_timezones
 
 import anyio
 from airflow.utils.session import create_session
@@ -21,7 +23,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-from airflow_provider_jojokey.plugins import backend, objects, tab, thumbnails, totals, xcoms
+from airflow_provider_jojokey.plugins import archive, backend, objects, tab, thumbnails, totals, xcoms
 from airflow_provider_jojokey.plugins.access import ReadableDags, readable_xcom
 from airflow_provider_jojokey.plugins.cards import Place, card
 from airflow_provider_jojokey.results import StoredImage
@@ -29,6 +31,8 @@ from airflow_provider_jojokey.settings import Settings
 
 MAX_LIMIT = 200
 MAX_QUERY = 500
+MAX_COSTS = 10_000
+"""Rows of the cost table; the CSV file has all."""
 ROUNDS = 10
 """How often it is looked further where the rows of a page hold no result at all."""
 MAX_AGE = 24 * 3600
@@ -97,6 +101,11 @@ async def _cannot_shrink(_: Request, error: thumbnails.CannotShrink) -> Response
     return Answer({"detail": str(error), "reason": "not_served"}, 501)
 
 
+@app.exception_handler(archive.BadSelection)
+async def _bad_selection(_: Request, error: archive.BadSelection) -> Response:
+    return Answer({"detail": str(error)}, 400)
+
+
 @app.exception_handler(Exception)
 async def _error(_: Request, __: Exception) -> Response:
     return Answer({"detail": "Something went wrong here; the API server's log tells what."}, 500)
@@ -111,6 +120,10 @@ def wanted_results(
     day_to: date | None = None,
     q: Annotated[str, Query(max_length=MAX_QUERY)] = "",
     state: Literal["failed", "failed_paid", "failed_perhaps_paid", "reused"] | None = None,
+    run: Annotated[str, Query(max_length=MAX_QUERY)] = "",
+    model: str | None = None,
+    size: str | None = None,
+    tz: Annotated[str, Query(max_length=64)] = "UTC",
 ) -> xcoms.Filter:
     """Return the filter in the query string, as far as the user may see."""
     if dag_id and dag_id not in readable:
@@ -123,9 +136,14 @@ def wanted_results(
         day_to=day_to,
         words=tuple(q.split()),
         state=state,
+        run=run or None,
+        model=model or None,
+        size=size or None,
+        zone=tz if tz in _zones() else "UTC",
     )
 
 
+_zones = cache(available_timezones)
 Wanted = Annotated[xcoms.Filter, Depends(wanted_results)]
 
 
@@ -134,6 +152,7 @@ def get_results(
     wanted: Wanted,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 60,
     cursor: Annotated[str | None, Query(max_length=2_000)] = None,
+    sort: Literal["newest", "tokens"] = "newest",
 ) -> Any:
     """Return the latest results, a page at a time."""
     after = cursor or None
@@ -141,7 +160,7 @@ def get_results(
     try:
         with create_session(scoped=False) as session:
             for look in (None, *[xcoms.ROWS_AT_ONCE] * ROUNDS):
-                found, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look)
+                found, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look, sort=sort)
                 unread, why = unread + found.unread, found.why or why
                 if found.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
                     break
@@ -155,8 +174,31 @@ def get_results(
 @app.get("/api/totals")
 async def get_totals(wanted: Wanted) -> Any:
     """Return what the results of a filter have cost, by day and by Dag."""
-    sums = totals.known(wanted)
-    return Answer(sums or await anyio.to_thread.run_sync(totals.totals, wanted, limiter=_one_thread))
+    return Answer(totals.totals(await _sums(wanted)))
+
+
+@app.get("/api/costs")
+async def get_costs(wanted: Wanted) -> Any:
+    """Return what the results of a filter have cost, a row for each day, Dag and model."""
+    return Answer({"rows": totals.as_json(totals.costs(await _sums(wanted))[:MAX_COSTS])})
+
+
+@app.get("/api/costs.csv")
+async def get_costs_as_csv(wanted: Wanted) -> Response:
+    """Return the same as a file."""
+    text = totals.as_csv(totals.costs(await _sums(wanted)))
+    # The byte order mark tells spreadsheets that it is UTF-8.
+    headers = {"Content-Disposition": disposition("attachment", "costs.csv")}
+    return Response(
+        text.encode("utf-8-sig", "replace"), media_type="text/csv; charset=utf-8", headers=headers
+    )
+
+
+async def _sums(wanted: xcoms.Filter) -> list[xcoms.Sum]:
+    found = totals.known(wanted)
+    if found is None:
+        found = await anyio.to_thread.run_sync(totals.added, wanted, limiter=_one_thread)
+    return found
 
 
 DagId = Annotated[str, Path()]
@@ -272,6 +314,22 @@ async def get_thumbnail(
     return Response(data, media_type="image/webp", headers=headers)
 
 
+@app.get("/zip")
+async def get_zip(
+    readable: ReadableDags,
+    image: Annotated[list[str], Query(min_length=1, max_length=archive.MAX_IMAGES)],
+) -> Response:
+    """Return several images as one zip file. Each ``image`` is the path of an image after ``/images/``."""
+    selected = [archive.selected(one) for one in dict.fromkeys(image)]
+    if any(place[0] not in readable for place, _, _ in selected):
+        raise HTTPException(403, "Forbidden")
+    sources = await _in_thread(lambda: [_image(*one) for one in selected])
+    archive.check(sources)
+    headers = {"Content-Disposition": disposition("attachment", "images.zip"), "Content-Encoding": "identity"}
+    pieces = archive.stream(sources, objects.fetch, objects.PIECE)
+    return StreamingResponse(_in_threads(pieces), media_type="application/zip", headers=headers)
+
+
 @app.get("/{path:path}", include_in_schema=False)
 def nothing_else(path: str) -> Response:
     """Say in JSON that there is no such route."""
@@ -284,8 +342,7 @@ def disposition(kind: str, name: str) -> str:
     :param kind: ``"inline"`` or ``"attachment"``
     :param name: the last part of an S3 key, which may hold anything
     """
-    safe = re.sub(r'[\x00-\x1f\x7f"*/:<>?\\|]', "_", name).strip(". ")[-150:] or "image"
-    safe = safe.encode("utf-8", "replace").decode()
+    safe = archive.safe_name(name)
     plain = re.sub(r"[^A-Za-z0-9._ ()-]", "_", safe)
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(safe, safe='')}"
 
@@ -318,6 +375,12 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
     with file:
         while piece := file.read(objects.PIECE):
             yield piece
+
+
+async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the pieces; a client that reads slowly keeps no thread."""
+    while (piece := await _in_thread(lambda: next(pieces, None))) is not None:
+        yield piece
 
 
 def _cache() -> thumbnails.ThumbnailCache:

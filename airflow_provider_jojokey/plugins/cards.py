@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.links.paths import URL_PREFIX, base_path, image_path, tab_path
-from airflow_provider_jojokey.plugins.xcoms import Row
+from airflow_provider_jojokey.plugins.xcoms import Row, costs_of, whole_number
 from airflow_provider_jojokey.results import Result, StoredImage
 
 Place = tuple[str, str, str, int]
@@ -47,6 +46,7 @@ def facts(result: Result) -> dict[str, Any]:
         "request_id": result.request_id,
         "created": result.created,
         "reused": result.reused,
+        "derived_from": result.derived_from,
         "receipt": result.receipt,
         "error": result.error,
         "message": result.message,
@@ -58,18 +58,11 @@ def facts(result: Result) -> dict[str, Any]:
 
 def tokens(usage: Mapping[str, Any]) -> dict[str, Any]:
     """Return the three totals, and those details that are numbers."""
-    told: dict[str, Any] = {name: _count(usage.get(name)) for name in TOKENS}
+    told: dict[str, Any] = {name: whole_number(usage.get(name)) for name in TOKENS}
     for name, value in usage.items():
         if isinstance(value, Mapping) and name.endswith("_details"):
-            told[name] = {str(one): _count(count) for one, count in value.items()}
+            told[name] = {str(one): whole_number(count) for one, count in value.items()}
     return told
-
-
-def costs_of(result: Result) -> Costs:
-    """Return what a result has cost; one unknown cost if it was paid for, or may have been, and doesn't say."""
-    if result.cost is not None:
-        return result.cost
-    return Costs(unknown=int(result.paid != "no"))
 
 
 def seconds(value: Any) -> float | None:
@@ -105,7 +98,3 @@ def _url(kind: str, image: StoredImage, number: int, place: Place, item: int | N
         path = path.replace(f"{URL_PREFIX}/images/", f"{URL_PREFIX}/{kind}/", 1)
     # The key of a cleared task is written again: other bytes must have another URL, as this one is cached.
     return f"{base_path()}{path}?v={image.sha256[:16]}" + ("" if item is None else f"&item={item}")
-
-
-def _count(value: Any) -> int:
-    return value if type(value) is int and 0 <= value < 2**53 else 0

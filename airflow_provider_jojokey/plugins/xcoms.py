@@ -13,15 +13,30 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import Text, and_, case, cast, func, inspect, literal, not_, or_, select, tuple_
+from sqlalchemy import (
+    Numeric,
+    Text,
+    and_,
+    case,
+    cast,
+    func,
+    inspect,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+)
 from sqlalchemy.orm import defer, lazyload
 
+from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
 from airflow_provider_jojokey.results import XCOM_KEY, Result
 
@@ -46,8 +61,12 @@ class Filter:
     """Which results are wanted.
 
     :param dag_ids: the Dags that the user may read, and no others
-    :param day_from: the first day, in UTC
-    :param day_to: the last day, in UTC
+    :param day_from: the first day
+    :param day_to: the last day
+    :param zone: the time zone that the days are in
+    :param run: a part of the run's ID
+    :param model: the model's name, as the result has it
+    :param size: such as ``"1024x1024"``
     :param words: all must occur in the prompt, the task ID, the request ID or the error, whatever their case
     :param state: one of :data:`STATES`
     """
@@ -59,6 +78,10 @@ class Filter:
     day_to: date | None = None
     words: tuple[str, ...] = ()
     state: str | None = None
+    run: str | None = None
+    model: str | None = None
+    size: str | None = None
+    zone: str = "UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +119,13 @@ class BadCursor(ValueError):
 
 
 def page(
-    session: Session, wanted: Filter, *, limit: int, cursor: str | None = None, look: int | None = None
+    session: Session,
+    wanted: Filter,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    look: int | None = None,
+    sort: str = "newest",
 ) -> tuple[Rows, str | None]:
     """Return the next results, newest first, and the cursor of those after them, in one query.
 
@@ -104,16 +133,26 @@ def page(
     first page and move nothing. A page is shorter than its limit where rows hold no result.
 
     :param limit: how many results to return at most
+    :param sort: ``"newest"``, or ``"tokens"`` for the most expensive first
     :param look: how many rows to look at for them; by default as many
     :raises BadCursor: if the cursor is none of ours
     """
-    keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
-    if cursor is not None:
-        keys = keys.where(_before(*_decoded(cursor)))
+    passed = _offset(cursor) if sort == "tokens" else None
     look = max(limit, look or 0)
+    keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
+    order = [XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)]
+    if passed is not None:
+        order.insert(0, _whole(session, "usage", "total_tokens").desc())
+        keys = keys.offset(passed)
+    elif cursor is not None:
+        keys = keys.where(_before(*_decoded(cursor)))
     # The keys alone are sorted, and only then are the values read: they are a hundred times as large.
-    keys = keys.order_by(XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)).limit(look + 1)
-    found = _read(session, keys)
+    keys = keys.order_by(*order).limit(look + 1)
+    found = _read(session, keys, *order)
+
+    def after(count: int) -> str:
+        return _encoded(found[count - 1][0]) if passed is None else str(passed + count)
+
     rows: list[Row] = []
     unread, why = 0, None
     for start in range(0, min(look, len(found)), limit):
@@ -124,8 +163,8 @@ def page(
             elif read is not None:
                 rows.append(read)
             if len(rows) == limit and number < len(found):
-                return Rows(rows, unread, why), _encoded(found[number - 1][0])
-    return Rows(rows, unread, why), _encoded(found[look - 1][0]) if len(found) > look else None
+                return Rows(rows, unread, why), after(number)
+    return Rows(rows, unread, why), after(look) if len(found) > look else None
 
 
 def of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Row | None:
@@ -155,46 +194,117 @@ def of_mapped(
     return _readable(found[:limit]), len(found) > limit
 
 
-def usages(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result | None]]:
-    """Yield day, Dag and a result without its images for each row, as they come from the database.
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What some results of one day, Dag and model add up to.
+
+    :param day: in the filter's time zone
+    :param model: ``None`` if the results name none
+    :param failed: how many of the results failed
+    :param paid: whether they were paid for: ``"yes"``, ``"no"`` or ``"unknown"``
+    :param tokens: input, output and total tokens
+    :param cost: of results that were or may have been paid for and have no cost, it is unknown
+    :param unread: results that are kept elsewhere and weren't read; nothing else is known of them
+    """
+
+    day: str = ""
+    dag_id: str = ""
+    model: str | None = None
+    results: int = 0
+    images: int = 0
+    failed: int = 0
+    paid: str = "no"
+    tokens: tuple[int, int, int] = (0, 0, 0)
+    cost: Costs = field(default_factory=Costs)
+    unread: int = 0
+
+
+_TOKENS = ("input_tokens", "output_tokens", "total_tokens")
+
+
+def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
+    """Yield a sum for each result that the filter selects.
 
     Only what adds up is read of each value: a tenth of it. Of values that a custom backend keeps elsewhere, the
-    newest are read, and for the others ``None`` is yielded.
+    newest are read.
     """
-    value = XComModel.value
-    parts = [cast(_inside(session, value[name]), Text) for name in _ADDED_UP]
-    query = select(XComModel.timestamp, XComModel.dag_id, *parts).where(*_conditions(session, wanted))
+    query = select(XComModel.timestamp, XComModel.dag_id, _added_up(session)).where(
+        *_conditions(session, wanted)
+    )
     rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
     elsewhere = 0
-    for timestamp, dag_id, *texts in rows:
-        values = dict(zip(_ADDED_UP, map(_json, texts), strict=True))
+    for timestamp, dag_id, text in rows:
+        values = dict(zip(_ADDED_UP, _json(text) or [None] * len(_ADDED_UP), strict=True))
         elsewhere += values["version"] is None
-        values["reused"] = values["reused"] in (True, 1)  # SQLite's JSON paths turn true into 1
         result = Result.from_xcom({**values, "images": ()})
         if result is not None:
-            yield timestamp.date(), dag_id, result
+            yield _sum_of(result, _day_of(timestamp, wanted), dag_id)
     if elsewhere:
-        yield from _usages_elsewhere(session, wanted)
+        yield from _sums_elsewhere(session, wanted)
 
 
-def _usages_elsewhere(session: Session, wanted: Filter) -> Iterator[tuple[date, str, Result | None]]:
+def _added_up(session: Session) -> ColumnElement[str]:
+    """Return an expression for a JSON array of what adds up in a value, with a single look into it."""
+    dialect = session.get_bind().dialect.name
+    if dialect == "postgresql":
+        return cast(func.jsonb_build_array(*(XComModel.value[name] for name in _ADDED_UP)), Text)
+    found = func.json_extract(XComModel.value, *(f"$.{name}" for name in _ADDED_UP))
+    if dialect == "sqlite":
+        return cast(_inside(session, found), Text)
+    return cast(
+        func.json_array(*(func.json_extract(XComModel.value, f"$.{name}") for name in _ADDED_UP)), Text
+    )
+
+
+def _sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
     keys = select(*_KEYS, XComModel.timestamp, XComModel.dag_id)
     keys = keys.where(*_conditions(session, wanted), _is_elsewhere(session))
     keys = keys.order_by(XComModel.timestamp.desc())
     for read in _results(_read(session, keys.limit(MAX_READ_ELSEWHERE))):
         if isinstance(read, Row):
-            yield read.made_at.date(), read.dag_id, read.result
+            yield _sum_of(read.result, _day_of(read.made_at, wanted), read.dag_id)
         elif read is not None:
-            yield date.min, "", None
-    for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE)):
-        yield date.min, "", None
+            yield Sum(unread=1)
+    yield Sum(unread=sum(1 for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE))))
+
+
+def _day_of(made_at: datetime, wanted: Filter) -> str:
+    return made_at.astimezone(ZoneInfo(wanted.zone)).date().isoformat()
+
+
+def _sum_of(result: Result, day: str, dag_id: str) -> Sum:
+    tokens = [whole_number(result.usage.get(name)) for name in _TOKENS]
+    return Sum(
+        day=day,
+        dag_id=dag_id,
+        model=result.model,
+        results=1,
+        images=result.count,
+        failed=int(result.state == "failed"),
+        paid=result.paid,
+        tokens=(tokens[0], tokens[1], tokens[2]),
+        cost=costs_of(result),
+    )
+
+
+def costs_of(result: Result) -> Costs:
+    """Return what a result has cost; one unknown cost if it was paid for, or may have been, and doesn't say."""
+    if result.cost is not None:
+        return result.cost
+    return Costs(unknown=int(result.paid != "no"))
+
+
+def whole_number(value: Any) -> int:
+    """Return a count that JSON can hold exactly, or 0."""
+    return value if type(value) is int and 0 <= value < 2**53 else 0
 
 
 def count_unsearched(session: Session, wanted: Filter) -> int:
     """Return how many results a search can't look into, as a custom XCom backend keeps them elsewhere."""
-    if not (wanted.words or wanted.state) or not is_custom():
+    plain = replace(wanted, words=(), state=None, model=None, size=None)
+    if plain == wanted or not is_custom():
         return 0
-    conditions = _conditions(session, replace(wanted, words=(), state=None))
+    conditions = _conditions(session, plain)
     query = select(func.count()).select_from(XComModel).where(*conditions, _is_elsewhere(session))
     return session.scalar(query) or 0
 
@@ -204,7 +314,7 @@ def _is_elsewhere(session: Session) -> ColumnElement[bool]:
     return func.coalesce(version, "null") == "null"
 
 
-_ADDED_UP = ("version", "state", "count", "usage", "cost", "billed", "reused")
+_ADDED_UP = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
 
 
 def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
@@ -212,12 +322,17 @@ def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool
     yield XComModel.dag_id.in_(sorted(wanted.dag_ids))
     if wanted.run_id is not None:
         yield XComModel.run_id == wanted.run_id
+    if wanted.run is not None:
+        yield XComModel.run_id.ilike(f"%{_literal(wanted.run)}%", escape="!")
     if wanted.task_id is not None:
         yield XComModel.task_id == wanted.task_id
     if wanted.day_from is not None:
-        yield XComModel.timestamp >= datetime.combine(wanted.day_from, time.min, UTC)
+        yield XComModel.timestamp >= datetime.combine(wanted.day_from, time.min, ZoneInfo(wanted.zone))
     if wanted.day_to is not None:
-        yield XComModel.timestamp <= datetime.combine(wanted.day_to, time.max, UTC)
+        yield XComModel.timestamp <= datetime.combine(wanted.day_to, time.max, ZoneInfo(wanted.zone))
+    for name in ("model", "size"):
+        if (text := getattr(wanted, name)) is not None:
+            yield _inside(session, XComModel.value[name].as_string()) == text
     if wanted.state is not None:
         yield from _has_state(session, wanted.state)
     for word in wanted.words[:MAX_WORDS]:
@@ -340,6 +455,25 @@ def _json(text: str | None) -> Any:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _whole(session: Session, *path: str) -> ColumnElement[int]:
+    """Return the whole number that a value holds at a path, 0 where there is something else."""
+    value: Any = XComModel.value
+    if session.get_bind().dialect.name == "sqlite":
+        place = "$." + ".".join(path)
+        is_whole = _inside(session, func.json_type(value, place)) == "integer"
+        return case((is_whole, _inside(session, func.json_extract(value, place))), else_=0)
+    for name in path:
+        value = value[name]
+    text = func.coalesce(cast(value, Text), "null")
+    return case((text.regexp_match("^[0-9]{1,15}$"), cast(text, Numeric(20))), else_=0)
+
+
+def _offset(cursor: str | None) -> int:
+    if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 10):
+        raise BadCursor("the cursor is none of this page's")
+    return int(cursor or 0)
 
 
 def _before(timestamp: datetime, key: tuple[Any, ...]) -> ColumnElement[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from airflow_provider_jojokey.results import Result
 from tests.support.airflow import dags_of
 
 DAGS = Path(__file__).parents[2] / "dags"
@@ -106,3 +108,46 @@ def test_a_variable_names_the_run_whose_poster_is_paid_for_anew(redraw: str, exp
 
     variables = SimpleNamespace(value={"poster_redraw": redraw})
     assert reuse.render(var=variables, run_id="this", params={"reuse": "run"}) == expected
+
+
+def test_renditions_are_made_of_one_paid_poster(shipped: Any, gateway: Any, store: Any) -> None:
+    logo = io.BytesIO()
+    Image.new("RGBA", (50, 50), (255, 0, 0, 255)).save(logo, "PNG")
+    store.client.put_object(Bucket="posters", Key="logo.png", Body=logo.getvalue())
+    run = shipped(
+        "poster_renditions",
+        channels=["story", "newsletter"],
+        headline="Sale",
+        logo="s3://posters/logo.png",
+        focal_x=1,
+    )
+
+    assert run.state == "success"
+    assert len(gateway.ledger) == 1
+    uris = run.xcom("return_value", "render")
+    story, newsletter = [store.objects()[uri.removeprefix("s3://posters/")] for uri in uris]
+    for data, kind, size in ((story, "WEBP", (1080, 1920)), (newsletter, "JPEG", (600, 400))):
+        with Image.open(io.BytesIO(data)) as picture:
+            assert (picture.format, picture.size) == (kind, size)
+            red, green, blue = picture.convert("RGB").getpixel((size[0] - 60, size[1] - 60))
+            assert (red > 200, green < 60, blue < 60) == (True, True, True)
+    result = run.xcom("jojokey_images", "render")
+    poster = run.xcom("return_value", "poster")["images"][0]
+    assert (result["derived_from"], result["usage"], result["cost"]) == (poster["uri"], {}, None)
+    assert Result.from_xcom(result).paid == "no"
+    assert [image["uri"] for image in result["images"]] == uris
+
+
+@pytest.mark.parametrize(
+    ("target", "focus", "box"),
+    [
+        ((100, 100), (0.5, 0.5), (50, 0, 150, 100)),
+        ((100, 100), (0.0, 0.5), (0, 0, 100, 100)),
+        ((100, 100), (1.0, 1.0), (100, 0, 200, 100)),
+        ((400, 100), (0.5, 0.9), (0, 50, 200, 100)),
+        ((50, 100), (0.3, 0.5), (35, 0, 85, 100)),
+    ],
+)
+def test_rendition_is_cropped_around_the_focal_point(target: Any, focus: Any, box: Any) -> None:
+    module = runpy.run_path(str(DAGS / "poster_renditions.py"))
+    assert module["cropped"]((200, 100), target, focus) == pytest.approx(box)

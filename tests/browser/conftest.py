@@ -27,7 +27,7 @@ PATIENCE = 120_000.0
 """Milliseconds that a computer may take which has other things to do."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """The browser's path."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -36,22 +36,23 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
+        expect.set_options(timeout=PATIENCE)
         yield browser
         browser.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def airflow(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """Airflow, started once; only where there is a browser to look at it."""
     with running_airflow(tmp_path_factory.mktemp("browser")) as airflow:
         yield airflow
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(airflow: Airflow) -> Runs:
     """Runs of the tests' own Dags: of each kind of task one."""
     made = {
@@ -64,7 +65,7 @@ def runs(airflow: Airflow) -> Runs:
     return Runs(**{name: run_id for name, (_, run_id) in made.items()})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cookies(airflow: Airflow, browser: Browser) -> Any:
     """What the browser keeps of a person who has logged in by the form."""
     with browser.new_context() as context:
@@ -78,16 +79,27 @@ def cookies(airflow: Airflow, browser: Browser) -> Any:
         return context.storage_state()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def context(browser: Browser, cookies: Any) -> Iterator[BrowserContext]:
     """One for all pages: the second page finds Airflow's scripts in the cache, as a person's does."""
     context = browser.new_context(
         storage_state=cookies, viewport=SIZE, locale="en-GB", timezone_id="UTC", accept_downloads=True
     )
     context.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
     yield context
     context.close()
+
+
+@pytest.fixture(params=["light, English", "dark, Chinese"])
+def themed(request: pytest.FixtureRequest, browser: Browser, cookies: Any) -> Iterator[Page]:
+    """A page in one theme and one language."""
+    theme, language = request.param.split(", ")
+    with browser.new_context(storage_state=cookies, viewport=SIZE, color_scheme=theme) as context:
+        chosen = {"theme": theme, "i18nextLng": {"English": "en", "Chinese": "zh-CN"}[language]}
+        for name, value in chosen.items():
+            context.add_init_script(f"localStorage.setItem({name!r}, {value!r})")
+        context.set_default_timeout(PATIENCE)
+        yield context.new_page()
 
 
 @pytest.fixture

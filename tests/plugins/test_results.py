@@ -322,13 +322,13 @@ def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) ->
     sums = server.totals()
     assert (sums["results"], sums["images"], sums["failed"]) == (4, 43, 1)
     assert sums["usage"] == {"input_tokens": 330, "output_tokens": 4, "total_tokens": 334}
-    assert sums["by_day"] == [
-        {"day": "2026-03-14", "tokens": 10, "images": 2, "cost": {"amounts": [], "unknown": 1}},
-        {"day": "2026-03-15", "tokens": 324, "images": 41, "cost": {"amounts": [], "unknown": 3}},
+    assert [(one["day"], one["tokens"], one["images"]) for one in sums["by_day"]] == [
+        ("2026-03-14", 10, 2),
+        ("2026-03-15", 324, 41),
     ]
-    assert sums["by_dag"] == [
-        {"dag_id": "b", "tokens": 304, "images": 40, "cost": {"amounts": [], "unknown": 2}},
-        {"dag_id": "a", "tokens": 30, "images": 3, "cost": {"amounts": [], "unknown": 2}},
+    assert [(one["dag_id"], one["tokens"], one["images"]) for one in sums["by_dag"]] == [
+        ("b", 304, 40),
+        ("a", 30, 3),
     ]
     assert server.totals(dag_id="a")["usage"]["total_tokens"] == 30
     assert server.totals(q="heron")["images"] == 40
@@ -340,6 +340,50 @@ def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) ->
     }  # fmt: skip
 
 
+def cost(*amounts: tuple[str, str, bool], unknown: int = 0) -> Any:
+    names = ("amount", "currency", "approximate")
+    return {"amounts": [dict(zip(names, one, strict=True)) for one in amounts], "unknown": unknown}
+
+
+def test_costs_are_exact_sums_by_day_dag_and_model(server: Server, book: Book) -> None:
+    def write(run: str, dag_id: str, value: Any, day: int = 0, **more: Any) -> None:
+        book.write(dag_id, result(cost=value, **more), run_id=run, at=NOON + timedelta(day))
+
+    write("1", "a", cost(("0.1", "USD", True)))
+    write("2", "a", cost(("0.2", "USD", False), unknown=1))
+    write("3", "a", cost(("0.7", "CNY", False), ("0.000000001", "USD", False)))
+    write("4", "=b", cost(("2.5", "USD", False)), day=1, model="-model")
+    write("5", "a", "nonsense")
+    write("6", "a", None, reused=True, usage={})
+    write("7", "a", cost(), reused=True, usage={})
+
+    everything = cost(("0.7", "CNY", False), ("2.800000001", "USD", True), unknown=2)
+    assert server.totals()["cost"] == everything
+    answer = server.get(f"{API}/costs").json()
+    assert [(row["day"], row["dag_id"], row["model"], row["results"]) for row in answer["rows"]] == [
+        ("2026-03-15", "=b", "-model", 1),
+        ("2026-03-14", "a", "gpt-image-2", 6),
+    ]
+    assert answer["rows"][1]["cost"] == cost(("0.7", "CNY", False), ("0.300000001", "USD", True), unknown=2)
+    download = server.get(f"{API}/costs.csv")
+    assert download.headers["Content-Type"] == "text/csv; charset=utf-8"
+    header, first, second = download.content.decode("utf-8-sig").splitlines()
+    assert header.endswith("cost_CNY,cost_USD,approximate,requests_of_unknown_cost")
+    assert first.startswith("2026-03-15,'=b,'-model,1,0,0,")
+    assert first.endswith(",,2.5,no,0")
+    assert second.endswith(",0.7,0.300000001,yes,2")
+
+
+def test_days_are_those_of_the_users_time_zone(server: Server, book: Book) -> None:
+    book.write("a", result(prompt="1"), run_id="1", at=datetime(2026, 3, 14, 17, 30, tzinfo=UTC))
+    book.write("a", result(prompt="2"), run_id="2", at=datetime(2026, 3, 14, 15, 30, tzinfo=UTC))
+    in_shanghai = server.totals(tz="Asia/Shanghai")["by_day"]
+    assert [(one["day"], one["tokens"]) for one in in_shanghai] == [("2026-03-14", 210), ("2026-03-15", 210)]
+    assert len(server.totals(tz="Nowhere/At-all")["by_day"]) == 1
+    assert prompts(server.results(day_from="2026-03-15", tz="Asia/Shanghai")) == ["1"]
+    assert prompts(server.results(day_to="2026-03-14", tz="Asia/Shanghai")) == ["2"]
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "q=" + "x" * 600])
 def test_out_of_range_parameters_are_rejected(server: Server, query: str) -> None:
     assert server.get(f"{API}/results?{query}").status_code == 422
@@ -348,3 +392,41 @@ def test_out_of_range_parameters_are_rejected(server: Server, query: str) -> Non
 @pytest.mark.parametrize("query", ["run_id=%00", "q=a%00b", "task_id=%00"])
 def test_nul_byte_is_rejected_before_the_query(server: Server, query: str) -> None:
     assert server.get(f"{API}/results?{query}").status_code == 400
+
+
+def test_results_are_filtered_by_model_size_and_a_part_of_the_run(server: Server, book: Book) -> None:
+    book.write(
+        "a", result(prompt="1", model="gpt-image-2", size="1024x1024"), run_id="manual__May_1", at=NOON
+    )
+    book.write(
+        "a",
+        result(prompt="2", model="other", size="1024x1536"),
+        run_id="manual__June",
+        at=NOON + timedelta(1),
+    )
+    assert prompts(server.results(model="other")) == ["2"]
+    assert prompts(server.results(size="1024x1024")) == ["1"]
+    assert prompts(server.results(model="other", size="1024x1024")) == []
+    assert prompts(server.results(run="may_")) == ["1"]
+    assert prompts(server.results(run="June")) == ["2"]
+    assert prompts(server.results(run="%")) == []
+    assert server.totals(model="other")["results"] == 1
+
+
+def test_results_are_sorted_by_tokens(server: Server, book: Book) -> None:
+    usages: list[Any] = [
+        {"total_tokens": 5},
+        {"total_tokens": 900},
+        {"total_tokens": "x"},
+        None,
+        {"total_tokens": 40},
+    ]
+    for number, usage in enumerate(usages):
+        book.write(
+            "a", result(prompt=f"{number}", usage=usage), run_id=f"r{number}", at=NOON + timedelta(number)
+        )
+    first = server.results(sort="tokens", limit=3)
+    assert prompts(first) == ["1", "4", "0"]
+    rest = server.results(sort="tokens", limit=3, cursor=first["next"])
+    assert (prompts(rest), rest["next"]) == (["3", "2"], None)
+    assert server.get(f"{API}/results", params={"sort": "tokens", "cursor": "none"}).status_code == 400

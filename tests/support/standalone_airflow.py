@@ -72,6 +72,13 @@ class Airflow:
         mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
         return f"{self.url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}{mapped}/plugin/jojokey-images"
 
+    def question(self, run_id: str, task_id: str) -> str:
+        """Wait until a task of ``poster_approval`` waits for a person, and return the address of its question."""
+        path = f"/api/v2/dags/poster_approval/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
+        # Before Airflow 3.3, a task that waits for a person is a deferred one.
+        until(lambda: self.call(path)["state"] in ("awaiting_input", "deferred"), f"{task_id} does not ask")
+        return f"{self.url}/dags/poster_approval/runs/{run_id}/tasks/{task_id}/required_actions"
+
     @property
     def gallery(self) -> str:
         """The address of the gallery."""

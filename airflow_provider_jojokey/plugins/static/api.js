@@ -1,4 +1,5 @@
 // The provider's routes, and the one thing that is asked of Airflow's own API: whether a task still works.
+import { timezone } from "./format.js";
 import { t } from "./text.js";
 
 // Both lie beside this file's folder, whatever prefix Airflow is served under.
@@ -63,12 +64,31 @@ function withQuery(url, query) {
   return url;
 }
 
+// The route names an image as its own address does.
+export function zipUrl(images) {
+  const url = new URL("../zip", ROUTES);
+  for (const { src } of images) {
+    const image = new URL(src, document.baseURI);
+    const item = image.searchParams.get("item");
+    url.searchParams.append("image", image.pathname.split("/jojokey/images/").pop() + (item ? `?item=${item}` : ""));
+  }
+  return url.href;
+}
+
 export function getResults(filters, cursor, limit, signal) {
-  return get(withQuery(new URL("results", ROUTES), { ...filters, cursor, limit }), signal);
+  return get(withQuery(new URL("results", ROUTES), { ...filters, cursor, limit, tz: timezone() }), signal);
 }
 
 export function getTotals(filters, signal) {
-  return get(withQuery(new URL("totals", ROUTES), filters), signal);
+  return get(withQuery(new URL("totals", ROUTES), { ...filters, tz: timezone() }), signal);
+}
+
+export function getCosts(filters, signal) {
+  return get(withQuery(new URL("costs", ROUTES), { ...filters, tz: timezone() }), signal);
+}
+
+export function costsUrl(filters) {
+  return withQuery(new URL("costs.csv", ROUTES), { ...filters, tz: timezone() }).href;
 }
 
 const PROBLEMS = {

@@ -1,12 +1,13 @@
-// Two small charts: what was spent by day, and by Dag. Bars for the eye, a table for a screen reader.
-import { compact, cost, count, day, number } from "./format.js";
-import { h, useId, useMemo, useState } from "./react.js";
+// Two small charts: what was spent by day, and by Dag.
+import { compact, cost, count, day, localDay, number } from "./format.js";
+import { h, useMemo } from "./react.js";
 import { t } from "./text.js";
 
 const A_DAY = 86_400_000;
 const FEWEST_DAYS = 14;
 const MOST_BARS = 92;
 const MOST_DAGS = 6;
+const NARROW = 640;
 
 const toDay = (time) => new Date(time).toISOString().slice(0, 10);
 const toTime = (text) => Date.parse(`${text}T00:00:00Z`);
@@ -25,7 +26,7 @@ const NEXT = {
 // Days without images are days too; and where there are too many for bars, weeks or months.
 export function barsOf(byDay, until = "") {
   const days = byDay.map((one) => one.day).sort();
-  const today = toDay(Date.now());
+  const today = localDay(Date.now());
   const end = until && until < today ? until : today;
   const last = days.length && days.at(-1) > end ? days.at(-1) : end;
   const fewest = toDay(toTime(last) - (FEWEST_DAYS - 1) * A_DAY);
@@ -54,146 +55,96 @@ function nameOf(bar, unit) {
 }
 
 function costOf(one) {
-  return `${one.cost ? `${cost(one.cost)} · ` : ""}${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
+  const money = one.cost?.amounts.length ? `${cost(one.cost)} · ` : "";
+  return `${money}${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
 }
 
-function DataTable({ caption, first, rows }) {
+// A chart of a single day or Dag says nothing that the totals don't say.
+export function Charts({ totals, filters, onChange }) {
+  const byDay = totals.by_day.length > 1;
+  const byDag = totals.by_dag.length > 1;
+  if (!byDay && !byDag) return null;
   return h(
-    "table",
-    { className: "jojokey-hidden" },
-    h("caption", null, caption),
+    "details",
+    { className: "jojokey-fold", open: globalThis.innerWidth > NARROW },
+    h("summary", null, t("Charts")),
     h(
-      "thead",
-      null,
-      h("tr", null, [first, t("Tokens"), t("Images")].map((name) => h("th", { key: name, scope: "col" }, name))),
-    ),
-    h(
-      "tbody",
-      null,
-      rows.map(([name, one]) =>
-        h("tr", { key: name }, h("th", { scope: "row" }, name), h("td", null, one.tokens), h("td", null, one.images)),
-      ),
+      "div",
+      { className: "jojokey-charts" },
+      byDay && h(TokensByDay, { byDay: totals.by_day, filters, onChange }),
+      byDag && h(TokensByDag, { byDag: totals.by_dag, onChange }),
     ),
   );
 }
 
-export function TokensByDay({ byDay, filters, onChange }) {
+function TokensByDay({ byDay, filters, onChange }) {
   const { unit, bars } = useMemo(() => barsOf(byDay, filters.day_to), [byDay, filters.day_to]);
-  const [at, setAt] = useState(null);
-  const [titleId, textId] = [useId(), useId()];
   const most = Math.max(1, ...bars.map((one) => one.tokens));
-  const step = 100 / bars.length;
-  const hovered = at === null ? null : bars[at];
-  const title = t(TITLES[unit]);
   return h(
     "section",
     { className: "jojokey-chart" },
-    h("h3", { className: "jojokey-label" }, title),
+    h("h3", { className: "jojokey-label" }, t(TITLES[unit])),
     h(
       "div",
-      { className: "jojokey-plot", onPointerLeave: () => setAt(null) },
-      h("span", { className: "jojokey-axis-top" }, compact(most)),
-      h(
-        "svg",
-        { role: "img", "aria-labelledby": `${titleId} ${textId}`, width: "100%", height: "100%" },
-        h("title", { id: titleId }, title),
-        h(
-          "desc",
-          { id: textId },
-          t("{first} to {last}; at most {most} tokens.", {
-            first: nameOf(bars[0], unit),
-            last: nameOf(bars.at(-1), unit),
-            most: number(most),
-          }),
-        ),
-        bars.map((one, position) => {
-          const height = one.tokens ? Math.max(1.5, (one.tokens / most) * 100) : 0;
-          return h(
-            "g",
-            {
-              key: one.start,
-              className: `jojokey-bar${position === at ? " jojokey-bar-on" : ""}`,
-              onPointerEnter: () => setAt(position),
-              onClick: () => one.images && onChange({ day_from: one.start, day_to: one.end }),
-            },
-            h("rect", {
-              className: "jojokey-bar-column",
-              x: `${position * step}%`,
-              y: 0,
-              width: `${step}%`,
-              height: "100%",
-            }),
-            h("rect", {
-              x: `${(position + 0.12) * step}%`,
-              y: `${100 - height}%`,
-              width: `${step * 0.76}%`,
-              height: `${height}%`,
-              rx: 1.5,
-            }),
-          );
-        }),
-      ),
-      hovered &&
-        h(
-          "div",
-          {
-            className: "jojokey-tooltip",
-            style: { insetInlineStart: `${Math.min(85, Math.max(15, (at + 0.5) * step))}%` },
-          },
-          h("strong", null, nameOf(hovered, unit)),
-          h("span", null, costOf(hovered)),
-        ),
+      { className: "jojokey-plot" },
+      h("span", { className: "jojokey-axis", "aria-hidden": true, style: { bottom: "100%" } }, compact(most)),
+      h("span", { className: "jojokey-axis", "aria-hidden": true, style: { bottom: "50%" } }, compact(most / 2)),
+      bars.map((bar) => {
+        const text = h("span", null, h("strong", null, nameOf(bar, unit)), costOf(bar));
+        const height = { "--height": `${bar.tokens ? Math.max(1.5, (bar.tokens / most) * 100) : 0}%` };
+        return bar.images
+          ? h(
+              "button",
+              {
+                key: bar.start,
+                type: "button",
+                className: "jojokey-bar",
+                style: height,
+                onClick: () => onChange({ day_from: bar.start, day_to: bar.end }),
+              },
+              text,
+            )
+          : h("div", { key: bar.start, className: "jojokey-bar", style: height }, text);
+      }),
     ),
     h(
       "div",
-      { className: "jojokey-axis", "aria-hidden": true },
+      { className: "jojokey-days", "aria-hidden": true },
       h("span", null, day(bars[0].start)),
       h("span", null, day(bars.at(-1).end)),
     ),
-    h(DataTable, { caption: title, first: t("Day"), rows: bars.map((one) => [nameOf(one, unit), one]) }),
   );
 }
 
-export function TokensByDag({ byDag, onChange }) {
+function TokensByDag({ byDag, onChange }) {
   const sorted = [...byDag].sort((one, other) => other.tokens - one.tokens);
   const shown = sorted.length > MOST_DAGS ? sorted.slice(0, MOST_DAGS - 1) : sorted;
   const rest = sorted.slice(shown.length);
-  const others = rest.reduce(
-    (sum, one) => ({ tokens: sum.tokens + one.tokens, images: sum.images + one.images }),
-    { tokens: 0, images: 0 },
-  );
+  const sum = (name) => rest.reduce((all, one) => all + one[name], 0);
+  const others = { tokens: sum("tokens"), images: sum("images") };
   const most = Math.max(1, others.tokens, ...shown.map((one) => one.tokens));
-  const [titleId, textId] = [useId(), useId()];
-  const title = t("Tokens per Dag");
   const row = (key, name, one) =>
     h(
-      "div",
-      { className: "jojokey-dag", key, title: costOf(one) },
+      "li",
+      { key, title: costOf(one) },
       h("span", { className: "jojokey-dag-name" }, name),
       h(
-        "svg",
-        { "aria-hidden": true, width: "100%", height: 10 },
-        h("rect", { className: "jojokey-bar-rail", width: "100%", height: "100%", rx: 2 }),
-        h("rect", {
-          className: "jojokey-bar-fill",
-          width: `${one.tokens ? Math.max(1, (one.tokens / most) * 100) : 0}%`,
-          height: "100%",
-          rx: 2,
-        }),
+        "span",
+        { className: "jojokey-rail", "aria-hidden": true },
+        h("span", { style: { inlineSize: `${one.tokens ? Math.max(1, (one.tokens / most) * 100) : 0}%` } }),
       ),
-      h("span", { className: "jojokey-dag-tokens" }, compact(one.tokens)),
+      h(
+        "span",
+        { className: "jojokey-number", title: number(one.tokens) },
+        one.cost?.amounts.length ? cost(one.cost) : compact(one.tokens),
+      ),
     );
   return h(
     "section",
-    { className: "jojokey-chart", "aria-labelledby": titleId, "aria-describedby": textId },
-    h("h3", { className: "jojokey-label", id: titleId }, title),
+    { className: "jojokey-chart" },
+    h("h3", { className: "jojokey-label" }, t("Tokens per Dag")),
     h(
-      "p",
-      { className: "jojokey-hidden", id: textId },
-      count(byDag.length, "{n} Dag, the dearest first.", "{n} Dags, the dearest first."),
-    ),
-    h(
-      "div",
+      "ul",
       { className: "jojokey-dags" },
       shown.map((one) =>
         row(
@@ -208,6 +159,5 @@ export function TokensByDag({ byDag, onChange }) {
       ),
       rest.length > 0 && row("", count(rest.length, "{n} other", "{n} others"), others),
     ),
-    h(DataTable, { caption: title, first: t("Dag"), rows: sorted.map((one) => [one.dag_id, one]) }),
   );
 }

@@ -1,26 +1,48 @@
-// The gallery's filters live in the page's address, so that a view can be shared and the back button works.
+// The gallery's filters, as removable chips like those of Airflow's own lists. They live in the page's address, so
+// that a view can be shared and the back button works.
 import { useCallback, useEffect, h, useId, useLocation, useRef, useState } from "./react.js";
-import { Button, Icon } from "./parts.js";
+import { localDay, timezone } from "./format.js";
+import { Button, Icon, Menu } from "./parts.js";
 import { t } from "./text.js";
 
-const NAMES = ["q", "dag_id", "run_id", "day_from", "day_to", "state"];
 export const STATES = {
   failed: "Failed",
   failed_paid: "Failed, paid",
   failed_perhaps_paid: "Failed, perhaps paid",
   reused: "Reused",
 };
-const TYPED = new Set(["q", "run_id"]);
-const DAYS = new Set(["day_from", "day_to"]);
+const SORTS = { newest: "Newest first", tokens: "Most tokens first" };
+const SIZES = ["1024x1024", "1024x1536", "1536x1024"];
+// What each chip is: a choice from a list, a text, a day, or what only a link sets.
+const CHIPS = {
+  dag_id: ["Dag", "choice"],
+  state: ["State", "choice"],
+  model: ["Model", "choice"],
+  size: ["Size", "choice"],
+  run: ["Run ID", "text"],
+  run_id: ["Run", "fixed"],
+  task_id: ["Task", "fixed"],
+  day_from: ["From", "date"],
+  day_to: ["To", "date"],
+};
+const NAMES = ["q", ...Object.keys(CHIPS)];
+export const NO_FILTERS = Object.fromEntries(NAMES.map((name) => [name, ""]));
+const TYPED = new Set(["q", "run"]);
 const WAIT_FOR_TYPING = 350;
+
+const VALID = {
+  day_from: (value) => /^\d{4}-\d\d-\d\d$/.test(value),
+  day_to: (value) => /^\d{4}-\d\d-\d\d$/.test(value),
+  state: (value) => value in STATES,
+  sort: (value) => value in SORTS && value !== "newest",
+};
 
 export function readFilters() {
   const query = new URLSearchParams(globalThis.location.search);
   return Object.fromEntries(
-    NAMES.map((name) => {
+    [...NAMES, "sort"].map((name) => {
       const value = (query.get(name) ?? "").trim();
-      const wrong = (DAYS.has(name) && !/^\d{4}-\d\d-\d\d$/.test(value)) || (name === "state" && !STATES[value]);
-      return [name, wrong ? "" : value];
+      return [name, VALID[name]?.(value) === false ? "" : value];
     }),
   );
 }
@@ -33,8 +55,8 @@ export function isFiltered(filters) {
 // its own notes in the history's state are kept, and it is told nothing that it would not find there itself.
 function write(filters, replace) {
   const url = new URL(globalThis.location.href);
-  for (const name of NAMES) {
-    if (filters[name]) url.searchParams.set(name, filters[name]);
+  for (const [name, value] of Object.entries(filters)) {
+    if (value) url.searchParams.set(name, value);
     else url.searchParams.delete(name);
   }
   if (url.href === globalThis.location.href) return;
@@ -96,37 +118,76 @@ export function Typed({ name, value, onChange, ...rest }) {
   });
 }
 
-function Field({ label, half = false, children }) {
-  const id = useId();
-  return h(
-    "div",
-    { className: `jojokey-field${half ? " jojokey-field-half" : ""}` },
-    h("label", { htmlFor: id }, label),
-    children(id),
-  );
-}
-
+// Days as Airflow shows them: in the time zone that the user has chosen there.
 const PERIODS = { "Today": 0, "Last 7 days": 6, "Last 30 days": 29 };
 
-// The days are days in UTC, as the results are counted.
-function Periods({ filters, onChange }) {
-  const ago = (days) => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10);
-  return Object.entries(PERIODS).map(([name, days]) =>
-    h(
-      Button,
-      {
-        key: name,
-        variant: "ghost",
-        "aria-pressed": filters.day_from === ago(days) && !filters.day_to,
-        onClick: () => onChange({ day_from: ago(days), day_to: "" }),
-      },
-      t(name),
-    ),
+function ago(days) {
+  return localDay(Date.now() - days * 86_400_000);
+}
+
+function Choice({ id, name, value, values, onChange, ...rest }) {
+  const known = values.some(([one]) => one === value) || !value ? values : [[value, value], ...values];
+  return h(
+    "select",
+    { ...rest, id, name, value, onChange: (event) => onChange({ [name]: event.target.value }) },
+    !value && h("option", { value: "" }, t("Choose …")),
+    known.map(([one, text]) => h("option", { key: one, value: one }, text)),
   );
 }
 
-export function FilterBar({ filters, dags, onChange }) {
-  const known = dags.includes(filters.dag_id) || !filters.dag_id ? dags : [filters.dag_id, ...dags];
+function Chip({ name, filters, choices, isNew, onChange, onRemove }) {
+  const id = useId();
+  const [label, kind] = CHIPS[name];
+  const value = filters[name];
+  const common = { id, name, value, onChange, autoFocus: isNew };
+  const controls = {
+    choice: () => h(Choice, { ...common, values: choices[name] }),
+    text: () => h(Typed, { ...common, type: "text" }),
+    date: () =>
+      h("input", {
+        ...common,
+        type: "date",
+        min: name === "day_to" ? filters.day_from || undefined : undefined,
+        max: name === "day_from" ? filters.day_to || undefined : undefined,
+        title: t("A day in the time zone {zone}", { zone: timezone() }),
+        onChange: (event) => onChange({ [name]: event.target.value }),
+      }),
+    fixed: () => h("output", { id, title: value }, value),
+  };
+  return h(
+    "div",
+    { className: "jojokey-chip" },
+    h("label", { htmlFor: id }, t(label)),
+    controls[kind](),
+    h(Button, {
+      icon: "close",
+      variant: "ghost",
+      label: t("Remove the filter {name}", { name: t(label) }),
+      onClick: onRemove,
+    }),
+  );
+}
+
+export function FilterBar({ filters, choices, onChange }) {
+  const [added, setAdded] = useState([]);
+  const menu = useRef(null);
+  const shown = Object.keys(CHIPS).filter((name) => filters[name] || added.includes(name));
+  const remove = (name) => {
+    setAdded((names) => names.filter((one) => one !== name));
+    onChange({ [name]: "" });
+    menu.current?.focus();
+  };
+  const clear = () => {
+    setAdded([]);
+    onChange(NO_FILTERS);
+  };
+  const items = [
+    ...Object.entries(CHIPS)
+      .filter(([name, [, kind]]) => kind !== "fixed" && !shown.includes(name))
+      .map(([name, [label]]) => [t(label), () => setAdded((names) => [...names, name])]),
+    ...Object.entries(PERIODS).map(([name, days]) => [t(name), () => onChange({ day_from: ago(days), day_to: "" })]),
+  ];
+  const sorts = Object.entries(SORTS).map(([name, text]) => [name, t(text)]);
   return h(
     "search",
     { className: "jojokey-filters" },
@@ -144,64 +205,33 @@ export function FilterBar({ filters, dags, onChange }) {
         onChange,
       }),
     ),
-    h(Field, {
-      label: t("Dag"),
-      children: (id) =>
-        h(
-          "select",
-          {
-            id,
-            name: "dag_id",
-            value: filters.dag_id,
-            onChange: (event) => onChange({ dag_id: event.target.value }),
-          },
-          h("option", { value: "" }, t("All")),
-          known.map((dag) => h("option", { key: dag, value: dag }, dag)),
-        ),
-    }),
-    h(Field, {
-      label: t("State"),
-      children: (id) =>
-        h(
-          "select",
-          { id, name: "state", value: filters.state, onChange: (event) => onChange({ state: event.target.value }) },
-          h("option", { value: "" }, t("All")),
-          Object.entries(STATES).map(([state, name]) => h("option", { key: state, value: state }, t(name))),
-        ),
-    }),
-    h(Field, {
-      label: t("Run"),
-      children: (id) =>
-        h(Typed, { id, name: "run_id", type: "text", value: filters.run_id, placeholder: t("Run ID"), onChange }),
-    }),
-    ["day_from", "day_to"].map((name) =>
-      h(Field, {
-        key: name,
-        half: true,
-        label: name === "day_from" ? t("From") : t("To"),
-        children: (id) =>
-          h("input", {
-            id,
-            name,
-            type: "date",
-            value: filters[name],
-            min: name === "day_to" ? filters.day_from || undefined : undefined,
-            max: name === "day_from" ? filters.day_to || undefined : undefined,
-            title: t("A day in UTC"),
-            onChange: (event) => onChange({ [name]: event.target.value }),
-          }),
+    shown.map((name) =>
+      h(Chip, { key: name, name, filters, choices, isNew: added.includes(name), onChange, onRemove: () => remove(name) }),
+    ),
+    h(Menu, { label: t("Filter"), icon: "plus", items, button: menu }),
+    (isFiltered(filters) || added.length > 0) &&
+      h(Button, { icon: "close", variant: "ghost", onClick: clear }, t("Clear filters")),
+    h(
+      "div",
+      { className: "jojokey-chip jojokey-sort" },
+      h(Choice, {
+        "aria-label": t("Order"),
+        name: "sort",
+        value: filters.sort || "newest",
+        values: sorts,
+        onChange: ({ sort }) => onChange({ sort: sort === "newest" ? "" : sort }),
       }),
     ),
-    h(Periods, { filters, onChange }),
-    isFiltered(filters) &&
-      h(
-        Button,
-        {
-          icon: "close",
-          variant: "ghost",
-          onClick: () => onChange(Object.fromEntries(NAMES.map((name) => [name, ""]))),
-        },
-        t("Clear filters"),
-      ),
   );
+}
+
+export function choicesOf(dags, cards) {
+  const of = (name, known = []) => [...new Set([...known, ...cards.map((card) => card[name]).filter(Boolean)])].sort();
+  const same = (values) => values.map((one) => [one, one]);
+  return {
+    dag_id: same(dags),
+    state: Object.entries(STATES).map(([state, text]) => [state, t(text)]),
+    model: same(of("model")),
+    size: of("size", SIZES).map((size) => [size, size.replace("x", " × ")]),
+  };
 }

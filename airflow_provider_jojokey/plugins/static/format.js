@@ -54,25 +54,27 @@ export function seconds(value) {
   }).format(value);
 }
 
-function timezone() {
+// The zone that the user has chosen in Airflow.
+export function timezone() {
   try {
-    return JSON.parse(globalThis.localStorage.getItem("timezone")) || "UTC";
+    const zone = JSON.parse(globalThis.localStorage.getItem("timezone")) || "UTC";
+    return new Intl.DateTimeFormat("en", { timeZone: zone }).resolvedOptions().timeZone;
   } catch {
     return "UTC";
   }
+}
+
+// A day in that zone, such as 2026-11-23.
+export function localDay(time) {
+  return new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeZone: timezone() }).format(new Date(time));
 }
 
 // As everywhere in Airflow: 2026-11-23 06:15:14.
 export function exactTime(iso) {
   const date = new Date(iso);
   if (Number.isNaN(date.getTime())) return "";
-  const format = (timeZone) =>
-    new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeStyle: "medium", timeZone }).format(date);
-  try {
-    return format(timezone());
-  } catch {
-    return format("UTC");
-  }
+  const options = { dateStyle: "short", timeStyle: "medium", timeZone: timezone() };
+  return new Intl.DateTimeFormat("sv-SE", options).format(date);
 }
 
 const STEPS = [

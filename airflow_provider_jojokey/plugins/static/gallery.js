@@ -1,15 +1,18 @@
 // The page "Images" in the navigation: the latest images of all Dags that the user may read, and their cost.
 import { getResults, getTotals } from "./api.js";
-import { TokensByDag, TokensByDay } from "./charts.js";
-import { FilterBar, isFiltered, useFilters } from "./filters.js";
-import { cost, count, number } from "./format.js";
+import { Charts } from "./charts.js";
+import { CostTable } from "./costs.js";
+import { choicesOf, FilterBar, isFiltered, NO_FILTERS, useFilters } from "./filters.js";
+import { count, exactTime, cost, number } from "./format.js";
 import { useLightbox } from "./lightbox.js";
-import { Button, CopyButton, Empty, Failure, Notice, Spinner } from "./parts.js";
+import { Button, CopyButton, Empty, Failure, Notice, Spinner, useTitle } from "./parts.js";
 import { h, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./react.js";
 import { Card, Cards, keyOf } from "./results.js";
+import { SelectionBar, useSelection } from "./selection.js";
 import { t } from "./text.js";
 
 const PAGE = 60;
+const LOOK_FOR_NEW = 20_000;
 const KEPT_FOR = 60_000;
 const MOST_KEPT = 8;
 
@@ -36,7 +39,7 @@ function keep(key, values) {
 
 function fresh(key) {
   const found = kept.get(key);
-  return found && Date.now() - found.at < KEPT_FOR ? found : null;
+  return found?.cards && Date.now() - found.at < KEPT_FOR ? found : null;
 }
 
 const NOTHING = {
@@ -67,17 +70,24 @@ function useImages(filters) {
     } else {
       // What is on the page stays, in grey, until there is something to put in its place.
       setState((old) => ({ ...old, loading: true, error: null, moreError: null }));
-      Promise.all([getResults(filters, null, PAGE, signal), getTotals(filters, signal)]).then(
-        ([page, totals]) => {
-          const { results: cards, next, unread, unread_why: why, unsearched } = page;
-          const values = { cards, next, totals, unread, why, unsearched };
-          keep(key, { ...values, at: Date.now(), scroll: 0 });
-          setState({ ...NOTHING, ...values, of: key, loading: false });
-        },
-        // Results of another filter would be read as those of this one.
-        (error) =>
-          signal.aborted || setState((old) => ({ ...(old.of === key ? old : NOTHING), of: key, loading: false, error })),
-      );
+      // The images don't wait for the sums.
+      const load = (asked, valuesOf) =>
+        asked.then(
+          (answer) => {
+            const values = valuesOf(answer);
+            keep(key, { ...values, at: Date.now() });
+            setState((old) => ({ ...(old.of === key ? old : NOTHING), ...values, of: key }));
+          },
+          // Results of another filter would be read as those of this one.
+          (error) =>
+            signal.aborted ||
+            setState((old) => ({ ...(old.of === key ? old : NOTHING), of: key, loading: false, error })),
+        );
+      load(getResults(filters, null, PAGE, signal), (page) => {
+        const { results: cards, next, unread, unread_why: why, unsearched } = page;
+        return { cards, next, unread, why, unsearched, scroll: 0, loading: false };
+      });
+      load(getTotals(filters, signal), (totals) => ({ totals }));
     }
     return () => controller.current.abort();
   }, [key, round]);
@@ -131,6 +141,35 @@ function useDags(filters, totals) {
   return dags;
 }
 
+// How many results are newer than those on the page. Asked only while the page is visible.
+function useNew(filters, { cards, loading, key, round }) {
+  const [found, setFound] = useState(0);
+  const known = useRef(cards);
+  known.current = cards;
+  const wanted = !loading && !filters.sort;
+  useEffect(() => {
+    setFound(0);
+    if (!wanted) return undefined;
+    const controller = new AbortController();
+    const look = async () => {
+      if (document.visibilityState !== "visible") return;
+      try {
+        const page = await getResults(filters, null, PAGE, controller.signal);
+        const there = new Set(known.current.map((card) => keyOf(card) + card.made_at));
+        setFound(page.results.filter((card) => !there.has(keyOf(card) + card.made_at)).length);
+      } catch {
+        // The next look may succeed; what is on the page stays.
+      }
+    };
+    const timer = setInterval(look, LOOK_FOR_NEW);
+    return () => {
+      controller.abort();
+      clearInterval(timer);
+    };
+  }, [key, round, wanted]);
+  return found;
+}
+
 function scrollerOf(element) {
   for (let one = element?.parentElement; one; one = one.parentElement) {
     if (/auto|scroll/.test(getComputedStyle(one).overflowY)) return one;
@@ -149,37 +188,36 @@ function useScrollPosition(root, key) {
   }, [key]);
 }
 
-function useTitle() {
-  useEffect(() => {
-    const { title } = document;
-    document.title = `${t("Images")} - Airflow`;
-    return () => {
-      document.title = title;
-    };
-  }, []);
-}
-
 export function Gallery() {
   const [filters, change] = useFilters();
   const images = useImages(filters);
-  const { cards, next, totals, loading, loadingMore, error, moreError, loadMore } = images;
+  const { cards, next, totals, loading, loadingMore, error, moreError, loadMore, reload } = images;
   const missing = images.unread + images.unsearched + (totals?.unread ?? 0) > 0;
   const dags = useDags(filters, totals);
+  const fresher = useNew(filters, images);
   const root = useRef(null);
   useScrollPosition(root, images.key);
-  useTitle();
-  const [show, dialog] = useLightbox(cards, { linked: true, onNearEnd: loadMore });
+  useTitle(t("Images"));
+  const selection = useSelection();
+  const [show, dialog] = useLightbox(cards, { linked: true, onNearEnd: loadMore, selection });
 
   const nothing = !loading && !error && cards.length === 0;
   const first = nothing && !missing && !isFiltered(filters);
   return h(
     "section",
     { ref: root, className: "jojokey-root jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
-    !first && h(FilterBar, { filters, dags, onChange: change }),
-    !first && totals && h(Totals, { totals, onReload: images.reload, loading, onChange: change }),
-    error && h(Failure, { error, onRetry: images.reload }),
+    !first && h(FilterBar, { filters, choices: choicesOf(dags, cards), onChange: change }),
+    !first && h(Totals, { totals, onReload: reload, loading, onChange: change }),
+    error && h(Failure, { error, onRetry: reload }),
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
+    !nothing && totals && totals.results > 0 && h(CostTable, { filters, key: images.key }),
     missing && !loading && h(Missing, images),
+    fresher > 0 &&
+      h(
+        "div",
+        { className: "jojokey-fresher", role: "status" },
+        h(Button, { icon: "reload", onClick: reload }, count(fresher, "Show {n} new result", "Show {n} new results")),
+      ),
     loading && !cards.length && h(Spinner, { label: t("Looking for images …") }),
     h(
       "div",
@@ -195,6 +233,7 @@ export function Gallery() {
               title: card.dag_id,
               subtitle: h(Subtitle, { card, onChange: change }),
               onOpen: show,
+              selection,
             }),
           ),
         ),
@@ -212,36 +251,36 @@ export function Gallery() {
       ),
     first && h(First),
     nothing && isFiltered(filters) && h(NoMatch, { onClear: change }),
+    h(SelectionBar, { selection }),
     dialog,
   );
 }
 
-// The run's ID leads to all images of that run.
+// The time leads to all images of the run: its ID is long, and its beginning is the same on each card.
 function Subtitle({ card, onChange }) {
   const label = card.map_index >= 0 ? ` · ${card.label ?? `[${card.map_index}]`}` : "";
-  const only = { dag_id: card.dag_id, run_id: card.run_id };
   return [
-    h("span", { key: "task" }, `${card.task_id}${label}`),
+    h("span", { key: "task", title: card.task_id }, `${card.task_id}${label}`),
     h(
       "button",
       {
         key: "run",
         type: "button",
         className: "jojokey-link",
-        title: t("All images of this run"),
-        onClick: () => onChange(only),
+        title: `${t("All images of this run")}: ${card.run_id}`,
+        onClick: () => onChange({ ...NO_FILTERS, dag_id: card.dag_id, run_id: card.run_id }),
       },
-      card.run_id,
+      exactTime(card.made_at).slice(0, 16),
     ),
   ];
 }
 
 function Totals({ totals, onReload, loading, onChange }) {
-  const { usage = {} } = totals;
+  const { usage = {} } = totals ?? {};
   return h(
     "div",
     { className: "jojokey-totals", role: "status" },
-    h(
+    totals && h(
       "div",
       null,
       h("h2", { className: "jojokey-heading" }, count(totals.images, "{n} Image", "{n} Images")),
@@ -297,15 +336,6 @@ function Failures({ totals, onChange }) {
   ]);
 }
 
-function Charts({ totals, filters, onChange }) {
-  return h(
-    "div",
-    { className: "jojokey-charts" },
-    h(TokensByDay, { byDay: totals.by_day, filters, onChange }),
-    h(TokensByDag, { byDag: totals.by_dag, onChange }),
-  );
-}
-
 // It lies above the end of the list, and is seen before the end is.
 function Sentinel({ onSeen }) {
   const element = useRef(null);
@@ -320,12 +350,11 @@ function Sentinel({ onSeen }) {
 }
 
 function NoMatch({ onClear }) {
-  const nothing = { q: "", dag_id: "", run_id: "", day_from: "", day_to: "", state: "" };
   return h(
     Empty,
     { icon: "search", title: t("No images match these filters") },
     h("p", null, t("Try fewer words, another Dag or more days.")),
-    h(Button, { onClick: () => onClear(nothing) }, t("Clear filters")),
+    h(Button, { onClick: () => onClear(NO_FILTERS) }, t("Clear filters")),
   );
 }
 

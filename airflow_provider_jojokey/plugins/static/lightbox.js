@@ -1,8 +1,10 @@
-// One image as large as the window lets it be. A native dialog: it keeps the focus, and gives it back.
+// One image as large as the window lets it be, and a walk through all of them.
 import { problemOf } from "./api.js";
+import { Modal } from "./dialog.js";
 import { cost, count, fileSize, shortened } from "./format.js";
+import { SelectBox } from "./selection.js";
 import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
-import { createPortal, h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
+import { h, useCallback, useEffect, useMemo, useState } from "./react.js";
 import { t } from "./text.js";
 
 // A batch knows more images than the routes serve: of those there is only the place in S3.
@@ -25,10 +27,17 @@ function costOf(result) {
 function slidesOf(result, linked) {
   return result.images.filter(isServed).map((image) => ({
     ...image,
+    result,
     prompt: captionOf(result, image),
-    cost: costOf(result),
-    made: linked ? { dagId: result.dag_id, href: result.href } : null,
+    href: linked ? result.href : null,
   }));
+}
+
+// The address of one image: its task's tab, which opens it.
+function linkTo(slide) {
+  const url = new URL(safeUrl(slide.result.href ?? globalThis.location.pathname));
+  url.searchParams.set("image", slide.name);
+  return url.href;
 }
 
 export function altOf(result, image) {
@@ -44,7 +53,7 @@ export function enlarge(result, image, position, all) {
 }
 
 // A dialog that walks through the images of all cards, not only of the one it was opened from.
-export function useLightbox(cards, { linked = false, onNearEnd } = {}) {
+export function useLightbox(cards, { linked = false, onNearEnd, selection } = {}) {
   const [open, setOpen] = useState(null);
   const slides = useMemo(
     () => (open === null ? [] : cards.flatMap((card) => slidesOf(card, linked))),
@@ -59,7 +68,7 @@ export function useLightbox(cards, { linked = false, onNearEnd } = {}) {
   );
   const close = useCallback(() => setOpen(null), []);
   const dialog =
-    open !== null && slides.length > 0 && h(Lightbox, { slides, start: open, onClose: close, onNearEnd });
+    open !== null && slides.length > 0 && h(Lightbox, { slides, start: open, onClose: close, onNearEnd, selection });
   return [show, dialog];
 }
 
@@ -79,41 +88,20 @@ export function useProblem(src) {
   return { words: problem?.src === src ? problem.words : null, onError, retry, round };
 }
 
-function Lightbox({ slides, start, onClose, onNearEnd }) {
+function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
   const [at, setAt] = useState(start);
-  const dialog = useRef(null);
   const slide = slides[at];
   const last = slides.length - 1;
   const src = slide && safeUrl(slide.src);
   const problem = useProblem(src);
   const [loaded, setLoaded] = useState(null);
 
-  // A layout effect: its end comes before the dialog is taken out of the page, when it can still be closed.
-  useLayoutEffect(() => {
-    const element = dialog.current;
-    element.showModal();
-    const page = document.documentElement;
-    const { overflow } = page.style;
-    page.style.overflow = "hidden";
-    return () => {
-      page.style.overflow = overflow;
-      element.close(); // gives the focus back to what had opened it
-    };
-  }, []);
-
-  useEffect(() => {
-    const element = dialog.current;
+  const onKeys = (event) => {
     const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity };
-    const onKeyDown = (event) => {
-      // Airflow listens on the document, where arrows walk through its grid.
-      event.stopPropagation();
-      if (event.altKey || event.ctrlKey || event.metaKey || !(event.key in steps)) return;
-      event.preventDefault();
-      setAt((now) => Math.min(last, Math.max(0, now + steps[event.key])));
-    };
-    element.addEventListener("keydown", onKeyDown);
-    return () => element.removeEventListener("keydown", onKeyDown);
-  }, [last]);
+    if (!(event.key in steps)) return;
+    event.preventDefault();
+    setAt((now) => Math.min(last, Math.max(0, now + steps[event.key])));
+  };
 
   useEffect(() => {
     if (at >= last - 2) onNearEnd?.();
@@ -124,92 +112,70 @@ function Lightbox({ slides, start, onClose, onNearEnd }) {
   }, [at, last]);
 
   if (!slide) return null;
-  return createPortal(
+  const step = (icon, label, to) =>
+    slides.length > 1 &&
+    h(Button, { icon, label, variant: "ghost", disabled: !slides[to], onClick: () => setAt(to) });
+  return h(
+    Modal,
+    {
+      label: t("Image {n} of {all}", { n: at + 1, all: slides.length }),
+      head: slides.length > 1 ? `${at + 1} / ${slides.length}` : "",
+      onClose,
+      onKeys,
+    },
     h(
-      "dialog",
-      {
-        ref: dialog,
-        className: "jojokey-lightbox",
-        "aria-modal": true,
-        "aria-label": t("Image {n} of {all}", { n: at + 1, all: slides.length }),
-        onCancel: (event) => {
-          event.preventDefault();
-          onClose();
-        },
-        onClick: (event) => event.target.classList.contains("jojokey-stage") && onClose(),
-      },
-      h(
-        "div",
-        { className: "jojokey-lightbox-head" },
-        h("span", { "aria-live": "polite" }, slides.length > 1 ? `${at + 1} / ${slides.length}` : ""),
-        h(Button, { icon: "close", label: t("Close"), variant: "ghost", onClick: onClose, autoFocus: true }),
-      ),
-      h(
-        "div",
-        { className: "jojokey-stage" },
-        slides.length > 1 &&
-          h(Button, {
-            icon: "left",
-            label: t("Previous image"),
-            variant: "ghost",
-            disabled: at === 0,
-            onClick: () => setAt(at - 1),
+      "div",
+      { className: "jojokey-stage" },
+      step("left", t("Previous image"), at - 1),
+      problem.words !== null
+        ? h(
+            "div",
+            { className: "jojokey-stage-broken" },
+            h("p", { role: "alert" }, problem.words),
+            h(Button, { icon: "reload", onClick: problem.retry }, t("Try again")),
+          )
+        : h("img", {
+            key: `${src} ${problem.round}`,
+            src,
+            alt: shortened(slide.prompt, 150) || t("An image without a prompt"),
+            width: slide.width,
+            height: slide.height,
+            // The thumbnail is there at once. Behind a transparent image it would show through.
+            style: loaded === src ? undefined : { backgroundImage: `url("${safeUrl(slide.thumbnail)}")` },
+            onLoad: () => setLoaded(src),
+            onError: problem.onError,
           }),
-        problem.words !== null
-          ? h(
-              "div",
-              { className: "jojokey-stage-broken" },
-              h("p", { role: "alert" }, problem.words),
-              h(Button, { icon: "reload", onClick: problem.retry }, t("Try again")),
-            )
-          : h("img", {
-              key: `${src} ${problem.round}`,
-              src,
-              alt: shortened(slide.prompt, 150) || t("An image without a prompt"),
-              width: slide.width,
-              height: slide.height,
-              // The thumbnail is there at once. Behind a transparent image it would show through.
-              style: loaded === src ? undefined : { backgroundImage: `url("${safeUrl(slide.thumbnail)}")` },
-              onLoad: () => setLoaded(src),
-              onError: problem.onError,
-            }),
-        slides.length > 1 &&
-          h(Button, {
-            icon: "right",
-            label: t("Next image"),
-            variant: "ghost",
-            disabled: at === last,
-            onClick: () => setAt(at + 1),
-          }),
-      ),
+      step("right", t("Next image"), at + 1),
+    ),
+    h(
+      "div",
+      { className: "jojokey-lightbox-foot" },
       h(
         "div",
-        { className: "jojokey-lightbox-foot" },
+        { className: "jojokey-lightbox-text" },
+        h("p", { dir: "auto" }, slide.prompt),
         h(
-          "div",
-          { className: "jojokey-lightbox-text" },
-          h("p", { dir: "auto" }, slide.prompt),
-          h("span", { className: "jojokey-muted" }, [`${slide.width} × ${slide.height}`, fileSize(slide.bytes), slide.cost].join(" · ")),
+          "span",
+          { className: "jojokey-muted" },
+          [`${slide.width} × ${slide.height}`, fileSize(slide.bytes), costOf(slide.result)].join(" · "),
         ),
-        h(
-          "div",
-          { className: "jojokey-tools" },
-          slide.made &&
-            h(
-              AppLink,
-              { to: slide.made.href, className: "jojokey-button jojokey-button-outline", onClick: onClose },
-              t("Open task"),
-            ),
-          slide.prompt && h(CopyButton, { text: slide.prompt, label: t("Copy the prompt") }, t("Copy the prompt")),
-          h(CopyButton, { text: slide.uri, label: t("Copy the S3 location") }),
+      ),
+      h(
+        "div",
+        { className: "jojokey-tools" },
+        selection && h(SelectBox, { selection, entries: [[slide.result, slide]], label: t("Select") }),
+        slide.href &&
           h(
-            ButtonLink,
-            { href: slide.download, download: slide.name, icon: "download", variant: "solid" },
-            t("Download"),
+            AppLink,
+            // In place of the dialog's own entry in the history.
+            { to: slide.href, replace: true, className: "jojokey-button jojokey-button-outline", onClick: onClose },
+            t("Open task"),
           ),
-        ),
+        slide.prompt && h(CopyButton, { text: slide.prompt, label: t("Copy the prompt") }, t("Copy the prompt")),
+        h(CopyButton, { text: linkTo(slide), icon: "link", label: t("Copy a link to this image") }),
+        h(CopyButton, { text: slide.uri, label: t("Copy the S3 location") }),
+        h(ButtonLink, { href: slide.download, download: slide.name, icon: "download", variant: "solid" }, t("Download")),
       ),
     ),
-    document.body,
   );
 }

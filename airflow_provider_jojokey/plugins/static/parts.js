@@ -7,10 +7,13 @@ const SHAPES = {
   check: "M5 12.5l4.5 4.5L19 7.5",
   close: "M6 6l12 12M18 6L6 18",
   copy: "M9 9h11v11H9zM5 15H4V4h11v1",
+  compare: "M4 5h7v14H4zM13 5h7v14h-7z",
   download: "M12 4v11M7.5 11l4.5 4.5 4.5-4.5M4 20h16",
   external: "M9 5H5v14h14v-4M13 5h6v6M19 5l-9 9",
   image: "M4 5h16v14H4zM4 16l4.5-4.5 4 4 3-3L20 17M15.5 9.2v.1",
+  link: "M10 14l4-4M8.5 11.5L6 14a3 3 0 004.2 4.2l2.5-2.5M15.5 12.5L18 10a3 3 0 00-4.2-4.2l-2.5 2.5",
   left: "M15 5l-7 7 7 7",
+  plus: "M12 5v14M5 12h14",
   reload: "M19.5 12a7.5 7.5 0 11-2.2-5.3M19.5 3.5v4.3h-4.3",
   right: "M9 5l7 7-7 7",
   search: "M11 5a6 6 0 100 12 6 6 0 000-12zM15.5 15.5L20 20",
@@ -100,7 +103,7 @@ async function copyText(text, from) {
   return done;
 }
 
-export function CopyButton({ text, label, children, variant = "outline" }) {
+export function CopyButton({ text, label, children, icon = "copy", variant = "outline" }) {
   const [state, setState] = useState(null);
   useEffect(() => {
     if (state === null) return undefined;
@@ -111,7 +114,7 @@ export function CopyButton({ text, label, children, variant = "outline" }) {
   return h(
     Button,
     {
-      icon: state === "done" ? "check" : "copy",
+      icon: state === "done" ? "check" : icon,
       label,
       variant,
       onClick: async (event) => setState((await copyText(text, event.currentTarget)) ? "done" : "refused"),
@@ -119,6 +122,87 @@ export function CopyButton({ text, label, children, variant = "outline" }) {
     },
     children && h("span", null, said || children),
   );
+}
+
+// A button with a menu, by the keyboard as well: arrows walk, Escape closes.
+export function Menu({ label, icon, items, button }) {
+  const [open, setOpen] = useState(false);
+  const root = useRef(null);
+  const id = useId();
+  useEffect(() => {
+    if (open) root.current.querySelector("[role=menuitem]")?.focus();
+  }, [open]);
+  const close = () => {
+    setOpen(false);
+    button.current?.focus();
+  };
+  const onKeyDown = (event) => {
+    if (!open) return;
+    const all = [...root.current.querySelectorAll("[role=menuitem]")];
+    const at = all.indexOf(document.activeElement);
+    const steps = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: -1 };
+    if (event.key === "Escape") close();
+    else if (event.key in steps) all.at(steps[event.key] % all.length).focus();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  return h(
+    "div",
+    {
+      ref: root,
+      className: "jojokey-menu",
+      onKeyDown,
+      onBlur: (event) => !event.currentTarget.contains(event.relatedTarget) && setOpen(false),
+    },
+    h(
+      "button",
+      {
+        ref: button,
+        type: "button",
+        className: "jojokey-button jojokey-button-outline jojokey-pill",
+        "aria-haspopup": "menu",
+        "aria-expanded": open,
+        "aria-controls": open ? id : undefined,
+        onClick: () => setOpen(!open),
+      },
+      h(Icon, { name: icon }),
+      label,
+    ),
+    open &&
+      h(
+        "div",
+        { id, role: "menu", "aria-label": label, className: "jojokey-menu-items" },
+        items.map(([name, onSelect]) =>
+          h(
+            "button",
+            {
+              key: name,
+              type: "button",
+              role: "menuitem",
+              tabIndex: -1,
+              onClick: () => {
+                close();
+                onSelect();
+              },
+            },
+            name,
+          ),
+        ),
+      ),
+  );
+}
+
+// The document's title, as Airflow's own pages set it.
+export function useTitle(...parts) {
+  const title = [...parts, "Airflow"].join(" - ");
+  useEffect(() => {
+    const before = document.title;
+    document.title = title;
+    return () => {
+      document.title = before;
+    };
+  }, [title]);
 }
 
 export function Badge({ kind, children, title }) {
@@ -140,6 +224,9 @@ export function BillBadge({ result, always = false }) {
   }
   if (result.reused) {
     return h(Badge, { kind: "muted", title: t("An earlier attempt had paid for it: nothing was billed again.") }, t("Reused"));
+  }
+  if (result.derived_from) {
+    return h(Badge, { kind: "muted", title: t("It was made of a paid image, without another payment.") }, t("Derived"));
   }
   return always && h(Badge, { kind: "success", title: t("These tokens were billed to this task.") }, t("Paid"));
 }

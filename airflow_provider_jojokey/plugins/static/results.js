@@ -1,8 +1,9 @@
 // A result as a card, as it stands in the gallery, under a mapped task and in a batch.
-import { cost, count } from "./format.js";
+import { count, cost } from "./format.js";
 import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
 import { h } from "./react.js";
+import { entriesOf, SelectBox } from "./selection.js";
 import { t } from "./text.js";
 
 const IN_A_MOSAIC = 4;
@@ -56,9 +57,12 @@ function Pictures({ card, onOpen }) {
   }
   const more = card.count - shown.length;
   const last = shown.length - 1;
+  // Two portraits stand side by side, two landscapes one above the other.
+  const lying = shown[0].width > shown[0].height ? " jojokey-mosaic-lying" : "";
+  const mosaic = shown.length > 1 ? ` jojokey-mosaic jojokey-mosaic-${shown.length}${lying}` : "";
   return h(
     "div",
-    { className: `jojokey-pictures${shown.length > 1 ? ` jojokey-mosaic jojokey-mosaic-${shown.length}` : ""}` },
+    { className: `jojokey-pictures${mosaic}` },
     shown.map((image, position) => {
       const thumbnail = h(Thumbnail, { image, alt: altOf(card, image) });
       if (more > 0 && position === last && card.href) {
@@ -87,14 +91,21 @@ function Pictures({ card, onOpen }) {
   );
 }
 
-// :title distinguishes the card from its neighbours: a Dag in the gallery, an index under a mapped task.
-export function Card({ card, title, subtitle, onOpen }) {
+function tokensOf(card) {
   const tokens = card.usage?.total_tokens ?? 0;
-  const text = card.state === "failed" && !card.images.length ? (card.message ?? card.prompt) : card.prompt;
+  return tokens || card.paid === "no" ? count(tokens, "{n} token", "{n} tokens") : t("Tokens unknown");
+}
+
+// :title distinguishes the card from its neighbours: a Dag in the gallery, an index under a mapped task.
+export function Card({ card, title, subtitle, onOpen, selection }) {
+  const failed = card.state === "failed" && !card.images.length;
+  const entries = selection ? entriesOf(card) : [];
   return h(
     "li",
-    { className: "jojokey-card" },
+    { className: `jojokey-card${failed ? " jojokey-card-failed" : ""}` },
     h(Pictures, { card, onOpen }),
+    entries.length > 0 &&
+      h(SelectBox, { selection, entries, name: t("Select {name}", { name: `${title}, ${altOf(card, card.images[0])}` }) }),
     h(
       "div",
       { className: "jojokey-card-body" },
@@ -107,13 +118,13 @@ export function Card({ card, title, subtitle, onOpen }) {
         h(BillBadge, { result: card }),
       ),
       subtitle && h("div", { className: "jojokey-card-sub" }, subtitle),
-      h("p", { className: "jojokey-card-text", dir: "auto", title: text }, text),
+      failed && h("p", { className: "jojokey-card-text", dir: "auto", title: card.message }, card.message),
+      h("p", { className: "jojokey-card-text", dir: "auto", title: card.prompt }, card.prompt),
       h(
         "div",
         { className: "jojokey-card-foot" },
         card.made_at && h(Time, { iso: card.made_at, relative: true }),
-        h("span", null, cost(card.cost)),
-        h("span", null, tokens || card.paid === "no" ? count(tokens, "{n} token", "{n} tokens") : t("Tokens unknown")),
+        h("span", { title: tokensOf(card) }, cost(card.cost)),
       ),
     ),
   );

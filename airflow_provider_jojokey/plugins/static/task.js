@@ -1,8 +1,9 @@
 // The tab "Images" of a task instance: what it made, what it cost, and every attempt.
 import { getTask, isUnderWay } from "./api.js";
-import { cost, count, fileSize, number, seconds } from "./format.js";
+import { count, fileSize, cost, number, seconds } from "./format.js";
 import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
 import {
+  AppLink,
   Badge,
   BillBadge,
   Button,
@@ -17,14 +18,18 @@ import {
   safeUrl,
   Spinner,
   Time,
+  useTitle,
 } from "./parts.js";
 import { h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
 import { Typed } from "./filters.js";
 import { Card, Cards, keyOf } from "./results.js";
+import { entriesOf, SelectBox, SelectionBar, useSelection } from "./selection.js";
 import { t } from "./text.js";
 
 const FIRST_WAIT = 2500;
 const LONGEST_WAIT = 15000;
+// Characters of a prompt that a result keeps.
+const MOST_OF_A_PROMPT = 2000;
 
 // Ask until the task has ended, ever more slowly, and only while somebody looks.
 function useTask(task) {
@@ -74,6 +79,7 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   const task = { dagId, runId, taskId, mapIndex };
   const { answer, error, retry } = useTask(task);
   const root = useRef(null);
+  useTitle(taskId, t("Images"));
 
   // Airflow gives a task's page 1,280 pixels, however narrow the window: the tab comes to where it is seen.
   useLayoutEffect(() => {
@@ -125,7 +131,9 @@ function One({ task, answer }) {
   const { result, attempts, attempts_error: attemptsError, s3_console: console } = answer;
   const single = result.images.length === 1 && !result.batch;
   const cards = useMemo(() => [result], [result]);
-  const [show, dialog] = useLightbox(cards);
+  const selection = useSelection();
+  const [show, dialog] = useLightbox(cards, { selection });
+  useLinked(result.batch ? NO_ROWS : cards, show);
   return h(
     "div",
     { className: `jojokey-one${single ? " jojokey-one-single" : ""}` },
@@ -137,14 +145,31 @@ function One({ task, answer }) {
             "div",
             { className: "jojokey-figures" },
             result.images.map((image, position) =>
-              h(Figure, { key: image.number, image, position, result, onOpen: () => show(result, position) }),
+              h(Figure, { key: image.number, image, position, result, selection, onOpen: () => show(result, position) }),
             ),
           ),
     h(Facts, { result, console }),
     result.batch && h(Items, { task, answer }),
     h(Attempts, { attempts, error: attemptsError }),
+    !result.batch && h(SelectionBar, { selection }),
     dialog,
   );
+}
+
+// A link to one image names it in the address: it opens as soon as it is there.
+function linkedImage() {
+  return new URLSearchParams(globalThis.location.search).get("image") ?? "";
+}
+
+function useLinked(cards, show) {
+  const done = useRef(false);
+  useEffect(() => {
+    const name = linkedImage();
+    const card = name && !done.current && cards.find((one) => one.images.some((image) => image.name === name));
+    if (!card) return;
+    done.current = true;
+    show(card, card.images.filter((image) => image.src).findIndex((image) => image.name === name));
+  }, [cards]);
 }
 
 function failedTitle(result) {
@@ -162,7 +187,8 @@ function Failed({ result, underWay }) {
   const tokens = result.usage?.total_tokens ?? 0;
   const kept = result.batch ? 0 : result.images.length;
   const next = [
-    tokens > 0 && t("Charged in this Dag run: {tokens}.", {
+    tokens > 0 &&
+      t("Charged in this Dag run: {tokens}.", {
         tokens: `${count(tokens, "{n} token", "{n} tokens")} · ${cost(result.cost)}`,
       }),
     kept > 0 && count(kept, "One image had arrived and is kept.", "{n} images had arrived and are kept."),
@@ -176,7 +202,7 @@ function Failed({ result, underWay }) {
   );
 }
 
-function Figure({ image, position, result, onOpen }) {
+function Figure({ image, position, result, selection, onOpen }) {
   const problem = useProblem(safeUrl(image.src));
   return h(
     "figure",
@@ -220,6 +246,12 @@ function Figure({ image, position, result, onOpen }) {
       h(
         "span",
         { className: "jojokey-tools" },
+        result.images.length > 1 &&
+          h(SelectBox, {
+            selection,
+            entries: [[result, image]],
+            name: t("Select {name}", { name: image.name }),
+          }),
         h(CopyButton, { text: image.uri, label: t("Copy the S3 location") }),
         h(ButtonLink, { href: image.download, download: image.name, icon: "download", label: t("Download") }),
       ),
@@ -242,12 +274,13 @@ function Facts({ result, console }) {
         result.prompt && h(CopyButton, { text: result.prompt, label: t("Copy the prompt"), variant: "ghost" }),
       ),
       result.prompt ? h(Prompt, { text: result.prompt }) : h("p", { className: "jojokey-muted" }, "–"),
+      result.prompt?.length >= MOST_OF_A_PROMPT &&
+        h("p", { className: "jojokey-muted" }, t("This is the beginning of a longer prompt. The receipt in S3 has all of it.")),
     ),
     h(
       "dl",
       { className: "jojokey-dl" },
       h(Fact, { label: t("Bill") }, h(BillBadge, { result, always: true })),
-      h(Fact, { label: t("Cost") }, cost(result.cost)),
       h(
         Fact,
         { label: t("Tokens") },
@@ -259,11 +292,22 @@ function Facts({ result, console }) {
             ` = ${t("{in} in + {out} out", { in: number(usage.input_tokens), out: number(usage.output_tokens) })}`,
           ),
       ),
+      h(Fact, { label: t("Cost") }, cost(result.cost)),
       h(Fact, { label: t("Generated in") }, result.seconds === null ? null : seconds(result.seconds)),
       h(Fact, { label: t("Images") }, result.count > 1 ? number(result.count) : null),
       h(Fact, { label: t("Model") }, result.model),
       h(Fact, { label: t("Size") }, result.size?.replace("x", " × ")),
       h(Fact, { label: t("Quality") }, result.quality),
+      h(
+        Fact,
+        { label: t("Derived from") },
+        result.derived_from &&
+          h(
+            AppLink,
+            { to: galleryOf({ dagId: result.dag_id, runId: result.run_id }), className: "jojokey-link", title: result.derived_from },
+            result.derived_from.split("/").pop(),
+          ),
+      ),
       h(Fact, { label: t("Made") }, result.made_at && h(Time, { iso: result.made_at })),
       h(
         Fact,
@@ -400,30 +444,47 @@ function ShowMore({ pages }) {
 
 function Mapped({ task, answer }) {
   const pages = usePages(task, answer, "results");
-  const [show, dialog] = useLightbox(pages.rows, { onNearEnd: pages.load });
+  const selection = useSelection();
+  const [show, dialog] = useLightbox(pages.rows, { onNearEnd: pages.load, selection });
   return h(
     "div",
-    null,
-    h("h3", { className: "jojokey-heading" }, t("Mapped tasks")),
+    { className: "jojokey-items" },
+    h(
+      "div",
+      { className: "jojokey-items-head" },
+      h("h3", { className: "jojokey-heading" }, t("Mapped tasks")),
+      h(
+        AppLink,
+        { to: galleryOf(task), className: "jojokey-button jojokey-button-outline" },
+        h(Icon, { name: "search" }),
+        t("Search and sort in Images"),
+      ),
+    ),
     answer.unread > 0 &&
       h(Notice, { title: count(answer.unread, "{n} result can't be shown.", "{n} results can't be shown.") }, answer.unread_why),
     h(
       Cards,
       null,
       pages.rows.map((card) =>
-        h(Card, { key: keyOf(card), card, title: card.label ?? `[${card.map_index}]`, onOpen: show }),
+        h(Card, { key: keyOf(card), card, title: card.label ?? `[${card.map_index}]`, onOpen: show, selection }),
       ),
     ),
     h(ShowMore, { pages }),
+    h(SelectionBar, { selection }),
     dialog,
   );
+}
+
+function galleryOf({ dagId, runId, taskId }) {
+  const query = new URLSearchParams({ dag_id: dagId, run_id: runId, ...(taskId && { task_id: taskId }) });
+  return new URL(`../../plugin/jojokey-gallery?${query}`, import.meta.url).href;
 }
 
 // The batch's list in S3 has all items; the task's result has the addresses of its first images.
 function Items({ task, answer }) {
   const { result } = answer;
   const [failed, setFailed] = useState(false);
-  const [words, setWords] = useState("");
+  const [words, setWords] = useState(linkedImage);
   const query = failed || words ? { failed: failed || "", q: words } : undefined;
   const pages = usePages(task, answer, "items", query);
   const served = useMemo(() => new Map(result.images.map((image) => [image.uri, image])), [result]);
@@ -434,7 +495,9 @@ function Items({ task, answer }) {
       return { ...item, href: null, images, count: Math.max(item.count ?? 0, images.length) };
     });
   }, [pages.rows, served]);
-  const [show, dialog] = useLightbox(cards, { onNearEnd: pages.load });
+  const selection = useSelection();
+  const [show, dialog] = useLightbox(cards, { onNearEnd: pages.load, selection });
+  useLinked(query && pages.known ? cards : NO_ROWS, show);
   return h(
     "div",
     { className: "jojokey-items" },
@@ -479,11 +542,13 @@ function Items({ task, answer }) {
           card,
           title: card.images[0]?.name ?? t("Item {n}", { n: number }),
           onOpen: show,
+          selection,
         });
       }),
     ),
     pages.loading && !pages.known && h(Spinner, { label: t("Loading …") }),
     h(ShowMore, { pages }),
+    h(SelectionBar, { selection }),
     dialog,
   );
 }

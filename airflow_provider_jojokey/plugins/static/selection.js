@@ -1,0 +1,144 @@
+// Images that the user has selected: to download them as one zip file, or to compare them side by side.
+import { zipUrl } from "./api.js";
+import { Modal } from "./dialog.js";
+import { count, fileSize, cost, number } from "./format.js";
+import { Button, ButtonLink, safeUrl, Time } from "./parts.js";
+import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js";
+import { t } from "./text.js";
+
+const MOST_COMPARED = 4;
+// As the route has it.
+const MOST_IN_A_ZIP = 50;
+
+// Entries are pairs of a result and one of its images. Images that the routes don't serve can't be selected.
+export function useSelection() {
+  const [chosen, setChosen] = useState(() => new Map());
+  const select = useCallback((entries, on) => {
+    setChosen((old) => {
+      const now = new Map(old);
+      for (const [result, image] of entries) {
+        if (on) now.set(image.src, [result, image]);
+        else now.delete(image.src);
+      }
+      return now;
+    });
+  }, []);
+  const clear = useCallback(() => setChosen(new Map()), []);
+  return useMemo(() => ({ chosen, select, clear }), [chosen]);
+}
+
+export function entriesOf(result) {
+  return result.images.filter((image) => image.src).map((image) => [result, image]);
+}
+
+export function SelectBox({ selection, entries, label, name }) {
+  const box = useRef(null);
+  const on = entries.filter(([, image]) => selection.chosen.has(image.src)).length;
+  useEffect(() => {
+    box.current.indeterminate = on > 0 && on < entries.length;
+  });
+  return h(
+    "label",
+    { className: label ? "jojokey-button jojokey-button-outline" : "jojokey-select" },
+    h("input", {
+      ref: box,
+      type: "checkbox",
+      checked: on === entries.length,
+      "aria-label": name,
+      onChange: (event) => selection.select(entries, event.target.checked),
+    }),
+    label,
+  );
+}
+
+export function SelectionBar({ selection }) {
+  const [comparing, setComparing] = useState(false);
+  const entries = [...selection.chosen.values()];
+  if (!entries.length) return null;
+  const bytes = entries.reduce((sum, [, image]) => sum + (image.bytes ?? 0), 0);
+  const comparable = entries.length > 1 && entries.length <= MOST_COMPARED;
+  return h(
+    "div",
+    { className: "jojokey-selection", role: "region", "aria-label": t("Selected images") },
+    h(
+      "span",
+      { role: "status" },
+      `${count(entries.length, "{n} image selected", "{n} images selected")} · ${fileSize(bytes)}`,
+    ),
+    h(
+      "span",
+      { className: "jojokey-tools" },
+      h(
+        Button,
+        {
+          icon: "compare",
+          disabled: !comparable,
+          title: comparable ? undefined : t("Select two to four images to compare them."),
+          onClick: () => setComparing(true),
+        },
+        t("Compare"),
+      ),
+      entries.length <= MOST_IN_A_ZIP
+        ? h(
+            ButtonLink,
+            { href: zipUrl(entries.map(([, image]) => image)), download: "images.zip", icon: "download", variant: "solid" },
+            t("Download as zip"),
+          )
+        : h("span", null, t("One zip file holds at most {n} images.", { n: number(MOST_IN_A_ZIP) })),
+      h(Button, { icon: "close", variant: "ghost", label: t("Clear the selection"), onClick: selection.clear }),
+    ),
+    comparing && h(Comparison, { entries, onClose: () => setComparing(false) }),
+  );
+}
+
+const FACTS = {
+  Prompt: ([result]) => result.prompt,
+  Model: ([result]) => result.model,
+  Size: ([, image]) => `${image.width} × ${image.height}`,
+  Quality: ([result]) => result.quality,
+  Tokens: ([result]) => (result.usage?.total_tokens ? number(result.usage.total_tokens) : null),
+  Cost: ([result]) => cost(result.cost),
+  Run: ([result]) => result.run_id,
+};
+
+function Comparison({ entries, onClose }) {
+  const differs = (fact) => new Set(entries.map(fact)).size > 1;
+  return h(
+    Modal,
+    {
+      label: t("Compare"),
+      head: count(entries.length, "{n} image", "{n} images"),
+      className: "jojokey-comparison",
+      onClose,
+    },
+    h(
+      "div",
+      { className: "jojokey-compared", style: { "--count": entries.length } },
+      entries.map((entry) => {
+        const [result, image] = entry;
+        return h(
+          "figure",
+          { key: image.src },
+          h("img", { src: safeUrl(image.src), alt: image.name, width: image.width, height: image.height }),
+          h(
+            "figcaption",
+            { tabIndex: 0, role: "group", "aria-label": image.name },
+            h("strong", null, image.name),
+            result.made_at && h("span", { className: "jojokey-muted" }, h(Time, { iso: result.made_at })),
+            h(
+              "dl",
+              null,
+              Object.entries(FACTS).map(
+                ([name, fact]) =>
+                  fact(entry) && [
+                    h("dt", { key: `${name} dt` }, t(name)),
+                    h("dd", { key: name, dir: "auto" }, differs(fact) ? h("mark", null, fact(entry)) : fact(entry)),
+                  ],
+              ),
+            ),
+          ),
+        );
+      }),
+    ),
+  );
+}

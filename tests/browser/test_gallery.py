@@ -1,0 +1,141 @@
+"""The gallery's filters, selection, comparison and costs, as a person uses them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zipfile
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.support.standalone_airflow import Airflow, Runs
+
+CARD = ".jojokey-card"
+DIALOG = "dialog.jojokey-lightbox"
+
+
+def add_filter(page: Page, name: str) -> None:
+    page.get_by_role("button", name="Filter", exact=True).click()
+    page.get_by_role("menuitem", name=name, exact=True).click()
+
+
+def select(page: Page, *numbers: int) -> None:
+    for number in numbers:
+        page.locator(f"{CARD} .jojokey-select input").nth(number).check()
+
+
+def test_filters_are_chips_that_are_added_and_removed(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.gallery)
+    add_filter(page, "State")
+    chip = page.get_by_label("State", exact=True)
+    expect(chip).to_be_focused()
+    chip.select_option("failed")
+    expect(page.locator(f"{CARD} .jojokey-badge").first).to_contain_text("Failed")
+    add_filter(page, "Run ID")
+    page.get_by_label("Run ID", exact=True).fill(runs.refused[-12:])
+    expect(page.locator(CARD)).to_have_count(1)
+    assert "state=failed" in page.url
+
+    page.get_by_role("button", name="Remove the filter State").click()
+    expect(page.get_by_label("State", exact=True)).to_have_count(0)
+    expect(page.get_by_role("button", name="Filter", exact=True)).to_be_focused()
+    assert "state=" not in page.url
+    page.get_by_role("button", name="Filter", exact=True).click()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("menu")).to_have_count(0)
+
+
+def test_results_are_sorted_by_tokens(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
+    expect(page.locator(CARD)).to_have_count(4)
+    page.get_by_label("Order").select_option("tokens")
+    expect(page.locator(CARD).first).to_contain_text("Tile 0")
+    assert "sort=tokens" in page.url
+
+
+def test_selected_images_are_downloaded_as_zip(
+    page: Page, airflow: Airflow, runs: Runs, tmp_path: Path
+) -> None:
+    page.goto(f"{airflow.gallery}?run_id={runs.album.replace('+', '%2B')}")
+    expect(page.locator(CARD)).to_have_count(4)
+    select(page, 0, 1, 3)
+    bar = page.get_by_role("region", name="Selected images")
+    expect(bar).to_contain_text("4 images selected")
+    with page.expect_download() as download:
+        bar.get_by_role("link", name="Download as zip").click()
+    download.value.save_as(tmp_path / "images.zip")
+    with zipfile.ZipFile(tmp_path / "images.zip") as archive:
+        assert sorted(archive.namelist()) == ["0.png", "1.png", "pair-0.png", "pair-1.png"]
+        (stored,) = airflow.objects.rglob("pair-1.png")
+        assert archive.read("pair-1.png") == stored.read_bytes()
+    bar.get_by_role("button", name="Clear the selection").click()
+    expect(bar).to_have_count(0)
+
+
+def test_selected_images_are_compared_side_by_side(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?q=moon&run_id={runs.album.replace('+', '%2B')}")
+    expect(page.locator(CARD)).to_have_count(2)
+    select(page, 0)
+    compare = page.get_by_role("button", name="Compare")
+    expect(compare).to_be_disabled()
+    select(page, 1)
+    compare.click()
+    dialog = page.get_by_role("dialog", name="Compare")
+    expect(dialog.get_by_role("figure")).to_have_count(2)
+    expect(dialog.locator("mark", has_text="moon")).to_have_text(["A second moon", "A first moon"])
+    page.go_back()
+    expect(dialog).to_have_count(0)
+    expect(page.get_by_role("region", name="Selected images")).to_contain_text("2 images selected")
+
+
+def test_back_closes_the_dialog_and_a_link_opens_it(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"{airflow.gallery}?q=herons&run_id={runs.album.replace('+', '%2B')}")
+    address = page.url
+    page.locator(f"{CARD} button.jojokey-picture").nth(1).click()
+    dialog = page.locator(DIALOG)
+    dialog.get_by_role("button", name="Copy a link to this image").click()
+    expect(dialog.get_by_text("Copied")).to_be_attached()
+    link = page.evaluate("navigator.clipboard.readText()")
+    page.go_back()
+    expect(dialog).to_have_count(0)
+    assert page.url == address
+
+    page.goto(link)
+    expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
+
+
+def test_new_results_are_announced_and_shown(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.clock.install()
+    page.goto(f"{airflow.gallery}?dag_id=single")
+    expect(page.locator(CARD).first).to_be_visible()
+    before = page.locator(CARD).count()
+    run_id = airflow.trigger("single", prompt="A brand new comet")
+    assert airflow.wait("single", run_id) == "success"
+    page.clock.run_for(25_000)
+    page.get_by_role("button", name="Show 1 new result").click()
+    expect(page.locator(CARD)).to_have_count(before + 1)
+    expect(page.locator(CARD).first).to_contain_text("A brand new comet")
+
+
+def test_cost_table_and_its_csv_agree_with_the_totals(
+    page: Page, airflow: Airflow, runs: Runs, tmp_path: Path
+) -> None:
+    page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
+    totals = page.locator(".jojokey-totals")
+    expect(totals).to_contain_text(re.compile(r"≈ USD\s0\.\d+"))
+    page.get_by_text("Cost by Dag, model and day").click()
+    row = page.locator(".jojokey-costs tbody tr")
+    expect(row).to_have_count(1)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download as CSV").click()
+    download.value.save_as(tmp_path / "costs.csv")
+    (line,) = csv.DictReader(io.StringIO((tmp_path / "costs.csv").read_text("utf-8-sig")))
+    assert (line["dag_id"], line["images"], line["approximate"]) == ("album", "18", "yes")
+    told = re.search(r"USD\s([\d.]+)", totals.inner_text())
+    assert told is not None
+    assert told[1] in row.inner_text()
+    assert f"{float(line['cost_USD']):.4f}".startswith(told[1])

@@ -1,0 +1,92 @@
+"""Several images as one zip file."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_jojokey.plugins import archive
+from tests.support.airflow import BUCKET
+from tests.support.api_server import Book, Server, picture, result, told
+
+
+def put(store: Any, book: Book, dag_id: str, *keys: str, run_id: str = "manual__1") -> list[bytes]:
+    """Store an image at each key, and the result of a task that generated them."""
+    images = [picture(colour) for colour, _ in zip(("red", "green", "blue"), keys, strict=False)]
+    for key, data in zip(keys, images, strict=True):
+        store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
+    book.write(
+        dag_id, result(*[told(one, key) for key, one in zip(keys, images, strict=True)]), run_id=run_id
+    )
+    return images
+
+
+def selection(dag_id: str, number: int = 0, run_id: str = "manual__1") -> str:
+    return f"{dag_id}/{quote(run_id, safe='/')}/image/-1/{number}"
+
+
+def download(server: Server, *selected: str, user: str = "admin") -> Any:
+    return server.get("/jojokey/zip", user, params={"image": selected})
+
+
+def test_zip_holds_the_selected_images_byte_for_byte(server: Server, book: Book, store: Any) -> None:
+    red, green, _ = put(store, book, "a", "x/poster.png", "y/Poster.PNG", "z/other.png")
+    (other,) = put(store, book, "b", "..\\up/..", run_id="with a/slash?")
+    answer = download(
+        server, selection("a"), selection("a", 1), selection("b", run_id="with a/slash?"), selection("a")
+    )
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/zip")
+    assert answer.headers["Content-Disposition"].startswith('attachment; filename="images.zip"')
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as made:
+        assert made.testzip() is None
+        assert {name: made.read(name) for name in made.namelist()} == {
+            "poster.png": red,
+            "Poster (2).PNG": green,
+            "image": other,
+        }
+
+
+def test_zip_lists_images_that_are_gone(server: Server, book: Book, store: Any) -> None:
+    red, _ = put(store, book, "a", "here.png", "gone.png")
+    store.client.delete_object(Bucket=BUCKET, Key="gone.png")
+    answer = download(server, selection("a"), selection("a", 1))
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as made:
+        assert made.read("here.png") == red
+        assert made.namelist()[1:] == [archive.LEFT_OUT]
+        assert (
+            made.read(archive.LEFT_OUT)
+            .decode()
+            .startswith(f"s3://{BUCKET}/gone.png: The object is no longer")
+        )
+
+
+def test_zip_needs_permission_for_every_dag(server: Server, book: Book, store: Any) -> None:
+    put(store, book, "mine", "x.png")
+    put(store, book, "secret", "y.png")
+    refused = download(server, selection("mine"), selection("secret"), user="halfblind")
+    assert refused.status_code == 403
+    assert server.get("/jojokey/zip", None, params={"image": selection("mine")}).status_code == 401
+
+
+def test_zip_refuses_what_names_no_image_and_what_is_too_much(server: Server, book: Book, store: Any) -> None:
+    image = told(picture(), "x.png", bytes=archive.MAX_BYTES // 2 + 1)
+    book.write("a", result(image, image))
+    for wrong in ("", "x", "a/b/c", "a/run/image/x/0", "a/run/image/-1/zero", "a/run/image/-1/0?item=-2"):
+        assert download(server, wrong).status_code == 400, wrong
+    assert download(server, selection("a", 2)).status_code == 404
+    too_large = download(server, selection("a"), selection("a", 1))
+    assert too_large.status_code == 400
+    assert "at most 537 MB" in too_large.json()["detail"]
+    assert download(server, *[selection("a", number) for number in range(51)]).status_code == 422
+    assert server.get("/jojokey/zip").status_code == 422
+
+
+def test_file_names_are_safe_on_every_system() -> None:
+    names = archive.Names()
+    given = [
+        names.of(name)
+        for name in ("a.png", "A.png", "a.png", "CON.png", "..", "x:y?.png", ".hidden", "x" * 300)
+    ]
+    assert given == ["a.png", "A (2).png", "a (3).png", "_CON.png", "image", "x_y_.png", "hidden", "x" * 150]
