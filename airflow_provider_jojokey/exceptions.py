@@ -294,7 +294,7 @@ class JojoKeyReceiptError(JojoKeyFailure):
 
 
 class JojoKeyBudgetError(JojoKeyFailure):
-    """The request was not sent, because it would exceed a limit such as ``max_tokens`` or ``max_images``."""
+    """The request would exceed ``max_tokens``, ``max_images`` or ``max_cost``, and was not sent."""
 
     retry = "Airflow does not retry the task. Raise the limit and clear the task: only missing images are paid for."
 

@@ -112,7 +112,13 @@ with DAG(
             description="What the poster shows.",
         ),
         "size": Param("1024x1536", enum=["1024x1024", "1024x1536", "1536x1024"], title="Size"),
-        "quality": Param("low", enum=["low", "medium", "high"], title="Quality"),
+        "quality": Param(
+            "low",
+            enum=["low", "medium", "high"],
+            title="Quality",
+            description="At list prices, a round of three posters costs about USD 0.03 (low), 0.24 (medium) or "
+            "0.95 (high).",
+        ),
     },
 ):
     published = publish(BUCKET)

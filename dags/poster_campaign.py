@@ -23,8 +23,6 @@ from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperato
 
 BUCKET = "{{ var.value.get('posters_bucket', 'posters') }}"
 FOLDER = "campaign/{{ run_id | replace(':', '-') }}"
-USD_PER_MILLION = {"input_tokens": 5.0, "output_tokens": 30.0}
-"""OpenAI's list prices of gpt-image-2. Replace them with your own."""
 COLUMNS, ROWS, THUMBNAIL, GAP = 8, 24, 180, 12
 """Layout of a contact sheet. More posters need more sheets, which limits the memory."""
 
@@ -78,30 +76,35 @@ def write_report(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any
 
     The file starts with a byte order mark: without it, Excel doesn't read it as UTF-8.
     """
+    from airflow_provider_jojokey.cost import Costs, CostSum
     from airflow_provider_jojokey.spreadsheets import safe_cell
 
     items = missing = tokens = 0
-    cost = 0.0
+    total = CostSum()
     with tempfile.TemporaryFile() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
         table = csv.writer(text)
-        table.writerow(["item", "state", "keys", "tokens", "usd", "error", "prompt"])
+        table.writerow(["item", "state", "keys", "tokens", "cost", "amount", "currency", "error", "prompt"])
         for line in manifest:
             item = json.loads(line)
             usage = item.get("usage") or {}
-            usd = sum(usage.get(name, 0) * price / 1e6 for name, price in USD_PER_MILLION.items())
+            cost = Costs.from_json(item["cost"]) if item["cost"] else Costs()
+            amount = cost.amounts[0] if cost.amounts else None
             keys = " ".join(image["key"] for image in item["images"])
             cells = [
                 item["index"],
                 item["state"],
                 keys,
                 usage.get("total_tokens", 0),
-                f"{usd:.5f}",
+                str(cost),
+                str(amount.amount) if amount else "",
+                amount.currency if amount else "",
                 item["error"],
                 item["prompt"],
             ]
             table.writerow([safe_cell(cell) for cell in cells])
             items, missing = items + 1, missing + (item["state"] != "complete")
-            tokens, cost = tokens + usage.get("total_tokens", 0), cost + usd
+            tokens += usage.get("total_tokens", 0)
+            total.add_all(cost)
         text.flush()
         raw.seek(0)
         s3.put_object(Bucket=bucket, Key=key, Body=raw, ContentType="text/csv; charset=utf-8")
@@ -110,7 +113,7 @@ def write_report(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any
         "items": items,
         "missing": missing,
         "tokens": tokens,
-        "usd": round(cost, 4),
+        "cost": str(total.total),
     }
 
 
@@ -159,12 +162,13 @@ with DAG(
             description="A file next to the Dag, or an s3:// URL.",
         ),
         "max_in_flight": Param(8, type="integer", minimum=1, maximum=1000, title="Images in flight"),
-        "max_tokens": Param(
-            500_000,
-            type="integer",
+        "max_cost": Param(
+            15,
+            type="number",
             minimum=0,
             title="Budget",
-            description="The most tokens that the campaign may cost.",
+            description="The most that the campaign may cost, in the currency of the prices. At list prices, a "
+            "poster of 1024x1536 costs about USD 0.01 (low), 0.08 (medium) or 0.32 (high).",
         ),
     },
 ):
@@ -173,7 +177,7 @@ with DAG(
         requests=rows("{{ params.csv }}", FOLDER),
         s3_bucket=BUCKET,
         max_in_flight="{{ params.max_in_flight }}",
-        max_tokens="{{ params.max_tokens }}",
+        max_cost="{{ params.max_cost }}",
         retries=3,
     )
     posters >> report(

@@ -36,7 +36,8 @@ with DAG(
             "low",
             enum=["low", "medium", "high"],
             title="Quality",
-            description="High costs 36 times as much as low.",
+            description="At list prices, a poster of 1024x1536 costs about USD 0.01 (low), 0.08 (medium) or 0.32 "
+            "(high).",
         ),
         "reuse": Param(
             "run",

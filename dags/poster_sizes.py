@@ -33,7 +33,7 @@ with DAG(
             "A lighthouse in the fog, two colours, generous margins",
             type="string",
             title="Prompt",
-            description="What all posters show.",
+            description="What all posters show. At list prices, a run costs about USD 0.04.",
         ),
     },
 ):

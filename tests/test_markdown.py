@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_jojokey import results
+from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.markdown import escape, pictures
 from airflow_provider_jojokey.results import Result
 from tests.support.manifests import IMAGE, MANIFEST
@@ -27,7 +28,8 @@ class TaskInstance:
 
 
 def made(count: int) -> TaskInstance:
-    manifest = {**MANIFEST, "images": [IMAGE] * count}
+    cost = Costs((Cost(5_930_000, "USD"),)).to_json()
+    manifest = {**MANIFEST, "images": [IMAGE] * count, "cost": cost}
     result = Result.from_manifest(manifest, prompt="a [fox](https://evil)", aws_conn_id=None)
     return TaskInstance(result.to_xcom())
 
@@ -37,13 +39,13 @@ def test_images_are_numbered_and_linked() -> None:
 
     assert numbers == "| **1** | **2** | **3** |"
     place = "posters/manual__2026-01-01T00%3A00%3A00%2B00%3A00/candidates/-1/2"
-    assert row.endswith(f"[![Picture 3](/jojokey/thumbnails/{place}?width=640)](/jojokey/images/{place}) |")
+    assert row.endswith(f"[![Image 3](/jojokey/thumbnails/{place}?width=640)](/jojokey/images/{place}) |")
 
 
 def test_body_has_the_cost_but_no_prompt_or_s3_link() -> None:
     told = pictures(made(2), "candidates")
 
-    assert "205 tokens" in told
+    assert told.endswith(" · ≈ USD 0.0059 · 205 tokens")
     assert "evil" not in told
     assert "s3://" not in told
     assert "http" not in told

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from opentelemetry import trace  # noqa: F401  (the observer takes it from sys.modules)
 
+from airflow_provider_jojokey.cost import Cost
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.integrations.telemetry import _Observer
 from airflow_provider_jojokey.payments.attempt import Owner
@@ -51,7 +52,7 @@ def test_failing_backends_are_only_logged(tracer: Any) -> None:
         pass
     observer.stored()
     observer.reused(1)
-    observer.billed({"input_tokens": 1, "output_tokens": 2})
+    observer.billed({"input_tokens": 1, "output_tokens": 2}, Cost(5_930_000, "USD"))
 
 
 def test_error_inside_a_broken_span_is_kept() -> None:

@@ -227,12 +227,13 @@ class Batch:
         decider = threading.Thread(
             target=copy_context().run, args=(decide,), name="jojokey-decider", daemon=True
         )
-        decider.start()
         try:
+            decider.start()  # which waits until the thread runs, so it may be interrupted too
             ended.wait()
         except BaseException:
             self.stop()
-            ended.wait()
+            if decider.ident is not None:
+                ended.wait()
             raise
         if failures:
             raise failures[0]
@@ -304,6 +305,7 @@ class Batch:
         if self._budget is None:
             return
         store, jobs, lock = self._services.store, self._plan.jobs(), threading.Lock()
+        prices = self._budget.prices
         sums: queue.SimpleQueue[Amount | BaseException] = queue.SimpleQueue()
 
         def add_up() -> None:
@@ -314,7 +316,7 @@ class Batch:
                         item = next(jobs, None)
                     if item is None:
                         break
-                    spent += spent_on(ReceiptStore(store, item[1].destination).read(), item[1])
+                    spent += spent_on(ReceiptStore(store, item[1].destination).read(), item[1], prices)
             except BaseException as error:
                 sums.put(error)
             else:

@@ -7,23 +7,25 @@ import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.cli.console import FAILED, command, say, show
+from airflow_provider_jojokey.cli.console import FAILED, USAGE, CommandFailed, command, say, show
+from airflow_provider_jojokey.cost import Cost
 from airflow_provider_jojokey.exceptions import JojoKeyError
 
 if TYPE_CHECKING:
     import argparse
 
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+    from airflow_provider_jojokey.img2.request import ImageRequest
 
 OK, FAILURE, UNKNOWN = "ok", "failed", "unknown"
-QUOTA_PER_DOLLAR = 500_000.0
-"""Units of quota per US dollar, if the gateway doesn't report it."""
+PROMPT = "a" * 300
+"""A prompt of common length, for the estimate of the remaining images."""
 
 
 @command
 def check(options: argparse.Namespace) -> int:
     """Print the checks; return 1 if one failed."""
-    rows = [*_jojokey(options.jojokey_conn_id), *_bucket(options)]
+    rows = [*_jojokey(options.jojokey_conn_id, _request(options)), *_bucket(options)]
     show(rows, options.output)
     failed = [row for row in rows if row["state"] == FAILURE]
     if failed:
@@ -35,7 +37,7 @@ def _row(name: str, state: str, detail: str) -> dict[str, Any]:
     return {"check": name, "state": state, "detail": detail}
 
 
-def _jojokey(conn_id: str) -> Iterator[dict[str, Any]]:
+def _jojokey(conn_id: str, request: ImageRequest) -> Iterator[dict[str, Any]]:
     from airflow_provider_jojokey.cli.connections import jojokey_hook
 
     try:
@@ -63,10 +65,10 @@ def _jojokey(conn_id: str) -> Iterator[dict[str, Any]]:
                 f"The token has no access to {model}, but to {available}. Create a token in the image group "
                 "that has the model.",
             )
-    yield _balance(hook)
+    yield _balance(hook, request)
 
 
-def _balance(hook: JojoKeyHook) -> dict[str, Any]:
+def _balance(hook: JojoKeyHook, request: ImageRequest) -> dict[str, Any]:
     try:
         usage = hook.get_token_usage()
     except JojoKeyError:
@@ -79,26 +81,46 @@ def _balance(hook: JojoKeyHook) -> dict[str, Any]:
     available, used = usage.get("total_available"), usage.get("total_used")
     if not isinstance(available, (int, float)) or isinstance(available, bool):
         return _row("balance", UNKNOWN, "this gateway doesn't report the balance of the token")
-    per_dollar = _quota_per_dollar(hook)
-    detail = f"US$ {available / per_dollar:,.2f} left"
-    if isinstance(used, (int, float)):
-        detail += f", US$ {used / per_dollar:,.2f} used"
+    unit = hook.quota_unit
+    left = None if unit is None else unit.cost_of(int(available))
+    if unit is None or (available > 0 and left is None):
+        return _row(
+            "balance", UNKNOWN, f"{available:,} of quota left; the gateway doesn't state what it is worth"
+        )
+    detail = f"{left or Cost(0, unit.currency, False)} left"
+    if isinstance(used, int) and (spent := unit.cost_of(used)) is not None:
+        detail += f", {spent} used"
     if available <= 0:
-        detail += ": raise the token's quota in JojoKey's console, or create a new token"
+        detail += ". Raise the token's quota in JojoKey's console, or create a new token"
+    elif left is not None:
+        detail += _images_left(hook, left, request)
     return _row("balance", OK if available > 0 else FAILURE, detail)
 
 
-def _quota_per_dollar(hook: JojoKeyHook) -> float:
-    """Return the units of quota per US dollar."""
-    import requests
+def _images_left(hook: JojoKeyHook, left: Cost, request: ImageRequest) -> str:
+    """Return about how many images a balance pays for; nothing if the prices are in another currency."""
+    from airflow_provider_jojokey.img2.estimate import expected_usage
 
-    url = f"{hook.client.base_url}/api/status"
+    each = hook.prices.cost_of(expected_usage(request))
+    if each is None or each.currency != left.currency or not each.nanos:
+        return ""
+    return (
+        f": pays for about {left.nanos // each.nanos:,} images of {request.size} in {request.quality} quality "
+        f"({each} each)"
+    )
+
+
+def _request(options: argparse.Namespace) -> ImageRequest:
+    """Return a request of the given size and quality.
+
+    :raises CommandFailed: if they are not valid
+    """
+    from airflow_provider_jojokey.img2.request import ImageRequest
+
     try:
-        with hook.get_conn().get(url, timeout=10, allow_redirects=False) as response:
-            per_dollar = float(response.json()["data"]["quota_per_unit"])
-    except (requests.RequestException, ValueError, KeyError, TypeError):
-        return QUOTA_PER_DOLLAR
-    return per_dollar if per_dollar > 0 else QUOTA_PER_DOLLAR
+        return ImageRequest(PROMPT, size=options.size, quality=options.quality)
+    except ValueError as error:
+        raise CommandFailed(f"{error}", USAGE) from None
 
 
 def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
+    from airflow_provider_jojokey.cost import Costs
+
 FAILED, USAGE, RETRYABLE, BILLED = 1, 2, 3, 4
 """Exit codes: see the help of ``airflow jojokey generate``."""
 
@@ -90,8 +92,9 @@ def say(message: str) -> None:
 def show(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str] | None = None) -> None:
     """Print rows in Airflow's formats.
 
-    :param output: ``table``, ``json``, ``yaml`` or ``plain``
-    :param columns: the columns of ``table`` and ``plain``. JSON and YAML contain all, with numbers as numbers
+    :param output: ``table``, ``json``, ``yaml``, ``plain`` or ``csv``
+    :param columns: the columns of ``table`` and ``plain``. The others contain all; JSON and YAML have numbers as
+        numbers
     """
     from airflow.cli.simple_table import AirflowConsole
     from rich.markup import escape
@@ -101,6 +104,9 @@ def show(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str] 
         if output in ("json", "yaml"):
             data: Any = [dict(row) for row in rows]
             (console.print_as_json if output == "json" else console.print_as_yaml)(data)
+            return
+        if output == "csv":
+            _print_csv(rows)
             return
         # Keys and Dag IDs are untrusted: they must not be read as markup or as escape sequences.
         clean = escape if output == "table" else str
@@ -113,6 +119,29 @@ def show(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str] 
             for row in rows
         ]
         console.print_as(cells, output)
+
+
+def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    import csv
+
+    from airflow_provider_jojokey.spreadsheets import safe_cell
+
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    if rows:
+        table.writerow(rows[0])
+    for row in rows:
+        table.writerow([safe_cell("" if value is None else value) for value in row.values()])
+
+
+def cost_fields(costs: Costs) -> dict[str, Any]:
+    """Return the columns of a cost: for people, and exactly, in the first of its currencies."""
+    first = costs.amounts[0] if costs.amounts else None
+    return {
+        "cost": str(costs),
+        "amount": first.to_json()["amount"] if first else None,
+        "currency": first.currency if first else None,
+        "approximate": first.approximate if first else None,
+    }
 
 
 @contextmanager

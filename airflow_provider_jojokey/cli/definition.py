@@ -58,6 +58,16 @@ def get_jojokey_commands() -> list[CLICommand]:
                 "(default: the AWS connection's bucket, if it has one)",
                 metavar="BUCKET",
             ),
+            Arg(
+                ("--size",),
+                help="The size for which the remaining images are estimated (default: 1024x1024)",
+                default="1024x1024",
+            ),
+            Arg(
+                ("--quality",),
+                help="The quality for which the remaining images are estimated (default: low)",
+                default="low",
+            ),
             jojokey_conn_id,
             aws_conn_id,
             s3_extra_args,
@@ -125,7 +135,7 @@ def get_jojokey_commands() -> list[CLICommand]:
     ledger = ActionCommand(
         name="ledger",
         help="Show what images have cost, from the receipts in S3",
-        description="Add up the receipts in a bucket: tokens, images and paid requests by Dag, day, model or Dag run.",
+        description="Add up the receipts in a bucket: cost, tokens, images and paid requests by Dag, day or model.",
         epilog="exit codes: 0 all receipts were read; 1 a receipt or the bucket can't be read; 2 invalid arguments; "
         "3 S3 can't be reached",
         func=lazy_load_command("airflow_provider_jojokey.cli.ledger.ledger"),
@@ -146,12 +156,17 @@ def get_jojokey_commands() -> list[CLICommand]:
             Arg(("--until",), help="Only requests sent before then", metavar="WHEN"),
             Arg(
                 ("--by",),
-                help="The rows of the result (default: dag)",
-                choices=("dag", "day", "model", "run"),
+                help="The rows of the result: dag (default), day, model or run, or several, such as dag,model,day",
                 default="dag",
             ),
             aws_conn_id,
-            ARG_OUTPUT,
+            Arg(
+                ("-o", "--output"),
+                help="Output format (default: table). CSV is for spreadsheets",
+                metavar="(table, json, yaml, plain, csv)",
+                choices=("table", "json", "yaml", "plain", "csv"),
+                default="table",
+            ),
             ARG_VERBOSE,
         ),
     )

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.cli.connections import image_store, jojokey_hook
-from airflow_provider_jojokey.cli.console import BILLED, CommandFailed, code_of, command, progress, say, show
+from airflow_provider_jojokey.cli.console import (
+    BILLED,
+    CommandFailed,
+    code_of,
+    command,
+    cost_fields,
+    progress,
+    say,
+    show,
+)
+from airflow_provider_jojokey.cost import Costs, sum_of
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyRequestError
 
 if TYPE_CHECKING:
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
 DAG_ID, TASK_ID = "jojokey-cli", "generate"
 """The owner in receipts."""
 EXTENSIONS = ("png", "jpg", "webp")
-SHOWN = ("image", "content_type", "width", "height", "bytes", "total_tokens", "reused")
+SHOWN = ("image", "content_type", "width", "height", "bytes", "total_tokens", "cost", "reused")
 
 
 @command
@@ -69,14 +79,15 @@ def _waiting(hook: JojoKeyHook, request: ImageRequest) -> Iterator[None]:
     """Show progress; Ctrl-C closes the connection."""
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from airflow_provider_jojokey.img2.estimate import expected_seconds
+    from airflow_provider_jojokey.img2.estimate import expected_seconds, expected_usage
 
     seconds = expected_seconds(request)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(pulse_style="cyan"))
     try:
         with progress(*columns, TimeElapsedColumn()) as bar:
             images = f"{request.n} images" if request.n > 1 else "an image"
-            bar.add_task(f"Generating {images}, which takes about {seconds:.0f} s", total=None)
+            cost = hook.prices.cost_of(expected_usage(request))
+            bar.add_task(f"Generating {images}: about {seconds:.0f} s, {cost}", total=None)
             yield
     except KeyboardInterrupt:
         hook.abort()
@@ -116,8 +127,16 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
     if manifest["reused"]:
         say("jojokey: Nothing was sent: these images were paid for earlier.")
     tokens = 0 if manifest["reused"] else manifest["usage"].get("total_tokens")
+    cost = Costs() if manifest["reused"] else Costs.from_json(manifest["cost"])
     return [
-        _row(image["uri"], image, tokens if number == 0 else 0, manifest["request_id"], manifest["reused"])
+        _row(
+            image["uri"],
+            image,
+            tokens if number == 0 else 0,
+            cost if number == 0 else Costs(),
+            manifest["request_id"],
+            manifest["reused"],
+        )
         for number, image in enumerate(manifest["images"])
     ]
 
@@ -200,7 +219,8 @@ def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageReque
                     "sha256": image.file.sha256,
                 }
                 usage = (generation.usage or {}).get("total_tokens") if not rows else 0
-                rows.append(_row(str(path), facts, usage, generation.request_id, reused=False))
+                cost = Costs() if rows else sum_of([hook.prices.cost_of(generation.usage)])
+                rows.append(_row(str(path), facts, usage, cost, generation.request_id, reused=False))
         return rows
     finally:
         if not list(spool.glob("*.image")):
@@ -277,7 +297,12 @@ def _place(received: Path, target: Path, overwrite: bool) -> Path:
 
 
 def _row(
-    location: str, image: dict[str, Any], tokens: int | None, request_id: str | None, reused: bool
+    location: str,
+    image: dict[str, Any],
+    tokens: int | None,
+    cost: Costs,
+    request_id: str | None,
+    reused: bool,
 ) -> dict[str, Any]:
     return {
         "image": location,
@@ -287,6 +312,7 @@ def _row(
         "bytes": image["bytes"],
         "sha256": image["sha256"],
         "total_tokens": tokens,
+        **cost_fields(cost),
         "reused": reused,
         "request_id": request_id,
     }

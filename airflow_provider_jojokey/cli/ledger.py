@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.cli.connections import named_or_default
-from airflow_provider_jojokey.cli.console import FAILED, USAGE, CommandFailed, command, progress, say, show
+from airflow_provider_jojokey.cli.console import (
+    FAILED,
+    USAGE,
+    CommandFailed,
+    command,
+    cost_fields,
+    progress,
+    say,
+    show,
+)
+from airflow_provider_jojokey.cost import Costs, CostSum
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.receipt import Receipt, ReceiptUnreadable
 from airflow_provider_jojokey.store.keys import RECEIPTS
@@ -46,6 +56,7 @@ class Sum:
     output_tokens: int = 0
     total_tokens: int = 0
     unknown: int = 0
+    costs: CostSum = field(default_factory=CostSum)
 
     def add(self, attempt: Attempt) -> None:
         """Add one attempt."""
@@ -60,10 +71,20 @@ class Sum:
             value = usage.get(name)
             if isinstance(value, int) and not isinstance(value, bool):
                 setattr(self, name, getattr(self, name) + value)
+        self.costs.add(attempt.cost)
 
-    def row(self) -> dict[str, int]:
-        """Return the sum as a row."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row. Further currencies get rows of their own, with the cost only."""
+        total = self.costs.total
+        counts: dict[str, Any] = {name: getattr(self, name) for name in COUNTS}
+        yield {**counts, **cost_fields(total), "cost_unknown": total.unknown}
+        for cost in total.amounts[1:]:
+            nothing: dict[str, Any] = dict.fromkeys(COUNTS, 0)
+            yield {**nothing, **cost_fields(Costs((cost,))), "cost": "", "cost_unknown": 0}
+
+
+COUNTS = ("requests", "images", "input_tokens", "output_tokens", "total_tokens", "unknown")
+SHOWN_COLUMNS = (*COUNTS, "cost")
 
 
 BY: dict[str, Callable[[Attempt, Receipt], str]] = {
@@ -82,9 +103,9 @@ def ledger(options: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     since, until = _moment("--since", options.since, now), _moment("--until", options.until, now)
     bucket = named_or_default(options.bucket, options.aws_conn_id)
-    sums: dict[str, Sum] = {}
+    sums: dict[tuple[str, ...], Sum] = {}
     total, unreadable, receipts = Sum(), 0, 0
-    label = BY[options.by]
+    by = _groups(options.by)
     for key, found in _receipts(ImageStore(options.aws_conn_id), bucket, options.prefix, since):
         if isinstance(found, str):
             unreadable += 1
@@ -97,17 +118,37 @@ def ledger(options: argparse.Namespace) -> int:
                 until is None or attempt.started_at < until
             ):
                 if attempt.outcome is not Outcome.NOT_BILLED:
-                    sums.setdefault(label(attempt, found), Sum()).add(attempt)
+                    group = tuple(BY[name](attempt, found) for name in by)
+                    sums.setdefault(group, Sum()).add(attempt)
                 total.add(attempt)
-    show([{options.by: name, **entry.row()} for name, entry in sorted(sums.items())], options.output)
+    rows = [
+        {**dict(zip(by, group, strict=True)), **row}
+        for group, part in sorted(sums.items())
+        for row in part.rows()
+    ]
+    if options.output in ("table", "plain"):
+        rows = [row for row in rows if row["cost"]]  # it names all currencies
+    show(rows, options.output, (*by, *SHOWN_COLUMNS))
     _say_total(total, receipts, unreadable)
     return FAILED if unreadable else 0
+
+
+def _groups(by: str) -> list[str]:
+    """Return what the rows are grouped by.
+
+    :raises CommandFailed: if that is not possible
+    """
+    names = list(dict.fromkeys(name.strip() for name in by.split(",")))
+    for name in names:
+        if name not in BY:
+            raise CommandFailed(f"--by {name}: choose from {', '.join(BY)}, or several with commas", USAGE)
+    return names
 
 
 def _say_total(total: Sum, receipts: int, unreadable: int) -> None:
     say(
         f"jojokey: {receipts:,} receipts, {total.requests:,} paid requests, {total.images:,} images, "
-        f"{total.total_tokens:,} tokens."
+        f"{total.total_tokens:,} tokens, cost {total.costs.total}."
     )
     if total.unknown:
         say(f"jojokey: The cost of {total.unknown:,} requests is unknown and not included.")

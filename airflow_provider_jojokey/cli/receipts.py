@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.attempt import Attempt
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 
-SHOWN = ("attempt", "started", "task", "try", "outcome", "billed", "tokens", "request_id", "evidence")
+SHOWN = ("attempt", "started", "task", "try", "outcome", "billed", "cost", "tokens", "request_id", "evidence")
 
 
 @command
@@ -141,6 +141,7 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "outcome": attempt.outcome.value,
         "billed": attempt.billed,
         "tokens": (attempt.usage or {}).get("total_tokens"),
+        "cost": str(attempt.cost or "unknown") if attempt.may_cost else None,
         "charge": attempt.charge,
         "images": len(attempt.images),
         "request_id": attempt.request_id,

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_provider_jojokey.cost import Cost
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.client import Generation, OpenFile
     from airflow_provider_jojokey.payments.job import ImageJob
@@ -24,6 +25,8 @@ IMAGES = "jojokey.images"
 IMAGES_REUSED = "jojokey.images_reused"
 INPUT_TOKENS = "jojokey.input_tokens"
 OUTPUT_TOKENS = "jojokey.output_tokens"
+COST = "jojokey.cost_micros"
+"""Millionths of the currency's unit: counters are whole numbers."""
 ERRORS = "jojokey.errors"
 IN_FLIGHT = "jojokey.in_flight"
 REQUEST_DURATION = "jojokey.request_duration"
@@ -37,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _SWITCHES = ("statsd_on", "otel_on", "statsd_datadog_enabled")
 # Airflow drops metrics with names longer than 250 characters, and InfluxDB's tags are part of the name.
-_TAGS = {"dag_id": 100, "model": 50, "quality": 10, "error": 50}
+_TAGS = {"dag_id": 100, "model": 50, "quality": 10, "error": 50, "currency": 3}
 
 
 class Observer:
@@ -63,8 +66,8 @@ class Observer:
     def reused(self, images: int) -> None:
         """Record that paid images were reused."""
 
-    def billed(self, usage: Mapping[str, Any] | None) -> None:
-        """Record tokens that were billed."""
+    def billed(self, usage: Mapping[str, Any] | None, cost: Cost | None = None) -> None:
+        """Record tokens, and what they cost, that are now known to be billed."""
 
 
 @contextmanager
@@ -145,7 +148,9 @@ class _Observer(Observer):
                     "jojokey.images.reused", images
                 )
 
-    def billed(self, usage: Mapping[str, Any] | None) -> None:
+    def billed(self, usage: Mapping[str, Any] | None, cost: Cost | None = None) -> None:
+        if cost is not None:
+            self.count(COST, round(cost.nanos / 1000), currency=cost.currency)
         for name, key in ((INPUT_TOKENS, "input_tokens"), (OUTPUT_TOKENS, "output_tokens")):
             if tokens := (usage or {}).get(key):
                 self.count(name, tokens)

@@ -67,6 +67,7 @@ class Message:
         found = [
             ("Prompt", shortened(" ".join(result.prompt.split()), MAX_PROMPT)),
             ("Model", " ".join(filter(None, (result.model, result.size, result.quality)))),
+            ("Cost", str(result.cost or "")),
             ("Tokens billed", f"{tokens:,}" if isinstance(tokens, int) else ""),
             ("Request ID", result.request_id or ""),
             ("Receipt", result.receipt or result.manifest or ""),

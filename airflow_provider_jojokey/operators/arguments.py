@@ -16,8 +16,9 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
+from airflow_provider_jojokey.cost import Cost, to_nanos
 from airflow_provider_jojokey.img2.rules import character_problems
-from airflow_provider_jojokey.payments.options import LIMITS, ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.payments.options import COST_LIMITS, COUNT_LIMITS, ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.store.extra_args import parse_extra_args
 
 TEXTS = (
@@ -129,6 +130,14 @@ def whole_number(name: str, value: Any) -> Any:
     raise ValueError(f"{name} must be a whole number, not {str(value)[:50]!r}")
 
 
+def money(name: str, value: Any) -> Decimal:
+    """Return an amount of money.
+
+    :raises ValueError: if it is not a number from 0
+    """
+    return Cost(to_nanos(name, value), "").amount
+
+
 def flag(name: str, value: Any) -> bool:
     """Return whether a flag is set.
 
@@ -198,7 +207,10 @@ def _read(value: Any) -> Any:
 
 _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(TEXTS, text),
-    **dict.fromkeys(("n", "output_compression", "partial_images", "max_in_flight", *LIMITS), whole_number),
+    **dict.fromkeys(
+        ("n", "output_compression", "partial_images", "max_in_flight", *COUNT_LIMITS), whole_number
+    ),
+    **dict.fromkeys(COST_LIMITS, money),
     "reuse": choice(REUSE),
     "on_unknown_outcome": choice(ON_UNKNOWN_OUTCOME),
     "stream": flag,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -62,9 +63,11 @@ class GenerateImageBatchOperator(ImageOperator):
     :param max_tokens: the most tokens that this task may be billed for in one Dag run, over all its tries. What
         would pass it, by the published token figures, is not sent
     :param max_images: the same in images
+    :param max_cost: the same in money, in the currency of ``price_per_million``
     :param max_tokens_per_run: the most tokens that all tasks of the Dag run may be billed for which have this
         argument and write to the same bucket (of a batch: that of its manifest)
     :param max_images_per_run: the same in images
+    :param max_cost_per_run: the same in money
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
     :param s3_extra_args: additional S3 parameters for every object that is written, such as
@@ -100,8 +103,10 @@ class GenerateImageBatchOperator(ImageOperator):
         on_unknown_outcome: str = "fail",
         max_tokens: int | None = None,
         max_images: int | None = None,
+        max_cost: float | str | Decimal | None = None,
         max_tokens_per_run: int | None = None,
         max_images_per_run: int | None = None,
+        max_cost_per_run: float | str | Decimal | None = None,
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
         s3_extra_args: Mapping[str, Any] | str | None = None,
@@ -127,8 +132,10 @@ class GenerateImageBatchOperator(ImageOperator):
         self.on_unknown_outcome = on_unknown_outcome
         self.max_tokens = max_tokens
         self.max_images = max_images
+        self.max_cost = max_cost
         self.max_tokens_per_run = max_tokens_per_run
         self.max_images_per_run = max_images_per_run
+        self.max_cost_per_run = max_cost_per_run
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
         self.s3_extra_args = s3_extra_args
@@ -179,7 +186,7 @@ class GenerateImageBatchOperator(ImageOperator):
         settings = Settings.from_airflow_config()
         place = (buckets[0], manifest_key(owner)) if buckets else None
         budget = self._budget(owner, total, buckets)
-        wanted = sum((estimate(job) for _, job in plan.jobs()), Amount())
+        wanted = sum((estimate(job, self.hook.prices) for _, job in plan.jobs()), Amount())
         self.log.info("%d items, about %s, at most %d in flight", total, wanted, self._in_flight())
         manifest = Manifest(settings.spool_directory, total)
         self._batch = batch = Batch(
@@ -210,16 +217,20 @@ class GenerateImageBatchOperator(ImageOperator):
             except BaseException:  # also a timeout
                 self._push(context, "usage", total_usage(()))
                 raise
+            uri = None
             try:
                 tally = batch.run()
-            except BaseException as interruption:  # such as a timeout: report the usage so far
                 self._settle(batch)
-                uri = self._store_manifest(manifest, place, timeout=0.0)
-                self._report(context, plan, batch.tally, uri, interruption)
+                self.log.info(batch.summary())
+                uri = self._store_manifest(manifest, place, settings.upload_patience)
+            except BaseException as interruption:
+                # Such as a timeout, which may also come after the last image: report the usage so far.
+                try:
+                    self._settle(batch)
+                    uri = self._store_manifest(manifest, place, timeout=0.0)
+                finally:
+                    self._report(context, plan, batch.tally, uri, interruption)
                 raise
-            self._settle(batch)
-            self.log.info(batch.summary())
-            uri = self._store_manifest(manifest, place, settings.upload_patience)
         finally:
             manifest.close()
             switch.end()
@@ -280,7 +291,8 @@ class GenerateImageBatchOperator(ImageOperator):
         own, run = self._limits()
         if not items or not (own or run):
             return None
-        return Budget(own, run, RunBudget(self.store, buckets[0], owner) if run else None)
+        shared = RunBudget(self.store, buckets[0], owner) if run else None
+        return Budget(own, run, shared, prices=self.hook.prices)
 
     def _in_flight(self) -> int:
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
@@ -343,7 +355,11 @@ class GenerateImageBatchOperator(ImageOperator):
         if not complete:
             end = ", because Airflow stopped the task" if stopped else ""
             error = tally.error(end, f", listed in {uri}" if uri else "")
-        self._report(context, plan, tally, uri, error)
+        try:
+            self._report(context, plan, tally, uri, error)
+        except BaseException as interruption:
+            self._report(context, plan, tally, uri, error or interruption)
+            raise
         if error is not None:
             raise error
         summary: dict[str, Any] = {

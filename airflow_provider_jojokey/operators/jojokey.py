@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,9 +77,11 @@ class GenerateImageOperator(ImageOperator):
     :param max_tokens: the most tokens that this task may be billed in one Dag run, over all its tries. A request
         whose estimate exceeds the limit is not sent
     :param max_images: the same in images
+    :param max_cost: the same in money, in the currency of ``price_per_million``
     :param max_tokens_per_run: the most tokens that all tasks of the Dag run may be billed for which have this
         argument and write to the same bucket
     :param max_images_per_run: the same in images
+    :param max_cost_per_run: the same in money
     :param jojokey_conn_id: the connection to JojoKey
     :param aws_conn_id: the connection to S3
     :param s3_extra_args: additional S3 parameters for every object that is written, such as
@@ -117,8 +120,10 @@ class GenerateImageOperator(ImageOperator):
         on_unknown_outcome: str = "fail",
         max_tokens: int | None = None,
         max_images: int | None = None,
+        max_cost: float | str | Decimal | None = None,
         max_tokens_per_run: int | None = None,
         max_images_per_run: int | None = None,
+        max_cost_per_run: float | str | Decimal | None = None,
         jojokey_conn_id: str = "jojokey_default",
         aws_conn_id: str | None = "aws_default",
         s3_extra_args: Mapping[str, Any] | str | None = None,
@@ -145,8 +150,10 @@ class GenerateImageOperator(ImageOperator):
         self.on_unknown_outcome = on_unknown_outcome
         self.max_tokens = max_tokens
         self.max_images = max_images
+        self.max_cost = max_cost
         self.max_tokens_per_run = max_tokens_per_run
         self.max_images_per_run = max_images_per_run
+        self.max_cost_per_run = max_cost_per_run
         self.jojokey_conn_id = jojokey_conn_id
         self.aws_conn_id = aws_conn_id
         self.s3_extra_args = s3_extra_args

@@ -18,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.cost import PUBLISHED, Cost, Prices
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBudgetError,
     JojoKeyError,
     JojoKeyReceiptError,
     JojoKeyStoreError,
 )
-from airflow_provider_jojokey.img2.estimate import expected_tokens
+from airflow_provider_jojokey.img2.estimate import expected_usage
 from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.payments.job import ImageJob, Limit
 from airflow_provider_jojokey.store.keys import RECEIPTS, part
@@ -49,43 +50,66 @@ RECHECK = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """Tokens and images."""
+    """Tokens, images and money.
+
+    :param cost: nanos of the currency's unit
+    :param currency: the currency of the prices; empty if there is no cost
+    """
 
     tokens: int = 0
     images: int = 0
+    cost: int = 0
+    currency: str = ""
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(self.tokens + other.tokens, self.images + other.images)
+        currency = self.currency or other.currency
+        if other.currency not in ("", currency):
+            raise ValueError(f"{self.currency} and {other.currency} can't be added up")
+        return Amount(
+            self.tokens + other.tokens, self.images + other.images, self.cost + other.cost, currency
+        )
 
     def __sub__(self, other: Amount) -> Amount:
-        return Amount(self.tokens - other.tokens, self.images - other.images)
+        return self + Amount(-other.tokens, -other.images, -other.cost, other.currency)
+
+    def __mul__(self, count: int) -> Amount:
+        return Amount(self.tokens * count, self.images * count, self.cost * count, self.currency)
 
     def __str__(self) -> str:
-        return f"{self.tokens:,} tokens and {self.images:,} images"
+        counts = f"{self.tokens:,} tokens and {self.images:,} images"
+        return f"{counts} ({Cost(self.cost, self.currency)})" if self.currency else counts
 
     def __le__(self, other: Amount) -> bool:
-        return self.tokens <= other.tokens and self.images <= other.images
+        return self.tokens <= other.tokens and self.images <= other.images and self.cost <= other.cost
 
     def fits(self, limit: Limit) -> bool:
         """Whether it is within ``limit``."""
-        return (limit.tokens is None or self.tokens <= limit.tokens) and (
-            limit.images is None or self.images <= limit.images
+        return (
+            (limit.tokens is None or self.tokens <= limit.tokens)
+            and (limit.images is None or self.images <= limit.images)
+            and (limit.cost is None or self.cost <= limit.cost)
         )
 
 
-def estimate(job: ImageJob) -> Amount:
-    """Return the estimated cost of a job, from the published token figures."""
-    return Amount(expected_tokens(job.request), job.request.n)
+def estimate(job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
+    """Return the estimated cost of a job, from the published token figures and the prices."""
+    usage = expected_usage(job.request)
+    cost = prices.cost_of(usage)
+    return Amount(usage["total_tokens"], job.request.n, cost.nanos if cost else 0, prices.currency)
 
 
-def spent_on(receipt: Receipt, job: ImageJob) -> Amount:
+def spent_on(receipt: Receipt, job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
     """Return what a job's task has spent on it in its Dag run; the estimate where that is unknown."""
-    spent, about = Amount(), estimate(job)
+    spent, about = Amount(), estimate(job, prices)
     for attempt in receipt.attempts_of(job.owner):
         if attempt.may_cost:
             tokens = (attempt.usage or {}).get("total_tokens")
             known = tokens if isinstance(tokens, int) and tokens else about.tokens
-            spent += Amount(known, max(len(attempt.images), about.images))
+            cost = attempt.cost
+            if cost is None or cost.currency != prices.currency:  # another currency is not added up
+                cost = prices.cost_of(attempt.usage)
+            nanos = about.cost if cost is None else cost.nanos
+            spent += Amount(known, max(len(attempt.images), about.images), nanos, prices.currency)
     return spent
 
 
@@ -96,11 +120,18 @@ class Budget:
     :param run_limit: the limit of all tasks of the Dag run
     :param run: the shared budget of the run's tasks; needed with ``run_limit``
     :param spent: what the task has spent so far; ``None`` to read it from the first job's receipt
+    :param prices: what tokens cost
     """
 
     def __init__(
-        self, task_limit: Limit, run_limit: Limit, run: RunBudget | None, spent: Amount | None = None
+        self,
+        task_limit: Limit,
+        run_limit: Limit,
+        run: RunBudget | None,
+        spent: Amount | None = None,
+        prices: Prices = PUBLISHED,
     ) -> None:
+        self.prices = prices
         self._task_limit = task_limit
         self._run_limit = run_limit
         self._run = run if run_limit else None
@@ -139,7 +170,7 @@ class Budget:
         """
         if not (self._task_limit or self._run_limit):
             return
-        about, before = estimate(job), spent_on(receipt, job)
+        about, before = estimate(job, self.prices), spent_on(receipt, job, self.prices)
         with self._changed:
             if (earlier := self._reserved.pop(job.uri, None)) is not None:
                 before = earlier[1]  # what was spent in between counts when the job ends
@@ -163,10 +194,12 @@ class Budget:
             about, before = self._reserved.pop(job.uri, (None, Amount()))
             if about is not None:
                 unknown = before + about if claimed else before
-                after = unknown if receipt is None else spent_on(receipt, job)
+                after = unknown if receipt is None else spent_on(receipt, job, self.prices)
                 self._spent = self.spent + after - before
             elif self._spent is None and receipt is not None:
-                self._spent = spent_on(receipt, job)  # corrects what a try that died had reserved
+                self._spent = spent_on(
+                    receipt, job, self.prices
+                )  # corrects what a try that died had reserved
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -202,37 +235,38 @@ class Budget:
         if not self._run.protected:
             return reserved
         left = self._run.left(reserved, self._run_limit)
+        wanted, each = self._wanted, about
         jobs = min(
             float(BLOCK),
             *(
-                min(free / LEFT_FOR_OTHERS, wanted - taken) / max(1, each)
-                for free, wanted, taken, each in (
-                    (left[0], self._wanted.tokens, reserved.tokens, about.tokens),
-                    (left[1], self._wanted.images, reserved.images, about.images),
+                min(free / LEFT_FOR_OTHERS, all_jobs - taken) / max(1, cost)
+                for free, all_jobs, taken, cost in (
+                    (left[0], wanted.tokens, reserved.tokens, each.tokens),
+                    (left[1], wanted.images, reserved.images, each.images),
+                    (left[2], wanted.cost, reserved.cost, each.cost),
                 )
             ),
         )
-        jobs = max(0, int(jobs))
-        return reserved + Amount(jobs * about.tokens, jobs * about.images)
+        return reserved + about * max(0, int(jobs))
 
     def _exceeded_error(self, about: Amount) -> JojoKeyBudgetError:
         if (self.spent + about).fits(self._task_limit) and self._run is not None:
             what = (
-                f"This Dag run may spend {_text(self._run_limit)}. Its tasks have spent or reserved "
+                f"This Dag run may spend {_text(self._run_limit, self.prices)}. Its tasks have spent or reserved "
                 f"{self._run.total(self.spent)}, and this request would cost about {about}."
             )
         else:
             what = (
-                f"This task may spend {_text(self._task_limit)}. It has spent {self.spent} in this Dag run, "
-                f"and this request would cost about {about}."
+                f"This task may spend {_text(self._task_limit, self.prices)}. It has spent {self.spent} in this "
+                f"Dag run, and this request would cost about {about}."
             )
         return JojoKeyBudgetError(what)
 
 
-def budget_of(job: ImageJob, store: ImageStore) -> Budget:
+def budget_of(job: ImageJob, store: ImageStore, prices: Prices = PUBLISHED) -> Budget:
     """Return the budget of a task with a single job."""
     run = RunBudget(store, job.destination.bucket, job.owner) if job.run_limit else None
-    return Budget(job.task_limit, job.run_limit, run)
+    return Budget(job.task_limit, job.run_limit, run, prices=prices)
 
 
 class RunBudget:
@@ -262,17 +296,38 @@ class RunBudget:
         """Whether a task cannot overwrite another task's entry unnoticed."""
         return self._store.conditional_writes_verified(self._bucket)
 
-    def left(self, own: Amount, limit: Limit) -> tuple[float, float]:
-        """Return the tokens and images that the run has left, with ``own`` for this task, as last read."""
+    def left(self, own: Amount, limit: Limit) -> tuple[float, float, float]:
+        """Return the tokens, images and nanos that the run has left, with ``own`` for this task, as last read."""
         total = self.total(own)
         return (
             math.inf if limit.tokens is None else limit.tokens - total.tokens,
             math.inf if limit.images is None else limit.images - total.images,
+            math.inf if limit.cost is None else limit.cost - total.cost,
         )
 
     def total(self, own: Amount) -> Amount:
-        """Return the sum over the run's tasks, with ``own`` for this one."""
-        return sum((amount for task, amount in (self._tasks or {}).items() if task != self._own), own)
+        """Return the sum over the run's tasks, with ``own`` for this one, and costs in its currency only."""
+        total = own
+        for amount in self._others():
+            same = amount.currency == own.currency
+            total += amount if same else Amount(amount.tokens, amount.images)
+        return total
+
+    def _others(self) -> list[Amount]:
+        return [amount for task, amount in (self._tasks or {}).items() if task != self._own]
+
+    def _check_currencies(self, own: Amount) -> None:
+        """Check that the tasks' costs can be added up.
+
+        :raises JojoKeyBudgetError: if not
+        """
+        currencies = {amount.currency for amount in (own, *self._others()) if amount.tokens}
+        if len(currencies) > 1:
+            listed = ", ".join(sorted(currency or "an unknown currency" for currency in currencies))
+            raise JojoKeyBudgetError(
+                f"max_cost_per_run can't be checked: the tasks of this Dag run have costs in {listed}.",
+                "Use one currency in price_per_million of all connections.",
+            )
 
     def commit(self, own: Amount, limit: Limit) -> bool:
         """Write this task's entry, unless the run would exceed ``limit``.
@@ -285,6 +340,8 @@ class RunBudget:
             # Without conditional writes, a write could replace newer entries, so read first.
             fresh = self._tasks is None or not self.protected
             tasks = self._tasks = self._read() if fresh or self._tasks is None else self._tasks
+            if limit.cost is not None:
+                self._check_currencies(own)
             fits = self.total(own).fits(limit)
             if fits and tasks.get(self._own, Amount()) == own:
                 return True  # also if the response to an earlier write was lost
@@ -314,7 +371,12 @@ class RunBudget:
             if document["version"] != VERSION:
                 raise ValueError("another version")
             return {
-                task: Amount(_count(entry["tokens"]), _count(entry["images"]))
+                task: Amount(
+                    _count(entry["tokens"]),
+                    _count(entry["images"]),
+                    _count(entry.get("cost", 0)),
+                    str(entry.get("currency", "")),
+                )
                 for task, entry in document["tasks"].items()
             }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -327,7 +389,12 @@ class RunBudget:
 
 def _to_json(tasks: dict[str, Amount]) -> bytes:
     entries: dict[str, Any] = {
-        task: {"tokens": amount.tokens, "images": amount.images} for task, amount in tasks.items()
+        task: {
+            "tokens": amount.tokens,
+            "images": amount.images,
+            **({"cost": amount.cost, "currency": amount.currency} if amount.currency else {}),
+        }
+        for task, amount in tasks.items()
     }
     return json.dumps({"version": VERSION, "tasks": entries}, indent=1).encode()
 
@@ -338,7 +405,8 @@ def _count(value: Any) -> int:
     return value
 
 
-def _text(limit: Limit) -> str:
+def _text(limit: Limit, prices: Prices) -> str:
     parts = [f"{limit.tokens:,} tokens"] if limit.tokens is not None else []
     parts += [f"{limit.images:,} images"] if limit.images is not None else []
+    parts += [str(Cost(limit.cost, prices.currency, approximate=False))] if limit.cost is not None else []
     return " and ".join(parts)

@@ -110,6 +110,11 @@ class Context:
         """The gateway log."""
         return self.services.log or GatewayLog(self.services.hook.client.billing_log)
 
+    def note_bill(self, attempt: Attempt, usage: Mapping[str, Any] | None) -> None:
+        """Report usage that has just been recorded for an attempt, and its cost, as metrics."""
+        recorded = self.receipts.last.attempt(attempt.id)
+        self.observer.billed(usage, recorded.cost if recorded and usage else None)
+
     def valued(self, charge: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return a charge of the gateway log with its worth in money, if the gateway states that."""
         unit = self.services.hook.quota_unit if charge else None

@@ -61,7 +61,7 @@ def generate_images(job: ImageJob, services: Services) -> Generated:
     """
     with observe(job) as observer:
         context = Context(job, services, observer)
-        context.budget = services.budget or budget_of(job, services.store)
+        context.budget = services.budget or budget_of(job, services.store, context.prices)
         spools.maybe_clean(services.settings.spool_directory, services.settings.spool_max_age)
         try:
             return _generate(context)

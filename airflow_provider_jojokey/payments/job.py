@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from airflow_provider_jojokey.cost import to_nanos
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.payments.attempt import Attempt, Owner
-from airflow_provider_jojokey.payments.options import LIMITS
 from airflow_provider_jojokey.store.keys import Destination
 
 
@@ -18,32 +18,51 @@ class Limit:
 
     :param tokens: billed tokens
     :param images: images
+    :param cost: money, in nanos of the currency of the prices
     """
 
     tokens: int | None = None
     images: int | None = None
+    cost: int | None = None
 
     def __bool__(self) -> bool:
-        return self.tokens is not None or self.images is not None
+        return self != Limit()
+
+    def to_json(self) -> dict[str, int | None]:
+        """Return it as JSON values. Without a limit on the cost, an older triggerer understands them too."""
+        values = asdict(self)
+        return values if self.cost is not None else {"tokens": self.tokens, "images": self.images}
 
 
 def parse_limits(values: Mapping[str, Any]) -> tuple[Limit, Limit]:
     """Return the limits of the task and of the Dag run, from an operator's arguments.
 
     :param values: by the names in :data:`LIMITS`: numbers, numbers as text, or ``None``
-    :raises ValueError: if a value is not a whole number from 0
+    :raises ValueError: if one of them is not a number from 0
     """
-    numbers: list[int | None] = []
-    for name in LIMITS:
-        value = values.get(name)
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
-        if isinstance(value, str) and value.strip() in ("", "None"):
-            value = None
-        if value is not None and (type(value) is not int or value < 0):
-            raise ValueError(f"{name} must be a whole number from 0, not {str(value)[:40]!r}")
-        numbers.append(value)
-    return Limit(*numbers[:2]), Limit(*numbers[2:])
+    return _limit(values, ""), _limit(values, "_per_run")
+
+
+def _limit(values: Mapping[str, Any], suffix: str) -> Limit:
+    cost = _given(values.get(f"max_cost{suffix}"))
+    return Limit(
+        _count(f"max_tokens{suffix}", values),
+        _count(f"max_images{suffix}", values),
+        None if cost is None else to_nanos(f"max_cost{suffix}", cost),
+    )
+
+
+def _count(name: str, values: Mapping[str, Any]) -> int | None:
+    value = _given(values.get(name))
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(f"{name} must be a whole number from 0, not {str(value)[:40]!r}")
+    return value
+
+
+def _given(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip() in ("", "None") else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +106,8 @@ class ImageJob:
 
     def to_json(self) -> dict[str, Any]:
         """Return the job for another process."""
-        return asdict(self)
+        limits = {"task_limit": self.task_limit.to_json(), "run_limit": self.run_limit.to_json()}
+        return {**asdict(self), **limits}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ImageJob:

@@ -8,5 +8,11 @@ REUSE = ("run", "always", "never")
 ON_UNKNOWN_OUTCOME = ("fail", "regenerate")
 """What to do if an earlier attempt was, or may have been, billed and produced nothing."""
 
-LIMITS = ("max_tokens", "max_images", "max_tokens_per_run", "max_images_per_run")
-"""The spending limits of a task and of a Dag run, each a whole number or ``None``."""
+COUNT_LIMITS = ("max_tokens", "max_images", "max_tokens_per_run", "max_images_per_run")
+"""Limits that are whole numbers."""
+
+COST_LIMITS = ("max_cost", "max_cost_per_run")
+"""Limits that are amounts of money, in the currency of the prices."""
+
+LIMITS = (*COUNT_LIMITS, *COST_LIMITS)
+"""What a task, and a Dag run, may spend: each a number, or ``None``."""

@@ -95,7 +95,7 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
             **found,
         )
         if attempt.usage is None:
-            context.observer.billed(found.get("usage"))
+            context.note_bill(attempt, found.get("usage"))
     spool.discard()
     return verdict
 
@@ -241,7 +241,7 @@ def complete(
         raise error.changed(billed="yes", sent=True, spool=str(spool.folder), **facts) from None
     finally:
         generation.close()
-    context.observer.billed(generation.usage)
+    context.note_bill(attempt, generation.usage)
     spool.discard()
     return receipt
 

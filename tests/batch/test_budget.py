@@ -193,7 +193,8 @@ def test_each_payment_of_a_task_counts_in_the_budget_of_its_dag_run(store: Any, 
     for number in (1, 2):
         assert attempt("fox.png", number, reuse="never", max_images_per_run=3) is None
 
-    assert booked(store) == Amount(sum(one.total_tokens for one in gateway.ledger), 2)
+    spent = booked(store)
+    assert (spent.tokens, spent.images) == (sum(one.total_tokens for one in gateway.ledger), 2)
     assert attempt("owl.png", map_index=1, max_images_per_run=3) is None
     assert isinstance(attempt("elk.png", map_index=2, max_images_per_run=3), JojoKeyBudgetError)
 

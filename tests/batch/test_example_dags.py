@@ -7,6 +7,7 @@ import csv
 import io
 import runpy
 import shutil
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from airflow_provider_jojokey.cost import PUBLISHED, sum_of
 from airflow_provider_jojokey.results import Result
 from tests.support.airflow import dags_of
 
@@ -40,12 +42,18 @@ def test_a_campaign_ends_with_a_contact_sheet_and_a_bill(shipped: Any, gateway: 
     bill = run.xcom("return_value", "report")
     tokens = sum(record.total_tokens for record in gateway.ledger)
     assert (bill["items"], bill["missing"], bill["tokens"]) == (8, 0, tokens)
-    assert bill["usd"] == pytest.approx(sum(record.cost_usd for record in gateway.ledger), rel=0.01)
+    costs = [
+        PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
+        for record in gateway.ledger
+    ]
+    assert bill["cost"] == str(sum_of(costs))
     objects = store.objects("campaign/")
     rows = list(
         csv.DictReader(io.StringIO(objects[bill["csv"].removeprefix("s3://posters/")].decode("utf-8-sig")))
     )
     assert sum(int(row["tokens"]) for row in rows) == tokens
+    assert sum(Decimal(row["amount"]) for row in rows) == sum_of(costs).amounts[0].amount
+    assert {row["currency"] for row in rows} == {"USD"}
     assert {row["keys"] for row in rows} < set(objects)
     (sheet,) = bill["sheets"]
     drawn = Image.open(io.BytesIO(objects[sheet.removeprefix("s3://posters/")]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import threading
 import uuid
 from types import SimpleNamespace
@@ -283,6 +285,38 @@ def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
     assert run.xcom("usage", "batch")["total_tokens"] == billed
     assert run.xcom("jojokey_images", "batch")["state"] == "failed"
     assert len(campaign.manifest(run)) == len(gateway.ledger)
+
+
+def test_timeout_after_the_last_image_reports_what_was_spent(
+    campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = campaign.store.connection
+    address = store["extra"]["endpoint_url"].removeprefix("http://")
+    manifests: list[str] = []
+
+    def time_out_at_the_manifest(exchange: Exchange) -> None:
+        request = exchange.request
+        if request.method == "PUT" and request.target.partition("?")[0].endswith(".jsonl"):
+            manifests.append(request.target)
+            if len(manifests) == 2:  # the first is written before any image
+                os.kill(os.getpid(), signal.SIGALRM)  # as Airflow's timer does
+        way = http.client.HTTPConnection(address)
+        way.request(request.method, request.target, request.body, request.headers)
+        answer = way.getresponse()
+        body = answer.read()
+        tag = answer.headers["ETag"]
+        return exchange.answer(answer.status, body, **({"ETag": tag} if tag else {}))
+
+    with Server(time_out_at_the_manifest) as front:
+        extra = {**store["extra"], "endpoint_url": front.url}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store, "extra": extra}))
+        run = campaign.run("late", posters(5), max_in_flight=2, execution_timeout="timedelta(hours=1)")
+
+    assert run.state == "failed"
+    assert len(gateway.ledger) == 5
+    billed = sum(record.total_tokens for record in gateway.ledger)
+    assert run.xcom("usage", "batch")["total_tokens"] == billed
+    assert run.xcom("jojokey_images", "batch")["state"] == "failed"
 
 
 def test_where_the_system_gives_no_more_threads_it_goes_on_with_those_that_there_are(

@@ -33,8 +33,29 @@ def test_check_passes(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
     checks = ["connection", "token", "model", "balance", "bucket", "images", "conditional writes"]
     assert list(states(output)) == checks
     assert detail(output, "connection") == f"jojokey_default: {gateway.url}"
-    assert "US$ 100.00 left" in detail(output, "balance")
+    # One image of low quality: 110 tokens of the prompt and 196 of the image.
+    balance = "USD 100.00 left, USD 0.00 used: pays for about 15,552 images of 1024x1024 in low quality"
+    assert detail(output, "balance") == f"{balance} (≈ USD 0.0064 each)"
     assert gateway.ledger == ()
+
+
+def test_check_estimates_the_images_that_the_balance_pays_for(
+    jojokey: Run, gateway: Gateway, connect: Connect
+) -> None:
+    output = jojokey("check", "--size", "1024x1536", "--quality", "high", "-o", "json")
+    assert "pays for about 315 images of 1024x1536 in high quality (≈ USD 0.3166 each)" in detail(
+        output, "balance"
+    )
+    connect(price_per_million={"currency": "CNY", "text_input": 1, "image_input": 1, "image_output": 1})
+    # Yuan and dollars are not compared.
+    assert detail(jojokey("check", "-o", "json"), "balance") == "USD 100.00 left, USD 0.00 used"
+
+
+@pytest.mark.parametrize("options", [("--size", "1x1"), ("--size", "huge")])
+def test_check_rejects_an_invalid_size(jojokey: Run, options: tuple[str, ...]) -> None:
+    output = jojokey("check", *options)
+    assert output.code == 2
+    assert "size" in output.err
 
 
 def test_check_leaves_no_objects(jojokey: Run, bucket: Bucket) -> None:
@@ -57,7 +78,7 @@ def test_check_prints_no_secrets(jojokey: Run, gateway: Gateway, bucket: Bucket,
     [
         ("sk-wrong", "token", "does not know this token"),
         ("sk-expired", "balance", "expired"),
-        ("sk-exhausted", "balance", "US$ 0.00 left"),
+        ("sk-exhausted", "balance", "USD 0.00 left"),
         ("sk-no_model", "model", "The token has no access to gpt-image-2, but to gpt-4o-mini"),
     ],
 )

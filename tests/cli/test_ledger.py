@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from airflow_provider_jojokey.cli.ledger import IN_MEMORY, _receipts
+from airflow_provider_jojokey.cost import NANOS, PUBLISHED, Cost
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner, Worker
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.results import StoredImage
@@ -54,6 +58,12 @@ def test_ledger_total_matches_the_bill(jojokey: Run, gateway: Gateway, bucket: B
     assert output.code == 0
     assert row["total_tokens"] == sum(record.total_tokens for record in gateway.ledger)
     assert (row["requests"], row["images"], row["unknown"]) == (2, 2, 0)
+    costs = [
+        PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
+        for record in gateway.ledger
+    ]
+    assert Decimal(row["amount"]) == sum(cost.amount for cost in costs if cost)
+    assert (row["currency"], row["approximate"], row["cost_unknown"]) == ("USD", True, 0)
     assert "2 receipts" in output.err
 
 
@@ -77,6 +87,36 @@ def test_ledger_groups_by(jojokey: Run, bucket: Bucket, by: str, names: list[str
 
     assert list(sums(output, by)) == names
     assert sorted(sums(output, by).values()) == [210, 420]
+
+
+def test_currencies_have_rows_of_their_own(jojokey: Run, bucket: Bucket) -> None:
+    write(
+        bucket,
+        "one.png",
+        replace(COMPLETE, cost=Cost(NANOS // 10, "USD", approximate=False)),
+        replace(COMPLETE, id="1" * 32, cost=Cost(NANOS // 5, "USD", approximate=False)),
+        replace(COMPLETE, id="2" * 32, cost=Cost(7 * NANOS, "CNY")),
+        replace(COMPLETE, id="3" * 32, usage=None),
+    )
+    output = jojokey("ledger", "--bucket", "posters", "--by", "dag,model,day", "-o", "csv")
+    first, second = csv.DictReader(io.StringIO(output.out))
+    assert (first["dag"], first["model"], first["day"]) == ("spring", "gpt-image-2", "2026-03-01")
+    assert (first["cost"], first["requests"]) == ("≈ CNY 7.00 + USD 0.30 + 1 request of unknown cost", "4")
+    assert (first["amount"], first["currency"], first["approximate"], first["cost_unknown"]) == (
+        "7", "CNY", "True", "1",
+    )  # fmt: skip
+    assert (second["amount"], second["currency"], second["approximate"]) == ("0.3", "USD", "False")
+    assert (second["requests"], second["total_tokens"], second["cost_unknown"]) == ("0", "0", "0")
+    assert "cost ≈ CNY 7.00 + USD 0.30 + 1 request of unknown cost" in output.err
+    table = jojokey("ledger", "--bucket", "posters")
+    assert table.out.count("spring") == 1
+
+
+def test_csv_holds_no_formula(jojokey: Run, bucket: Bucket) -> None:
+    write(bucket, "one.png", replace(COMPLETE, owner=Owner("=1+1", "monday", "image")))
+    output = jojokey("ledger", "--bucket", "posters", "-o", "csv")
+    assert "\n=1+1" not in output.out
+    assert "=1+1" in output.out
 
 
 def test_ledger_counts_unknown_but_not_unbilled(jojokey: Run, bucket: Bucket) -> None:
@@ -149,7 +189,9 @@ def test_unreadable_receipt_fails_the_ledger(jojokey: Run, bucket: Bucket) -> No
     assert "the sum is too small" in output.err
 
 
-@pytest.mark.parametrize("arguments", [("--since", "yesterday"), ("--until", "7"), ("--bucket", "a b")])
+@pytest.mark.parametrize(
+    "arguments", [("--since", "yesterday"), ("--until", "7"), ("--bucket", "a b"), ("--by", "dag,hour")]
+)
 def test_invalid_arguments_are_reported(jojokey: Run, bucket: Bucket, arguments: tuple[str, ...]) -> None:
     output = jojokey("ledger", "--bucket", "posters", *arguments)
 

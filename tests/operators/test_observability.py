@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 from airflow.version import version as airflow_version
 
+from airflow_provider_jojokey.cost import PUBLISHED
 from airflow_provider_jojokey.integrations import telemetry
 from tests.operators.receivers import Collector, Sample, Span, StatsD
 from tests.support.patience import PATIENCE
@@ -240,6 +241,13 @@ def test_tokens_in_metrics_are_those_that_were_billed(observed: Observed) -> Non
         (telemetry.OUTPUT_TOKENS, "output_tokens"),
     ):
         assert observed.total(name) == sum(getattr(one, kind) for one in observed.ledger)
+    costs = [
+        PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
+        for record in observed.ledger
+    ]
+    assert observed.total(telemetry.COST, currency="USD") == sum(
+        round(cost.nanos / 1000) for cost in costs if cost
+    )
 
 
 def test_what_is_in_flight_goes_up_and_down_again(observed: Observed) -> None:
@@ -251,7 +259,7 @@ def test_what_is_in_flight_goes_up_and_down_again(observed: Observed) -> None:
 def test_names_and_tags_are_few_whatever_is_asked_for(observed: Observed) -> None:
     own = [one for one in observed.samples if one.name.startswith("airflow.jojokey")]
     assert {one.name.removeprefix("airflow.") for one in own} == set(names())
-    assert {tag for one in own for tag in one.tags} == {"dag_id", "model", "quality", "error"}
+    assert {tag for one in own for tag in one.tags} == {"dag_id", "model", "quality", "error", "currency"}
     assert "fox" not in repr(own)
     assert observed.run_id not in repr(own)
 

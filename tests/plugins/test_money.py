@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.cost import NANOS, Cost, Costs, sum_of
+from airflow_provider_jojokey.__main__ import main
+from airflow_provider_jojokey.cost import NANOS, PUBLISHED, Cost, Costs, sum_of
+from airflow_provider_jojokey.payments.receipt import Receipt
 from tests.support.api_server import Book, Server, result
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
@@ -56,3 +61,62 @@ def test_unknown_cost_is_counted_and_never_0(
     book.write("a", result(**facts), run_id=run_id)
     (card,) = server.results(run_id=run_id)["results"]
     assert Costs.from_json(card["cost"]) == Costs.from_json(server.totals(run_id=run_id)["cost"]) == costs
+
+
+RUN = """
+from tests.support.harness import DiesAfterResponse
+
+def die_once(context):
+    if context["ti"].try_number == 1:  # as after kill -9: the response has arrived, and nothing is recorded
+        vars(context["task"])["hook"] = DiesAfterResponse()
+
+at = {"retries": 1, "retry_delay": timedelta(0), "s3_bucket": "posters"}
+GenerateImageOperator(task_id="killed", prompt="a fox", s3_key="{{ run_id }}/killed.png", pre_execute=die_once, **at)
+GenerateImageOperator(task_id="reused", prompt="an owl", s3_key="owl.png", reuse="always", quality="medium", **at)
+GenerateImageOperator(task_id="failed", prompt="[sandbox: not_an_image] a", s3_key="{{ run_id }}/failed.png", **at)
+GenerateImageOperator(task_id="unbilled", prompt="[sandbox: moderation_blocked] a", s3_key="{{ run_id }}/no.png", **at)
+"""
+
+
+def test_receipts_gallery_csv_and_ledger_agree_to_the_cent(
+    airflow: Any,
+    gateway: Any,
+    store: Any,
+    server: Server,
+    book: Book,
+    dag_id: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """After a kill, a reuse and a failed paid request. The gateway's own ledger is the truth."""
+    runs = [airflow.run(dag_id, RUN) for _ in range(2)]
+    assert all(run.tries["killed", -1] == 2 for run in runs)
+    assert {run.states["killed", -1] for run in runs} == {"success"}
+    assert {run.states["failed", -1] for run in runs} == {"failed"}
+
+    truth = sum_of(
+        PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
+        for record in gateway.ledger
+        if record.billed
+    )
+    receipts = [
+        Receipt.from_json(data) for key, data in store.objects("_jojokey/").items() if key.endswith(".json")
+    ]
+    capfd.readouterr()
+    main(["ledger", "--bucket", "posters", "--by", "dag,model,day", "-o", "csv"])
+    (row,) = csv.DictReader(io.StringIO(capfd.readouterr().out))
+    sums = server.totals(dag_id=dag_id)
+
+    assert sum(record.billed for record in gateway.ledger) == 2 + 1 + 2
+    assert truth.unknown == 0
+    assert sum_of(a.cost for receipt in receipts for a in receipt.attempts if a.may_cost) == truth
+    assert Costs.from_json(sums["cost"]) == truth
+    assert [Costs.from_json(dag["cost"]) for dag in sums["by_dag"]] == [truth]
+    assert (Decimal(row["amount"]), row["currency"], row["cost_unknown"]) == (
+        truth.amounts[0].amount,
+        "USD",
+        "0",
+    )
+    assert row["cost"] == str(truth)
+    manifests = [run.xcom("return_value", task)["cost"] for run in runs for task in ("killed", "reused")]
+    failed = [run.xcom("jojokey_images", "failed")["cost"] for run in runs]
+    assert sum((Costs.from_json(cost) for cost in (*manifests, *failed)), Costs()) == truth
