@@ -79,12 +79,12 @@ def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
     assert set(times_billed(gateway).values()) == {1}
     objects = store.objects("posters/")
     lost = 24 - len(objects)
-    assert lost <= 4  # what was in flight: paid for, and its answers lost with the process
+    billed_and_lost = len(gateway.ledger) - len(objects)
+    assert 0 <= billed_and_lost <= lost <= 4  # the kill may have come between a claim and its request
     if lost:
-        assert end["error"] == "JojoKeyBatchFailure"
         assert f"{lost} of 24 items have no images" in end["message"]
+    if billed_and_lost:
         assert "JojoKeyAlreadyBilledError" in end["message"]
-    assert len(gateway.ledger) == 24
 
 
 def test_who_says_that_paying_again_is_fine_gets_all_posters_after_a_kill(
