@@ -133,6 +133,7 @@ check: install .venvs/lint/installed ## Run ruff, mypy, codespell, pymarkdown an
 	$(BIN)/mypy
 	git ls-files -z '*.md' '*.py' '*.toml' '*.yaml' '*.yml' | xargs -0 .venvs/lint/bin/codespell
 	git ls-files -z '*.md' | xargs -0 .venvs/lint/bin/pymarkdown scan
+	@$(BIN)/python scripts/words.py
 	@$(MAKE) --silent check-schemas
 
 check-schemas: install ## Check .github/ and docker-compose.yaml against their JSON schemas

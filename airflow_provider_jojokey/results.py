@@ -193,7 +193,7 @@ class Result:
 
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom's value."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["cost"] = self.cost.to_json() if self.cost else None
         return {"version": VERSION, **values, "images": [image.to_json() for image in self.images]}
 

@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from airflow_provider_jojokey.arguments import converted
 from airflow_provider_jojokey.batch.plan import OPTIONS
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
+from airflow_provider_jojokey.operators.arguments import converted
 from airflow_provider_jojokey.store.keys import bucket_problems, key_problems, split
 
 REQUIRED = ("prompt", "s3_key")
@@ -116,7 +116,9 @@ def _decoded(content: bytes, encoding: str) -> str:
     except (LookupError, UnicodeError) as error:
         known = not isinstance(error, LookupError)
         raise ValueError(
-            f"it is not valid {encoding}: save it as CSV UTF-8" if known else f"{encoding!r} is no encoding"
+            f"it is not valid {encoding}: save it as CSV UTF-8"
+            if known
+            else f"{encoding!r} is not an encoding"
         ) from None
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from airflow_provider_jojokey import telemetry
+from airflow_provider_jojokey.integrations import telemetry
 
 DOCS = Path(__file__).parents[1] / "docs"
 DASHBOARD = json.loads((DOCS / "grafana-dashboard.json").read_text())

@@ -9,10 +9,10 @@ from opentelemetry import trace  # noqa: F401  (the observer takes it from sys.m
 
 from airflow_provider_jojokey.cost import Cost
 from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.integrations.telemetry import _Observer
 from airflow_provider_jojokey.payments.attempt import Owner
 from airflow_provider_jojokey.payments.job import ImageJob
 from airflow_provider_jojokey.store.keys import Destination
-from airflow_provider_jojokey.telemetry import _Observer
 
 
 class Broken:

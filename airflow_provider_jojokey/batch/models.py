@@ -32,7 +32,7 @@ GROWTH, CYCLE = 0.1, 40
 """After ``CYCLE`` accepted requests, a measured rate has grown by this fraction, to find a higher limit. It grows
 with the square of their number."""
 SHORT = 1.5
-"""Seconds after a rejection in which another one is no contradiction: some gateways count per second."""
+"""Seconds after a rejection in which another one does not contradict the rate: some gateways count per second."""
 CATCH_UP = 10
 """Accepted requests after which the highest plausible rate is tried."""
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.arguments import converted, filled
-from airflow_provider_jojokey.choices import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.img2.rules import FIELDS
+from airflow_provider_jojokey.operators.arguments import converted, filled
+from airflow_provider_jojokey.payments.options import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.results import shortened
 
 if TYPE_CHECKING:

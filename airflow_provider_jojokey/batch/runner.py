@@ -36,6 +36,7 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyTokenError,
     JojoKeyUnreachableError,
 )
+from airflow_provider_jojokey.integrations.telemetry import observe
 from airflow_provider_jojokey.payments.budget import Amount, Budget, spent_on
 from airflow_provider_jojokey.payments.context import Context
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
@@ -43,7 +44,6 @@ from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Serv
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.payments.usage import settle_usage
 from airflow_provider_jojokey.results import Result
-from airflow_provider_jojokey.telemetry import observe
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest

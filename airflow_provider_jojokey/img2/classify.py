@@ -95,7 +95,7 @@ CODES: Mapping[str, Meaning] = {
     for code in codes.split()
 }  # fmt: skip
 
-# By their beginning, after the whole codes.
+# Prefixes of codes, compared after the full codes.
 PREFIXES: tuple[tuple[str, Meaning], ...] = (
     ("violation_fee", Meaning(Kind.CONTENT)),
     ("entitlement", Meaning(Kind.QUOTA)),
@@ -103,11 +103,11 @@ PREFIXES: tuple[tuple[str, Meaning], ...] = (
     ("channel:", _CHANNEL_FAILED),
 )
 
-# The upstream API's own errors of authentication: relayed by the gateway, they are about its channel's key.
+# Authentication errors of the upstream API. If the gateway relays them, its channel's key was rejected.
 KEY_CODES = {"invalid_api_key", "authentication_error", "account_deactivated", "invalid_authentication",
              "AuthenticationError", "InvalidApiKey", "Unauthorized", "UNAUTHENTICATED"}  # fmt: skip
 
-# --- who answered -----------------------------------------------------------------------------------------------
+# --- senders ----------------------------------------------------------------------------------------------------
 
 _API_STATUS: Mapping[int, Kind] = {
     400: Kind.REQUEST,
@@ -172,7 +172,7 @@ RULES: Mapping[Sender, Rule] = {
     Sender.OTHER: Rule(_OTHER_STATUS, Kind.EDGE_BLOCKED, Kind.UNKNOWN_OUTCOME, "rejections"),
 }
 
-# Headers of proxies that retry by themselves. Generic names follow: …-retry-count, …-attempt, …-fallback.
+# Headers of retrying proxies. _RELAY_WORDS matches generic names: …-retry-count, …-attempt, …-fallback.
 _RELAY_PREFIXES = (
     "x-litellm-",
     "llm_provider-",

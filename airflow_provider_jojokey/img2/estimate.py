@@ -29,7 +29,7 @@ class Estimable(Protocol):
 
 
 SQUARE_PIXELS = 1024 * 1024
-# The model chooses for "auto"; the middle is the least wrong.
+# With "auto", the model chooses the quality. "medium" is the closest guess.
 OUTPUT_TOKENS = {"low": 196, "medium": 1_756, "auto": 1_756, "high": 7_024}
 SECONDS = {"low": 10.0, "medium": 48.0, "auto": 48.0, "high": 126.0}
 PARTIAL_IMAGE_TOKENS = 100

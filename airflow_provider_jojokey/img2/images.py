@@ -19,6 +19,8 @@ from typing import BinaryIO, NamedTuple
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 """No image of 8,294,400 pixels is larger. The limit protects the disk."""
 
+_SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
@@ -173,6 +175,13 @@ class Image:
             shutil.copyfileobj(self.file.file, target, 1024 * 1024)
 
 
+def content_type_of(head: bytes) -> str | None:
+    """Return the type of a PNG, JPEG or WebP image by its first bytes, or ``None`` for other data."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for signature, kind in _SIGNATURES if head.startswith(signature)), None)
+
+
 def read_header(file: BinaryIO) -> ImageHeader:
     """Return the type and the size in pixels of the image in ``file``, which must be seekable.
 
@@ -180,13 +189,14 @@ def read_header(file: BinaryIO) -> ImageHeader:
     """
     file.seek(0)
     head = file.read(30)
+    kind = content_type_of(head)
     try:
-        if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR":
-            return _sized("image/png", *struct.unpack(">II", head[16:24]))
-        if head.startswith(b"\xff\xd8\xff"):
-            return _sized("image/jpeg", *_jpeg_size(file))
-        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            return _sized("image/webp", *_webp_size(head))
+        if kind == "image/png" and head[12:16] == b"IHDR":
+            return _sized(kind, *struct.unpack(">II", head[16:24]))
+        if kind == "image/jpeg":
+            return _sized(kind, *_jpeg_size(file))
+        if kind == "image/webp":
+            return _sized(kind, *_webp_size(head))
     except struct.error:
         raise NotAnImage(f"truncated within its header, after {len(head)} bytes") from None
     raise NotAnImage(_describe_foreign(head))

@@ -18,7 +18,7 @@ _TOKEN = re.compile(
 )
 _BASE64 = re.compile(r"(?:data:[a-z/+.-]{1,60};base64,)?[A-Za-z0-9+/_=-]{48,}")
 _URL_LOGIN = re.compile(r"(://)[^\s/@\"'<>]*@")
-# Bounded: a hostile response would make an unbounded search take seconds.
+# Bounded, because a hostile response would make an unbounded search take seconds.
 _URL_QUERY = re.compile(r"(://[^\s?\"'<>]{1,2000})\?[^\s\"'<>]+")
 _SIGNATURE = re.compile(
     r"((?:X-(?:Amz|Goog)-[A-Za-z-]+|signature|sig|token|secret|password|api[_-]?key)=)[^\s&\"'<>]+",
@@ -29,7 +29,7 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]+"
 )
 _LONG_SEGMENT = re.compile(r"[^/]{65,}")
-# Whatever stands in the place of a link is shown as one, also a broken image, whose base64 has slashes.
+# A broken image in the place of a link is base64, which contains slashes.
 _LONG_RUN = re.compile(r"[A-Za-z0-9+/=_-]{65,}")
 
 

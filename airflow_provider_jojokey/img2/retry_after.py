@@ -11,7 +11,7 @@ from typing import Any
 MAX_SECONDS = 1e6
 """Ignore longer waits, which are mistakes."""
 
-# A date holds a comma itself; the values of repeated headers are joined by commas.
+# A date contains a comma, and commas also join the values of repeated headers.
 _VALUES = re.compile(r"[A-Za-z]{3,9},[^,]+|[^,]+")
 _DURATION = re.compile(r"(-?[0-9]+(?:\.[0-9]*)?|-?\.[0-9]+)\s*(ms|s|sec|seconds|m|min)?", re.IGNORECASE)
 _UNITS = {"ms": 0.001, "m": 60.0, "min": 60.0}

@@ -25,11 +25,11 @@ MAX_VALUES = 128
 
 Path = list["str | int | None"]
 
-# Line breaks in a text are not worth the loss of an image that was paid for.
+# Accept line breaks within strings: rejecting them would lose a paid image.
 _loads = json.JSONDecoder(strict=False).decode
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _STRING_STOP = re.compile(rb'["\\]')
-# A string where a link may stand is an image if it begins like one: a data: URI, or bare base64 of
+# A string in the place of a link is an image if it begins like one: a data: URI, or the base64 of
 # PNG, JPEG ("/9j/", whose slashes may be escaped) or WebP.
 _IMAGE_HEADS = (b"data:", b"ivborw0kggo", b"/9j/", b"\\/9j\\/", b"\\/9j/", b"uklgr")
 _MAX_HEAD = max(map(len, _IMAGE_HEADS))

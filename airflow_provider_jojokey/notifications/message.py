@@ -66,7 +66,7 @@ class Message:
         tokens = result.usage.get("total_tokens")
         found = [
             ("Prompt", shortened(" ".join(result.prompt.split()), MAX_PROMPT)),
-            ("Model", " ".join(one for one in (result.model, result.size, result.quality) if one)),
+            ("Model", " ".join(filter(None, (result.model, result.size, result.quality)))),
             ("Cost", str(result.cost or "")),
             ("Tokens billed", f"{tokens:,}" if isinstance(tokens, int) else ""),
             ("Request ID", result.request_id or ""),
@@ -83,7 +83,7 @@ class Message:
     def text(self) -> str:
         """Return plain text."""
         lines = [self.title, *(f"{name}: {value}" for name, value in self.facts)]
-        lines += [one.uri for one in self._images]
+        lines += [image.uri for image in self._images]
         return "\n".join([*lines, *self._more, self.link])
 
     def html(self) -> str:
@@ -99,7 +99,7 @@ class Message:
             f"</a><br>{html.escape(one.uri)}</p>"
             for number, one in enumerate(self._images)
         )
-        more = "".join(f"<p>{html.escape(one)}</p>" for one in self._more)
+        more = "".join(f"<p>{html.escape(line)}</p>" for line in self._more)
         return (
             f"<h3>{html.escape(self.title)}</h3>{pictures}{more}<table>{rows}</table>"
             f"<p><a href='{html.escape(self.link)}'>Details in Airflow</a></p>"

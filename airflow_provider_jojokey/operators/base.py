@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_jojokey.arguments import TEXTS, converted, has_template, is_default, is_literal
-from airflow_provider_jojokey.choices import LIMITS
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink, names_endpoint
+from airflow_provider_jojokey.operators.arguments import (
+    TEXTS,
+    converted,
+    has_template,
+    is_default,
+    is_literal,
+)
+from airflow_provider_jojokey.payments.options import LIMITS
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
 from airflow_provider_jojokey.results import XCOM_KEY, Result, storable
 
@@ -117,7 +123,7 @@ class ImageOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Return the images, the model and the cost."""
-        from airflow_provider_jojokey.lineage import lineage_of
+        from airflow_provider_jojokey.integrations.lineage import lineage_of
 
         return lineage_of(self._ui_result, self._uris)
 
@@ -173,7 +179,7 @@ class ImageOperator(BaseOperator):
         return ImageStore(self.aws_conn_id, connections=connections, extra_args=extra)
 
     def _create_clients(self) -> None:
-        """Read the connections and create both clients: Airflow must not be asked in what may be interrupted.
+        """Read the connections and create both clients, outside of the interruptible part.
 
         The imports allocate a lot and free nothing, so the garbage collector would only cost time (measured: 4 %
         of a task's CPU).

@@ -7,9 +7,9 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_jojokey import assets
-from airflow_provider_jojokey.arguments import converted, filled, is_literal
 from airflow_provider_jojokey.img2.rules import FIELDS
+from airflow_provider_jojokey.integrations import assets
+from airflow_provider_jojokey.operators.arguments import converted, filled, is_literal
 from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
 from airflow_provider_jojokey.results import Result, storable
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.img2.estimate import duration_factor
+from airflow_provider_jojokey.integrations.telemetry import Observer
 from airflow_provider_jojokey.payments import clock, errors, liveness
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
@@ -20,7 +21,6 @@ from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.payments.upload import Uploader
 from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.spool import Spool
-from airflow_provider_jojokey.telemetry import Observer
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.integrations.telemetry import observe
 from airflow_provider_jojokey.payments import clock, errors, targets
 from airflow_provider_jojokey.payments.attempt import Attempt
 from airflow_provider_jojokey.payments.budget import budget_of
@@ -24,7 +25,6 @@ from airflow_provider_jojokey.payments.reuse import images_exist
 from airflow_provider_jojokey.payments.send import claim_and_send
 from airflow_provider_jojokey.payments.usage import settle_usage
 from airflow_provider_jojokey.store import spool as spools
-from airflow_provider_jojokey.telemetry import observe
 
 __all__ = ["Generated", "ImageJob", "Services", "generate_images"]
 

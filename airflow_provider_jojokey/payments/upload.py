@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_jojokey.img2.client import Generation
     from airflow_provider_jojokey.img2.images import Image
+    from airflow_provider_jojokey.integrations.telemetry import Observer
     from airflow_provider_jojokey.payments.job import ImageJob
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.s3 import ImageStore
     from airflow_provider_jojokey.store.spool import Spool
-    from airflow_provider_jojokey.telemetry import Observer
 
 T = TypeVar("T")
 

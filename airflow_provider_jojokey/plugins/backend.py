@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+
+from cachetools import LRUCache
 
 from airflow_provider_jojokey.results import Result
 
@@ -71,7 +72,6 @@ def _read(stored: Sequence[Stored]) -> Iterable[Result | Unreadable | None]:
 def _read_one(stored: Stored) -> Result | Unreadable | None:
     with _kept_lock:
         if stored.identity in _kept:
-            _kept.move_to_end(stored.identity)
             return _kept[stored.identity]
     try:
         backend = _custom_backend()
@@ -87,8 +87,6 @@ def _read_one(stored: Stored) -> Result | Unreadable | None:
         return Unreadable(f"{name_of_backend()} does not know where it is.")
     with _kept_lock:
         _kept[stored.identity] = result
-        while len(_kept) > MAX_KEPT:
-            _kept.popitem(last=False)
     return result
 
 
@@ -117,5 +115,5 @@ def is_custom() -> bool:
         return True
 
 
-_kept: OrderedDict[Hashable, Result | None] = OrderedDict()
+_kept: LRUCache[Hashable, Result | None] = LRUCache(maxsize=MAX_KEPT)
 _kept_lock = threading.Lock()

@@ -12,12 +12,14 @@ import hashlib
 import json
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, BinaryIO
 
+from cachetools import TTLCache, cached
+
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.img2.images import content_type_of
 from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.store.keys import RECEIPTS, split_uri
 from airflow_provider_jojokey.store.s3 import is_aws
@@ -30,9 +32,8 @@ PIECE = 256 * 1024
 CLIENTS_KEPT = 60.0
 """Seconds for which a client is used again: a connection that was edited counts soon."""
 
-_CLIENTS: dict[str | None, tuple[float, Any]] = {}
-_CLIENTS_LOCK = threading.Lock()
-_SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+# Bounded, because the name comes from an XCom, which may contain any text.
+_CLIENTS: TTLCache[str | None, Any] = TTLCache(maxsize=100, ttl=CLIENTS_KEPT)
 
 
 class NotServed(Exception):
@@ -54,13 +55,6 @@ class Replaced(Missing):
     reason = "replaced"
 
 
-def content_type(head: bytes) -> str | None:
-    """Return the type of an image by its first bytes, or ``None`` if it is none that is served."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "image/webp"
-    return next((kind for signature, kind in _SIGNATURES if head.startswith(signature)), None)
-
-
 def fetch(image: StoredImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
     """Return an image as an open file without a name, and its type.
 
@@ -76,7 +70,7 @@ def fetch(image: StoredImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
         digest = hashlib.sha256()
         kind = None
         for piece in _pieces(image, aws_conn_id):
-            if kind is None and (kind := content_type(piece)) is None:
+            if kind is None and (kind := content_type_of(piece)) is None:
                 raise NotServed("The object is not a PNG, JPEG or WebP image, so it is not shown.")
             digest.update(piece)
             file.write(piece)
@@ -200,22 +194,8 @@ def _json(line: bytes) -> Any:
         return None
 
 
+@cached(_CLIENTS, lock=threading.Lock())
 def _client(aws_conn_id: str | None) -> Any:
-    now = time.monotonic()
-    with _CLIENTS_LOCK:
-        made_at, client = _CLIENTS.get(aws_conn_id, (0.0, None))
-        if client is not None and now - made_at < CLIENTS_KEPT:
-            return client
-    client = _new_client(aws_conn_id)
-    with _CLIENTS_LOCK:
-        for name in [one for one, (made_at, _) in _CLIENTS.items() if now - made_at >= CLIENTS_KEPT]:
-            del _CLIENTS[name]
-        if len(_CLIENTS) < 100:  # a name is a text of an XCom: there may be any number
-            _CLIENTS[aws_conn_id] = now, client
-    return client
-
-
-def _new_client(aws_conn_id: str | None) -> Any:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from cachetools import TTLCache
 
 from airflow_provider_jojokey.cost import sum_of
 from airflow_provider_jojokey.exceptions import JojoKeyError
@@ -110,7 +110,7 @@ def item(result: Result, line: int) -> Result | None:
 
 Items = tuple[list[tuple[int, int, Result | None]], bool]
 """Lines of a manifest (number of the line, number of the item, its result), and whether there are more."""
-_PAGES: OrderedDict[tuple[Any, ...], tuple[float, Items]] = OrderedDict()
+_PAGES: TTLCache[tuple[Any, ...], Items] = TTLCache(maxsize=MAX_PAGES_KEPT, ttl=PAGES_KEPT)
 _PAGES_LOCK = threading.Lock()
 
 
@@ -126,8 +126,8 @@ def _items(result: Result, page: int, wanted: Wanted) -> Items:
         result.manifest, result.aws_conn_id, page, wanted, json.dumps(result.usage, sort_keys=True), result.count
     )  # fmt: skip
     with _PAGES_LOCK:
-        made_at, known = _PAGES.get(key, (0.0, None))
-    if known is not None and time.monotonic() - made_at < PAGES_KEPT:
+        known = _PAGES.get(key)
+    if known is not None:
         return known
     values, more = objects.lines(
         result.manifest,
@@ -139,9 +139,7 @@ def _items(result: Result, page: int, wanted: Wanted) -> Items:
     )
     found = [(line, *_item(value, line)) for line, value in values], more
     with _PAGES_LOCK:
-        _PAGES[key] = time.monotonic(), found
-        while len(_PAGES) > MAX_PAGES_KEPT:
-            _PAGES.popitem(last=False)
+        _PAGES[key] = found
     return found
 
 

@@ -121,14 +121,12 @@ def shrunk(file: BinaryIO, width: int) -> bytes:
     """Return an image as WebP, at most ``width`` pixels wide.
 
     :raises NotServed: if it is no image, or one of too many pixels
-    :raises CannotShrink: if Pillow is missing or knows no WebP
+    :raises CannotShrink: if Pillow lacks WebP
     """
     import io
 
-    try:
-        from PIL import Image, features
-    except ImportError:
-        raise CannotShrink("Thumbnails need Pillow on the API server: pip install pillow") from None
+    from PIL import Image, features
+
     if not features.check("webp"):
         raise CannotShrink("Thumbnails need a Pillow with WebP; this API server's knows none.")
     try:

@@ -6,12 +6,12 @@ import csv
 import io
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from airflow.utils.session import create_session
+from cachetools import TLRUCache
 
 from airflow_provider_jojokey.cost import CostSum
 from airflow_provider_jojokey.plugins.cards import TOKENS
@@ -33,7 +33,7 @@ class _Kept:
     sums: list[Sum]
 
 
-_KEPT: OrderedDict[Filter, _Kept] = OrderedDict()
+_KEPT: TLRUCache[Filter, _Kept] = TLRUCache(maxsize=MAX_KEPT, ttu=lambda _filter, kept, _now: kept.until)
 _KEPT_LOCK = threading.Lock()
 
 
@@ -41,7 +41,7 @@ def known(wanted: Filter) -> list[Sum] | None:
     """Return the sums, if they were added up some seconds ago."""
     with _KEPT_LOCK:
         kept = _KEPT.get(wanted)
-    return kept.sums if kept is not None and time.monotonic() < kept.until else None
+    return None if kept is None else kept.sums
 
 
 def added(wanted: Filter) -> list[Sum]:
@@ -53,10 +53,7 @@ def added(wanted: Filter) -> list[Sum]:
         found = list(sums(session, wanted))
     ended = time.monotonic()
     with _KEPT_LOCK:
-        _KEPT.pop(wanted, None)
         _KEPT[wanted] = _Kept(ended + max(KEPT, KEPT_TIMES * (ended - started)), found)
-        while len(_KEPT) > MAX_KEPT:
-            _KEPT.popitem(last=False)
     return found
 
 

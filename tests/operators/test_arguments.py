@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.arguments import converted
+from airflow_provider_jojokey.operators.arguments import converted
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.assets import add_batch_event_extras, asset_of
+from airflow_provider_jojokey.integrations.assets import add_batch_event_extras, asset_of
 
 DAGS = Path(__file__).parents[2] / "dags"
 

@@ -17,8 +17,8 @@ import jsonschema
 import pytest
 from airflow.version import version as airflow_version
 
-from airflow_provider_jojokey import telemetry
 from airflow_provider_jojokey.cost import PUBLISHED
+from airflow_provider_jojokey.integrations import telemetry
 from tests.operators.receivers import Collector, Sample, Span, StatsD
 from tests.support.patience import PATIENCE
 
@@ -350,7 +350,7 @@ def test_no_token_and_no_prompt_reaches_anyone(observed: Observed, collected: Co
 
 def test_switched_off_it_imports_nothing_and_calls_nobody() -> None:
     code = (
-        "import sys\nfrom airflow_provider_jojokey.telemetry import Observer, observe\n"
+        "import sys\nfrom airflow_provider_jojokey.integrations.telemetry import Observer, observe\n"
         "before = set(sys.modules)\n"
         "from airflow.providers.common.compat.sdk import conf\nconf.getboolean('metrics', 'statsd_on')\n"
         "airflows = set(sys.modules)\n"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from airflow_provider_jojokey.assets import MAX_URI
+from airflow_provider_jojokey.integrations.assets import MAX_URI
 from tests.support.patience import PATIENCE
 from tests.support.postgres import find, postgres
 

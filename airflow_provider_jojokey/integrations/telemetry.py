@@ -39,7 +39,7 @@ FLUSH_TIMEOUT = 5_000
 log = logging.getLogger(__name__)
 
 _SWITCHES = ("statsd_on", "otel_on", "statsd_datadog_enabled")
-# Airflow drops a metric whose name is longer than 250 characters, and InfluxDB's tags are part of the name.
+# Airflow drops metrics with names longer than 250 characters, and InfluxDB's tags are part of the name.
 _TAGS = {"dag_id": 100, "model": 50, "quality": 10, "error": 50, "currency": 3}
 
 

@@ -1,0 +1,1 @@
+"""Optional integrations: asset events, lineage, metrics and traces."""

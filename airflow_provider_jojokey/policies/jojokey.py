@@ -1,0 +1,62 @@
+"""A retry policy that follows the gateway's ``Retry-After`` (Airflow 3.3 and newer)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+else:
+    try:
+        from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+    except ImportError:  # before 3.3, Airflow uses retry_delay
+        RetryDecision, RetryPolicy = None, object
+
+AVAILABLE = RetryPolicy is not object
+"""Whether this Airflow supports retry policies."""
+
+MARGIN = 5.0
+"""Seconds to add to the gateway's delay, so that a retry is not slightly too early."""
+
+
+class JojoKeyRetryPolicy(RetryPolicy):
+    """Wait as long as the gateway requests, and never retry a task that would pay a second time.
+
+    The operators use it by default if Airflow supports retry policies. The task's ``retries`` limits the number of
+    retries. If the gateway requests no delay, ``retry_delay`` applies.
+    """
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        """Return whether and when to retry after ``exception``."""
+        from airflow_provider_jojokey.exceptions import (
+            JojoKeyError,
+            JojoKeyFailure,
+            JojoKeyUnknownOutcomeError,
+        )
+
+        if not isinstance(exception, JojoKeyError):
+            return RetryDecision.default()
+        if isinstance(exception, JojoKeyFailure):
+            return RetryDecision.fail(reason=exception.retry)
+        if exception.retry_after is None:
+            return RetryDecision.default()
+        delay = timedelta(seconds=exception.retry_after + MARGIN)
+        cause = (
+            "by then the gateway log should show whether the request was billed"
+            if isinstance(exception, JojoKeyUnknownOutcomeError)
+            else "the gateway requested it"
+        )
+        return RetryDecision.retry(delay=delay, reason=f"waiting {delay.total_seconds():.0f} s: {cause}")
+
+    def serialize(self) -> dict[str, Any]:
+        """Return nothing: the policy has no settings."""
+        return {}
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> JojoKeyRetryPolicy:
+        """Return a policy."""
+        return cls()
