@@ -139,9 +139,8 @@ def _places(lines: IO[bytes]) -> dict[str, tuple[int, str]]:
 
 def _shared(first: str, second: str) -> str:
     """Return the common prefix of two texts."""
-    length = next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-    )
+    pairs = enumerate(zip(first, second, strict=False))
+    length = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
     return first[:length]
 
 

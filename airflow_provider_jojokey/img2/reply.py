@@ -66,7 +66,7 @@ class ReplyDecoder:
     :param open_sink: called with 0, 1, 2 … for each image's first bytes, previews included; returns an object
         with ``write(bytes)`` and ``close()``. The default is a temporary file,
         :class:`~airflow_provider_jojokey.img2.images.ImageFile`.
-    :param on_complete: called with the sink of each complete image, as soon as it is known to be one
+    :param on_whole: called with the sink of each complete image, as soon as it is known to be one
     :param on_preview: called with the sink of each complete preview
     :param expected: the number of requested images; once they are complete, the decoder is done
     """
@@ -74,14 +74,14 @@ class ReplyDecoder:
     def __init__(
         self,
         open_sink: Callable[[int], Sink] | None = None,
-        on_complete: Callable[[Any], object] | None = None,
+        on_whole: Callable[[Any], object] | None = None,
         on_preview: Callable[[Any], object] | None = None,
         *,
         expected: int | None = None,
     ) -> None:
         self._open_sink = open_sink or (lambda _: ImageFile())
         self._opened = 0
-        self._on_complete = on_complete or (lambda _: None)
+        self._on_whole = on_whole or (lambda _: None)
         self._on_preview = on_preview or (lambda _: None)
         self._expected = expected
         self._lines = LineReader(self._new_splitter, self._take)
@@ -153,7 +153,7 @@ class ReplyDecoder:
         return self._lines.document_complete
 
     @property
-    def complete_sinks(self) -> list[Any]:
+    def whole_sinks(self) -> list[Any]:
         """The sinks of the images that are complete so far."""
         return [*self._complete]
 
@@ -266,7 +266,7 @@ class ReplyDecoder:
     def _report(self, sink: Any) -> None:
         if not any(known is sink for known in self._complete):
             self._complete.append(sink)
-            self._on_complete(sink)
+            self._on_whole(sink)
 
     def _merge(self, document: Any, has_images: bool, plain: bool) -> None:
         if plain:

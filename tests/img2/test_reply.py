@@ -493,7 +493,7 @@ def test_close_closes_every_sink_that_nobody_was_given() -> None:
     desk = Desk()
     desk.decoder.feed(b'{"data":[{"b64_json":"QUJD"},{"b64_json":"WFlaWFla')
     assert [sink.closed for sink in desk.sinks] == [False, False]
-    assert desk.decoder.complete_sinks == desk.sinks[:1]
+    assert desk.decoder.whole_sinks == desk.sinks[:1]
     desk.decoder.close()
     assert [sink.closed for sink in desk.sinks] == [True, True]
 
