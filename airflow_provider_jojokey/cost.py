@@ -1,8 +1,8 @@
-"""What requests cost in money: prices, costs and their sums.
+"""Costs of requests: prices, amounts of money and their sums.
 
 Sums are exact: amounts are whole billionths (nanos) of a currency's unit, never floats. Costs in different
-currencies are never added up. A cost that follows from prices is *approximate*; one that the gateway's books show
-is not. Without usage and without a charge, a cost is unknown, which is not 0.
+currencies are never added up. A cost computed from list prices is *approximate*; a charge in the gateway's log is
+exact. Without usage and without a charge, the cost is unknown, which is not the same as 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 NANOS = 10**9
 """Nanos in one unit of a currency."""
 MAX_AMOUNT = 10**9
-"""No amount is larger, in units of its currency; a larger one is nonsense."""
+"""Maximum amount, in units of its currency. Larger values are rejected as invalid."""
 ABOUT = "≈"
 
 _CURRENCY = re.compile(r"[A-Z]{3}")
@@ -33,7 +33,7 @@ class Cost:
 
     :param nanos: billionths of the currency's unit
     :param currency: three letters (ISO 4217)
-    :param approximate: whether it follows from prices and not from what was charged
+    :param approximate: whether it was computed from prices instead of taken from a charge
     """
 
     nanos: int
@@ -50,11 +50,14 @@ class Cost:
 
     @property
     def _exactly(self) -> str:
-        """Return the currency and the amount with as many decimals as people need."""
+        """Return the currency and the amount, rounded for display."""
         return f"{self.currency} {_rounded(self.nanos)}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values. The amount is text, because JSON readers turn numbers into floats."""
+        """Return the cost as JSON values.
+
+        The amount is text, because JSON parsers convert numbers to floats.
+        """
         return {"amount": _written(self.nanos), "currency": self.currency, "approximate": self.approximate}
 
     @classmethod
@@ -76,7 +79,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What several requests cost together.
+    """The total cost of several requests.
 
     :param amounts: one cost for each currency, sorted by currency
     :param unknown: number of requests that were, or may have been, billed and whose cost is unknown
@@ -105,7 +108,7 @@ class Costs:
         return f"{known} + {self.unknown:,} {'request' if self.unknown == 1 else 'requests'} of unknown cost"
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the costs as JSON values."""
         return {"amounts": [cost.to_json() for cost in self.amounts], "unknown": self.unknown}
 
     @classmethod
@@ -124,7 +127,7 @@ class Costs:
 
 
 class CostSum:
-    """Adds up costs, of which there may be many: only one sum for each currency is kept."""
+    """Adds up any number of costs. Stores only one sum per currency."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[int, bool]] = {}
@@ -139,7 +142,7 @@ class CostSum:
         self._sums[cost.currency] = nanos + cost.nanos, approximate or cost.approximate
 
     def add_all(self, costs: Costs) -> None:
-        """Add a sum."""
+        """Add the total cost of several requests."""
         for cost in costs.amounts:
             self.add(cost)
         self._unknown += costs.unknown
@@ -177,7 +180,7 @@ class Prices:
     image_output: int
 
     def cost_of(self, usage: Mapping[str, Any] | None) -> Cost | None:
-        """Return about what ``usage`` costs; ``None`` if it does not show input and output tokens.
+        """Return the approximate cost of ``usage``; ``None`` if tokens are missing.
 
         :param usage: as normalized by :mod:`img2.usage`
         """
@@ -191,7 +194,7 @@ class Prices:
         return Cost((nanos + 500_000) // 1_000_000, self.currency)
 
     def to_json(self) -> dict[str, str]:
-        """Return what :func:`parse_prices` reads."""
+        """Return the prices as JSON values for :func:`parse_prices`."""
         return {"currency": self.currency, **{name: _written(getattr(self, name)) for name in _PRICES}}
 
 
@@ -201,9 +204,9 @@ PUBLISHED = Prices("USD", text_input=5 * NANOS, image_input=8 * NANOS, image_out
 
 @dataclass(frozen=True, slots=True)
 class QuotaUnit:
-    """What the gateway's unit of account, the quota, is worth.
+    """The value of quota, the unit in which the gateway charges, in a currency.
 
-    :param per_unit: quota for one unit of the currency
+    :param per_unit: quota that equals one unit of the currency
     :param currency: three letters (ISO 4217)
     """
 
@@ -211,14 +214,14 @@ class QuotaUnit:
     currency: str
 
     def cost_of(self, quota: Any) -> Cost | None:
-        """Return exactly what ``quota`` is worth; ``None`` if it is not an amount."""
+        """Convert ``quota`` to an exact cost; ``None`` if it is not a valid amount."""
         if type(quota) is not int or not 0 <= quota / self.per_unit <= MAX_AMOUNT:
             return None
         return Cost(round(quota * NANOS / self.per_unit), self.currency, approximate=False)
 
     @classmethod
     def from_status(cls, status: Mapping[str, Any]) -> QuotaUnit | None:
-        """Return the unit that the gateway's ``GET /api/status`` describes; ``None`` if it doesn't.
+        """Return the unit in a response to ``GET /api/status``; ``None`` if it has none.
 
         ``quota_per_unit`` is for one US dollar. A gateway that displays yuan also states its exchange rate.
         """
@@ -231,11 +234,11 @@ class QuotaUnit:
 
 
 def parse_prices(value: Any, name: str) -> Prices | None:
-    """Return the prices that a setting holds; ``None`` if it is empty.
+    """Return the prices in a setting; ``None`` if it is empty.
 
-    :param value: a dict, or JSON text
-    :param name: the setting's name, for the error
-    :raises ValueError: if they can't be understood
+    :param value: a dict or JSON text
+    :param name: the setting's name, for the error message
+    :raises ValueError: if the prices are invalid
     """
     if isinstance(value, str):
         if not value.strip():
@@ -262,17 +265,17 @@ def parse_prices(value: Any, name: str) -> Prices | None:
 def to_nanos(name: str, value: Any) -> int:
     """Return an amount of money in nanos.
 
-    :param name: its name, for the error
-    :param value: a number from 0, or one as text
-    :raises ValueError: if it is anything else
+    :param name: its name, for the error message
+    :param value: a non-negative number, or text that contains one
+    :raises ValueError: if the value is anything else
     """
     nanos = -1
     if isinstance(value, str):
         if _NUMBER.fullmatch(text := value.strip()):
-            whole, _, decimals = text.partition(".")  # not a Fraction, which takes much longer
+            whole, _, decimals = text.partition(".")  # a Fraction is much slower
             nanos = int(whole) * NANOS + int(decimals[:9].ljust(9, "0")) + (decimals[9:10] >= "5")
     elif isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        # Not the float's binary value: people who write 0.1 mean 0.1.
+        # Use the float's shortest decimal form, not its binary value, so that 0.1 is exactly 0.1.
         exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
         if exact.is_finite() and 0 <= exact <= MAX_AMOUNT:
             nanos = 0 if exact.adjusted() < -20 else round(Fraction(exact) * NANOS)
@@ -310,7 +313,10 @@ def _written(nanos: int) -> str:
 
 
 def _rounded(nanos: int) -> str:
-    """Return an amount for people: cents, and below one unit four decimals, as a small image costs less than a cent."""
+    """Return an amount rounded for display.
+
+    Amounts below one unit have four decimals, because an image can cost less than a cent.
+    """
     if nanos >= NANOS or nanos == 0:
         cents = (nanos + 5_000_000) // 10_000_000
         return f"{cents // 100:,}.{cents % 100:02d}"

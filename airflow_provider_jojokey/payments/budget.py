@@ -83,7 +83,7 @@ class Amount:
         return self.tokens <= other.tokens and self.images <= other.images and self.cost <= other.cost
 
     def fits(self, limit: Limit) -> bool:
-        """Whether it is within ``limit``."""
+        """Return whether the amount is within ``limit``."""
         return (
             (limit.tokens is None or self.tokens <= limit.tokens)
             and (limit.images is None or self.images <= limit.images)
@@ -99,14 +99,16 @@ def estimate(job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
 
 
 def spent_on(receipt: Receipt, job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
-    """Return what a job's task has spent on it in its Dag run; the estimate where that is unknown."""
+    """Return what a task has spent on a job in its Dag run. Attempts of unknown cost count as estimated."""
     spent, about = Amount(), estimate(job, prices)
     for attempt in receipt.attempts_of(job.owner):
         if attempt.may_cost:
             tokens = (attempt.usage or {}).get("total_tokens")
             known = tokens if isinstance(tokens, int) and tokens else about.tokens
             cost = attempt.cost
-            if cost is None or cost.currency != prices.currency:  # another currency is not added up
+            if (
+                cost is None or cost.currency != prices.currency
+            ):  # amounts in different currencies are never added up
                 cost = prices.cost_of(attempt.usage)
             nanos = about.cost if cost is None else cost.nanos
             spent += Amount(known, max(len(attempt.images), about.images), nanos, prices.currency)
@@ -150,7 +152,7 @@ class Budget:
     def start(self, spent: Amount, wanted: Amount | None = None) -> None:
         """Set what the task has spent before its jobs start.
 
-        :param wanted: the estimated cost of all its jobs, so that it can reserve for several at once
+        :param wanted: the estimated cost of all jobs, to reserve the cost of several jobs at once
         """
         self._spent = spent
         self._wanted = spent + (wanted or Amount())
@@ -161,11 +163,11 @@ class Budget:
         return self._spent or Amount()
 
     def reserve(self, job: ImageJob, receipt: Receipt, permit: Callable[[], None]) -> None:
-        """Reserve the cost of a job. Wait for other jobs, which may cost less than reserved.
+        """Reserve the cost of a job. If there is no room, wait for other jobs: they may cost less than reserved.
 
         :param receipt: the job's receipt
         :param permit: called while waiting; raises if the job must not be sent any more
-        :raises JojoKeyBudgetError: if there is no room
+        :raises JojoKeyBudgetError: if the job would exceed a limit
         :raises JojoKeyError: if the run's object cannot be read or written
         """
         if not (self._task_limit or self._run_limit):
@@ -173,7 +175,7 @@ class Budget:
         about, before = estimate(job, self.prices), spent_on(receipt, job, self.prices)
         with self._changed:
             if (earlier := self._reserved.pop(job.uri, None)) is not None:
-                before = earlier[1]  # what was spent in between counts when the job ends
+                before = earlier[1]  # keep the first value; settle() adds what was spent since
             self._spent = before if self._spent is None else self._spent
             while not self._has_room(about):
                 others = bool(self._reserved)
@@ -186,9 +188,9 @@ class Budget:
     def settle(self, job: ImageJob, receipt: Receipt | None, claimed: bool) -> None:
         """Replace the reservation of an ended job by its actual cost.
 
-        :param receipt: its receipt, if it is known
-        :param claimed: whether it may have been paid for in this run; then an unknown receipt counts what
-            was reserved
+        :param receipt: the job's receipt; ``None`` if it is unknown
+        :param claimed: whether the job may have been paid for in this run; if so, and the receipt is unknown,
+            the reserved amount counts as spent
         """
         with self._changed:
             about, before = self._reserved.pop(job.uri, (None, Amount()))
@@ -199,7 +201,7 @@ class Budget:
             elif self._spent is None and receipt is not None:
                 self._spent = spent_on(
                     receipt, job, self.prices
-                )  # corrects what a try that died had reserved
+                )  # replaces the reservation of a try that died
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -226,10 +228,11 @@ class Budget:
         return False
 
     def _with_block(self, reserved: Amount, about: Amount) -> Amount:
-        """Return ``reserved`` and some more, so that not every job writes the Dag run's object.
+        """Return ``reserved`` plus the cost of further jobs, so that not every job writes the Dag run's object.
 
-        Never more than this task wants in all, nor than a small part of what the run has left: other tasks would
-        be refused for it. None where the object has to be read each time.
+        The result never exceeds what this task needs in total. Of the run's remaining budget, it takes only a small
+        part, because it reduces what other tasks can spend. Without conditional writes, nothing is added, because
+        the object must be read each time anyway.
         """
         assert self._run is not None
         if not self._run.protected:
@@ -306,7 +309,7 @@ class RunBudget:
         )
 
     def total(self, own: Amount) -> Amount:
-        """Return the sum over the run's tasks, with ``own`` for this one, and costs in its currency only."""
+        """Return the sum over the run's tasks, with ``own`` for this task. Costs in other currencies are left out."""
         total = own
         for amount in self._others():
             same = amount.currency == own.currency
@@ -317,9 +320,9 @@ class RunBudget:
         return [amount for task, amount in (self._tasks or {}).items() if task != self._own]
 
     def _check_currencies(self, own: Amount) -> None:
-        """Check that the tasks' costs can be added up.
+        """Check that the tasks' costs have the same currency.
 
-        :raises JojoKeyBudgetError: if not
+        :raises JojoKeyBudgetError: if the currencies differ
         """
         currencies = {amount.currency for amount in (own, *self._others()) if amount.tokens}
         if len(currencies) > 1:

@@ -1,4 +1,4 @@
-"""Who may see what: the permissions of Airflow's own XCom view."""
+"""Authorization of the routes: the same permissions as Airflow's own XCom view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow.models.dag import DagModel
 from fastapi import Depends
 
 readable_xcom = requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM)
-"""Refuses who may not read the XComs of the path's Dag. A sub-application inherits no permissions."""
+"""Rejects users who may not read the XComs of the path's Dag. A mounted application doesn't inherit checks."""
 
 
 def readable_dags(user: GetUserDep) -> frozenset[str]:
@@ -20,18 +20,20 @@ def readable_dags(user: GetUserDep) -> frozenset[str]:
     manager = get_auth_manager()
     dag_ids = sorted(manager.get_authorized_dag_ids(user=user, method="GET"))
     teams = _teams(dag_ids)
-    # Who may see a Dag may not always see its XComs: auth managers tell the two apart.
+    # Auth managers can allow a user to read a Dag but not its XComs, so check the XComs as well.
     requests: list[Any] = [
         {
             "method": "GET",
             "access_entity": DagAccessEntity.XCOM,
-            "details": DagDetails(id=one, team_name=teams.get(one)),
+            "details": DagDetails(id=dag_id, team_name=teams.get(dag_id)),
         }
-        for one in dag_ids
+        for dag_id in dag_ids
     ]
-    if manager.batch_is_authorized_dag(requests, user=user):  # the usual case, and one question for all
+    if manager.batch_is_authorized_dag(requests, user=user):  # the usual case, in a single call
         return frozenset(dag_ids)
-    return frozenset(one["details"].id for one in requests if manager.is_authorized_dag(**one, user=user))
+    return frozenset(
+        request["details"].id for request in requests if manager.is_authorized_dag(**request, user=user)
+    )
 
 
 ReadableDags = Annotated[frozenset[str], Depends(readable_dags)]
@@ -42,4 +44,4 @@ def _teams(dag_ids: list[str]) -> dict[str, str | None]:
         return DagModel.get_dag_id_to_team_name_mapping(dag_ids) if dag_ids else {}
     if not conf.getboolean("core", "multi_team", fallback=False):
         return {}
-    return {one: DagModel.get_team_name(one) for one in dag_ids}  # Airflow 3.1
+    return {dag_id: DagModel.get_team_name(dag_id) for dag_id in dag_ids}  # Airflow 3.1

@@ -1,7 +1,7 @@
-"""The routes behind the tab and the page, as a FastAPI application that the API server mounts.
+"""The FastAPI application with the routes of the tab and the page.
 
-Each route asks for the permission that Airflow's own XCom view asks for. Buckets and keys come from the
-XCom of the task in the path, and from nowhere else.
+The API server mounts it. Each route requires the same permission as Airflow's own XCom view. Buckets and keys
+come only from the XCom of the task in the path, never from the request.
 """
 
 from __future__ import annotations
@@ -32,41 +32,52 @@ from airflow_provider_jojokey.settings import Settings
 MAX_LIMIT = 200
 MAX_QUERY = 500
 MAX_COSTS = 10_000
-"""Rows of the cost table; the CSV file has all."""
-ROUNDS = 10
-"""How often it is looked further where the rows of a page hold no result at all."""
+"""Maximum rows in the JSON cost table; the CSV file has all rows."""
+MAX_EMPTY_SCANS = 10
+"""Maximum further scans of :data:`xcoms.ROWS_AT_ONCE` rows each if a page contains no results."""
 MAX_AGE = 24 * 3600
+"""Seconds for which a browser may cache an image."""
 S3_THREADS = 8
-"""Requests that may wait for S3 at a time, in threads of their own: Airflow's routes have theirs for themselves."""
+"""Maximum threads that wait for S3. They are separate, so that a slow S3 doesn't block Airflow's own routes."""
 
 T = TypeVar("T")
 
 
-class Answer(JSONResponse):
-    """JSON in ASCII: a prompt may hold half characters, which UTF-8 has no bytes for."""
+class AsciiJSONResponse(JSONResponse):
+    """A JSON response in ASCII.
+
+    A prompt may contain unpaired surrogates, which UTF-8 cannot encode.
+    """
 
     def render(self, content: Any) -> bytes:
-        """Return the body."""
+        """Return the response body."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 app = FastAPI(
-    title="JojoKey images", openapi_url=None, docs_url=None, redoc_url=None, default_response_class=Answer
+    title="JojoKey images",
+    openapi_url=None,
+    docs_url=None,
+    redoc_url=None,
+    default_response_class=AsciiJSONResponse,
 )
 app.mount(
     "/static",
     StaticFiles(directory=FilePath(__file__).parent / "static", check_dir=False),
     name="static",
 )
-_one_thread = anyio.CapacityLimiter(1)
+_sums_thread = anyio.CapacityLimiter(1)
 _s3_threads = anyio.CapacityLimiter(S3_THREADS)
 
 
 @app.middleware("http")
 async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
-    """Refuse what no database takes, and tell the browser to run nothing of what it gets."""
+    """Reject NUL characters and set security headers.
+
+    PostgreSQL cannot store NUL characters. The headers keep browsers from running content of responses.
+    """
     if "\0" in request.url.path or "%00" in request.url.path or "%00" in request.url.query:
-        return Answer({"detail": "No name holds a zero byte."}, 400)
+        return AsciiJSONResponse({"detail": "The URL contains a NUL character."}, 400)
     response: Response = await call_next(request)
     headers = response.headers
     headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -82,36 +93,38 @@ async def guard(request: Request, call_next: Callable[[Request], Any]) -> Respon
 
 @app.exception_handler(JojoKeyStoreError)
 async def _store_error(_: Request, error: JojoKeyStoreError) -> Response:
-    # Not its message: S3's own words can name endpoints, and nothing here was to be billed.
-    return Answer({"detail": f"{error.what} {error.todo}".strip(), "reason": "s3"}, 502)
+    # Leave out error.message: text from S3 can contain endpoint names.
+    return AsciiJSONResponse({"detail": f"{error.what} {error.todo}".strip(), "reason": "s3"}, 502)
 
 
 @app.exception_handler(backend.Unreadable)
 async def _unreadable(_: Request, error: backend.Unreadable) -> Response:
-    return Answer({"detail": f"The result is not in Airflow's database. {error}"}, 502)
+    return AsciiJSONResponse({"detail": f"The result is not in Airflow's database. {error}"}, 502)
 
 
 @app.exception_handler(objects.NotServed)
 async def _not_served(_: Request, error: objects.NotServed) -> Response:
-    return Answer({"detail": str(error), "reason": error.reason}, 404)
+    return AsciiJSONResponse({"detail": str(error), "reason": error.reason}, 404)
 
 
-@app.exception_handler(thumbnails.CannotShrink)
-async def _cannot_shrink(_: Request, error: thumbnails.CannotShrink) -> Response:
-    return Answer({"detail": str(error), "reason": "not_served"}, 501)
+@app.exception_handler(thumbnails.ThumbnailUnavailable)
+async def _thumbnail_unavailable(_: Request, error: thumbnails.ThumbnailUnavailable) -> Response:
+    return AsciiJSONResponse({"detail": str(error), "reason": "not_served"}, 501)
 
 
 @app.exception_handler(archive.BadSelection)
 async def _bad_selection(_: Request, error: archive.BadSelection) -> Response:
-    return Answer({"detail": str(error)}, 400)
+    return AsciiJSONResponse({"detail": str(error)}, 400)
 
 
 @app.exception_handler(Exception)
-async def _error(_: Request, __: Exception) -> Response:
-    return Answer({"detail": "Something went wrong here; the API server's log tells what."}, 500)
+async def _internal_error(_: Request, __: Exception) -> Response:
+    return AsciiJSONResponse(
+        {"detail": "An internal error occurred. The API server's log has the details."}, 500
+    )
 
 
-def wanted_results(
+def results_filter(
     readable: ReadableDags,
     dag_id: str | None = None,
     run_id: str | None = None,
@@ -125,7 +138,7 @@ def wanted_results(
     size: str | None = None,
     tz: Annotated[str, Query(max_length=64)] = "UTC",
 ) -> xcoms.Filter:
-    """Return the filter in the query string, as far as the user may see."""
+    """Return the filter in the query string, limited to Dags that the user may read."""
     if dag_id and dag_id not in readable:
         raise HTTPException(403, "Forbidden")
     return xcoms.Filter(
@@ -144,7 +157,7 @@ def wanted_results(
 
 
 _zones = cache(available_timezones)
-Wanted = Annotated[xcoms.Filter, Depends(wanted_results)]
+Wanted = Annotated[xcoms.Filter, Depends(results_filter)]
 
 
 @app.get("/api/results")
@@ -154,40 +167,40 @@ def get_results(
     cursor: Annotated[str | None, Query(max_length=2_000)] = None,
     sort: Literal["newest", "tokens"] = "newest",
 ) -> Any:
-    """Return the latest results, a page at a time."""
+    """Return a page of the latest results."""
     after = cursor or None
-    found, unread, why = xcoms.Rows([]), 0, None
+    rows, unread, why = xcoms.Rows([]), 0, None
     try:
         with create_session(scoped=False) as session:
-            for look in (None, *[xcoms.ROWS_AT_ONCE] * ROUNDS):
-                found, after = xcoms.page(session, wanted, limit=limit, cursor=after, look=look, sort=sort)
-                unread, why = unread + found.unread, found.why or why
-                if found.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
+            for scan in (None, *[xcoms.ROWS_AT_ONCE] * MAX_EMPTY_SCANS):
+                rows, after = xcoms.page(session, wanted, limit=limit, cursor=after, scan=scan, sort=sort)
+                unread, why = unread + rows.unread, rows.why or why
+                if rows.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
                     break
             unsearched = xcoms.count_unsearched(session, wanted) if cursor is None else 0
     except xcoms.BadCursor as error:
         raise HTTPException(400, f"{error}") from None
-    told = {"results": [card(one) for one in found.rows], "next": after}
-    return Answer({**told, "unread": unread, "unread_why": why, "unsearched": unsearched})
+    answer = {"results": [card(row) for row in rows.rows], "next": after}
+    return AsciiJSONResponse({**answer, "unread": unread, "unread_why": why, "unsearched": unsearched})
 
 
 @app.get("/api/totals")
 async def get_totals(wanted: Wanted) -> Any:
-    """Return what the results of a filter have cost, by day and by Dag."""
-    return Answer(totals.totals(await _sums(wanted)))
+    """Return the cost of the filtered results, in total, by day and by Dag."""
+    return AsciiJSONResponse(totals.totals(await _sums(wanted)))
 
 
 @app.get("/api/costs")
 async def get_costs(wanted: Wanted) -> Any:
-    """Return what the results of a filter have cost, a row for each day, Dag and model."""
-    return Answer({"rows": totals.as_json(totals.costs(await _sums(wanted))[:MAX_COSTS])})
+    """Return the cost of the filtered results, with a row for each day, Dag and model."""
+    return AsciiJSONResponse({"rows": totals.as_json(totals.costs(await _sums(wanted))[:MAX_COSTS])})
 
 
 @app.get("/api/costs.csv")
 async def get_costs_as_csv(wanted: Wanted) -> Response:
-    """Return the same as a file."""
+    """Return all rows of the cost table as a CSV file."""
     text = totals.as_csv(totals.costs(await _sums(wanted)))
-    # The byte order mark tells spreadsheets that it is UTF-8.
+    # Spreadsheets recognize UTF-8 by the byte order mark.
     headers = {"Content-Disposition": disposition("attachment", "costs.csv")}
     return Response(
         text.encode("utf-8-sig", "replace"), media_type="text/csv; charset=utf-8", headers=headers
@@ -195,10 +208,10 @@ async def get_costs_as_csv(wanted: Wanted) -> Response:
 
 
 async def _sums(wanted: xcoms.Filter) -> list[xcoms.Sum]:
-    found = totals.known(wanted)
-    if found is None:
-        found = await anyio.to_thread.run_sync(totals.added, wanted, limiter=_one_thread)
-    return found
+    sums = totals.cached_sums(wanted)
+    if sums is None:
+        sums = await anyio.to_thread.run_sync(totals.compute_sums, wanted, limiter=_sums_thread)
+    return sums
 
 
 DagId = Annotated[str, Path()]
@@ -220,9 +233,11 @@ async def get_task(
     failed: bool = False,
     q: Annotated[str, Query(max_length=MAX_QUERY)] = "",
 ) -> Any:
-    """Return what is known about one task. ``failed`` and ``q`` select items of a batch."""
+    """Return the details of one task. ``failed`` and ``q`` select items of a batch."""
     wanted = tab.Wanted(failed, tuple(q.split()))
-    return Answer(await _in_thread(lambda: _task((dag_id, run_id, task_id, map_index), page, wanted)))
+    return AsciiJSONResponse(
+        await _in_thread(lambda: _task((dag_id, run_id, task_id, map_index), page, wanted))
+    )
 
 
 def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
@@ -239,9 +254,9 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
                 limit=tab.ITEMS_A_PAGE,
                 offset=page * tab.ITEMS_A_PAGE,
             )
-    told: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "result": None,
-        "results": [card(one) for one in mapped.rows],
+        "results": [card(mapped_row) for mapped_row in mapped.rows],
         "unread": mapped.unread,
         "unread_why": mapped.why,
         "attempts": [],
@@ -252,13 +267,13 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
         "next_page": page + 1 if more else None,
     }
     if row is None:
-        return told
-    told["result"] = card(row)
-    told["attempts"], told["attempts_error"] = tab.attempts(row)
-    told["s3_console"] = tab.s3_console(row.result)
+        return answer
+    answer["result"] = card(row)
+    answer["attempts"], answer["attempts_error"] = tab.attempts(row)
+    answer["s3_console"] = tab.s3_console(row.result)
     if row.result.manifest is not None:
-        told["items"], told["next_page"], told["items_error"] = tab.items(row, page, wanted)
-    return told
+        answer["items"], answer["next_page"], answer["items_error"] = tab.items(row, page, wanted)
+    return answer
 
 
 @app.get(
@@ -275,16 +290,16 @@ async def get_image(
     v: str | None = None,
     download: bool = False,
 ) -> Response:
-    """Return an image's bytes."""
+    """Return the content of an image."""
     image, aws_conn_id = await _in_thread(lambda: _image((dag_id, run_id, task_id, map_index), number, item))
     headers = _caching(image, v, image.sha256)
-    if _has_it(request, headers["ETag"]):
+    if _etag_matches(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     file, content_type = await _in_thread(lambda: objects.fetch(image, aws_conn_id))
     headers["Content-Length"] = str(image.bytes)
-    headers["Content-Encoding"] = "identity"  # else Airflow before 3.3 compresses what is compressed
+    headers["Content-Encoding"] = "identity"  # else Airflow before 3.3 compresses the image again
     headers["Content-Disposition"] = disposition("attachment" if download else "inline", image.name)
-    return StreamingResponse(_pieces(file), media_type=content_type, headers=headers)
+    return StreamingResponse(_chunks(file), media_type=content_type, headers=headers)
 
 
 @app.get(
@@ -302,11 +317,11 @@ async def get_thumbnail(
     v: str | None = None,
     width: Annotated[int, Query(ge=1, le=10_000)] = thumbnails.WIDTHS[-1],
 ) -> Response:
-    """Return an image made small, as WebP."""
+    """Return a thumbnail of an image as WebP."""
     image, aws_conn_id = await _in_thread(lambda: _image((dag_id, run_id, task_id, map_index), number, item))
-    width = thumbnails.snapped(width)
+    width = thumbnails.nearest_width(width)
     headers = _caching(image, v, f"{image.sha256}-{width}")
-    if _has_it(request, headers["ETag"]):
+    if _etag_matches(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     data = await _in_thread(
         lambda: _cache().get(image, aws_conn_id, width, lambda: objects.fetch(image, aws_conn_id)[0])
@@ -319,28 +334,31 @@ async def get_zip(
     readable: ReadableDags,
     image: Annotated[list[str], Query(min_length=1, max_length=archive.MAX_IMAGES)],
 ) -> Response:
-    """Return several images as one zip file. Each ``image`` is the path of an image after ``/images/``."""
-    selected = [archive.selected(one) for one in dict.fromkeys(image)]
+    """Return several images as one zip file.
+
+    Each ``image`` is the part of an image's URL after ``/images/``.
+    """
+    selected = [archive.selected(path) for path in dict.fromkeys(image)]
     if any(place[0] not in readable for place, _, _ in selected):
         raise HTTPException(403, "Forbidden")
-    sources = await _in_thread(lambda: [_image(*one) for one in selected])
+    sources = await _in_thread(lambda: [_image(*selection) for selection in selected])
     archive.check(sources)
     headers = {"Content-Disposition": disposition("attachment", "images.zip"), "Content-Encoding": "identity"}
-    pieces = archive.stream(sources, objects.fetch, objects.PIECE)
-    return StreamingResponse(_in_threads(pieces), media_type="application/zip", headers=headers)
+    chunks = archive.stream(sources, objects.fetch, objects.CHUNK)
+    return StreamingResponse(_in_threads(chunks), media_type="application/zip", headers=headers)
 
 
 @app.get("/{path:path}", include_in_schema=False)
-def nothing_else(path: str) -> Response:
-    """Say in JSON that there is no such route."""
+def not_found(path: str) -> Response:
+    """Return status 404 as JSON for every other path."""
     raise HTTPException(404, "Not found")
 
 
 def disposition(kind: str, name: str) -> str:
-    """Return a Content-Disposition (RFC 6266) with a file name that is safe on every system.
+    """Return a Content-Disposition (RFC 6266) with a safe file name.
 
     :param kind: ``"inline"`` or ``"attachment"``
-    :param name: the last part of an S3 key, which may hold anything
+    :param name: the last part of an S3 key, which may contain any character
     """
     safe = archive.safe_name(name)
     plain = re.sub(r"[^A-Za-z0-9._ ()-]", "_", safe)
@@ -360,27 +378,27 @@ def _image(place: Place, number: int, item: int | None) -> tuple[StoredImage, st
 
 
 def _caching(image: StoredImage, version: str | None, tag: str) -> dict[str, str]:
-    # Only a URL that names these very bytes may be kept unasked: another try of the task makes others.
-    named = version is not None and len(version) >= 16 and image.sha256.startswith(version)
-    age = f"max-age={MAX_AGE}, immutable" if named else "no-cache"
+    # Only a URL with the image's hash may be cached without revalidation: another try stores another image.
+    has_hash = version is not None and len(version) >= 16 and image.sha256.startswith(version)
+    age = f"max-age={MAX_AGE}, immutable" if has_hash else "no-cache"
     return {"ETag": f'"{tag}"', "Cache-Control": f"private, {age}"}
 
 
-def _has_it(request: Request, etag: str) -> bool:
-    told = request.headers.get("If-None-Match", "")
-    return told.strip() == "*" or etag in {one.strip().removeprefix("W/") for one in told.split(",")}
+def _etag_matches(request: Request, etag: str) -> bool:
+    header = request.headers.get("If-None-Match", "")
+    return header.strip() == "*" or etag in {tag.strip().removeprefix("W/") for tag in header.split(",")}
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
     with file:
-        while piece := file.read(objects.PIECE):
-            yield piece
+        while chunk := file.read(objects.CHUNK):
+            yield chunk
 
 
-async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the pieces; a client that reads slowly keeps no thread."""
-    while (piece := await _in_thread(lambda: next(pieces, None))) is not None:
-        yield piece
+async def _in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks. Slow clients block no thread: one is used only per read."""
+    while (chunk := await _in_thread(lambda: next(chunks, None))) is not None:
+        yield chunk
 
 
 def _cache() -> thumbnails.ThumbnailCache:

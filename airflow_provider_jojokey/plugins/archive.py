@@ -1,6 +1,7 @@
-"""Several images as one zip file, made while it is sent: one image at a time is on disk, none in memory.
+"""A zip file of several images, created while it is sent.
 
-Images are compressed already, so the zip file stores them as they are.
+Only one image at a time is on disk, and none is in memory. Images are already compressed, so the zip
+file stores them uncompressed.
 """
 
 from __future__ import annotations
@@ -17,40 +18,46 @@ from airflow_provider_jojokey.results import StoredImage
 
 MAX_IMAGES = 50
 MAX_BYTES = 512 * 1024 * 1024
+"""Maximum total size of the images in one zip file."""
 LEFT_OUT = "not included.txt"
 MAX_NAME = 150
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 Selected = tuple[Place, int, int | None]
-"""A task, the number of its image, and of a batch the line of its manifest."""
+"""A task, the number of the image in its result, and for a batch the line in its manifest."""
 Source = tuple[StoredImage, str | None]
 """An image, and the AWS connection that reads it."""
 
 
 class BadSelection(ValueError):
-    """A selection that does not name images; the message says why, to people."""
+    """A selection that is invalid or too large. The message is displayed to the user."""
 
 
 def selected(text: str) -> Selected:
-    """Read ``dag/run/task/map index/number[/line]``, each part percent-encoded but the run's slashes.
+    """Parse ``dag/run/task/map index/number[?item=line]``.
 
-    :raises BadSelection: if it is something else
+    Parts are percent-encoded, except for slashes in the run ID.
+
+    :raises BadSelection: if the text has another format
     """
     path, _, line = text.partition("?item=")
     dag_id, *run_id, task_id, map_index, number = (
         map(unquote, path.split("/")) if path.count("/") > 3 else [""] * 5
     )
     numbers = [map_index.removeprefix("-"), number, *([line] if line else [])]
-    if not (dag_id and task_id and all(re.fullmatch(r"[0-9]{1,9}", one) for one in numbers)) or "\0" in text:
-        raise BadSelection("The selection names something that is not an image.")
+    if (
+        not (dag_id and task_id and all(re.fullmatch(r"[0-9]{1,9}", part) for part in numbers))
+        or "\0" in text
+    ):
+        raise BadSelection("The selection contains something that is not an image.")
     place = (dag_id, "/".join(run_id), task_id, int(map_index))
     return place, int(number), int(line) if line else None
 
 
 def check(sources: Sequence[Source]) -> None:
-    """Refuse what is too much for one zip file.
+    """Check that the images fit into one zip file.
 
-    :raises BadSelection: if it is
+    :raises BadSelection: if they are too large together
     """
     total = sum(image.bytes for image, _ in sources)
     if total > MAX_BYTES:
@@ -60,12 +67,12 @@ def check(sources: Sequence[Source]) -> None:
 
 
 def stream(
-    sources: Iterable[Source], fetch: Callable[[StoredImage, str | None], tuple[BinaryIO, str]], piece: int
+    sources: Iterable[Source], fetch: Callable[[StoredImage, str | None], tuple[BinaryIO, str]], chunk: int
 ) -> Iterator[bytes]:
-    """Yield the zip file. A text file inside lists images that S3 no longer has or does not return.
+    """Yield the zip file. It contains a list of images that S3 did not return.
 
-    :param fetch: opens an image after it was checked
-    :param piece: bytes that are read at a time
+    :param fetch: function that downloads, verifies and opens an image
+    :param chunk: bytes to read at a time
     """
     from zipstream import ZipStream
 
@@ -77,7 +84,7 @@ def stream(
             left_out.append(f"{image.uri}: {error.what if isinstance(error, JojoKeyStoreError) else error}")
             continue
         with file:
-            archive.add(iter(lambda file=file: file.read(piece), b""), names.of(image.name), size=image.bytes)  # type: ignore[misc]
+            archive.add(iter(lambda file=file: file.read(chunk), b""), names.of(image.name), size=image.bytes)  # type: ignore[misc]
             yield from archive.file()
     if left_out:
         archive.add("\n".join(left_out) + "\n", names.of(LEFT_OUT))
@@ -85,28 +92,28 @@ def stream(
 
 
 class Names:
-    """File names within one folder, also on systems that ignore upper and lower case."""
+    """Unique file names for one folder, also on case-insensitive file systems."""
 
     def __init__(self) -> None:
-        self._given: set[str] = set()
+        self._used: set[str] = set()
 
     def of(self, name: str) -> str:
-        """Return a safe name for a file, with a number where the name is taken."""
+        """Return a safe file name, with a number appended if the name is already used."""
         name = safe_name(name)
         stem, dot, ending = name.rpartition(".")
         stem, ending = (stem, dot + ending) if stem else (name, "")
-        given, number = name, 1
-        while given.casefold() in self._given:
+        unique, number = name, 1
+        while unique.casefold() in self._used:
             number += 1
-            given = f"{stem} ({number}){ending}"
-        self._given.add(given.casefold())
-        return given
+            unique = f"{stem} ({number}){ending}"
+        self._used.add(unique.casefold())
+        return unique
 
 
 def safe_name(name: str) -> str:
     """Return a file name that is safe on every system.
 
-    :param name: the last part of an S3 key, which may hold anything
+    :param name: the last part of an S3 key, which may contain any character
     """
     safe = re.sub(r'[\x00-\x1f\x7f"*/:<>?\\|]', "_", name).strip(". ")[-MAX_NAME:] or "image"
     safe = f"_{safe}" if _RESERVED.match(safe) else safe

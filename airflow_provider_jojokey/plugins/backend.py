@@ -1,6 +1,6 @@
-"""Results that the configured XCom backend keeps outside of Airflow's database.
+"""Read results that an XCom backend stores outside of Airflow's database.
 
-With a custom ``[core] xcom_backend``, such as the object storage backend, the database may hold a reference only.
+With a custom ``[core] xcom_backend``, such as the object storage backend, the database may contain only a reference.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from airflow_provider_jojokey.results import Result
 log = logging.getLogger(__name__)
 
 THREADS = 8
-"""Values that are read from the backend at a time."""
-MAX_KEPT = 5_000
-"""Results that are kept in memory: the gallery, its totals and each thumbnail ask for the same ones."""
+"""Maximum number of values that are read from the backend at the same time."""
+MAX_CACHED = 5_000
+"""Maximum results cached in memory: the gallery, its totals and each thumbnail need the same results."""
 
 
 class Unreadable(Exception):
-    """A result that the backend does not return; the message says why, without quoting what may be secret."""
+    """A result that can't be read. The message gives the reason, without secrets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A result as Airflow's database has it.
+    """A result as stored in Airflow's database.
 
-    :param identity: its primary key and the time of writing
-    :param value: the JSON value in the database
+    :param identity: primary key and time of writing
+    :param value: JSON value in the database
     """
 
     identity: Hashable
@@ -48,45 +48,48 @@ class Stored:
 
 
 def read_all(stored: Sequence[Stored]) -> list[Result | Unreadable | None]:
-    """Return what each value is: a result, ``None`` if it is something else, or why it can't be read."""
-    found: dict[int, Result | Unreadable | None] = {}
+    """Return the result in each value; ``None`` if the value is not a result.
+
+    For a value that can't be read, return an :class:`Unreadable` with the reason.
+    """
+    results: dict[int, Result | Unreadable | None] = {}
     elsewhere: list[int] = []
-    for number, one in enumerate(stored):
-        result = Result.from_xcom(one.value)
-        if result is None and (isinstance(one.value, str) or is_custom()):
+    for number, entry in enumerate(stored):
+        result = Result.from_xcom(entry.value)
+        if result is None and (isinstance(entry.value, str) or is_custom()):
             elsewhere.append(number)
         else:
-            found[number] = result
+            results[number] = result
     for number, read in zip(elsewhere, _read([stored[number] for number in elsewhere]), strict=True):
-        found[number] = read
-    return [found[number] for number in range(len(stored))]
+        results[number] = read
+    return [results[number] for number in range(len(stored))]
 
 
 def _read(stored: Sequence[Stored]) -> Iterable[Result | Unreadable | None]:
     if len(stored) < 2:
-        return [_read_one(one) for one in stored]
+        return [_read_one(entry) for entry in stored]
     with ThreadPoolExecutor(THREADS, thread_name_prefix="jojokey-xcom") as threads:
         return list(threads.map(_read_one, stored))
 
 
-def _read_one(stored: Stored) -> Result | Unreadable | None:
-    with _kept_lock:
-        if stored.identity in _kept:
-            return _kept[stored.identity]
+def _read_one(entry: Stored) -> Result | Unreadable | None:
+    with _cache_lock:
+        if entry.identity in _cache:
+            return _cache[entry.identity]
     try:
         backend = _custom_backend()
         if backend is None:
-            return Unreadable("It was written with another XCom backend than [core] xcom_backend names here.")
+            return Unreadable("It was written with another XCom backend than the one in [core] xcom_backend.")
         names = ("key", "dag_id", "run_id", "task_id", "map_index", "value")
-        value = backend.deserialize_value(SimpleNamespace(**{name: getattr(stored, name) for name in names}))
-    except Exception as error:  # of any kind: the backend is somebody else's
-        log.warning("The XCom backend can't return a result of %s.", stored.task_id, exc_info=True)
+        value = backend.deserialize_value(SimpleNamespace(**{name: getattr(entry, name) for name in names}))
+    except Exception as error:  # third-party backends can raise any exception
+        log.warning("The XCom backend can't return a result of %s.", entry.task_id, exc_info=True)
         return Unreadable(f"{name_of_backend()} can't return it here ({type(error).__name__}).")
     result = Result.from_xcom(value)
-    if isinstance(value, str):  # the backend returns what it doesn't know as it is
-        return Unreadable(f"{name_of_backend()} does not know where it is.")
-    with _kept_lock:
-        _kept[stored.identity] = result
+    if isinstance(value, str):  # backends return unknown references unchanged
+        return Unreadable(f"{name_of_backend()} does not know the reference to it.")
+    with _cache_lock:
+        _cache[entry.identity] = result
     return result
 
 
@@ -99,7 +102,7 @@ def name_of_backend() -> str:
 
 @cache
 def _custom_backend() -> Any:
-    """Return the class of the configured backend; ``None`` if all values are in the database."""
+    """Return the configured backend; ``None`` if all values are in the database."""
     from airflow.sdk.bases.xcom import BaseXCom
     from airflow.sdk.execution_time.xcom import resolve_xcom_backend
 
@@ -108,12 +111,12 @@ def _custom_backend() -> Any:
 
 
 def is_custom() -> bool:
-    """Return whether a custom backend is configured; also if it can't be loaded."""
+    """Return whether a custom backend is configured, even if it can't be loaded."""
     try:
         return _custom_backend() is not None
     except Exception:
         return True
 
 
-_kept: LRUCache[Hashable, Result | None] = LRUCache(maxsize=MAX_KEPT)
-_kept_lock = threading.Lock()
+_cache: LRUCache[Hashable, Result | None] = LRUCache(maxsize=MAX_CACHED)
+_cache_lock = threading.Lock()

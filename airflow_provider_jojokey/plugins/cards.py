@@ -1,4 +1,7 @@
-"""What the routes tell of a result. All of it is text: whoever shows it must not read it as HTML."""
+"""JSON representation of results for the routes.
+
+Values are untrusted text: never render them as HTML.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ TOKENS = ("input_tokens", "output_tokens", "total_tokens")
 
 
 def card(row: Row) -> dict[str, Any]:
-    """Return what is told of one task's result."""
+    """Return one task's result as JSON values."""
     place = (row.dag_id, row.run_id, row.task_id, row.map_index)
     return {
         "dag_id": row.dag_id,
@@ -27,12 +30,12 @@ def card(row: Row) -> dict[str, Any]:
         "made_at": row.made_at.isoformat(),
         "href": base_path() + tab_path(*place),
         **facts(row.result),
-        "images": [image_card(one, number, place) for number, one in enumerate(row.result.images)],
+        "images": [image_card(image, number, place) for number, image in enumerate(row.result.images)],
     }
 
 
 def facts(result: Result) -> dict[str, Any]:
-    """Return what is told of a result apart from its images and its place."""
+    """Return a result as JSON values, without its images and its task."""
     return {
         "state": result.state,
         "count": result.count,
@@ -57,25 +60,25 @@ def facts(result: Result) -> dict[str, Any]:
 
 
 def tokens(usage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the three totals, and those details that are numbers."""
-    told: dict[str, Any] = {name: whole_number(usage.get(name)) for name in TOKENS}
+    """Return the three totals and the numeric details of a usage."""
+    counts: dict[str, Any] = {name: whole_number(usage.get(name)) for name in TOKENS}
     for name, value in usage.items():
         if isinstance(value, Mapping) and name.endswith("_details"):
-            told[name] = {str(one): whole_number(count) for one, count in value.items()}
-    return told
+            counts[name] = {str(kind): whole_number(count) for kind, count in value.items()}
+    return counts
 
 
 def seconds(value: Any) -> float | None:
-    """Return a number of seconds that JSON can hold, or ``None``."""
+    """Return ``value`` rounded to milliseconds; ``None`` if it is not a finite number."""
     return round(value, 3) if isinstance(value, (int, float)) and isfinite(value) else None
 
 
 def image_card(image: StoredImage, number: int, place: Place, item: int | None = None) -> dict[str, Any]:
-    """Return what is told of one image: what it is, and under which URLs it is had.
+    """Return one image as JSON values, including its URLs.
 
-    :param number: its place in the result, from 0
-    :param place: the task: Dag, run, task, map index
-    :param item: of a batch, the item's line in its manifest, from 0
+    :param number: position of the image in the result, from 0
+    :param place: Dag ID, run ID, task ID and map index
+    :param item: for a batch, the line of the item in the manifest, from 0
     """
     source = _url("images", image, number, place, item)
     return {
@@ -96,5 +99,5 @@ def _url(kind: str, image: StoredImage, number: int, place: Place, item: int | N
     path = image_path(*place, number)
     if kind != "images":
         path = path.replace(f"{URL_PREFIX}/images/", f"{URL_PREFIX}/{kind}/", 1)
-    # The key of a cleared task is written again: other bytes must have another URL, as this one is cached.
+    # A cleared task overwrites its key. URLs are cached, so a new image needs a new URL.
     return f"{base_path()}{path}?v={image.sha256[:16]}" + ("" if item is None else f"&item={item}")

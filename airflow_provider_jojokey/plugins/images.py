@@ -1,7 +1,7 @@
-"""The plugin that Airflow loads: a tab, a page, and the routes behind them.
+"""The Airflow plugin: a tab of task instances, a page, and their routes.
 
-Every Airflow process reads this module, most of them for nothing. So it imports nothing but Airflow's own base
-class; the web app is imported by the API server, with the first request to it.
+Every Airflow process imports this module, and most of them never use it. It therefore imports only Airflow's base
+class. The API server imports the web application when it receives the first request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from airflow_provider_jojokey import __version__
 from airflow_provider_jojokey.links.paths import TAB_ROUTE, URL_PREFIX, base_path
 
 PAGE_ROUTE = "jojokey-gallery"
-"""A route of its own: Airflow drops a second app with the first one's."""
+"""The page's route. It differs from the tab's, because Airflow ignores a second app with the same route."""
 
 
 async def web_app(
@@ -23,7 +23,7 @@ async def web_app(
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
     send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
 ) -> None:
-    """Answer a request: the ASGI application, imported when it is needed."""
+    """Handle a request (ASGI). Import the application on first use."""
     from airflow_provider_jojokey.plugins.app import app
 
     await app(scope, receive, send)
@@ -32,7 +32,7 @@ async def web_app(
 def _react_app(destination: str, url_route: str) -> dict[str, str]:
     static = f"{base_path()}{URL_PREFIX}/static"
     return {
-        # One name for both: Airflow keeps what a script has defined under it, and runs a script once.
+        # Both apps need the same name: Airflow runs the script once and stores its component under this name.
         "name": "Images",
         "destination": destination,
         "url_route": url_route,
@@ -43,7 +43,7 @@ def _react_app(destination: str, url_route: str) -> dict[str, str]:
 
 
 class JojoKeyPlugin(AirflowPlugin):
-    """Images in Airflow's UI."""
+    """Shows generated images in Airflow's UI."""
 
     name = "jojokey"
     fastapi_apps: list[Any] = [  # noqa: RUF012  (as Airflow declares it)

@@ -1,9 +1,9 @@
-"""Images and small documents out of S3, for the API server.
+"""Read images and small documents from S3 for the API server.
 
-An XCom is written by whoever may write XComs, and may name any object that the connection can read. So
-nothing of an object leaves this module before all of it is here and is what the result says it is: an
-image by its first bytes, of the size and with the SHA-256 that are told. A forged result reads nothing
-that its author did not have already.
+Any user who may write XComs can forge a result that names any object the connection can read. The module
+therefore downloads an image completely and verifies it before it returns any of it: the object must start like
+an image and have the size and the SHA-256 in the result. A forged result thus reveals only content that its
+author already had.
 """
 
 from __future__ import annotations
@@ -26,54 +26,55 @@ from airflow_provider_jojokey.store.s3 import is_aws
 from airflow_provider_jojokey.store.s3_errors import translate_errors
 
 MAX_BYTES = 64 * 1024 * 1024
+"""Maximum size of an image."""
 MAX_DOCUMENT = 4 * 1024 * 1024
-"""Bytes of a receipt that are read."""
-PIECE = 256 * 1024
-CLIENTS_KEPT = 60.0
-"""Seconds for which a client is used again: a connection that was edited counts soon."""
+"""Maximum size of a receipt."""
+CHUNK = 256 * 1024
+CLIENT_TTL = 60.0
+"""Seconds for which a client is reused, so that changes to a connection take effect soon."""
 
 # Bounded, because the name comes from an XCom, which may contain any text.
-_CLIENTS: TTLCache[str | None, Any] = TTLCache(maxsize=100, ttl=CLIENTS_KEPT)
+_CLIENTS: TTLCache[str | None, Any] = TTLCache(maxsize=100, ttl=CLIENT_TTL)
 
 
 class NotServed(Exception):
-    """An object that is not given out; the message says why, to people."""
+    """An object that must not be served. The message is displayed to the user."""
 
     reason = "not_served"
-    """The same for programs."""
+    """Machine-readable reason in the response."""
 
 
 class Missing(NotServed):
-    """An object that is not there."""
+    """The object does not exist."""
 
     reason = "missing"
 
 
 class Replaced(Missing):
-    """Another object is at the image's key."""
+    """The object at the image's key is not the image."""
 
     reason = "replaced"
 
 
 def fetch(image: StoredImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
-    """Return an image as an open file without a name, and its type.
+    """Return an image as an open temporary file, and its content type.
 
-    :param aws_conn_id: the connection that the task used
-    :raises Missing: if there is no such object any more
-    :raises NotServed: if it is not the image that the result tells of
-    :raises JojoKeyStoreError: if S3 does not give it
+    :param aws_conn_id: the AWS connection of the task
+    :raises Missing: if the object no longer exists
+    :raises NotServed: if the object is too large or is not the image in the result
+    :raises JojoKeyStoreError: if S3 does not return the object
     """
     if image.bytes > MAX_BYTES:
-        raise NotServed(f"The image has {image.bytes:,} bytes; more than {MAX_BYTES:,} are not shown here.")
-    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (handed on)
+        raise NotServed(f"The image has {image.bytes:,} bytes; more than {MAX_BYTES:,} can't be shown here.")
+    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (returned to the caller)
     try:
         digest = hashlib.sha256()
         kind = None
-        for piece in _pieces(image, aws_conn_id):
-            if kind is None and (kind := content_type_of(piece)) is None:
+        for chunk in _chunks(image, aws_conn_id):
+            if kind is None and (kind := content_type_of(chunk)) is None:
                 raise NotServed("The object is not a PNG, JPEG or WebP image, so it is not shown.")
-            digest.update(piece)
-            file.write(piece)
+            digest.update(chunk)
+            file.write(chunk)
         if kind is None or digest.hexdigest() != image.sha256:
             raise _replaced()
         file.seek(0)
@@ -84,17 +85,17 @@ def fetch(image: StoredImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
 
 
 def document(uri: str, aws_conn_id: str | None, *, suffix: str, limit: int = MAX_DOCUMENT) -> bytes:
-    """Return a small object, whole.
+    """Return the content of a small object.
 
-    :param suffix: what its key must end with
-    :param limit: bytes
-    :raises NotServed: if it is not there, too large, or not where such documents are
-    :raises JojoKeyStoreError: if S3 does not give it
+    :param suffix: required end of the key
+    :param limit: maximum size in bytes
+    :raises NotServed: if the object doesn't exist or is too large, or if the URI is not one of a receipt
+    :raises JojoKeyStoreError: if S3 does not return the object
     """
     with closing(_open(*_place(uri, suffix), aws_conn_id)) as body:
         data = bytes(body.read(limit + 1))
     if len(data) > limit:
-        raise NotServed(f"It is larger than {limit:,} bytes.")
+        raise NotServed(f"The object is larger than {limit:,} bytes.")
     return data
 
 
@@ -106,39 +107,40 @@ def lines(
     start: int,
     count: int,
     wanted: Callable[[Any], bool] | None = None,
-    longest: int = PIECE,
+    longest: int = CHUNK,
 ) -> tuple[list[tuple[int, Any]], bool]:
-    """Return some lines of a JSON Lines object, with their numbers from 0, and whether there are more.
+    """Return some numbered lines of a JSON Lines object, and whether there are more.
 
-    :param start: how many of the wanted lines to pass over
-    :param count: how many to return
-    :param wanted: which lines count; without it all do
-    :param longest: bytes of a line; a longer one ends the reading
-    :raises NotServed: if there is no such object, or it is not where such documents are
-    :raises JojoKeyStoreError: if S3 does not give it
+    :param start: number of matching lines to skip
+    :param count: maximum number of lines to return
+    :param wanted: predicate that selects the lines; by default all lines match
+    :param longest: maximum size of a line in bytes
+    :return: pairs of a line number, from 0, and the line's JSON value; and whether more lines match
+    :raises NotServed: if the object doesn't exist, a line is too long, or the URI is not one of a manifest
+    :raises JojoKeyStoreError: if S3 does not return the object
     """
-    found: list[tuple[int, Any]] = []
-    passed = 0
+    selected: list[tuple[int, Any]] = []
+    matches = 0
     with (
         closing(_open(*_place(uri, suffix), aws_conn_id)) as body,
         translate_errors(f"read {uri}"),
     ):
-        for number, line in enumerate(body.iter_lines(PIECE)):
+        for number, line in enumerate(body.iter_lines(CHUNK)):
             if len(line) > longest:
                 raise NotServed(f"Line {number + 1} is longer than {longest:,} bytes.")
-            value = _json(line) if wanted is not None or passed >= start else None
+            value = _json(line) if wanted is not None or matches >= start else None
             if wanted is not None and not wanted(value):
                 continue
-            if passed >= start + count:
-                return found, True
-            if passed >= start:
-                found.append((number, value))
-            passed += 1
-    return found, False
+            if matches >= start + count:
+                return selected, True
+            if matches >= start:
+                selected.append((number, value))
+            matches += 1
+    return selected, False
 
 
 def console_url(uris: Sequence[str], aws_conn_id: str | None) -> str | None:
-    """Return where objects show in the AWS console, or ``None`` where their bucket is not on AWS.
+    """Return the AWS console's URL for objects; ``None`` if they are not on AWS.
 
     :raises JojoKeyStoreError: if the connection cannot be used
     """
@@ -150,40 +152,40 @@ def console_url(uris: Sequence[str], aws_conn_id: str | None) -> str | None:
     return s3_console_url(uris, meta.region_name, meta.partition)
 
 
-def _pieces(image: StoredImage, aws_conn_id: str | None) -> Iterator[bytes]:
+def _chunks(image: StoredImage, aws_conn_id: str | None) -> Iterator[bytes]:
     with closing(_open(image.bucket, image.key, aws_conn_id, image.bytes)) as body:
-        arrived = 0
+        received = 0
         with translate_errors(f"read {image.uri}"):
-            while piece := body.read(PIECE):
-                arrived += len(piece)
-                if arrived > image.bytes:
+            while chunk := body.read(CHUNK):
+                received += len(chunk)
+                if received > image.bytes:
                     raise _replaced()
-                yield piece
+                yield chunk
 
 
 def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = None) -> Any:
     client = _client(aws_conn_id)
     with translate_errors(f"read s3://{bucket}/{key}"):
         try:
-            answer = client.get_object(Bucket=bucket, Key=key)
+            response = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404", "NoSuchBucket"):
                 raise Missing("The object is no longer in S3: it was moved or deleted.") from None
             raise
-    if size is not None and answer["ContentLength"] != size:
-        answer["Body"].close()
+    if size is not None and response["ContentLength"] != size:
+        response["Body"].close()
         raise _replaced()
-    return answer["Body"]
+    return response["Body"]
 
 
 def _replaced() -> Replaced:
-    return Replaced("Another object is at its key in S3 now: the image was overwritten.")
+    return Replaced("The image was overwritten: another object is at its key in S3 now.")
 
 
 def _place(uri: str, suffix: str) -> tuple[str, str]:
     bucket, key = split_uri(uri)
     if not (uri.startswith("s3://") and bucket and key.startswith(RECEIPTS) and key.endswith(suffix)):
-        raise NotServed("Its place is no place of such a document.")
+        raise NotServed("Its URI is not that of a receipt or manifest.")
     return bucket, key
 
 
@@ -199,16 +201,16 @@ def _client(aws_conn_id: str | None) -> Any:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 
-    impatient = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
+    short_timeouts = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
     try:
         with translate_errors("use the AWS connection"):
             hook = S3Hook(aws_conn_id=aws_conn_id)
             if hook.conn_config.conn_type not in (None, "aws"):
-                raise JojoKeyStoreError("The connection that the task names is no AWS connection.")
-            return S3Hook(aws_conn_id=aws_conn_id, config=hook.config.merge(impatient)).get_conn()
+                raise JojoKeyStoreError("The task's connection is not an AWS connection.")
+            return S3Hook(aws_conn_id=aws_conn_id, config=hook.config.merge(short_timeouts)).get_conn()
     except JojoKeyError:
         raise
-    except Exception as error:  # Airflow's own, of many kinds; their texts may hold what is in the connection
+    except Exception as error:  # Airflow raises many types; their messages can contain secrets
         raise JojoKeyStoreError(
-            f"The AWS connection of the task cannot be used here ({type(error).__name__})."
+            f"The task's AWS connection cannot be used here ({type(error).__name__})."
         ) from None

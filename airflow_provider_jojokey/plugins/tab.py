@@ -1,4 +1,4 @@
-"""All there is to tell of one task: its result, every attempt at it, and of a batch all its items."""
+"""Details of one task: attempts in its receipt, and a batch's items."""
 
 from __future__ import annotations
 
@@ -21,41 +21,44 @@ from airflow_provider_jojokey.results import VERSION, Result
 
 ITEMS_A_PAGE = 60
 MAX_PAGES = 1_000
-PAGES_KEPT = 30.0
-"""Seconds."""
-MAX_PAGES_KEPT = 16
+PAGE_TTL = 30.0
+"""Seconds for which a page of a manifest is cached."""
+MAX_CACHED_PAGES = 16
 MAX_ATTEMPTS = 200
 MAX_TEXT = 2_000
+"""Characters of a text from a receipt that are returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which items of a batch are asked for.
+    """A filter for the items of a batch.
 
-    :param failed: only those that failed
-    :param words: each must occur in the prompt, a key, the request ID or the error
+    :param failed: whether to select only failed items
+    :param words: words that must all occur in the prompt, a key, the request ID or the error
     """
 
     failed: bool = False
     words: tuple[str, ...] = ()
 
     def matches(self, line: Any) -> bool:
-        """Return whether a line of the manifest is wanted."""
+        """Return whether the filter selects a line of the manifest."""
         if not isinstance(line, Mapping) or (self.failed and line.get("state") != "failed"):
             return False
         images = line.get("images")
         keys = (
-            [one.get("key") for one in images if isinstance(one, Mapping)] if isinstance(images, list) else []
+            [image.get("key") for image in images if isinstance(image, Mapping)]
+            if isinstance(images, list)
+            else []
         )
         texts = [line.get(name) for name in ("prompt", "request_id", "error", "message", "receipt")]
-        text = "\n".join(str(one) for one in (*texts, *keys) if one).casefold()
+        text = "\n".join(str(value) for value in (*texts, *keys) if value).casefold()
         return all(word.casefold() in text for word in self.words)
 
 
 def attempts(row: Row) -> tuple[list[dict[str, Any]], str | None]:
-    """Return every attempt at the task's images, oldest first, and why there are none if they cannot be read.
+    """Return the task's attempts, oldest first, or the reason why they cannot be read.
 
-    They are read from the receipt in S3, of which only what belongs to this task is told.
+    The receipt in S3 may also contain attempts of other tasks. They are left out.
     """
     if row.result.receipt is None:
         return [], None
@@ -69,66 +72,67 @@ def attempts(row: Row) -> tuple[list[dict[str, Any]], str | None]:
     except JojoKeyError as error:
         return [], f"The receipt could not be read. {error.message}"
     owner = Owner(row.dag_id, row.run_id, row.task_id, row.map_index)
-    own = [one for one in receipt.attempts if one.owner.is_task_of(owner)]
-    return [_attempt(one) for one in own[-MAX_ATTEMPTS:]], None
+    own = [attempt for attempt in receipt.attempts if attempt.owner.is_task_of(owner)]
+    return [_attempt(attempt) for attempt in own[-MAX_ATTEMPTS:]], None
 
 
 def items(
     row: Row, page: int, wanted: Wanted = Wanted()
 ) -> tuple[list[dict[str, Any]], int | None, str | None]:
-    """Return a page of a batch's items, the number of the next page, and why there are none.
+    """Return a page of a batch's items, the next page's number, and an error message.
 
-    :param page: from 0
-    :param wanted: which items
+    :param page: number of the page, from 0
+    :param wanted: filter for the items
+    :return: the next page is ``None`` on the last page; the message is ``None`` unless reading failed
     """
     try:
-        found, more = _items(row.result, page, wanted)
+        lines, more = _items(row.result, page, wanted)
     except objects.NotServed as error:
         return [], None, f"The list of all images could not be read. {error}"
     except JojoKeyError as error:
         return [], None, f"The list of all images could not be read. {error.message}"
     place = (row.dag_id, row.run_id, row.task_id, row.map_index)
     shown = []
-    for line, index, result in found:
+    for line, index, result in lines:
         if result is not None:
-            images = [image_card(one, number, place, line) for number, one in enumerate(result.images)]
+            images = [image_card(image, number, place, line) for number, image in enumerate(result.images)]
             shown.append({"index": index, **facts(result), "images": images})
     return shown, page + 1 if more and page + 1 < MAX_PAGES else None, None
 
 
 def item(result: Result, line: int) -> Result | None:
-    """Return one item of a batch, or ``None``.
+    """Return one item of a batch; ``None`` if the manifest has no such line.
 
-    :param line: its line in the manifest, from 0
-    :raises NotServed: if there is no such manifest
-    :raises JojoKeyStoreError: if S3 does not give it
+    :param line: line of the item in the manifest, from 0
+    :raises NotServed: if the manifest doesn't exist or is invalid
+    :raises JojoKeyStoreError: if S3 does not return the manifest
     """
     page, number = divmod(line, ITEMS_A_PAGE)
-    found, _ = _items(result, page, Wanted())
-    return found[number][2] if number < len(found) else None
+    lines, _ = _items(result, page, Wanted())
+    return lines[number][2] if number < len(lines) else None
 
 
 Items = tuple[list[tuple[int, int, Result | None]], bool]
-"""Lines of a manifest (number of the line, number of the item, its result), and whether there are more."""
-_PAGES: TTLCache[tuple[Any, ...], Items] = TTLCache(maxsize=MAX_PAGES_KEPT, ttl=PAGES_KEPT)
+"""Lines of a manifest (line number, item number and result), and whether there are more."""
+_PAGES: TTLCache[tuple[Any, ...], Items] = TTLCache(maxsize=MAX_CACHED_PAGES, ttl=PAGE_TTL)
 _PAGES_LOCK = threading.Lock()
 
 
 def _items(result: Result, page: int, wanted: Wanted) -> Items:
     """Return a page of a manifest's lines, and whether there are more.
 
-    They are kept for a moment: each image of the page will be asked for.
+    Pages are cached briefly, because the browser then requests each image on the page.
     """
     if result.manifest is None:
         return [], False
-    # A task that was cleared and run again writes the same manifest anew, and another result.
+    # A cleared task overwrites its manifest, so the key contains values that then change.
     key = (
         result.manifest, result.aws_conn_id, page, wanted, json.dumps(result.usage, sort_keys=True), result.count
     )  # fmt: skip
     with _PAGES_LOCK:
-        known = _PAGES.get(key)
-    if known is not None:
-        return known
+        cached = _PAGES.get(key)
+    if cached is not None:
+        return cached
     values, more = objects.lines(
         result.manifest,
         result.aws_conn_id,
@@ -137,20 +141,20 @@ def _items(result: Result, page: int, wanted: Wanted) -> Items:
         count=ITEMS_A_PAGE,
         wanted=wanted.matches if wanted != Wanted() else None,
     )
-    found = [(line, *_item(value, line)) for line, value in values], more
+    loaded = [(line, *_item(value, line)) for line, value in values], more
     with _PAGES_LOCK:
-        _PAGES[key] = found
-    return found
+        _PAGES[key] = loaded
+    return loaded
 
 
 def s3_console(result: Result) -> str | None:
-    """Return where the images show in the AWS console, if they are on AWS."""
+    """Return the AWS console's URL for the images, or ``None`` if there is none."""
     if not result.images:
         return None
     try:
-        return objects.console_url([one.uri for one in result.images], result.aws_conn_id)
+        return objects.console_url([image.uri for image in result.images], result.aws_conn_id)
     except JojoKeyError:
-        return None  # the images themselves will say what is wrong
+        return None  # requests for the images report the error
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
@@ -168,7 +172,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 
 
 def _item(value: Any, line: int) -> tuple[int, Result | None]:
-    """Return the number that one line of a manifest has given itself, and its result."""
+    """Return the item number and the result of one line of a manifest."""
     if not isinstance(value, Mapping):
         return line, None
     index = value.get("index")

@@ -1,4 +1,4 @@
-"""Small pictures of large ones: made once, kept on the API server's disk within bounds."""
+"""Thumbnails of images, cached on the API server's disk up to a maximum size."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.store.spool import create_private_dir
 
 WIDTHS = (320, 640)
-"""In pixels: a card of the grid, and the same on a screen with twice as many."""
+"""Widths in pixels: a card in the gallery, and the same on a high-density screen."""
 MAX_PIXELS = 16 * 1024 * 1024
-"""The API's largest image has half as many."""
+"""Maximum size of an image that is decoded: twice the size of the API's largest image."""
 MAX_CACHE = 512 * 1024 * 1024
-AT_ONCE = 2
-"""Images that are decoded at a time: each takes four bytes a pixel, and a copy."""
+"""Default maximum size of the cache in bytes."""
+MAX_DECODERS = 2
+"""Maximum images decoded at the same time. Each needs four bytes per pixel, plus a copy."""
 
 _NAME = re.compile(r"[0-9a-f]{64}-\d+\.webp")
-_DECODERS = threading.BoundedSemaphore(AT_ONCE)
+_DECODERS = threading.BoundedSemaphore(MAX_DECODERS)
 
 
-class CannotShrink(Exception):
-    """This server cannot make thumbnails; the message says what it lacks."""
+class ThumbnailUnavailable(Exception):
+    """The server cannot create thumbnails. The message names the missing feature."""
 
 
-def snapped(width: int) -> int:
-    """Return the width that is made for a wish: the next larger one of :data:`WIDTHS`, or the largest."""
-    return next((one for one in WIDTHS if one >= width), WIDTHS[-1])
+def nearest_width(width: int) -> int:
+    """Return the smallest of :data:`WIDTHS` that covers ``width``, or the largest."""
+    return next((allowed for allowed in WIDTHS if allowed >= width), WIDTHS[-1])
 
 
 @dataclass(slots=True)
 class ThumbnailCache:
-    """Thumbnails in a folder, the oldest in use deleted first.
+    """Thumbnails in a folder. The least recently used ones are deleted first.
 
-    :param folder: for this user's eyes only; it is made when it is needed
-    :param max_bytes: what all of them may take together
+    :param folder: the folder, which is created on first use, readable only by this user
+    :param max_bytes: maximum total size of the thumbnails
     """
 
     folder: Path
@@ -55,34 +56,34 @@ class ThumbnailCache:
     def get(
         self, image: StoredImage, aws_conn_id: str | None, width: int, fetch: Callable[[], BinaryIO]
     ) -> bytes:
-        """Return a thumbnail as WebP, made if it is not there.
+        """Return a thumbnail as WebP. Create it if it is not cached.
 
-        :param image: what the result tells of it
-        :param aws_conn_id: the connection that reaches it
+        :param image: the image as described by the result
+        :param aws_conn_id: the AWS connection of the task
         :param width: one of :data:`WIDTHS`
-        :param fetch: opens the image
-        :raises NotServed: if it is no image, or one of too many pixels
-        :raises CannotShrink: if this server cannot make thumbnails
+        :param fetch: function that opens the image
+        :raises NotServed: if the object is not an image or has too many pixels
+        :raises ThumbnailUnavailable: if this server cannot create thumbnails
         """
-        # Under all that the image is told to be, not its checksum alone: a result that is forged finds
-        # nothing here that S3 would not have given for it.
-        place = repr((aws_conn_id, image.bucket, image.key, image.bytes, image.sha256))
-        path = self.folder / f"{hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()}-{width}.webp"
+        # The cache key contains all values that identify the image, not only its hash. With the hash alone, a
+        # forged result could read thumbnails of objects that its connection cannot read.
+        identity = repr((aws_conn_id, image.bucket, image.key, image.bytes, image.sha256))
+        path = self.folder / f"{hashlib.sha256(identity.encode('utf-8', 'replace')).hexdigest()}-{width}.webp"
         try:
             data = path.read_bytes()
-            os.utime(path)  # in use: not the next to go
+            os.utime(path)  # mark as recently used
             return data
         except OSError:
             pass
         with fetch() as file:
-            data = shrunk(file, width)
+            data = make_thumbnail(file, width)
         try:
-            self._keep(path, data)
+            self._store(path, data)
         except OSError:
-            pass  # a full disk makes it slower, not worse
+            pass  # without the cache, the next request only takes longer
         return data
 
-    def _keep(self, path: Path, data: bytes) -> None:
+    def _store(self, path: Path, data: bytes) -> None:
         create_private_dir(self.folder)
         handle, draft = tempfile.mkstemp(dir=self.folder, suffix=".part")
         try:
@@ -95,21 +96,24 @@ class ThumbnailCache:
             raise
         with self._lock:
             self._written = None if self._written is None else self._written + len(data)
-            # Other processes write there as well, so now and then it is counted anew.
+            # Other processes write to the folder as well, so its size is measured again from time to time.
             if self._written is None or self._written > self.max_bytes // 16:
                 self._written = 0
                 self._trim()
 
     def _trim(self) -> None:
-        """Delete what was not used for longest, until there is room for what will be written before the next time."""
-        found = []
+        """Delete the least recently used files.
+
+        Leave room for the files that are written before the next call.
+        """
+        files = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(OSError):
                 if _NAME.fullmatch(entry.name) or entry.name.endswith(".part"):
-                    known = entry.stat(follow_symlinks=False)
-                    found.append((known.st_mtime_ns, known.st_size, entry.path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+                    status = entry.stat(follow_symlinks=False)
+                    files.append((status.st_mtime_ns, status.st_size, entry.path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
             if total <= self.max_bytes * 7 // 8:
                 break
             with contextlib.suppress(OSError):
@@ -117,23 +121,23 @@ class ThumbnailCache:
             total -= size
 
 
-def shrunk(file: BinaryIO, width: int) -> bytes:
+def make_thumbnail(file: BinaryIO, width: int) -> bytes:
     """Return an image as WebP, at most ``width`` pixels wide.
 
-    :raises NotServed: if it is no image, or one of too many pixels
-    :raises CannotShrink: if Pillow lacks WebP
+    :raises NotServed: if the file is not an image or has too many pixels
+    :raises ThumbnailUnavailable: if Pillow lacks WebP
     """
     import io
 
     from PIL import Image, features
 
     if not features.check("webp"):
-        raise CannotShrink("Thumbnails need a Pillow with WebP; this API server's knows none.")
+        raise ThumbnailUnavailable("Thumbnails need a Pillow with WebP, which the API server's Pillow lacks.")
     try:
-        # Before Pillow sees it, which for WebP makes room for all pixels when it opens the file.
+        # Check the size first: Pillow allocates memory for all pixels of a WebP image when it opens the file.
         header = read_header(file)
         if header.width * header.height > MAX_PIXELS:
-            raise NotServed(f"The image has more than {MAX_PIXELS:,} pixels: it is not decoded here.")
+            raise NotServed(f"The image has more than {MAX_PIXELS:,} pixels, so it is not decoded here.")
         file.seek(0)
         with _DECODERS, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
             if image.size != (header.width, header.height):
@@ -149,7 +153,7 @@ def shrunk(file: BinaryIO, width: int) -> bytes:
             return out.getvalue()
     except (NotServed, MemoryError):
         raise
-    except Exception:  # Pillow's decoders raise all sorts on broken files
+    except Exception:  # Pillow's decoders raise many types of errors on broken files
         raise NotServed("The image cannot be decoded.") from None
 
 

@@ -1,4 +1,4 @@
-"""What was billed, by day, Dag and model: sums over all results that a filter selects."""
+"""Cost and usage by day, Dag and model: sums of all results that a filter selects."""
 
 from __future__ import annotations
 
@@ -18,58 +18,64 @@ from airflow_provider_jojokey.plugins.cards import TOKENS
 from airflow_provider_jojokey.plugins.xcoms import Filter, Sum, sums
 from airflow_provider_jojokey.spreadsheets import safe_cell
 
-KEPT = 10.0
-"""Seconds for which sums hold at least: a page that is used asks for them again and again."""
-KEPT_TIMES = 20
-"""Sums that took long hold longer: so many times what they took."""
-MAX_KEPT = 64
+MIN_TTL = 10.0
+"""Minimum number of seconds for which sums are cached, because an open page requests them often."""
+TTL_FACTOR = 20
+"""Sums are cached for this many times the duration of their computation."""
+MAX_CACHED = 64
+"""Maximum number of filters whose sums are cached."""
 KEYS = ("day", "dag_id", "model")
 COUNTS = ("results", "images", "failed", *TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    until: float
+class _CachedSums:
+    expires: float
     sums: list[Sum]
 
 
-_KEPT: TLRUCache[Filter, _Kept] = TLRUCache(maxsize=MAX_KEPT, ttu=lambda _filter, kept, _now: kept.until)
-_KEPT_LOCK = threading.Lock()
+_CACHE: TLRUCache[Filter, _CachedSums] = TLRUCache(
+    maxsize=MAX_CACHED, ttu=lambda _filter, cached, _now: cached.expires
+)
+_CACHE_LOCK = threading.Lock()
 
 
-def known(wanted: Filter) -> list[Sum] | None:
-    """Return the sums, if they were added up some seconds ago."""
-    with _KEPT_LOCK:
-        kept = _KEPT.get(wanted)
-    return None if kept is None else kept.sums
+def cached_sums(wanted: Filter) -> list[Sum] | None:
+    """Return the sums from the cache; ``None`` if they are not in it."""
+    with _CACHE_LOCK:
+        cached = _CACHE.get(wanted)
+    return None if cached is None else cached.sums
 
 
-def added(wanted: Filter) -> list[Sum]:
-    """Return the sums. Adding up takes a while where there are many results, so call it for one filter at a time."""
-    if (found := known(wanted)) is not None:  # another request may have asked for the same just before
-        return found
+def compute_sums(wanted: Filter) -> list[Sum]:
+    """Return the sums. Compute them if they are not cached.
+
+    This is slow if there are many results, so callers run only one computation at a time.
+    """
+    if (entries := cached_sums(wanted)) is not None:  # another request may have just computed them
+        return entries
     started = time.monotonic()
     with create_session(scoped=False) as session:
-        found = list(sums(session, wanted))
+        entries = list(sums(session, wanted))
     ended = time.monotonic()
-    with _KEPT_LOCK:
-        _KEPT[wanted] = _Kept(ended + max(KEPT, KEPT_TIMES * (ended - started)), found)
-    return found
+    with _CACHE_LOCK:
+        _CACHE[wanted] = _CachedSums(ended + max(MIN_TTL, TTL_FACTOR * (ended - started)), entries)
+    return entries
 
 
-def totals(found: list[Sum]) -> dict[str, Any]:
-    """Return the sums of all, by day and by Dag."""
+def totals(entries: list[Sum]) -> dict[str, Any]:
+    """Return the total of the sums, and totals by day and by Dag, as JSON values."""
 
     def failed(*paid: str) -> int:
-        return sum(one.failed for one in found if one.paid in paid)
+        return sum(entry.failed for entry in entries if entry.paid in paid)
 
-    everything = _added_up(found)
-    by_day = _grouped(found, lambda one: (one.day,))
-    by_dag = _grouped(found, lambda one: (one.dag_id,))
+    everything = _total(entries)
+    by_day = _grouped(entries, lambda entry: (entry.day,))
+    by_dag = _grouped(entries, lambda entry: (entry.dag_id,))
     return {
         "images": everything["images"],
         "results": everything["results"],
-        "unread": sum(one.unread for one in found),
+        "unread": sum(entry.unread for entry in entries),
         "failed": everything["failed"],
         "failed_paid": failed("yes"),
         "failed_perhaps_paid": failed("unknown"),
@@ -78,16 +84,21 @@ def totals(found: list[Sum]) -> dict[str, Any]:
         "by_day": [{"day": day, **_bar(row)} for (day,), row in sorted(by_day.items())],
         "by_dag": [
             {"dag_id": dag_id, **_bar(row)}
-            for (dag_id,), row in sorted(by_dag.items(), key=lambda one: (-one[1]["total_tokens"], one[0]))
+            for (dag_id,), row in sorted(
+                by_dag.items(), key=lambda group: (-group[1]["total_tokens"], group[0])
+            )
         ],
     }
 
 
-def costs(found: list[Sum]) -> list[dict[str, Any]]:
-    """Return a row for each day, Dag and model: the newest day first, then the most tokens."""
+def costs(entries: list[Sum]) -> list[dict[str, Any]]:
+    """Return a row for each day, Dag and model.
+
+    Rows are sorted by day, newest first, then by tokens, most first.
+    """
     rows = [
         dict(zip(KEYS, key, strict=True)) | row
-        for key, row in _grouped(found, lambda one: (one.day, one.dag_id, one.model)).items()
+        for key, row in _grouped(entries, lambda entry: (entry.day, entry.dag_id, entry.model)).items()
     ]
     rows.sort(key=lambda row: (-row["total_tokens"], row["dag_id"], row["model"] or ""))
     rows.sort(key=lambda row: str(row["day"]), reverse=True)
@@ -100,9 +111,9 @@ def as_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as CSV that spreadsheets open, with no cell that they evaluate.
+    """Return the rows as CSV in which spreadsheets find no formulas.
 
-    There is a column for each currency, with exact amounts, and one that says whether they are approximate.
+    Each currency has a column with exact amounts. Another column says whether the amounts are approximate.
     """
     currencies = sorted({cost.currency for row in rows for cost in row["cost"].amounts})
     out = io.StringIO(newline="")
@@ -116,7 +127,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
             [
                 *(safe_cell(row[name]) for name in KEYS),
                 *(row[name] for name in COUNTS),
-                *(known[one].amount if one in known else "" for one in currencies),
+                *(known[currency].amount if currency in known else "" for currency in currencies),
                 "yes" if approximate else "no" if known else "",
                 row["cost"].unknown,
             ]
@@ -129,20 +140,22 @@ def _bar(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _grouped(
-    found: list[Sum], key: Callable[[Sum], tuple[Any, ...]]
+    entries: list[Sum], key: Callable[[Sum], tuple[Any, ...]]
 ) -> dict[tuple[Any, ...], dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[Sum]] = {}
-    for one in found:
-        if one.results:
-            groups.setdefault(key(one), []).append(one)
-    return {key: _added_up(sums) for key, sums in groups.items()}
+    for entry in entries:
+        if entry.results:
+            groups.setdefault(key(entry), []).append(entry)
+    return {key: _total(group) for key, group in groups.items()}
 
 
-def _added_up(found: list[Sum]) -> dict[str, Any]:
+def _total(entries: list[Sum]) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COUNTS, 0)
     cost = CostSum()
-    for one in found:
-        for name, value in zip(COUNTS, (one.results, one.images, one.failed, *one.tokens), strict=True):
+    for entry in entries:
+        for name, value in zip(
+            COUNTS, (entry.results, entry.images, entry.failed, *entry.tokens), strict=True
+        ):
             row[name] += value
-        cost.add_all(one.cost)
+        cost.add_all(entry.cost)
     return row | {"cost": cost.total}

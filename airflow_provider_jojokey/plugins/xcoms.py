@@ -1,10 +1,12 @@
-"""The results in Airflow's database: the one place that knows how XComs are stored.
+"""Queries for results in Airflow's database.
 
-Tasks hand their results to Airflow's execution API as JSON objects, and they are stored as such: as text on
-SQLite, as JSONB on PostgreSQL, as JSON on MySQL. SQLAlchemy's JSON paths read all three. A value may be
-anything at all, since whoever may write XComs may write anything; so it is taken as text and read row by
-row, and one bad row is one row less. A custom XCom backend keeps values elsewhere, see
-:mod:`~airflow_provider_jojokey.plugins.backend`: what can't be read is counted.
+Only this module depends on how Airflow stores XComs.
+
+Airflow's execution API stores results as JSON values: as text on SQLite, as JSONB on PostgreSQL, as JSON on
+MySQL. SQLAlchemy's JSON paths support all three. Users who may write XComs can store any value, so the module
+selects values as text and parses each row separately: an invalid row is skipped and doesn't affect others. A
+custom XCom backend can store values outside of the database, see
+:mod:`~airflow_provider_jojokey.plugins.backend`. Values that can't be read are counted.
 """
 
 from __future__ import annotations
@@ -45,29 +47,30 @@ if TYPE_CHECKING:
     from sqlalchemy.sql import ColumnElement, Select
 
 MAX_WORDS = 10
+"""Words of a search; further words are ignored."""
 ROWS_AT_ONCE = 1_000
 MAX_READ_ELSEWHERE = 1_000
-"""Results that are read from a custom XCom backend for one sum."""
-_PRIMARY_KEY = tuple(XComModel.__mapper__.attrs[one.key] for one in inspect(XComModel).primary_key)
-_KEYS = tuple(one.class_attribute for one in _PRIMARY_KEY)
+"""Maximum results that are read from a custom XCom backend for the sums of one filter."""
+_PRIMARY_KEY = tuple(XComModel.__mapper__.attrs[column.key] for column in inspect(XComModel).primary_key)
+_KEYS = tuple(attribute.class_attribute for attribute in _PRIMARY_KEY)
 
 
 STATES = ("failed", "failed_paid", "failed_perhaps_paid", "reused")
-"""Results that need a look: those that failed, and were or may have been paid for; and those that cost nothing."""
+"""Values of :attr:`Filter.state`: failed, failed and charged, failed and possibly charged, reused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which results are wanted.
+    """A filter for results.
 
-    :param dag_ids: the Dags that the user may read, and no others
-    :param day_from: the first day
-    :param day_to: the last day
-    :param zone: the time zone that the days are in
-    :param run: a part of the run's ID
-    :param model: the model's name, as the result has it
-    :param size: such as ``"1024x1024"``
-    :param words: all must occur in the prompt, the task ID, the request ID or the error, whatever their case
+    :param dag_ids: Dags to search; only those that the user may read
+    :param day_from: first day
+    :param day_to: last day
+    :param zone: time zone of the days
+    :param run: part of the run ID
+    :param model: name of the model as in the result
+    :param size: size such as ``"1024x1024"``
+    :param words: words that must all occur in the prompt, task ID, request ID or error, ignoring case
     :param state: one of :data:`STATES`
     """
 
@@ -86,10 +89,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A task's result, and whose it is.
+    """A result and its task.
 
-    :param label: how Airflow's UI names the mapped task, if it does
-    :param made_at: when the task wrote it, in UTC
+    :param label: name of the mapped task in Airflow's UI, if it has one
+    :param made_at: time at which the task wrote the result, in UTC
     """
 
     dag_id: str
@@ -103,10 +106,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some results.
+    """Results, and the number of results that can't be read.
 
-    :param unread: how many more there are that can't be read here
-    :param why: why the last of them can't be
+    :param unread: number of results that can't be read here
+    :param why: reason for the last unreadable result
     """
 
     rows: list[Row]
@@ -115,7 +118,7 @@ class Rows:
 
 
 class BadCursor(ValueError):
-    """A cursor that was not made by :func:`page`."""
+    """A cursor that :func:`page` did not return."""
 
 
 def page(
@@ -124,53 +127,53 @@ def page(
     *,
     limit: int,
     cursor: str | None = None,
-    look: int | None = None,
+    scan: int | None = None,
     sort: str = "newest",
 ) -> tuple[Rows, str | None]:
-    """Return the next results, newest first, and the cursor of those after them, in one query.
+    """Return a page of results and the cursor of the next page, in a single query.
 
-    The order is the time of writing, then the primary key: rows that are written meanwhile come before the
-    first page and move nothing. A page is shorter than its limit where rows hold no result.
+    Rows are sorted by time of writing, then by primary key, so new rows don't shift later pages. A page is
+    shorter than its limit if some rows are not results.
 
-    :param limit: how many results to return at most
-    :param sort: ``"newest"``, or ``"tokens"`` for the most expensive first
-    :param look: how many rows to look at for them; by default as many
-    :raises BadCursor: if the cursor is none of ours
+    :param limit: maximum number of results to return
+    :param sort: ``"newest"`` first, or ``"tokens"`` for most tokens first
+    :param scan: maximum number of rows to read; ``limit`` by default
+    :raises BadCursor: if this function did not return the cursor
     """
-    passed = _offset(cursor) if sort == "tokens" else None
-    look = max(limit, look or 0)
+    offset = _offset(cursor) if sort == "tokens" else None
+    scan = max(limit, scan or 0)
     keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
-    order = [XComModel.timestamp.desc(), *(one.desc() for one in _KEYS)]
-    if passed is not None:
+    order = [XComModel.timestamp.desc(), *(column.desc() for column in _KEYS)]
+    if offset is not None:
         order.insert(0, _whole(session, "usage", "total_tokens").desc())
-        keys = keys.offset(passed)
+        keys = keys.offset(offset)
     elif cursor is not None:
         keys = keys.where(_before(*_decoded(cursor)))
-    # The keys alone are sorted, and only then are the values read: they are a hundred times as large.
-    keys = keys.order_by(*order).limit(look + 1)
-    found = _read(session, keys, *order)
+    # Sort only the keys, and then read the values, which are about a hundred times larger.
+    keys = keys.order_by(*order).limit(scan + 1)
+    entries = _read(session, keys, *order)
 
     def after(count: int) -> str:
-        return _encoded(found[count - 1][0]) if passed is None else str(passed + count)
+        return _encoded(entries[count - 1][0]) if offset is None else str(offset + count)
 
     rows: list[Row] = []
     unread, why = 0, None
-    for start in range(0, min(look, len(found)), limit):
-        chunk = found[start : min(start + limit, look)]
+    for start in range(0, min(scan, len(entries)), limit):
+        chunk = entries[start : min(start + limit, scan)]
         for number, read in enumerate(_results(chunk), start + 1):
             if isinstance(read, Unreadable):
                 unread, why = unread + 1, str(read)
             elif read is not None:
                 rows.append(read)
-            if len(rows) == limit and number < len(found):
+            if len(rows) == limit and number < len(entries):
                 return Rows(rows, unread, why), after(number)
-    return Rows(rows, unread, why), after(look) if len(found) > look else None
+    return Rows(rows, unread, why), after(scan) if len(entries) > scan else None
 
 
 def of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Row | None:
-    """Return one task's result, or ``None``.
+    """Return one task's result; ``None`` if it has none.
 
-    :raises Unreadable: if there is one that can't be read here
+    :raises Unreadable: if the result can't be read here
     """
     keys = _of_task(dag_id, run_id, task_id).where(XComModel.map_index == map_index)
     for read in _results(_read(session, keys.limit(1))):
@@ -183,28 +186,28 @@ def of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index:
 def of_mapped(
     session: Session, dag_id: str, run_id: str, task_id: str, *, limit: int, offset: int
 ) -> tuple[Rows, bool]:
-    """Return the results of a mapped task in their order, and whether there are more.
+    """Return the results of a mapped task by map index, and whether there are more.
 
-    :param limit: how many rows to look at
-    :param offset: how many rows to pass over
+    :param limit: maximum number of rows to read
+    :param offset: number of rows to skip
     """
     keys = _of_task(dag_id, run_id, task_id).where(XComModel.map_index >= 0)
     keys = keys.order_by(XComModel.map_index).limit(limit + 1).offset(offset)
-    found = _read(session, keys, XComModel.map_index)
-    return _readable(found[:limit]), len(found) > limit
+    entries = _read(session, keys, XComModel.map_index)
+    return _readable(entries[:limit]), len(entries) > limit
 
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """What some results of one day, Dag and model add up to.
+    """The sum of results that have the same day, Dag and model.
 
-    :param day: in the filter's time zone
-    :param model: ``None`` if the results name none
-    :param failed: how many of the results failed
-    :param paid: whether they were paid for: ``"yes"``, ``"no"`` or ``"unknown"``
+    :param day: day in the filter's time zone
+    :param model: ``None`` if the results don't contain a model
+    :param failed: number of failed results
+    :param paid: whether the results were paid for: ``"yes"``, ``"no"`` or ``"unknown"``
     :param tokens: input, output and total tokens
-    :param cost: of results that were or may have been paid for and have no cost, it is unknown
-    :param unread: results that are kept elsewhere and weren't read; nothing else is known of them
+    :param cost: a result without a cost that was, or may have been, paid for counts as one unknown cost
+    :param unread: number of results outside of the database that weren't read; they count only here
     """
 
     day: str = ""
@@ -225,16 +228,16 @@ _TOKENS = ("input_tokens", "output_tokens", "total_tokens")
 def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
     """Yield a sum for each result that the filter selects.
 
-    Only what adds up is read of each value: a tenth of it. Of values that a custom backend keeps elsewhere, the
-    newest are read.
+    The query selects only the fields that are needed, about a tenth of each value. Of values that a custom backend
+    stores outside of the database, only the newest :data:`MAX_READ_ELSEWHERE` are read.
     """
-    query = select(XComModel.timestamp, XComModel.dag_id, _added_up(session)).where(
+    query = select(XComModel.timestamp, XComModel.dag_id, _summed_fields(session)).where(
         *_conditions(session, wanted)
     )
     rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
     elsewhere = 0
     for timestamp, dag_id, text in rows:
-        values = dict(zip(_ADDED_UP, _json(text) or [None] * len(_ADDED_UP), strict=True))
+        values = dict(zip(_SUMMED_FIELDS, _json(text) or [None] * len(_SUMMED_FIELDS), strict=True))
         elsewhere += values["version"] is None
         result = Result.from_xcom({**values, "images": ()})
         if result is not None:
@@ -243,16 +246,16 @@ def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
         yield from _sums_elsewhere(session, wanted)
 
 
-def _added_up(session: Session) -> ColumnElement[str]:
-    """Return an expression for a JSON array of what adds up in a value, with a single look into it."""
+def _summed_fields(session: Session) -> ColumnElement[str]:
+    """Return a single expression for a JSON array of the fields that are summed."""
     dialect = session.get_bind().dialect.name
     if dialect == "postgresql":
-        return cast(func.jsonb_build_array(*(XComModel.value[name] for name in _ADDED_UP)), Text)
-    found = func.json_extract(XComModel.value, *(f"$.{name}" for name in _ADDED_UP))
+        return cast(func.jsonb_build_array(*(XComModel.value[name] for name in _SUMMED_FIELDS)), Text)
+    extracted = func.json_extract(XComModel.value, *(f"$.{name}" for name in _SUMMED_FIELDS))
     if dialect == "sqlite":
-        return cast(_inside(session, found), Text)
+        return cast(_inside(session, extracted), Text)
     return cast(
-        func.json_array(*(func.json_extract(XComModel.value, f"$.{name}") for name in _ADDED_UP)), Text
+        func.json_array(*(func.json_extract(XComModel.value, f"$.{name}") for name in _SUMMED_FIELDS)), Text
     )
 
 
@@ -288,19 +291,22 @@ def _sum_of(result: Result, day: str, dag_id: str) -> Sum:
 
 
 def costs_of(result: Result) -> Costs:
-    """Return what a result has cost; one unknown cost if it was paid for, or may have been, and doesn't say."""
+    """Return a result's cost: if none is recorded, unknown unless nothing was paid."""
     if result.cost is not None:
         return result.cost
     return Costs(unknown=int(result.paid != "no"))
 
 
 def whole_number(value: Any) -> int:
-    """Return a count that JSON can hold exactly, or 0."""
+    """Return ``value`` if it is a count that JSON can represent exactly, otherwise 0."""
     return value if type(value) is int and 0 <= value < 2**53 else 0
 
 
 def count_unsearched(session: Session, wanted: Filter) -> int:
-    """Return how many results a search can't look into, as a custom XCom backend keeps them elsewhere."""
+    """Return the number of results that a search can't cover.
+
+    A custom XCom backend stores them outside of the database.
+    """
     plain = replace(wanted, words=(), state=None, model=None, size=None)
     if plain == wanted or not is_custom():
         return 0
@@ -314,7 +320,7 @@ def _is_elsewhere(session: Session) -> ColumnElement[bool]:
     return func.coalesce(version, "null") == "null"
 
 
-_ADDED_UP = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
+_SUMMED_FIELDS = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
 
 
 def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
@@ -340,7 +346,7 @@ def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool
 
 
 def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
-    """Yield the conditions that select what :attr:`Result.paid` says, as SQL."""
+    """Yield SQL conditions for a state, equivalent to :attr:`Result.paid`."""
     value = XComModel.value
     if state == "reused":
         yield _inside(session, cast(value["reused"], Text)).in_(("true", "1"))
@@ -348,7 +354,7 @@ def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
     yield _inside(session, value["state"].as_string()) == "failed"
     if state == "failed":
         return
-    # A malformed usage is text that no number equals.
+    # A malformed usage is text that never equals a number.
     tokens = func.coalesce(_inside(session, cast(value["usage"]["total_tokens"], Text)), "0")
     billed = func.coalesce(_inside(session, value["billed"].as_string()), "unknown")
     no_tokens = tokens.in_(("0", "null", ""))
@@ -362,13 +368,13 @@ def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
 def _has_word(session: Session, word: str) -> ColumnElement[bool]:
     texts = [XComModel.value[name].as_string() for name in ("prompt", "request_id", "error", "message")]
     prompt: ColumnElement[str] = literal("")
-    for text in (*(_inside(session, one) for one in texts), XComModel.task_id):
+    for text in (*(_inside(session, column) for column in texts), XComModel.task_id):
         prompt = prompt + func.coalesce(text, "") + "\n"
-    # SQLite's LIKE, and PostgreSQL's in the locale "C", know upper and lower case of ASCII only.
+    # On SQLite, and on PostgreSQL in the locale "C", LIKE ignores case only for ASCII letters.
     spellings = (
         sorted({word, word.lower(), word.upper(), word.capitalize()}) if not word.isascii() else [word]
     )
-    return or_(*(prompt.ilike(f"%{_literal(one)}%", escape="!") for one in spellings))
+    return or_(*(prompt.ilike(f"%{_literal(spelling)}%", escape="!") for spelling in spellings))
 
 
 def _literal(word: str) -> str:
@@ -378,7 +384,10 @@ def _literal(word: str) -> str:
 
 
 def _inside(session: Session, expression: Any) -> Any:
-    """Return an expression that looks into a value, where SQLite would stop at NaN, which Python writes."""
+    """Return an expression that is NULL on SQLite if the value is not valid JSON.
+
+    Python writes NaN, on which SQLite's JSON functions fail.
+    """
     if session.get_bind().dialect.name != "sqlite":
         return expression
     return case((func.json_valid(XComModel.value) == 1, expression))
@@ -398,7 +407,7 @@ def _read(session: Session, keys: Select[Any], *order: Any) -> Sequence[tuple[XC
     label: Any = TaskInstance.rendered_map_index
     query = (
         select(XComModel, label, cast(XComModel.value, Text))
-        .join(chosen, and_(*(one == chosen.c[one.key] for one in _KEYS)))
+        .join(chosen, and_(*(column == chosen.c[column.key] for column in _KEYS)))
         .outerjoin(
             TaskInstance,
             and_(
@@ -409,21 +418,23 @@ def _read(session: Session, keys: Select[Any], *order: Any) -> Sequence[tuple[XC
             ),
         )
         .options(defer(XComModel.value), lazyload(XComModel.dag_run))
-        .order_by(*(order or (XComModel.timestamp.desc(), *(one.desc() for one in _KEYS))))
+        .order_by(*(order or (XComModel.timestamp.desc(), *(column.desc() for column in _KEYS))))
     )
     return session.execute(query).tuples().all()
 
 
-def _readable(found: Sequence[tuple[XComModel, str | None, str]]) -> Rows:
-    read = _results(found)
-    unread = [one for one in read if isinstance(one, Unreadable)]
+def _readable(entries: Sequence[tuple[XComModel, str | None, str]]) -> Rows:
+    results = _results(entries)
+    unread = [result for result in results if isinstance(result, Unreadable)]
     return Rows(
-        [one for one in read if isinstance(one, Row)], len(unread), str(unread[-1]) if unread else None
+        [result for result in results if isinstance(result, Row)],
+        len(unread),
+        str(unread[-1]) if unread else None,
     )
 
 
-def _results(found: Sequence[tuple[XComModel, str | None, str]]) -> list[Row | Unreadable | None]:
-    """Return what each row holds; ``None`` if it is no result."""
+def _results(entries: Sequence[tuple[XComModel, str | None, str]]) -> list[Row | Unreadable | None]:
+    """Return the result in each row; ``None`` if it is not a result."""
     stored = [
         Stored(
             (tuple(getattr(xcom, key.key) for key in _KEYS), xcom.timestamp),
@@ -434,19 +445,19 @@ def _results(found: Sequence[tuple[XComModel, str | None, str]]) -> list[Row | U
             xcom.map_index,
             _value(text),
         )
-        for xcom, _, text in found
+        for xcom, _, text in entries
     ]
     return [
-        Row(one.dag_id, one.run_id, one.task_id, one.map_index, label, xcom.timestamp, result)
+        Row(value.dag_id, value.run_id, value.task_id, value.map_index, label, xcom.timestamp, result)
         if isinstance(result, Result)
         else result
-        for one, (xcom, label, _), result in zip(stored, found, read_all(stored), strict=True)
+        for value, (xcom, label, _), result in zip(stored, entries, read_all(stored), strict=True)
     ]
 
 
 def _value(text: str) -> Any:
     value = _json(text)
-    # What Airflow's own model or its public API was given as text, it has written as text.
+    # Airflow's model and its public API store a value that they receive as text as a JSON string.
     return value if not isinstance(value, str) or (inner := _json(value)) is None else inner
 
 
@@ -458,12 +469,12 @@ def _json(text: str | None) -> Any:
 
 
 def _whole(session: Session, *path: str) -> ColumnElement[int]:
-    """Return the whole number that a value holds at a path, 0 where there is something else."""
+    """Return an expression for the whole number at a path; 0 if it is not one."""
     value: Any = XComModel.value
     if session.get_bind().dialect.name == "sqlite":
-        place = "$." + ".".join(path)
-        is_whole = _inside(session, func.json_type(value, place)) == "integer"
-        return case((is_whole, _inside(session, func.json_extract(value, place))), else_=0)
+        json_path = "$." + ".".join(path)
+        is_whole = _inside(session, func.json_type(value, json_path)) == "integer"
+        return case((is_whole, _inside(session, func.json_extract(value, json_path))), else_=0)
     for name in path:
         value = value[name]
     text = func.coalesce(cast(value, Text), "null")
@@ -472,7 +483,7 @@ def _whole(session: Session, *path: str) -> ColumnElement[int]:
 
 def _offset(cursor: str | None) -> int:
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 10):
-        raise BadCursor("the cursor is none of this page's")
+        raise BadCursor("the cursor is invalid")
     return int(cursor or 0)
 
 
@@ -484,7 +495,7 @@ def _before(timestamp: datetime, key: tuple[Any, ...]) -> ColumnElement[bool]:
 
 
 def _encoded(xcom: XComModel) -> str:
-    key = [getattr(xcom, one.key) for one in _KEYS]
+    key = [getattr(xcom, column.key) for column in _KEYS]
     text = json.dumps([xcom.timestamp.isoformat(), *key], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
@@ -493,11 +504,13 @@ def _decoded(cursor: str) -> tuple[datetime, tuple[Any, ...]]:
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         timestamp, *key = json.loads(text)
-        kinds = [one.type.python_type for one in _KEYS]
-        if len(key) != len(kinds) or any(type(one) is not kind for one, kind in zip(key, kinds, strict=True)):
-            raise BadCursor("it has other parts")
-        if any(abs(one) >= 2**63 if isinstance(one, int) else "\0" in one for one in key):
-            raise BadCursor("it has impossible parts")
+        kinds = [column.type.python_type for column in _KEYS]
+        if len(key) != len(kinds) or any(
+            type(part) is not kind for part, kind in zip(key, kinds, strict=True)
+        ):
+            raise BadCursor("the cursor has unexpected parts")
+        if any(abs(part) >= 2**63 if isinstance(part, int) else "\0" in part for part in key):
+            raise BadCursor("the cursor has parts out of range")
         return datetime.fromisoformat(timestamp).astimezone(UTC), tuple(key)
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
-        raise BadCursor("the cursor is none of this page's") from None
+        raise BadCursor("the cursor is invalid") from None

@@ -85,8 +85,8 @@ def test_pillow_without_webp_is_reported() -> None:
     code = (
         "import io\nfrom PIL import features\nfeatures.check = lambda name: False\n"
         "from airflow_provider_jojokey.plugins import thumbnails\n"
-        "try: thumbnails.shrunk(io.BytesIO(), 320)\n"
-        "except thumbnails.CannotShrink as error: print('SAID', error)"
+        "try: thumbnails.make_thumbnail(io.BytesIO(), 320)\n"
+        "except thumbnails.ThumbnailUnavailable as error: print('SAID', error)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],

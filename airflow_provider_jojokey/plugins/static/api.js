@@ -1,8 +1,8 @@
-// The provider's routes, and the one thing that is asked of Airflow's own API: whether a task still works.
+// Requests to the provider's routes, and to Airflow's own API for the state of a task.
 import { timezone } from "./format.js";
 import { t } from "./text.js";
 
-// Both lie beside this file's folder, whatever prefix Airflow is served under.
+// Relative to this file, so that they work under any URL prefix of Airflow.
 const ROUTES = new URL("../api/", import.meta.url);
 const AIRFLOW = new URL("../../api/v2/", import.meta.url);
 
@@ -64,7 +64,7 @@ function withQuery(url, query) {
   return url;
 }
 
-// The route names an image as its own address does.
+// The route identifies each image by the path of the image's URL after /images/.
 export function zipUrl(images) {
   const url = new URL("../zip", ROUTES);
   for (const { src } of images) {
@@ -97,7 +97,7 @@ const PROBLEMS = {
   s3: "S3 does not answer as expected now. Try again later.",
 };
 
-// Why the browser could not show an image: the server knows.
+// Ask the server why the browser could not display an image.
 export async function problemOf(src) {
   const controller = new AbortController();
   try {
@@ -110,7 +110,7 @@ export async function problemOf(src) {
   } catch {
     return inPlainWords(0);
   } finally {
-    controller.abort(); // of an image, nothing more than its status is needed
+    controller.abort(); // only the status is needed, not the image
   }
 }
 
@@ -120,7 +120,7 @@ export function getTask({ dagId, runId, taskId, mapIndex }, query, signal) {
   return get(withQuery(new URL(path, ROUTES), query), signal);
 }
 
-// Whether the task may still make something: what is not known counts as "no".
+// Return whether the task may still generate images; false if its state is unknown.
 export async function isUnderWay({ dagId, runId, taskId, mapIndex }, signal) {
   const [dag, run, task] = [dagId, runId, taskId].map(encodeURIComponent);
   const mapped = mapIndex >= 0 ? `/${mapIndex}` : "";
@@ -130,7 +130,7 @@ export async function isUnderWay({ dagId, runId, taskId, mapIndex }, signal) {
     return STATES_WITH_A_FUTURE.has(state);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    // A mapped task as a whole has no instance of its own: ask for all of them.
+    // A mapped task as a whole has no task instance, so check all its mapped instances.
     return mapIndex < 0 && error.status === 404 ? anyUnderWay(dag, run, taskId, signal) : false;
   }
 }

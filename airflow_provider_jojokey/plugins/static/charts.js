@@ -1,4 +1,4 @@
-// Two small charts: what was spent by day, and by Dag.
+// Two small charts: tokens by day and by Dag.
 import { compact, cost, count, day, localDay, number } from "./format.js";
 import { h, useMemo } from "./react.js";
 import { t } from "./text.js";
@@ -23,7 +23,7 @@ const NEXT = {
   month: (text) => toDay(Date.UTC(Number(text.slice(0, 4)), Number(text.slice(5, 7)), 1)),
 };
 
-// Days without images are days too; and where there are too many for bars, weeks or months.
+// Days without images get a bar as well. If there are too many days, bars stand for weeks or months.
 export function barsOf(byDay, until = "") {
   const days = byDay.map((one) => one.day).sort();
   const today = localDay(Date.now());
@@ -59,7 +59,7 @@ function costOf(one) {
   return `${money}${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
 }
 
-// A chart of a single day or Dag says nothing that the totals don't say.
+// A chart of a single day or Dag would only repeat the totals.
 export function Charts({ totals, filters, onChange }) {
   const byDay = totals.by_day.length > 1;
   const byDag = totals.by_dag.length > 1;

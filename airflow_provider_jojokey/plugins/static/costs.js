@@ -1,4 +1,4 @@
-// What was spent by Dag, model and day, as a table and as CSV.
+// The cost by Dag, model and day, as a table and as a CSV file.
 import { costsUrl, getCosts } from "./api.js";
 import { day, cost, number } from "./format.js";
 import { ButtonLink, Failure, Spinner } from "./parts.js";

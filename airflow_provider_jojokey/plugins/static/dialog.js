@@ -1,9 +1,9 @@
-// A native dialog as large as the window: it keeps the focus and gives it back, and the back button closes it.
+// A native, full-window dialog. It traps the focus and restores it, and the back button closes it.
 import { Button } from "./parts.js";
 import { createPortal, h, useCallback, useEffect, useLayoutEffect, useRef } from "./react.js";
 import { t } from "./text.js";
 
-// An entry of the history for the open dialog. Airflow's router sees the same address and draws nothing anew.
+// Add a history entry for the open dialog. Its URL is the same, so Airflow's router doesn't render again.
 function useHistoryEntry(onClose) {
   const closed = useRef(false);
   useEffect(() => {
@@ -24,14 +24,14 @@ function useHistoryEntry(onClose) {
   }, [onClose]);
 }
 
-// :onKeys gets keys that no control has used. :children gets the function that closes the dialog.
+// onKeys receives keyboard events without Alt, Ctrl or Meta.
 export function Modal({ label, head, className = "", onClose, onKeys, children }) {
   const dialog = useRef(null);
   const keys = useRef(onKeys);
   keys.current = onKeys;
   const close = useHistoryEntry(onClose);
 
-  // A layout effect: its end comes before the dialog is taken out of the page, when it can still be closed.
+  // The cleanup of a layout effect runs before React removes the dialog, which must be in the page to be closed.
   useLayoutEffect(() => {
     const element = dialog.current;
     element.showModal();
@@ -39,7 +39,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
     const { overflow } = page.style;
     page.style.overflow = "hidden";
     const onKeyDown = (event) => {
-      // Airflow listens on the document, where arrows walk through its grid.
+      // Without it, Airflow's listener on the document would use the arrow keys to move in its grid.
       event.stopPropagation();
       if (!event.altKey && !event.ctrlKey && !event.metaKey) keys.current?.(event);
     };
@@ -47,7 +47,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
     return () => {
       element.removeEventListener("keydown", onKeyDown);
       page.style.overflow = overflow;
-      element.close(); // gives the focus back to what had opened it
+      element.close(); // also returns the focus to the element that opened the dialog
     };
   }, []);
 

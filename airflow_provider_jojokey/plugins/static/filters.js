@@ -1,5 +1,5 @@
-// The gallery's filters, as removable chips like those of Airflow's own lists. They live in the page's address, so
-// that a view can be shared and the back button works.
+// The gallery's filters, as removable chips like those of Airflow's own lists. They are stored in the page's URL,
+// so that users can share a view and the back button works.
 import { useCallback, useEffect, h, useId, useLocation, useRef, useState } from "./react.js";
 import { localDay, timezone } from "./format.js";
 import { Button, Icon, Menu } from "./parts.js";
@@ -13,7 +13,7 @@ export const STATES = {
 };
 const SORTS = { newest: "Newest first", tokens: "Most tokens first" };
 const SIZES = ["1024x1024", "1024x1536", "1536x1024"];
-// What each chip is: a choice from a list, a text, a day, or what only a link sets.
+// Label and kind of each chip: a choice from a list, a text, a date, or a fixed value that only links set.
 const CHIPS = {
   dag_id: ["Dag", "choice"],
   state: ["State", "choice"],
@@ -51,8 +51,8 @@ export function isFiltered(filters) {
   return NAMES.some((name) => filters[name]);
 }
 
-// The address is written past the router, which would otherwise draw the page anew under the typing hand;
-// its own notes in the history's state are kept, and it is told nothing that it would not find there itself.
+// Write the URL without the router, which would otherwise render the page again while the user types. The router
+// keeps its own data in the state of the history entry, so that data is copied.
 function write(filters, replace) {
   const url = new URL(globalThis.location.href);
   for (const [name, value] of Object.entries(filters)) {
@@ -76,7 +76,7 @@ export function useFilters() {
       return JSON.stringify(now) === JSON.stringify(old) ? old : now;
     });
   }, []);
-  useEffect(read, [key]); // a link of Airflow's to this page
+  useEffect(read, [key]); // the user followed a link within Airflow to this page
   useEffect(() => {
     globalThis.addEventListener("popstate", read);
     return () => globalThis.removeEventListener("popstate", read);
@@ -84,7 +84,7 @@ export function useFilters() {
   const change = useCallback((values) => {
     const name = Object.keys(values).join();
     const next = { ...readFilters(), ...values };
-    // One step back undoes the words, not a letter of them.
+    // One step back removes the whole text, not a single letter.
     write(next, TYPED.has(name) && latest.current === name);
     latest.current = name;
     setFilters(next);
@@ -118,7 +118,7 @@ export function Typed({ name, value, onChange, ...rest }) {
   });
 }
 
-// Days as Airflow shows them: in the time zone that the user has chosen there.
+// Days are in the time zone that the user has selected in Airflow.
 const PERIODS = { "Today": 0, "Last 7 days": 6, "Last 30 days": 29 };
 
 function ago(days) {

@@ -1,4 +1,4 @@
-// Numbers, sizes and times as people read them; times in the zone that they have chosen in Airflow.
+// Format numbers, sizes and times for display. Times are in the time zone that the user has selected in Airflow.
 import { language, t } from "./text.js";
 
 const KILO = 1000;
@@ -15,7 +15,7 @@ export function count(value, one, many) {
   return t(value === 1 ? one : many, { n: number(value) });
 }
 
-// As in the log and on the command line: "≈ USD 0.0059", in which a non-breaking space keeps the parts together.
+// The format of the log and the command line: "≈ USD 0.0059", with non-breaking spaces.
 function amount(one) {
   const value = Number(one.amount);
   const digits = value >= 1 || value === 0 ? 2 : 4;
@@ -54,7 +54,7 @@ export function seconds(value) {
   }).format(value);
 }
 
-// The zone that the user has chosen in Airflow.
+// Return the time zone that the user has selected in Airflow.
 export function timezone() {
   try {
     const zone = JSON.parse(globalThis.localStorage.getItem("timezone")) || "UTC";
@@ -64,12 +64,12 @@ export function timezone() {
   }
 }
 
-// A day in that zone, such as 2026-11-23.
+// Return the date in that time zone, such as 2026-11-23.
 export function localDay(time) {
   return new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeZone: timezone() }).format(new Date(time));
 }
 
-// As everywhere in Airflow: 2026-11-23 06:15:14.
+// Airflow's own format: 2026-11-23 06:15:14.
 export function exactTime(iso) {
   const date = new Date(iso);
   if (Number.isNaN(date.getTime())) return "";
@@ -92,7 +92,7 @@ export function relativeTime(iso, now = Date.now()) {
   if (Number.isNaN(value)) return "";
   const format = new Intl.RelativeTimeFormat(language(), { numeric: "auto" });
   for (const [unit, size] of STEPS) {
-    // Seconds would be wrong as soon as they are read.
+    // A number of seconds would be outdated immediately.
     if (unit === "second" && Math.abs(value) < 45) return t("just now");
     if (Math.abs(value) < size - 0.5) return format.format(Math.round(value), unit);
     value /= size;
@@ -100,7 +100,7 @@ export function relativeTime(iso, now = Date.now()) {
   return "";
 }
 
-// A day such as 2026-11-23, which is a day in UTC, without making it a moment somewhere else.
+// Format a date such as 2026-11-23. Use UTC for both steps, because another time zone could shift the date.
 export function day(text, options = { day: "numeric", month: "short" }) {
   return new Intl.DateTimeFormat(language(), { ...options, timeZone: "UTC" }).format(new Date(`${text}T00:00:00Z`));
 }

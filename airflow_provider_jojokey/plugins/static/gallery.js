@@ -1,4 +1,4 @@
-// The page "Images" in the navigation: the latest images of all Dags that the user may read, and their cost.
+// The page "Images" in the navigation: the latest images of all Dags that the user may read, and their costs.
 import { getResults, getTotals } from "./api.js";
 import { Charts } from "./charts.js";
 import { CostTable } from "./costs.js";
@@ -27,7 +27,7 @@ with DAG("first_image"):
     )
 `;
 
-// What was loaded for each filter: who looks at a task and comes back finds the page as it was.
+// Loaded data by filter, so that the page looks the same when the user returns from a task.
 const kept = new Map();
 
 function keep(key, values) {
@@ -68,9 +68,9 @@ function useImages(filters) {
     if (found) {
       setState({ ...NOTHING, ...found, of: key, loading: false });
     } else {
-      // What is on the page stays, in grey, until there is something to put in its place.
+      // Keep showing the old results, in gray, until the new ones have arrived.
       setState((old) => ({ ...old, loading: true, error: null, moreError: null }));
-      // The images don't wait for the sums.
+      // Load images and totals separately, because totals can take longer.
       const load = (asked, valuesOf) =>
         asked.then(
           (answer) => {
@@ -78,7 +78,7 @@ function useImages(filters) {
             keep(key, { ...values, at: Date.now() });
             setState((old) => ({ ...(old.of === key ? old : NOTHING), ...values, of: key }));
           },
-          // Results of another filter would be read as those of this one.
+          // Drop results of another filter, which would look like results of this one.
           (error) =>
             signal.aborted ||
             setState((old) => ({ ...(old.of === key ? old : NOTHING), of: key, loading: false, error })),
@@ -121,7 +121,7 @@ function useImages(filters) {
   return { ...state, key, round, loadMore, reload };
 }
 
-// The names of all Dags that have images, whatever the filter.
+// The IDs of all Dags that have images, regardless of the filter.
 function useDags(filters, totals) {
   const [dags, setDags] = useState([]);
   const needed = isFiltered(filters);
@@ -134,14 +134,14 @@ function useDags(filters, totals) {
     const controller = new AbortController();
     getTotals({}, controller.signal).then(
       (all) => setDags(all.by_dag.map((one) => one.dag_id).sort()),
-      () => {}, // without them the filter still takes what is in the address
+      () => {}, // without the list, the filter still accepts the Dag in the URL
     );
     return () => controller.abort();
   }, [needed, totals]);
   return dags;
 }
 
-// How many results are newer than those on the page. Asked only while the page is visible.
+// The number of results that are newer than those on the page. Polls only while the page is visible.
 function useNew(filters, { cards, loading, key, round }) {
   const [found, setFound] = useState(0);
   const known = useRef(cards);
@@ -158,7 +158,7 @@ function useNew(filters, { cards, loading, key, round }) {
         const there = new Set(known.current.map((card) => keyOf(card) + card.made_at));
         setFound(page.results.filter((card) => !there.has(keyOf(card) + card.made_at)).length);
       } catch {
-        // The next look may succeed; what is on the page stays.
+        // Ignore the error: the next request may succeed.
       }
     };
     const timer = setInterval(look, LOOK_FOR_NEW);
@@ -256,7 +256,7 @@ export function Gallery() {
   );
 }
 
-// The time leads to all images of the run: its ID is long, and its beginning is the same on each card.
+// Link to the run by its time, because run IDs are long and start alike.
 function Subtitle({ card, onChange }) {
   const label = card.map_index >= 0 ? ` · ${card.label ?? `[${card.map_index}]`}` : "";
   return [
@@ -299,7 +299,7 @@ function Totals({ totals, onReload, loading, onChange }) {
   );
 }
 
-// What a custom XCom backend keeps outside of Airflow's database: never silently left out.
+// Report results that are missing because a custom XCom backend stores them outside of Airflow's database.
 function Missing({ unread, why, unsearched, totals }) {
   const lines = [
     unread > 0 && `${count(unread, "{n} result can't be shown.", "{n} results can't be shown.")} ${why ?? ""}`,
@@ -323,7 +323,7 @@ function Missing({ unread, why, unsearched, totals }) {
   );
 }
 
-// Each number leads to the results that it counts.
+// Each number is a link to the results that it counts.
 function Failures({ totals, onChange }) {
   const numbers = [
     ["failed", t("{n} failed", { n: number(totals.failed) })],
@@ -336,7 +336,7 @@ function Failures({ totals, onChange }) {
   ]);
 }
 
-// It lies above the end of the list, and is seen before the end is.
+// It is positioned above the end of the list, so that loading starts before the user reaches the end.
 function Sentinel({ onSeen }) {
   const element = useRef(null);
   const seen = useRef(onSeen);

@@ -1,15 +1,15 @@
-// The bundle that Airflow loads for both destinations of the plugin: the tab of a task and the page in the
-// navigation. Airflow imports it as an ES module, once a page, and keeps the component under the app's name;
-// both apps have the same name, so one component serves both and tells them apart by its properties.
+// The bundle for both apps of the plugin: the tab of a task and the page in the navigation. Airflow imports it as
+// an ES module once per page load and stores the component under the app's name. Both apps have the same name, so
+// one component serves both and distinguishes them by its props.
 import { Gallery } from "./gallery.js";
 import { h, useEffect, useLocation, useNavigate, useState } from "./react.js";
 import { TaskImages } from "./task.js";
 
 let settled = false;
 
-// When Airflow has loaded a bundle it shows the component within a lazy one, and by itself from its next drawing
-// on. In between all state is lost: a dialog that has just been opened, a word that is being typed. So the
-// first thing to do is to have it draw again, by a step of the router to where it is.
+// After Airflow has loaded a bundle, it first renders the component inside a lazy component, and directly from the
+// next render on. That change would lose all state, such as an open dialog or typed text. So navigate to the
+// current URL first, which makes Airflow render again before there is any state.
 function useSettled() {
   const [ready, setReady] = useState(settled);
   const navigate = useNavigate();
@@ -28,13 +28,13 @@ function Images({ dagId, runId, taskId, mapIndex }) {
   if (dagId && runId && taskId) {
     const index = Number.parseInt(mapIndex ?? "-1", 10);
     const task = { dagId, runId, taskId, mapIndex: Number.isNaN(index) ? -1 : index };
-    // Another task is another tab: nothing of the last one's state may be seen in it.
+    // The key makes React discard the previous task's state.
     return h(TaskImages, { key: JSON.stringify(task), ...task });
   }
   return h(Gallery);
 }
 
-// Nothing is drawn before the styles are there: pages that jump are pages that nobody trusts.
+// Wait for the styles before rendering, so that the layout doesn't shift.
 function addStyles() {
   const href = new URL("./images.css", import.meta.url).href;
   if (document.querySelector(`link[data-jojokey="${CSS.escape(href)}"]`)) return Promise.resolve();

@@ -1,4 +1,4 @@
-// One image as large as the window lets it be, and a walk through all of them.
+// A dialog that displays one image as large as possible, with navigation through all images.
 import { problemOf } from "./api.js";
 import { Modal } from "./dialog.js";
 import { cost, count, fileSize, shortened } from "./format.js";
@@ -7,17 +7,17 @@ import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
 import { h, useCallback, useEffect, useMemo, useState } from "./react.js";
 import { t } from "./text.js";
 
-// A batch knows more images than the routes serve: of those there is only the place in S3.
+// The routes serve only the first images of a batch; others have only an S3 URI.
 export function isServed(image) {
   return Boolean(image.src);
 }
 
-// The first images of a batch belong to different items. Their names are known, their prompts are not.
+// The first images of a batch belong to different items, whose prompts are not in the result. Use the file name.
 function captionOf(result, image) {
   return result.batch ? image.name : result.prompt;
 }
 
-// What is paid for is a request, which may give several images.
+// The cost is that of a request, which may return several images.
 function costOf(result) {
   return result.count > 1
     ? t("{cost} for {images}", { cost: cost(result.cost), images: count(result.count, "{n} image", "{n} images") })
@@ -33,7 +33,7 @@ function slidesOf(result, linked) {
   }));
 }
 
-// The address of one image: its task's tab, which opens it.
+// Return the URL of the task's tab that opens this image.
 function linkTo(slide) {
   const url = new URL(safeUrl(slide.result.href ?? globalThis.location.pathname));
   url.searchParams.set("image", slide.name);
@@ -44,7 +44,7 @@ export function altOf(result, image) {
   return shortened(captionOf(result, image), 150) || t("An image without a prompt");
 }
 
-// Each button has a name of its own, also where several images have one prompt.
+// Give each button a unique label, even if several images have the same prompt.
 export function enlarge(result, image, position, all) {
   const prompt = altOf(result, image);
   return all > 1
@@ -52,7 +52,7 @@ export function enlarge(result, image, position, all) {
     : t("Enlarge: {prompt}", { prompt });
 }
 
-// A dialog that walks through the images of all cards, not only of the one it was opened from.
+// The dialog navigates through the images of all cards, not only of the selected one.
 export function useLightbox(cards, { linked = false, onNearEnd, selection } = {}) {
   const [open, setOpen] = useState(null);
   const slides = useMemo(
@@ -72,7 +72,7 @@ export function useLightbox(cards, { linked = false, onNearEnd, selection } = {}
   return [show, dialog];
 }
 
-// The words for an image that the browser could not show, and a way to try again.
+// Return the error message for an image that the browser could not display, and a function to retry.
 export function useProblem(src) {
   const [problem, setProblem] = useState(null);
   const [round, setRound] = useState(0);
@@ -105,7 +105,7 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
 
   useEffect(() => {
     if (at >= last - 2) onNearEnd?.();
-    // The neighbours are there before they are asked for.
+    // Preload the neighboring images.
     for (const neighbour of [slides[at + 1], slides[at - 1]]) {
       if (neighbour) new Image().src = safeUrl(neighbour.src);
     }
@@ -140,7 +140,7 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
             alt: shortened(slide.prompt, 150) || t("An image without a prompt"),
             width: slide.width,
             height: slide.height,
-            // The thumbnail is there at once. Behind a transparent image it would show through.
+            // Show the thumbnail until the image is loaded. Later it would show through transparent images.
             style: loaded === src ? undefined : { backgroundImage: `url("${safeUrl(slide.thumbnail)}")` },
             onLoad: () => setLoaded(src),
             onError: problem.onError,
@@ -167,7 +167,7 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
         slide.href &&
           h(
             AppLink,
-            // In place of the dialog's own entry in the history.
+            // Replaces the dialog's own history entry.
             { to: slide.href, replace: true, className: "jojokey-button jojokey-button-outline", onClick: onClose },
             t("Open task"),
           ),

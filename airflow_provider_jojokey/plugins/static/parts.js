@@ -1,4 +1,4 @@
-// The small parts of which the tab and the page are made, in the looks of Airflow's own.
+// Small components of the tab and the page, styled like Airflow's own.
 import { exactTime, relativeTime } from "./format.js";
 import { h, RouterLink, useEffect, useId, useLayoutEffect, useRef, useState } from "./react.js";
 import { t } from "./text.js";
@@ -45,7 +45,7 @@ export function Button({ icon, children, status, variant = "outline", label, ...
   );
 }
 
-// Nothing but pages and files: an address that would run is no address.
+// Allow only http and https, because a URL such as "javascript:" would run code.
 export function safeUrl(url) {
   try {
     const { href, protocol } = new URL(url, document.baseURI);
@@ -55,12 +55,12 @@ export function safeUrl(url) {
   }
 }
 
-// A link within Airflow, which opens without loading the page again.
+// A link within Airflow that doesn't reload the page.
 export function AppLink({ to, children, ...rest }) {
   const href = safeUrl(to);
   if (!href) return h("span", rest, children);
-  // The router takes an address of its own origin for one of its pages, prefix and all. It marks the open tab
-  // by comparing addresses letter by letter, and Airflow writes these two letters of a run's id as they are.
+  // The router accepts a full URL of its own origin. To mark the open tab, it compares URLs as text, and Airflow
+  // leaves these two characters of a run ID unencoded.
   return h(RouterLink, { to: href.replace(/%3A/gi, ":").replace(/%2B/gi, "+"), ...rest }, children);
 }
 
@@ -81,20 +81,20 @@ export function ButtonLink({ href, icon, children, label, variant = "outline", .
 }
 
 async function copyText(text, from) {
-  // Browsers give a page on plain http no clipboard, and many an Airflow is served so.
+  // Browsers disable the clipboard API on plain HTTP, which many Airflow deployments use.
   if (navigator.clipboard && globalThis.isSecureContext) {
     try {
       await navigator.clipboard.writeText(text);
       return true;
     } catch {
-      // A browser that has one may still refuse it; there is the old way.
+      // The browser may deny access. Fall back to execCommand.
     }
   }
   const area = document.createElement("textarea");
   area.value = text;
   area.setAttribute("aria-hidden", "true");
   area.className = "jojokey-hidden";
-  // Within an open dialog, all outside is inert and cannot be selected.
+  // While a dialog is open, text outside of it is inert and cannot be selected.
   (from.closest("dialog") ?? document.body).append(area);
   area.select();
   const done = document.execCommand("copy");
@@ -124,7 +124,7 @@ export function CopyButton({ text, label, children, icon = "copy", variant = "ou
   );
 }
 
-// A button with a menu, by the keyboard as well: arrows walk, Escape closes.
+// A button with a menu. Arrow keys move through the menu, Escape closes it.
 export function Menu({ label, icon, items, button }) {
   const [open, setOpen] = useState(false);
   const root = useRef(null);
@@ -193,7 +193,7 @@ export function Menu({ label, icon, items, button }) {
   );
 }
 
-// The document's title, as Airflow's own pages set it.
+// Set the document's title in the format of Airflow's own pages.
 export function useTitle(...parts) {
   const title = [...parts, "Airflow"].join(" - ");
   useEffect(() => {
@@ -215,7 +215,7 @@ const FAILED = {
   no: ["Failed", "It failed, and nothing was charged."],
 };
 
-// Whether a result was paid for. Good cards that were paid for are the rule and have no badge.
+// Show whether a result was paid for. Successful, paid results are the normal case and have no badge.
 export function BillBadge({ result, always = false }) {
   if (result.state === "failed") {
     const [word, title] = FAILED[result.paid] ?? FAILED.unknown;
@@ -267,7 +267,7 @@ export function Failure({ error, onRetry }) {
     {
       kind: "error",
       title: error.message,
-      // Airflow's own page knows the way to the login.
+      // After a reload, Airflow redirects to the login page.
       action: h(
         Button,
         { onClick: signIn ? () => globalThis.location.reload() : onRetry },
@@ -288,7 +288,7 @@ export function Empty({ icon = "image", title, children }) {
   );
 }
 
-// A prompt is shown as it was written, and folded where it is long.
+// Show a prompt with its line breaks, collapsed if it is long.
 export function Prompt({ text }) {
   const [open, setOpen] = useState(false);
   const [long, setLong] = useState(false);

@@ -1,4 +1,4 @@
-// Airflow's own React, which it hands to plugins as a global. One copy in the page, one set of hooks.
+// Airflow's own React, which is a global for plugins. With a second copy of React, hooks would fail.
 const { React, ReactDOM, ReactRouterDOM } = globalThis;
 
 export const {

@@ -1,4 +1,4 @@
-// A result as a card, as it stands in the gallery, under a mapped task and in a batch.
+// Cards for results, used in the gallery, for mapped tasks and for batches.
 import { count, cost } from "./format.js";
 import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
@@ -7,7 +7,7 @@ import { entriesOf, SelectBox } from "./selection.js";
 import { t } from "./text.js";
 
 const IN_A_MOSAIC = 4;
-// Widths of thumbnails, as the routes make them: for a card, and for a screen with two pixels for one.
+// Widths of thumbnails that the server creates: for a card, and for a high-density screen.
 const WIDTHS = [320, 640];
 
 export function keyOf(card) {
@@ -42,7 +42,7 @@ function Thumbnail({ image, alt }) {
   });
 }
 
-// The pictures of a result in a square that is there before they are: nothing jumps.
+// The images of a result, in a square whose size is fixed before they load, so that the layout doesn't shift.
 function Pictures({ card, onOpen }) {
   const shown = card.images.filter(isServed).slice(0, card.count > 1 ? IN_A_MOSAIC : 1);
   if (!shown.length) {
@@ -51,13 +51,13 @@ function Pictures({ card, onOpen }) {
       "div",
       { className: "jojokey-pictures jojokey-pictures-none" },
       h(Icon, { name: failed ? "warning" : "image" }),
-      h("span", null, failed ? t("No image came of it") : card.images.length ? t("Stored in S3") : t("No image")),
+      h("span", null, failed ? t("No image was generated") : card.images.length ? t("Stored in S3") : t("No image")),
       card.images.length > 0 && h(CopyButton, { text: card.images[0].uri, label: t("Copy the S3 location") }),
     );
   }
   const more = card.count - shown.length;
   const last = shown.length - 1;
-  // Two portraits stand side by side, two landscapes one above the other.
+  // Place two portrait images side by side and two landscape images on top of each other.
   const lying = shown[0].width > shown[0].height ? " jojokey-mosaic-lying" : "";
   const mosaic = shown.length > 1 ? ` jojokey-mosaic jojokey-mosaic-${shown.length}${lying}` : "";
   return h(
@@ -66,7 +66,7 @@ function Pictures({ card, onOpen }) {
     shown.map((image, position) => {
       const thumbnail = h(Thumbnail, { image, alt: altOf(card, image) });
       if (more > 0 && position === last && card.href) {
-        // Here are only the first images of a batch. Its task shows all of them.
+        // The card contains only the first images of a batch. The task's tab shows all of them.
         const label = `+${more} – ${count(card.count, "{n} image", "{n} images")}`;
         return h(
           AppLink,
@@ -96,7 +96,7 @@ function tokensOf(card) {
   return tokens || card.paid === "no" ? count(tokens, "{n} token", "{n} tokens") : t("Tokens unknown");
 }
 
-// :title distinguishes the card from its neighbours: a Dag in the gallery, an index under a mapped task.
+// title distinguishes the card from its neighbors: the Dag in the gallery, the label for mapped tasks.
 export function Card({ card, title, subtitle, onOpen, selection }) {
   const failed = card.state === "failed" && !card.images.length;
   const entries = selection ? entriesOf(card) : [];

@@ -1,4 +1,4 @@
-// Images that the user has selected: to download them as one zip file, or to compare them side by side.
+// Selected images, which the user can download as a zip file or compare side by side.
 import { zipUrl } from "./api.js";
 import { Modal } from "./dialog.js";
 import { count, fileSize, cost, number } from "./format.js";
@@ -7,7 +7,7 @@ import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js
 import { t } from "./text.js";
 
 const MOST_COMPARED = 4;
-// As the route has it.
+// The limit of the route (archive.MAX_IMAGES).
 const MOST_IN_A_ZIP = 50;
 
 // Entries are pairs of a result and one of its images. Images that the routes don't serve can't be selected.

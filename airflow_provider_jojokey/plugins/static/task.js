@@ -1,4 +1,4 @@
-// The tab "Images" of a task instance: what it made, what it cost, and every attempt.
+// The tab "Images" of a task instance: its images, their cost and all attempts.
 import { getTask, isUnderWay } from "./api.js";
 import { count, fileSize, cost, number, seconds } from "./format.js";
 import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
@@ -28,10 +28,10 @@ import { t } from "./text.js";
 
 const FIRST_WAIT = 2500;
 const LONGEST_WAIT = 15000;
-// Characters of a prompt that a result keeps.
+// Maximum characters of a prompt in a result.
 const MOST_OF_A_PROMPT = 2000;
 
-// Ask until the task has ended, ever more slowly, and only while somebody looks.
+// Poll until the task has ended, at increasing intervals, and only while the page is visible.
 function useTask(task) {
   const [answer, setAnswer] = useState(null);
   const [error, setError] = useState(null);
@@ -48,7 +48,7 @@ function useTask(task) {
     let seen = "";
     const ask = async () => {
       try {
-        // First whether it works, then what it left: the other way round the last word would be missed.
+        // Request the state before the result. In the opposite order, a result written in between would be missed.
         const underWay = await isUnderWay(task, controller.signal);
         const body = await getTask(task, {}, controller.signal);
         const now = JSON.stringify(body);
@@ -81,7 +81,7 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   const root = useRef(null);
   useTitle(taskId, t("Images"));
 
-  // Airflow gives a task's page 1,280 pixels, however narrow the window: the tab comes to where it is seen.
+  // Airflow's task page is at least 1,280 pixels wide, so scroll the tab into view in narrow windows.
   useLayoutEffect(() => {
     const { left, width } = root.current.getBoundingClientRect();
     if (left + Math.min(width, 200) > globalThis.innerWidth) root.current.scrollIntoView({ block: "nearest" });
@@ -109,7 +109,7 @@ function Working() {
     { className: "jojokey-empty", role: "status" },
     h("span", { className: "jojokey-spinner jojokey-spinner-large", "aria-hidden": true }),
     h("h3", null, t("No images yet")),
-    h("p", null, t("The task has not ended. Its images appear here by themselves as soon as it leaves some.")),
+    h("p", null, t("The task has not ended. Its images appear here automatically.")),
   );
 }
 
@@ -156,7 +156,7 @@ function One({ task, answer }) {
   );
 }
 
-// A link to one image names it in the address: it opens as soon as it is there.
+// A link to an image has the image's name in its URL. The dialog opens when the image is loaded.
 function linkedImage() {
   return new URLSearchParams(globalThis.location.search).get("image") ?? "";
 }
@@ -340,7 +340,7 @@ const OUTCOMES = {
 const BILLED = { yes: "Yes", no: "No", unknown: "Unknown" };
 
 function Attempts({ attempts, error }) {
-  if (error) return h(Notice, { title: t("The attempts cannot be told") }, error);
+  if (error) return h(Notice, { title: t("The attempts can't be shown") }, error);
   if (!attempts?.length) return null;
   return h(
     "div",
@@ -388,7 +388,7 @@ function Attempts({ attempts, error }) {
   );
 }
 
-// Pages that a button adds to what is already there. :query is what the server filters by.
+// Load pages of results on demand and append them. query is the server-side filter.
 function usePages(task, answer, name, query) {
   const asked = JSON.stringify(query);
   const first = useMemo(
@@ -480,7 +480,7 @@ function galleryOf({ dagId, runId, taskId }) {
   return new URL(`../../plugin/jojokey-gallery?${query}`, import.meta.url).href;
 }
 
-// The batch's list in S3 has all items; the task's result has the addresses of its first images.
+// The manifest in S3 lists all items. The task's result has URLs only for the first images.
 function Items({ task, answer }) {
   const { result } = answer;
   const [failed, setFailed] = useState(false);

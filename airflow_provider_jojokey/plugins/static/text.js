@@ -1,8 +1,8 @@
-// The page's words. English is the key, so that what is not translated is still a sentence.
+// Translation of the UI's texts. The English text is the key and the fallback for a missing translation.
 import { zh } from "./zh.js";
 
 export function language() {
-  // Airflow writes the language that a person has chosen onto the document.
+  // Airflow stores the language that the user has selected in the document's lang attribute.
   const chosen = document.documentElement.lang || "en";
   return chosen === "en" ? "en-GB" : chosen;
 }

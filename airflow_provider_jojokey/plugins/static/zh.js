@@ -1,4 +1,4 @@
-// Simplified Chinese, for who has chosen it in Airflow.
+// Simplified Chinese translations of the UI's texts.
 export const zh = {
   "Airflow cannot be reached. Is the network up?": "无法连接 Airflow，请检查网络。",
   "Airflow could not look up the images.": "Airflow 未能查到图片。",
@@ -61,7 +61,7 @@ export const zh = {
   "Next image": "下一张",
   No: "否",
   "No image": "没有图片",
-  "No image came of it": "没有生成图片",
+  "No image was generated": "没有生成图片",
   "No images": "没有图片",
   "No images match these filters": "没有符合筛选条件的图片",
   "No images yet": "还没有图片",
@@ -95,7 +95,7 @@ export const zh = {
   Started: "开始时间",
   State: "状态",
   "Stored in S3": "已存入 S3",
-  "The attempts cannot be told": "无法显示各次尝试",
+  "The attempts can't be shown": "无法显示各次尝试",
   "The browser cannot show this image.": "浏览器无法显示此图片。",
   "The search leaves out {n} result, which the XCom backend keeps outside of Airflow's database.":
     "搜索不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
@@ -105,7 +105,7 @@ export const zh = {
   "The task failed. Earlier attempts of it were charged.": "任务失败。之前的尝试已计费。",
   "The task failed. It is unknown whether it was charged.": "任务失败。是否计费未知。",
   "The task failed. Nothing was charged.": "任务失败，未计费。",
-  "The task has not ended. Its images appear here by themselves as soon as it leaves some.": "任务尚未结束。图片生成后会自动显示在这里。",
+  "The task has not ended. Its images appear here automatically.": "任务尚未结束。图片生成后会自动显示在这里。",
   "The task will try again.": "任务将会重试。",
   "The totals leave out {n} result, which the XCom backend keeps outside of Airflow's database.":
     "合计不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
