@@ -106,9 +106,7 @@ def spent_on(receipt: Receipt, job: ImageJob, prices: Prices = PUBLISHED) -> Amo
             tokens = (attempt.usage or {}).get("total_tokens")
             known = tokens if isinstance(tokens, int) and tokens else about.tokens
             cost = attempt.cost
-            if (
-                cost is None or cost.currency != prices.currency
-            ):  # amounts in different currencies are never added up
+            if cost is None or cost.currency != prices.currency:  # currencies are never mixed
                 cost = prices.cost_of(attempt.usage)
             nanos = about.cost if cost is None else cost.nanos
             spent += Amount(known, max(len(attempt.images), about.images), nanos, prices.currency)
