@@ -15,7 +15,7 @@ METRICS = {
     for name, value in vars(telemetry).items()
     if name.isupper() and isinstance(value, str) and re.fullmatch(r"jojokey\.\w+", value)
 }
-TAGS = {"dag_id", "model", "quality", "error"}
+TAGS = {"dag_id", "model", "quality", "error", "currency"}
 
 
 def queries() -> list[str]:

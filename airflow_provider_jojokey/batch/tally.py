@@ -169,7 +169,8 @@ class Tally:
             f"{shortened(cause.message, MAX_CAUSE)})"
             for name, cause in causes
         )
-        spent = f"{self.tokens:,} tokens ({self.cost}) were billed to this task in this Dag run"
+        cost = f" ({self.cost})" if self.cost.amounts else ""
+        spent = f"{self.tokens:,} tokens{cost} were billed to this task in this Dag run"
         if self.without_usage:
             spent += f", and {self.without_usage:,} paid images have unknown usage"
         if self.unknown_outcomes:

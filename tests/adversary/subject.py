@@ -31,7 +31,7 @@ def import_all() -> None:
         package = importlib.import_module(f"{PACKAGE}.{part}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
-    for module_name in ("exceptions", "settings", "telemetry", "results"):
+    for module_name in ("exceptions", "settings", "integrations.telemetry", "results"):
         importlib.import_module(f"{PACKAGE}.{module_name}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import threading
 import uuid
@@ -54,7 +55,7 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
     assert "3 of 10 items have no images (7 made, 0 reused, 3 failed)" in told
     assert "2 JojoKeyContentError (first item 3, s3://posters/posters/003.png" in told
     assert "1 JojoKeyReplyError (first item 7" in told
-    assert f"{billed:,} tokens were billed" in told
+    assert re.search(rf"{billed:,} tokens \(≈ USD [\d.]+\) were billed", told)
     assert "JojoKeyBatchFailure" in told
     assert "Airflow does not retry the task" in told
     lines = campaign.manifest(run)
@@ -67,7 +68,7 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
 def test_unknown_usage_of_paid_images_is_reported(
     store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "_log", False)
+    monkeypatch.setattr(gateway._free, "_log", False)
     requests = posters(5, prompt="[sandbox: no_usage] number {}")
     requests[3]["prompt"] = "[sandbox: moderation_blocked] a"
 
@@ -92,7 +93,9 @@ def test_what_was_paid_for_and_s3_refused_is_not_told_as_free(
     billed = sum(record.total_tokens for record in gateway.ledger)
     assert error.billed == "yes"
     assert len(gateway.ledger) == 3
-    assert f"{billed:,} tokens were billed to this task in this Dag run" in error.message
+    assert re.search(
+        rf"{billed:,} tokens \(≈ USD [\d.]+\) were billed to this task in this Dag run", error.message
+    )
 
 
 def test_what_cost_nothing_is_told_as_free(store: Any, gateway: Any) -> None:

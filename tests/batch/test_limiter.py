@@ -131,7 +131,7 @@ def test_retry_after_is_honored() -> None:
             Away.times.append(now)
             return 40.0 if 2 < now < 40 else now
 
-    outcome = simulate(Case(lambda _: Away(tells=True), 200, 64))[0]
+    outcome = simulate(Case(lambda _: Away(retry_after=True), 200, 64))[0]
 
     assert not [time for time in Away.times if 3 < time < 39.9]
     assert outcome.refused <= 12

@@ -158,7 +158,7 @@ def test_western_words_survive_windows_1252(words: list[str]) -> None:
 def test_named_encoding_is_used() -> None:
     text = "prompt,s3_key\nПлакат,a.png\n"
     assert read_requests(text.encode("cp1251"), encoding="cp1251")[0]["prompt"] == "Плакат"
-    assert "no encoding" in refused(text.encode("cp1251"), encoding="klingon")
+    assert "is not an encoding" in refused(text.encode("cp1251"), encoding="klingon")
     assert "not valid utf-8" in refused(text.encode("cp1251"), encoding="utf-8")
 
 

@@ -136,7 +136,7 @@ def test_two_responses_lost_at_once_never_claim_one_charge(
 def test_batch_without_a_log_never_exceeds_the_bill(
     run_batch: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "_log", False)
+    monkeypatch.setattr(gateway._free, "_log", False)
 
     pushed, error = run_batch(mixed("no_usage", "truncated truncate_after=0", "reset"))
 

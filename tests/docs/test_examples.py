@@ -94,7 +94,7 @@ def airflow_commands() -> list[Any]:
     found = []
     for block in BLOCKS:
         for command in block.commands if block.language in ("console", "shell") else ():
-            for part in re.split(r" && | \|\| | \| | < | -- ", command):
+            for part in re.split(r" && | \|\| | \| | < | > | -- ", command):
                 words = shlex.split(part)
                 if words[:1] == ["airflow"]:
                     found.append(pytest.param(words[1:], id=f"{block.name} {part}"))

@@ -97,9 +97,9 @@ class Server:
     def url(self) -> str:
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
-    def wait_for_request(self, n: int = 1) -> None:
+    def wait_for_request(self, n: int = 1, *, timeout: float = PATIENCE) -> None:
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self.requests) >= n, PATIENCE), "no request came"
+            assert self._arrived.wait_for(lambda: len(self.requests) >= n, timeout), "no request came"
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

@@ -34,6 +34,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
   // The cleanup of a layout effect runs before React removes the dialog, which must be in the page to be closed.
   useLayoutEffect(() => {
     const element = dialog.current;
+    const opener = document.activeElement;
     element.showModal();
     const page = document.documentElement;
     const { overflow } = page.style;
@@ -47,7 +48,9 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
     return () => {
       element.removeEventListener("keydown", onKeyDown);
       page.style.overflow = overflow;
-      element.close(); // also returns the focus to the element that opened the dialog
+      element.close();
+      // Return the focus only after Airflow's router has handled the history entry, which moves the focus.
+      setTimeout(() => opener?.focus());
     };
   }, []);
 
