@@ -9,12 +9,15 @@ function useHistoryEntry(onClose) {
   useEffect(() => {
     const { state } = globalThis.history;
     globalThis.history.pushState({ ...state, idx: (state?.idx ?? 0) + 1, jojokey: true }, "");
-    const onPop = () => {
+    const onPop = (event) => {
+      // Airflow's router doesn't know the entry. If it handled the event, it would render the page again, and the
+      // element that opened the dialog would lose the focus.
+      event.stopImmediatePropagation();
       closed.current = true;
       onClose();
     };
-    globalThis.addEventListener("popstate", onPop);
-    return () => globalThis.removeEventListener("popstate", onPop);
+    globalThis.addEventListener("popstate", onPop, true);
+    return () => globalThis.removeEventListener("popstate", onPop, true);
   }, []);
   return useCallback(() => {
     if (closed.current) return;
@@ -34,7 +37,6 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
   // The cleanup of a layout effect runs before React removes the dialog, which must be in the page to be closed.
   useLayoutEffect(() => {
     const element = dialog.current;
-    const opener = document.activeElement;
     element.showModal();
     const page = document.documentElement;
     const { overflow } = page.style;
@@ -48,9 +50,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
     return () => {
       element.removeEventListener("keydown", onKeyDown);
       page.style.overflow = overflow;
-      element.close();
-      // Return the focus only after Airflow's router has handled the history entry, which moves the focus.
-      setTimeout(() => opener?.focus());
+      element.close(); // also returns the focus to the element that opened the dialog
     };
   }, []);
 
