@@ -86,7 +86,10 @@ def test_selected_images_are_compared_side_by_side(page: Page, airflow: Airflow,
     dialog = page.get_by_role("dialog", name="Compare")
     expect(dialog.get_by_role("figure")).to_have_count(2)
     expect(dialog.locator("mark", has_text="moon")).to_have_count(2)
-    assert sorted(dialog.locator("mark", has_text="moon").all_inner_texts()) == ["A first moon", "A second moon"]
+    assert sorted(dialog.locator("mark", has_text="moon").all_inner_texts()) == [
+        "A first moon",
+        "A second moon",
+    ]
     page.go_back()
     expect(dialog).to_have_count(0)
     expect(page.get_by_role("region", name="Selected images")).to_contain_text("2 images selected")
