@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +56,9 @@ class Tries:
 
 
 @pytest.fixture
-def tries(store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch) -> Tries:
+def tries(store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tries:
+    # Images that another test left in the spool for the same keys would take requests of their own.
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path / "spool"))
     return Tries(monkeypatch)
 
 
