@@ -119,6 +119,7 @@ def render(folder: str) -> list[str]:
         count=len(stored),
         prompt=params["prompt"],
         derived_from=source["uri"],
+        aws_conn_id=s3.aws_conn_id,
     )
     ti.xcom_push(key=XCOM_KEY, value=result.to_xcom())
     return [image.uri for image in stored]

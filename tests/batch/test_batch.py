@@ -58,11 +58,17 @@ def test_the_log_says_what_it_may_cost_before_and_what_it_came_to_after(
     campaign.run("told", posters(3))
 
     said = "".join(capfd.readouterr())
-    before = re.search(r"3 items, about (\d+) tokens and 3 images, at most 8 in flight", said)
+    before = re.search(
+        r"3 items, about (\d+) tokens and 3 images \(≈ USD (0\.\d+)\), at most 8 in flight", said
+    )
     assert before
     billed = sum(record.total_tokens for record in gateway.ledger)
     assert abs(int(before[1]) - billed) < 0.1 * billed
-    assert f"3 of 3 done: 3 made, 0 reused, 0 failed; 0 in flight, {billed:,} tokens" in said
+    after = re.search(
+        rf"3 of 3 done: 3 made, 0 reused, 0 failed; 0 in flight, {billed:,} tokens, cost ≈ USD (0\.\d+)", said
+    )
+    assert after
+    assert float(before[2]) == pytest.approx(float(after[1]), rel=0.1)
 
 
 def test_items_may_have_options_of_their_own(campaign: Any, gateway: Any) -> None:

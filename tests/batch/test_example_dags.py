@@ -144,6 +144,8 @@ def test_renditions_are_made_of_one_paid_poster(shipped: Any, gateway: Any, stor
     assert (result["derived_from"], result["usage"], result["cost"]) == (poster["uri"], {}, None)
     assert Result.from_xcom(result).paid == "no"
     assert [image["uri"] for image in result["images"]] == uris
+    # The gallery reads them with the connection that stored them.
+    assert result["aws_conn_id"] == run.xcom("jojokey_images", "poster")["aws_conn_id"] == "aws_default"
 
 
 @pytest.mark.parametrize(

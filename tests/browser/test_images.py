@@ -13,6 +13,17 @@ from tests.support.standalone_airflow import HOSTILE, Airflow, Runs
 CARD = ".jojokey-card"
 
 
+def outside(page: Page) -> list[str]:
+    """Return the elements of a page that are wider than the window, except in areas that scroll by themselves."""
+    return page.evaluate("""
+        [...document.querySelectorAll(".jojokey-root, .jojokey-root *")].filter(element =>
+            !element.parentElement.closest(".jojokey-hidden, .jojokey-scroll")
+            && !element.closest(".jojokey-hidden")
+            && element.getBoundingClientRect().right > innerWidth + 1
+        ).map(element => element.outerHTML.slice(0, 120))
+    """)
+
+
 def loaded(page: Page, selector: str) -> int:
     """Wait until the first such image is decoded, and return its width in pixels."""
     page.wait_for_function(
@@ -47,7 +58,7 @@ def test_tab_shows_a_triggered_poster_by_itself(page: Page, airflow: Airflow) ->
     expect(tab.get_by_role("row").nth(1)).to_contain_text("Complete")
 
 
-def test_lightbox_works_by_keyboard(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_lightbox_works_by_keyboard_and_returns_focus(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "pair"))
     first = page.locator(".jojokey-figure-button").first
     first.focus()
@@ -68,6 +79,7 @@ def test_lightbox_works_by_keyboard(page: Page, airflow: Airflow, runs: Runs) ->
     expect(dialog).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_have_count(0)
+    expect(first).to_be_focused()
 
 
 def test_download_is_the_object_in_s3(page: Page, airflow: Airflow, runs: Runs, tmp_path: Path) -> None:
@@ -297,7 +309,12 @@ def test_narrow_window_needs_no_sideways_scrolling(page: Page, airflow: Airflow,
     page.set_viewport_size({"width": 420, "height": 900})
     page.goto(airflow.gallery)
     expect(page.locator(CARD).first).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+    for summary in ("Charts", "Cost by Dag, model and day"):
+        page.get_by_text(summary, exact=True).click()
+    expect(page.locator(".jojokey-dags li").first).to_be_visible()
+    expect(page.locator(".jojokey-costs tbody tr").first).to_be_visible()
+    assert outside(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_colors_follow_the_airflow_theme(page: Page, airflow: Airflow, runs: Runs) -> None:

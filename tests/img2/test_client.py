@@ -552,6 +552,7 @@ def test_files_of_a_reply_that_cannot_be_used_are_closed(body: bytes, tmp_path: 
 
 @pytest.mark.usefixtures("impatient")
 def test_nothing_is_left_open_whatever_happens(calls: Client, gateway: Gateway) -> None:
+    gc.collect()  # files that other tests left open
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", ResourceWarning)
         for case in (

@@ -9,15 +9,12 @@ function useHistoryEntry(onClose) {
   useEffect(() => {
     const { state } = globalThis.history;
     globalThis.history.pushState({ ...state, idx: (state?.idx ?? 0) + 1, jojokey: true }, "");
-    const onPop = (event) => {
-      // Airflow's router doesn't know the entry. If it handled the event, it would render the page again, and the
-      // element that opened the dialog would lose the focus.
-      event.stopImmediatePropagation();
+    const onPop = () => {
       closed.current = true;
       onClose();
     };
-    globalThis.addEventListener("popstate", onPop, true);
-    return () => globalThis.removeEventListener("popstate", onPop, true);
+    globalThis.addEventListener("popstate", onPop);
+    return () => globalThis.removeEventListener("popstate", onPop);
   }, []);
   return useCallback(() => {
     if (closed.current) return;
@@ -37,7 +34,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
   // The cleanup of a layout effect runs before React removes the dialog, which must be in the page to be closed.
   useLayoutEffect(() => {
     const element = dialog.current;
-    element.showModal();
+    element.showModal(); // remembers the focused element: no element of the dialog may have React's autoFocus
     const page = document.documentElement;
     const { overflow } = page.style;
     page.style.overflow = "hidden";
@@ -72,7 +69,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
         "div",
         { className: "jojokey-lightbox-head" },
         h("span", { "aria-live": "polite" }, head),
-        h(Button, { icon: "close", label: t("Close"), variant: "ghost", onClick: close, autoFocus: true }),
+        h(Button, { icon: "close", label: t("Close"), variant: "ghost", onClick: close }),
       ),
       children,
     ),
