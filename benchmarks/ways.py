@@ -163,7 +163,7 @@ def main() -> int:
                 )
                 memory, cpu = meter.end()
                 assert told["state"] == "success"
-                assert len(gateway.ledger) == arguments.images
+                assert len(gateway.charges) == arguments.images
                 seconds = told["duration"]
                 print(
                     f"| {WAYS[way]} | {seconds:.0f} | {60 * arguments.images / seconds:.0f} "

@@ -16,10 +16,10 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    token, ledger = os.environ["JOJOKEY_TOKEN"], os.environ["LEDGER"]
+    token, charges = os.environ["JOJOKEY_TOKEN"], os.environ["CHARGES"]
     host = os.environ.get("LISTEN", "0.0.0.0")
     with Gateway(
-        int(os.environ.get("PORT", PORT)), token, ledger=ledger, log_limit=None, host=host
+        int(os.environ.get("PORT", PORT)), token, charges=charges, log_limit=None, host=host
     ) as gateway:
         print(f"The stand-in for JojoKey listens on port {gateway.port}.", flush=True)
         while not stop.wait(1.0):

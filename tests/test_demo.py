@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_jojokey.sandbox import read_ledger
+from airflow_provider_jojokey.sandbox import read_charges
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +47,8 @@ def receipt(home: Path) -> dict[str, Any] | None:
 
 
 def billed(home: Path) -> int:
-    path = home / "world" / "ledger.jsonl"
-    return len(read_ledger(path)) if path.exists() else 0  # it is made with its first entry
+    path = home / "world" / "charges.jsonl"
+    return len(read_charges(path)) if path.exists() else 0  # it is made with its first entry
 
 
 def test_killed_demo_pays_once_when_repeated(tmp_path: Path) -> None:

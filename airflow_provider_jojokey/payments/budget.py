@@ -282,7 +282,7 @@ class RunBudget:
         self._store = store
         self._bucket = bucket
         # Not .json, which would look like a receipt.
-        self._key = f"{RECEIPTS}budgets/{part(owner.dag_id)}/{part(owner.run_id)}.ledger"
+        self._key = f"{RECEIPTS}budgets/{part(owner.dag_id)}/{part(owner.run_id)}.budget"
         self._own = f"{owner.task_id}[{owner.map_index}]" if owner.map_index >= 0 else owner.task_id
         self._tasks: dict[str, Amount] | None = None
         self._etag: str | None = None

@@ -4,7 +4,7 @@
         os.environ.update(sandbox.environment())
 
 :class:`Gateway` is a stand-in for JojoKey. It draws an image from each prompt, simulates errors and delays on request,
-and keeps a ledger of its charges. :class:`S3Server` stores objects as plain files. :class:`Sandbox` combines both.
+and records its charges. :class:`S3Server` stores objects as plain files. :class:`Sandbox` combines both.
 Names are imported on first use, so importing this package is cheap.
 """
 
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.sandbox.cases import CASES, Case
+    from airflow_provider_jojokey.sandbox.charges import ChargeRecord, read_charges
     from airflow_provider_jojokey.sandbox.gateway import Gateway
-    from airflow_provider_jojokey.sandbox.ledger import LedgerRecord, read_ledger
     from airflow_provider_jojokey.sandbox.poster import draw_poster
     from airflow_provider_jojokey.sandbox.s3 import S3Server
     from airflow_provider_jojokey.sandbox.server import RequestRecord
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 __all__ = [
     "CASES",
     "Case",
+    "ChargeRecord",
     "Gateway",
-    "LedgerRecord",
     "RequestRecord",
     "S3Server",
     "Sandbox",
     "draw_poster",
-    "read_ledger",
+    "read_charges",
 ]
 
 _MODULES = {
     "CASES": "cases",
     "Case": "cases",
     "Gateway": "gateway",
-    "LedgerRecord": "ledger",
+    "ChargeRecord": "charges",
     "RequestRecord": "server",
     "S3Server": "s3",
     "Sandbox": "world",
     "draw_poster": "poster",
-    "read_ledger": "ledger",
+    "read_charges": "charges",
 }
 
 

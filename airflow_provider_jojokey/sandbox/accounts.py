@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from airflow_provider_jojokey.sandbox.ledger import QUOTA_PER_USD, LedgerRecord
+from airflow_provider_jojokey.sandbox.charges import QUOTA_PER_USD, ChargeRecord
 from airflow_provider_jojokey.sandbox.validation import RejectedError
 
 TokenState = Literal["ok", "disabled", "expired", "exhausted", "no_model", "no_group", "banned", "ip"]
@@ -102,7 +102,7 @@ def token_usage(account: Account | None, spent: int) -> tuple[int, dict[str, Any
     }
 
 
-def token_log(account: Account | None, records: Sequence[LedgerRecord]) -> tuple[int, dict[str, Any]]:
+def token_log(account: Account | None, records: Sequence[ChargeRecord]) -> tuple[int, dict[str, Any]]:
     """Return status and body of ``GET /api/log/token``: type 2 is a charge, type 5 an error."""
     if account is None or account.state == "disabled":
         return token_usage(account, 0)
@@ -111,7 +111,7 @@ def token_log(account: Account | None, records: Sequence[LedgerRecord]) -> tuple
     return 200, {"success": True, "message": "", "data": rows[::-1]}
 
 
-def _log_row(number: int, record: LedgerRecord) -> dict[str, Any]:
+def _log_row(number: int, record: ChargeRecord) -> dict[str, Any]:
     content = (
         f"size {record.size}, quality {record.quality}, n {record.n}"
         if record.billed

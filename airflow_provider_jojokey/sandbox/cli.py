@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.sandbox.cases import CASES
+from airflow_provider_jojokey.sandbox.charges import read_charges
 from airflow_provider_jojokey.sandbox.directives import OPTIONS
-from airflow_provider_jojokey.sandbox.ledger import read_ledger
 from airflow_provider_jojokey.sandbox.signals import SignalForwarder
 from airflow_provider_jojokey.sandbox.world import Sandbox
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PROGRAM = "python -m airflow_provider_jojokey.sandbox"
-_COMMANDS = ("run", "cases", "ledger")
+_COMMANDS = ("run", "cases", "charges")
 _API_KEY_VARIABLE = "'\"$JOJOKEY_API_KEY\"'"
 _WIDTH = 200
 """Columns of a table if the output is not a terminal, as in Airflow's commands."""
@@ -33,7 +33,7 @@ _DESCRIPTION = """\
 Try the JojoKey provider without a token and at no cost.
 
 The sandbox starts two servers on loopback: a stand-in for JojoKey, which draws
-an image from each prompt and keeps a ledger of its charges, and an S3 server,
+an image from each prompt and records its charges, and an S3 server,
 which stores objects as plain files. It runs your command with the Airflow
 connections jojokey_default and aws_default, which point to these servers."""
 
@@ -41,7 +41,7 @@ _EPILOG = """\
 commands:
   run      run a command in the sandbox; without a command, run until Ctrl-C (default)
   cases    list the failures and unusual responses that the stand-in can simulate
-  ledger   show the billed requests
+  charges  show the billed requests
 
 examples:
   # run a Dag, which stores its images in ./world/s3/posters
@@ -51,7 +51,7 @@ examples:
   python -m airflow_provider_jojokey.sandbox run --dir ./world
 
   # show what the images would have cost
-  python -m airflow_provider_jojokey.sandbox ledger --dir ./world
+  python -m airflow_provider_jojokey.sandbox charges --dir ./world
 
 failures:
   A directive in a prompt requests a failure. It isn't drawn.
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "cases":
             return _cases(options)
-        if options.command == "ledger":
-            return _ledger(options)
+        if options.command == "charges":
+            return _print_charges(options)
         return _run(options, command)
     except (OSError, RuntimeError) as error:
         return _fail(str(error))
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
-        usage=f"{_PROGRAM} [run | cases | ledger] [options] [-- COMMAND …]",
+        usage=f"{_PROGRAM} [run | cases | charges] [options] [-- COMMAND …]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dir",
         metavar="DIR",
         type=Path,
-        help="the folder for images and ledger (default: a new temporary folder)",
+        help="the folder for images and charges (default: a new temporary folder)",
     )
     run.add_argument(
         "--bucket",
@@ -143,18 +143,18 @@ def _parser() -> argparse.ArgumentParser:
         usage=f"{_PROGRAM} cases [--output FORMAT]",
         description="List the failures and unusual responses that the stand-in can simulate.",
     )
-    ledger = commands.add_parser(
-        "ledger",
-        usage=f"{_PROGRAM} ledger [--dir DIR] [--output FORMAT]",
+    charges = commands.add_parser(
+        "charges",
+        usage=f"{_PROGRAM} charges [--dir DIR] [--output FORMAT]",
         description="Show the billed requests.",
     )
-    ledger.add_argument(
+    charges.add_argument(
         "--dir",
         metavar="DIR",
         type=Path,
         help="the folder of the sandbox (default: ask the sandbox that this command runs in)",
     )
-    for printing in (cases, ledger):
+    for printing in (cases, charges):
         printing.add_argument(
             "-o",
             "--output",
@@ -229,7 +229,7 @@ def _welcome(sandbox: Sandbox) -> None:
     sys.stdout.flush()
 
 
-# --- cases and ledger ---------------------------------------------------------------------------------------------
+# --- cases and charges ---------------------------------------------------------------------------------------------
 
 
 def _cases(options: argparse.Namespace) -> int:
@@ -255,11 +255,11 @@ def _cases(options: argparse.Namespace) -> int:
     return _show([{"option": name, "meaning": meaning} for name, meaning in OPTIONS.items()], options.output)
 
 
-def _ledger(options: argparse.Namespace) -> int:
+def _print_charges(options: argparse.Namespace) -> int:
     try:
         billed = _billed(options.dir)
     except (OSError, ValueError) as error:
-        return _fail(f"The ledger can't be read: {error}")
+        return _fail(f"The charges can't be read: {error}")
     if options.output == "json":
         return _show(billed, "json")
     rows = [
@@ -285,12 +285,12 @@ def _ledger(options: argparse.Namespace) -> int:
 
 def _billed(directory: Path | None) -> Sequence[Mapping[str, Any]]:
     if directory is not None:
-        return [record.to_json() for record in read_ledger(directory / "ledger.jsonl")]
+        return [record.to_json() for record in read_charges(directory / "charges.jsonl")]
     url = os.environ.get("JOJOKEY_SANDBOX_URL")
     if not url:
         raise ValueError("pass --dir, or run this command inside a sandbox")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{url}/sandbox/ledger", timeout=10) as response:
+    with opener.open(f"{url}/sandbox/charges", timeout=10) as response:
         billed: list[dict[str, Any]] = json.load(response)["billed"]
         return billed
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_jojokey.sandbox import accounts
 from airflow_provider_jojokey.sandbox.bodies import HTML, WEB_APP, error_reply, gateway_headers
-from airflow_provider_jojokey.sandbox.ledger import Ledger
+from airflow_provider_jojokey.sandbox.charges import Charges
 from airflow_provider_jojokey.sandbox.limits import SlidingWindow
 from airflow_provider_jojokey.sandbox.validation import RejectedError
 from airflow_provider_jojokey.sandbox.wire import Reply
@@ -21,25 +21,25 @@ class FreeEndpoints:
     """Answers ``GET`` requests.
 
     :param known: the tokens
-    :param ledger: the charges
+    :param charges: the charges
     :param models: the models that have a channel
-    :param log: whether ``GET /api/log/token`` exists
+    :param shows_log: whether ``GET /api/log/token`` exists
     :param log_limit: how many reads of the log an address is allowed in 20 minutes; ``None`` means no limit
     """
 
     def __init__(
         self,
         known: accounts.Accounts,
-        ledger: Ledger,
+        charges: Charges,
         *,
         models: tuple[str, ...],
-        log: bool,
+        shows_log: bool,
         log_limit: int | None,
     ) -> None:
         self._accounts = known
-        self._ledger = ledger
+        self._charges = charges
         self._models = models
-        self._log = log
+        self.shows_log = shows_log
         self._log_limit = log_limit
         self._lock = threading.Lock()
         self._log_reads: dict[str, SlidingWindow] = {}
@@ -52,7 +52,7 @@ class FreeEndpoints:
         """
         account = self._accounts.find(authorization)
         name = account.name if account else ""
-        spent = sum(record.quota for record in self._ledger.billed() if record.token_name == name)
+        spent = sum(record.quota for record in self._charges.billed() if record.token_name == name)
         path = path.rstrip("/")
         match path:
             case "/v1/models" | "/v1/dashboard/billing/subscription" | "/v1/dashboard/billing/usage":
@@ -70,10 +70,10 @@ class FreeEndpoints:
                 return json_reply(request_id, 200, bodies[path])
             case "/api/usage/token":
                 return json_reply(request_id, *accounts.token_usage(account, spent))
-            case "/api/log/token" if self._log:
+            case "/api/log/token" if self.shows_log:
                 if not self._may_read_log(client):
                     return Reply(429, {"X-Oneapi-Request-Id": request_id})
-                return json_reply(request_id, *accounts.token_log(account, self._ledger.everything()))
+                return json_reply(request_id, *accounts.token_log(account, self._charges.everything()))
             case "/api/status":
                 return json_reply(request_id, 200, accounts.status())
         if path.startswith("/v1/"):

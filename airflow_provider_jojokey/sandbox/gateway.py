@@ -1,6 +1,6 @@
 """The stand-in for JojoKey, on loopback.
 
-It checks tokens and parameters like JojoKey, draws an image from the prompt, and keeps a ledger of its charges. On
+It checks tokens and parameters like JojoKey, draws an image from the prompt, and records its charges. On
 request, it simulates failures: see :mod:`airflow_provider_jojokey.sandbox.cases`.
 """
 
@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 from airflow_provider_jojokey.sandbox.accounts import Accounts
 from airflow_provider_jojokey.sandbox.behaviors import Behaviors
 from airflow_provider_jojokey.sandbox.bodies import HTML, WEB_APP, gateway_headers
+from airflow_provider_jojokey.sandbox.charges import QUOTA_PER_USD, ChargeRecord, Charges
 from airflow_provider_jojokey.sandbox.free_endpoints import FreeEndpoints, invalid_url_reply, json_reply
 from airflow_provider_jojokey.sandbox.generation import ImageEndpoint
 from airflow_provider_jojokey.sandbox.hosted_images import PREFIX, HostedImages
-from airflow_provider_jojokey.sandbox.ledger import QUOTA_PER_USD, Ledger, LedgerRecord
 from airflow_provider_jojokey.sandbox.server import RequestRecord, Server
 from airflow_provider_jojokey.sandbox.wire import Reply, Wire
 
@@ -40,7 +40,7 @@ class Gateway:
     :param token: the valid token.
     :param tokens: further tokens with their states: ``disabled``, ``expired``, ``exhausted``, ``no_model``,
         ``no_group``, ``banned``, ``ip``, or ``ok``.
-    :param ledger: a file to which the ledger is also written, as JSON Lines.
+    :param charges: a file to which the charges are also written, as JSON Lines.
     :param models: the models that have a channel.
     :param image: the bytes of every image, so that load tests need no time for drawing.
     :param delay: seconds that each image takes.
@@ -63,7 +63,7 @@ class Gateway:
         token: str = DEFAULT_TOKEN,
         *,
         tokens: Mapping[str, str] | None = None,
-        ledger: Path | str | None = None,
+        charges: Path | str | None = None,
         models: Iterable[str] = DEFAULT_MODELS,
         image: bytes | None = None,
         delay: float = 0.0,
@@ -83,13 +83,15 @@ class Gateway:
         self._port = port
         self._draws = image is None
         accounts = Accounts(token, tokens or {})
-        self._ledger = Ledger(None if ledger is None else Path(ledger))
+        self._charges = Charges(None if charges is None else Path(charges))
         self._behaviors = Behaviors()
         self._hosted = HostedImages()
-        self._free = FreeEndpoints(accounts, self._ledger, models=self.models, log=log, log_limit=log_limit)
+        self._free = FreeEndpoints(
+            accounts, self._charges, models=self.models, shows_log=log, log_limit=log_limit
+        )
         self._images = ImageEndpoint(
             accounts,
-            self._ledger,
+            self._charges,
             self._behaviors,
             self._hosted,
             models=self.models,
@@ -128,7 +130,7 @@ class Gateway:
         return self
 
     def stop(self) -> None:
-        """End all connections and threads. The ledger stays readable."""
+        """End all connections and threads. The charges stay readable."""
         server, self._server = self._server, None
         if server is not None:
             self._port = server.port  # a restarted gateway keeps its port
@@ -163,19 +165,19 @@ class Gateway:
     # --- observe -------------------------------------------------------------------------------------------------
 
     @property
-    def ledger(self) -> tuple[LedgerRecord, ...]:
+    def charges(self) -> tuple[ChargeRecord, ...]:
         """The billed requests, oldest first."""
-        return self._ledger.billed()
+        return self._charges.billed()
 
     @property
-    def settlements(self) -> tuple[LedgerRecord, ...]:
+    def settlements(self) -> tuple[ChargeRecord, ...]:
         """All requests with a valid token, billed or not, oldest first."""
-        return self._ledger.everything()
+        return self._charges.everything()
 
     @property
     def spent_usd(self) -> float:
         """The sum of all charges, in US dollars."""
-        return sum(record.quota for record in self.ledger) / QUOTA_PER_USD
+        return sum(record.quota for record in self.charges) / QUOTA_PER_USD
 
     @property
     def requests(self) -> tuple[RequestRecord, ...]:
@@ -201,6 +203,15 @@ class Gateway:
         with self._changed:
             return self._peak
 
+    @property
+    def shows_log(self) -> bool:
+        """Whether ``GET /api/log/token`` exists. It can be changed while the gateway runs."""
+        return self._free.shows_log
+
+    @shows_log.setter
+    def shows_log(self, value: bool) -> None:
+        self._free.shows_log = value
+
     def wait_for_request(self, n: int = 1, timeout: float = 10.0) -> tuple[RequestRecord, ...]:
         """Block until ``n`` POST requests have arrived, and return them.
 
@@ -209,13 +220,13 @@ class Gateway:
         """
         return self._wait_for(lambda: self._requests, n, timeout, "request(s)")
 
-    def wait_for_ledger(self, n: int = 1, timeout: float = 10.0) -> tuple[LedgerRecord, ...]:
+    def wait_for_charges(self, n: int = 1, timeout: float = 10.0) -> tuple[ChargeRecord, ...]:
         """Block until ``n`` requests are billed, and return their records.
 
         :param timeout: seconds.
         :raises TimeoutError: if fewer are billed.
         """
-        return self._wait_for(lambda: self.ledger, n, timeout, "billed request(s)")
+        return self._wait_for(lambda: self.charges, n, timeout, "billed request(s)")
 
     def wait_until_idle(self, timeout: float = 10.0) -> None:
         """Block until no image request is in flight.
@@ -268,7 +279,7 @@ class Gateway:
         self._behaviors.clear()
 
     def reset(self) -> None:
-        """End the image requests in flight, and forget requests, ledger, behaviors and uses of directives.
+        """End the image requests in flight, and forget requests, charges, behaviors and uses of directives.
 
         :raises TimeoutError: if a request doesn't end within 10 seconds.
         """
@@ -286,7 +297,7 @@ class Gateway:
         self._hosted.clear()
         self._free.reset()
         self._images.reset()
-        self._ledger.clear()
+        self._charges.clear()
 
     # --- answer --------------------------------------------------------------------------------------------------
 
@@ -344,8 +355,8 @@ class Gateway:
 
     def _get(self, path: str, request_id: str, authorization: str, client: str) -> Reply:
         match path.rstrip("/"):
-            case "/sandbox/ledger":
-                billed = [record.to_json() for record in self.ledger]
+            case "/sandbox/charges":
+                billed = [record.to_json() for record in self.charges]
                 return json_reply(request_id, 200, {"billed": billed, "spent_usd": self.spent_usd})
             case "/sandbox/requests":
                 requests = [asdict(request) for request in self.requests]

@@ -11,10 +11,10 @@ from airflow_provider_jojokey.sandbox.accounts import Account, Accounts
 from airflow_provider_jojokey.sandbox.behaviors import Behaviors
 from airflow_provider_jojokey.sandbox.bodies import Call, stream_reply
 from airflow_provider_jojokey.sandbox.cases import Case
+from airflow_provider_jojokey.sandbox.charges import QUOTA_PER_USD, ChargeRecord, Charges
 from airflow_provider_jojokey.sandbox.directives import Directive
 from airflow_provider_jojokey.sandbox.free_endpoints import rejection_reply
 from airflow_provider_jojokey.sandbox.hosted_images import HostedImages
-from airflow_provider_jojokey.sandbox.ledger import QUOTA_PER_USD, Ledger, LedgerRecord
 from airflow_provider_jojokey.sandbox.limits import SlidingWindow
 from airflow_provider_jojokey.sandbox.server import RequestRecord
 from airflow_provider_jojokey.sandbox.validation import RejectedError, ValidRequest, validate
@@ -35,13 +35,13 @@ class _Exchange:
 class ImageEndpoint:
     """Answers ``POST /v1/images/generations``. The parameters are those of :class:`Gateway`.
 
-    :param on_settled: called after each change of the ledger
+    :param on_settled: called after each change of the charges
     """
 
     def __init__(
         self,
         accounts: Accounts,
-        ledger: Ledger,
+        charges: Charges,
         behaviors: Behaviors,
         hosted: HostedImages,
         *,
@@ -58,7 +58,7 @@ class ImageEndpoint:
     ) -> None:
         self.rate = rate
         self._accounts = accounts
-        self._ledger = ledger
+        self._charges = charges
         self._behaviors = behaviors
         self._hosted = hosted
         self._models = models
@@ -188,8 +188,8 @@ class ImageEndpoint:
         billed = call.directive.flag("billed", case.billed)
         usage = case.charge(call.usage)
         usd = case.fee_usd if case.fee_usd is not None else usage.usd
-        self._ledger.put(
-            LedgerRecord(
+        self._charges.put(
+            ChargeRecord(
                 time=time.time(),
                 started=exchange.record.time,
                 request_id=exchange.record.request_id,
@@ -217,4 +217,4 @@ class ImageEndpoint:
 
     def _deliver(self, exchange: _Exchange, complete: bool) -> None:
         if exchange.settled:
-            self._ledger.delivered(exchange.record.request_id, complete)
+            self._charges.delivered(exchange.record.request_id, complete)

@@ -21,7 +21,7 @@ class Sandbox:
     ``environ`` can select the real services: ``JOJOKEY_API_KEY``, and optionally ``JOJOKEY_BASE_URL``, replace the
     stand-in. AWS credentials together with ``JOJOKEY_S3_BUCKET`` replace the S3 server.
 
-    :param directory: the folder for objects (``s3/``) and the ledger (``ledger.jsonl``).
+    :param directory: the folder for objects (``s3/``) and the charges (``charges.jsonl``).
     :param gateway_port: where the stand-in listens on 127.0.0.1; 0 takes a free port.
     :param s3_port: where the S3 server listens on 127.0.0.1; 0 takes a free port.
     :param buckets: the buckets to create.
@@ -51,7 +51,7 @@ class Sandbox:
             self.buckets = (environ["JOJOKEY_S3_BUCKET"],)
         self._gateway = None
         if not self.uses_real_api:
-            gateway_options.setdefault("ledger", self.directory / "ledger.jsonl")
+            gateway_options.setdefault("charges", self.directory / "charges.jsonl")
             self._gateway = Gateway(gateway_port, **gateway_options)
         self._s3 = None if self.uses_real_s3 else S3Server(self.directory / "s3", port=s3_port)
 

@@ -1,4 +1,4 @@
-"""The gateway in memory: its ledger, which the package never sees, and the books that it shows."""
+"""The gateway in memory: its record of payments, which the package never sees, and the books that it shows."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Gateway:
         )
 
     def receive(self, sent: Sent, post: Post) -> Random:
-        """Enter a POST into the ledger."""
+        """Record a POST."""
         now, rng, n = self.scheduler.now, Random(f"{sent.process.name}/{len(self.sent)}"), sent.job.request.n
         billed = post.outcome in BILLED or (post.billed and post.outcome not in UNBILLED)
         seconds = post.seconds

@@ -1,4 +1,4 @@
-"""What must hold, by the ledger that the package never sees."""
+"""What must hold, by the payments that the package never sees."""
 
 from __future__ import annotations
 

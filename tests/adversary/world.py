@@ -222,7 +222,7 @@ class World:
         self.problems += at_end_of_process(self, ended)
 
     def _post(self, ended: Ended, outcome: str) -> Sent:
-        """Enter a POST into the ledger, with what speaks against it at this moment."""
+        """Record a POST, with what speaks against it at this moment."""
         from tests.adversary.invariants import at_post
 
         process, job = ended.process, ended.job

@@ -20,10 +20,10 @@ def test_many_prompts_become_images_each_paid_once(any_campaign: Any, gateway: A
     run = any_campaign.run("campaign", posters(12), max_in_flight=4)
 
     assert run.state == "success"
-    assert len(gateway.requests) == len(gateway.ledger) == 12
+    assert len(gateway.requests) == len(gateway.charges) == 12
     assert gateway.peak_in_flight <= 4
     summary = run.xcom("return_value", "batch")
-    billed = sum(record.total_tokens for record in gateway.ledger)
+    billed = sum(record.total_tokens for record in gateway.charges)
     assert {name: summary[name] for name in ("version", "total", "made", "reused", "failed", "images")} == {
         "version": 1,
         "total": 12,
@@ -62,7 +62,7 @@ def test_the_log_says_what_it_may_cost_before_and_what_it_came_to_after(
         r"3 items, about (\d+) tokens and 3 images \(≈ USD (0\.\d+)\), at most 8 in flight", said
     )
     assert before
-    billed = sum(record.total_tokens for record in gateway.ledger)
+    billed = sum(record.total_tokens for record in gateway.charges)
     assert abs(int(before[1]) - billed) < 0.1 * billed
     after = re.search(
         rf"3 of 3 done: 3 made, 0 reused, 0 failed; 0 in flight, {billed:,} tokens, cost ≈ USD (0\.\d+)", said
@@ -117,7 +117,7 @@ def test_three_hundred_items_leave_little_in_xcom(campaign: Any, gateway: Any) -
     run = campaign.run("hundreds", posters(300, "p " * 900 + "{}"), max_in_flight=16)
 
     assert run.state == "success"
-    assert len(gateway.ledger) == 300
+    assert len(gateway.charges) == 300
     own = {key: value for (task, _, key), value in run.xcoms.items() if task == "batch"}
     assert "keys" not in own
     assert len(json.dumps(own)) < 8_000

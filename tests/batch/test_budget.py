@@ -1,4 +1,4 @@
-"""What a task and a Dag run may spend: counted by the gateway's own ledger."""
+"""What a task and a Dag run may spend: counted by the gateway's own charges."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def test_no_more_images_are_sent_than_the_task_may_make(
 
     assert run.state == "failed"
     assert run.tries["batch", -1] == 1
-    assert len(gateway.requests) == len(gateway.ledger) == 7
+    assert len(gateway.requests) == len(gateway.charges) == 7
     out = capfd.readouterr().out
     assert "This task may spend 7 images" in out
     assert "13 JojoKeyBudgetError" in out
     assert "13 of 20 items have no images (7 made, 0 reused, 13 failed)" in out
-    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.charges)
 
 
 def test_no_more_tokens_are_spent_than_the_task_may_spend(campaign: Any, gateway: Any) -> None:
     run = campaign.run("tokens", posters(20), max_tokens=5 * EACH, max_in_flight=8)
 
     assert run.state == "failed"
-    spent = sum(one.total_tokens for one in gateway.ledger)
+    spent = sum(one.total_tokens for one in gateway.charges)
     assert 3 * EACH < spent <= 5 * EACH
 
 
@@ -52,7 +52,7 @@ def test_a_budget_that_is_enough_is_no_matter(campaign: Any, gateway: Any) -> No
     run = campaign.run("enough", posters(6), max_images=6, max_tokens="{{ 6 * 300 }}", max_images_per_run=6)
 
     assert run.state == "success"
-    assert len(gateway.ledger) == 6
+    assert len(gateway.charges) == 6
 
 
 def test_what_earlier_tries_have_spent_counts(campaign: Any, gateway: Any) -> None:
@@ -64,7 +64,7 @@ def test_what_earlier_tries_have_spent_counts(campaign: Any, gateway: Any) -> No
     )
 
     assert run.state == "failed"
-    assert len(gateway.ledger) == 7
+    assert len(gateway.charges) == 7
     lines = campaign.manifest(run)
     assert sum(line["state"] == "complete" for line in lines) == 7
 
@@ -76,7 +76,7 @@ def test_what_is_billed_and_gave_nothing_counts(campaign: Any, gateway: Any) -> 
     run = campaign.run("lost", requests, max_images=4, max_in_flight=1)
 
     assert run.state == "failed"
-    assert len(gateway.ledger) == 4
+    assert len(gateway.charges) == 4
 
 
 def test_the_tasks_of_a_dag_run_share_its_budget(airflow: Any, gateway: Any, store: Any) -> None:
@@ -95,7 +95,7 @@ def test_the_tasks_of_a_dag_run_share_its_budget(airflow: Any, gateway: Any, sto
     )
 
     assert run.state == "failed"
-    assert len(gateway.ledger) == 5
+    assert len(gateway.charges) == 5
     assert sorted(state for (task, _), state in run.states.items() if task == "two") == [
         "failed",
         "failed",
@@ -105,7 +105,7 @@ def test_the_tasks_of_a_dag_run_share_its_budget(airflow: Any, gateway: Any, sto
     (key,) = store.objects("_jojokey/budgets/")
     entries = json.loads(store.objects(key)[key])["tasks"]
     assert sum(one["images"] for one in entries.values()) == 5
-    assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.ledger)
+    assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.charges)
 
 
 ONE = """
@@ -133,7 +133,7 @@ def test_a_single_image_that_was_billed_and_gave_nothing_counts_when_it_is_made_
     run = airflow.run("again", ONE.format(prompt="[sandbox: not_an_image] a fox", more=more))
 
     assert run.state == "failed"
-    assert len(gateway.requests) == len(gateway.ledger) == 2
+    assert len(gateway.requests) == len(gateway.charges) == 2
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
@@ -150,10 +150,10 @@ def test_mapped_tasks_share_the_budget_of_their_dag_run(
     )
 
     assert run.state == "failed"
-    assert len(gateway.ledger) == 3
+    assert len(gateway.charges) == 3
     assert sorted(run.states.values()) == ["failed"] * 2 + ["success"] * 3
     (entries,) = (json.loads(one)["tasks"] for one in store.objects("_jojokey/budgets/").values())
-    assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.ledger)
+    assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.charges)
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
@@ -170,7 +170,7 @@ def test_images_whose_tokens_nobody_tells_count_in_the_budget_of_their_dag_run(
     )
 
     assert run.state == "failed"
-    assert len(gateway.requests) == len(gateway.ledger) == 2
+    assert len(gateway.requests) == len(gateway.charges) == 2
     spent = booked(store)
     assert spent.images == 2
     assert 2 * EACH < spent.tokens < 3 * EACH
@@ -185,7 +185,7 @@ def test_images_that_s3_refuses_after_they_were_paid_for_count(
     errors = [attempt(f"x/{i}.png", map_index=i, max_images_per_run=2) for i in range(4)]
 
     assert [str(getattr(error, "billed", error)) for error in errors] == ["yes", "yes", "no", "no"]
-    assert len(gateway.ledger) == 2
+    assert len(gateway.charges) == 2
     assert booked(plain_store).images == 2
 
 
@@ -194,7 +194,7 @@ def test_each_payment_of_a_task_counts_in_the_budget_of_its_dag_run(store: Any, 
         assert attempt("fox.png", number, reuse="never", max_images_per_run=3) is None
 
     spent = booked(store)
-    assert (spent.tokens, spent.images) == (sum(one.total_tokens for one in gateway.ledger), 2)
+    assert (spent.tokens, spent.images) == (sum(one.total_tokens for one in gateway.charges), 2)
     assert attempt("owl.png", map_index=1, max_images_per_run=3) is None
     assert isinstance(attempt("elk.png", map_index=2, max_images_per_run=3), JojoKeyBudgetError)
 
@@ -211,7 +211,7 @@ def test_each_payment_of_a_batch_counts_though_only_one_told_its_tokens(store: A
         operator.execute({"ti": task("batch", number)})  # type: ignore[typeddict-item]
 
     spent = booked(store)
-    assert spent.images == len(gateway.ledger) == 4
+    assert spent.images == len(gateway.charges) == 4
     assert spent.tokens > 4 * EACH
 
 
@@ -230,7 +230,7 @@ def test_what_was_set_aside_stays_so_where_the_receipt_does_not_tell_what_was_sp
     spoiler.join()
 
     assert isinstance(error, JojoKeyReceiptError)
-    assert booked(store).images == len(gateway.ledger) == 1
+    assert booked(store).images == len(gateway.charges) == 1
 
 
 CATALOGUE = """
@@ -258,7 +258,7 @@ def test_images_of_another_run_need_no_room_and_those_that_are_gone_do(
     more = f"max_images_per_run=1, deferrable={deferrable}"
     run = airflow.run("catalogue", CATALOGUE.format(more=more))
     assert sorted(run.states.values()) == ["failed"] * 2 + ["success"] * 2
-    assert len(gateway.requests) == len(gateway.ledger) == 5
+    assert len(gateway.requests) == len(gateway.charges) == 5
 
 
 def attempt(key: str, number: int = 1, *, map_index: int = -1, **options: Any) -> JojoKeyError | None:
@@ -285,12 +285,12 @@ def task(name: str, number: int, map_index: int = -1) -> Any:
 
 
 def booked(store: Any) -> Amount:
-    """What all tasks of the one Dag run have in its ledger."""
+    """What all tasks of the one Dag run have in its budget."""
     (data,) = store.objects("_jojokey/budgets/").values()
     return sum((Amount(**one) for one in json.loads(data)["tasks"].values()), Amount())
 
 
-def ledger(task: str, map_index: int = -1) -> RunBudget:
+def run_budget(task: str, map_index: int = -1) -> RunBudget:
     return RunBudget(ImageStore("aws_default"), "posters", Owner("dag", "run", task, map_index))
 
 
@@ -310,7 +310,7 @@ def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: 
     for thread in threads:
         thread.join()
 
-    written = json.loads(store.objects("_jojokey/budgets/")["_jojokey/budgets/dag/race.ledger"])["tasks"]
+    written = json.loads(store.objects("_jojokey/budgets/")["_jojokey/budgets/dag/race.budget"])["tasks"]
     assert len(granted) == len(written) == 5
 
 
@@ -357,7 +357,7 @@ def test_batches_that_take_turns_share_a_budget(any_store: Any, gateway: Any) ->
     assert booked(any_store).images == 10
 
 
-def test_on_a_store_that_is_proven_a_batch_reads_the_ledger_only_where_somebody_else_has_written(
+def test_on_a_store_that_is_proven_a_batch_reads_the_budget_only_where_somebody_else_has_written(
     store: Any, gateway: Any
 ) -> None:
     images = ImageStore("aws_default")
@@ -370,26 +370,26 @@ def test_on_a_store_that_is_proven_a_batch_reads_the_ledger_only_where_somebody_
     for count in range(1, 4):
         assert own.commit(Amount(100 * count, count), Limit(images=10))
     assert len(reads) == 1
-    assert ledger("two").commit(Amount(700, 7), Limit(images=10))
+    assert run_budget("two").commit(Amount(700, 7), Limit(images=10))
     assert not own.commit(Amount(400, 4), Limit(images=10))
     assert len(reads) == 2
 
 
 def test_a_task_that_died_corrects_its_entry_with_its_next_try(store: Any, gateway: Any) -> None:
-    assert ledger("one").commit(Amount(900, 9), Limit(images=10))  # and it dies
-    assert not ledger("two").commit(Amount(200, 2), Limit(images=10))
+    assert run_budget("one").commit(Amount(900, 9), Limit(images=10))  # and it dies
+    assert not run_budget("two").commit(Amount(200, 2), Limit(images=10))
 
-    assert ledger("one").commit(Amount(100, 1), Limit(images=10))
+    assert run_budget("one").commit(Amount(100, 1), Limit(images=10))
 
-    assert ledger("two").commit(Amount(200, 2), Limit(images=10))
+    assert run_budget("two").commit(Amount(200, 2), Limit(images=10))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 2, "tasks": {}}', b'{"version": 1, "tasks": {"a": {"tokens": -5, "images": 0}}}'])  # fmt: skip
-def test_a_ledger_that_cannot_be_read_stops_the_run(store: Any, gateway: Any, data: bytes) -> None:
-    store.client.put_object(Bucket="posters", Key="_jojokey/budgets/dag/run.ledger", Body=data)
+def test_a_budget_that_cannot_be_read_stops_the_run(store: Any, gateway: Any, data: bytes) -> None:
+    store.client.put_object(Bucket="posters", Key="_jojokey/budgets/dag/run.budget", Body=data)
 
     with pytest.raises(JojoKeyReceiptError, match="cannot be read"):
-        ledger("one").commit(Amount(1, 1), Limit(images=10))
+        run_budget("one").commit(Amount(1, 1), Limit(images=10))
 
 
 def test_job_waits_for_another_that_may_turn_out_cheaper() -> None:

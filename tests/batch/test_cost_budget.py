@@ -1,4 +1,4 @@
-"""What a task and a Dag run may cost, counted by the gateway's own ledger."""
+"""What a task and a Dag run may cost, counted by the gateway's own charges."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def job(number: int = 0, **more: Any) -> ImageJob:
 
 
 def listed(gateway: Any) -> int:
-    """Return what the gateway's ledger costs by the list, in nanos."""
+    """Return what the gateway's charges costs by the list, in nanos."""
     costs = [
         PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
-        for record in gateway.ledger
+        for record in gateway.charges
     ]
     return sum(cost.nanos for cost in costs if cost is not None)
 
@@ -49,7 +49,7 @@ def test_batch_sends_no_more_than_its_task_may_cost(
 
     assert run.state == "failed"
     assert run.tries["batch", -1] == 1
-    assert 3 <= len(gateway.ledger) <= 5  # one costs some USD 0.0059
+    assert 3 <= len(gateway.charges) <= 5  # one costs some USD 0.0059
     assert listed(gateway) <= 30_000_000
     out = capfd.readouterr().out
     assert "This task may spend USD 0.03. It has spent" in out
@@ -84,7 +84,7 @@ def test_tasks_of_a_dag_run_share_what_it_may_cost(airflow: Any, gateway: Any, s
         """,
     )
     assert run.state == "failed"
-    assert len(gateway.ledger) == 5
+    assert len(gateway.charges) == 5
     assert listed(gateway) <= 30_000_000
     (key,) = store.objects("_jojokey/budgets/")
     entries = json.loads(store.objects(key)[key])["tasks"]

@@ -38,13 +38,13 @@ def test_a_campaign_ends_with_a_contact_sheet_and_a_bill(shipped: Any, gateway: 
     run = shipped("poster_campaign")
 
     assert run.state == "success"
-    assert len(gateway.ledger) == 8
+    assert len(gateway.charges) == 8
     bill = run.xcom("return_value", "report")
-    tokens = sum(record.total_tokens for record in gateway.ledger)
+    tokens = sum(record.total_tokens for record in gateway.charges)
     assert (bill["items"], bill["missing"], bill["tokens"]) == (8, 0, tokens)
     costs = [
         PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
-        for record in gateway.ledger
+        for record in gateway.charges
     ]
     assert bill["cost"] == str(sum_of(costs))
     objects = store.objects("campaign/")
@@ -101,7 +101,7 @@ def test_one_prompt_in_many_sizes_has_a_name_for_each_in_the_grid(
     run = shipped("poster_sizes", prompt="a lighthouse")
 
     assert run.state == "success"
-    assert sorted(record.size for record in gateway.ledger) == sorted(
+    assert sorted(record.size for record in gateway.charges) == sorted(
         ["1024x1024", "1024x1536", "1536x1024", "864x1536", "1536x512"]
     )
     labels = {label for (task, _), label in run.labels.items() if task == "poster"}
@@ -131,7 +131,7 @@ def test_renditions_are_made_of_one_paid_poster(shipped: Any, gateway: Any, stor
     )
 
     assert run.state == "success"
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
     uris = run.xcom("return_value", "render")
     story, newsletter = [store.objects()[uri.removeprefix("s3://posters/")] for uri in uris]
     for data, kind, size in ((story, "WEBP", (1080, 1920)), (newsletter, "JPEG", (600, 400))):

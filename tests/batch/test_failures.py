@@ -32,7 +32,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prompts(gateway: Any) -> list[str]:
-    return sorted(record.prompt for record in gateway.ledger)
+    return sorted(record.prompt for record in gateway.charges)
 
 
 def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_retried(
@@ -48,7 +48,7 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
     assert run.state == "failed"
     assert run.tries["batch", -1] == 1
     assert len(gateway.requests) == 10
-    billed = sum(record.total_tokens for record in gateway.ledger)
+    billed = sum(record.total_tokens for record in gateway.charges)
     assert run.xcom("usage", "batch")["total_tokens"] == billed
     assert len(campaign.store.objects("posters/")) == 7
     told = capfd.readouterr().out
@@ -68,14 +68,14 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
 def test_unknown_usage_of_paid_images_is_reported(
     store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway._free, "_log", False)
+    monkeypatch.setattr(gateway, "shows_log", False)
     requests = posters(5, prompt="[sandbox: no_usage] number {}")
     requests[3]["prompt"] = "[sandbox: moderation_blocked] a"
 
     error = failed(requests)
 
     assert error.billed == "yes"
-    assert len(gateway.ledger) == 4
+    assert len(gateway.charges) == 4
     assert "0 tokens were billed to this task in this Dag run" in error.message
     assert "4 paid images have unknown usage" in error.message
 
@@ -90,9 +90,9 @@ def test_what_was_paid_for_and_s3_refused_is_not_told_as_free(
 
     error = failed(posters(3))
 
-    billed = sum(record.total_tokens for record in gateway.ledger)
+    billed = sum(record.total_tokens for record in gateway.charges)
     assert error.billed == "yes"
-    assert len(gateway.ledger) == 3
+    assert len(gateway.charges) == 3
     assert re.search(
         rf"{billed:,} tokens \(≈ USD [\d.]+\) were billed to this task in this Dag run", error.message
     )
@@ -132,12 +132,12 @@ def test_a_retry_does_only_what_is_missing(campaign: Any, gateway: Any) -> None:
 
     assert run.state == "failed"
     assert run.tries["batch", -1] == 2
-    assert len(gateway.ledger) == 7
+    assert len(gateway.charges) == 7
     assert len(set(prompts(gateway))) == 7
     lines = campaign.manifest(run)
     assert [line["index"] for line in lines if line["state"] == "failed"] == [6]
     assert [line["index"] for line in lines if not line["reused"]] == [2, 5, 6]
-    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.charges)
 
 
 def test_what_passes_soon_is_sent_again_within_the_same_try(campaign: Any, gateway: Any) -> None:
@@ -150,7 +150,7 @@ def test_what_passes_soon_is_sent_again_within_the_same_try(campaign: Any, gatew
 
     assert run.state == "success"
     assert len(gateway.requests) == 6 + 2 + 5 + 1
-    assert len(gateway.ledger) == 6
+    assert len(gateway.charges) == 6
     assert run.xcom("return_value", "batch")["made"] == 6
 
 
@@ -162,7 +162,7 @@ def test_a_gateway_that_takes_so_many_in_a_while_gets_a_handful_more_and_the_cam
     run = campaign.run("limited", posters(40), max_in_flight=16)
 
     assert run.state == "success"
-    assert len(gateway.ledger) == 40
+    assert len(gateway.charges) == 40
     assert len(gateway.requests) - 40 <= 12
 
 
@@ -189,9 +189,9 @@ def test_an_empty_balance_stops_the_batch_and_keeps_what_was_made(campaign: Any,
 
     assert run.state == "failed"
     assert run.tries["batch", -1] == 1
-    assert 8 <= len(gateway.ledger) <= 11
+    assert 8 <= len(gateway.charges) <= 11
     made = [line["index"] for line in campaign.manifest(run) if line["state"] == "complete"]
-    assert len(made) == len(gateway.ledger)
+    assert len(made) == len(gateway.charges)
     assert len(campaign.manifest(run)) == 40
 
 
@@ -204,7 +204,7 @@ def test_a_gateway_that_only_says_429_is_left_to_a_later_try(
     run = campaign.run("never", posters(20), max_in_flight=4)
 
     assert run.state == "failed"
-    assert gateway.ledger == ()
+    assert gateway.charges == ()
     assert len(gateway.requests) <= 30
     assert {line["error"] for line in campaign.manifest(run)} == {"JojoKeyRateLimitError"}
     assert len(campaign.manifest(run)) == 20
@@ -231,7 +231,7 @@ def test_an_answer_that_is_lost_and_was_billed_is_not_paid_twice(campaign: Any, 
     run = campaign.run("lost", requests, retries=2, retry_delay="timedelta(0)")
 
     assert run.state == "failed"
-    assert len(gateway.ledger) == len(set(prompts(gateway))) == 6
+    assert len(gateway.charges) == len(set(prompts(gateway))) == 6
     assert len(gateway.requests) == 6
     lines = campaign.manifest(run)
     assert [line["index"] for line in lines if line["state"] == "failed"] == [1, 4]
@@ -271,11 +271,11 @@ def test_a_store_that_takes_receipts_and_no_images_is_noticed_before_all_is_paid
         told = {**store, "extra": {**store["extra"], "endpoint_url": front.url}}
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(told))
         run = campaign.run("refused", posters(20), max_in_flight=2)
-    paid = len(gateway.ledger)
+    paid = len(gateway.charges)
 
     assert run.state == "failed"
     assert 1 <= paid <= 4
-    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.charges)
 
 
 def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
@@ -283,11 +283,11 @@ def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
     run = campaign.run("timeout", posters(50), max_in_flight=1, execution_timeout="timedelta(seconds=10)")
 
     assert run.state == "failed"
-    billed = sum(record.total_tokens for record in gateway.ledger)
-    assert 0 < len(gateway.ledger) < 50
+    billed = sum(record.total_tokens for record in gateway.charges)
+    assert 0 < len(gateway.charges) < 50
     assert run.xcom("usage", "batch")["total_tokens"] == billed
     assert run.xcom("jojokey_images", "batch")["state"] == "failed"
-    assert len(campaign.manifest(run)) == len(gateway.ledger)
+    assert len(campaign.manifest(run)) == len(gateway.charges)
 
 
 def test_timeout_after_the_last_image_reports_what_was_spent(
@@ -316,8 +316,8 @@ def test_timeout_after_the_last_image_reports_what_was_spent(
         run = campaign.run("late", posters(5), max_in_flight=2, execution_timeout="timedelta(hours=1)")
 
     assert run.state == "failed"
-    assert len(gateway.ledger) == 5
-    billed = sum(record.total_tokens for record in gateway.ledger)
+    assert len(gateway.charges) == 5
+    billed = sum(record.total_tokens for record in gateway.charges)
     assert run.xcom("usage", "batch")["total_tokens"] == billed
     assert run.xcom("jojokey_images", "batch")["state"] == "failed"
 
@@ -340,5 +340,5 @@ def test_where_the_system_gives_no_more_threads_it_goes_on_with_those_that_there
     run = campaign.run("threads", posters(12), max_in_flight=8)
 
     assert run.state == "success"
-    assert len(gateway.ledger) == 12
+    assert len(gateway.charges) == 12
     assert gateway.peak_in_flight <= 3

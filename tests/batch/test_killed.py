@@ -57,7 +57,7 @@ def end_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def times_billed(gateway: Any) -> Counter[str]:
-    return Counter(record.prompt for record in gateway.ledger)
+    return Counter(record.prompt for record in gateway.charges)
 
 
 def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
@@ -65,7 +65,7 @@ def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
 ) -> None:
     gateway.behave(delay=0.4)
     first = start(posters(24), max_in_flight=4)
-    gateway.wait_for_ledger(9, timeout=PATIENCE)
+    gateway.wait_for_charges(9, timeout=PATIENCE)
     first.kill()
     first.wait()
     gateway.wait_until_idle(PATIENCE)
@@ -79,7 +79,7 @@ def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
     assert set(times_billed(gateway).values()) == {1}
     objects = store.objects("posters/")
     lost = 24 - len(objects)
-    billed_and_lost = len(gateway.ledger) - len(objects)
+    billed_and_lost = len(gateway.charges) - len(objects)
     assert 0 <= billed_and_lost <= lost <= 4  # the kill may have come between a claim and its request
     if lost:
         assert f"{lost} of 24 items have no images" in end["message"]
@@ -92,7 +92,7 @@ def test_who_says_that_paying_again_is_fine_gets_all_posters_after_a_kill(
 ) -> None:
     gateway.behave(delay=0.4)
     first = start(posters(12), max_in_flight=3, on_unknown_outcome="regenerate")
-    gateway.wait_for_ledger(4, timeout=PATIENCE)
+    gateway.wait_for_charges(4, timeout=PATIENCE)
     first.kill()
     first.wait()
     gateway.wait_until_idle(PATIENCE)
@@ -102,7 +102,7 @@ def test_who_says_that_paying_again_is_fine_gets_all_posters_after_a_kill(
 
     assert "error" not in end
     assert len(store.objects("posters/")) == 12
-    assert 12 <= len(gateway.ledger) <= 15
+    assert 12 <= len(gateway.charges) <= 15
     assert max(times_billed(gateway).values()) <= 2
 
 
@@ -118,10 +118,10 @@ def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
 
     sent = len(gateway.requests)
     assert sent < 20
-    assert len(gateway.ledger) == len(store.objects("posters/")) == sent
+    assert len(gateway.charges) == len(store.objects("posters/")) == sent
     assert end["error"] == "JojoKeyBatchError"
     assert "because Airflow stopped the task" in end["message"]
-    billed = sum(record.total_tokens for record in gateway.ledger)
+    billed = sum(record.total_tokens for record in gateway.charges)
     assert end["pushed"]["usage"]["total_tokens"] == billed
 
     gateway.behave_well()
@@ -130,8 +130,8 @@ def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
     assert second["result"]["made"] == 20 - sent
     assert second["result"]["reused"] == sent
     assert set(times_billed(gateway).values()) == {1}
-    assert len(gateway.ledger) == 20
-    assert second["result"]["usage"]["total_tokens"] == sum(one.total_tokens for one in gateway.ledger)
+    assert len(gateway.charges) == 20
+    assert second["result"]["usage"]["total_tokens"] == sum(one.total_tokens for one in gateway.charges)
 
 
 def test_what_takes_longer_than_the_grace_is_cut(start: Any, gateway: Any) -> None:

@@ -70,7 +70,7 @@ def test_complete_items_need_no_requests_in_a_retry(tries: Tries, gateway: Any) 
     assert (result["reused"], result["made"]) == (ITEMS - 1, 1)
     assert result["usage"]["total_tokens"] > first["usage"]["total_tokens"]
     assert sum(tries.requests.values()) <= 15
-    assert len(gateway.ledger) == ITEMS
+    assert len(gateway.charges) == ITEMS
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_odd_listing_neither_fails_a_retry_nor_pays_again(
     result = tries.run(posters(ITEMS))
 
     assert (result["reused"], result["made"]) == (ITEMS - 1, 1)
-    assert len(gateway.ledger) == ITEMS
+    assert len(gateway.charges) == ITEMS
 
 
 def test_third_try_knows_what_the_second_reused(tries: Tries) -> None:
@@ -111,7 +111,7 @@ def test_deleted_image_is_noticed_in_a_retry(tries: Tries, store: Any, gateway: 
 
     with pytest.raises(Exception, match="1 of 30 items have no images"):
         tries.run(posters(ITEMS))
-    assert len(gateway.ledger) == ITEMS
+    assert len(gateway.charges) == ITEMS
 
 
 def test_replaced_image_of_equal_size_is_noticed_in_a_retry(tries: Tries, store: Any) -> None:
@@ -151,7 +151,7 @@ def test_changed_prompt_is_paid_for_in_a_retry(tries: Tries, gateway: Any) -> No
     result = tries.run(items)
 
     assert (result["reused"], result["made"]) == (ITEMS - 1, 1)
-    assert len(gateway.ledger) == ITEMS + 1
+    assert len(gateway.charges) == ITEMS + 1
 
 
 def test_items_that_moved_are_checked_one_by_one(tries: Tries, gateway: Any) -> None:
@@ -160,7 +160,7 @@ def test_items_that_moved_are_checked_one_by_one(tries: Tries, gateway: Any) -> 
     result = tries.run(posters(ITEMS)[5:])
 
     assert result["reused"] == ITEMS - 5
-    assert len(gateway.ledger) == ITEMS
+    assert len(gateway.charges) == ITEMS
 
 
 def test_manifest_of_a_killed_try_is_not_relied_on(tries: Tries, store: Any, gateway: Any) -> None:
@@ -171,7 +171,7 @@ def test_manifest_of_a_killed_try_is_not_relied_on(tries: Tries, store: Any, gat
     result = tries.run(posters(ITEMS))
 
     assert result["reused"] == ITEMS
-    assert len(gateway.ledger) == ITEMS
+    assert len(gateway.charges) == ITEMS
 
 
 def test_reuse_never_pays_again_in_a_retry(tries: Tries, gateway: Any) -> None:
@@ -180,4 +180,4 @@ def test_reuse_never_pays_again_in_a_retry(tries: Tries, gateway: Any) -> None:
     result = tries.run(posters(5), reuse="never")
 
     assert result["made"] == 5
-    assert len(gateway.ledger) == 10
+    assert len(gateway.charges) == 10

@@ -1,4 +1,4 @@
-"""Usage adds up: of each settled run, the XComs, the receipts and the gateway's ledger have the same sum."""
+"""Usage adds up: of each settled run, the XComs, the receipts and the gateway's charges have the same sum."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run_batch(store: Any, gateway: Any) -> Any:
 
 
 def billed(gateway: Any) -> int:
-    return sum(record.total_tokens for record in gateway.ledger)
+    return sum(record.total_tokens for record in gateway.charges)
 
 
 def in_receipts(store: Any) -> int:
@@ -136,7 +136,7 @@ def test_two_responses_lost_at_once_never_claim_one_charge(
 def test_batch_without_a_log_never_exceeds_the_bill(
     run_batch: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway._free, "_log", False)
+    monkeypatch.setattr(gateway, "shows_log", False)
 
     pushed, error = run_batch(mixed("no_usage", "truncated truncate_after=0", "reset"))
 

@@ -47,7 +47,7 @@ def test_generate_and_ledger_agree_with_the_bill(world: Sandbox) -> None:
     image = (world.directory / "s3" / "posters" / "fox.png").read_bytes()
     assert image.startswith(b"\x89PNG")
     assert row["bytes"] == len(image)
-    assert json.loads(added.stdout)[0]["total_tokens"] == world.gateway.ledger[0].total_tokens
+    assert json.loads(added.stdout)[0]["total_tokens"] == world.gateway.charges[0].total_tokens
     secrets = (world.gateway.token, world.s3.secret_key)
     assert not [
         secret for secret in secrets if secret in made.stdout + made.stderr + added.stdout + added.stderr

@@ -36,7 +36,7 @@ def test_check_passes(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
     # One image of low quality: 110 tokens of the prompt and 196 of the image.
     balance = "USD 100.00 left, USD 0.00 used: pays for about 15,552 images of 1024x1024 in low quality"
     assert detail(output, "balance") == f"{balance} (≈ USD 0.0064 each)"
-    assert gateway.ledger == ()
+    assert gateway.charges == ()
 
 
 def test_check_estimates_the_images_that_the_balance_pays_for(

@@ -36,7 +36,7 @@ def test_image_is_stored_in_s3_with_a_receipt(
     assert output.code == 0
     (row,) = output.rows
     assert row["image"] == "s3://posters/a/fox.png"
-    assert row["total_tokens"] == gateway.ledger[0].total_tokens
+    assert row["total_tokens"] == gateway.charges[0].total_tokens
     assert row["reused"] is False
     assert read(bucket, "a/fox.png") == png
     (attempt,) = receipt(bucket, "a/fox.{ext}").attempts
@@ -51,7 +51,7 @@ def test_repeated_command_pays_nothing(jojokey: Run, gateway: Gateway, bucket: B
     output = jojokey(*command)
 
     assert output.code == 0
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
     assert output.rows[0]["reused"] is True
     assert output.rows[0]["total_tokens"] == 0
     assert "Nothing was sent" in output.err
@@ -69,7 +69,7 @@ def test_object_is_replaced_only_with_overwrite(
     assert output.code == 1
     assert "already exists. Nothing was sent or billed" in output.err
     assert overwritten.code == 0
-    assert len(gateway.ledger) == 2
+    assert len(gateway.charges) == 2
 
 
 def test_lost_response_is_not_paid_twice(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
@@ -80,10 +80,10 @@ def test_lost_response_is_not_paid_twice(jojokey: Run, gateway: Gateway, bucket:
 
     assert (first.code, second.code) == (4, 4)
     assert "You may have been charged" in first.err
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
     again = jojokey(*command, "--on-unknown-outcome", "regenerate")
     assert again.code == 0
-    assert len(gateway.ledger) == 2
+    assert len(gateway.charges) == 2
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_image_is_saved_as_a_file(jojokey: Run, gateway: Gateway, tmp_path: Path
     assert output.code == 0
     assert (tmp_path / "fox.png").read_bytes() == png
     assert [path.name for path in tmp_path.iterdir()] == ["fox.png"]
-    assert output.rows[0]["total_tokens"] == gateway.ledger[0].total_tokens
+    assert output.rows[0]["total_tokens"] == gateway.charges[0].total_tokens
 
 
 def test_file_is_replaced_only_with_overwrite(

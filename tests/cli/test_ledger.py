@@ -56,11 +56,11 @@ def test_ledger_total_matches_the_bill(jojokey: Run, gateway: Gateway, bucket: B
 
     (row,) = output.rows
     assert output.code == 0
-    assert row["total_tokens"] == sum(record.total_tokens for record in gateway.ledger)
+    assert row["total_tokens"] == sum(record.total_tokens for record in gateway.charges)
     assert (row["requests"], row["images"], row["unknown"]) == (2, 2, 0)
     costs = [
         PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
-        for record in gateway.ledger
+        for record in gateway.charges
     ]
     assert Decimal(row["amount"]) == sum(cost.amount for cost in costs if cost)
     assert (row["currency"], row["approximate"], row["cost_unknown"]) == ("USD", True, 0)

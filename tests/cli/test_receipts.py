@@ -95,7 +95,7 @@ def test_billed_statement_keeps_the_image_unpaid(jojokey: Run, lost: CommandOutp
 def test_request_id_adds_usage_from_gateway_log(
     jojokey: Run, lost: CommandOutput, gateway: Gateway, bucket: Bucket
 ) -> None:
-    (record,) = gateway.ledger
+    (record,) = gateway.charges
     jojokey("resolve", URI, "--billed", "--request-id", record.request_id)
 
     jojokey("generate", LOST, "--out", URI)

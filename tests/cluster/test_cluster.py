@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 
 from airflow_provider_jojokey.payments.attempt import Outcome
 from airflow_provider_jojokey.payments.receipt import Receipt, total_usage
-from airflow_provider_jojokey.sandbox import LedgerRecord
+from airflow_provider_jojokey.sandbox import ChargeRecord
 from tests.cluster.campaign import BATCHES, DEFERRED, ITEMS
 from tests.support.cluster import Cluster, cluster
 from tests.support.patience import PATIENCE
@@ -44,12 +44,12 @@ class Sandbox:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def ledger(self) -> list[LedgerRecord]:
-        return [LedgerRecord.from_json(row) for row in self._get("ledger")["billed"]]
+    def charges(self) -> list[ChargeRecord]:
+        return [ChargeRecord.from_json(row) for row in self._get("charges")["billed"]]
 
     def in_flight(self) -> list[str]:
         """Return the keys that it has a request for and no bill yet."""
-        billed = Counter(key_of(record.prompt) for record in self.ledger())
+        billed = Counter(key_of(record.prompt) for record in self.charges())
         requested = Counter(key_of(request["prompt"]) for request in self._get("requests")["requests"])
         return list((requested - billed).elements())
 
@@ -87,7 +87,7 @@ def campaign(run: Cluster, sandbox: Sandbox) -> list[tuple[float, float]]:
     """Run it with its accidents, and return from when to when each of them lasted."""
     run.wait("the Dag is there", lambda: run.get("/dags/campaign"), 120)
     run_id = run.post("/dags/campaign/dagRuns", {"dag_run_id": "spring", "logical_date": None})["dag_run_id"]
-    run.wait("posters are paid for", lambda: len(sandbox.ledger()) >= 30, 300)
+    run.wait("posters are paid for", lambda: len(sandbox.charges()) >= 30, 300)
     kills = [killed(run, "worker-1")]
     run.wait("deferred posters are being made", lambda: deferred_in_flight(sandbox), 300)
     kills.append(killed(run, "triggerer"))
@@ -128,11 +128,11 @@ def check(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run.wait("nothing is in flight", lambda: not sandbox.in_flight(), 60)
-    ledger = sandbox.ledger()
+    charges = sandbox.charges()
     # A request was lost if it was being worked on when a process was killed, or its answer was on the way.
     lost = Counter(
         key_of(record.prompt)
-        for record in ledger
+        for record in charges
         if any(record.started <= ended and record.time + ON_THE_WAY >= began for began, ended in kills)
     )
     objects: dict[str, bytes] = {}
@@ -145,12 +145,12 @@ def check(
         for key in POSTERS
         if f"_jojokey/{key}.json" in objects
     }
-    payments = Counter(key_of(record.prompt) for record in ledger)
+    payments = Counter(key_of(record.prompt) for record in charges)
     again = {key: count for key, count in payments.items() if count > 1}
-    paid = sum(record.total_tokens for record in ledger)
+    paid = sum(record.total_tokens for record in charges)
     attempts = [attempt for receipt in receipts.values() for attempt in receipt.attempts]
     known = total_usage(attempt.usage for attempt in attempts)["total_tokens"]
-    tokens_of = {key_of(record.prompt): record.total_tokens for record in ledger}
+    tokens_of = {key_of(record.prompt): record.total_tokens for record in charges}
     unknown = [
         key
         for key, receipt in receipts.items()
@@ -161,9 +161,9 @@ def check(
     reported = total_usage(usages)["total_tokens"]
     with capsys.disabled():
         print(
-            f"\n{len(posters)} posters, {len(ledger)} payments; {sum(lost.values())} requests were in flight "
+            f"\n{len(posters)} posters, {len(charges)} payments; {sum(lost.values())} requests were in flight "
             f"when a process was killed, and {len(again)} posters were paid again for it on request; "
-            f"tokens: ledger {paid}, receipts {known}, usage XComs {reported}, unknown for {len(unknown)} attempts"
+            f"tokens: charges {paid}, receipts {known}, usage XComs {reported}, unknown for {len(unknown)} attempts"
         )
 
     assert posters == POSTERS

@@ -245,11 +245,11 @@ def test_preparation_creates_bucket_and_password(bucket: Bucket, tmp_path: Path)
     assert names.count("made-by-compose") == 1
 
 
-def test_sandbox_container_generates_and_keeps_its_ledger(tmp_path: Path) -> None:
+def test_sandbox_container_generates_and_keeps_its_charges(tmp_path: Path) -> None:
     from airflow_provider_jojokey.img2 import Client, ImageRequest
 
     environment = {
-        **os.environ, "JOJOKEY_TOKEN": "sk-of-compose", "LEDGER": str(tmp_path / "ledger.jsonl"),
+        **os.environ, "JOJOKEY_TOKEN": "sk-of-compose", "CHARGES": str(tmp_path / "charges.jsonl"),
         "LISTEN": "127.0.0.1", "PORT": "0",
     }  # fmt: skip
     process = subprocess.Popen(
@@ -264,4 +264,4 @@ def test_sandbox_container_generates_and_keeps_its_ledger(tmp_path: Path) -> Non
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == 0
-    assert "A red fox" in (tmp_path / "ledger.jsonl").read_text()
+    assert "A red fox" in (tmp_path / "charges.jsonl").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from airflow_provider_jojokey.sandbox.ledger import read_ledger
+from airflow_provider_jojokey.sandbox.charges import read_charges
 from tests.docs.blocks import ROOT, blocks
 
 TUTORIAL = list(blocks(ROOT / "docs" / "tutorial.md"))
@@ -63,5 +63,5 @@ def test_tutorial_ends_with_a_poster(tmp_path: Path, release: Path) -> None:
         assert lighthouse.format == "PNG"
     assert "Nothing was sent" in done.stdout
     assert "exit code 4" in done.stdout
-    billed = [record.prompt.split()[1] for record in read_ledger(folder / "world" / "ledger.jsonl")]
+    billed = [record.prompt.split()[1] for record in read_charges(folder / "world" / "charges.jsonl")]
     assert billed == ["lighthouse", "red", "lighthouse"]

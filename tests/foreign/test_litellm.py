@@ -66,9 +66,9 @@ def test_an_image_arrives_through_litellm(client: Client, behind: Gateway, png: 
     generation = client.generate(ImageRequest("a fox"))
     generation.images[0].file.file.seek(0)
     assert generation.images[0].file.file.read() == png
-    assert generation.usage is None or generation.usage["total_tokens"] == behind.ledger[0].total_tokens
+    assert generation.usage is None or generation.usage["total_tokens"] == behind.charges[0].total_tokens
     generation.close()
-    assert len(behind.ledger) == 1
+    assert len(behind.charges) == 1
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_failure_through_litellm_proves_nothing(client: Client, behind: Gatewa
 def test_a_billed_try_behind_a_refused_one_is_not_called_free(client: Client, behind: Gateway) -> None:
     # The first try is billed and its response is lost; LiteLLM's retry is refused, and only that is reported.
     error = refused(client, ImageRequest("a fox [sandbox: nginx_502 times=1] [sandbox: no_channel]"))
-    assert len(behind.ledger) == 1, "the first try was billed"
+    assert len(behind.charges) == 1, "the first try was billed"
     assert error.billed == "unknown", str(error)
 
 

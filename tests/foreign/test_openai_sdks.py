@@ -91,7 +91,7 @@ def test_the_official_sdk_understands_the_sandbox(
     found = sdk(tmp_path, URL=behind.url, TOKEN=behind.token, CASES=json.dumps(list(ERRORS)))
 
     assert found["plain"] == [digest, digest]
-    assert found["usage"] == behind.ledger[0].total_tokens
+    assert found["usage"] == behind.charges[0].total_tokens
     assert found["events"] == ["image_generation.partial_image", "image_generation.completed"]
     assert found["stream"] == digest
     assert found["models"] == list(behind.models)

@@ -271,7 +271,7 @@ def test_an_image_is_made(gateway: Gateway, hook: JojoKeyHook, png: bytes, tmp_p
     generation = hook.generate(FOX, lambda index: ImageFile(tmp_path / f"{index}.part"))
     generation.close()
     assert (tmp_path / "0.image").read_bytes() == png
-    assert generation.request_id == gateway.ledger[0].request_id
+    assert generation.request_id == gateway.charges[0].request_id
 
 
 GOOD_AT_LAST = ["no_channel", "overloaded_cpu", "rate_limited_retry_after", "rate_limited_empty", "upstream_500",
@@ -284,7 +284,7 @@ def test_what_surely_was_not_billed_and_may_pass_is_sent_again(
 ) -> None:
     hook.generate(asking(f"{case} times=2 retry_after=0.01 body=html")).close()
     assert len(gateway.requests) == 3
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
     assert logged().count("Resending the request") == 2
     assert gateway.token not in logged()
 
@@ -305,7 +305,7 @@ def test_it_is_sent_three_times_at_most(
     error = refused(lambda: hook.generate(asking(f"{case} retry_after=0.01")))
     assert type(error) is expected
     assert len(gateway.requests) == 3
-    assert gateway.ledger == ()
+    assert gateway.charges == ()
     assert error.billed == "no"
 
 
@@ -348,7 +348,7 @@ def test_what_may_have_been_billed_or_will_not_pass_is_sent_once(
     assert type(error) is expected
     assert error.billed == billed
     assert len(gateway.requests) == 1
-    assert (gateway.ledger == ()) or billed != "no" or case == "html_in_200"
+    assert (gateway.charges == ()) or billed != "no" or case == "html_in_200"
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
@@ -408,7 +408,7 @@ def test_rejected_token_is_explained(gateway: Gateway, connect: Connect) -> None
         assert type(error) is errors.JojoKeyTokenError
         assert words in str(error)
         assert token not in str(error)
-    assert gateway.ledger == ()
+    assert gateway.charges == ()
 
 
 def test_abort_ends_requests_in_flight_and_waits(
@@ -443,7 +443,7 @@ def test_threads_share_a_hook(gateway: Gateway, hook: JojoKeyHook) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(8)))
-    assert len(gateway.ledger) == 8
+    assert len(gateway.charges) == 8
 
 
 # --- testing the connection ---------------------------------------------------------------------------------------

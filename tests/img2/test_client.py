@@ -141,7 +141,7 @@ def test_what_comes_back_is_the_image_with_its_facts(gateway: Gateway, calls: Cl
     )
     assert image.file.size == len(png)
     assert image.file.sha256 == hashlib.sha256(png).hexdigest()
-    (billed,) = gateway.ledger
+    (billed,) = gateway.charges
     assert generation.usage is not None
     assert generation.usage["total_tokens"] == billed.total_tokens
     assert generation.request_id == billed.request_id
@@ -253,7 +253,7 @@ def test_a_gateway_that_refuses_response_format_gets_the_request_once_more_witho
 
         one.generate(FOX).close()
         assert ["response_format" in request.body for request in gateway.requests] == [True, False, False]
-        assert len(gateway.ledger) == 2
+        assert len(gateway.charges) == 2
 
 
 def test_the_second_refusal_is_final() -> None:
@@ -1438,12 +1438,12 @@ def test_a_token_that_no_header_can_hold_was_not_sent(gateway: Gateway) -> None:
 def test_listing_models_pays_nothing(gateway: Gateway, calls: Client) -> None:
     assert calls.list_models() == ["gpt-image-2"]
     assert gateway.requests == ()
-    assert gateway.ledger == ()
+    assert gateway.charges == ()
 
 
 def test_a_tokens_usage_is_told(gateway: Gateway, calls: Client) -> None:
     calls.generate(FOX).close()
-    assert calls.token_usage()["total_used"] == gateway.ledger[0].quota
+    assert calls.token_usage()["total_used"] == gateway.charges[0].quota
 
 
 @pytest.mark.parametrize(
@@ -1567,7 +1567,7 @@ def test_cut_with_nothing_in_flight_does_nothing(gateway: Gateway, calls: Client
     calls.generate(FOX).close()
     calls.abort()
     calls.generate(FOX).close()
-    assert len(gateway.ledger) == 2
+    assert len(gateway.charges) == 2
 
 
 def test_cut_while_others_come_and_go(gateway: Gateway, calls: Client) -> None:

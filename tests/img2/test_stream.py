@@ -287,7 +287,7 @@ def test_a_gateway_that_ignores_the_wish_gives_the_same_images(
             image.file.file.seek(0)
             assert image.file.file.read() == png
         assert [image.index for image in generation.images] == list(range(n))
-        (record,) = gateway.ledger
+        (record,) = gateway.charges
         assert generation.usage
         assert generation.usage["total_tokens"] == record.total_tokens
         generation.close()

@@ -332,10 +332,10 @@ class Trial:
         self.check(end)
 
     def check(self, end: End) -> None:
-        """Compare the gateway's ledger and the bucket with what the package reports."""
+        """Compare the gateway's charges and the bucket with what the package reports."""
         report, n = self.report, self.report.n
         self.gateway.wait_until_idle(20)
-        report.payments = len(self.gateway.ledger)
+        report.payments = len(self.gateway.charges)
         report.ended = "image" if end.manifests else f"{end.error} ({end.billed})"
         report.doubled = max(0, report.payments - self.allowed)
         if report.doubled and not report.race:
@@ -356,7 +356,7 @@ class Trial:
         if self.report.race:
             return
         known = {attempt.request_id for attempt in receipt.attempts}
-        expected = sum(record.total_tokens for record in self.gateway.ledger if record.request_id in known)
+        expected = sum(record.total_tokens for record in self.gateway.charges if record.request_id in known)
         used = receipt.usage_of(Owner("dag", "run", "image", receipt.attempts[0].owner.map_index))[
             "total_tokens"
         ]
@@ -664,7 +664,7 @@ def run_trial(world: World, number: int, seed: int, accident: str, store: str) -
             ACCIDENTS[accident](trial)
         except Exception as error:
             report.wrong.append(f"the trial itself failed: {type(error).__name__}: {error}")
-        report.payments = len(gateway.ledger)
+        report.payments = len(gateway.charges)
         if report.wrong:
             log = trial.folder / "log"
             report.log = log.read_text() if log.exists() else ""

@@ -156,7 +156,7 @@ def test_label_never_fails_a_mapped_task(airflow: Airflow, gateway: Any, store: 
     run = airflow.run_file("labels", written(airflow, "labels", *tasks, render_template_as_native_obj=native))
 
     assert succeeded_at_once(run), run.states
-    assert len(gateway.ledger) == len(run.states)
+    assert len(gateway.charges) == len(run.states)
     assert all(len(label or "") <= 250 for label in run.labels.values())
     assert run.labels["by_key", 0].endswith("xxx.png")
     assert run.labels["number", 0] == "7"

@@ -31,7 +31,7 @@ def test_a_prompt_becomes_an_image_in_s3_and_keys_and_usage_in_xcom(
 
     assert run.state == "success"
     assert run.xcom("keys") == ["fox.png"]
-    (billed,) = gateway.ledger
+    (billed,) = gateway.charges
     assert run.xcom("usage")["total_tokens"] == billed.total_tokens
     manifest = run.xcom()
     (image,) = manifest["images"]
@@ -82,7 +82,9 @@ def test_a_task_that_failed_tells_the_ui_what_it_cost_and_what_had_arrived(
     assert (result.state, result.error) == ("failed", "JojoKeyReplyError")
     assert [one.key for one in result.images] == ["fox-0.png"]
     assert "fox-0.png" in store.objects()
-    assert result.usage["total_tokens"] == gateway.ledger[0].total_tokens == run.xcom("usage")["total_tokens"]
+    assert (
+        result.usage["total_tokens"] == gateway.charges[0].total_tokens == run.xcom("usage")["total_tokens"]
+    )
     assert result.message is not None
 
 
@@ -93,14 +95,14 @@ def test_the_object_has_its_type_and_says_whose_it_is(airflow: Any, gateway: Any
     assert head["ContentType"] == "image/webp"
     assert head["Metadata"]["dag-id"] == "labelled"
     assert head["Metadata"]["run-id"] == run.run_id
-    assert head["Metadata"]["request-id"] == gateway.ledger[0].request_id
+    assert head["Metadata"]["request-id"] == gateway.charges[0].request_id
 
 
 def test_several_images_have_keys_of_their_own(airflow: Any, gateway: Any, any_store: Any) -> None:
     run = airflow.run("several", one(key="hero.png", more="n=3"))
 
     assert run.xcom("keys") == ["hero-0.png", "hero-1.png", "hero-2.png"]
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
     assert {"hero-0.png", "hero-1.png", "hero-2.png"} < set(any_store.objects())
 
 
@@ -239,7 +241,7 @@ def test_a_failure_that_passes_is_retried_by_airflow_and_paid_once(
 
     assert run.state == "success"
     assert len(gateway.requests) == 4
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
     assert run.tries["image", -1] == 4
     outcomes = [one["outcome"] for one in store.receipt("fox.png")["attempts"]]
     assert outcomes == ["not_billed", "not_billed", "not_billed", "complete"]
@@ -287,7 +289,7 @@ def test_a_deferred_task_gives_the_same_result(airflow: Any, gateway: Any, any_s
 
     assert run.state == "success"
     assert run.xcom("keys") == ["fox-0.png", "fox-1.png"]
-    assert run.xcom("usage")["total_tokens"] == gateway.ledger[0].total_tokens
+    assert run.xcom("usage")["total_tokens"] == gateway.charges[0].total_tokens
     assert run.xcom()["images"][0]["content_type"] == "image/png"
 
 

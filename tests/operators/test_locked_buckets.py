@@ -88,7 +88,7 @@ def test_s3_extra_args_open_a_locked_bucket(
 
     assert run.state == "success"
     assert run.xcom("keys") == keys
-    assert len(gateway.ledger) == len(keys)
+    assert len(gateway.charges) == len(keys)
     assert set(keys) <= set(store.objects())
 
 
@@ -134,7 +134,7 @@ def test_cli_opens_a_locked_bucket(gateway: Any, store: Any, locked: Any, comman
     assert refused.returncode != 0
     assert "explicit deny" in refused.stdout + refused.stderr, "S3's own words"
     assert opened.returncode == 0, opened.stderr
-    assert len(gateway.ledger) == (command == "generate")
+    assert len(gateway.charges) == (command == "generate")
 
 
 def test_unusable_parameter_is_an_import_error() -> None:
@@ -183,7 +183,7 @@ def test_next_run_replaces_its_own_fixed_key(airflow: Any, gateway: Any, store: 
     runs = [airflow.run(f"fixed_{number}", SINGLE.format(more="")) for number in range(2)]
 
     assert [run.state for run in runs] == ["success", "success"]
-    assert len(gateway.ledger) == 2
+    assert len(gateway.charges) == 2
 
 
 def only_receipts(request: Request, forward: Forward) -> Response:
@@ -218,7 +218,7 @@ def test_image_that_was_not_accepted_is_stored_by_a_retry(
 
     assert (run.state, run.tries) == ("success", {("image", -1): 2})
     assert denied
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
     assert "locked/fox.png" in store.objects()
 
 
@@ -235,5 +235,5 @@ def test_batch_stops_paying_when_an_image_may_not_be_stored(
     )
 
     assert run.state == "failed"
-    assert 1 <= len(gateway.ledger) <= 4
-    assert run.xcom("usage")["total_tokens"] == sum(record.total_tokens for record in gateway.ledger)
+    assert 1 <= len(gateway.charges) <= 4
+    assert run.xcom("usage")["total_tokens"] == sum(record.total_tokens for record in gateway.charges)

@@ -124,7 +124,7 @@ def test_success_and_failure_are_told_by_mail_and_chat(
         str(one["src"]).startswith("https://airflow.example.com/team/jojokey/thumbnails/") for one in pictures
     )
     assert {tag for tag, _ in page.found} == {"h3", "p", "a", "img", "br", "table", "tr", "th", "td"}
-    assert f"{gateway.ledger[0].total_tokens:,}" in page.text
+    assert f"{gateway.charges[0].total_tokens:,}" in page.text
     poor = Tags(mails["notified.poor failed: JojoKeyQuotaError"].get_body(("html",)).get_content())
     assert "Nothing was billed" in poor.text
 

@@ -54,7 +54,7 @@ class Observed:
     samples: list[Sample]
     spans: list[Span]
     events: list[dict[str, Any]]
-    ledger: list[Any]
+    charges: list[Any]
     """What was billed to it."""
 
     def total(self, name: str, **tags: str) -> int:
@@ -119,7 +119,7 @@ def observed(
     how = ["instrumented"] if AIRFLOW_3_1 else []
     lineage = tmp_path_factory.mktemp("lineage") / "events.jsonl"
     pay_before()
-    billed_before = len(_gateway.ledger)
+    billed_before = len(_gateway.charges)
     statsd = StatsD()
     with Collector() as collector:
         result = work(
@@ -140,7 +140,7 @@ def observed(
         samples=statsd.samples(),
         spans=collector.spans,
         events=[json.loads(line) for line in lineage.read_text().splitlines()],
-        ledger=_gateway.ledger[billed_before:],
+        charges=_gateway.charges[billed_before:],
     )
 
 
@@ -199,7 +199,7 @@ def test_openlineage_is_told_the_images_the_model_and_the_tokens(observed: Obser
     assert all("schema" not in one["facets"] for one in image["outputs"])
     assert all(one["outputFacets"]["outputStatistics"]["size"] > 1000 for one in image["outputs"])
     facet = image["run"]["facets"]["jojokey"]
-    (billed,) = (one for one in observed.ledger if one.prompt == PROMPT)
+    (billed,) = (one for one in observed.charges if one.prompt == PROMPT)
     assert (facet["model"], facet["images"], facet["totalTokens"]) == ("gpt-image-2", 2, billed.total_tokens)
 
     broken = ended["observed.broken"]
@@ -240,10 +240,10 @@ def test_tokens_in_metrics_are_those_that_were_billed(observed: Observed) -> Non
         (telemetry.INPUT_TOKENS, "input_tokens"),
         (telemetry.OUTPUT_TOKENS, "output_tokens"),
     ):
-        assert observed.total(name) == sum(getattr(one, kind) for one in observed.ledger)
+        assert observed.total(name) == sum(getattr(one, kind) for one in observed.charges)
     costs = [
         PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
-        for record in observed.ledger
+        for record in observed.charges
     ]
     assert observed.total(telemetry.COST, currency="USD") == sum(
         round(cost.nanos / 1000) for cost in costs if cost
@@ -271,7 +271,7 @@ def test_a_span_each_for_request_decoding_and_upload_belongs_to_the_order(observ
     assert [one.name for one in uploads] == ["upload", "upload"]
     assert {one.attributes["aws.s3.key"] for one in uploads} == {"fox-0.png", "fox-1.png"}
     assert [one.name for one in observed.under(request)] == ["decode"]
-    (billed,) = (one for one in observed.ledger if one.prompt == PROMPT)
+    (billed,) = (one for one in observed.charges if one.prompt == PROMPT)
     told = {name: value for name, value in request.attributes.items() if name.startswith("gen_ai.")}
     assert told == {
         "gen_ai.operation.name": "generate_content",

@@ -74,4 +74,4 @@ def test_pod_with_only_the_spool_writable_generates_images(
     assert single["images"][0]["uri"] == "s3://posters/pod.png"
     assert (batch["made"], batch["failed"]) == (1, 0)
     assert {"pod.png", "pod-owl.png"} <= set(store.objects())
-    assert len(gateway.ledger) == 4  # the warm-up's two among them
+    assert len(gateway.charges) == 4  # the warm-up's two among them

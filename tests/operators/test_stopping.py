@@ -144,7 +144,7 @@ def test_retry_after_an_interrupted_claim_pays_once(start: Any, gateway: Any, s3
     out, _ = start(try_number=2).communicate(timeout=PATIENCE)
 
     assert "result" in json.loads(out.splitlines()[-1])
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
 
 
 def test_wait_before_a_resend_ends_at_once(start: Any, gateway: Any, store: Any) -> None:
@@ -205,7 +205,7 @@ def test_response_that_begins_within_the_grace_is_stored(start: Any, gateway: An
     end = end_of(task, 10 + SOON)
 
     assert end["result"]["images"][0]["key"] == "fox.png"
-    assert end["pushed"]["usage"]["total_tokens"] == gateway.ledger[0].total_tokens
+    assert end["pushed"]["usage"]["total_tokens"] == gateway.charges[0].total_tokens
     assert "fox.png" in store.objects()
 
 
@@ -241,9 +241,9 @@ def test_upload_that_hangs_ends_and_a_retry_stores_the_image(start: Any, gateway
     out, _ = start(try_number=2).communicate(timeout=PATIENCE)
 
     assert end["billed"] == "unknown"
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
     again = json.loads(out.splitlines()[-1])
-    assert again["pushed"]["usage"]["total_tokens"] == gateway.ledger[0].total_tokens
+    assert again["pushed"]["usage"]["total_tokens"] == gateway.charges[0].total_tokens
 
 
 def items(count: int) -> list[dict[str, str]]:
@@ -298,5 +298,5 @@ def test_batch_whose_manifest_hangs_reports_its_usage(start: Any, gateway: Any, 
 
     end = end_of(task, 2 + SOON)
 
-    billed = sum(record.total_tokens for record in gateway.ledger)
+    billed = sum(record.total_tokens for record in gateway.charges)
     assert end["pushed"]["usage"]["total_tokens"] == billed > 0

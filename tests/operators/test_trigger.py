@@ -66,7 +66,7 @@ def test_cancelled_trigger_stores_the_response_in_flight(trigger: Any, gateway: 
     asyncio.run(run())
 
     assert [attempt["outcome"] for attempt in store.receipt("fox.png")["attempts"]] == ["complete"]
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
 
 
 def test_trigger_cancelled_before_its_request_sends_nothing(trigger: Any, gateway: Any, store: Any) -> None:
@@ -225,4 +225,4 @@ def test_template_that_fails_after_payment_does_not_fail_the_task(
 
     assert (result.state, result.tries) == ("success", {("image", -1): 1})
     assert result.xcom("jojokey_images")["prompt"] == "a fox"
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1

@@ -161,7 +161,7 @@ def test_aborted_response_is_not_paid_again(harness: Harness) -> None:
         harness.gateway.wait_for_request(timeout=PATIENCE)
         hook.abort()
         assert ended.result(timeout=PATIENCE).billed == "unknown"
-    harness.gateway.wait_for_ledger(timeout=PATIENCE)
+    harness.gateway.wait_for_charges(timeout=PATIENCE)
 
     results = harness.run_with_retries(first=2)
 

@@ -168,7 +168,7 @@ def test_cleared_task_pays_again_on_request(harness: Harness, row: Row, wish: di
 
     assert (harness.posts, harness.billed) == (2, 2)
     known = manifest["usage"]["total_tokens"]
-    assert known == (harness.gateway.ledger[1].total_tokens if row.billed == "unknown" else harness.tokens)
+    assert known == (harness.gateway.charges[1].total_tokens if row.billed == "unknown" else harness.tokens)
 
 
 @pytest.mark.parametrize("wish", WISHES, ids=str)

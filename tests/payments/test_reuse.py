@@ -216,7 +216,7 @@ def test_usage_adds_up_over_all_tries(harness: Harness) -> None:
     reused = harness.run(prompt, try_number=4, n=2)
     other = harness.run(prompt, run="tuesday", n=2)
 
-    each = [record.total_tokens for record in harness.gateway.ledger]
+    each = [record.total_tokens for record in harness.gateway.charges]
     assert failed.usage["total_tokens"] == each[0]
     assert made["usage"]["total_tokens"] == each[0] + each[1]
     assert cleared["usage"] == reused["usage"]

@@ -29,7 +29,7 @@ def test_outage_after_response_is_waited_out(unconditional: Harness, s3: S3Serve
 
     def stop_and_start() -> None:
         s3.stop()
-        gateway.wait_for_ledger(2, timeout=PATIENCE)
+        gateway.wait_for_charges(2, timeout=PATIENCE)
         gateway.wait_until_idle(PATIENCE)
         threading.Event().wait(1.0)
         s3.start()

@@ -13,7 +13,7 @@ import pytest
 from airflow_provider_jojokey.__main__ import main
 from airflow_provider_jojokey.cost import NANOS, PUBLISHED, Cost, Costs, sum_of
 from airflow_provider_jojokey.payments.receipt import Receipt
-from airflow_provider_jojokey.sandbox.ledger import QUOTA_PER_USD
+from airflow_provider_jojokey.sandbox.charges import QUOTA_PER_USD
 from tests.support.api_server import Book, Server, result
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
@@ -88,7 +88,7 @@ def test_receipts_gallery_csv_and_ledger_agree_to_the_cent(
     dag_id: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """After a kill, a reuse and a failed paid request. The gateway's own ledger is the truth."""
+    """After a kill, a reuse and a failed paid request. The gateway's own charges is the truth."""
     runs = [airflow.run(dag_id, RUN) for _ in range(2)]
     assert all(run.tries["killed", -1] == 2 for run in runs)
     assert {run.states["killed", -1] for run in runs} == {"success"}
@@ -99,7 +99,7 @@ def test_receipts_gallery_csv_and_ledger_agree_to_the_cent(
         Cost(record.quota * NANOS // QUOTA_PER_USD, "USD", approximate=False)
         if record.prompt != "an owl"
         else PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
-        for record in gateway.ledger
+        for record in gateway.charges
         if record.billed
     )
     receipts = [
@@ -110,7 +110,7 @@ def test_receipts_gallery_csv_and_ledger_agree_to_the_cent(
     (row,) = csv.DictReader(io.StringIO(capfd.readouterr().out))
     sums = server.totals(dag_id=dag_id)
 
-    assert sum(record.billed for record in gateway.ledger) == 2 + 1 + 2
+    assert sum(record.billed for record in gateway.charges) == 2 + 1 + 2
     assert truth.unknown == 0
     assert sum_of(a.cost for receipt in receipts for a in receipt.attempts if a.may_cost) == truth
     assert Costs.from_json(sums["cost"]) == truth

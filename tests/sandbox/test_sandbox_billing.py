@@ -1,4 +1,4 @@
-"""The ledger counts charges and refunds like the real gateway."""
+"""The gateway counts charges and refunds like the real gateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from airflow_provider_jojokey.sandbox import CASES, Gateway, read_ledger
+from airflow_provider_jojokey.sandbox import CASES, Gateway, read_charges
 from tests.support.patience import PATIENCE
 from tests.support.sandbox_client import Post, post_to
 
@@ -22,7 +22,7 @@ from tests.support.sandbox_client import Post, post_to
 def test_image_is_billed_once(gateway: Gateway, post: Post) -> None:
     usage = post("a fox", quality="low", size="1024x1024").json()["usage"]
 
-    (record,) = gateway.ledger
+    (record,) = gateway.charges
     assert record.output_tokens == usage["output_tokens"] == 196
     assert record.total_tokens == usage["total_tokens"]
     assert record.cost_usd == pytest.approx(usage["input_tokens"] * 5e-6 + 196 * 30e-6, rel=1e-3)
@@ -45,13 +45,13 @@ def test_disconnected_client_is_billed(stream: bool, gateway: Gateway) -> None:
     headers = {"Authorization": f"Bearer {gateway.token}"}
     connection.request("POST", "/v1/images/generations", json.dumps(body), headers)
     gateway.wait_for_request(1, timeout=PATIENCE)
-    assert not gateway.ledger  # the upstream is still at work
+    assert not gateway.charges  # the upstream is still at work
     connection.close()
 
-    (record,) = gateway.wait_for_ledger(1, timeout=PATIENCE)
+    (record,) = gateway.wait_for_charges(1, timeout=PATIENCE)
     gateway.wait_until_idle(PATIENCE)
     assert not record.delivered
-    assert not gateway.ledger[0].delivered
+    assert not gateway.charges[0].delivered
 
 
 def test_upstream_error_is_refunded(gateway: Gateway, post: Post) -> None:
@@ -67,7 +67,7 @@ def test_moderation_fee_is_kept(gateway: Gateway, post: Post) -> None:
     assert post("a fox [sandbox: violation_fee]").json()["error"]["code"].startswith("violation_fee.")
 
     assert gateway.spent_usd == 0.05
-    assert gateway.ledger[0].total_tokens == 0
+    assert gateway.charges[0].total_tokens == 0
 
 
 @pytest.mark.parametrize("billed", ["yes", "no"])
@@ -75,7 +75,7 @@ def test_moderation_fee_is_kept(gateway: Gateway, post: Post) -> None:
 def test_lost_request_is_billed_as_configured(name: str, billed: str, gateway: Gateway, post: Post) -> None:
     post(f"a fox [sandbox: {name} billed={billed}]")
 
-    assert bool(gateway.ledger) == (billed == "yes")
+    assert bool(gateway.charges) == (billed == "yes")
 
 
 def test_rejected_request_is_not_billed(gateway: Gateway, post: Post) -> None:
@@ -86,35 +86,35 @@ def test_rejected_request_is_not_billed(gateway: Gateway, post: Post) -> None:
     assert len(gateway.requests) == 2
 
 
-def test_ledger_file_is_readable(tmp_path: Path, image: bytes) -> None:
-    path = tmp_path / "deep" / "ledger.jsonl"
-    with Gateway(image=image, ledger=path) as gateway:
+def test_charges_file_is_readable(tmp_path: Path, image: bytes) -> None:
+    path = tmp_path / "deep" / "charges.jsonl"
+    with Gateway(image=image, charges=path) as gateway:
         post_to(gateway, "一只狐狸")
         post_to(gateway, "a fox [sandbox: no_channel]")
-        while_running = read_ledger(path)
-        assert while_running == gateway.ledger
-    assert len(read_ledger(path, everything=True)) == 2
-    assert read_ledger(path)[0].prompt == "一只狐狸"
+        while_running = read_charges(path)
+        assert while_running == gateway.charges
+    assert len(read_charges(path, everything=True)) == 2
+    assert read_charges(path)[0].prompt == "一只狐狸"
 
-    with Gateway(image=image, ledger=path) as again:
-        assert len(again.ledger) == 1  # carried on
+    with Gateway(image=image, charges=path) as again:
+        assert len(again.charges) == 1  # carried on
 
 
-def test_incomplete_ledger_line_is_skipped(tmp_path: Path, image: bytes) -> None:
-    path = tmp_path / "ledger.jsonl"
-    with Gateway(image=image, ledger=path) as gateway:
+def test_incomplete_charge_line_is_skipped(tmp_path: Path, image: bytes) -> None:
+    path = tmp_path / "charges.jsonl"
+    with Gateway(image=image, charges=path) as gateway:
         post_to(gateway)
-    with path.open("a") as ledger:
-        ledger.write('{"time": 1')
+    with path.open("a") as file:
+        file.write('{"time": 1')
 
-    assert len(read_ledger(path)) == 1
+    assert len(read_charges(path)) == 1
 
 
-def test_ledger_survives_kill_9(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+def test_charges_survive_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "charges.jsonl"
     code = (
         "import sys; from airflow_provider_jojokey.sandbox import Gateway\n"
-        f"with Gateway(image=b'x', ledger={str(path)!r}) as g: print(g.url, flush=True); sys.stdin.read()"
+        f"with Gateway(image=b'x', charges={str(path)!r}) as g: print(g.url, flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -130,7 +130,7 @@ def test_ledger_survives_kill_9(tmp_path: Path) -> None:
     process.stdin.close()
     process.stdout.close()
 
-    assert [record.prompt for record in read_ledger(path)] == ["a fox"]
+    assert [record.prompt for record in read_charges(path)] == ["a fox"]
 
 
 def test_gateway_serves_200_requests_at_once(image: bytes) -> None:
@@ -139,7 +139,7 @@ def test_gateway_serves_200_requests_at_once(image: bytes) -> None:
             pool.submit(post_to, gateway, f"fox {number} [sandbox: hang]", timeout=PATIENCE)
             for number in range(200)
         ]
-        billed = gateway.wait_for_ledger(200, timeout=PATIENCE)
+        billed = gateway.wait_for_charges(200, timeout=PATIENCE)
 
         assert gateway.in_flight == gateway.peak_in_flight == 200
         assert len({record.request_id for record in billed}) == 200

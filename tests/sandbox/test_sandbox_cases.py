@@ -51,7 +51,7 @@ def test_case_has_its_status_and_billing(case: Case, gateway: Gateway, post: Pos
     reply = post(f"a fox [sandbox: {case.name}]", n=2)
 
     assert reply.status_code == case.status
-    assert bool(gateway.ledger) == case.billed
+    assert bool(gateway.charges) == case.billed
     (record,) = gateway.settlements
     assert record.case == case.name
     assert record.status == case.status
@@ -97,7 +97,7 @@ def test_hanging_case_is_billed_and_ends_with_the_client(name: str, gateway: Gat
         post(f"a fox [sandbox: {name}]", timeout=0.3)
 
     gateway.wait_until_idle(PATIENCE)
-    (record,) = gateway.ledger
+    (record,) = gateway.charges
     assert not record.delivered
 
 
@@ -111,7 +111,7 @@ def test_reset_ends_the_requests_in_flight(prompt: str, gateway: Gateway, post: 
         gateway.reset()
 
         assert gateway.in_flight == 0
-        assert gateway.ledger == gateway.requests == ()
+        assert gateway.charges == gateway.requests == ()
         with pytest.raises(requests.RequestException):
             response.result(timeout=PATIENCE)
 
@@ -122,7 +122,7 @@ def test_connection_without_a_response_is_billed(name: str, gateway: Gateway, po
         post(f"a fox [sandbox: {name}]")
 
     assert ("reset" in str(caught.value).lower()) == (name == "reset")
-    (record,) = gateway.ledger
+    (record,) = gateway.charges
     assert record.status is None
     assert not record.delivered
 
@@ -144,8 +144,8 @@ def test_truncated_response_has_complete_images(end: str, framing: str, whole: i
                 raise http.client.IncompleteRead(received)
 
     assert received.count(b'"}') == whole
-    assert gateway.ledger
-    assert not gateway.ledger[0].delivered
+    assert gateway.charges
+    assert not gateway.charges[0].delivered
 
 
 def test_response_breaks_off_inside_an_image(gateway: Gateway, image: bytes) -> None:
@@ -176,7 +176,7 @@ def test_broken_stream_has_previews(gateway: Gateway, post: Post) -> None:
     received = caught.value.partial
     assert received.startswith(b": PING\n\n")
     assert received.count(b"event: image_generation.partial_image") == 1
-    assert len(gateway.ledger) == 2
+    assert len(gateway.charges) == 2
 
 
 def test_stream_contains_a_bare_json_error(post: Post) -> None:
@@ -304,7 +304,7 @@ def test_behaviors_are_queued_and_can_be_reset(gateway: Gateway, post: Post) -> 
     assert [post().status_code for _ in range(4)] == [503, 524, 500, 500]
     gateway.behave_well()
     assert post().status_code == 200
-    assert len(gateway.ledger) == 1
+    assert len(gateway.charges) == 1
 
 
 def test_behavior_is_set_over_http(gateway: Gateway, post: Post) -> None:
@@ -336,9 +336,9 @@ def test_unknown_behavior_is_rejected(gateway: Gateway) -> None:
 def test_body_is_sent_slowly(gateway: Gateway) -> None:
     reply = raw_post(gateway, "a fox [sandbox: drip=0.3]")
     started = reply.read1(100)
-    record = gateway.ledger[0]
+    record = gateway.charges[0]
 
     assert started
     assert not record.delivered
     assert len(json.loads(started + reply.read())["data"]) == 1
-    assert gateway.ledger[0].delivered
+    assert gateway.charges[0].delivered

@@ -34,7 +34,7 @@ def test_openai_sdk_gets_an_image(artist: Gateway) -> None:
     assert reply.data
     assert picture(reply.data[0].b64_json).size == (1536, 1024)
     assert reply.usage
-    assert reply.usage.total_tokens == artist.ledger[0].total_tokens
+    assert reply.usage.total_tokens == artist.charges[0].total_tokens
     assert reply.usage.output_tokens == 196 * 1.5
 
 
@@ -61,8 +61,8 @@ def test_openai_sdk_streams_previews_and_the_image(artist: Gateway) -> None:
     assert all(picture(event.b64_json).size == (1024, 1024) for event in events)
     last = events[-1]
     assert last.type == "image_generation.completed"
-    assert last.usage.output_tokens == 1756 + 200 == artist.ledger[0].output_tokens
-    assert artist.ledger[0].stream
+    assert last.usage.output_tokens == 1756 + 200 == artist.charges[0].output_tokens
+    assert artist.charges[0].stream
 
 
 def test_stream_bills_the_usage_of_its_events(gateway: Gateway) -> None:
@@ -70,7 +70,7 @@ def test_stream_bills_the_usage_of_its_events(gateway: Gateway) -> None:
 
     usages = [event.usage for event in events if event.type == "image_generation.completed"]
     assert len(usages) == 3
-    assert sum(usage.total_tokens for usage in usages) == gateway.ledger[0].total_tokens
+    assert sum(usage.total_tokens for usage in usages) == gateway.charges[0].total_tokens
 
 
 def test_ignored_stream_is_plain_json(image: bytes) -> None:

@@ -34,7 +34,7 @@ def test_odd_response_has_its_images_and_usage(
         found.file.file.seek(0)
         assert found.file.file.read() == image
     assert len(generation.images) == n
-    (record,) = gateway.ledger
+    (record,) = gateway.charges
     if generation.usage is not None:
         assert generation.usage["total_tokens"] == record.total_tokens
     generation.close()

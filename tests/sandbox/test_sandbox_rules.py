@@ -66,7 +66,7 @@ def test_invalid_parameters_are_rejected(
     assert reply.status_code == status
     assert reply.json()["error"]["code"] == code
     assert reply.json()["error"]["param"] == param
-    assert gateway.ledger == ()
+    assert gateway.charges == ()
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'"text"'])
@@ -193,9 +193,9 @@ def test_log_lists_charges_and_failures(gateway: Gateway, post: Post) -> None:
 
     failed, billed = get(gateway, "/api/log/token").json()["data"]
     assert (billed["type"], failed["type"]) == (2, 5)
-    assert billed["quota"] == gateway.ledger[0].quota
+    assert billed["quota"] == gateway.charges[0].quota
     assert billed["completion_tokens"] == 196
-    assert billed["request_id"] == gateway.ledger[0].request_id
+    assert billed["request_id"] == gateway.charges[0].request_id
     assert failed["quota"] == 0
 
 
@@ -220,21 +220,21 @@ def test_free_endpoints_respond(gateway: Gateway, post: Post) -> None:
     usage = get(gateway, "/v1/dashboard/billing/usage").json()["total_usage"]
     assert usage == pytest.approx(gateway.spent_usd * 100)
     used = get(gateway, "/api/usage/token/").json()["data"]["total_used"]
-    assert used == gateway.ledger[0].quota
+    assert used == gateway.charges[0].quota
 
 
 # --- looking in from outside ------------------------------------------------------------------------------------
 
 
-def test_ledger_and_requests_are_served_and_reset(gateway: Gateway, post: Post) -> None:
+def test_charges_and_requests_are_served_and_reset(gateway: Gateway, post: Post) -> None:
     post("a fox", quality="low")
 
-    ledger = get(gateway, "/sandbox/ledger").json()
+    charges = get(gateway, "/sandbox/charges").json()
     requested = get(gateway, "/sandbox/requests").json()
-    assert ledger["billed"][0]["prompt"] == "a fox"
+    assert charges["billed"][0]["prompt"] == "a fox"
     assert requested["requests"][0]["body"]["quality"] == "low"
     requests.post(f"{gateway.url}/sandbox/reset", timeout=PATIENCE)
-    assert not gateway.ledger
+    assert not gateway.charges
     assert not gateway.requests
 
 
@@ -242,7 +242,7 @@ def test_token_is_never_recorded(gateway: Gateway, post: Post) -> None:
     post("a fox")
     post("a fox [sandbox: cloudflare_524]")
 
-    everything = get(gateway, "/sandbox/requests").text + get(gateway, "/sandbox/ledger").text
+    everything = get(gateway, "/sandbox/requests").text + get(gateway, "/sandbox/charges").text
     everything += repr(gateway.requests) + repr(gateway.settlements)
     assert gateway.token not in everything
     assert "authorization" not in gateway.requests[0].headers

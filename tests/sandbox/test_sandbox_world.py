@@ -22,7 +22,7 @@ import requests
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from airflow_provider_jojokey.sandbox import Gateway, S3Server, Sandbox, read_ledger
+from airflow_provider_jojokey.sandbox import Gateway, S3Server, Sandbox, read_charges
 from airflow_provider_jojokey.sandbox import s3 as s3_module
 from tests.support.patience import PATIENCE
 from tests.support.sandbox_client import post_to
@@ -410,16 +410,16 @@ def test_command_runs_in_the_sandbox_and_is_billed(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
-    assert read_ledger(world / "ledger.jsonl")[0].output_tokens == 196
+    assert read_charges(world / "charges.jsonl")[0].output_tokens == 196
     shown = subprocess.run(
-        [*COMMAND, "ledger", "--dir", str(world)], capture_output=True, text=True, env=CLEAN
+        [*COMMAND, "charges", "--dir", str(world)], capture_output=True, text=True, env=CLEAN
     )
     assert "A red fox" in shown.stdout
     assert "1 billed" in shown.stdout
 
 
-def test_ledger_command_works_inside_the_sandbox(tmp_path: Path) -> None:
-    words = [*COMMAND, "--dir", str(tmp_path), "--", *COMMAND, "ledger", "--output", "json"]
+def test_charges_command_works_inside_the_sandbox(tmp_path: Path) -> None:
+    words = [*COMMAND, "--dir", str(tmp_path), "--", *COMMAND, "charges", "--output", "json"]
     done = subprocess.run(words, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
@@ -512,7 +512,7 @@ def test_port_in_use_is_reported_in_one_line(tmp_path: Path, gateway: Gateway) -
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["cases"], ["ledger", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["cases"], ["charges", "--help"]])
 def test_help_lists_commands_and_cases(words: list[str]) -> None:
     done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
 

@@ -1,7 +1,7 @@
 """Run the payment path the way Airflow's tasks do: one call is one try of a task.
 
 Requests go to the stand-in gateway, images to a real S3 server. What was paid is read from the gateway's own
-ledger, never from what the package believes.
+charges, never from what the package believes.
 """
 
 from __future__ import annotations
@@ -264,12 +264,12 @@ class Harness:
     @property
     def billed(self) -> int:
         """Requests that the gateway billed."""
-        return len(self.gateway.ledger)
+        return len(self.gateway.charges)
 
     @property
     def tokens(self) -> int:
         """Tokens that the gateway billed."""
-        return sum(record.total_tokens for record in self.gateway.ledger)
+        return sum(record.total_tokens for record in self.gateway.charges)
 
 
 class DiesAfterResponse(JojoKeyHook):

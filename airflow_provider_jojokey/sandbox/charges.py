@@ -20,7 +20,7 @@ QUOTA_PER_USD = 500_000
 
 
 @dataclass(frozen=True)
-class LedgerRecord:
+class ChargeRecord:
     """A request with a valid token, and its charge."""
 
     time: float
@@ -67,7 +67,7 @@ class LedgerRecord:
         return {**asdict(self), "total_tokens": self.total_tokens, "cost_usd": self.cost_usd}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> LedgerRecord:
+    def from_json(cls, row: Mapping[str, Any]) -> ChargeRecord:
         """Return the record from the result of :meth:`to_json`.
 
         :raises KeyError: if a field is missing.
@@ -75,7 +75,7 @@ class LedgerRecord:
         return cls(**{field.name: row[field.name] for field in fields(cls)})
 
 
-class Ledger:
+class Charges:
     """The records of one gateway, in memory and, if a path is given, in a file of JSON lines.
 
     :param path: the file to which each change is appended at once, so that other processes can read it at any time,
@@ -85,13 +85,13 @@ class Ledger:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._records: dict[str, LedgerRecord] = {}
+        self._records: dict[str, ChargeRecord] = {}
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                self._records = {record.request_id: record for record in read_ledger(path, everything=True)}
+                self._records = {record.request_id: record for record in read_charges(path, everything=True)}
 
-    def put(self, record: LedgerRecord) -> None:
+    def put(self, record: ChargeRecord) -> None:
         """Add ``record``, or replace the record with the same ``request_id``."""
         line = json.dumps(record.to_json(), ensure_ascii=False) + "\n"
         with self._lock:
@@ -111,12 +111,12 @@ class Ledger:
         if record is not None and record.delivered != complete:
             self.put(replace(record, delivered=complete))
 
-    def everything(self) -> tuple[LedgerRecord, ...]:
+    def everything(self) -> tuple[ChargeRecord, ...]:
         """Return all records, billed or not, oldest first."""
         with self._lock:
             return tuple(self._records.values())
 
-    def billed(self) -> tuple[LedgerRecord, ...]:
+    def billed(self) -> tuple[ChargeRecord, ...]:
         """Return the records of charged requests, oldest first."""
         return tuple(record for record in self.everything() if record.billed)
 
@@ -128,18 +128,18 @@ class Ledger:
                 self._path.write_bytes(b"")
 
 
-def read_ledger(path: Path | str, *, everything: bool = False) -> tuple[LedgerRecord, ...]:
-    """Return the records of a ledger file, which a gateway may still be writing.
+def read_charges(path: Path | str, *, everything: bool = False) -> tuple[ChargeRecord, ...]:
+    """Return the records in a file, which a gateway may still be writing.
 
     :param path: the file of JSON lines.
     :param everything: also return requests that were refunded or never charged.
     :returns: the latest record of each request, oldest first.
     :raises FileNotFoundError: if there is no such file.
     """
-    records: dict[str, LedgerRecord] = {}
+    records: dict[str, ChargeRecord] = {}
     with open(path, encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):  # the gateway is still writing a line without a line break
-                record = LedgerRecord.from_json(json.loads(line))
+                record = ChargeRecord.from_json(json.loads(line))
                 records[record.request_id] = record
     return tuple(record for record in records.values() if everything or record.billed)
