@@ -14,7 +14,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_provider_jojokey.img2.errors import Billed, Img2Error, Kind
+from airflow_provider_jojokey.img2.errors import Billed, Img2Error, Kind, identifiers
 
 
 class JojoKeyError(AirflowException):
@@ -132,7 +132,8 @@ def render(error: JojoKeyError) -> str:
     parts = [_what(error), _charge(error)]
     if error.images:
         count = f"{len(error.images)} of {error.requested}" if error.requested else f"{len(error.images)}"
-        parts.append(f"{count} images were received and stored: {_uris(error.images)}.")
+        uris = ", ".join(image["uri"] for image in error.images)
+        parts.append(f"{count} images were received and stored: {uris}.")
     if error.kept:
         parts.append(f"Also kept: {', '.join(error.kept)}.")
     if error.spool:
@@ -144,15 +145,8 @@ def render(error: JojoKeyError) -> str:
 
 
 def _what(error: JojoKeyError) -> str:
-    identifiers = {
-        "HTTP": error.status_code,
-        "code": error.code,
-        "request ID": error.request_id,
-        "cf-ray": error.cf_ray,
-    }
-    known = ", ".join(f"{name} {value}" for name, value in identifiers.items() if value)
-    suffix = (f" ({known})" if known else "") + (f': "{error.detail}"' if error.detail else "")
-    return f"{error.what.removesuffix('.')}{suffix}." if error.what else ""
+    detail = f': "{error.detail}"' if error.detail else ""
+    return f"{error.what.removesuffix('.')}{identifiers(error)}{detail}." if error.what else ""
 
 
 def _charge(error: JojoKeyError) -> str:
@@ -163,10 +157,6 @@ def _charge(error: JojoKeyError) -> str:
     reason = f": {error.reason}" if error.reason else ""
     earlier = " This attempt sent nothing." if error.billed != "no" and not error.sent else ""
     return f"{text}{reason}.{earlier}"
-
-
-def _uris(images: list[dict[str, Any]]) -> str:
-    return ", ".join(image["uri"] for image in images)
 
 
 def _rebuild(cls: type[JojoKeyError], facts: Mapping[str, Any]) -> JojoKeyError:

@@ -1,8 +1,8 @@
 """Read a batch's requests from a CSV file, and write cells that are safe in a spreadsheet.
 
 Spreadsheets write CSV files in several encodings and with several delimiters: Excel in Europe uses semicolons, and
-its "Unicode text" is UTF-16 with tabs; Excel in China writes GB18030. This module finds out which, by the file's
-first bytes and by the names of its columns.
+its "Unicode text" is UTF-16 with tabs; Excel in China writes GB18030. This module detects the encoding by the file's
+bytes, and the delimiter by the names of the columns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_PROBLEMS = 20
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose byte order mark is the beginning of this one
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -53,7 +53,7 @@ def read_requests(
 
     :param content: the file's bytes
     :param encoding: the encoding; by default UTF-8, UTF-16, GB18030 or Windows-1252 is detected
-    :param name: what to call the file in errors
+    :param name: the file's name in errors
     :raises JojoKeyRequestError: if the file or a row can't be used
     """
     from airflow_provider_jojokey.exceptions import JojoKeyRequestError
@@ -73,7 +73,7 @@ def read_requests(
 
 
 def safe_cell(value: Any) -> Any:
-    """Return a cell that no spreadsheet evaluates as a formula: such text gets an apostrophe in front."""
+    """Return a cell that no spreadsheet evaluates as a formula: formulas get a leading apostrophe."""
     if not isinstance(value, str):
         return value
     is_formula = value.startswith(("\t", "\r", "\n")) or value.lstrip().startswith(_FORMULA)
@@ -88,9 +88,9 @@ def decode(content: bytes, encoding: str | None = None) -> str:
     :param encoding: the encoding; by default it is detected
     :raises ValueError: if the encoding is unknown or doesn't fit
     """
-    for mark, marked in _BOMS:
-        if content.startswith(mark):
-            encoding = marked
+    for bom, bom_encoding in _BOMS:
+        if content.startswith(bom):
+            encoding = bom_encoding
             break
     if encoding is None and b"\0" in content[:2]:  # the columns are ASCII
         encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
@@ -140,7 +140,7 @@ def _western(content: bytes) -> str | None:
 
 
 def _has_western_words(text: str) -> bool:
-    """Return whether all words look as in a Western European language: GB18030 read as such has odd capitals."""
+    """Return whether all words look Western European. GB18030 read as Windows-1252 has capitals inside words."""
     for word in _WORD.findall(text):
         accents = sum(not character.isascii() for character in word)
         regular = len(word) == 1 or word[1:].islower() or word.isupper()
@@ -192,9 +192,9 @@ def _normalized(column: str) -> str:
 
 
 def _columns(rows: list[list[str]]) -> tuple[int, list[str]]:
-    """Return how many rows there are up to the header, and the names of the columns.
+    """Return the number of the header row, counted from 1, and the names of the columns.
 
-    :raises ValueError: if a column is missing, unknown or there twice
+    :raises ValueError: if a column is missing, unknown or duplicate
     """
     header_row = next((number for number, row in enumerate(rows, 1) if not _is_empty(row)), 0)
     if not header_row:

@@ -177,7 +177,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(found: dict[str, dict[str, Any]]) -> list[tuple[bool, str]]:
+def checks(found: dict[str, dict[str, Any]]) -> list[tuple[bool, str]]:
     """Return for each measured target whether it is met, and a sentence."""
     judged = []
     if many := found.get("1000-in-64"):
@@ -214,7 +214,7 @@ def main() -> int:
             print(f"… {case.name}", file=sys.stderr, flush=True)
             found[case.name] = measure(case, arguments.quick)
     print(table(found), end="\n\n")
-    judged = verdicts(found)
+    judged = checks(found)
     for met, sentence in judged:
         print(f"- {'met' if met else 'MISSED'}: {sentence}")
     if arguments.json:

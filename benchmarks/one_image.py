@@ -278,7 +278,7 @@ def table(result: dict[str, Any], cases: list[Case]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(result: dict[str, Any], tls: bool) -> list[tuple[bool, str]]:
+def checks(result: dict[str, Any], tls: bool) -> list[tuple[bool, str]]:
     """Return for each measured target whether it is met, and a sentence."""
     found = []
     if not tls and "1x6MB" in result:
@@ -312,7 +312,7 @@ def main() -> int:
     result = measure(arguments.tls, arguments.rounds, cases)
     print(f"\n{'HTTPS' if arguments.tls else 'Plain HTTP'}, medians of {arguments.rounds} rounds\n")
     print(table(result, cases), end="\n\n")
-    judged = verdicts(result, arguments.tls)
+    judged = checks(result, arguments.tls)
     for met, sentence in judged:
         print(f"- {'met' if met else 'MISSED'}: {sentence}")
     if arguments.json:

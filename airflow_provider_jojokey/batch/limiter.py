@@ -38,9 +38,9 @@ LATENCY = 0.3
 """Seconds after which a request counts as accepted, until rejections show how long they take."""
 POLL = 0.05
 LONGEST_CLEAN = 60.0
-"""Seconds without a rejection after which a higher rate is tried at the latest, or after a longer window."""
+"""Maximum seconds without a rejection before a higher rate is tried, unless the gateway's window is longer."""
 PROVEN = 10
-"""Accepted requests after which a model is preferred to others with as few misses."""
+"""Accepted requests after which a model counts as proven, and wins against others with as few misses."""
 SOON = 5.0
 """Seconds within which a request in flight is expected to end."""
 ACCEPTED_BEFORE_RAISE = 25
@@ -135,7 +135,7 @@ class Limiter:
         return ticket
 
     def release(self, ticket: Ticket, now: float) -> None:
-        """Record that a request has received any response but a rejection, or was not sent."""
+        """Record that a request has ended without a rejection, or was not sent."""
         if ticket.ended:
             return
         self._end(ticket)

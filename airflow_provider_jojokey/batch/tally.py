@@ -177,9 +177,11 @@ class Tally:
             spent += f", and it is unknown whether {self.unknown_outcomes:,} items were billed"
         again = self.retryable + rest
         kind = JojoKeyBatchError if again else JojoKeyBatchFailure
-        todo = f"A retry may help {again} of the {self.failed + rest}." if again else ""
+        missing = self.failed + rest
+        todo = f"A retry may help {'all' if again == missing else again} of them." if again else ""
+        lack = "items has no images" if missing == 1 else "items have no images"
         error = kind(
-            f"{self.failed + rest} of {self.total} items have no images ({', '.join(counts)}){end}. {listed}. "
+            f"{missing} of {self.total} {lack} ({', '.join(counts)}){end}. {listed}. "
             f"All images that were received are in S3{where}.",
             todo,
             reason=spent,

@@ -93,8 +93,8 @@ def show(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str] 
     """Print rows in Airflow's formats.
 
     :param output: ``table``, ``json``, ``yaml``, ``plain`` or ``csv``
-    :param columns: the columns of ``table`` and ``plain``. The others contain all; JSON and YAML have numbers as
-        numbers
+    :param columns: the columns of ``table`` and ``plain``; other formats contain all. JSON and YAML keep the types
+        of numbers
     """
     from airflow.cli.simple_table import AirflowConsole
     from rich.markup import escape
@@ -134,7 +134,7 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def cost_fields(costs: Costs) -> dict[str, Any]:
-    """Return the columns of a cost: for people, and exactly, in the first of its currencies."""
+    """Return the columns of a cost: as text, and as an exact amount in its first currency."""
     first = costs.amounts[0] if costs.amounts else None
     return {
         "cost": str(costs),

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.store.keys import Destination
 
 DAG_ID, TASK_ID = "jojokey-cli", "generate"
-"""The owner in receipts."""
+"""Dag and task ID in the receipts of this command."""
 EXTENSIONS = ("png", "jpg", "webp")
-SHOWN = ("image", "content_type", "width", "height", "bytes", "total_tokens", "cost", "reused")
+TABLE_COLUMNS = ("image", "content_type", "width", "height", "bytes", "total_tokens", "cost", "reused")
 
 
 @command
@@ -50,7 +50,7 @@ def generate(options: argparse.Namespace) -> None:
     hook = jojokey_hook(options.jojokey_conn_id)
     request = _request(options, hook)
     store = _to_s3 if options.out.startswith("s3://") else _to_disk
-    show(store(options, hook, request), options.output, SHOWN)
+    show(store(options, hook, request), options.output, TABLE_COLUMNS)
 
 
 def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:
@@ -196,9 +196,8 @@ def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageReque
                         f"{path} already exists.", "Choose another name, or use --overwrite."
                     )
     try:
-        spool = Path(
-            tempfile.mkdtemp(prefix=".jojokey-", dir=folder)
-        )  # on the same disk, and a test that it is writable
+        # On the target's disk, so that images can be linked. This also checks that the folder is writable.
+        spool = Path(tempfile.mkdtemp(prefix=".jojokey-", dir=folder))
     except OSError as error:
         raise JojoKeyRequestError(f"{folder} can't be written: {error.strerror}.") from None
     try:
@@ -255,7 +254,7 @@ def _closing(generation: Generation) -> Iterator[None]:
 
 
 def _folder_and_name(out: str, request: ImageRequest, overwrite: bool) -> tuple[Path, str]:
-    """Return an existing folder and a file name. If ``out`` is a folder, the name is unused."""
+    """Return an existing folder and a file name. If ``out`` is a folder, choose a name that no file there has."""
     path = Path(out).expanduser()
     if not (path.is_dir() or out.endswith(("/", os.sep))):
         if not path.parent.is_dir():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 READERS = 8
 IN_MEMORY = 32
 """Maximum number of receipts in memory."""
-SHOWN = 5
+MAX_UNREADABLE_LISTED = 5
 """Maximum number of unreadable receipts that are named. Others are counted."""
 _AGO = re.compile(r"(\d{1,6})([dhm])")
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
@@ -84,7 +84,7 @@ class Sum:
 
 
 COUNTS = ("requests", "images", "input_tokens", "output_tokens", "total_tokens", "unknown")
-SHOWN_COLUMNS = (*COUNTS, "cost")
+MAX_UNREADABLE_LISTED_COLUMNS = (*COUNTS, "cost")
 
 
 BY: dict[str, Callable[[Attempt, Receipt], str]] = {
@@ -109,7 +109,7 @@ def ledger(options: argparse.Namespace) -> int:
     for key, found in _receipts(ImageStore(options.aws_conn_id), bucket, options.prefix, since):
         if isinstance(found, str):
             unreadable += 1
-            if unreadable <= SHOWN:
+            if unreadable <= MAX_UNREADABLE_LISTED:
                 say(f"jojokey: s3://{bucket}/{key} is not included: {found}.")
             continue
         receipts += 1
@@ -128,7 +128,7 @@ def ledger(options: argparse.Namespace) -> int:
     ]
     if options.output in ("table", "plain"):
         rows = [row for row in rows if row["cost"]]  # it names all currencies
-    show(rows, options.output, (*by, *SHOWN_COLUMNS))
+    show(rows, options.output, (*by, *MAX_UNREADABLE_LISTED_COLUMNS))
     _say_total(total, receipts, unreadable)
     return FAILED if unreadable else 0
 

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.attempt import Attempt
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 
-SHOWN = ("attempt", "started", "task", "try", "outcome", "billed", "cost", "tokens", "request_id", "evidence")
+TABLE_COLUMNS = (
+    "attempt",
+    "started",
+    "task",
+    "try",
+    "outcome",
+    "billed",
+    "cost",
+    "tokens",
+    "request_id",
+    "evidence",
+)
 
 
 @command
@@ -26,7 +37,7 @@ def attempts(options: argparse.Namespace) -> None:
     receipt = receipts.read()
     if not receipt.attempts:
         raise CommandFailed(f"{receipts.uri} doesn't exist, or lists no attempts")
-    show([_row(attempt) for attempt in receipt.attempts], options.output, SHOWN)
+    show([_row(attempt) for attempt in receipt.attempts], options.output, TABLE_COLUMNS)
     for attempt in receipt.attempts:
         for label, uris in (
             ("image", [image.uri for image in attempt.images]),
@@ -75,7 +86,7 @@ def resolve(options: argparse.Namespace) -> None:
     changed = receipt.attempt(attempt.id)
     if changed is None or changed.resolution != statement:
         raise CommandFailed("Another process changed the receipt at the same time. Run the command again")
-    show([_row(changed)], options.output, SHOWN)
+    show([_row(changed)], options.output, TABLE_COLUMNS)
     if options.billed and not changed.usage:
         hint = "" if changed.request_id else " Pass --request-id to have its usage read from the gateway log."
         say(f"jojokey: The next run of the task adds its usage, if the gateway log shows it.{hint}")

@@ -167,13 +167,13 @@ class JojoKeyHook(BaseHook):
 
     @cached_property
     def quota_unit(self) -> QuotaUnit | None:
-        """What the gateway's quota is worth; ``None`` if the gateway does not state it. Costs nothing."""
+        """The value of one unit of the gateway's quota; ``None`` if the gateway does not report it. Costs nothing."""
         from airflow_provider_jojokey.cost import QuotaUnit
 
         try:
             return QuotaUnit.from_status(self.client.status())
         except Img2Error as error:
-            log.info("What the gateway's quota is worth is not known: %s", error.summary)
+            log.info("The gateway doesn't report the value of its quota unit: %s", error.summary)
             return None
 
     @cached_property
@@ -306,7 +306,7 @@ class JojoKeyHook(BaseHook):
     def list_models(self) -> list[str]:
         """Return the names of the models that the token may use. Costs nothing.
 
-        :raises JojoKeyError: if the gateway does not tell
+        :raises JojoKeyError: if the gateway rejects the request or cannot be reached
         """
         return self._call_unbilled(self.client.list_models)
 
@@ -315,7 +315,7 @@ class JojoKeyHook(BaseHook):
 
         Costs nothing, and works for a token that is expired or exhausted.
 
-        :raises JojoKeyError: if the gateway does not tell
+        :raises JojoKeyError: if the gateway rejects the request or cannot be reached
         """
         return self._call_unbilled(self.client.token_usage)
 

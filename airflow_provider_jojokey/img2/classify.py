@@ -1,6 +1,6 @@
 """Decide which error a response means, and whether it proves that nothing was billed.
 
-The error's code counts first, then the marks of Cloudflare, then the sender of the response, then the status.
+The error's code counts first, then signs of Cloudflare, then the sender of the response, then the status.
 Messages are displayed, never parsed, because they come in two languages and change.
 
 ``billed="no"`` needs proof. The gateway refunds requests that it fails itself, and its own responses carry the
@@ -138,7 +138,7 @@ _EDGE_STATUS: Mapping[int, Kind] = {
 REJECTIONS = {
     *(400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413, 414, 415, 417, 421, 422, 426, 428, 429, 431, 451)
 }
-"""Even without the gateway's mark, these statuses mean that the request was not processed."""
+"""Even without the gateway's header, these statuses mean that the request was not processed."""
 FAILURES = {408, 424, 425, 499}
 """4xx statuses that report a failure of the server or its upstream, like 5xx."""
 
@@ -207,7 +207,7 @@ def from_response(
     :param status: the HTTP status
     :param headers: the response's headers, in any case
     :param body: the beginning of the body
-    :param secret: a text that must not appear in the error, the token
+    :param secret: the token, which must not appear in the error
     :param document: the body as JSON, if the caller has already parsed it
     """
     headers = {name.lower(): value for name, value in headers.items()}

@@ -1,6 +1,6 @@
-"""The error of the image API as data: what happened, whether it was billed, what to do.
+"""Errors of the image API as data: what happened, whether it was billed, what to do.
 
-:mod:`~airflow_provider_jojokey.img2.classify` decides which error a response means.
+:mod:`~airflow_provider_jojokey.img2.classify` turns a response into an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Billed = Literal["no", "yes", "unknown"]
 
 
 class Kind(StrEnum):
-    """The kinds of errors, one for each remedy."""
+    """The kinds of errors. Each kind has one remedy."""
 
     REQUEST = "request"
     TOKEN = "token"
@@ -57,7 +57,7 @@ ADVICE: Mapping[Kind, Advice] = {
         "If necessary, create a new one in JojoKey's console.",
     ),
     Kind.ACCESS: Advice(
-        "JojoKey does not allow this token to do that",
+        "JojoKey denied this token access",
         "The token may not use this model, group or address. Create a token in the image group that has the "
         "model, or change the token's group, models or allowed addresses in JojoKey's console.",
     ),
@@ -105,7 +105,7 @@ ADVICE: Mapping[Kind, Advice] = {
     Kind.UNKNOWN_OUTCOME: Advice(
         "The response of JojoKey was lost",
         "If it keeps happening, send JojoKey support the request ID or cf-ray and the time. For high quality "
-        "or large sizes, set stream=True or request less.",
+        "or large sizes, set stream=True, or choose a lower quality or a smaller size.",
         transient=True,
     ),
     Kind.REPLY: Advice(
@@ -120,11 +120,12 @@ BILLING = {
     "unknown": "You may have been charged.",
 }
 
-_FOUND = ("links", "task_id", "usage")
+_SET_LATER = ("links", "task_id", "usage")
+"""Attributes that are not arguments of :class:`Img2Error`."""
 
 
 class Img2Error(Exception):
-    """A generation that failed.
+    """A failed generation.
 
     :param kind: the kind of error
     :param summary: what happened, without a full stop; by default the kind's summary
@@ -179,25 +180,27 @@ class Img2Error(Exception):
 
     def __str__(self) -> str:
         detail = f': "{self.detail}"' if self.detail else ""
-        return f"{self.summary}{self._identifiers()}{detail}. {BILLING[self.billed]} {self.advice}"
+        return f"{self.summary}{identifiers(self)}{detail}. {BILLING[self.billed]} {self.advice}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in vars(self).items() if name not in ("salvaged", "__notes__")}
         return _rebuild, (type(self), state)
 
-    def _identifiers(self) -> str:
-        identifiers = {
-            "HTTP": self.status_code,
-            "code": self.code,
-            "request ID": self.request_id,
-            "cf-ray": self.cf_ray,
-        }
-        known = ", ".join(f"{name} {value}" for name, value in identifiers.items() if value)
-        return f" ({known})" if known else ""
+
+def identifiers(error: Any) -> str:
+    """Return the status, the codes and the IDs of an error, in parentheses; an empty string if it has none."""
+    known = {
+        "HTTP": error.status_code,
+        "code": error.code,
+        "request ID": error.request_id,
+        "cf-ray": error.cf_ray,
+    }
+    listed = ", ".join(f"{name} {value}" for name, value in known.items() if value)
+    return f" ({listed})" if listed else ""
 
 
 def _rebuild(cls: type[Img2Error], state: dict[str, Any]) -> Img2Error:
-    found = {name: state.pop(name) for name in _FOUND}
+    set_later = {name: state.pop(name) for name in _SET_LATER}
     error = cls(**state)
-    vars(error).update(found)
+    vars(error).update(set_later)
     return error

@@ -37,7 +37,7 @@ def clean(text: str, secret: str = "", limit: int = MAX_DETAIL_CHARACTERS) -> st
     """Return ``text`` as one short line without secrets, image data or URL queries.
 
     :param text: text from outside this package
-    :param secret: a text that must not appear, the token
+    :param secret: the token, which must not appear in the result
     :param limit: maximum length in characters
     """
     # JSON may escape the slashes of links.
@@ -52,7 +52,7 @@ def public_link(url: str, secret: str = "") -> str:
     """Return ``url`` without login, query and fragment, so that a signed link can be displayed.
 
     :param url: an absolute URL
-    :param secret: a text that must not appear, the token
+    :param secret: the token, which must not appear in the result
     """
     try:
         parts = urlsplit(url)

@@ -73,7 +73,7 @@ class S3ConsoleLink(BaseOperatorLink):
 
 
 def _extra_of(aws_conn_id: str | None) -> Mapping[str, Any]:
-    """Return a connection's extra, without boto3, which a deferred task doesn't load for a link."""
+    """Return a connection's extra, without importing boto3: a deferred task need not load it for a link."""
     from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
     try:
@@ -85,13 +85,13 @@ def _extra_of(aws_conn_id: str | None) -> Mapping[str, Any]:
 
 
 def names_endpoint(extra: Mapping[str, Any]) -> bool:
-    """Return whether a connection's extra names the endpoint of another store than AWS."""
+    """Return whether a connection's extra has an endpoint of its own, as for stores other than AWS."""
     service = (extra.get("service_config") or {}).get("s3") or {}
     return bool(extra.get("endpoint_url") or service.get("endpoint_url"))
 
 
 def _aws_location(extra: Mapping[str, Any]) -> tuple[str | None, str] | None:
-    """Return region and partition that a connection's extra names; ``None`` if it leads to another store."""
+    """Return AWS region and partition by a connection's extra; ``None`` if the store is not AWS."""
     if names_endpoint(extra):
         return None
     if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):

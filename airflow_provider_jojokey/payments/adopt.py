@@ -20,7 +20,7 @@ EXTENSIONS = ("png", "jpg", "webp")
 def stored_images(context: Context, attempt: Attempt) -> tuple[tuple[StoredImage, ...], str | None]:
     """Return the images of an attempt in S3, and its request ID.
 
-    :raises JojoKeyStoreError: if S3 does not answer
+    :raises JojoKeyStoreError: if S3 does not respond
     """
     destination = context.job.destination
     found: list[StoredImage] = []

@@ -76,7 +76,7 @@ class Amount:
         return Amount(self.tokens * count, self.images * count, self.cost * count, self.currency)
 
     def __str__(self) -> str:
-        counts = f"{self.tokens:,} tokens and {self.images:,} images"
+        counts = f"{self.tokens:,} tokens and {self.images:,} image{'s' * (self.images != 1)}"
         return f"{counts} ({Cost(self.cost, self.currency)})" if self.currency else counts
 
     def __le__(self, other: Amount) -> bool:

@@ -19,10 +19,10 @@ CONSUMED, FAILED = 2, 5
 """Types of rows in the gateway log: a charge, and a failed channel (new-api, ``model/log.go``)."""
 
 CLOCK_TOLERANCE = 300.0
-"""Seconds by which the gateway's clock may differ from S3's. It is not the clock of the CDN in front of it."""
+"""Seconds by which the gateway's clock may differ from S3's. It can't be read: ``Date`` is the clock of the CDN."""
 
 CHARGE_DELAY = 600.0
-"""Seconds by which a charge may be logged late. The gateway relays the response first, and logs failures at once."""
+"""Seconds after the response within which the gateway logs the charge. It logs failures at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Facts:
     :param overdue: whether even a late charge must have been logged by now
     :param log: the gateway log; ``None`` if it could not be read
     :param log_problem: why it could not be read, without a full stop
-    :param others: IDs of other known requests, and of requests that other attempts have claimed
+    :param others: IDs of requests that belong to other attempts
     """
 
     model: str
@@ -103,41 +103,41 @@ class Verdict:
 
 def judge(facts: Facts) -> Verdict:
     """Return what ``facts`` prove. The first proof that applies counts."""
-    row = _row_of(facts)
-    found: dict[str, Any] = {}
-    if row is not None and row.charged:
-        charge = None if row.quota is None else {"quota": row.quota}
-        found = {"usage": row.usage, "charge": charge}
+    request = _logged_request(facts)
+    bill: dict[str, Any] = {}
+    if request is not None and request.charged:
+        charge = None if request.quota is None else {"quota": request.quota}
+        bill = {"usage": request.usage, "charge": charge}
     if facts.stated == "yes":
-        return Verdict(Event.STATED_BILLED, "a person recorded that it was billed", **found)
+        return Verdict(Event.STATED_BILLED, "a person recorded that it was billed", **bill)
     if facts.images:
         received = "an image was" if facts.images == 1 else f"{facts.images} images were"
-        return Verdict(Event.PROVEN_BILLED, f"{received} received", **found)
-    if row is not None and row.charged:
+        return Verdict(Event.PROVEN_BILLED, f"{received} received", **bill)
+    if request is not None and request.charged:
         return Verdict(
-            Event.PROVEN_BILLED, f"the gateway log shows the charge (request ID {row.request_id})", **found
+            Event.PROVEN_BILLED, f"the gateway log shows the charge (request ID {request.request_id})", **bill
         )
     if facts.stated == "no":
         return Verdict(Event.STATED_UNBILLED, "a person recorded that it was not billed")
     if facts.unsent:
         return Verdict(Event.PROVEN_UNBILLED, "the process ended before it sent the request")
-    if row is not None and facts.overdue and _logs_charges_after(facts, row):
+    if request is not None and facts.overdue and _logs_charges_after(facts, request):
         return Verdict(
             Event.PROVEN_UNBILLED,
-            f"the gateway log shows that the request failed (request ID {row.request_id}), and no charge",
+            f"the gateway log shows that the request failed (request ID {request.request_id}), and no charge",
         )
-    return _unknown(facts, row)
+    return _unknown(facts, request)
 
 
-def _unknown(facts: Facts, row: LoggedRequest | None) -> Verdict:
+def _unknown(facts: Facts, request: LoggedRequest | None) -> Verdict:
     matching = [] if facts.request_id else _matching_by_time(facts)
     hint = None
     if facts.log is None:
         reason = f"the gateway log cannot be read ({facts.log_problem})" if facts.log_problem else ""
-    elif row is not None and not facts.finished:
+    elif request is not None and not facts.finished:
         reason = "the gateway log shows a failed channel, but another one may still be generating"
-    elif row is not None:
-        reason = "the gateway log shows that the request failed, but it may not list charges: it has none since then"
+    elif request is not None:
+        reason = "the gateway log shows that the request failed, and no charges since then, so it may not list charges"
     elif facts.request_id and not facts.finished:
         reason = f"the gateway log doesn't show the request yet (request ID {facts.request_id})"
     elif facts.request_id:
@@ -166,25 +166,25 @@ def _logs_charges_after(facts: Facts, failed: LoggedRequest) -> bool:
 
     A gateway may log failures but no charges, and then a failed channel looks like a failed request.
     """
-    return any(row.charged and row.ended >= failed.ended for row in facts.log or ())
+    return any(request.charged and request.ended >= failed.ended for request in facts.log or ())
 
 
-def _row_of(facts: Facts) -> LoggedRequest | None:
+def _logged_request(facts: Facts) -> LoggedRequest | None:
     if not facts.request_id:
         return None
-    return next((row for row in facts.log or () if row.request_id == facts.request_id), None)
+    return next((request for request in facts.log or () if request.request_id == facts.request_id), None)
 
 
 def _matching_by_time(facts: Facts) -> list[LoggedRequest]:
-    """Return charges that this attempt may have caused, as far as model and time tell."""
+    """Return the charges whose model and time match the attempt."""
     earliest, latest = facts.sent_from - CLOCK_TOLERANCE, facts.sent_until + CLOCK_TOLERANCE
     return [
-        row
-        for row in facts.log or ()
-        if row.charged
-        and row.model == facts.model
-        and row.request_id not in facts.others
-        and earliest <= row.began <= latest
+        request
+        for request in facts.log or ()
+        if request.charged
+        and request.model == facts.model
+        and request.request_id not in facts.others
+        and earliest <= request.began <= latest
     ]
 
 

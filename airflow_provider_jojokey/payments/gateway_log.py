@@ -35,7 +35,7 @@ class GatewayLog:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._claims: dict[str, str] = {}
+        self._assigned: dict[str, str] = {}
         self._read_at = NEVER
         self._requests: list[LoggedRequest] = []
         self._error: Img2Error | None = None
@@ -65,13 +65,13 @@ class GatewayLog:
         with self._lock:
             return 0.0 if self._read_at == NEVER else clock.monotonic() - self._read_at
 
-    def claim(self, request_id: str, attempt_id: str) -> bool:
-        """Claim a request that matches an attempt only by time, so that no other attempt can claim it.
+    def assign(self, request_id: str, attempt_id: str) -> bool:
+        """Assign a request that matches an attempt only by time, so that it counts for no other attempt.
 
-        :return: whether this attempt has claimed it
+        :return: ``False`` if it is already assigned to another attempt
         """
         with self._lock:
-            return self._claims.setdefault(request_id, attempt_id) == attempt_id
+            return self._assigned.setdefault(request_id, attempt_id) == attempt_id
 
     def others(self, attempt_id: str, more: Iterable[str | None] = ()) -> frozenset[str]:
         """Return the IDs of requests that belong to other attempts.
@@ -79,5 +79,5 @@ class GatewayLog:
         :param more: further such IDs
         """
         with self._lock:
-            claimed = {request for request, attempt in self._claims.items() if attempt != attempt_id}
-        return frozenset({*self.known, *claimed, *filter(None, more)})
+            assigned = {request for request, attempt in self._assigned.items() if attempt != attempt_id}
+        return frozenset({*self.known, *assigned, *filter(None, more)})

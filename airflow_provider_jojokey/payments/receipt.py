@@ -2,8 +2,8 @@
 
 A receipt is a small JSON object next to the images in S3. Its invariants, and what each one prevents:
 
-* An attempt that was or may have been billed is never removed. Otherwise a run that generates an image again
-  would erase the cost of the last one, and the sum over all receipts would be too low.
+* An attempt that was or may have been billed is never removed. Otherwise, generating an
+  image again would erase the earlier cost, and the sum over all receipts would be too low.
 * An unreadable receipt is never treated as missing: the task stops before it pays.
 * Unbilled attempts do not accumulate: only the latest few are kept. Without this limit, a gateway that
   rejects requests for a week would grow a receipt until it no longer fits into memory.
@@ -118,7 +118,7 @@ class Receipt:
 
     @classmethod
     def from_json(cls, data: bytes) -> Receipt:
-        """Read a document.
+        """Parse a receipt.
 
         :raises ReceiptUnreadable: if it is not a receipt of a known version
         """

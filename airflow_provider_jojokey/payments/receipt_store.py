@@ -80,7 +80,7 @@ class ReceiptStore:
     def read(self) -> Receipt:
         """Return the receipt, or an empty one if S3 reports that it does not exist.
 
-        :raises JojoKeyStoreError: if S3 does not answer
+        :raises JojoKeyStoreError: if S3 does not respond
         :raises JojoKeyReceiptError: if the receipt is unreadable
         """
         self._read_at = clock.monotonic()

@@ -154,7 +154,7 @@ def examine(
             ),
         )
     )
-    if verdict.hint and not context.log.claim(verdict.hint["request_id"], attempt.id):
+    if verdict.hint and not context.log.assign(verdict.hint["request_id"], attempt.id):
         verdict = Verdict(Event.LOST, "the gateway log shows no request that fits", verdict.final)
     if transient and verdict.event is Event.LOST:
         verdict = Verdict(verdict.event, verdict.reason, final=False)

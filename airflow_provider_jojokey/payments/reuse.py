@@ -17,7 +17,7 @@ def images_exist(context: Context, attempt: Attempt, receipt: Receipt) -> bool:
 
     :raises JojoKeyReceiptError: if they are not and this task has paid for them, so a person must decide
         whether to pay again
-    :raises JojoKeyStoreError: if S3 does not answer
+    :raises JojoKeyStoreError: if S3 does not respond
     """
     problem = _problem(context, attempt, receipt)
     if problem and attempt.owner.is_task_of(context.job.owner):

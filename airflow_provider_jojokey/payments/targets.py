@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def are_free(context: Context) -> bool:
-    """Return whether this looks like the first request for a key, so that its receipt need not be read.
+    """Return whether no image is at the keys, so that reading the receipt can be skipped.
 
-    This guess saves a request. It is safe because the claim succeeds only if there is no receipt, so the guess
-    is made only if conditional writes are verified. Retries always read the receipt.
+    This saves a request. There may be a receipt without images, but then the claim fails, if conditional writes are
+    verified. Without them, and in retries, the receipt is always read.
     """
     job = context.job
     if job.replace or job.reuse == "always" or job.owner.try_number > 1:
@@ -30,7 +30,7 @@ def may_be_written(context: Context, receipt: Receipt) -> bool:
 
     :return: ``False`` if the receipt has changed since it was read, so the caller must decide again
     :raises JojoKeyRequestError: if they would overwrite another object
-    :raises JojoKeyStoreError: if S3 does not answer
+    :raises JojoKeyStoreError: if S3 does not respond
     """
     job = context.job
     if job.replace:
@@ -53,7 +53,7 @@ def may_be_written(context: Context, receipt: Receipt) -> bool:
 
 
 def _keys(context: Context) -> list[str]:
-    """Return the keys of the images, with the requested type, because their actual type is unknown so far."""
+    """Return the images' keys, with the extension of the requested type: the actual type is still unknown."""
     request, destination = context.job.request, context.job.destination
     extension = "jpg" if request.output_format == "jpeg" else request.output_format or "png"
     return [destination.key_for(index, extension) for index in range(request.n)]

@@ -305,7 +305,7 @@ def _console() -> Console:
 
 
 def _write(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: not wrapped, so that it can be copied, and not read as markup."""
+    """Print a line without wrapping it, so that it can be copied, and without interpreting markup."""
     console.print(text, style=style, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 

@@ -18,25 +18,25 @@ _LOG_WINDOW = 20 * 60.0
 
 
 class FreeEndpoints:
-    """Answers ``GET`` requests.
+    """Responds to ``GET`` requests.
 
-    :param known: the tokens
-    :param charges: the charges
+    :param all_accounts: the accounts of all tokens
+    :param charges: the requests and their charges
     :param models: the models that have a channel
     :param shows_log: whether ``GET /api/log/token`` exists
-    :param log_limit: how many reads of the log an address is allowed in 20 minutes; ``None`` means no limit
+    :param log_limit: how many times a client address may read the log in 20 minutes; ``None`` means no limit
     """
 
     def __init__(
         self,
-        known: accounts.Accounts,
+        all_accounts: accounts.Accounts,
         charges: Charges,
         *,
         models: tuple[str, ...],
         shows_log: bool,
         log_limit: int | None,
     ) -> None:
-        self._accounts = known
+        self._accounts = all_accounts
         self._charges = charges
         self._models = models
         self.shows_log = shows_log
@@ -81,7 +81,7 @@ class FreeEndpoints:
         return Reply(200, gateway_headers(request_id, HTML), [WEB_APP])
 
     def reset(self) -> None:
-        """Forget how often the log was read."""
+        """Reset the counts of log reads."""
         with self._lock:
             self._log_reads.clear()
 

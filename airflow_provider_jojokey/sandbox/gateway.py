@@ -49,7 +49,7 @@ class Gateway:
     :param stream_done: whether an event stream ends with ``data: [DONE]``.
     :param ping: seconds between the comments that keep an event stream alive.
     :param log: whether ``GET /api/log/token`` exists.
-    :param log_limit: how many reads of the log an address is allowed in 20 minutes; ``None`` means no limit.
+    :param log_limit: how many times a client address may read the log in 20 minutes; ``None`` means no limit.
     :param rate: number of requests allowed in a number of seconds, such as ``(30, 60)``. Further requests get a 429.
     :param drawing: number of images drawn concurrently; by default one per CPU.
     :param host: the address to listen on. Use another one than loopback only in a private network, such as a

@@ -18,14 +18,15 @@ REAL_API = "https://api.jojokey.com"
 class Sandbox:
     """A gateway and an S3 server together; a context manager.
 
-    ``environ`` can select the real services: ``JOJOKEY_API_KEY``, and optionally ``JOJOKEY_BASE_URL``, replace the
-    stand-in. AWS credentials together with ``JOJOKEY_S3_BUCKET`` replace the S3 server.
+    ``environ`` can select real services. With ``JOJOKEY_API_KEY``, the sandbox uses the API at ``JOJOKEY_BASE_URL``
+    (default ``https://api.jojokey.com``) instead of the stand-in. With AWS credentials and ``JOJOKEY_S3_BUCKET``, it
+    uses that bucket instead of the S3 server.
 
     :param directory: the folder for objects (``s3/``) and the charges (``charges.jsonl``).
-    :param gateway_port: where the stand-in listens on 127.0.0.1; 0 takes a free port.
-    :param s3_port: where the S3 server listens on 127.0.0.1; 0 takes a free port.
+    :param gateway_port: the port of the stand-in on 127.0.0.1; 0 selects a free one.
+    :param s3_port: the port of the S3 server on 127.0.0.1; 0 selects a free one.
     :param buckets: the buckets to create.
-    :param environ: environment variables to look into, such as ``os.environ``.
+    :param environ: the environment variables, such as ``os.environ``.
     :param gateway_options: further arguments of :class:`Gateway`.
     """
 

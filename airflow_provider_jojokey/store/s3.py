@@ -288,7 +288,7 @@ class ImageStore:
     def size_of(self, bucket: str, key: str) -> int | None:
         """Return an object's size in bytes, or ``None`` if S3 reports that it does not exist.
 
-        :raises JojoKeyStoreError: if S3 does not answer
+        :raises JojoKeyStoreError: if S3 does not respond
         """
         found = self._describe(bucket, key)
         return None if found is None else int(found["ContentLength"])
@@ -296,7 +296,7 @@ class ImageStore:
     def holds(self, image: StoredImage) -> bool:
         """Return whether the stored image still exists, by its size and its metadata.
 
-        :raises JojoKeyStoreError: if S3 does not answer
+        :raises JojoKeyStoreError: if S3 does not respond
         """
         found = self._describe(image.bucket, image.key)
         if found is None or int(found["ContentLength"]) != image.bytes:
@@ -308,7 +308,7 @@ class ImageStore:
     def find_image(self, bucket: str, key: str, attempt_id: str) -> tuple[StoredImage, str | None] | None:
         """Return the image at a key and the ID of its request, if its metadata names this attempt.
 
-        :raises JojoKeyStoreError: if S3 does not answer
+        :raises JojoKeyStoreError: if S3 does not respond
         """
         from airflow_provider_jojokey.results import StoredImage
 
@@ -358,7 +358,7 @@ class ImageStore:
 
         ``False`` is not proof: it may be the 404 of a proxy. If a payment depends on it, use :meth:`size_of`.
 
-        :raises JojoKeyStoreError: if S3 does not answer
+        :raises JojoKeyStoreError: if S3 does not respond
         """
         doing = f"look for s3://{bucket}/{key}"
         with translate_errors(doing):
@@ -375,7 +375,7 @@ class ImageStore:
     def read(self, bucket: str, key: str) -> tuple[bytes, str] | None:
         """Return a small object and its ETag, or ``None`` if S3 reports that it does not exist.
 
-        :raises JojoKeyStoreError: if S3 does not answer, so the object may exist
+        :raises JojoKeyStoreError: if S3 does not respond, so the object may exist
         """
         doing = f"read s3://{bucket}/{key}"
         with translate_errors(doing):
@@ -395,7 +395,7 @@ class ImageStore:
         """Write an object's content to ``file``.
 
         :return: ``False`` if S3 reports that it does not exist
-        :raises JojoKeyStoreError: if S3 does not answer
+        :raises JojoKeyStoreError: if S3 does not respond
         """
         doing = f"read s3://{bucket}/{key}"
 
@@ -417,7 +417,7 @@ class ImageStore:
         """Yield the objects whose keys begin with ``prefix``, as S3 describes them.
 
         :param pages: maximum number of requests, each for up to 1,000 objects
-        :raises JojoKeyStoreError: if S3 does not answer
+        :raises JojoKeyStoreError: if S3 does not respond
         """
         more: dict[str, str] = {}
         for _ in range(pages):

@@ -109,7 +109,7 @@ def test_deleted_image_is_noticed_in_a_retry(tries: Tries, store: Any, gateway: 
     tries.run(posters(ITEMS))
     store.client.delete_object(Bucket="posters", Key="posters/003.png")
 
-    with pytest.raises(Exception, match="1 of 30 items have no images"):
+    with pytest.raises(Exception, match="1 of 30 items has no images"):
         tries.run(posters(ITEMS))
     assert len(gateway.charges) == ITEMS
 
@@ -127,7 +127,7 @@ def test_replaced_image_of_equal_size_is_noticed_in_a_retry(tries: Tries, store:
         modified = store.client.head_object(Bucket="posters", Key="posters/003.png")["LastModified"]
         time.sleep(0.1)
 
-    with pytest.raises(Exception, match="1 of 30 items have no images"):
+    with pytest.raises(Exception, match="1 of 30 items has no images"):
         tries.run(posters(ITEMS))
 
 
