@@ -37,7 +37,8 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyUnreachableError,
 )
 from airflow_provider_jojokey.integrations.telemetry import observe
-from airflow_provider_jojokey.payments.budget import Amount, Budget, spent_on
+from airflow_provider_jojokey.payments.amount import Amount, spent_on
+from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.context import Context
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Services, generate_images

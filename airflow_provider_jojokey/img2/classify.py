@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from airflow_provider_jojokey.img2.codes import Meaning, meaning_of_codes
 from airflow_provider_jojokey.img2.errors import ADVICE, Billed, Img2Error, Kind
 from airflow_provider_jojokey.img2.messages import Failure, find_failure, find_task_id, read_failure
 from airflow_provider_jojokey.img2.redact import clean
@@ -43,69 +44,6 @@ class Sender(StrEnum):
     OTHER = "other"
     """Anything else: a firewall, a load balancer, a web server."""
 
-
-# --- codes ------------------------------------------------------------------------------------------------------
-
-CHANNEL = "The gateway's channel is at fault, not your token or request. Ask JojoKey support to check it."
-SETUP = "Only an administrator of the gateway can fix this. Send JojoKey support the code and the request ID."
-
-
-class Meaning(NamedTuple):
-    """The meaning of an error code or status."""
-
-    kind: Kind
-    summary: str = ""
-    advice: str = ""
-
-
-_CHANNEL_FAILED = Meaning(Kind.NO_CHANNEL, "The gateway's channel for this model failed", CHANNEL)
-_KEY_FAILED = Meaning(Kind.NO_CHANNEL, "The key of the gateway's channel was rejected", CHANNEL)
-_NOT_SET_UP = Meaning(Kind.ACCESS, "The gateway is not set up to serve this model", SETUP)
-
-# Compared without case and punctuation: content_filter and contentFilter are one code.
-CODES: Mapping[str, Meaning] = {
-    re.sub("[^a-z0-9]", "", code.lower()): meaning
-    for meaning, codes in (
-        (Meaning(Kind.ACCESS), "access_denied model_access_denied"),
-        (Meaning(Kind.QUOTA), "insufficient_user_quota pre_consume_token_quota_failed insufficient_quota "
-                              "billing_hard_limit_reached billing_not_active budget_exceeded quota_exceeded "
-                              "insufficient_balance insufficient_credits payment_required Arrearage "
-                              "ExceededBudget quota_not_enough"),
-        (Meaning(Kind.REQUEST), "invalid_request unknown_parameter invalid_value convert_request_failed "
-                                "invalid_parameter unsupported_parameter missing_required_parameter "
-                                "invalid_image_size unsupported_value invalid_size InvalidParameter "
-                                "string_above_max_length invalid_json read_request_body_failed"),
-        (Meaning(Kind.CONTENT), "sensitive_words_detected moderation_blocked content_policy_violation content_filter "
-                                "DataInspectionFailed data_inspection_failed prompt_blocked content_blocked "
-                                "ResponsibleAIPolicyViolation image_safety prohibited_content safety_violation "
-                                "content_moderation policy_violation content_filtered image_generation_blocked "
-                                "safety_system_blocked RECITATION SAFETY content_violation content_policy"),
-        (Meaning(Kind.RATE_LIMIT), "rate_limit_exceeded rate_limit_error too_many_requests rate_limit_reached "
-                                   "RateLimitReached requests_per_minute_exceeded resource_exhausted "
-                                   "Throttling throttling_error"),
-        (Meaning(Kind.OVERLOADED), "do_request_failed bad_response_status_code read_response_body_failed "
-                                   "bad_response_body bad_response empty_response server_error overloaded_error "
-                                   "service_unavailable internal_server_error internal_error engine_overloaded "
-                                   "slow_down model_overloaded"),
-        (Meaning(Kind.NO_CHANNEL), "get_channel_failed no_available_channel channel:no_available_key"),
-        (_CHANNEL_FAILED, "DeploymentNotFound channel_error"),
-        (_KEY_FAILED, "channel:invalid_key"),
-        (_NOT_SET_UP, "model_price_error channel:model_mapped_error model_not_priced"),
-    )
-    for code in codes.split()
-}  # fmt: skip
-
-# Prefixes of codes, compared after the full codes.
-PREFIXES: tuple[tuple[str, Meaning], ...] = (
-    ("violation_fee", Meaning(Kind.CONTENT)),
-    ("entitlement", Meaning(Kind.QUOTA)),
-    ("system_", Meaning(Kind.OVERLOADED)),
-    ("channel:", _CHANNEL_FAILED),
-)
-
-# Authentication errors of the upstream API. If the gateway relays them, its channel's key was rejected.
-KEY_CODES = {"invalid_api_key", "authentication_error", "account_deactivated", "invalid_authentication",
-             "AuthenticationError", "InvalidApiKey", "Unauthorized", "UNAUTHENTICATED"}  # fmt: skip
 
 # --- senders ----------------------------------------------------------------------------------------------------
 
@@ -256,7 +194,9 @@ def _classify(status: int, sender: Sender, failure: Failure, edge_code: str | No
     number = int(edge_code) if sender is Sender.EDGE and edge_code else status
     if status < 200:
         return Meaning(Kind.UNKNOWN_OUTCOME), "unknown"  # an interim response or a protocol switch
-    meaning = _meaning_of_codes(failure, status, sender) if sender is not Sender.EDGE else None
+    meaning = (
+        meaning_of_codes(failure, status, sender is Sender.GATEWAY) if sender is not Sender.EDGE else None
+    )
     if meaning is None:
         meaning = Meaning(_kind_of_status(number, rule))
     if any(code.startswith("violation_fee") for code in failure.codes):
@@ -283,21 +223,6 @@ def _kind_of_status(number: int, rule: Rule) -> Kind:
         return known
     rejected = number >= 1000 or number in REJECTIONS or (rule.proves == "all" and number < 500)
     return rule.rejected if rejected and number not in FAILURES else rule.failed
-
-
-def _meaning_of_codes(failure: Failure, status: int, sender: Sender) -> Meaning | None:
-    """Return the meaning of the first known code, or ``None``."""
-    for code in failure.codes:
-        if code == "model_not_found":
-            return Meaning(Kind.NO_CHANNEL if status == 503 else Kind.ACCESS)
-        if code in KEY_CODES and sender is Sender.GATEWAY and failure.type != "new_api_error":
-            return _KEY_FAILED
-        if (meaning := CODES.get(re.sub("[^a-z0-9]", "", code.lower()))) is not None:
-            return meaning
-        for prefix, meaning in PREFIXES:
-            if code.startswith(prefix):
-                return meaning
-    return None
 
 
 def _sender(headers: Mapping[str, str], failure: Failure, edge_code: str | None) -> Sender:

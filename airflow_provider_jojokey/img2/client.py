@@ -19,7 +19,7 @@ from typing import Any
 
 import requests
 
-from airflow_provider_jojokey.img2 import addresses, transport
+from airflow_provider_jojokey.img2 import addresses, chunks, transport
 from airflow_provider_jojokey.img2.classify import from_response, is_relay
 from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind
@@ -350,7 +350,7 @@ class Client:
         except (*NETWORK_ERRORS, ValueError) as error:
             raise from_network_error(error, self._secret, paid=False) from None
         with response:
-            body = transport.read_beginning(response, MAX_FREE_REPLY_BYTES, within=FREE_CALL_TIMEOUT)
+            body = chunks.read_beginning(response, MAX_FREE_REPLY_BYTES, within=FREE_CALL_TIMEOUT)
             document = None
             if response.status_code == 200:
                 try:
@@ -369,7 +369,7 @@ class Client:
         return from_response(
             response.status_code,
             response.headers,
-            transport.read_beginning(response, MAX_ERROR_BYTES),
+            chunks.read_beginning(response, MAX_ERROR_BYTES),
             secret=self._secret,
         )
 

@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import requests
 import tenacity
 
-from airflow_provider_jojokey.img2 import addresses, transport
+from airflow_provider_jojokey.img2 import addresses, chunks, transport
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, causes, describe_cause
 from airflow_provider_jojokey.img2.images import ImageFile, Incomplete, NotAnImage
 from airflow_provider_jojokey.img2.redact import clean
@@ -161,7 +161,7 @@ def _download_errors() -> Iterator[None]:
 def _chunks(response: requests.Response) -> Iterator[bytes]:
     """Yield the chunks of a linked image. Errors of the calling code are not translated."""
     with _download_errors():
-        yield from transport.iter_chunks(response)
+        yield from chunks.iter_chunks(response)
 
 
 def _require_complete(file: ImageFile) -> None:

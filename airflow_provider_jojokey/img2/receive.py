@@ -20,7 +20,7 @@ from typing import Any
 
 import requests
 
-from airflow_provider_jojokey.img2 import transport
+from airflow_provider_jojokey.img2 import chunks
 from airflow_provider_jojokey.img2.classify import from_response
 from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind
@@ -133,7 +133,7 @@ class Receiver:
         """Feed the decoder until it needs no more data."""
         arrived, deadline = 0, time.monotonic() + self.progress_timeout
         waits_for_usage = False
-        for chunk in transport.iter_chunks(self.response, self.decode_slots):
+        for chunk in chunks.iter_chunks(self.response, self.decode_slots):
             if len(self._beginning) < MAX_BEGINNING_BYTES:
                 self._beginning += chunk[:MAX_BEGINNING_BYTES]
             decoder.feed(chunk)
@@ -143,7 +143,7 @@ class Receiver:
             now = time.monotonic()
             if decoder.has_all and not waits_for_usage:
                 waits_for_usage, deadline = True, now + USAGE_WAIT
-                transport.set_read_timeout(self.response, USAGE_WAIT)
+                chunks.set_read_timeout(self.response, USAGE_WAIT)
             elif (size := sum(file.size for file in self._files)) != arrived and not waits_for_usage:
                 arrived, deadline = size, now + self.progress_timeout
             elif now > deadline:

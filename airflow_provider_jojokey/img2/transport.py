@@ -11,13 +11,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.utils import select_proxy
@@ -42,10 +40,6 @@ MAX_IDLE = 2.0
 If a server closes an idle connection just when the request arrives, it is unknown whether the request was billed.
 No known server closes a connection this early.
 """
-
-READ_BYTES = 512 * 1024
-"""Measured: chunks of 16 KiB take three times the CPU; chunks of 1 MiB bring no gain."""
-TLS_RECORD_BYTES = 16 * 1024
 
 _PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 5}
 KEEP_ALIVE = [
@@ -347,67 +341,6 @@ def abort(session: requests.Session) -> None:
     for adapter in session.adapters.values():
         if isinstance(adapter, GatewayAdapter):
             adapter.abort()
-
-
-def set_read_timeout(response: requests.Response, seconds: float) -> None:
-    """Wait at most ``seconds`` for each further chunk of a response, if its socket is accessible."""
-    fp = getattr(getattr(response.raw, "_fp", None), "fp", None)
-    sock = getattr(getattr(fp, "raw", None), "_sock", None)
-    if sock is not None:
-        sock.settimeout(seconds)
-
-
-def iter_chunks(
-    response: requests.Response, decode_slots: AbstractContextManager[Any] | None = None
-) -> Iterator[bytes]:
-    """Yield the body as it arrives. Before an error, yield all bytes that arrived.
-
-    When the connection breaks, ``read`` would discard the bytes it has buffered, and with them perhaps a
-    complete image, so this calls ``read1``. TLS returns records of 16 KiB, which would take three times the
-    CPU, so full records are joined while more are likely to follow.
-
-    :param decode_slots: held from the first bytes of a chunk until the caller has used the chunk, so that many
-        simultaneous responses need the memory of a few
-    """
-    failure: BaseException | None = None
-    while failure is None:
-        # Read only one TLS record while waiting without a slot.
-        limit = READ_BYTES if decode_slots is None else TLS_RECORD_BYTES
-        data = response.raw.read1(limit, decode_content=True)
-        if not data:
-            return
-        with decode_slots or nullcontext():
-            gathered = [data]
-            while len(data) == TLS_RECORD_BYTES and len(gathered) < READ_BYTES // TLS_RECORD_BYTES:
-                try:
-                    data = response.raw.read1(READ_BYTES, decode_content=True)
-                except (urllib3.exceptions.HTTPError, OSError) as error:
-                    failure = error
-                    break
-                if data:
-                    gathered.append(data)
-            chunk = gathered[0] if len(gathered) == 1 else b"".join(gathered)
-            del gathered, data  # free the memory while waiting for the next chunk
-            yield chunk
-            del chunk
-    raise failure
-
-
-def read_beginning(response: requests.Response, limit: int, within: float = 60.0) -> bytes:
-    """Return the first ``limit`` bytes of the body, or fewer after a read error.
-
-    :param within: seconds after which reading stops, even if bytes still arrive
-    """
-    body = b""
-    end = time.monotonic() + within
-    try:
-        for data in iter_chunks(response):
-            body += data
-            if len(body) >= limit or time.monotonic() > end:
-                break
-    except (urllib3.exceptions.HTTPError, OSError):
-        pass
-    return body[:limit]
 
 
 def failed_before_sending(error: BaseException) -> bool:

@@ -173,7 +173,7 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
         from airflow_provider_jojokey.batch.runner import Batch
         from airflow_provider_jojokey.operators.stopping import TaskStopped
-        from airflow_provider_jojokey.payments.budget import Amount, estimate
+        from airflow_provider_jojokey.payments.amount import Amount, estimate
         from airflow_provider_jojokey.payments.receipt import total_usage
         from airflow_provider_jojokey.settings import Settings
 
@@ -286,7 +286,8 @@ class GenerateImageBatchOperator(ImageOperator):
 
         :raises JojoKeyRequestError: if a limit is not a number
         """
-        from airflow_provider_jojokey.payments.budget import Budget, RunBudget
+        from airflow_provider_jojokey.payments.budget import Budget
+        from airflow_provider_jojokey.payments.run_budget import RunBudget
 
         own, run = self._limits()
         if not items or not (own or run):

@@ -1,116 +1,34 @@
-"""The spending limits of a task and of a Dag run, checked before each payment and counted from the receipts.
+"""The spending limits of a task and of its Dag run, checked before each payment.
 
-A task knows from its own receipts what it has spent in its Dag run, over all tries. The limit of a Dag run
-needs a small object in S3 with one entry per task: what the task has spent plus what it has reserved. A task
-writes only its own entry and computes it anew each time, so a task that died corrects its entry in its next
-try. Each write names the version that it replaces, so only one of two tasks gets the last of a budget. On a
-store without conditional writes, two tasks that write at once may exceed the limit.
+A task knows from its own receipts what it has spent in its Dag run, over all tries. The tasks of a run share their
+sums in S3, see :mod:`payments.run_budget`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow_provider_jojokey.cost import PUBLISHED, Cost, Prices
-from airflow_provider_jojokey.exceptions import (
-    JojoKeyBudgetError,
-    JojoKeyError,
-    JojoKeyReceiptError,
-    JojoKeyStoreError,
-)
-from airflow_provider_jojokey.img2.estimate import expected_usage
-from airflow_provider_jojokey.payments import clock
+from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError
+from airflow_provider_jojokey.payments.amount import Amount, estimate, spent_on
 from airflow_provider_jojokey.payments.job import ImageJob, Limit
-from airflow_provider_jojokey.store.keys import RECEIPTS, part
+from airflow_provider_jojokey.payments.run_budget import RunBudget
 
 if TYPE_CHECKING:
-    from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.receipt import Receipt
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-MAX_CONFLICTS = 50
-"""Writes to the run's object that may fail because of other tasks."""
 BLOCK = 64
 """Maximum number of jobs for which a batch reserves at once."""
 LEFT_FOR_OTHERS = 8
 """A task reserves at most this fraction (1/8) of the Dag run's remaining budget at once."""
 RECHECK = 1.0
 """Seconds after which a waiting job checks whether it may still be sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """Tokens, images and money.
-
-    :param cost: nanos of the currency's unit
-    :param currency: the currency of the prices; empty if there is no cost
-    """
-
-    tokens: int = 0
-    images: int = 0
-    cost: int = 0
-    currency: str = ""
-
-    def __add__(self, other: Amount) -> Amount:
-        currency = self.currency or other.currency
-        if other.currency not in ("", currency):
-            raise ValueError(f"{self.currency} and {other.currency} can't be added up")
-        return Amount(
-            self.tokens + other.tokens, self.images + other.images, self.cost + other.cost, currency
-        )
-
-    def __sub__(self, other: Amount) -> Amount:
-        return self + Amount(-other.tokens, -other.images, -other.cost, other.currency)
-
-    def __mul__(self, count: int) -> Amount:
-        return Amount(self.tokens * count, self.images * count, self.cost * count, self.currency)
-
-    def __str__(self) -> str:
-        counts = f"{self.tokens:,} tokens and {self.images:,} image{'s' * (self.images != 1)}"
-        return f"{counts} ({Cost(self.cost, self.currency)})" if self.currency else counts
-
-    def __le__(self, other: Amount) -> bool:
-        return self.tokens <= other.tokens and self.images <= other.images and self.cost <= other.cost
-
-    def fits(self, limit: Limit) -> bool:
-        """Return whether the amount is within ``limit``."""
-        return (
-            (limit.tokens is None or self.tokens <= limit.tokens)
-            and (limit.images is None or self.images <= limit.images)
-            and (limit.cost is None or self.cost <= limit.cost)
-        )
-
-
-def estimate(job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
-    """Return the estimated cost of a job, from the published token figures and the prices."""
-    usage = expected_usage(job.request)
-    cost = prices.cost_of(usage)
-    return Amount(usage["total_tokens"], job.request.n, cost.nanos if cost else 0, prices.currency)
-
-
-def spent_on(receipt: Receipt, job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
-    """Return what a task has spent on a job in its Dag run. Attempts of unknown cost count as estimated."""
-    spent, about = Amount(), estimate(job, prices)
-    for attempt in receipt.attempts_of(job.owner):
-        if attempt.may_cost:
-            tokens = (attempt.usage or {}).get("total_tokens")
-            known = tokens if isinstance(tokens, int) and tokens else about.tokens
-            cost = attempt.cost
-            if cost is None or cost.currency != prices.currency:  # currencies are never mixed
-                cost = prices.cost_of(attempt.usage)
-            nanos = about.cost if cost is None else cost.nanos
-            spent += Amount(known, max(len(attempt.images), about.images), nanos, prices.currency)
-    return spent
 
 
 class Budget:
@@ -268,142 +186,6 @@ def budget_of(job: ImageJob, store: ImageStore, prices: Prices = PUBLISHED) -> B
     """Return the budget of a task with a single job."""
     run = RunBudget(store, job.destination.bucket, job.owner) if job.run_limit else None
     return Budget(job.task_limit, job.run_limit, run, prices=prices)
-
-
-class RunBudget:
-    """The object in S3 that records what the tasks of one Dag run have spent and reserved.
-
-    :param store: S3
-    :param bucket: the bucket, the same for all tasks that share the limit
-    :param owner: this task
-    """
-
-    def __init__(self, store: ImageStore, bucket: str, owner: Owner) -> None:
-        self._store = store
-        self._bucket = bucket
-        # Not .json, which would look like a receipt.
-        self._key = f"{RECEIPTS}budgets/{part(owner.dag_id)}/{part(owner.run_id)}.budget"
-        self._own = f"{owner.task_id}[{owner.map_index}]" if owner.map_index >= 0 else owner.task_id
-        self._tasks: dict[str, Amount] | None = None
-        self._etag: str | None = None
-
-    @property
-    def uri(self) -> str:
-        """The object's ``s3://`` URI."""
-        return f"s3://{self._bucket}/{self._key}"
-
-    @property
-    def protected(self) -> bool:
-        """Whether a task cannot overwrite another task's entry unnoticed."""
-        return self._store.conditional_writes_verified(self._bucket)
-
-    def left(self, own: Amount, limit: Limit) -> tuple[float, float, float]:
-        """Return the tokens, images and nanos that the run has left, with ``own`` for this task, as last read."""
-        total = self.total(own)
-        return (
-            math.inf if limit.tokens is None else limit.tokens - total.tokens,
-            math.inf if limit.images is None else limit.images - total.images,
-            math.inf if limit.cost is None else limit.cost - total.cost,
-        )
-
-    def total(self, own: Amount) -> Amount:
-        """Return the sum over the run's tasks, with ``own`` for this task. Costs in other currencies are left out."""
-        total = own
-        for amount in self._others():
-            same = amount.currency == own.currency
-            total += amount if same else Amount(amount.tokens, amount.images)
-        return total
-
-    def _others(self) -> list[Amount]:
-        return [amount for task, amount in (self._tasks or {}).items() if task != self._own]
-
-    def _check_currencies(self, own: Amount) -> None:
-        """Check that the tasks' costs have the same currency.
-
-        :raises JojoKeyBudgetError: if the currencies differ
-        """
-        currencies = {amount.currency for amount in (own, *self._others()) if amount.tokens}
-        if len(currencies) > 1:
-            listed = ", ".join(sorted(currency or "an unknown currency" for currency in currencies))
-            raise JojoKeyBudgetError(
-                f"max_cost_per_run can't be checked: the tasks of this Dag run have costs in {listed}.",
-                "Use one currency in price_per_million of all connections.",
-            )
-
-    def commit(self, own: Amount, limit: Limit) -> bool:
-        """Write this task's entry, unless the run would exceed ``limit``.
-
-        :return: whether the entry fits into the limit
-        :raises JojoKeyStoreError: if S3 does not accept it
-        :raises JojoKeyReceiptError: if the object is unreadable
-        """
-        for conflicts in range(MAX_CONFLICTS):
-            # Without conditional writes, a write could replace newer entries, so read first.
-            fresh = self._tasks is None or not self.protected
-            tasks = self._tasks = self._read() if fresh or self._tasks is None else self._tasks
-            if limit.cost is not None:
-                self._check_currencies(own)
-            fits = self.total(own).fits(limit)
-            if fits and tasks.get(self._own, Amount()) == own:
-                return True  # also if the response to an earlier write was lost
-            if not fits and fresh:
-                return False
-            if fits:
-                changed = {**tasks, self._own: own}
-                etag = self._store.write(self._bucket, self._key, _to_json(changed), replacing=self._etag)
-                if etag is not None:
-                    self._tasks, self._etag = changed, etag
-                    return True
-                clock.pause(random.uniform(0, 0.05 * min(conflicts + 1, 10)))
-            self._tasks = None  # other tasks may have written since the read
-        raise JojoKeyStoreError(
-            f"Other tasks wrote to {self.uri} {MAX_CONFLICTS} times while this one tried to write.",
-            transient=True,
-        )
-
-    def _read(self) -> dict[str, Amount]:
-        found = self._store.read(self._bucket, self._key)
-        if found is None:
-            self._etag = None
-            return {}
-        data, self._etag = found
-        try:
-            document = json.loads(data)
-            if document["version"] != VERSION:
-                raise ValueError("another version")
-            return {
-                task: Amount(
-                    _count(entry["tokens"]),
-                    _count(entry["images"]),
-                    _count(entry.get("cost", 0)),
-                    str(entry.get("currency", "")),
-                )
-                for task, entry in document["tasks"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise JojoKeyReceiptError(
-                f"The budget of the Dag run, {self.uri}, cannot be read, so what its tasks have spent is unknown.",
-                "Repair the object or restore an earlier version of it. Do not delete it unless you accept that "
-                "the limit no longer counts what finished tasks have spent.",
-            ) from None
-
-
-def _to_json(tasks: dict[str, Amount]) -> bytes:
-    entries: dict[str, Any] = {
-        task: {
-            "tokens": amount.tokens,
-            "images": amount.images,
-            **({"cost": amount.cost, "currency": amount.currency} if amount.currency else {}),
-        }
-        for task, amount in tasks.items()
-    }
-    return json.dumps({"version": VERSION, "tasks": entries}, indent=1).encode()
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError
-    return value
 
 
 def _text(limit: Limit, prices: Prices) -> str:

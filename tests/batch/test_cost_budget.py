@@ -15,10 +15,12 @@ from airflow_provider_jojokey.cost import NANOS, PUBLISHED, Cost, parse_prices
 from airflow_provider_jojokey.exceptions import JojoKeyBudgetError
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
+from airflow_provider_jojokey.payments.amount import Amount, estimate, spent_on
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner, Worker
-from airflow_provider_jojokey.payments.budget import Amount, Budget, RunBudget, estimate, spent_on
+from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.job import ImageJob, Limit, parse_limits
 from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.payments.run_budget import RunBudget
 from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
 from tests.support.campaigns import posters

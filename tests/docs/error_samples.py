@@ -24,8 +24,9 @@ from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.img2.receive import Receiver
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.payments import errors, evidence
+from airflow_provider_jojokey.payments.amount import Amount
 from airflow_provider_jojokey.payments.attempt import Attempt, Owner, Worker
-from airflow_provider_jojokey.payments.budget import Amount, Budget
+from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.job import ImageJob, Limit
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
