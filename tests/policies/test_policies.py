@@ -69,7 +69,8 @@ def test_a_pause_of_no_seconds_is_a_pause() -> None:
 @needs_policies
 def test_the_reason_tells_who_is_waited_for() -> None:
     assert "requested it" in str(decide(kinds.JojoKeyRateLimitError("x", retry_after=1))[2])
-    assert "log" in str(decide(kinds.JojoKeyUnknownOutcomeError("x", retry_after=1))[2])
+    assert "log" in str(decide(kinds.JojoKeyUnknownOutcomeError("x", retry_after=1, awaits_log=True))[2])
+    assert "log" in str(decide(kinds.JojoKeyBatchError("x", retry_after=1, awaits_log=True))[2])
 
 
 @needs_policies
