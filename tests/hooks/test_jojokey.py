@@ -227,7 +227,7 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_shown(connect: Connect, p
     "host", ["ftp://api.jojokey.com", "https://joe:s3cret@host", "https://host:port", "https://[::1"]
 )
 @pytest.mark.parametrize("port", [None, 8080])
-def test_a_base_url_that_is_none_is_refused(connect: Connect, host: str, port: int | None) -> None:
+def test_invalid_base_url_is_rejected(connect: Connect, host: str, port: int | None) -> None:
     error = refused(lambda: connect(host=host, port=port).client)
     assert isinstance(error, errors.JojoKeyConnectionError)
     assert "base URL" in str(error)
