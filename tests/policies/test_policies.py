@@ -69,7 +69,8 @@ def test_zero_retry_after_is_respected() -> None:
 @needs_policies
 def test_reason_says_why_the_retry_waits() -> None:
     assert "requested it" in str(decide(kinds.JojoKeyRateLimitError("x", retry_after=1))[2])
-    assert "log" in str(decide(kinds.JojoKeyUnknownOutcomeError("x", retry_after=1))[2])
+    assert "log" in str(decide(kinds.JojoKeyUnknownOutcomeError("x", retry_after=1, awaits_log=True))[2])
+    assert "log" in str(decide(kinds.JojoKeyBatchError("x", retry_after=1, awaits_log=True))[2])
 
 
 @needs_policies
