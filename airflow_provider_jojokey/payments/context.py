@@ -222,6 +222,10 @@ class Context:
         longest = self.settings.longest_generation * duration_factor(self.job.request)
         return self.sent_between(attempt)[1] + timedelta(seconds=longest + LOG_DELAY)
 
+    def seconds_to_finish(self, attempt: Attempt) -> float:
+        """Return the seconds until :meth:`finished_by`, at least 0."""
+        return max(0.0, (self.finished_by(attempt) - self.now()).total_seconds())
+
     def spool_error(self, error: OSError) -> JojoKeyError:
         """Return the error for a spool directory that cannot be used."""
         return errors.unusable_spool(self.settings.spool_directory, error)
