@@ -31,6 +31,8 @@ class JojoKeyError(AirflowException):
     :param request_id: the gateway's request ID
     :param cf_ray: Cloudflare's ray ID
     :param retry_after: seconds after which a retry is useful, if known
+    :param awaits_log: whether ``retry_after`` is the time until the gateway log shows whether the request was
+        billed; otherwise the gateway requested it
     """
 
     retry: str = "A retry is safe: it does not pay twice."
@@ -50,6 +52,7 @@ class JojoKeyError(AirflowException):
         request_id: str | None = None,
         cf_ray: str | None = None,
         retry_after: float | None = None,
+        awaits_log: bool = False,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -63,6 +66,7 @@ class JojoKeyError(AirflowException):
         self.request_id = request_id
         self.cf_ray = cf_ray
         self.retry_after = retry_after
+        self.awaits_log = awaits_log
         self.usage: dict[str, Any] | None = None
         """Tokens billed to the task in its Dag run so far, if known."""
         self.cost: dict[str, Any] | None = None

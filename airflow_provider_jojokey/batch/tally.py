@@ -73,6 +73,7 @@ class Tally:
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
     cost: Costs = field(default_factory=Costs)
     retry_after: float | None = None
+    awaits_log: bool = False
     causes: dict[str, Cause] = field(default_factory=dict)
     first: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """The images of the first few items that have any, by the item's number."""
@@ -130,8 +131,8 @@ class Tally:
         self.failed += 1
         if not isinstance(error, AirflowFailException):
             self.retryable += 1
-            if error.retry_after is not None:
-                self.retry_after = max(self.retry_after or 0.0, error.retry_after)
+            if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
+                self.retry_after, self.awaits_log = error.retry_after, error.awaits_log
         if error.billed == "yes":
             self._pay(job.request.n, error.usage)
         self.unknown_outcomes += error.billed == "unknown"
@@ -191,6 +192,7 @@ class Tally:
             todo,
             reason=spent,
             retry_after=self.retry_after,
+            awaits_log=self.awaits_log,
             billed=self.billed,
             sent=True,
         )

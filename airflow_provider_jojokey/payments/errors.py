@@ -69,7 +69,7 @@ def lost(context: Context, attempt: Attempt, verdict: Verdict) -> JojoKeyError:
         cf_ray=attempt.cf_ray,
     )
     if not final:
-        error.retry_after = max(0.0, (context.finished_by(attempt) - context.now()).total_seconds())
+        error.retry_after, error.awaits_log = context.seconds_to_finish(attempt), True
     error.kept = ([attempt.preview.uri] if attempt.preview else []) + list(attempt.kept)
     return error
 

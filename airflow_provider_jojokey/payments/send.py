@@ -197,8 +197,7 @@ def _reclassified(context: Context, attempt: Attempt, error: JojoKeyError, verdi
         billed == "yes" or (billed != "no" and verdict.final)
     ):
         kind = JojoKeyAlreadyBilledError
-    wait = None
-    if billed == "unknown" and not verdict.final:
-        wait = max(0.0, (context.finished_by(attempt) - context.now()).total_seconds())
+    waits = billed == "unknown" and not verdict.final
+    wait = context.seconds_to_finish(attempt) if waits else None
     # Replace Cloudflare's Retry-After, which says nothing about billing.
-    return error.changed(kind, billed=billed, reason=verdict.reason, retry_after=wait)
+    return error.changed(kind, billed=billed, reason=verdict.reason, retry_after=wait, awaits_log=waits)

@@ -32,11 +32,7 @@ class JojoKeyRetryPolicy(RetryPolicy):
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
         """Return whether and when to retry after ``exception``."""
-        from airflow_provider_jojokey.exceptions import (
-            JojoKeyError,
-            JojoKeyFailure,
-            JojoKeyUnknownOutcomeError,
-        )
+        from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyFailure
 
         if not isinstance(exception, JojoKeyError):
             return RetryDecision.default()
@@ -47,7 +43,7 @@ class JojoKeyRetryPolicy(RetryPolicy):
         delay = timedelta(seconds=exception.retry_after + MARGIN)
         cause = (
             "by then the gateway log should show whether the request was billed"
-            if isinstance(exception, JojoKeyUnknownOutcomeError)
+            if exception.awaits_log
             else "the gateway requested it"
         )
         return RetryDecision.retry(delay=delay, reason=f"waiting {delay.total_seconds():.0f} s: {cause}")

@@ -106,7 +106,7 @@ def test_any_path_survives_a_uri(parts: list[str], encoded: bool) -> None:
 
 
 @pytest.mark.parametrize("schema", ["prefix?key=1", "prefix#part"])
-def test_query_and_fragment_in_a_path_are_refused(schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_query_and_fragment_in_a_path_are_rejected(schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = {"conn_type": "jojokey", "password": TOKEN, "host": "gw.example.com", "schema": schema}
     monkeypatch.setenv("AIRFLOW_CONN_JOJOKEY_TEST", json.dumps(connection))
     with pytest.raises(JojoKeyConnectionError, match="base URL"):
@@ -133,7 +133,7 @@ def test_blank_values_of_the_extra_are_unset(blank: str | None) -> None:
 
 
 @pytest.mark.parametrize("model", ["gpt\n-image", "gpt\x00", "\ud800"])
-def test_default_model_with_unprintable_characters_is_refused(model: str) -> None:
+def test_unprintable_default_model_is_rejected(model: str) -> None:
     with pytest.raises(JojoKeyConnectionError, match="default_model"):
         ConnectionSettings.of(from_json(extra={"default_model": model}))
 

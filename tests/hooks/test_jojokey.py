@@ -44,27 +44,27 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
 
 @pytest.fixture
 def hook(gateway: Gateway, connect: Connect) -> JojoKeyHook:
-    """A hook that sends again at once where the gateway says so."""
+    """A hook for the sandbox gateway."""
     return connect(host=gateway.url, password=gateway.token, extra={"read_timeout": 10})
 
 
 @pytest.fixture
-def logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """Tell all that was logged so far, wherever Airflow sends it."""
-    seen: list[str] = []
+def read_logs(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """Return a function that reads all output and log records so far."""
+    output: list[str] = []
 
     def read() -> str:
-        seen.extend(capsys.readouterr())
-        return "".join(seen) + caplog.text
+        output.extend(capsys.readouterr())
+        return "".join(output) + caplog.text
 
     return read
 
 
-def asking(directive: str, **fields: Any) -> ImageRequest:
+def request_for(directive: str, **fields: Any) -> ImageRequest:
     return ImageRequest(f"a fox [sandbox: {directive}]", **fields)
 
 
-def refused(call: Callable[[], Any]) -> errors.JojoKeyError:
+def error_of(call: Callable[[], Any]) -> errors.JojoKeyError:
     with pytest.raises(errors.JojoKeyError) as caught:
         call()
     return caught.value
@@ -103,7 +103,7 @@ def refused(call: Callable[[], Any]) -> errors.JojoKeyError:
         ({"host": "::1", "schema": "http", "port": 80}, "http://[::1]:80"),
     ],
 )
-def test_the_base_url_is_read_from_any_form_of_connection(
+def test_base_url_is_read_from_any_form_of_connection(
     connect: Connect, connection: str | dict[str, Any], base_url: str
 ) -> None:
     hook = connect(connection) if isinstance(connection, str) else connect(**connection)
@@ -112,11 +112,11 @@ def test_the_base_url_is_read_from_any_form_of_connection(
 
 
 @pytest.mark.parametrize("written", [TOKEN, f" {TOKEN}\n", f"Bearer {TOKEN}", f"bearer  {TOKEN}"])
-def test_a_token_is_read_as_people_paste_it(connect: Connect, written: str) -> None:
+def test_pasted_token_is_normalized(connect: Connect, written: str) -> None:
     assert connect(password=written).settings.token == TOKEN
 
 
-def test_without_extra_everything_has_its_default(connect: Connect) -> None:
+def test_connection_without_extra_has_defaults(connect: Connect) -> None:
     assert connect().settings == ConnectionSettings(
         token=TOKEN,
         host=None,
@@ -131,7 +131,7 @@ def test_without_extra_everything_has_its_default(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("empty", [None, ""])
-def test_the_empty_fields_of_a_saved_form_are_unset(connect: Connect, empty: str | None) -> None:
+def test_empty_fields_of_a_saved_form_are_unset(connect: Connect, empty: str | None) -> None:
     names = (
         "default_model",
         "connect_timeout",
@@ -167,7 +167,7 @@ def test_the_empty_fields_of_a_saved_form_are_unset(connect: Connect, empty: str
         ("proxy", "socks5h://proxy.example.com", "socks5h://proxy.example.com"),
     ],
 )
-def test_an_extra_is_read_in_json_and_in_a_uri(connect: Connect, name: str, value: Any, read: Any) -> None:
+def test_extra_is_read_from_json_and_uri(connect: Connect, name: str, value: Any, read: Any) -> None:
     found = getattr(connect(extra={name: value}).settings, name)
     assert (found, type(found)) == (read, type(read))
     if isinstance(value, str):
@@ -189,8 +189,8 @@ def test_an_extra_is_read_in_json_and_in_a_uri(connect: Connect, name: str, valu
         *[("proxy", value) for value in (5, "://", "http://", "ftp://joe:s3cret@proxy", "http://joe:s3cret@proxy:port")],
     ],
 )  # fmt: skip
-def test_an_extra_that_cannot_be_understood_is_named(connect: Connect, name: str, value: Any) -> None:
-    error = refused(lambda: connect(extra={name: value}).settings)
+def test_invalid_extra_is_rejected_by_name(connect: Connect, name: str, value: Any) -> None:
+    error = error_of(lambda: connect(extra={name: value}).settings)
     assert isinstance(error, errors.JojoKeyConnectionError)
     for words in (name, "jojokey_test", "Nothing was sent"):
         assert words in str(error)
@@ -199,7 +199,7 @@ def test_an_extra_that_cannot_be_understood_is_named(connect: Connect, name: str
 
 
 @pytest.mark.parametrize("extra", ["no json", "[1]", '"text"', "7", "{"])
-def test_an_extra_that_is_no_object_is_refused(connect: Connect, extra: str) -> None:
+def test_extra_that_is_not_an_object_is_rejected(connect: Connect, extra: str) -> None:
     with pytest.raises(AirflowException) as caught:
         connect(extra=extra).settings  # noqa: B018
     if isinstance(caught.value, AirflowNotFoundException):  # Airflow 3.1 itself refuses such a connection
@@ -209,15 +209,15 @@ def test_an_extra_that_is_no_object_is_refused(connect: Connect, extra: str) -> 
 
 
 @pytest.mark.parametrize("password", [None, "", "   ", "Bearer "])
-def test_a_connection_without_a_token_is_refused(connect: Connect, password: str | None) -> None:
-    error = refused(lambda: connect(password=password).get_conn())
+def test_connection_without_a_token_is_rejected(connect: Connect, password: str | None) -> None:
+    error = error_of(lambda: connect(password=password).get_conn())
     assert isinstance(error, errors.JojoKeyConnectionError)
     assert "password" in str(error)
 
 
 @pytest.mark.parametrize("password", ["sk-令牌", "sk-a b", "sk-a\x00b", "sk-a\nb"])
-def test_a_token_that_cannot_be_one_is_refused_and_not_shown(connect: Connect, password: str) -> None:
-    error = refused(lambda: connect(password=password).get_conn())
+def test_malformed_token_is_rejected_and_not_shown(connect: Connect, password: str) -> None:
+    error = error_of(lambda: connect(password=password).get_conn())
     assert isinstance(error, errors.JojoKeyConnectionError)
     assert password not in str(error)
     assert "token" in str(error)
@@ -227,14 +227,14 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_shown(connect: Connect, p
     "host", ["ftp://api.jojokey.com", "https://joe:s3cret@host", "https://host:port", "https://[::1"]
 )
 @pytest.mark.parametrize("port", [None, 8080])
-def test_a_base_url_that_is_none_is_refused(connect: Connect, host: str, port: int | None) -> None:
-    error = refused(lambda: connect(host=host, port=port).client)
+def test_invalid_base_url_is_rejected(connect: Connect, host: str, port: int | None) -> None:
+    error = error_of(lambda: connect(host=host, port=port).client)
     assert isinstance(error, errors.JojoKeyConnectionError)
     assert "base URL" in str(error)
     assert "s3cret" not in str(error)
 
 
-def test_the_settings_do_not_show_the_token(connect: Connect) -> None:
+def test_settings_hide_the_token(connect: Connect) -> None:
     assert TOKEN not in repr(connect().settings)
 
 
@@ -244,22 +244,22 @@ def test_get_conn_is_an_authenticated_session(gateway: Gateway, hook: JojoKeyHoo
     assert session.get(f"{gateway.url}/v1/models", timeout=PATIENCE).json()["data"][0]["id"] == "gpt-image-2"
 
 
-def test_the_connections_settings_reach_the_client(
+def test_connection_settings_reach_the_client(
     connect: Connect, gateway: Gateway, authority: Authority
 ) -> None:
-    with proxy() as way:
+    with proxy() as proxy_server:
         hook = connect(
             host=gateway.url,
             password=gateway.token,
             extra={
                 "connect_timeout": 3,
                 "read_timeout": 4,
-                "proxy": way.url,
+                "proxy": proxy_server.url,
                 "verify": str(authority.bundle),
             },
         )
         hook.list_models()
-    assert len(way.requests) == 1
+    assert len(proxy_server.requests) == 1
     assert hook.client.timeout == (3, 4)
     assert hook.get_conn().verify == str(authority.bundle)
 
@@ -267,7 +267,7 @@ def test_the_connections_settings_reach_the_client(
 # --- generating ----------------------------------------------------------------------------------------------------
 
 
-def test_an_image_is_made(gateway: Gateway, hook: JojoKeyHook, png: bytes, tmp_path: Path) -> None:
+def test_hook_generates_an_image(gateway: Gateway, hook: JojoKeyHook, png: bytes, tmp_path: Path) -> None:
     generation = hook.generate(FOX, lambda index: ImageFile(tmp_path / f"{index}.part"))
     generation.close()
     assert (tmp_path / "0.image").read_bytes() == png
@@ -279,14 +279,14 @@ GOOD_AT_LAST = ["no_channel", "overloaded_cpu", "rate_limited_retry_after", "rat
 
 
 @pytest.mark.parametrize("case", GOOD_AT_LAST)
-def test_what_surely_was_not_billed_and_may_pass_is_sent_again(
-    gateway: Gateway, hook: JojoKeyHook, case: str, logged: Callable[[], str]
+def test_unbilled_transient_failure_is_resent(
+    gateway: Gateway, hook: JojoKeyHook, case: str, read_logs: Callable[[], str]
 ) -> None:
-    hook.generate(asking(f"{case} times=2 retry_after=0.01 body=html")).close()
+    hook.generate(request_for(f"{case} times=2 retry_after=0.01 body=html")).close()
     assert len(gateway.requests) == 3
     assert len(gateway.charges) == 1
-    assert logged().count("Resending the request") == 2
-    assert gateway.token not in logged()
+    assert read_logs().count("Resending the request") == 2
+    assert gateway.token not in read_logs()
 
 
 @pytest.mark.parametrize(
@@ -299,10 +299,10 @@ def test_what_surely_was_not_billed_and_may_pass_is_sent_again(
         ("cloudflare_521 body=html", errors.JojoKeyUnreachableError),
     ],
 )
-def test_it_is_sent_three_times_at_most(
+def test_request_is_sent_at_most_three_times(
     gateway: Gateway, hook: JojoKeyHook, case: str, expected: type[errors.JojoKeyError]
 ) -> None:
-    error = refused(lambda: hook.generate(asking(f"{case} retry_after=0.01")))
+    error = error_of(lambda: hook.generate(request_for(f"{case} retry_after=0.01")))
     assert type(error) is expected
     assert len(gateway.requests) == 3
     assert gateway.charges == ()
@@ -341,10 +341,10 @@ def test_it_is_sent_three_times_at_most(
         ("truncated_mid_image", errors.JojoKeyReplyError, "yes"),
     ],
 )
-def test_what_may_have_been_billed_or_will_not_pass_is_sent_once(
+def test_billed_or_permanent_failure_is_not_resent(
     gateway: Gateway, hook: JojoKeyHook, case: str, expected: type[errors.JojoKeyError], billed: str
 ) -> None:
-    error = refused(lambda: hook.generate(asking(case)))
+    error = error_of(lambda: hook.generate(request_for(case)))
     assert type(error) is expected
     assert error.billed == billed
     assert len(gateway.requests) == 1
@@ -352,50 +352,50 @@ def test_what_may_have_been_billed_or_will_not_pass_is_sent_once(
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
-def test_a_proxys_error_in_openais_shape_is_not_taken_for_the_gateways(connect: Connect, status: int) -> None:
+def test_proxy_error_in_openai_format_is_not_the_gateways(connect: Connect, status: int) -> None:
     body = b'{"error":{"message":"upstream request timeout","type":"timeout","code":"timeout"}}'
     with Server(lambda exchange: exchange.answer(status, body)) as server:
-        error = refused(lambda: connect(host=server.url).generate(ImageRequest("a fox")))
+        error = error_of(lambda: connect(host=server.url).generate(ImageRequest("a fox")))
         assert len(server.requests) == 1
     assert isinstance(error, errors.JojoKeyUnknownOutcomeError)
     assert error.billed == "unknown"
 
 
 @pytest.mark.parametrize("resends", [0, 1, 4])
-def test_the_connection_says_how_often(gateway: Gateway, connect: Connect, resends: int) -> None:
+def test_connection_sets_number_of_resends(gateway: Gateway, connect: Connect, resends: int) -> None:
     hook = connect(host=gateway.url, password=gateway.token, extra={"max_resends": resends})
-    refused(lambda: hook.generate(asking("no_channel retry_after=0.01")))
+    error_of(lambda: hook.generate(request_for("no_channel retry_after=0.01")))
     assert len(gateway.requests) == 1 + resends
 
 
-def test_retry_after_is_waited_for(gateway: Gateway, hook: JojoKeyHook) -> None:
-    hook.generate(asking("rate_limited times=1 retry_after=0.3")).close()
+def test_resend_waits_for_retry_after(gateway: Gateway, hook: JojoKeyHook) -> None:
+    hook.generate(request_for("rate_limited times=1 retry_after=0.3")).close()
     first, second = gateway.requests
     assert 0.3 <= second.time - first.time < 2
 
 
-def test_a_wait_longer_than_allowed_is_left_to_airflow(gateway: Gateway, connect: Connect) -> None:
+def test_wait_over_the_limit_is_left_to_airflow(gateway: Gateway, connect: Connect) -> None:
     hook = connect(host=gateway.url, password=gateway.token, extra={"max_resend_wait": 0.25})
-    error = refused(lambda: hook.generate(asking("rate_limited retry_after=0.3")))
+    error = error_of(lambda: hook.generate(request_for("rate_limited retry_after=0.3")))
     assert len(gateway.requests) == 1
     assert error.retry_after == 0.3
 
-    error = refused(lambda: hook.generate(asking("no_channel retry_after=0.15")))
+    error = error_of(lambda: hook.generate(request_for("no_channel retry_after=0.15")))
     assert len(gateway.requests) == 3, "the waits count together"
     assert error.retry_after == 0.15
 
 
-def test_without_a_retry_after_the_wait_grows_and_counts(gateway: Gateway, connect: Connect) -> None:
+def test_wait_grows_and_counts_without_retry_after(gateway: Gateway, connect: Connect) -> None:
     hook = connect(host=gateway.url, password=gateway.token, extra={"max_resend_wait": 1})
-    refused(lambda: hook.generate(asking("no_channel")))
+    error_of(lambda: hook.generate(request_for("no_channel")))
     assert len(gateway.requests) == 1, "the first wait alone is about two seconds"
 
 
-def test_a_gateway_that_is_not_there_is_tried_again(connect: Connect, logged: Callable[[], str]) -> None:
+def test_unreachable_gateway_is_retried(connect: Connect, read_logs: Callable[[], str]) -> None:
     hook = connect(host="http://127.0.0.1:9", extra={"max_resend_wait": 2.6, "max_resends": 1})
-    error = refused(lambda: hook.generate(FOX))
+    error = error_of(lambda: hook.generate(FOX))
     assert type(error) is errors.JojoKeyUnreachableError
-    assert logged().count("Resending the request") == 1
+    assert read_logs().count("Resending the request") == 1
 
 
 def test_rejected_token_is_explained(gateway: Gateway, connect: Connect) -> None:
@@ -404,7 +404,7 @@ def test_rejected_token_is_explained(gateway: Gateway, connect: Connect) -> None
         ("sk-exhausted", "used up"),
         ("sk-unknown", "does not know"),
     ):
-        error = refused(lambda t=token: connect(host=gateway.url, password=t).generate(FOX))
+        error = error_of(lambda t=token: connect(host=gateway.url, password=t).generate(FOX))
         assert type(error) is errors.JojoKeyTokenError
         assert words in str(error)
         assert token not in str(error)
@@ -417,8 +417,8 @@ def test_abort_ends_requests_in_flight_and_waits(
     at_rest = threading.Event()
     monkeypatch.setattr(hook, "_log_resend", lambda state: at_rest.set())
     with ThreadPoolExecutor() as pool:
-        flying = pool.submit(refused, lambda: hook.generate(asking("hang")))
-        resting = pool.submit(refused, lambda: hook.generate(asking("no_channel retry_after=50")))
+        flying = pool.submit(error_of, lambda: hook.generate(request_for("hang")))
+        resting = pool.submit(error_of, lambda: hook.generate(request_for("no_channel retry_after=50")))
         gateway.wait_for_request(2, timeout=PATIENCE)
         assert at_rest.wait(PATIENCE)
         started = time.monotonic()
@@ -426,7 +426,7 @@ def test_abort_ends_requests_in_flight_and_waits(
         assert flying.result(5).billed == "unknown"
         assert resting.result(5).billed == "no"
         assert time.monotonic() - started < 5
-    refused(lambda: hook.generate(FOX))
+    error_of(lambda: hook.generate(FOX))
     assert len(gateway.requests) == 2, "nothing is sent after abort"
 
 
@@ -437,12 +437,12 @@ def test_abort_before_any_request_needs_no_connection() -> None:
 def test_threads_share_a_hook(gateway: Gateway, hook: JojoKeyHook) -> None:
     barrier = threading.Barrier(8)
 
-    def one(_: int) -> None:
+    def generate(_: int) -> None:
         barrier.wait(PATIENCE)
         hook.generate(FOX).close()
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(one, range(8)))
+        list(pool.map(generate, range(8)))
     assert len(gateway.charges) == 8
 
 
@@ -450,8 +450,8 @@ def test_threads_share_a_hook(gateway: Gateway, hook: JojoKeyHook) -> None:
 
 
 def test_connection_test_succeeds(gateway: Gateway, hook: JojoKeyHook) -> None:
-    well, message = hook.test_connection()
-    assert well
+    ok, message = hook.test_connection()
+    assert ok
     assert gateway.url in message
     assert "gpt-image-2" in message
 
@@ -478,8 +478,8 @@ def test_connection_test_succeeds(gateway: Gateway, hook: JojoKeyHook) -> None:
 def test_connection_test_names_the_cause(
     gateway: Gateway, connect: Connect, fields: dict[str, Any], words: list[str]
 ) -> None:
-    well, message = connect(**{"host": gateway.url, "password": gateway.token, **fields}).test_connection()
-    assert not well
+    ok, message = connect(**{"host": gateway.url, "password": gateway.token, **fields}).test_connection()
+    assert not ok
     for word in words:
         assert word in message
     assert "charged" not in message
@@ -505,30 +505,30 @@ def test_other_servers_are_recognised(
     connect: Connect, status: int, headers: dict[str, str], body: bytes, words: list[str]
 ) -> None:
     with Server(lambda exchange: exchange.answer(status, body, **headers)) as server:
-        well, message = connect(host=server.url).test_connection()
+        ok, message = connect(host=server.url).test_connection()
         assert {request.method for request in server.requests} == {"GET"}
-    assert not well
+    assert not ok
     for word in words:
         assert word in message
     assert "Nothing was billed" in message
 
 
-def test_a_certificate_that_cannot_be_trusted_is_told(connect: Connect, authority: Authority) -> None:
+def test_connection_test_reports_untrusted_certificate(connect: Connect, authority: Authority) -> None:
     with Server(lambda exchange: exchange.answer(200), tls=authority.server) as server:
-        well, message = connect(host=server.url).test_connection()
-        assert not well
+        ok, message = connect(host=server.url).test_connection()
+        assert not ok
         assert "trusted" in message
         assert "verify" in message
         assert server.requests == []
 
 
-def test_a_wrong_path_is_told(gateway: Gateway, connect: Connect) -> None:
-    well, message = connect(host=f"{gateway.url}/app", password=gateway.token).test_connection()
-    assert not well
+def test_connection_test_reports_wrong_path(gateway: Gateway, connect: Connect) -> None:
+    ok, message = connect(host=f"{gateway.url}/app", password=gateway.token).test_connection()
+    assert not ok
     assert "base URL" in message
 
 
-def test_usage_is_told(gateway: Gateway, hook: JojoKeyHook) -> None:
+def test_connection_test_reports_usage(gateway: Gateway, hook: JojoKeyHook) -> None:
     assert hook.get_token_usage()["total_used"] == 0
     assert gateway.requests == ()
 
@@ -536,12 +536,12 @@ def test_usage_is_told(gateway: Gateway, hook: JojoKeyHook) -> None:
 def test_free_calls_raise_the_same_exceptions(gateway: Gateway, connect: Connect) -> None:
     hook = connect(host=gateway.url, password="sk-unknown")
     for call in (hook.list_models, hook.get_token_usage):
-        error = refused(call)
+        error = error_of(call)
         assert isinstance(error, errors.JojoKeyTokenError)
         assert isinstance(error, AirflowFailException)
 
 
-def test_a_token_over_plain_http_is_warned_of(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+def test_token_over_plain_http_logs_a_warning(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     connect(host="http://jojokey.example.com").get_conn()
     assert "unencrypted" in caplog.text

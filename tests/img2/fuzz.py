@@ -1,4 +1,4 @@
-"""Mutate responses and streams, and check what the client makes of them: ``make fuzz``.
+"""Mutate responses and streams, and check how the client handles them: ``make fuzz``.
 
 Each case is built as a tree of JSON, mutated, written as JSON, JSON lines or server-sent events, mutated again as
 bytes, and fed to the client in random pieces that end well, break off or time out. Only the socket is left out.
@@ -33,17 +33,17 @@ TOKEN = "sk-fuzz0123456789abcdefghij"
 SIGNATURE = "s1gnatur3"
 SIGNED = f"?Signature={SIGNATURE}".encode()
 SLOW = 10.0
-"""Seconds that no case may take."""
+"""Time limit of a case, in seconds."""
 LONG_BASE64 = re.compile(r"[A-Za-z0-9+/]{70,}")
 
 
-def _picture(kind: str, edge: int) -> bytes:
+def _image_data(kind: str, edge: int) -> bytes:
     out = io.BytesIO()
     Image.effect_noise((edge, edge), 90).convert("RGB").save(out, kind)
     return out.getvalue()
 
 
-PICTURES = [_picture("PNG", 12), _picture("JPEG", 16), _picture("WEBP", 16), _picture("PNG", 3)]
+IMAGES = [_image_data("PNG", 12), _image_data("JPEG", 16), _image_data("WEBP", 16), _image_data("PNG", 3)]
 AVIF = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(90)
 KEYS = ("data", "images", "b64_json", "url", "error", "message", "code", "type", "usage", "detail", "result", "output",
         "status", "task_id", "partial_image_index", "object", "created", "total_tokens", "image_url", "msg", "success",
@@ -53,7 +53,7 @@ TYPES = ("image_generation.completed", "image_generation.partial_image", "image_
 CODES = ("content_filter", "model_not_found", "insufficient_user_quota", "violation_fee.x", "server_error", "429", 0, None,
          "unknown_parameter", "channel:invalid_key", TOKEN)  # fmt: skip
 TEXTS = ("Something failed", f"token {TOKEN} is bad", "Unknown parameter: 'response_format'.", "用户额度不足", "", "a" * 300,
-         f"see https://user:pw@example.com/x?Signature={SIGNATURE}", "\u202e\x00odd", base64.b64encode(PICTURES[0]).decode(),
+         f"see https://user:pw@example.com/x?Signature={SIGNATURE}", "\u202e\x00odd", base64.b64encode(IMAGES[0]).decode(),
          '{"error": {"message": "inner"}}', "(request id: 2026112823085401726269)")  # fmt: skip
 NUMBERS = (0, 1, -1, 253, "253", 2.5, 1e400, float("nan"), True, None, 10**30, "x")
 HEADERS = (
@@ -90,7 +90,7 @@ STATUSES = (200,) * 40 + (
 
 
 class MemoryFile(ImageFile):
-    """An image file that is not on disk, and is counted until it is closed."""
+    """An image file in memory, counted until it is closed."""
 
     open_files = 0
 
@@ -114,7 +114,7 @@ class _Bearer:
 
 
 class Raw:
-    """What a response is read from."""
+    """The raw body of a response."""
 
     def __init__(self, pieces: list[bytes], failure: BaseException | None) -> None:
         self._pieces = pieces
@@ -134,7 +134,7 @@ class Raw:
 
 
 class Wire:
-    """A session that answers every POST with the case's response."""
+    """A session that returns the case's response for every POST."""
 
     verify = True
 
@@ -168,7 +168,7 @@ class Case:
         for _ in range(rnd.choice((0, 1, 1, 2))):
             self.headers.update(rnd.choice(HEADERS))
         self.pristine = True
-        """Whether no image's base64 was touched."""
+        """Whether the base64 of all images is unchanged."""
         self.n = rnd.choice((1, 1, 1, 2, 3))
         self.stream = rnd.random() < 0.4
         self.body = self._bytes()
@@ -178,7 +178,7 @@ class Case:
         )  # fmt: skip
 
     def pieces(self) -> list[bytes]:
-        """The body, cut anywhere."""
+        """The body in chunks of random size."""
         body, rnd = self.body, self.rnd
         if rnd.random() < 0.3 or len(body) < 2:
             return [body] if body else []
@@ -192,7 +192,7 @@ class Case:
 
     def _image(self) -> str:
         rnd = self.rnd
-        data = rnd.choice(PICTURES)
+        data = rnd.choice(IMAGES)
         if rnd.random() < 0.1:
             data = rnd.choice((AVIF, b"", b"a sentence", data[: rnd.randrange(len(data))], data + b"more"))
         text = base64.b64encode(data).decode()
@@ -370,7 +370,7 @@ class Case:
 
 
 class _Links:
-    """Stands in for the download of one URL: a link leads to an image, to nothing, or to a page."""
+    """Replaces downloads: a link yields an image, an error or a page."""
 
     def __init__(self) -> None:
         self.case: Case | None = None
@@ -384,11 +384,11 @@ class _Links:
             case 1:
                 file.write(b"<html>")
             case _:
-                file.write(self.case.rnd.choice(PICTURES))
+                file.write(self.case.rnd.choice(IMAGES))
 
 
 class Fuzzer:
-    """Runs cases one after another in this process."""
+    """Runs cases in this process, in order."""
 
     def __init__(self) -> None:
         self.wire, self.links = Wire(), _Links()
@@ -435,7 +435,7 @@ class Fuzzer:
         json.dumps(usage, allow_nan=False)
         assert all(type(value) is int for value in _leaves(usage))
         assert self.wire.posts <= 2
-        # A mutation may cut a link in two, and then its signature is a word like any other.
+        # A mutation may split a link; its signature is then an ordinary word.
         signature = (
             SIGNATURE.encode() if case.body.count(SIGNATURE.encode()) == case.body.count(SIGNED) else SIGNED
         )
@@ -465,7 +465,7 @@ def _check_image(image: Any, pristine: bool) -> None:
     assert image.width > 0
     assert image.height > 0
     assert len(data) == image.file.size
-    assert not pristine or data.removesuffix(b"more") in PICTURES, "another image than was sent"
+    assert not pristine or data.removesuffix(b"more") in IMAGES, "another image than was sent"
 
 
 def _check_texts(texts: list[str], signature: str) -> None:

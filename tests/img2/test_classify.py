@@ -1,4 +1,4 @@
-"""The truth table of the classification: who answered, and what that proves."""
+"""The truth table of the classification: which server responded, and what that proves."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def answer(status: int, marked: bool, relayed: bool, body: bytes) -> Any:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("status", STATUSES)
-def test_only_the_gateways_own_word_or_a_refusal_proves_that_nothing_was_billed(
-    status: int, shape: str
-) -> None:
+def test_only_gateway_error_or_rejection_proves_not_billed(status: int, shape: str) -> None:
     for marked, relayed in product((False, True), repeat=2):
         error = answer(status, marked, relayed, SHAPES[shape])
         proven = not relayed and (marked or status in REJECTIONS)
@@ -79,7 +77,7 @@ def test_only_the_gateways_own_word_or_a_refusal_proves_that_nothing_was_billed(
 
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_code_decides_the_kind_and_never_the_proof(status: int, code: str) -> None:
+def test_code_decides_kind_but_proves_nothing(status: int, code: str) -> None:
     body = json.dumps({"error": {"message": "no", "type": "x", "code": code}}).encode()
     kinds = {}
     for marked, relayed in product((False, True), repeat=2):
@@ -95,7 +93,7 @@ def test_a_code_decides_the_kind_and_never_the_proof(status: int, code: str) -> 
         )
 
 
-def test_a_fee_is_billed_whoever_reports_it() -> None:
+def test_fee_is_billed_whichever_server_reports_it() -> None:
     body = json.dumps({"error": {"message": "no", "code": "violation_fee.x"}}).encode()
     for marked, relayed in product((False, True), repeat=2):
         assert answer(403, marked, relayed, body).billed == "yes"
@@ -120,7 +118,7 @@ def test_a_fee_is_billed_whoever_reports_it() -> None:
         ("content-type", False),
     ],
 )
-def test_marks_of_proxies_that_retry(name: str, relay: bool) -> None:
+def test_retrying_proxies_are_recognized(name: str, relay: bool) -> None:
     assert is_relay({name: "1"}) is relay
 
 
@@ -144,18 +142,18 @@ def test_marks_of_proxies_that_retry(name: str, relay: bool) -> None:
         ({}, None),
     ],
 )
-def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
     assert classify(429, headers, b"").retry_after == seconds
 
 
-def test_retry_after_as_a_date_by_our_clock() -> None:
+def test_retry_after_date_is_compared_with_local_clock() -> None:
     later = classify(429, {"Retry-After": formatdate(time.time() + 100, usegmt=True)}, b"").retry_after
     assert later is not None
     assert 90 < later <= 100
 
 
 @pytest.mark.parametrize("body", [{"retry_after": 7}, {"error": {"message": "x", "retry_after_ms": 7000}}])
-def test_retry_after_in_the_body(body: dict[str, Any]) -> None:
+def test_retry_after_is_read_from_body(body: dict[str, Any]) -> None:
     assert classify(429, MARK, json.dumps(body).encode()).retry_after == 7
 
 
@@ -181,11 +179,11 @@ def test_retry_after_in_the_body(body: dict[str, Any]) -> None:
         ({"message": "{not json"}, "{not json"),
     ],
 )
-def test_the_message_is_found_in_any_shape(document: Any, message: str) -> None:
+def test_message_is_found_in_any_document_shape(document: Any, message: str) -> None:
     assert message_of(document) == message
 
 
-def test_a_deep_document_has_no_message_and_breaks_nothing() -> None:
+def test_deeply_nested_document_has_no_message() -> None:
     deep: Any = "a"
     for _ in range(900):
         deep = {"error": [deep]}
@@ -213,7 +211,7 @@ def test_a_deep_document_has_no_message_and_breaks_nothing() -> None:
         ("x", None),
     ],
 )  # fmt: skip
-def test_usage_is_whole_numbers_under_one_set_of_names(usage: Any, normal: Any) -> None:
+def test_usage_is_normalized_to_integers_and_names(usage: Any, normal: Any) -> None:
     assert normalize(usage) == normal
     json.dumps(normalize(usage), allow_nan=False)
 

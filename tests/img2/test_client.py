@@ -1,4 +1,4 @@
-"""The client against real servers: the stand-in gateway, and raw ones where it is too well-behaved."""
+"""The client against real servers: the sandbox gateway, and raw servers that misbehave."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ from airflow_provider_jojokey.img2 import (
     Img2Error,
     Kind,
     addresses,
-    client,
     download,
     estimate,
     images,
     receive,
     transport,
+)
+from airflow_provider_jojokey.img2 import (
+    client as client_module,
 )
 from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import ImageFile
@@ -51,7 +53,7 @@ TOKEN = "sk-only-for-tests-0123456789"
 FOX = ImageRequest("a fox")
 
 
-def asking(directive: str, **fields: Any) -> ImageRequest:
+def request_for(directive: str, **fields: Any) -> ImageRequest:
     return ImageRequest(f"a fox [sandbox: {directive}]", **fields)
 
 
@@ -60,39 +62,39 @@ def bytes_of(image: images.Image) -> bytes:
     return image.file.file.read()
 
 
-def refused(call: Callable[[], Any]) -> Img2Error:
+def error_of(call: Callable[[], Any]) -> Img2Error:
     with pytest.raises(Img2Error) as caught:
         call()
     return caught.value
 
 
 @pytest.fixture
-def calls(gateway: Gateway) -> Iterator[Client]:
-    with Client(gateway.token, gateway.url, read_timeout=10) as one:
-        yield one
+def sandbox_client(gateway: Gateway) -> Iterator[Client]:
+    with Client(gateway.token, gateway.url, read_timeout=10) as client:
+        yield client
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "WAIT", 0.0)
 
 
 @contextmanager
-def raw(behave: Callable[[Exchange], object], **options: Any) -> Iterator[tuple[Server, Client]]:
-    with Server(behave) as server, Client(TOKEN, server.url, **{"read_timeout": 10, **options}) as one:
-        yield server, one
+def raw_server(behave: Callable[[Exchange], object], **options: Any) -> Iterator[tuple[Server, Client]]:
+    with Server(behave) as server, Client(TOKEN, server.url, **{"read_timeout": 10, **options}) as client:
+        yield server, client
 
 
-def document_of(*pictures: bytes, **fields: Any) -> bytes:
-    data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]
+def response_body(*encoded_images: bytes, **fields: Any) -> bytes:
+    data = [{"b64_json": base64.b64encode(image).decode()} for image in encoded_images]
     return json.dumps({"created": 1, "data": data, **fields}).encode()
 
 
-# --- what is sent ------------------------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------------
 
 
-def test_the_request_is_sent_as_the_vendor_documents_it(gateway: Gateway, calls: Client) -> None:
-    calls.generate(
+def test_request_follows_api_documentation(gateway: Gateway, sandbox_client: Client) -> None:
+    sandbox_client.generate(
         ImageRequest("一张海报", size="1536x1024", quality="low", extra_body={"user": "me"})
     ).close()
 
@@ -115,20 +117,20 @@ def test_the_request_is_sent_as_the_vendor_documents_it(gateway: Gateway, calls:
     )
 
 
-def test_the_token_is_sent_as_a_bearer() -> None:
-    with raw(lambda exchange: exchange.answer(200)) as (server, one):
-        refused(lambda: one.generate(FOX))
+def test_token_is_sent_as_bearer() -> None:
+    with raw_server(lambda exchange: exchange.answer(200)) as (server, client):
+        error_of(lambda: client.generate(FOX))
     assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
 
 
-def test_an_event_stream_is_asked_for_in_accept_too(gateway: Gateway, calls: Client) -> None:
-    calls.generate(ImageRequest("a fox", stream=True)).close()
+def test_stream_request_accepts_event_stream(gateway: Gateway, sandbox_client: Client) -> None:
+    sandbox_client.generate(ImageRequest("a fox", stream=True)).close()
     assert "text/event-stream" in gateway.requests[0].headers["accept"]
     assert gateway.requests[0].body["stream"] is True
 
 
-def test_what_comes_back_is_the_image_with_its_facts(gateway: Gateway, calls: Client, png: bytes) -> None:
-    generation = calls.generate(FOX)
+def test_generation_has_image_and_metadata(gateway: Gateway, sandbox_client: Client, png: bytes) -> None:
+    generation = sandbox_client.generate(FOX)
 
     (image,) = generation.images
     assert bytes_of(image) == png
@@ -152,16 +154,16 @@ def test_what_comes_back_is_the_image_with_its_facts(gateway: Gateway, calls: Cl
     assert image.file.file.closed
 
 
-def test_an_image_can_be_saved(calls: Client, png: bytes, tmp_path: Path) -> None:
-    generation = calls.generate(FOX)
+def test_image_can_be_saved(sandbox_client: Client, png: bytes, tmp_path: Path) -> None:
+    generation = sandbox_client.generate(FOX)
     generation.images[0].save(tmp_path / "fox.png")
     generation.images[0].save(str(tmp_path / "again.png"))
     generation.close()
     assert (tmp_path / "fox.png").read_bytes() == (tmp_path / "again.png").read_bytes() == png
 
 
-def test_files_can_be_named_by_the_caller(calls: Client, png: bytes, tmp_path: Path) -> None:
-    generation = calls.generate(
+def test_caller_can_choose_file_names(sandbox_client: Client, png: bytes, tmp_path: Path) -> None:
+    generation = sandbox_client.generate(
         ImageRequest("a fox", n=3), lambda index: ImageFile(tmp_path / f"{index}.part")
     )
     generation.close()
@@ -169,20 +171,20 @@ def test_files_can_be_named_by_the_caller(calls: Client, png: bytes, tmp_path: P
     assert all(path.read_bytes() == png for path in tmp_path.iterdir())
 
 
-def test_several_images_are_told_apart() -> None:
-    pictures = [small_png(width) for width in (16, 32, 48)]
-    with raw(lambda exchange: exchange.answer(200, document_of(*pictures))) as (_, one):
-        generation = one.generate(ImageRequest("a fox", n=3))
+def test_several_images_are_indexed() -> None:
+    encoded_images = [small_png(width) for width in (16, 32, 48)]
+    with raw_server(lambda exchange: exchange.answer(200, response_body(*encoded_images))) as (_, client):
+        generation = client.generate(ImageRequest("a fox", n=3))
     assert [(image.index, image.width) for image in generation.images] == [(0, 16), (1, 32), (2, 48)]
     generation.close()
 
 
-def test_the_facts_are_the_gateways_where_it_tells_them() -> None:
-    body = document_of(
+def test_metadata_comes_from_response_if_present() -> None:
+    body = response_body(
         small_png(), model="gpt-image-2-2026", size="auto", quality="high\n", created="soon", usage=[]
     )
-    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
-        generation = one.generate(FOX)
+    with raw_server(lambda exchange: exchange.answer(200, body)) as (_, client):
+        generation = client.generate(FOX)
     assert (generation.model, generation.size, generation.quality) == ("gpt-image-2-2026", "auto", "high")
     assert generation.created is None
     assert generation.usage is None
@@ -190,53 +192,56 @@ def test_the_facts_are_the_gateways_where_it_tells_them() -> None:
     generation.close()
 
 
-def test_unusual_names_are_warned_of_and_sent(caplog: pytest.LogCaptureFixture) -> None:
-    with raw(lambda exchange: exchange.answer(200, document_of(small_png()))) as (server, one):
-        one.generate(ImageRequest("a fox", model="gpt-image-3", quality="ultra")).close()
+def test_unknown_names_are_sent_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with raw_server(lambda exchange: exchange.answer(200, response_body(small_png()))) as (server, client):
+        client.generate(ImageRequest("a fox", model="gpt-image-3", quality="ultra")).close()
     assert "gpt-image-3" in caplog.text
     assert "ultra" in caplog.text
     assert json.loads(server.requests[0].body)["quality"] == "ultra"
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_paid_request_is_never_redirected(status: int) -> None:
-    with Server(lambda exchange: exchange.answer(200, document_of(small_png()))) as elsewhere:
-        with raw(lambda exchange: exchange.answer(status, Location=f"{elsewhere.url}/v1")) as (server, one):
-            error = refused(lambda: one.generate(FOX))
+def test_paid_request_is_never_redirected(status: int) -> None:
+    with Server(lambda exchange: exchange.answer(200, response_body(small_png()))) as elsewhere:
+        with raw_server(lambda exchange: exchange.answer(status, Location=f"{elsewhere.url}/v1")) as (
+            server,
+            client,
+        ):
+            error = error_of(lambda: client.generate(FOX))
         assert elsewhere.connections == 0
     assert len(server.requests) == 1
     assert (error.kind, error.billed) == (Kind.BASE_URL, "no")
     assert "redirect" in str(error)
 
 
-def test_a_quiet_connection_is_kept_alive() -> None:
+def test_idle_connection_uses_tcp_keepalive() -> None:
     options: list[int] = []
 
-    def look(exchange: Exchange) -> None:
-        adapter = one.session.get_adapter(server.url)
+    def record_options(exchange: Exchange) -> None:
+        adapter = client.session.get_adapter(server.url)
         (sock,) = adapter._live.values()  # type: ignore[attr-defined]
         options.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
         options.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
         exchange.answer(200)
 
-    with raw(look) as (server, one):
-        refused(lambda: one.generate(FOX))
+    with raw_server(record_options) as (server, client):
+        error_of(lambda: client.generate(FOX))
     assert options[0] == 1
     assert 0 < options[1] <= 60
 
 
-def test_each_request_has_a_connection_of_its_own(calls: Client) -> None:
+def test_each_request_opens_its_own_connection(sandbox_client: Client) -> None:
     def behave(exchange: Exchange) -> None:
-        # This server would keep its connections, and forget to say when it closes them.
-        body = b'{"data":[]}' if exchange.request.method == "GET" else document_of(small_png())
+        # This server keeps its connections open, and does not announce that it closes them.
+        body = b'{"data":[]}' if exchange.request.method == "GET" else response_body(small_png())
         exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         exchange.wait_until_gone()
 
-    with raw(behave) as (server, one):
-        one.list_models()
-        one.generate(FOX).close()
-        one.list_models()
-        one.generate(FOX).close()
+    with raw_server(behave) as (server, client):
+        client.list_models()
+        client.generate(FOX).close()
+        client.list_models()
+        client.generate(FOX).close()
         assert server.connections == 4
         assert len(server.requests) == 4
 
@@ -244,24 +249,27 @@ def test_each_request_has_a_connection_of_its_own(calls: Client) -> None:
 # --- response_format ----------------------------------------------------------------------------------------------
 
 
-def test_a_gateway_that_refuses_response_format_gets_the_request_once_more_without_it(png: bytes) -> None:
-    with Gateway(image=png, response_format="rejected") as gateway, Client(gateway.token, gateway.url) as one:
-        one.generate(FOX).close()
+def test_rejected_response_format_is_dropped_and_resent(png: bytes) -> None:
+    with (
+        Gateway(image=png, response_format="rejected") as gateway,
+        Client(gateway.token, gateway.url) as client,
+    ):
+        client.generate(FOX).close()
         assert ["response_format" in request.body for request in gateway.requests] == [True, False]
         with_it, without_it = (request.body for request in gateway.requests)
         assert with_it == {**without_it, "response_format": "b64_json"}
 
-        one.generate(FOX).close()
+        client.generate(FOX).close()
         assert ["response_format" in request.body for request in gateway.requests] == [True, False, False]
         assert len(gateway.charges) == 2
 
 
-def test_the_second_refusal_is_final() -> None:
+def test_second_rejection_is_final() -> None:
     body = json.dumps(
         {"error": {"message": "Unknown parameter: 'response_format'.", "code": "unknown_parameter"}}
     )
-    with raw(lambda exchange: exchange.answer(400, body.encode())) as (server, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(lambda exchange: exchange.answer(400, body.encode())) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
         assert len(server.requests) == 2
     assert error.kind is Kind.REQUEST
 
@@ -275,53 +283,59 @@ def test_the_second_refusal_is_final() -> None:
         (401, "response_format"),
     ],
 )
-def test_any_other_refusal_is_not_answered_with_another_request(status: int, message: str) -> None:
+def test_other_rejections_are_not_resent(status: int, message: str) -> None:
     body = json.dumps({"error": {"message": message, "code": ""}}).encode()
-    with raw(lambda exchange: exchange.answer(status, body)) as (server, one):
-        refused(lambda: one.generate(FOX))
+    with raw_server(lambda exchange: exchange.answer(status, body)) as (server, client):
+        error_of(lambda: client.generate(FOX))
         assert len(server.requests) == 1
 
 
-# --- what the caller hears of ---------------------------------------------------------------------------------------
+# --- callbacks ------------------------------------------------------------------------------------------------------
 
 
-def test_before_send_is_called_right_before_each_post(png: bytes) -> None:
+def test_before_send_is_called_before_each_post(png: bytes) -> None:
     posts: list[int] = []
-    with Gateway(image=png, response_format="rejected") as gateway, Client(gateway.token, gateway.url) as one:
-        one.generate(FOX, before_send=lambda: posts.append(len(gateway.requests))).close()
+    with (
+        Gateway(image=png, response_format="rejected") as gateway,
+        Client(gateway.token, gateway.url) as client,
+    ):
+        client.generate(FOX, before_send=lambda: posts.append(len(gateway.requests))).close()
     assert posts == [0, 1]
 
 
-def test_nothing_is_sent_if_before_send_raises(gateway: Gateway, calls: Client) -> None:
+def test_nothing_is_sent_if_before_send_raises(gateway: Gateway, sandbox_client: Client) -> None:
     def refuse() -> None:
         raise KeyError("the disk is full")
 
     with pytest.raises(KeyError, match="the disk is full"):
-        calls.generate(FOX, before_send=refuse)
+        sandbox_client.generate(FOX, before_send=refuse)
     assert not gateway.requests
 
 
-def test_before_send_may_forbid_the_second_post(png: bytes) -> None:
+def test_before_send_can_prevent_second_post(png: bytes) -> None:
     answers = iter([None, KeyError("stop")])
 
     def once() -> None:
         if (error := next(answers)) is not None:
             raise error
 
-    with Gateway(image=png, response_format="rejected") as gateway, Client(gateway.token, gateway.url) as one:
+    with (
+        Gateway(image=png, response_format="rejected") as gateway,
+        Client(gateway.token, gateway.url) as client,
+    ):
         with pytest.raises(KeyError):
-            one.generate(FOX, before_send=once)
+            client.generate(FOX, before_send=once)
         assert len(gateway.requests) == 1
 
 
-def test_the_request_id_is_reported_before_the_body_arrives(gateway: Gateway) -> None:
-    with Client(gateway.token, gateway.url, read_timeout=0.5) as one:
+def test_request_id_is_reported_before_body_arrives(gateway: Gateway) -> None:
+    with Client(gateway.token, gateway.url, read_timeout=0.5) as client:
         facts: list[tuple[str, str]] = []
-        refused(lambda: one.generate(asking("stalls"), on_fact=lambda *fact: facts.append(fact)))
+        error_of(lambda: client.generate(request_for("stalls"), on_fact=lambda *fact: facts.append(fact)))
     assert facts == [("request_id", gateway.settlements[0].request_id)]
 
 
-def test_a_link_is_reported_whole_before_it_is_downloaded(gateway: Gateway, calls: Client) -> None:
+def test_link_is_reported_before_download(gateway: Gateway, sandbox_client: Client) -> None:
     facts: dict[str, str] = {}
 
     def on_fact(name: str, value: str) -> None:
@@ -329,15 +343,15 @@ def test_a_link_is_reported_whole_before_it_is_downloaded(gateway: Gateway, call
         if name == "link":
             assert not gateway.fetches
 
-    calls.generate(asking("url_reply"), on_fact=on_fact).close()
+    sandbox_client.generate(request_for("url_reply"), on_fact=on_fact).close()
     assert facts["link"].startswith(f"{gateway.url}/sandbox/images/")
     assert len(gateway.fetches) == 1
 
 
-def test_lost_links_are_on_the_error_and_not_in_its_text() -> None:
+def test_lost_links_are_attributes_of_error_not_text() -> None:
     body = json.dumps({"data": [{"url": "https://127.0.0.1:9/fox.png?Signature=secret"}]}).encode()
-    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(lambda exchange: exchange.answer(200, body)) as (_, client):
+        error = error_of(lambda: client.generate(FOX))
     assert error.links == ["https://127.0.0.1:9/fox.png?Signature=secret"]
     assert "secret" not in str(error)
 
@@ -353,31 +367,33 @@ def test_decoding_holds_a_slot(png: bytes) -> None:
             pass
 
     slots = Slots()
-    with Gateway(image=png) as gateway, Client(gateway.token, gateway.url, decode_slots=slots) as one:
-        one.generate(FOX).close()
+    with Gateway(image=png) as gateway, Client(gateway.token, gateway.url, decode_slots=slots) as client:
+        client.generate(FOX).close()
     assert slots.held >= 1
 
 
-# --- how replies travel -------------------------------------------------------------------------------------------
+# --- response framing ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [case.name for case in CASES.values() if case.good])
-def test_every_good_reply_gives_its_images(gateway: Gateway, calls: Client, png: bytes, case: str) -> None:
-    generation = calls.generate(asking(case, n=2))
+def test_every_successful_response_yields_images(
+    gateway: Gateway, sandbox_client: Client, png: bytes, case: str
+) -> None:
+    generation = sandbox_client.generate(request_for(case, n=2))
     assert [bytes_of(image) for image in generation.images] == [png, png]
     assert len(gateway.requests) == 1
     generation.close()
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-def test_the_body_may_end_in_any_way(calls: Client, png: bytes, framing: str) -> None:
-    generation = calls.generate(asking(f"ok framing={framing} drip=0.05"))
+def test_every_http_framing_is_supported(sandbox_client: Client, png: bytes, framing: str) -> None:
+    generation = sandbox_client.generate(request_for(f"ok framing={framing} drip=0.05"))
     assert bytes_of(generation.images[0]) == png
     generation.close()
 
 
-def test_a_compressed_reply_in_small_pieces_is_understood() -> None:
-    body = gzip.compress(document_of(*[small_png(64)] * 3))
+def test_compressed_response_in_small_chunks_is_decoded() -> None:
+    body = gzip.compress(response_body(*[small_png(64)] * 3))
 
     def behave(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -386,58 +402,60 @@ def test_a_compressed_reply_in_small_pieces_is_understood() -> None:
             exchange.send(b"%x\r\n%s\r\n" % (len(piece), piece))
         exchange.send(b"0\r\n\r\n")
 
-    with raw(behave) as (_, one):
-        generation = one.generate(FOX)
+    with raw_server(behave) as (_, client):
+        generation = client.generate(FOX)
     assert [bytes_of(image) for image in generation.images] == [small_png(64)] * 3
     generation.close()
 
 
-def test_a_reply_that_ends_in_the_middle_is_told_of_in_plain_words() -> None:
-    piece = document_of(small_png(64))[:-100]
+def test_truncated_response_is_described_in_plain_words() -> None:
+    piece = response_body(small_png(64))[:-100]
 
     def behave(exchange: Exchange) -> None:
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         exchange.send(head + b"%x\r\n%s\r\n" % (len(piece), piece))
 
-    with raw(behave) as (_, one), pytest.raises(Img2Error) as caught:
-        one.generate(FOX)
+    with raw_server(behave) as (_, client), pytest.raises(Img2Error) as caught:
+        client.generate(FOX)
     assert "it was interrupted: the connection closed in the middle" in str(caught.value)
     assert caught.value.billed == "yes"
 
 
-def test_a_compressed_reply_that_breaks_off_is_refused() -> None:
-    body = gzip.compress(document_of(small_png(64)))
+def test_truncated_compressed_response_is_rejected() -> None:
+    body = gzip.compress(response_body(small_png(64)))
 
     def behave(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n" + body[:-100])
 
-    with raw(behave) as (_, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave) as (_, client):
+        error = error_of(lambda: client.generate(FOX))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
 
 
-def test_an_image_larger_than_any_piece_arrives_whole(png: bytes) -> None:
+def test_image_larger_than_a_chunk_is_complete(png: bytes) -> None:
     large = png + os.urandom(3_000_000)
-    with raw(lambda exchange: exchange.answer(200, document_of(large, large))) as (_, one):
-        generation = one.generate(FOX)
+    with raw_server(lambda exchange: exchange.answer(200, response_body(large, large))) as (_, client):
+        generation = client.generate(FOX)
     assert [image.file.sha256 for image in generation.images] == [hashlib.sha256(large).hexdigest()] * 2
     generation.close()
 
 
-def test_type_and_size_come_from_the_image_not_from_the_request() -> None:
-    with raw(lambda exchange: exchange.answer(200, document_of(small_png(32, "WEBP"), size="9x9"))) as (
+def test_type_and_size_come_from_image_not_request() -> None:
+    with raw_server(
+        lambda exchange: exchange.answer(200, response_body(small_png(32, "WEBP"), size="9x9"))
+    ) as (
         _,
-        one,
+        client,
     ):
-        generation = one.generate(ImageRequest("a fox", output_format="png"))
+        generation = client.generate(ImageRequest("a fox", output_format="png"))
     assert (generation.images[0].content_type, generation.images[0].width) == ("image/webp", 32)
     generation.close()
 
 
-# --- replies that cannot be used ----------------------------------------------------------------------------------
+# --- unusable responses -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("no_retry_delay")
 @pytest.mark.parametrize(
     ("case", "kind", "billed"),
     [
@@ -458,10 +476,10 @@ def test_type_and_size_come_from_the_image_not_from_the_request() -> None:
         ("close", Kind.UNKNOWN_OUTCOME, "unknown"),
     ],
 )
-def test_a_200_without_images_is_an_error(
-    gateway: Gateway, calls: Client, case: str, kind: Kind, billed: str
+def test_200_without_images_is_an_error(
+    gateway: Gateway, sandbox_client: Client, case: str, kind: Kind, billed: str
 ) -> None:
-    error = refused(lambda: calls.generate(asking(case)))
+    error = error_of(lambda: sandbox_client.generate(request_for(case)))
     assert (error.kind, error.billed) == (kind, billed)
     assert len(gateway.requests) == 1
     if case not in ("reset", "close"):
@@ -473,11 +491,13 @@ def test_a_200_without_images_is_an_error(
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("end", ["fin", "rst"])
 @pytest.mark.parametrize("case", ["truncated", "truncated_mid_image"])
-def test_images_that_arrived_whole_are_kept_when_a_reply_breaks_off(
-    calls: Client, png: bytes, case: str, end: str, framing: str
+def test_complete_images_of_truncated_response_are_kept(
+    sandbox_client: Client, png: bytes, case: str, end: str, framing: str
 ) -> None:
-    error = refused(
-        lambda: calls.generate(asking(f"{case} truncate_after=2 end={end} framing={framing}", n=4))
+    error = error_of(
+        lambda: sandbox_client.generate(
+            request_for(f"{case} truncate_after=2 end={end} framing={framing}", n=4)
+        )
     )
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
     assert [(image.index, bytes_of(image)) for image in error.salvaged] == [(0, png), (1, png)]
@@ -485,23 +505,26 @@ def test_images_that_arrived_whole_are_kept_when_a_reply_breaks_off(
         image.file.close()
 
 
-def test_images_beside_a_broken_one_are_kept(png: bytes) -> None:
-    with raw(lambda exchange: exchange.answer(200, document_of(png, b"no picture", png))) as (_, one):
-        generation = one.generate(ImageRequest("a fox", n=3))
+def test_broken_image_does_not_lose_other_images(png: bytes) -> None:
+    with raw_server(lambda exchange: exchange.answer(200, response_body(png, b"no picture", png))) as (
+        _,
+        client,
+    ):
+        generation = client.generate(ImageRequest("a fox", n=3))
     assert [(image.index, bytes_of(image)) for image in generation.images] == [(0, png), (2, png)]
     assert "2 of 3 requested images arrived: image 2 is not a PNG" in generation.warnings[0]
     generation.close()
 
 
-def test_images_before_a_cut_one_are_kept(png: bytes) -> None:
-    with raw(lambda exchange: exchange.answer(200, document_of(png, png)[:-30])) as (_, one):
-        error = refused(lambda: one.generate(ImageRequest("a fox", n=2)))
+def test_truncated_image_does_not_lose_earlier_images(png: bytes) -> None:
+    with raw_server(lambda exchange: exchange.answer(200, response_body(png, png)[:-30])) as (_, client):
+        error = error_of(lambda: client.generate(ImageRequest("a fox", n=2)))
     assert [bytes_of(image) for image in error.salvaged] == [png]
     error.salvaged[0].file.close()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_linked_images_beside_a_broken_one_are_kept(gateway: Gateway, png: bytes) -> None:
+@pytest.mark.usefixtures("no_retry_delay")
+def test_broken_link_does_not_lose_other_linked_images(gateway: Gateway, png: bytes) -> None:
     def behave(exchange: Exchange) -> None:
         if exchange.request.target == "/fox.png":
             exchange.answer(200, png)
@@ -511,18 +534,18 @@ def test_linked_images_beside_a_broken_one_are_kept(gateway: Gateway, png: bytes
             data = [{"url": f"{server.url}/fox.png"}, {"url": f"{server.url}/gone.png"}]
             exchange.answer(200, json.dumps({"data": data}).encode())
 
-    with raw(behave) as (server, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
     (image,) = error.salvaged
     assert (image.index, bytes_of(image)) == (0, png)
     image.file.close()
 
 
-def test_a_key_that_stands_twice_in_a_broken_reply_is_no_trap(png: bytes) -> None:
+def test_duplicate_key_in_broken_response_is_handled(png: bytes) -> None:
     encoded = base64.b64encode(png)
     body = b'{"data":[{"b64_json":"%s","b64_json":"%s"},{}]}' % (encoded, encoded)
-    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
-        generation = one.generate(FOX)
+    with raw_server(lambda exchange: exchange.answer(200, body)) as (_, client):
+        generation = client.generate(FOX)
     assert [bytes_of(image) for image in generation.images] == [png]
     generation.close()
 
@@ -537,21 +560,21 @@ def test_a_key_that_stands_twice_in_a_broken_reply_is_no_trap(png: bytes) -> Non
         b'[{"b64_json":"QUJD"}]',
     ],
 )
-def test_files_of_a_reply_that_cannot_be_used_are_closed(body: bytes, tmp_path: Path) -> None:
+def test_files_of_unusable_response_are_closed(body: bytes, tmp_path: Path) -> None:
     files: list[ImageFile] = []
 
     def open_file(index: int) -> ImageFile:
         files.append(ImageFile(tmp_path / f"{index}.part"))
         return files[-1]
 
-    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
-        error = refused(lambda: one.generate(FOX, open_file))
+    with raw_server(lambda exchange: exchange.answer(200, body)) as (_, client):
+        error = error_of(lambda: client.generate(FOX, open_file))
     assert error.salvaged == []
     assert all(file.file.closed for file in files)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_nothing_is_left_open_whatever_happens(calls: Client, gateway: Gateway) -> None:
+@pytest.mark.usefixtures("no_retry_delay")
+def test_every_failure_closes_files_and_connections(sandbox_client: Client, gateway: Gateway) -> None:
     gc.collect()  # files that other tests left open
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", ResourceWarning)
@@ -566,14 +589,14 @@ def test_nothing_is_left_open_whatever_happens(calls: Client, gateway: Gateway) 
             "no_channel",
         ):
             try:
-                calls.generate(asking(case)).close()
+                sandbox_client.generate(request_for(case)).close()
             except Img2Error:
                 pass
         gc.collect()
-    assert [str(one.message) for one in seen if issubclass(one.category, ResourceWarning)] == []
+    assert [str(warning.message) for warning in seen if issubclass(warning.category, ResourceWarning)] == []
 
 
-def test_a_full_disk_is_told_apart_from_a_broken_reply() -> None:
+def test_full_disk_differs_from_broken_response() -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
@@ -583,16 +606,14 @@ def test_a_full_disk_is_told_apart_from_a_broken_reply() -> None:
             with full.open("wb", buffering=0) as disk:
                 disk.write(data)
 
-    with raw(lambda exchange: exchange.answer(200, document_of(small_png()))) as (_, one):
-        error = refused(lambda: one.generate(FOX, lambda _: OnFullDisk()))
+    with raw_server(lambda exchange: exchange.answer(200, response_body(small_png()))) as (_, client):
+        error = error_of(lambda: client.generate(FOX, lambda _: OnFullDisk()))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
     assert "disk: No space left on device" in str(error)
 
 
 @pytest.mark.parametrize("how", ["base64", "link"])
-def test_an_image_past_the_size_limit_is_refused(
-    monkeypatch: pytest.MonkeyPatch, how: str, png: bytes
-) -> None:
+def test_image_over_size_limit_is_rejected(monkeypatch: pytest.MonkeyPatch, how: str, png: bytes) -> None:
     monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 1000)
 
     def behave(exchange: Exchange) -> None:
@@ -601,16 +622,16 @@ def test_an_image_past_the_size_limit_is_refused(
         elif how == "link":
             exchange.answer(200, json.dumps({"data": [{"url": f"{server.url}/fox.png"}]}).encode())
         else:
-            exchange.answer(200, document_of(png))
+            exchange.answer(200, response_body(png))
 
-    with raw(behave) as (server, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
     assert "larger than 1,000 bytes" in str(error)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_neither_image_data_nor_the_token_gets_into_an_error() -> None:
+@pytest.mark.usefixtures("no_retry_delay")
+def test_error_contains_no_image_data_and_no_token() -> None:
     secret = base64.b64encode(os.urandom(60)).decode()
     answers = [
         (500, json.dumps({"error": {"message": f"{TOKEN} {secret}", "code": TOKEN}})),
@@ -622,44 +643,46 @@ def test_neither_image_data_nor_the_token_gets_into_an_error() -> None:
     ]
     for status, body in answers:
         headers = {"X_Oneapi_Request_Id": TOKEN, "CF_RAY": TOKEN}
-        with raw(lambda exchange, s=status, b=body, h=headers: exchange.answer(s, b.encode(), **h)) as (
+        with raw_server(
+            lambda exchange, s=status, b=body, h=headers: exchange.answer(s, b.encode(), **h)
+        ) as (
             _,
-            one,
+            client,
         ):
-            error = refused(lambda: one.generate(FOX))
+            error = error_of(lambda: client.generate(FOX))
         for text in (str(error), repr(error), error.request_id, error.cf_ray, error.code, error.detail):
             assert TOKEN[3:] not in (text or "")
             assert secret[:40] not in (text or "")
 
 
-def test_the_token_is_not_shown_by_what_holds_it(calls: Client, gateway: Gateway) -> None:
-    for thing in (calls, calls.session, calls.session.auth):
-        assert gateway.token not in repr(thing)
+def test_repr_hides_token(sandbox_client: Client, gateway: Gateway) -> None:
+    for holder in (sandbox_client, sandbox_client.session, sandbox_client.session.auth):
+        assert gateway.token not in repr(holder)
 
 
 # --- links --------------------------------------------------------------------------------------------------------
 
 
-def linking_to(url: str) -> Callable[[Exchange], None]:
+def link_to(url: str) -> Callable[[Exchange], None]:
     return lambda exchange: exchange.answer(200, json.dumps({"data": [{"url": url}]}).encode())
 
 
-def test_an_image_on_the_gateways_own_host_is_fetched_without_the_token(
-    gateway: Gateway, calls: Client, png: bytes
+def test_linked_image_is_downloaded_without_token(
+    gateway: Gateway, sandbox_client: Client, png: bytes
 ) -> None:
-    generation = calls.generate(asking("url_reply"))
+    generation = sandbox_client.generate(request_for("url_reply"))
     assert bytes_of(generation.images[0]) == png
     (fetch,) = gateway.fetches
     assert not fetch.authorised
     generation.close()
 
 
-def test_netrc_logins_are_not_sent_to_an_image_host(
-    calls: Client, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_netrc_credentials_are_not_sent_to_image_host(
+    sandbox_client: Client, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "netrc").write_text("default login joe password s3cret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    calls.generate(asking("url_reply")).close()
+    sandbox_client.generate(request_for("url_reply")).close()
     assert not gateway.fetches[0].authorised
 
 
@@ -705,99 +728,97 @@ def forbidden_links(port: int) -> list[str]:
     ]
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("no_retry_delay")
 @pytest.mark.parametrize(
     "number", range(len(forbidden_links(0))), ids=lambda number: forbidden_links(0)[number]
 )
-def test_a_link_to_where_no_image_may_come_from_is_not_followed(number: int, authority: Authority) -> None:
+def test_link_to_forbidden_address_is_not_followed(number: int, authority: Authority) -> None:
     with Server(lambda exchange: exchange.answer(200, small_png()), tls=authority.server) as forbidden:
         link = forbidden_links(forbidden.port)[number]
-        with raw(linking_to(link), verify=str(authority.bundle)) as (_, one):
-            error = refused(lambda: one.generate(FOX))
+        with raw_server(link_to(link), verify=str(authority.bundle)) as (_, client):
+            error = error_of(lambda: client.generate(FOX))
         assert forbidden.requests == []
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
     assert "secret" not in str(error)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("no_retry_delay")
 @pytest.mark.parametrize(
     "number", range(len(forbidden_links(0))), ids=lambda number: forbidden_links(0)[number]
 )
-def test_a_redirect_to_where_no_image_may_come_from_is_not_followed(
-    number: int, authority: Authority
-) -> None:
+def test_redirect_to_forbidden_address_is_not_followed(number: int, authority: Authority) -> None:
     def behave(exchange: Exchange) -> None:
         if exchange.request.method == "POST":
-            linking_to(f"{server.url}/fox.png")(exchange)
+            link_to(f"{server.url}/fox.png")(exchange)
         else:
             exchange.answer(302, Location=link)
 
     with Server(lambda exchange: exchange.answer(200, small_png()), tls=authority.server) as forbidden:
         link = forbidden_links(forbidden.port)[number]
-        with raw(behave, verify=str(authority.bundle)) as (server, one):
-            error = refused(lambda: one.generate(FOX))
+        with raw_server(behave, verify=str(authority.bundle)) as (server, client):
+            error = error_of(lambda: client.generate(FOX))
         assert forbidden.requests == []
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
 
 
-def test_a_login_in_a_link_to_the_own_host_is_refused_too(png: bytes) -> None:
+def test_link_with_credentials_is_rejected_on_gateway_host(png: bytes) -> None:
     def behave(exchange: Exchange) -> None:
-        linking_to(f"http://joe:secret@127.0.0.1:{server.port}/fox.png")(exchange)
+        link_to(f"http://joe:secret@127.0.0.1:{server.port}/fox.png")(exchange)
 
-    with raw(behave) as (server, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
         assert len(server.requests) == 1
     assert "login" in str(error)
 
 
-def test_a_redirect_on_the_own_host_is_followed_a_few_times(png: bytes) -> None:
+def test_redirects_on_gateway_host_are_limited(png: bytes) -> None:
     def behave(exchange: Exchange) -> None:
         step = exchange.request.target.removeprefix("/step/")
         if exchange.request.method == "POST":
-            linking_to(f"{server.url}/step/{start}")(exchange)
+            link_to(f"{server.url}/step/{start}")(exchange)
         elif step == "0":
             exchange.answer(200, png)
         else:
             exchange.answer(302, Location=f"/step/{int(step) - 1}")
 
-    with raw(behave) as (server, one):
+    with raw_server(behave) as (server, client):
         start = download.MAX_REDIRECTS
-        generation = one.generate(FOX)
+        generation = client.generate(FOX)
         assert bytes_of(generation.images[0]) == png
         generation.close()
         start += 1
-        error = refused(lambda: one.generate(FOX))
+        error = error_of(lambda: client.generate(FOX))
     assert "redirects more than" in str(error)
     assert len(server.requests) == 2 * (2 + download.MAX_REDIRECTS)
 
 
-def test_a_link_that_is_no_image_is_refused() -> None:
+def test_link_to_other_content_is_rejected() -> None:
     def behave(exchange: Exchange) -> None:
         if exchange.request.method == "POST":
-            linking_to(f"{server.url}/fox.png")(exchange)
+            link_to(f"{server.url}/fox.png")(exchange)
         else:
             exchange.answer(200, b"<html>gone</html>")
 
-    with raw(behave) as (server, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
     assert "not PNG, JPEG or WebP" in str(error)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_download_that_breaks_off_is_refused(png: bytes) -> None:
+@pytest.mark.usefixtures("no_retry_delay")
+def test_truncated_download_is_rejected(png: bytes) -> None:
     def behave(exchange: Exchange) -> None:
         if exchange.request.method == "POST":
-            linking_to(f"{server.url}/fox.png")(exchange)
+            link_to(f"{server.url}/fox.png")(exchange)
         else:
             exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(png) + png[:-1])
 
-    with raw(behave) as (server, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
 
 
-def waiting(exchange: Exchange) -> None:
+def never_answer(exchange: Exchange) -> None:
     exchange.wait_until_gone()
 
 
@@ -805,28 +826,28 @@ STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: clo
 PING = b": PING\n\n"
 
 
-def event(kind: str, picture: bytes) -> bytes:
-    document = {"type": f"image_generation.{kind}", "b64_json": base64.b64encode(picture).decode()}
+def event(kind: str, image: bytes) -> bytes:
+    document = {"type": f"image_generation.{kind}", "b64_json": base64.b64encode(image).decode()}
     return b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
-@pytest.mark.parametrize("came", [b"", event("partial_image", b"half a fox")], ids=["nothing", "a preview"])
-def test_a_stream_that_only_pings_is_given_up_and_may_have_been_billed(
-    came: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("received", [b"", event("partial_image", b"half a fox")], ids=["nothing", "preview"])
+def test_stream_of_pings_times_out_with_unknown_billing(
+    received: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(estimate.SECONDS, "low", 0.0)
     given_up = threading.Event()
 
-    def pinging(exchange: Exchange) -> None:
-        exchange.send(STREAM + came)
-        for _ in range(2000):  # an end, lest a client that never gives up keeps the test forever
+    def send_pings(exchange: Exchange) -> None:
+        exchange.send(STREAM + received)
+        for _ in range(2000):  # limited, so that a client without a timeout cannot block the test forever
             exchange.send(PING)
             if given_up.wait(0.01):
                 return
 
-    with raw(pinging, read_timeout=1) as (server, one):
-        error = refused(
-            lambda: one.generate(
+    with raw_server(send_pings, read_timeout=1) as (server, client):
+        error = error_of(
+            lambda: client.generate(
                 ImageRequest("a fox", stream=True), lambda index: ImageFile(tmp_path / f"{index}.part")
             )
         )
@@ -835,11 +856,11 @@ def test_a_stream_that_only_pings_is_given_up_and_may_have_been_billed(
     assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
     assert error.salvaged == []
     kept = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
-    assert kept == ([("0.preview", b"half a fox")] if came else [])
+    assert kept == ([("0.preview", b"half a fox")] if received else [])
 
 
 @pytest.mark.parametrize("after", [b"", PING], ids=["silence", "pings"])
-def test_a_whole_stream_without_usage_is_not_waited_for_long(
+def test_complete_stream_does_not_wait_long_for_usage(
     after: bytes, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receive, "USAGE_WAIT", 0.2)
@@ -850,8 +871,8 @@ def test_a_whole_stream_without_usage_is_not_waited_for_long(
         while not received.wait(0.02):
             exchange.send(after)
 
-    with raw(behave, read_timeout=60) as (_, one):
-        generation = one.generate(ImageRequest("a fox", stream=True))
+    with raw_server(behave, read_timeout=60) as (_, client):
+        generation = client.generate(ImageRequest("a fox", stream=True))
         received.set()
     assert bytes_of(generation.images[0]) == png
     assert generation.usage is None
@@ -859,7 +880,7 @@ def test_a_whole_stream_without_usage_is_not_waited_for_long(
     generation.close()
 
 
-def test_a_reply_of_pings_alone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_response_of_pings_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(estimate.SECONDS, "low", 0.0)
     given_up = threading.Event()
 
@@ -868,14 +889,14 @@ def test_a_reply_of_pings_alone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         while not given_up.wait(0.02):
             exchange.send(b"\n")
 
-    with raw(behave, read_timeout=0.5) as (_, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave, read_timeout=0.5) as (_, client):
+        error = error_of(lambda: client.generate(FOX))
         given_up.set()
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 
 class Clock:
-    """A clock that stands still until it is told otherwise."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -885,9 +906,7 @@ class Clock:
         return self.now
 
 
-def test_an_image_that_had_come_before_a_stream_only_pinged_is_kept(
-    png: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_received_before_pings_is_kept(png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(receive, "time", clock)
     given_up = threading.Event()
@@ -895,13 +914,13 @@ def test_an_image_that_had_come_before_a_stream_only_pinged_is_kept(
     def behave(exchange: Exchange) -> None:
         exchange.send(STREAM + event("completed", png))
         for _ in range(2000):
-            clock.now += client.READ_TIMEOUT
+            clock.now += client_module.READ_TIMEOUT
             exchange.send(PING)
             if given_up.wait(0.01):
                 return
 
-    with raw(behave) as (_, one):
-        error = refused(lambda: one.generate(ImageRequest("a fox", stream=True, n=2)))
+    with raw_server(behave) as (_, client):
+        error = error_of(lambda: client.generate(ImageRequest("a fox", stream=True, n=2)))
         given_up.set()
     assert error.kind is Kind.UNKNOWN_OUTCOME
     (image,) = error.salvaged
@@ -909,12 +928,10 @@ def test_an_image_that_had_come_before_a_stream_only_pinged_is_kept(
     image.file.close()
 
 
-def test_a_stream_may_take_long_while_it_brings_something_of_an_image(
-    png: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stream_with_progress_does_not_time_out(png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(receive, "time", clock)
-    monkeypatch.setattr(client, "time", clock)
+    monkeypatch.setattr(client_module, "time", clock)
     request = ImageRequest("a fox", stream=True, quality="high")
     patience = 2 * expected_seconds(request)
     opened = threading.Semaphore(0)
@@ -932,37 +949,37 @@ def test_a_stream_may_take_long_while_it_brings_something_of_an_image(
             exchange.send(PING)
         exchange.send(event("completed", png))
 
-    with raw(behave) as (_, one):
-        generation = one.generate(request, open_file)
+    with raw_server(behave) as (_, client):
+        generation = client.generate(request, open_file)
     assert bytes_of(generation.images[0]) == png
     assert generation.seconds > 4 * patience
     generation.close()
 
 
-def resetting(exchange: Exchange) -> None:
+def reset_connection(exchange: Exchange) -> None:
     exchange.reset()
 
 
-def breaking_off(exchange: Exchange) -> None:
-    """Send the beginning of another picture, longer than the one that is meant."""
+def send_other_and_close(exchange: Exchange) -> None:
+    """Send the start of another, longer image, and close."""
     exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + os.urandom(50_000))
 
 
-def answering(status: int) -> Callable[[Exchange], None]:
+def answer_with(status: int) -> Callable[[Exchange], None]:
     return lambda exchange: exchange.answer(status, b"not now")
 
 
 TRANSIENT = {
-    "reset": resetting,
-    "break": breaking_off,
-    "silence": waiting,
-    **{str(status): answering(status) for status in (404, 408, 429, 500, 502, 503, 504)},
+    "reset": reset_connection,
+    "break": send_other_and_close,
+    "silence": never_answer,
+    **{str(status): answer_with(status) for status in (404, 408, 429, 500, 502, 503, 504)},
 }
 
 
 @contextmanager
 def image_host(*answers: Callable[[Exchange], object], links: int = 1) -> Iterator[tuple[Server, Client]]:
-    """A gateway that links to ``/0.png``, ``/1.png`` …; the first is answered by ``answers`` in turn."""
+    """A gateway that links to ``/0.png``, ``/1.png`` …; ``answers`` respond to the first link in turn."""
 
     def behave(exchange: Exchange) -> None:
         if exchange.request.method == "POST":
@@ -974,21 +991,19 @@ def image_host(*answers: Callable[[Exchange], object], links: int = 1) -> Iterat
             exchange.answer(200, small_png(16 + int(exchange.request.target[1])))
 
     turns = iter(answers)
-    with raw(behave, read_timeout=0.5) as (server, one):
-        yield server, one
+    with raw_server(behave, read_timeout=0.5) as (server, client):
+        yield server, client
 
 
-def fetches_of(server: Server) -> list[str]:
+def downloads_of(server: Server) -> list[str]:
     return [request.target for request in server.requests if request.method == "GET"]
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("no_retry_delay")
 @pytest.mark.parametrize("failure", TRANSIENT.values(), ids=TRANSIENT)
-def test_a_linked_image_survives_two_failures_of_its_host(
-    failure: Callable[[Exchange], None], png: bytes
-) -> None:
-    with image_host(failure, failure, lambda exchange: exchange.answer(200, png)) as (server, one):
-        generation = one.generate(FOX)
+def test_download_is_retried_after_two_failures(failure: Callable[[Exchange], None], png: bytes) -> None:
+    with image_host(failure, failure, lambda exchange: exchange.answer(200, png)) as (server, client):
+        generation = client.generate(FOX)
         assert len(server.requests) == 1 + 3
         assert all("authorization" not in request.headers for request in server.requests[1:])
     (image,) = generation.images
@@ -997,11 +1012,11 @@ def test_a_linked_image_survives_two_failures_of_its_host(
     generation.close()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_linked_image_that_never_comes_is_given_up_and_those_behind_it_are_kept() -> None:
-    with image_host(*[answering(503)] * download.TRIES, links=3) as (server, one):
-        error = refused(lambda: one.generate(FOX))
-        assert fetches_of(server) == ["/0.png"] * download.TRIES + ["/1.png", "/2.png"]
+@pytest.mark.usefixtures("no_retry_delay")
+def test_failed_download_does_not_lose_later_images() -> None:
+    with image_host(*[answer_with(503)] * download.TRIES, links=3) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
+        assert downloads_of(server) == ["/0.png"] * download.TRIES + ["/1.png", "/2.png"]
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
     assert "HTTP 503" in str(error)
     assert [(image.index, bytes_of(image)) for image in error.salvaged] == [
@@ -1012,21 +1027,21 @@ def test_a_linked_image_that_never_comes_is_given_up_and_those_behind_it_are_kep
 
 
 @pytest.mark.parametrize("status", [401, 403, 410])
-def test_a_link_that_is_refused_for_good_is_tried_once(status: int) -> None:
-    with image_host(answering(status), links=2) as (server, one):
-        error = refused(lambda: one.generate(FOX))
-        assert fetches_of(server) == ["/0.png", "/1.png"]
+def test_permanently_rejected_link_is_tried_once(status: int) -> None:
+    with image_host(answer_with(status), links=2) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
+        assert downloads_of(server) == ["/0.png", "/1.png"]
     assert f"HTTP {status}" in str(error)
     error.salvaged[0].file.close()
 
 
-def test_a_link_to_what_is_no_image_is_tried_once() -> None:
-    with image_host(lambda exchange: exchange.answer(200, b"<html>gone</html>")) as (server, one):
-        refused(lambda: one.generate(FOX))
-        assert fetches_of(server) == ["/0.png"]
+def test_link_to_other_content_is_tried_once() -> None:
+    with image_host(lambda exchange: exchange.answer(200, b"<html>gone</html>")) as (server, client):
+        error_of(lambda: client.generate(FOX))
+        assert downloads_of(server) == ["/0.png"]
 
 
-def test_a_full_disk_ends_a_download() -> None:
+def test_full_disk_ends_download() -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
@@ -1036,13 +1051,13 @@ def test_a_full_disk_ends_a_download() -> None:
             with full.open("wb", buffering=0) as disk:
                 disk.write(data)
 
-    with image_host(lambda exchange: exchange.answer(200, small_png())) as (server, one):
-        error = refused(lambda: one.generate(FOX, lambda _: OnFullDisk()))
-        assert fetches_of(server) == ["/0.png"]
+    with image_host(lambda exchange: exchange.answer(200, small_png())) as (server, client):
+        error = error_of(lambda: client.generate(FOX, lambda _: OnFullDisk()))
+        assert downloads_of(server) == ["/0.png"]
     assert "disk: No space left on device" in str(error)
 
 
-def test_cut_ends_the_wait_before_another_download(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abort_ends_wait_before_download_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "WAIT", 600.0)
     waits = threading.Event()
 
@@ -1053,18 +1068,18 @@ def test_cut_ends_the_wait_before_another_download(monkeypatch: pytest.MonkeyPat
     handler = Waits(logging.WARNING)
     download.log.addHandler(handler)
     try:
-        with image_host(answering(503), links=2) as (server, one), ThreadPoolExecutor() as pool:
-            answer = pool.submit(refused, lambda: one.generate(FOX))
+        with image_host(answer_with(503), links=2) as (server, client), ThreadPoolExecutor() as pool:
+            answer = pool.submit(error_of, lambda: client.generate(FOX))
             assert waits.wait(PATIENCE)
-            one.abort()
+            client.abort()
             error = answer.result(10)
-            assert fetches_of(server) == ["/0.png"]
+            assert downloads_of(server) == ["/0.png"]
     finally:
         download.log.removeHandler(handler)
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
 
 
-def test_cut_breaks_off_a_download(png: bytes) -> None:
+def test_abort_interrupts_download(png: bytes) -> None:
     arrived = threading.Event()
 
     def never_ending(exchange: Exchange) -> None:
@@ -1072,18 +1087,18 @@ def test_cut_breaks_off_a_download(png: bytes) -> None:
         arrived.set()
         exchange.wait_until_gone()
 
-    with image_host(never_ending, links=2) as (server, one), ThreadPoolExecutor() as pool:
-        one.timeout = (10.0, 60.0)
-        answer = pool.submit(refused, lambda: one.generate(FOX))
+    with image_host(never_ending, links=2) as (server, client), ThreadPoolExecutor() as pool:
+        client.timeout = (10.0, 60.0)
+        answer = pool.submit(error_of, lambda: client.generate(FOX))
         assert arrived.wait(PATIENCE)
-        one.abort()
+        client.abort()
         error = answer.result(10)
-        assert fetches_of(server) == ["/0.png"]
+        assert downloads_of(server) == ["/0.png"]
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
 
 
 @given(st.ip_addresses(v=4))
-def test_an_ipv4_address_in_ipv6_clothes_is_judged_as_what_it_is(address: Any) -> None:
+def test_ipv4_mapped_address_is_checked_as_ipv4(address: Any) -> None:
     def is_public(text: str) -> bool:
         try:
             addresses.require_public(text)
@@ -1101,84 +1116,84 @@ def test_an_ipv4_address_in_ipv6_clothes_is_judged_as_what_it_is(address: Any) -
     ["127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "224.0.0.1", "::1", "fe80::1%eth0", "fd00::1",
      "2002:7f00:1::", "64:ff9b::a00:1", "64:ff9b::169.254.169.254", "::ffff:10.0.0.1"],
 )  # fmt: skip
-def test_addresses_that_are_not_public_do_not_pass(address: str) -> None:
+def test_non_public_addresses_are_rejected(address: str) -> None:
     with pytest.raises(addresses.ForbiddenAddress):
         addresses.require_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
-def test_public_addresses_pass(address: str) -> None:
+def test_public_addresses_are_accepted(address: str) -> None:
     addresses.require_public(address)
 
 
-# --- when the network fails ---------------------------------------------------------------------------------------
+# --- network failures ---------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_not_there_was_not_paid() -> None:
+def test_refused_connection_is_not_billed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    error = refused(lambda: Client(TOKEN, f"http://127.0.0.1:{port}").generate(FOX))
+    error = error_of(lambda: Client(TOKEN, f"http://127.0.0.1:{port}").generate(FOX))
     assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNREACHABLE, "no", True)
     assert "Connection refused" in str(error)
 
 
-def test_a_name_that_does_not_exist_was_not_paid() -> None:
-    error = refused(lambda: Client(TOKEN, "https://jojokey.invalid").generate(FOX))
+def test_unknown_host_name_is_not_billed() -> None:
+    error = error_of(lambda: Client(TOKEN, "https://jojokey.invalid").generate(FOX))
     assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
 
 
-def test_an_answer_that_does_not_come_may_have_been_billed(gateway: Gateway) -> None:
-    with Client(gateway.token, gateway.url, read_timeout=0.2) as one:
-        error = refused(lambda: one.generate(asking("hang")))
+def test_read_timeout_may_be_billed(gateway: Gateway) -> None:
+    with Client(gateway.token, gateway.url, read_timeout=0.2) as client:
+        error = error_of(lambda: client.generate(request_for("hang")))
     assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
     assert "timed out" in str(error).lower()
     assert len(gateway.requests) == 1
 
 
-def test_a_reply_that_stalls_is_given_up_and_was_billed(gateway: Gateway) -> None:
-    with Client(gateway.token, gateway.url, read_timeout=0.2) as one:
-        error = refused(lambda: one.generate(asking("stalls")))
+def test_stalled_response_times_out_as_billed(gateway: Gateway) -> None:
+    with Client(gateway.token, gateway.url, read_timeout=0.2) as client:
+        error = error_of(lambda: client.generate(request_for("stalls")))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
     gateway.wait_until_idle(PATIENCE)
 
 
 @pytest.mark.parametrize("before", [b"", b"HTTP/1.1", b"garbage\r\n\r\n"])
-def test_an_answer_without_a_whole_head_may_have_been_billed(before: bytes) -> None:
-    with raw(lambda exchange: exchange.send(before) if before else None) as (server, one):
-        error = refused(lambda: one.generate(FOX))
+def test_incomplete_response_head_may_be_billed(before: bytes) -> None:
+    with raw_server(lambda exchange: exchange.send(before) if before else None) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
         assert len(server.requests) == 1
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 
-def test_a_reset_after_sending_may_have_been_billed() -> None:
-    with raw(lambda exchange: exchange.reset()) as (server, one):
-        error = refused(lambda: one.generate(FOX))
+def test_reset_after_sending_may_be_billed() -> None:
+    with raw_server(lambda exchange: exchange.reset()) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
         assert len(server.requests) == 1
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
     assert "reset" in str(error)
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_an_error_whose_body_breaks_off_is_still_that_error(status: int) -> None:
+def test_error_with_truncated_body_keeps_its_kind(status: int) -> None:
     body = b'{"error":{"message":"No channel","code":"model_not_found'
 
     def behave(exchange: Exchange) -> None:
         head = f"HTTP/1.1 {status} No\r\nX-Oneapi-Request-Id: abc\r\nContent-Length: 500\r\n\r\n"
         exchange.send(head.encode() + body)
 
-    with raw(behave) as (_, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave) as (_, client):
+        error = error_of(lambda: client.generate(FOX))
     assert (error.kind, error.billed, error.request_id) == (Kind.OVERLOADED, "no", "abc")
 
 
-def test_an_endless_error_page_is_read_only_so_far() -> None:
+def test_endless_error_page_is_read_up_to_a_limit() -> None:
     def behave(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 500 No\r\nConnection: close\r\n\r\n")
         while True:
             exchange.send(b"x" * 65536)  # until the client goes away
 
-    with raw(behave) as (_, one):
-        error = refused(lambda: one.generate(FOX))
+    with raw_server(behave) as (_, client):
+        error = error_of(lambda: client.generate(FOX))
     assert len(error.detail) <= 500
 
 
@@ -1186,107 +1201,107 @@ def test_an_endless_error_page_is_read_only_so_far() -> None:
 
 
 @pytest.fixture
-def secure(authority: Authority) -> Iterator[Server]:
+def tls_server(authority: Authority) -> Iterator[Server]:
     with Server(
-        lambda exchange: exchange.answer(200, document_of(small_png())), tls=authority.server
+        lambda exchange: exchange.answer(200, response_body(small_png())), tls=authority.server
     ) as server:
         yield server
 
 
-def test_a_certificate_nobody_vouches_for_is_refused_before_anything_is_sent(secure: Server) -> None:
-    error = refused(lambda: Client(TOKEN, secure.url).generate(FOX))
+def test_untrusted_certificate_fails_before_sending(tls_server: Server) -> None:
+    error = error_of(lambda: Client(TOKEN, tls_server.url).generate(FOX))
     assert (error.kind, error.billed) == (Kind.TLS, "no")
-    assert secure.requests == []
+    assert tls_server.requests == []
 
 
-def test_a_ca_bundle_of_ones_own_is_trusted(secure: Server, authority: Authority) -> None:
-    Client(TOKEN, secure.url, verify=str(authority.bundle)).generate(FOX).close()
+def test_ca_bundle_of_connection_is_trusted(tls_server: Server, authority: Authority) -> None:
+    Client(TOKEN, tls_server.url, verify=str(authority.bundle)).generate(FOX).close()
 
 
-def test_the_environments_ca_bundle_is_used_where_the_connection_says_nothing(
-    secure: Server, authority: Authority, monkeypatch: pytest.MonkeyPatch
+def test_ca_bundle_of_environment_is_the_default(
+    tls_server: Server, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.bundle))
-    Client(TOKEN, secure.url).generate(FOX).close()
+    Client(TOKEN, tls_server.url).generate(FOX).close()
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 @pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_the_environments_ca_bundle_does_not_undo_verify_false(
-    secure: Server, monkeypatch: pytest.MonkeyPatch, name: str
+def test_ca_bundle_of_environment_keeps_verify_false(
+    tls_server: Server, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, requests.certs.where())
-    Client(TOKEN, secure.url, verify=False).generate(FOX).close()
+    Client(TOKEN, tls_server.url, verify=False).generate(FOX).close()
 
 
-def test_the_environments_ca_bundle_does_not_replace_ones_own(
-    secure: Server, authority: Authority, monkeypatch: pytest.MonkeyPatch
+def test_ca_bundle_of_connection_takes_precedence(
+    tls_server: Server, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.certs.where())
-    Client(TOKEN, secure.url, verify=str(authority.bundle)).generate(FOX).close()
+    Client(TOKEN, tls_server.url, verify=str(authority.bundle)).generate(FOX).close()
 
 
-def test_https_to_a_server_without_tls_was_not_paid() -> None:
+def test_https_to_plain_http_server_is_not_billed() -> None:
     with Server(lambda exchange: exchange.answer(400)) as server:
-        error = refused(lambda: Client(TOKEN, server.url.replace("http:", "https:")).generate(FOX))
+        error = error_of(lambda: Client(TOKEN, server.url.replace("http:", "https:")).generate(FOX))
     assert (error.kind, error.billed) == (Kind.TLS, "no")
 
 
-def test_a_handshake_that_never_ends_was_not_paid() -> None:
+def test_stalled_tls_handshake_is_not_billed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        error = refused(lambda: Client(TOKEN, f"https://127.0.0.1:{port}", connect_timeout=0.2).generate(FOX))
+        error = error_of(
+            lambda: Client(TOKEN, f"https://127.0.0.1:{port}", connect_timeout=0.2).generate(FOX)
+        )
     assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_ca_bundle_that_cannot_be_read_was_not_paid(
-    secure: Server, tmp_path: Path, content: str | None
-) -> None:
+def test_unreadable_ca_bundle_is_not_billed(tls_server: Server, tmp_path: Path, content: str | None) -> None:
     bundle = tmp_path / "ca.pem"
     if content:
         bundle.write_text(content)
-    error = refused(lambda: Client(TOKEN, secure.url, verify=str(bundle)).generate(FOX))
+    error = error_of(lambda: Client(TOKEN, tls_server.url, verify=str(bundle)).generate(FOX))
     assert (error.kind, error.billed) == (Kind.TLS, "no")
-    assert secure.requests == []
+    assert tls_server.requests == []
 
 
-def test_what_is_trusted_is_read_once_for_all_connections(
-    secure: Server, authority: Authority, tmp_path: Path
+def test_ca_bundle_is_loaded_once_for_all_connections(
+    tls_server: Server, authority: Authority, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "ca.pem"
     shutil.copy(authority.bundle, bundle)
-    with Client(TOKEN, secure.url, verify=str(bundle)) as one:
-        one.generate(FOX).close()
+    with Client(TOKEN, tls_server.url, verify=str(bundle)) as client:
+        client.generate(FOX).close()
         bundle.write_text("no certificate any more")
-        one.generate(FOX).close()
-    assert len(secure.requests) == 2
+        client.generate(FOX).close()
+    assert len(tls_server.requests) == 2
 
 
-def test_another_hosts_certificate_is_refused_each_time(tmp_path: Path) -> None:
+def test_certificate_of_another_host_is_always_rejected(tmp_path: Path) -> None:
     authority = Authority.make(tmp_path, address="127.0.0.9")
     with (
         Server(lambda exchange: exchange.answer(200), tls=authority.server) as server,
-        Client(TOKEN, server.url, verify=str(authority.bundle)) as one,
+        Client(TOKEN, server.url, verify=str(authority.bundle)) as client,
     ):
-        errors = [refused(lambda: one.generate(FOX)) for _ in range(2)]
+        errors = [error_of(lambda: client.generate(FOX)) for _ in range(2)]
         assert server.requests == []
     assert [(error.kind, error.billed) for error in errors] == [(Kind.TLS, "no")] * 2
 
 
-def test_tls_that_breaks_after_sending_may_have_been_billed(authority: Authority) -> None:
+def test_tls_failure_after_sending_may_be_billed(authority: Authority) -> None:
     def break_tls(exchange: Exchange) -> None:
         with socket.socket(fileno=os.dup(exchange.socket.fileno())) as plain:
             plain.sendall(b"this is no TLS record at all" * 20)
 
     with Server(break_tls, tls=authority.server) as server:
-        error = refused(lambda: Client(TOKEN, server.url, verify=str(authority.bundle)).generate(FOX))
+        error = error_of(lambda: Client(TOKEN, server.url, verify=str(authority.bundle)).generate(FOX))
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 
-def test_images_come_whole_over_tls(authority: Authority, png: bytes) -> None:
+def test_images_arrive_complete_over_tls(authority: Authority, png: bytes) -> None:
     large = png + os.urandom(1_500_000)
-    with Server(lambda exchange: exchange.answer(200, document_of(large)), tls=authority.server) as server:
+    with Server(lambda exchange: exchange.answer(200, response_body(large)), tls=authority.server) as server:
         generation = Client(TOKEN, server.url, verify=str(authority.bundle)).generate(FOX)
     assert generation.images[0].file.sha256 == hashlib.sha256(large).hexdigest()
     generation.close()
@@ -1295,54 +1310,54 @@ def test_images_come_whole_over_tls(authority: Authority, png: bytes) -> None:
 # --- the environment ------------------------------------------------------------------------------------------------
 
 
-def test_netrc_does_not_replace_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_netrc_does_not_replace_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login joe password s3cret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with raw(lambda exchange: exchange.answer(200)) as (server, one):
-        refused(lambda: one.generate(FOX))
+    with raw_server(lambda exchange: exchange.answer(200)) as (server, client):
+        error_of(lambda: client.generate(FOX))
     assert server.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
 
 
-def test_the_proxy_of_the_connection_is_used(gateway: Gateway) -> None:
-    with proxy() as way, Client(gateway.token, gateway.url, proxy=way.url) as one:
-        one.generate(FOX).close()
-        assert "gpt-image-2" in one.list_models()
-    assert [request.method for request in way.requests] == ["POST", "GET"]
+def test_proxy_of_connection_is_used(gateway: Gateway) -> None:
+    with proxy() as proxy_server, Client(gateway.token, gateway.url, proxy=proxy_server.url) as client:
+        client.generate(FOX).close()
+        assert "gpt-image-2" in client.list_models()
+    assert [request.method for request in proxy_server.requests] == ["POST", "GET"]
 
 
-def test_https_goes_through_the_proxy_in_a_tunnel(secure: Server, authority: Authority) -> None:
-    with proxy() as way:
-        Client(TOKEN, secure.url, proxy=way.url, verify=str(authority.bundle)).generate(FOX).close()
-    (tunnel,) = way.requests
+def test_https_uses_a_proxy_tunnel(tls_server: Server, authority: Authority) -> None:
+    with proxy() as proxy_server:
+        Client(TOKEN, tls_server.url, proxy=proxy_server.url, verify=str(authority.bundle)).generate(
+            FOX
+        ).close()
+    (tunnel,) = proxy_server.requests
     assert tunnel.method == "CONNECT"
     assert "authorization" not in tunnel.headers
 
 
-def test_the_environments_proxy_is_used_where_the_connection_says_nothing(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with proxy() as way:
-        monkeypatch.setenv("HTTP_PROXY", way.url)
+def test_proxy_of_environment_is_the_default(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxy() as proxy_server:
+        monkeypatch.setenv("HTTP_PROXY", proxy_server.url)
         Client(gateway.token, gateway.url).generate(FOX).close()
-    assert len(way.requests) == 1
+    assert len(proxy_server.requests) == 1
 
 
-def test_the_environments_proxy_does_not_replace_ones_own(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxy_of_connection_takes_precedence(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    with proxy() as way:
-        Client(gateway.token, gateway.url, proxy=way.url).generate(FOX).close()
-    assert len(way.requests) == 1
+    with proxy() as proxy_server:
+        Client(gateway.token, gateway.url, proxy=proxy_server.url).generate(FOX).close()
+    assert len(proxy_server.requests) == 1
 
 
-def test_a_proxys_login_is_sent_to_the_proxy_and_shown_nowhere(gateway: Gateway) -> None:
+def test_proxy_credentials_go_to_proxy_and_are_never_shown(gateway: Gateway) -> None:
     login = "Basic " + base64.b64encode(b"joe:s3cret").decode()
-    with proxy(login) as way:
-        Client(gateway.token, gateway.url, proxy=way.url.replace("//", "//joe:s3cret@")).generate(FOX).close()
-        error = refused(
+    with proxy(login) as proxy_server:
+        Client(gateway.token, gateway.url, proxy=proxy_server.url.replace("//", "//joe:s3cret@")).generate(
+            FOX
+        ).close()
+        error = error_of(
             lambda: Client(
-                TOKEN, "https://127.0.0.1:9", proxy=way.url.replace("//", "//joe:wr0ng@")
+                TOKEN, "https://127.0.0.1:9", proxy=proxy_server.url.replace("//", "//joe:wr0ng@")
             ).generate(FOX)
         )
     assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
@@ -1350,26 +1365,27 @@ def test_a_proxys_login_is_sent_to_the_proxy_and_shown_nowhere(gateway: Gateway)
     assert "407" in str(error)
 
 
-def test_a_proxy_that_is_not_there_was_not_paid(gateway: Gateway) -> None:
-    error = refused(lambda: Client(gateway.token, gateway.url, proxy="http://127.0.0.1:9").generate(FOX))
+def test_unreachable_proxy_is_not_billed(gateway: Gateway) -> None:
+    error = error_of(lambda: Client(gateway.token, gateway.url, proxy="http://127.0.0.1:9").generate(FOX))
     assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
     assert "proxy" in str(error)
     assert gateway.requests == ()
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "tunnel"])
-def test_an_answer_lost_on_the_way_through_a_proxy_may_have_been_billed(
-    secured: bool, authority: Authority
-) -> None:
-    with Server(lambda exchange: None, tls=authority.server if secured else None) as server, proxy() as way:
-        one = Client(TOKEN, server.url, proxy=way.url, verify=str(authority.bundle))
-        error = refused(lambda: one.generate(FOX))
+def test_response_lost_in_proxy_may_be_billed(secured: bool, authority: Authority) -> None:
+    with (
+        Server(lambda exchange: None, tls=authority.server if secured else None) as server,
+        proxy() as proxy_server,
+    ):
+        client = Client(TOKEN, server.url, proxy=proxy_server.url, verify=str(authority.bundle))
+        error = error_of(lambda: client.generate(FOX))
         assert len(server.requests) == 1
     assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
 
 
 @pytest.mark.parametrize(
-    ("url", "warned"),
+    ("url", "warns"),
     [
         ("http://127.0.0.1:8000", False),
         ("http://localhost", False),
@@ -1381,12 +1397,12 @@ def test_an_answer_lost_on_the_way_through_a_proxy_may_have_been_billed(
         ("http://localhost.example.com", True),
     ],
 )
-def test_a_token_that_would_cross_a_network_unencrypted_is_warned_of(
-    url: str, warned: bool, caplog: pytest.LogCaptureFixture
+def test_token_over_unencrypted_network_logs_warning(
+    url: str, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     Client(TOKEN, url)
-    assert ("unencrypted" in caplog.text) is warned
+    assert ("unencrypted" in caplog.text) is warns
     assert TOKEN not in caplog.text
 
 
@@ -1410,7 +1426,7 @@ def test_a_token_that_would_cross_a_network_unencrypted_is_warned_of(
         ("http://[::1]:8080/", "http://[::1]:8080"),
     ],
 )
-def test_a_base_url_is_read_as_people_write_it(written: str | None, base: str) -> None:
+def test_base_url_is_normalized(written: str | None, base: str) -> None:
     assert Client(TOKEN, written).base_url == base
 
 
@@ -1419,31 +1435,31 @@ def test_a_base_url_is_read_as_people_write_it(written: str | None, base: str) -
     ["ftp://api.jojokey.com", "https://", "https://host:port", "https://host:99999", "https://[::1", "s3://bucket",
      "https://joe@host", "https://joe:secret@host", "https://host/?key=1", "https://host/#v1"],
 )  # fmt: skip
-def test_a_base_url_that_is_none_is_refused(written: str) -> None:
+def test_invalid_base_url_is_rejected(written: str) -> None:
     with pytest.raises(ValueError, match=r"host|URL") as caught:
         Client(TOKEN, written)
     assert "secret" not in str(caught.value)
 
 
-def test_a_token_that_no_header_can_hold_was_not_sent(gateway: Gateway) -> None:
+def test_token_with_invalid_characters_is_not_sent(gateway: Gateway) -> None:
     for token in ("sk-令牌", "sk-a\nb"):
-        error = refused(lambda token=token: Client(token, gateway.url).generate(FOX))
+        error = error_of(lambda token=token: Client(token, gateway.url).generate(FOX))
         assert (error.kind, error.billed) == (Kind.TOKEN, "no")
     assert gateway.requests == ()
 
 
-# --- what is free ---------------------------------------------------------------------------------------------------
+# --- free calls ---------------------------------------------------------------------------------------------------
 
 
-def test_listing_models_pays_nothing(gateway: Gateway, calls: Client) -> None:
-    assert calls.list_models() == ["gpt-image-2"]
+def test_listing_models_is_not_billed(gateway: Gateway, sandbox_client: Client) -> None:
+    assert sandbox_client.list_models() == ["gpt-image-2"]
     assert gateway.requests == ()
     assert gateway.charges == ()
 
 
-def test_a_tokens_usage_is_told(gateway: Gateway, calls: Client) -> None:
-    calls.generate(FOX).close()
-    assert calls.token_usage()["total_used"] == gateway.charges[0].quota
+def test_token_usage_is_returned(gateway: Gateway, sandbox_client: Client) -> None:
+    sandbox_client.generate(FOX).close()
+    assert sandbox_client.token_usage()["total_used"] == gateway.charges[0].quota
 
 
 @pytest.mark.parametrize(
@@ -1454,79 +1470,84 @@ def test_a_tokens_usage_is_told(gateway: Gateway, calls: Client) -> None:
         ("sk-exhausted", "quota is used up"),
     ],
 )
-def test_a_refused_token_is_explained(gateway: Gateway, token: str, words: str) -> None:
+def test_rejected_token_is_explained(gateway: Gateway, token: str, words: str) -> None:
     assert words in (Client(token, gateway.url).explain_rejected_token() or "")
 
 
-def test_a_token_is_not_explained_where_the_gateway_does_not_tell() -> None:
-    with raw(lambda exchange: exchange.answer(200, b"<html>", Content_Type="text/html")) as (_, one):
-        assert one.explain_rejected_token() is None
+def test_rejected_token_is_not_explained_without_usage() -> None:
+    with raw_server(lambda exchange: exchange.answer(200, b"<html>", Content_Type="text/html")) as (
+        _,
+        client,
+    ):
+        assert client.explain_rejected_token() is None
 
 
 @pytest.mark.parametrize(
     "body", [b"[]", b"7", b"null", b"{}", b'{"data":"x"}', b'{"data":null}', b"", b"<html>", b"OK"]
 )
 @pytest.mark.parametrize("call", ["list_models", "token_usage", "billing_log"])
-def test_a_free_call_never_talks_of_money(call: str, body: bytes) -> None:
-    with raw(lambda exchange: exchange.answer(200, body)) as (_, one):
-        error = refused(getattr(one, call))
+def test_free_call_error_does_not_mention_charges(call: str, body: bytes) -> None:
+    with raw_server(lambda exchange: exchange.answer(200, body)) as (_, client):
+        error = error_of(getattr(client, call))
     assert error.kind is Kind.BASE_URL
     assert error.billed == "no"
     assert "You were not charged." in str(error)
 
 
 @pytest.mark.parametrize("status", [500, 502, 524])
-def test_a_free_call_that_fails_was_not_billed(status: int) -> None:
-    with raw(lambda exchange: exchange.answer(status)) as (_, one):
-        error = refused(one.list_models)
+def test_failed_free_call_is_not_billed(status: int) -> None:
+    with raw_server(lambda exchange: exchange.answer(status)) as (_, client):
+        error = error_of(client.list_models)
     assert error.billed == "no"
 
 
-def test_a_free_call_gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert client.FREE_CALL_TIMEOUT <= 10
-    monkeypatch.setattr(client, "FREE_CALL_TIMEOUT", 0.2)
-    with raw(lambda exchange: exchange.wait_until_gone(), read_timeout=300) as (_, one):
-        error = refused(one.list_models)
+def test_free_call_times_out_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client_module.FREE_CALL_TIMEOUT <= 10
+    monkeypatch.setattr(client_module, "FREE_CALL_TIMEOUT", 0.2)
+    with raw_server(lambda exchange: exchange.wait_until_gone(), read_timeout=300) as (_, client):
+        error = error_of(client.list_models)
     assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
 
 
-# --- cutting --------------------------------------------------------------------------------------------------------
+# --- abort ----------------------------------------------------------------------------------------------------------
 
 
-def stalling(exchange: Exchange) -> None:
-    """Send a head, after which the connection closes, and half an image."""
-    exchange.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + document_of(small_png())[:-30])
+def send_half_and_stall(exchange: Exchange) -> None:
+    """Send a head and half an image, and leave the connection open."""
+    exchange.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + response_body(small_png())[:-30])
     exchange.wait_until_gone()
 
 
 @pytest.mark.parametrize(
-    ("behave", "kind"), [(waiting, Kind.UNKNOWN_OUTCOME), (stalling, Kind.REPLY)], ids=["waiting", "stalling"]
+    ("behave", "kind"),
+    [(never_answer, Kind.UNKNOWN_OUTCOME), (send_half_and_stall, Kind.REPLY)],
+    ids=["waiting", "stalling"],
 )
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_cut_wakes_who_waits_at_once(
+def test_abort_wakes_waiting_thread_immediately(
     behave: Callable[[Exchange], None], kind: Kind, tls: bool, authority: Authority
 ) -> None:
     with Server(behave, tls=authority.server if tls else None) as server, ThreadPoolExecutor() as pool:
-        one = Client(TOKEN, server.url, read_timeout=60, verify=str(authority.bundle))
-        begun = threading.Event()
+        client = Client(TOKEN, server.url, read_timeout=60, verify=str(authority.bundle))
+        image_started = threading.Event()
 
         def open_file(_: int) -> ImageFile:
-            begun.set()
+            image_started.set()
             return ImageFile()
 
-        answer = pool.submit(refused, lambda: one.generate(FOX, open_file))
+        answer = pool.submit(error_of, lambda: client.generate(FOX, open_file))
         server.wait_for_request(timeout=PATIENCE)
-        if behave is stalling:
-            assert begun.wait(PATIENCE)
-        one.abort()
+        if behave is send_half_and_stall:
+            assert image_started.wait(PATIENCE)
+        client.abort()
         error = answer.result(5)
     assert error.kind is kind
     assert error.billed in ("unknown", "yes")
 
 
-def test_cut_works_from_a_signal_handler(gateway: Gateway, calls: Client) -> None:
+def test_abort_works_in_signal_handler(gateway: Gateway, sandbox_client: Client) -> None:
     def handler(*_: object) -> None:
-        calls.abort()
+        sandbox_client.abort()
 
     def kill() -> None:
         gateway.wait_for_request(timeout=PATIENCE)
@@ -1537,7 +1558,7 @@ def test_cut_works_from_a_signal_handler(gateway: Gateway, calls: Client) -> Non
     try:
         killer.start()
         started = time.monotonic()
-        error = refused(lambda: calls.generate(asking("hang")))
+        error = error_of(lambda: sandbox_client.generate(request_for("hang")))
         assert time.monotonic() - started < 5
     finally:
         killer.join()
@@ -1545,39 +1566,41 @@ def test_cut_works_from_a_signal_handler(gateway: Gateway, calls: Client) -> Non
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 
-def test_cut_through_a_proxy(gateway: Gateway) -> None:
-    with proxy() as way, ThreadPoolExecutor() as pool:
-        one = Client(gateway.token, gateway.url, proxy=way.url, read_timeout=60)
-        answer = pool.submit(refused, lambda: one.generate(asking("hang")))
+def test_abort_works_through_proxy(gateway: Gateway) -> None:
+    with proxy() as proxy_server, ThreadPoolExecutor() as pool:
+        client = Client(gateway.token, gateway.url, proxy=proxy_server.url, read_timeout=60)
+        answer = pool.submit(error_of, lambda: client.generate(request_for("hang")))
         gateway.wait_for_request(timeout=PATIENCE)
-        one.abort()
+        client.abort()
         assert answer.result(5).billed == "unknown"
 
 
-def test_cut_wakes_all_of_many_at_once(gateway: Gateway, calls: Client) -> None:
+def test_abort_wakes_all_threads_immediately(gateway: Gateway, sandbox_client: Client) -> None:
     with ThreadPoolExecutor(30) as pool:
-        answers = [pool.submit(refused, lambda: calls.generate(asking("hang"))) for _ in range(30)]
+        answers = [
+            pool.submit(error_of, lambda: sandbox_client.generate(request_for("hang"))) for _ in range(30)
+        ]
         gateway.wait_for_request(30, timeout=PATIENCE)
-        calls.abort()
+        sandbox_client.abort()
         assert {answer.result(5).billed for answer in answers} == {"unknown"}
 
 
-def test_cut_with_nothing_in_flight_does_nothing(gateway: Gateway, calls: Client) -> None:
-    calls.abort()
-    calls.generate(FOX).close()
-    calls.abort()
-    calls.generate(FOX).close()
+def test_abort_without_requests_does_nothing(gateway: Gateway, sandbox_client: Client) -> None:
+    sandbox_client.abort()
+    sandbox_client.generate(FOX).close()
+    sandbox_client.abort()
+    sandbox_client.generate(FOX).close()
     assert len(gateway.charges) == 2
 
 
-def test_cut_while_others_come_and_go(gateway: Gateway, calls: Client) -> None:
+def test_abort_is_safe_while_requests_start_and_end(gateway: Gateway, sandbox_client: Client) -> None:
     stop = threading.Event()
 
     def come_and_go() -> set[Kind]:
         seen = set()
         while not stop.is_set():
             try:
-                calls.generate(FOX).close()
+                sandbox_client.generate(FOX).close()
             except Img2Error as error:
                 seen.add(error.kind)
         return seen
@@ -1586,56 +1609,56 @@ def test_cut_while_others_come_and_go(gateway: Gateway, calls: Client) -> None:
         runs = [pool.submit(come_and_go) for _ in range(8)]
         gateway.wait_for_request(8, timeout=PATIENCE)
         for _ in range(300):
-            calls.abort()
+            sandbox_client.abort()
         stop.set()
         seen = set().union(*(run.result(10) for run in runs))
     assert seen <= {Kind.UNKNOWN_OUTCOME, Kind.REPLY, Kind.UNREACHABLE}
 
 
-# --- many at once ---------------------------------------------------------------------------------------------------
+# --- threads and resources ---------------------------------------------------------------------------------------------------
 
 
-def test_many_threads_share_one_client(png: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_threads_share_one_client(png: bytes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     together = threading.Barrier(40)
 
     def behave(exchange: Exchange) -> None:
-        together.wait(PATIENCE)  # all of them are in flight, or none is answered
+        together.wait(PATIENCE)  # respond only once all requests are in flight
         number = json.loads(exchange.request.body)["prompt"]
-        exchange.answer(200, document_of(png), X_Oneapi_Request_Id=number)
+        exchange.answer(200, response_body(png), X_Oneapi_Request_Id=number)
 
-    with raw(behave, read_timeout=30) as (server, one), ThreadPoolExecutor(40) as pool:
-        generations = list(pool.map(lambda number: one.generate(ImageRequest(str(number))), range(80)))
+    with raw_server(behave, read_timeout=30) as (server, client), ThreadPoolExecutor(40) as pool:
+        generations = list(pool.map(lambda number: client.generate(ImageRequest(str(number))), range(80)))
     assert [generation.request_id for generation in generations] == [str(number) for number in range(80)]
     assert {generation.images[0].file.sha256 for generation in generations} == {
         hashlib.sha256(png).hexdigest()
     }
     assert len(server.requests) == 80
-    assert "pool" not in caplog.text, "a full connection pool is nothing to warn of"
+    assert "pool" not in caplog.text, "a full connection pool needs no warning"
     for generation in generations:
         generation.close()
 
 
-def test_connections_are_forgotten_when_they_end(gateway: Gateway, calls: Client) -> None:
+def test_closed_connections_are_not_tracked(gateway: Gateway, sandbox_client: Client) -> None:
     for _ in range(5):
-        calls.generate(FOX).close()
+        sandbox_client.generate(FOX).close()
     gc.collect()
-    adapter = calls.session.get_adapter(gateway.url)
+    adapter = sandbox_client.session.get_adapter(gateway.url)
     assert isinstance(adapter, transport.GatewayAdapter)
     assert len(adapter._live) == 0
 
 
-def test_a_client_that_is_dropped_is_freed(gateway: Gateway) -> None:
-    one = Client(gateway.token, gateway.url)
-    one.generate(FOX).close()
-    one.close()
-    seen = weakref.ref(one)
-    del one
+def test_unreferenced_client_is_freed(gateway: Gateway) -> None:
+    client = Client(gateway.token, gateway.url)
+    client.generate(FOX).close()
+    client.close()
+    seen = weakref.ref(client)
+    del client
     gc.collect()
     assert seen() is None
 
 
-def test_a_session_of_ones_own_is_used_as_it_is(gateway: Gateway) -> None:
+def test_custom_session_is_used_unchanged(gateway: Gateway) -> None:
     session = requests.Session()
     session.headers["Authorization"] = f"Bearer {gateway.token}"
     session.headers["X-Team"] = "posters"
@@ -1654,16 +1677,16 @@ def small_png(width: int = 16, kind: str = "PNG") -> bytes:
 
 
 def test_nothing_is_sent_if_aborted_while_connecting(
-    gateway: Gateway, calls: Client, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, sandbox_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect = transport.HTTPConnection.connect
 
     def connect_and_abort(connection: Any) -> None:
         connect(connection)
-        calls.abort()
+        sandbox_client.abort()
 
     monkeypatch.setattr(transport.HTTPConnection, "connect", connect_and_abort)
-    error = refused(lambda: calls.generate(asking("")))
+    error = error_of(lambda: sandbox_client.generate(request_for("")))
 
     assert error.billed == "no"
     assert not gateway.requests

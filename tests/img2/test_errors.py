@@ -1,4 +1,4 @@
-"""Every bad answer that is known of the gateway, of Cloudflare and of what stands in between: one row each."""
+"""Each known error of the gateway, of Cloudflare and of proxies has a row."""
 
 # ruff: noqa: RUF001 - the gateway's messages are Chinese, with Chinese punctuation; a row is a line
 from __future__ import annotations
@@ -27,19 +27,19 @@ EDGE = {"Server": "cloudflare", "CF-RAY": RAY}
 TOKEN = "sk-aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA"
 
 
-def said(message: str, code: Any = "", **more: Any) -> bytes:
-    """What the gateway says: its errors carry the request id in the text."""
+def gateway_body(message: str, code: Any = "", **more: Any) -> bytes:
+    """Return an error body of the gateway, with the request ID in its text."""
     error = {"message": f"{message} (request id: {ID})", "type": "new_api_error", "code": code, **more}
     return json.dumps({"error": error}, ensure_ascii=False).encode()
 
 
-def openai(message: str, code: str, **more: Any) -> bytes:
-    """What a proxy says that answers as OpenAI does."""
+def openai_body(message: str, code: str, **more: Any) -> bytes:
+    """Return an error body of a proxy in OpenAI's format."""
     return json.dumps({"error": {"message": message, "type": "some_error", "code": code, **more}}).encode()
 
 
-def problem(code: int, **more: Any) -> bytes:
-    """What Cloudflare says to those who accept JSON."""
+def cloudflare_body(code: int, **more: Any) -> bytes:
+    """Return an error body of Cloudflare for clients that accept JSON."""
     return json.dumps(
         {
             "type": f"https://developers.cloudflare.com/support/error-{code}/",
@@ -55,7 +55,7 @@ def problem(code: int, **more: Any) -> bytes:
     ).encode()
 
 
-def page(title: str) -> bytes:
+def html_page(title: str) -> bytes:
     return f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>".encode()
 
 
@@ -70,7 +70,7 @@ class Row:
     code: str | None = None
     retry_after: float | None = None
     words: list[str] = field(default_factory=list)
-    """What the message has to tell."""
+    """Parts of the message."""
 
     @property
     def by_gateway(self) -> bool:
@@ -80,27 +80,27 @@ class Row:
         return from_response(self.status, self.headers, self.body, secret=TOKEN)
 
 
-PASSING = (Kind.RATE_LIMIT, Kind.NO_CHANNEL, Kind.OVERLOADED, Kind.UNREACHABLE)
+TRANSIENT = (Kind.RATE_LIMIT, Kind.NO_CHANNEL, Kind.OVERLOADED, Kind.UNREACHABLE)
 
 
-def unmarked(status: int, kind: Kind, billed: str) -> tuple[Kind, str]:
-    """What is left of an error if nothing proves that the gateway sent it."""
+def without_proof(status: int, kind: Kind, billed: str) -> tuple[Kind, str]:
+    """Return kind and billing of an error that nothing attributes to the gateway."""
     if billed == "yes" or status in (400, 401, 402, 403, 404, 413, 422, 429):
         return kind, billed
-    return Kind.UNKNOWN_OUTCOME if kind in PASSING else kind, "unknown"
+    return Kind.UNKNOWN_OUTCOME if kind in TRANSIENT else kind, "unknown"
 
 
 def gateway(
     name: str, status: int, kind: Kind, code: str, *messages: str, billed: str = "no", words: str = ""
 ) -> list[Row]:
-    """The same error in each language, with the gateway's header and with the request ID in the text only."""
+    """Return the error in each language, with the gateway's header or the request ID in the text."""
     return [
         Row(
             f"{name}-{number}-{'header' if headers is GATEWAY else 'text only'}",
             status,
             headers,
-            said(message, code),
-            *((kind, billed) if headers is GATEWAY else unmarked(status, kind, billed)),
+            gateway_body(message, code),
+            *((kind, billed) if headers is GATEWAY else without_proof(status, kind, billed)),
             code or None,
             words=[message, *filter(None, words.split("|"))],
         )
@@ -110,7 +110,7 @@ def gateway(
 
 
 def cloudflare(code: int, kind: Kind, billed: str = "no", retry_after: float | None = None) -> list[Row]:
-    """The same error as JSON, as a page and as bare text."""
+    """Return the error as JSON, as a page and as plain text."""
     status = code if code < 1000 else (429 if code == 1015 else 403)
     waits = {} if retry_after is None else {"retry_after": retry_after}
     header = {} if retry_after is None else {"Retry-After": f"{retry_after:.0f}"}
@@ -118,8 +118,8 @@ def cloudflare(code: int, kind: Kind, billed: str = "no", retry_after: float | N
     return [
         Row(f"cloudflare {code} {name}", status, headers, body, kind, billed, str(code), retry_after)
         for name, headers, body in (
-            ("json", {**EDGE, "Content-Type": "application/problem+json"}, problem(code, **waits)),
-            ("page", {**html, **header}, page(f"example.com | Error {code}")),
+            ("json", {**EDGE, "Content-Type": "application/problem+json"}, cloudflare_body(code, **waits)),
+            ("page", {**html, **header}, html_page(f"example.com | Error {code}")),
             ("text", {**EDGE, **header, "Content-Type": "text/plain"}, f"error code: {code}".encode()),
         )
     ]
@@ -164,24 +164,24 @@ TABLE = [
     *gateway("upstream rate", 429, Kind.RATE_LIMIT, "rate_limit_exceeded", "Rate limit reached"),
     *gateway("unknown parameter", 400, Kind.REQUEST, "unknown_parameter", "Unknown parameter: 'response_format'."),
     *gateway("path", 404, Kind.BASE_URL, "", "Invalid URL (POST /v1/v1/images/generations)", words="https://api.jojokey.com"),
-    Row("teapot", 418, GATEWAY, said("I am a teapot"), Kind.REQUEST),
-    Row("teapot of nobody", 418, {}, openai("I am a teapot", ""), Kind.UNKNOWN_OUTCOME, "unknown"),
+    Row("teapot", 418, GATEWAY, gateway_body("I am a teapot"), Kind.REQUEST),
+    Row("teapot of an unknown server", 418, {}, openai_body("I am a teapot", ""), Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("rate, empty", 429, {"X-Oneapi-Request-Id": ID}, b"", Kind.RATE_LIMIT),
-    Row("rate, waits", 429, {**GATEWAY, "Retry-After": "7"}, said("slow down"), Kind.RATE_LIMIT, retry_after=7),
-    Row("503, waits", 503, {**GATEWAY, "Retry-After": "2"}, said("busy"), Kind.OVERLOADED, retry_after=2),
-    Row("401, waits for nothing", 401, {**GATEWAY, "Retry-After": "7"}, said("Invalid token"), Kind.TOKEN),
+    Row("429, Retry-After", 429, {**GATEWAY, "Retry-After": "7"}, gateway_body("slow down"), Kind.RATE_LIMIT, retry_after=7),
+    Row("503, Retry-After", 503, {**GATEWAY, "Retry-After": "2"}, gateway_body("busy"), Kind.OVERLOADED, retry_after=2),
+    Row("401, ignores Retry-After", 401, {**GATEWAY, "Retry-After": "7"}, gateway_body("Invalid token"), Kind.TOKEN),
     Row("flat", 403, {}, '{"success":false,"message":"用户已被封禁"}'.encode(), Kind.ACCESS, words=["用户已被封禁"]),
-    Row("code is a number", 500, GATEWAY, said("x", 1234), Kind.OVERLOADED, code="1234"),
-    Row("code is null", 500, GATEWAY, said("x", None), Kind.OVERLOADED),
+    Row("code is a number", 500, GATEWAY, gateway_body("x", 1234), Kind.OVERLOADED, code="1234"),
+    Row("code is null", 500, GATEWAY, gateway_body("x", None), Kind.OVERLOADED),
     Row("gateway without JSON", 500, {"X-Oneapi-Request-Id": ID}, b"panic", Kind.OVERLOADED, words=["panic"]),
     Row("gateway redirects", 302, {"X-Oneapi-Request-Id": ID, "Location": "/"}, b"", Kind.BASE_URL, words=["redirects"]),
-    # --- a 200 that is none ---
-    Row("200 error", 200, GATEWAY, said("busy", "server_error"), Kind.UNKNOWN_OUTCOME, "unknown", "server_error", words=["busy"]),
-    Row("200 error, no code", 200, GATEWAY, said("上游繁忙"), Kind.UNKNOWN_OUTCOME, "unknown", words=["上游繁忙"]),
-    Row("200 content", 200, GATEWAY, said("no", "moderation_blocked"), Kind.CONTENT, "unknown", "moderation_blocked"),
-    Row("200 fee", 200, GATEWAY, said("no", "violation_fee.x"), Kind.CONTENT, "yes", "violation_fee.x"),
+    # --- errors in a 200 ------
+    Row("200 error", 200, GATEWAY, gateway_body("busy", "server_error"), Kind.UNKNOWN_OUTCOME, "unknown", "server_error", words=["busy"]),
+    Row("200 error, no code", 200, GATEWAY, gateway_body("上游繁忙"), Kind.UNKNOWN_OUTCOME, "unknown", words=["上游繁忙"]),
+    Row("200 content", 200, GATEWAY, gateway_body("no", "moderation_blocked"), Kind.CONTENT, "unknown", "moderation_blocked"),
+    Row("200 fee", 200, GATEWAY, gateway_body("no", "violation_fee.x"), Kind.CONTENT, "yes", "violation_fee.x"),
     Row("200 text error", 200, GATEWAY, b'{"error":"busy"}', Kind.UNKNOWN_OUTCOME, "unknown", words=["busy"]),
-    Row("200 page", 200, {"Content-Type": "text/html"}, page("JojoKey"), Kind.BASE_URL, words=["web page", "JojoKey"]),
+    Row("200 page", 200, {"Content-Type": "text/html"}, html_page("JojoKey"), Kind.BASE_URL, words=["web page", "JojoKey"]),
     Row("200 page, gateway", 200, {**GATEWAY, "Content-Type": "Text/HTML"}, b"", Kind.BASE_URL),
     Row("200 page, unnamed", 200, {}, b"\n <!doctype html>", Kind.BASE_URL),
     Row("200 empty", 200, GATEWAY, b"", Kind.REPLY, "yes", words=["refund"]),
@@ -203,36 +203,36 @@ TABLE = [
     *cloudflare(1010, Kind.EDGE_BLOCKED),
     *cloudflare(1020, Kind.EDGE_BLOCKED),
     *cloudflare(1015, Kind.RATE_LIMIT, "no", 30.0),
-    Row("challenge", 403, {**EDGE, "Content-Type": "text/html", "cf-mitigated": "challenge"}, page("Just a moment..."),
+    Row("challenge", 403, {**EDGE, "Content-Type": "text/html", "cf-mitigated": "challenge"}, html_page("Just a moment..."),
         Kind.EDGE_BLOCKED, code="1020"),
-    Row("edge 403 without a number", 403, {**EDGE, "Content-Type": "text/html"}, page("Attention Required!"),
+    Row("edge 403 without a number", 403, {**EDGE, "Content-Type": "text/html"}, html_page("Attention Required!"),
         Kind.EDGE_BLOCKED, code="403"),
     Row("bare text without the edge's headers", 502, {}, b"error code: 502", Kind.UNKNOWN_OUTCOME, "unknown", "502"),
-    Row("the gateway's JSON through the edge", 500, {**EDGE, **GATEWAY}, said("x", "do_request_failed"), Kind.OVERLOADED,
+    Row("the gateway's JSON through the edge", 500, {**EDGE, **GATEWAY}, gateway_body("x", "do_request_failed"), Kind.OVERLOADED,
         code="do_request_failed"),
-    Row("a page of what is behind the edge", 502, {**EDGE, "Content-Type": "text/html"}, page("502 Bad Gateway"),
+    Row("a page of what is behind the edge", 502, {**EDGE, "Content-Type": "text/html"}, html_page("502 Bad Gateway"),
         Kind.UNKNOWN_OUTCOME, "unknown", "502"),
     # --- proxies and web servers ---
-    Row("nginx 502", 502, {"Server": "nginx", "Content-Type": "text/html"}, page("502 Bad Gateway"),
+    Row("nginx 502", 502, {"Server": "nginx", "Content-Type": "text/html"}, html_page("502 Bad Gateway"),
         Kind.UNKNOWN_OUTCOME, "unknown", words=["502 Bad Gateway"]),
-    Row("nginx 504", 504, {"Server": "nginx", "Content-Type": "text/html"}, page("504 Gateway Time-out"),
+    Row("nginx 504", 504, {"Server": "nginx", "Content-Type": "text/html"}, html_page("504 Gateway Time-out"),
         Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("a proxy's JSON 502", 502, {"Content-Type": "application/json"}, b'{"error":"Bad Gateway","status":502}',
         Kind.UNKNOWN_OUTCOME, "unknown"),
     Row("a proxy's JSON 504", 504, {"Content-Type": "application/json"}, b'{"message":"upstream timed out"}',
         Kind.UNKNOWN_OUTCOME, "unknown"),
     *[Row(f"a proxy's {status} in OpenAI's shape{', which waits' if waits else ''}", status,
-          {"Content-Type": "application/json", **waits}, openai("upstream request timeout", "timeout"),
+          {"Content-Type": "application/json", **waits}, openai_body("upstream request timeout", "timeout"),
           Kind.UNKNOWN_OUTCOME, "unknown", "timeout", 5 if waits else None, words=["upstream request timeout"])
       for status in (408, 500, 502, 503, 504, 521, 524, 529, 530) for waits in ({}, {"Retry-After": "5"})],
-    *[Row(f"a proxy's 500 with the code {code}", 500, {}, openai("no", code), kind, "unknown", code)
+    *[Row(f"a proxy's 500 with the code {code}", 500, {}, openai_body("no", code), kind, "unknown", code)
       for code, kind in (("rate_limit_exceeded", Kind.UNKNOWN_OUTCOME), ("server_error", Kind.UNKNOWN_OUTCOME),
                          ("500", Kind.UNKNOWN_OUTCOME), ("insufficient_quota", Kind.QUOTA),
                          ("moderation_blocked", Kind.CONTENT))],
-    *[Row(f"a proxy's {status} in OpenAI's shape", status, {}, openai("no", "some_code"), kind, code="some_code")
+    *[Row(f"a proxy's {status} in OpenAI's shape", status, {}, openai_body("no", "some_code"), kind, code="some_code")
       for status, kind in ((400, Kind.REQUEST), (401, Kind.TOKEN), (403, Kind.ACCESS), (429, Kind.RATE_LIMIT))],
-    Row("a proxy's 503 that is flat", 503, {}, b'{"success":false,"message":"busy"}', Kind.UNKNOWN_OUTCOME, "unknown"),
-    *[Row(f"the gateway's {status} {code}, without its id", status, {}, openai("no", code), kind, billed, code)
+    Row("a proxy's 503 without an error object", 503, {}, b'{"success":false,"message":"busy"}', Kind.UNKNOWN_OUTCOME, "unknown"),
+    *[Row(f"the gateway's {status} {code}, without its id", status, {}, openai_body("no", code), kind, billed, code)
       for status, code, kind, billed in (
           (503, "model_not_found", Kind.UNKNOWN_OUTCOME, "unknown"),
           (503, "system_cpu_overloaded", Kind.UNKNOWN_OUTCOME, "unknown"),
@@ -242,19 +242,19 @@ TABLE = [
           (500, "insufficient_user_quota", Kind.QUOTA, "unknown"),
           (500, "violation_fee.x", Kind.CONTENT, "yes"),
       )],
-    Row("the gateway's type without its header", 500, {}, openai("no", "", type="new_api_error"),
+    Row("the gateway's type without its header", 500, {}, openai_body("no", "", type="new_api_error"),
         Kind.UNKNOWN_OUTCOME, "unknown"),
-    Row("500 of nobody", 500, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
-    Row("503 of nobody", 503, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
-    Row("503 of nobody that says when", 503, {"Retry-After": "5"}, b"", Kind.UNKNOWN_OUTCOME, "unknown", retry_after=5),
-    *[Row(f"{status} of nobody, {name}", status, {}, body, Kind.UNKNOWN_OUTCOME, "unknown")
-      for status in (424, 425, 499) for name, body in (("empty", b""), ("JSON", openai("no", "")), ("page", page("no")))],
-    *[Row(f"{status} of the gateway", status, GATEWAY, said("no"), Kind.OVERLOADED) for status in (424, 425, 499)],
+    Row("500 of an unknown server", 500, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
+    Row("503 of an unknown server", 503, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
+    Row("503 of an unknown server with Retry-After", 503, {"Retry-After": "5"}, b"", Kind.UNKNOWN_OUTCOME, "unknown", retry_after=5),
+    *[Row(f"{status} of an unknown server, {name}", status, {}, body, Kind.UNKNOWN_OUTCOME, "unknown")
+      for status in (424, 425, 499) for name, body in (("empty", b""), ("JSON", openai_body("no", "")), ("page", html_page("no")))],
+    *[Row(f"{status} of the gateway", status, GATEWAY, gateway_body("no"), Kind.OVERLOADED) for status in (424, 425, 499)],
     *[Row(f"interim {status} as the response", status, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown") for status in (101, 103)],
-    Row("408 of nobody", 408, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
-    Row("403 of nobody", 403, {"Content-Type": "text/html"}, page("Forbidden"), Kind.EDGE_BLOCKED),
-    Row("451 of nobody", 451, {"Content-Type": "text/html"}, page("Unavailable"), Kind.EDGE_BLOCKED),
-    Row("404 page", 404, {"Content-Type": "text/html"}, page("Not Found"), Kind.BASE_URL, words=["Not Found"]),
+    Row("408 of an unknown server", 408, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
+    Row("403 of an unknown server", 403, {"Content-Type": "text/html"}, html_page("Forbidden"), Kind.EDGE_BLOCKED),
+    Row("451 of an unknown server", 451, {"Content-Type": "text/html"}, html_page("Unavailable"), Kind.EDGE_BLOCKED),
+    Row("404 page", 404, {"Content-Type": "text/html"}, html_page("Not Found"), Kind.BASE_URL, words=["Not Found"]),
     Row("405", 405, {}, b"", Kind.BASE_URL),
     Row("407", 407, {}, b"", Kind.UNREACHABLE),
     *[Row(f"redirect {status}", status, {"Location": "https://example.com/"}, b"", Kind.BASE_URL, words=["redirects"])
@@ -263,7 +263,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_each_known_answer_is_understood(row: Row) -> None:
+def test_known_error_is_classified(row: Row) -> None:
     error = row.error()
     assert (error.kind, error.billed, error.status_code) == (row.kind, row.billed, row.status)
     assert error.code == row.code
@@ -276,7 +276,7 @@ def test_each_known_answer_is_understood(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_only_what_surely_cost_nothing_and_may_pass_is_safe_to_send_again(row: Row) -> None:
+def test_only_unbilled_transient_errors_are_safe_to_resend(row: Row) -> None:
     safe = row.billed == "no" and row.kind in (
         Kind.RATE_LIMIT,
         Kind.NO_CHANNEL,
@@ -287,7 +287,7 @@ def test_only_what_surely_cost_nothing_and_may_pass_is_safe_to_send_again(row: R
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_each_message_says_whether_money_was_spent(row: Row) -> None:
+def test_message_says_whether_you_were_charged(row: Row) -> None:
     sentence = {
         "no": "You were not charged.",
         "yes": "You were very likely charged.",
@@ -296,30 +296,30 @@ def test_each_message_says_whether_money_was_spent(row: Row) -> None:
     assert [billed for billed, words in sentence.items() if words in str(row.error())] == [row.billed]
 
 
-def test_the_table_has_every_kind_that_an_answer_can_have() -> None:
+def test_table_covers_every_kind_of_error() -> None:
     assert {row.kind for row in TABLE} == set(Kind)
 
 
-def test_header_names_are_read_in_any_case() -> None:
+def test_header_names_are_case_insensitive() -> None:
     for change in (str.lower, str.upper):
         headers = {change(name): value for name, value in {**EDGE, **GATEWAY, "Retry-After": "3"}.items()}
         error = from_response(429, headers, b"")
         assert (error.request_id, error.cf_ray, error.retry_after) == (ID, RAY, 3)
 
 
-def test_the_request_id_at_the_end_of_a_long_message_is_found() -> None:
-    error = from_response(400, {}, said("long " * 400))
+def test_request_id_at_end_of_long_message_is_found() -> None:
+    error = from_response(400, {}, gateway_body("long " * 400))
     assert error.request_id == ID
     assert len(error.detail) <= MAX_DETAIL_CHARACTERS
 
 
-def test_a_request_id_that_a_user_could_have_written_is_no_free_text() -> None:
+def test_request_id_is_never_free_text() -> None:
     error = from_response(400, {}, json.dumps({"error": {"message": "(request id: a b\nc)"}}).encode())
     assert error.request_id is None
 
 
-def test_the_long_wait_of_high_quality_is_named_where_it_was_cut() -> None:
-    error = from_response(524, EDGE, problem(524))
+def test_timeout_of_high_quality_names_expected_duration() -> None:
+    error = from_response(524, EDGE, cloudflare_body(524))
     assert "still generating" in str(error)
     assert "stream=True" in str(error)
 
@@ -342,8 +342,8 @@ def test_retry_after_as_a_date() -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "x", True, 10**400])
-def test_a_strange_retry_after_in_cloudflares_json_breaks_nothing(value: Any) -> None:
-    from_response(524, EDGE, problem(524, retry_after=value))
+def test_odd_retry_after_in_cloudflare_json_is_ignored(value: Any) -> None:
+    from_response(524, EDGE, cloudflare_body(524, retry_after=value))
 
 
 @given(
@@ -364,20 +364,20 @@ def test_a_strange_retry_after_in_cloudflares_json_breaks_nothing(value: Any) ->
         ).map(lambda value: json.dumps(value).encode()),
     ),
 )
-def test_no_answer_breaks_it(status: int, headers: dict[str, str], body: bytes) -> None:
+def test_any_response_is_classified(status: int, headers: dict[str, str], body: bytes) -> None:
     error = from_response(status, headers, body, secret=TOKEN)
     assert "\n" not in str(error)
     assert len(str(error)) < 2000
     assert pickle.loads(pickle.dumps(error)).detail == error.detail
 
 
-# --- what must not get into logs ---------------------------------------------------------------------------------
+# --- redaction ---------------------------------------------------------------------------------------------
 
 
 @given(st.text(), st.text(), st.booleans())
 @example("无效的令牌", "", False)
 @example("risk-", "x", False)
-def test_the_token_never_gets_through(before: str, after: str, with_prefix: bool) -> None:
+def test_token_is_redacted(before: str, after: str, with_prefix: bool) -> None:
     token = TOKEN if with_prefix else TOKEN[3:]
     assert TOKEN[3:] not in clean(f"{before}{token}{after}", TOKEN)
 
@@ -393,18 +393,18 @@ def test_the_token_never_gets_through(before: str, after: str, with_prefix: bool
         f"({TOKEN})",
     ],
 )
-def test_a_token_is_seen_without_being_told_which(text: str) -> None:
+def test_unknown_token_is_redacted_by_its_form(text: str) -> None:
     assert TOKEN[5:12] not in clean(text)
     assert len(clean(text)) < 60
 
 
-def test_words_that_look_a_little_like_tokens_stay() -> None:
+def test_words_similar_to_tokens_are_kept() -> None:
     text = "risk-assessment of the task-group: no Bearer authentication was tried"
     assert clean(text) == text
 
 
 @given(st.binary(min_size=40), st.text(), st.sampled_from(["", "data:image/png;base64,"]), st.booleans())
-def test_base64_never_gets_through(data: bytes, before: str, head: str, for_urls: bool) -> None:
+def test_base64_is_redacted(data: bytes, before: str, head: str, for_urls: bool) -> None:
     encoded = (base64.urlsafe_b64encode(data) if for_urls else base64.b64encode(data)).decode()
     cleaned = clean(f"{before} {head}{encoded} after")
     assert encoded not in cleaned
@@ -412,20 +412,20 @@ def test_base64_never_gets_through(data: bytes, before: str, head: str, for_urls
 
 
 @given(st.text(alphabet="abcXYZ019%+/=-_.&", min_size=1))
-def test_what_makes_a_link_secret_never_gets_through(signature: str) -> None:
+def test_query_of_signed_link_is_redacted(signature: str) -> None:
     assume(signature not in "https://bucket.s3.example.com/posters/fox.png?X-Amz-Signature=")
     for scheme in ("https", "HTTPS", "s3"):
         link = f"{scheme}://bucket.s3.example.com/posters/fox.png?X-Amz-Signature={signature}"
         assert clean(f"see <{link}>") == f"see <{scheme}://bucket.s3.example.com/posters/fox.png>"
 
 
-def test_a_login_in_a_link_and_a_loose_signature_do_not_get_through() -> None:
+def test_url_credentials_and_signatures_are_redacted() -> None:
     assert clean("proxy http://joe:s3cret@10.0.0.1:3128/ refused") == "proxy http://10.0.0.1:3128/ refused"
     assert "f00" not in clean("expired: X-Amz-Credential=f00&X-Amz-Signature=f00f00")
 
 
 @given(st.text(alphabet=st.characters(), max_size=1200))
-def test_a_detail_is_one_short_printable_line(text: str) -> None:
+def test_detail_is_one_short_printable_line(text: str) -> None:
     cleaned = clean(text)
     assert len(cleaned) <= MAX_DETAIL_CHARACTERS
     assert cleaned == cleaned.strip()
@@ -437,13 +437,13 @@ def test_a_detail_is_one_short_printable_line(text: str) -> None:
 
 
 @given(st.text(alphabet="abc 中文.,!", max_size=400))
-def test_plain_words_stay_as_they_are(text: str) -> None:
+def test_plain_text_is_unchanged(text: str) -> None:
     assume("aa" not in text and len(text.split()) == len(text.split(" ")))
     assume(max((len(word) for word in text.split()), default=0) < 48)
     assert clean(text) == text
 
 
-def test_hostile_fields_are_cleaned_too() -> None:
+def test_all_fields_are_redacted() -> None:
     body = json.dumps({"error": {"message": "x", "code": f"{TOKEN}\n" + "y " * 500}}).encode()
     headers = {"X-Oneapi-Request-Id": f"{TOKEN}\x1b[31m", "cf-ray": "z" * 5000}
     error = from_response(500, headers, body, secret=TOKEN)
@@ -457,12 +457,12 @@ def test_hostile_fields_are_cleaned_too() -> None:
     assert len(error.code) <= 100
 
 
-def test_json_without_words_for_people_is_not_shown() -> None:
+def test_json_without_a_message_is_not_shown() -> None:
     error = from_response(200, GATEWAY, b'{"data":[{"revised_prompt":"a secret plan"}]}')
     assert error.detail == ""
 
 
-def test_a_large_body_is_read_quickly() -> None:
+def test_large_body_is_read_quickly() -> None:
     started = time.process_time()
     for filler in (
         b"<title>" * 9000,
@@ -476,7 +476,7 @@ def test_a_large_body_is_read_quickly() -> None:
     assert time.process_time() - started < 2
 
 
-# --- as an exception ----------------------------------------------------------------------------------------------
+# --- the exception ----------------------------------------------------------------------------------------------
 
 
 def full_error() -> Img2Error:
@@ -495,7 +495,7 @@ def full_error() -> Img2Error:
 
 
 @pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
-def test_it_survives_pickling(copied: Any) -> None:
+def test_error_can_be_pickled(copied: Any) -> None:
     error = full_error()
     error.salvaged.append(object())
     error.add_note("seen on the way")
@@ -517,7 +517,7 @@ def test_it_survives_pickling(copied: Any) -> None:
     assert again.salvaged == []
 
 
-def test_its_message_is_the_whole_story() -> None:
+def test_message_contains_all_fields() -> None:
     assert str(full_error()) == (
         f'Too fast (HTTP 429, code rate, request ID {ID}, cf-ray {RAY}): "slow down". '
         "You may have been charged. Wait."
@@ -526,5 +526,5 @@ def test_its_message_is_the_whole_story() -> None:
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_each_kind_has_an_advice(kind: Kind) -> None:
+def test_each_kind_has_advice(kind: Kind) -> None:
     assert ADVICE[kind].todo.endswith(".")

@@ -1,4 +1,4 @@
-"""What an image's first bytes tell: of real images, of images truncated, and of hostile ones."""
+"""Type and size from the first bytes of real, truncated and hostile images."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def header_of(data: bytes) -> ImageHeader:
 
 def drawn(size: tuple[int, int], kind: str, mode: str = "RGB", **options: Any) -> bytes:
     out = io.BytesIO()
-    picture = Pillow.effect_noise(size, 60).convert(mode) if min(size) > 1 else Pillow.new(mode, size)
-    picture.save(out, kind, **options)
+    image = Pillow.effect_noise(size, 60).convert(mode) if min(size) > 1 else Pillow.new(mode, size)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
 def exif() -> bytes:
-    """An EXIF block with a thumbnail in it, which has a frame header of its own."""
+    """Return an EXIF block with a thumbnail, which has its own frame header."""
     tags = Pillow.Exif()
     tags[0x010E] = "a fox"
     return tags.tobytes() + drawn((7, 5), "JPEG")
@@ -50,7 +50,7 @@ def animated() -> bytes:
     out = io.BytesIO()
     frames = [Pillow.effect_noise((40, 30), spread) for spread in (10, 50, 90)]
     frames[0].convert("RGB").save(
-        out, "WEBP", save_all=True, append_images=[one.convert("RGB") for one in frames[1:]]
+        out, "WEBP", save_all=True, append_images=[frame.convert("RGB") for frame in frames[1:]]
     )
     return out.getvalue()
 
@@ -89,18 +89,18 @@ def test_type_and_size_of_real_images(kind: str, size: tuple[int, int]) -> None:
     assert header_of(drawn(size, name, mode, **options)) == (content_type, *size)
 
 
-def test_an_animated_webp_has_the_size_of_its_canvas() -> None:
+def test_animated_webp_has_size_of_its_canvas() -> None:
     assert header_of(animated()) == ("image/webp", 40, 30)
 
 
-def test_the_largest_sizes_fit() -> None:
+def test_largest_sizes_are_supported() -> None:
     assert header_of(drawn((16383, 1), "WEBP", lossless=True)) == ("image/webp", 16383, 1)
     assert header_of(drawn((65500, 1), "JPEG")) == ("image/jpeg", 65500, 1)
     assert header_of(drawn((100_000, 1), "PNG")) == ("image/png", 100_000, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_cut_short_tells_the_truth_or_nothing(kind: str) -> None:
+def test_truncated_image_has_correct_size_or_none(kind: str) -> None:
     content_type, name, mode, options = KINDS[kind]
     data = drawn(
         (40, 30),
@@ -108,14 +108,14 @@ def test_an_image_cut_short_tells_the_truth_or_nothing(kind: str) -> None:
         mode,
         **{**options, **({"icc_profile": bytes(900)} if "icc_profile" in options else {})},
     )
-    told = 0
+    recognized = 0
     for length in range(min(len(data), 3000)):
         try:
             assert header_of(data[:length]) == (content_type, 40, 30)
-            told += 1
+            recognized += 1
         except NotAnImage:
-            assert not told, "what was told of less is told of more"
-    assert told
+            assert not recognized, "a longer prefix must have a size too"
+    assert recognized
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_an_image_cut_short_tells_the_truth_or_nothing(kind: str) -> None:
         b"RIFF\x00\x00\x00\x00WEBPVP8 \x00\x00\x00\x00\x00\x00\x00XXX\x01\x00\x01\x00",
     ],
 )
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_other_data_is_not_an_image(data: bytes) -> None:
     with pytest.raises(NotAnImage):
         header_of(data)
 
@@ -155,7 +155,7 @@ STARTS = st.sampled_from([b"", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR", b"\xff\
 @given(STARTS, st.binary(max_size=200))
 @settings(max_examples=500)
 @example(b"\xff\xd8\xff", b"\xc0")
-def test_random_bytes_are_read_or_refused_and_nothing_else(start: bytes, rest: bytes) -> None:
+def test_random_bytes_are_read_or_rejected(start: bytes, rest: bytes) -> None:
     try:
         found = header_of(start + rest)
     except NotAnImage:
@@ -167,7 +167,7 @@ def test_random_bytes_are_read_or_refused_and_nothing_else(start: bytes, rest: b
 
 @given(st.integers(0, 2**32), st.sampled_from(list(KINDS)), st.integers(1, 5))
 @settings(max_examples=100)
-def test_flipped_bits_are_read_or_refused_and_nothing_else(seed: int, kind: str, flips: int) -> None:
+def test_flipped_bits_are_read_or_rejected(seed: int, kind: str, flips: int) -> None:
     _, name, mode, options = KINDS[kind]
     data = bytearray(drawn((16, 16), name, mode, **options))
     rnd = random.Random(seed)
@@ -189,14 +189,14 @@ def test_flipped_bits_are_read_or_refused_and_nothing_else(seed: int, kind: str,
     ],
     ids=["fill bytes", "empty segments", "segments without a length", "segments into nowhere"],
 )
-def test_a_hostile_file_is_given_up_soon(data: bytes) -> None:
+def test_hostile_file_is_rejected_soon(data: bytes) -> None:
     started = time.process_time()
     with pytest.raises(NotAnImage):
         header_of(data)
     assert time.process_time() - started < 1
 
 
-def test_a_real_image_behind_a_few_fill_bytes_is_read() -> None:
+def test_image_after_fill_bytes_is_read() -> None:
     data = drawn((40, 30), "JPEG")
     assert header_of(data[:2] + b"\xff" * 50 + data[2:]) == ("image/jpeg", 40, 30)
 
@@ -206,7 +206,7 @@ def test_a_real_image_behind_a_few_fill_bytes_is_read() -> None:
 
 @given(st.lists(st.binary(max_size=50), max_size=10))
 @settings(max_examples=50)
-def test_a_file_knows_its_size_and_digest(pieces: list[bytes]) -> None:
+def test_file_has_size_and_digest(pieces: list[bytes]) -> None:
     file = ImageFile()
     for piece in pieces:
         file.write(piece)
@@ -218,7 +218,7 @@ def test_a_file_knows_its_size_and_digest(pieces: list[bytes]) -> None:
     assert file.file.closed
 
 
-def test_a_file_takes_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_enforces_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert images.MAX_IMAGE_BYTES >= 8_294_400 * 4
     monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 5)
     file = ImageFile()
@@ -228,7 +228,7 @@ def test_a_file_takes_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) ->
     file.close()
 
 
-def test_a_named_file_is_sealed_when_it_is_whole(tmp_path: Path) -> None:
+def test_named_file_is_renamed_when_complete(tmp_path: Path) -> None:
     file = ImageFile(tmp_path / "0.part")
     file.write(b"12345")
     file.seal()
@@ -240,7 +240,7 @@ def test_a_named_file_is_sealed_when_it_is_whole(tmp_path: Path) -> None:
     again.close()
 
 
-def test_reading_the_header_does_not_disturb_what_is_written(png: bytes) -> None:
+def test_reading_header_keeps_write_position(png: bytes) -> None:
     file = ImageFile()
     file.write(png)
     assert file.header() == ("image/png", 96, 64)
@@ -252,7 +252,7 @@ def test_reading_the_header_does_not_disturb_what_is_written(png: bytes) -> None
 @pytest.mark.parametrize(
     ("content_type", "extension"), [("image/png", "png"), ("image/jpeg", "jpg"), ("image/webp", "webp")]
 )
-def test_an_image_knows_its_extension(content_type: str, extension: str) -> None:
+def test_image_has_extension(content_type: str, extension: str) -> None:
     file = ImageFile()
     assert Image(0, file, content_type, 1, 1).extension == extension
     file.close()

@@ -1,4 +1,4 @@
-"""Interim (1xx) responses are read past, below requests, for everything that the client does."""
+"""The client skips interim (1xx) responses in all its calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 
 def good(exchange: Exchange, png: bytes, before: bytes = HINTS + PROCESSING * 3) -> None:
-    """Answer whatever is asked, behind interim responses."""
+    """Respond to any request after interim responses."""
     exchange.send(before)
     if exchange.request.method == "POST":
         exchange.answer(200, json.dumps({"data": [{"b64_json": base64.b64encode(png).decode()}]}).encode())
@@ -42,18 +42,18 @@ def pay(server: Server, **options: Any) -> bytes:
     return data
 
 
-def test_a_paid_request_and_a_free_call(png: bytes) -> None:
+def test_interim_responses_to_paid_and_free_calls_are_skipped(png: bytes) -> None:
     with Server(lambda exchange: good(exchange, png)) as server:
         assert pay(server) == png
         assert len(server.requests) == 2
 
 
-def test_over_tls(png: bytes, authority: Authority) -> None:
+def test_interim_responses_over_tls_are_skipped(png: bytes, authority: Authority) -> None:
     with Server(lambda exchange: good(exchange, png), tls=authority.server) as server:
         assert pay(server, verify=str(authority.bundle)) == png
 
 
-def test_through_a_proxy_and_through_its_tunnel(
+def test_interim_responses_through_proxies_are_skipped(
     png: bytes, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -65,7 +65,7 @@ def test_through_a_proxy_and_through_its_tunnel(
         assert between.requests
 
 
-def test_a_linked_image(png: bytes) -> None:
+def test_interim_responses_to_downloads_are_skipped(png: bytes) -> None:
     def behave(exchange: Exchange) -> None:
         if exchange.request.method == "POST":
             exchange.send(HINTS)
@@ -80,7 +80,7 @@ def test_a_linked_image(png: bytes) -> None:
 
 
 @pytest.mark.parametrize("split", [1, 3, 20])
-def test_interim_responses_in_small_pieces(png: bytes, split: int) -> None:
+def test_interim_responses_in_small_chunks_are_skipped(png: bytes, split: int) -> None:
     def behave(exchange: Exchange) -> None:
         exchange.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for start in range(0, len(HINTS), split):
@@ -91,7 +91,7 @@ def test_interim_responses_in_small_pieces(png: bytes, split: int) -> None:
         assert pay(server) == png
 
 
-def refused(behave: Callable[[Exchange], object], **options: Any) -> Img2Error:
+def error_of(behave: Callable[[Exchange], object], **options: Any) -> Img2Error:
     with Server(behave) as server, Client(TOKEN, server.url, **{"read_timeout": 5, **options}) as client:
         with pytest.raises(Img2Error) as caught:
             client.generate(FOX)
@@ -109,18 +109,18 @@ def refused(behave: Callable[[Exchange], object], **options: Any) -> Img2Error:
     ],
     ids=["then the end", "without its end", "cut in a header", "too large"],
 )
-def test_interim_responses_and_no_response_leave_the_outcome_unknown(sent: bytes) -> None:
-    error = refused(lambda exchange: exchange.send(sent))
+def test_interim_responses_alone_leave_outcome_unknown(sent: bytes) -> None:
+    error = error_of(lambda exchange: exchange.send(sent))
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown"), str(error)
 
 
-def test_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_interim_responses_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MAX_INTERIM_RESPONSES", 50)
-    error = refused(lambda exchange: exchange.send(PROCESSING * 60))
+    error = error_of(lambda exchange: exchange.send(PROCESSING * 60))
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 
-def test_a_server_that_sends_nothing_else_is_given_up() -> None:
+def test_endless_interim_responses_time_out() -> None:
     stop = threading.Event()
 
     def behave(exchange: Exchange) -> None:
@@ -129,17 +129,19 @@ def test_a_server_that_sends_nothing_else_is_given_up() -> None:
             if stop.wait(0.01):
                 return
 
-    error = refused(behave, read_timeout=0.2)
+    error = error_of(behave, read_timeout=0.2)
     stop.set()
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 
-def test_a_switch_of_protocols_is_final_and_proves_nothing() -> None:
-    error = refused(lambda exchange: exchange.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"))
+def test_protocol_switch_is_final_and_proves_nothing() -> None:
+    error = error_of(
+        lambda exchange: exchange.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")
+    )
     assert (error.kind, error.billed, error.status_code) == (Kind.UNKNOWN_OUTCOME, "unknown", 101)
 
 
-def test_memory_stays_flat_behind_an_interim_response(png: bytes) -> None:
+def test_memory_is_bounded_after_interim_response(png: bytes) -> None:
     body = json.dumps({"data": [{"b64_json": base64.b64encode(png + bytes(24_000_000)).decode()}]}).encode()
 
     def behave(exchange: Exchange) -> None:

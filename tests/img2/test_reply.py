@@ -1,4 +1,4 @@
-"""The reply decoder against ``json`` and ``base64``, which it must agree with wherever bytes are cut."""
+"""The reply decoder must agree with ``json`` and ``base64``, in any chunks."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Sink:
         self.closed = True
 
 
-class Desk:
-    """A decoder whose sinks are kept."""
+class RecordingDecoder:
+    """A decoder that records its sinks."""
 
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
@@ -53,16 +53,17 @@ class Desk:
 
 
 def decode(document: bytes | str, cuts: list[int] | None = None) -> Reply:
-    return Desk().decode(document.encode() if isinstance(document, str) else document, cuts)
+    return RecordingDecoder().decode(document.encode() if isinstance(document, str) else document, cuts)
 
 
 def images_of(reply: Reply) -> list[tuple[int, bytes | None, str | None, str | None]]:
     return [
-        (one.index, one.sink.data if one.sink else None, one.url, one.revised_prompt) for one in reply.images
+        (image.index, image.sink.data if image.sink else None, image.url, image.revised_prompt)
+        for image in reply.images
     ]
 
 
-def refused(document: bytes | str, cuts: list[int] | None = None) -> str:
+def rejection(document: bytes | str, cuts: list[int] | None = None) -> str:
     with pytest.raises(ReplyError) as caught:
         decode(document, cuts)
     return str(caught.value)
@@ -72,15 +73,15 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-# --- the oracle: the same by json and base64 ---------------------------------------------------------------------
+# --- the oracle: json and base64 ---------------------------------------------------------------------------------
 
 
 class Pairs(list[Any]):
-    """A JSON object that keeps its duplicates."""
+    """A JSON object that keeps duplicate keys."""
 
 
 def loads(document: bytes) -> Any:
-    """Read one document, whatever follows it."""
+    """Read the first document, and ignore bytes after it."""
     text = document.decode("utf-8", "replace").lstrip(" \t\r\n,")
     if text[:1] not in ("{", "["):
         raise ValueError("not an object or a list")
@@ -97,7 +98,7 @@ def image_bytes(text: str) -> bytes:
         head, comma, text = text.partition(",")
         if not comma or len(head) >= 256 or not head.lower().endswith(";base64"):
             raise ValueError("not a base64 data URI")
-        # A quotation mark may be there as \u0022 and not as \", which json does not tell apart.
+        # A quotation mark may be written as \u0022 or as \"; json reads both alike.
         assume('"' not in head)
     text = re.sub("[ \t\r\n]", "", text).replace("-", "+").replace("_", "/")
     if text.endswith("=") and len(text.rstrip("=")) % 4 == 0:
@@ -131,26 +132,26 @@ def oracle(document: bytes) -> tuple[Any, list[tuple[int, bytes | None, str | No
     return parsed, images
 
 
-def understood(reply: Reply) -> list[tuple[int, bytes | None, str | None, str | None]]:
-    """The images of a reply as the oracle describes them."""
+def comparable_images(reply: Reply) -> list[tuple[int, bytes | None, str | None, str | None]]:
+    """Return the images of a reply in the form of the oracle."""
     return [
         (
-            one.index,
+            image.index,
             BROKEN
-            if "base64" in one.problem or "data URI" in one.problem
-            else one.sink.data
-            if one.sink
+            if "base64" in image.problem or "data URI" in image.problem
+            else image.sink.data
+            if image.sink
             else None,
-            one.url,
-            one.revised_prompt,
+            image.url,
+            image.revised_prompt,
         )
-        for one in reply.images
-        if one.problem != "it is missing" or one.index in dicts_of(reply)
+        for image in reply.images
+        if image.problem != "it is missing" or image.index in dicts_of(reply)
     ]
 
 
 def dicts_of(reply: Reply) -> list[int]:
-    return [index for index, one in enumerate(reply.document["data"]) if isinstance(one, dict)]
+    return [index for index, item in enumerate(reply.document["data"]) if isinstance(item, dict)]
 
 
 # --- random replies ----------------------------------------------------------------------------------------------
@@ -218,10 +219,10 @@ def write(value: Any, rnd: random.Random) -> str:
     """Write JSON as oddly as the grammar allows."""
     blank = "".join(rnd.choices(" \t\r\n", k=rnd.choice([0, 0, 0, 1, 3])))
     if isinstance(value, Pairs):
-        inside = ",".join(f"{write(key, rnd)}:{write(one, rnd)}" for key, one in value)
+        inside = ",".join(f"{write(key, rnd)}:{write(member, rnd)}" for key, member in value)
         return f"{blank}{{{inside}{blank}}}"
     if isinstance(value, list):
-        return f"{blank}[{','.join(write(one, rnd) for one in value)}{blank}]{blank}"
+        return f"{blank}[{','.join(write(item, rnd) for item in value)}{blank}]{blank}"
     if isinstance(value, str):
         return blank + write_string(value, rnd) + blank
     return blank + json.dumps(value) + blank
@@ -266,32 +267,32 @@ BREAKAGE = [b"=", b"==", b"\\", b'"', b"A", b"\xff", b"\\/", b"\\\\/", b"\\u0041
 
 @given(st.data())
 @settings(max_examples=300, deadline=None)
-def test_it_decodes_what_json_and_base64_decode(data: st.DataObject) -> None:
+def test_decoder_agrees_with_json_and_base64(data: st.DataObject) -> None:
     document = data.draw(replies())
     cuts = data.draw(cuts_of(document))
 
     reply = decode(document, cuts)
 
     parsed, images = oracle(document)
-    assert understood(reply) == images
+    assert comparable_images(reply) == images
     assert reply.document == parsed
 
 
 @given(st.data())
 @settings(max_examples=300, deadline=None)
-def test_it_delivers_no_bytes_that_base64_would_not_decode(data: st.DataObject) -> None:
+def test_decoder_yields_only_bytes_that_base64_decodes(data: st.DataObject) -> None:
     broken = bytearray(data.draw(replies()))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(broken)))
         until = at + data.draw(st.sampled_from([0, 0, 1, 2, 1000]))
         broken[at:until] = data.draw(st.sampled_from([b"", *BREAKAGE]))
     document = bytes(broken)
-    desk = Desk()
+    recorder = RecordingDecoder()
     try:
-        reply = desk.decode(document, data.draw(cuts_of(document)))
+        reply = recorder.decode(document, data.draw(cuts_of(document)))
     except ReplyError:
-        desk.decoder.close()
-        assert all(sink.closed for sink in desk.sinks)
+        recorder.decoder.close()
+        assert all(sink.closed for sink in recorder.sinks)
         return
     strings = document.decode("utf-8", "replace").split('"')
     for image in reply.images:
@@ -300,7 +301,7 @@ def test_it_delivers_no_bytes_that_base64_would_not_decode(data: st.DataObject) 
 
 
 def decoded(strings: list[str]) -> list[bytes]:
-    """What the strings of a document mean as base64, whatever stands between two quotation marks."""
+    """Return what each text between two quotation marks is as base64."""
     found = []
     for text in strings:
         try:
@@ -318,17 +319,17 @@ def decoded(strings: list[str]) -> list[bytes]:
         b'[{"data":1}]',
     ],
 )
-def test_a_reply_cut_short_at_any_byte_is_refused(document: bytes) -> None:
+def test_truncated_response_is_rejected_at_any_byte(document: bytes) -> None:
     decode(document)
     for length in range(len(document)):
-        refused(document[:length])
+        rejection(document[:length])
 
 
-# --- what is an image, and what is not ----------------------------------------------------------------------------
+# --- which values are images --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", range(9))
-def test_every_length_of_padding_is_read_whatever_the_pieces(length: int) -> None:
+def test_base64_padding_is_read_in_any_chunks(length: int) -> None:
     image = bytes(range(length))
     document = json.dumps({"data": [{"b64_json": b64(image)}]}).encode()
     for piece in range(1, 9):
@@ -359,23 +360,23 @@ def test_every_length_of_padding_is_read_whatever_the_pieces(length: int) -> Non
         "QUJDdata:image/png;base64,QUJD",
     ],
 )
-def test_broken_base64_is_refused_whatever_the_pieces(value: str) -> None:
+def test_broken_base64_is_rejected_in_any_chunks(value: str) -> None:
     document = json.dumps({"data": [{"b64_json": value}]}, ensure_ascii=False).encode()
     for piece in (len(document), 1, 2, 3, 5, 7):
-        refused(document, list(range(piece, len(document), piece)))
+        rejection(document, list(range(piece, len(document), piece)))
 
 
 @pytest.mark.parametrize(
     "written", ["QUJD\\\\/EVG", "QUJD\\\\u0041EVG", 'QUJD\\"EVG', "QUJD\\bEVG", "QUJD\\u00e9"]
 )
-def test_an_escape_that_stands_for_no_base64_is_refused(written: str) -> None:
+def test_escaped_character_outside_base64_is_rejected(written: str) -> None:
     document = f'{{"data":[{{"b64_json":"{written}"}}]}}'
     for piece in (len(document), 1, 2, 3):
-        refused(document, list(range(piece, len(document), piece)))
+        rejection(document, list(range(piece, len(document), piece)))
 
 
 @pytest.mark.parametrize("blank", [" ", "\n", "\r\n", "\\n", "\\r\\n", "\t", "\\u0020"])
-def test_white_space_inside_base64_is_passed_over(blank: str) -> None:
+def test_white_space_inside_base64_is_skipped(blank: str) -> None:
     image = bytes(range(100))
     value = blank.join(re.findall(".{1,7}", b64(image))) + blank
     document = f'{{"data":[{{"b64_json":"{value}"}}]}}'
@@ -386,32 +387,32 @@ def test_white_space_inside_base64_is_passed_over(blank: str) -> None:
 @pytest.mark.parametrize(
     "head", ["data:image/png;é=\\u4e2d;base64,", "data:image\\/png;中;base64,", "data:a\\\\/\\\\u;base64,"]
 )
-def test_a_data_uris_head_may_hold_anything(head: str) -> None:
+def test_head_of_data_uri_may_contain_anything(head: str) -> None:
     document = f'{{"data":[{{"b64_json":"{head}QUJD"}}]}}'.encode()
     for piece in (len(document), 1, 2, 3, 7):
         assert images_of(decode(document, list(range(piece, len(document), piece))))[0][1] == b"ABC"
 
 
-def test_a_stray_byte_in_a_text_does_not_lose_the_image() -> None:
+def test_invalid_utf8_in_text_does_not_lose_image() -> None:
     reply = decode(b'{"note":"\xff\xfe","data":[{"b64_json":"QUJD","revised_prompt":"a \xe9"}]}')
     assert images_of(reply) == [(0, b"ABC", None, "a �")]
 
 
-def test_only_the_path_makes_an_image() -> None:
+def test_only_known_paths_are_images() -> None:
     reply = decode(
         '{"x_b64_json":"!","usage":{"b64_json":"!","data":[{"b64_json":"!"}]},"data":[["b64_json","!"],'
         '{"x":{"b64_json":"!"},"b64_json":{"b64_json":"!"}},"b64_json",{"b64_json":["!"]}]}'
     )
-    assert all(one.sink is None and one.url is None for one in reply.images)
+    assert all(image.sink is None and image.url is None for image in reply.images)
     assert reply.document["data"][1] == {"x": {"b64_json": "!"}, "b64_json": {"b64_json": "!"}}
 
 
-def test_an_escaped_key_is_the_same_key() -> None:
+def test_escaped_key_equals_plain_key() -> None:
     reply = decode('{"d\\u0061ta":[{"b64\\u005fjson":"QUJD"}]}')
     assert images_of(reply) == [(0, b"ABC", None, None)]
 
 
-def test_images_keep_their_place_among_elements_that_are_none() -> None:
+def test_images_keep_their_index_among_other_elements() -> None:
     reply = decode('{"data":[null,{"b64_json":"QUJD"},7,{"url":"https://example.com/x"},{}]}')
     assert images_of(reply) == [
         (0, None, None, None),
@@ -431,33 +432,33 @@ def test_empty_and_null_mean_absent(text: str) -> None:
     assert reply.document["data"][0]["b64_json"] is None
 
 
-def test_a_data_uri_in_url_is_an_image_like_any_other() -> None:
+def test_data_uri_in_url_is_an_image() -> None:
     image = bytes(range(256)) * 40
     reply = decode(json.dumps({"data": [{"url": f"data:image/png;base64,{b64(image)}"}, {"url": "data"}]}))
     assert images_of(reply) == [(0, image, None, None), (1, None, "data", None)]
     assert reply.document["data"][0]["url"] is None
 
 
-def test_a_data_uri_in_url_may_be_larger_than_the_texts_limit() -> None:
+def test_data_uri_may_exceed_text_limit() -> None:
     image = bytes(reply_module.MAX_TEXT_BYTES)
     reply = decode(json.dumps({"data": [{"url": f"data:image/png;base64,{b64(image)}"}]}))
     assert images_of(reply)[0][1] == image
 
 
-def test_b64_json_goes_before_url_and_the_other_sink_is_closed() -> None:
+def test_b64_json_takes_precedence_over_url() -> None:
     for fields in (
         '"b64_json":"QUJD","url":"data:;base64,WFla"',
         '"url":"data:;base64,WFla","b64_json":"QUJD"',
     ):
-        desk = Desk()
-        reply = desk.decode(f'{{"data":[{{{fields}}}]}}'.encode())
+        recorder = RecordingDecoder()
+        reply = recorder.decode(f'{{"data":[{{{fields}}}]}}'.encode())
         assert images_of(reply) == [(0, b"ABC", None, None)]
-        assert [sink.data for sink in desk.sinks if sink.closed] == [b"XYZ"]
+        assert [sink.data for sink in recorder.sinks if sink.closed] == [b"XYZ"]
 
 
-def test_a_placeholder_cannot_be_guessed() -> None:
+def test_placeholder_cannot_be_guessed() -> None:
     documents = [b'{"data":[{"b64_json":"QUJD"}]}', b'{"data":[{"revised_prompt":"%s0","url":"%s0"}]}']
-    decoder = Desk().decoder
+    decoder = RecordingDecoder().decoder
     nonces = {Splitter(lambda _: True, lambda _: True, Sink)._nonce for _ in range(50)}
     assert len(nonces) == 50
     assert min(map(len, nonces)) >= 32
@@ -468,13 +469,13 @@ def test_a_placeholder_cannot_be_guessed() -> None:
 # --- sinks -------------------------------------------------------------------------------------------------------
 
 
-def test_of_two_values_under_a_key_the_later_counts_and_the_other_sink_is_closed() -> None:
-    desk = Desk()
-    reply = desk.decode(
+def test_later_duplicate_key_wins_and_closes_first_sink() -> None:
+    recorder = RecordingDecoder()
+    reply = recorder.decode(
         b'{"data":[{"b64_json":"T0xE"}],"data":[{"b64_json":"Rk9Y","b64_json":"QUJD"},{"b64_json":"WFla"}]}'
     )
-    assert [one.sink.data for one in reply.images] == [b"ABC", b"XYZ"]
-    assert [(sink.data, sink.closed) for sink in desk.sinks] == [
+    assert [image.sink.data for image in reply.images] == [b"ABC", b"XYZ"]
+    assert [(sink.data, sink.closed) for sink in recorder.sinks] == [
         (b"OLD", True),
         (b"FOX", True),
         (b"ABC", False),
@@ -482,37 +483,37 @@ def test_of_two_values_under_a_key_the_later_counts_and_the_other_sink_is_closed
     ]
 
 
-def test_an_image_that_a_later_empty_value_replaces_is_none() -> None:
-    desk = Desk()
-    reply = desk.decode(b'{"data":[{"b64_json":"QUJD","b64_json":""}]}')
+def test_later_empty_value_removes_image() -> None:
+    recorder = RecordingDecoder()
+    reply = recorder.decode(b'{"data":[{"b64_json":"QUJD","b64_json":""}]}')
     assert images_of(reply) == [(0, None, None, None)]
-    assert desk.sinks[0].closed
+    assert recorder.sinks[0].closed
 
 
-def test_close_closes_every_sink_that_nobody_was_given() -> None:
-    desk = Desk()
-    desk.decoder.feed(b'{"data":[{"b64_json":"QUJD"},{"b64_json":"WFlaWFla')
-    assert [sink.closed for sink in desk.sinks] == [False, False]
-    assert desk.decoder.whole_sinks == desk.sinks[:1]
-    desk.decoder.close()
-    assert [sink.closed for sink in desk.sinks] == [True, True]
+def test_close_closes_every_undelivered_sink() -> None:
+    recorder = RecordingDecoder()
+    recorder.decoder.feed(b'{"data":[{"b64_json":"QUJD"},{"b64_json":"WFlaWFla')
+    assert [sink.closed for sink in recorder.sinks] == [False, False]
+    assert recorder.decoder.whole_sinks == recorder.sinks[:1]
+    recorder.decoder.close()
+    assert [sink.closed for sink in recorder.sinks] == [True, True]
 
 
-def test_the_sinks_of_a_reply_stay_open_until_close() -> None:
-    desk = Desk()
-    desk.decode(b'{"data":[{"b64_json":"QUJD"}]}')
-    assert not desk.sinks[0].closed
-    desk.decoder.close()
-    assert desk.sinks[0].closed
+def test_sinks_stay_open_until_close() -> None:
+    recorder = RecordingDecoder()
+    recorder.decode(b'{"data":[{"b64_json":"QUJD"}]}')
+    assert not recorder.sinks[0].closed
+    recorder.decoder.close()
+    assert recorder.sinks[0].closed
 
 
-def test_an_empty_image_opens_no_sink() -> None:
-    desk = Desk()
-    desk.decode(b'{"data":[{"b64_json":""},{"b64_json":"data:image/png;base64,"}]}')
-    assert desk.sinks == []
+def test_empty_image_opens_no_sink() -> None:
+    recorder = RecordingDecoder()
+    recorder.decode(b'{"data":[{"b64_json":""},{"b64_json":"data:image/png;base64,"}]}')
+    assert recorder.sinks == []
 
 
-def test_a_full_disk_is_told_as_such() -> None:
+def test_full_disk_is_reported() -> None:
     class Full(Sink):
         def write(self, data: bytes) -> None:
             raise OSError(28, "No space left on device")
@@ -522,7 +523,7 @@ def test_a_full_disk_is_told_as_such() -> None:
         decoder.feed(b'{"data":[{"b64_json":"QUJD"}]}')
 
 
-def test_an_image_past_the_limit_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_over_limit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_jojokey.img2.images.MAX_IMAGE_BYTES", 10)
     decoder = ReplyDecoder()
     with pytest.raises(ValueError, match="larger than 10 bytes"):
@@ -530,7 +531,7 @@ def test_an_image_past_the_limit_is_told_as_such(monkeypatch: pytest.MonkeyPatch
     decoder.close()
 
 
-def test_the_default_sink_is_a_file_with_a_digest() -> None:
+def test_default_sink_is_a_file_with_digest() -> None:
     decoder = ReplyDecoder()
     decoder.feed(b'{"data":[{"b64_json":"QUJD"}]}')
     sink = decoder.finish().images[0].sink
@@ -543,16 +544,16 @@ def test_the_default_sink_is_a_file_with_a_digest() -> None:
 # --- limits and hostile replies -----------------------------------------------------------------------------------
 
 
-def test_four_mebibytes_of_text_are_read_and_no_more() -> None:
+def test_text_is_limited_to_four_mebibytes() -> None:
     frame = len(b'{"x":""}')
     assert decode(b'{"x":"%s"}' % (b"a" * (reply_module.MAX_TEXT_BYTES - frame))).images == []
     for filler in (b"a", b" "):
         text = b'{"x":"' + filler * (reply_module.MAX_TEXT_BYTES + 1 - frame) + b'"}'
-        assert "4,194,304" in refused(text, list(range(0, len(text), 65536)))
+        assert "4,194,304" in rejection(text, list(range(0, len(text), 65536)))
 
 
-def test_text_beyond_the_limit_is_refused_at_once_not_at_the_end() -> None:
-    decoder = Desk().decoder
+def test_text_over_limit_is_rejected_immediately() -> None:
+    decoder = RecordingDecoder().decoder
     for _ in range(64):
         decoder.feed(b" " * 65536)
     with pytest.raises(ReplyError):
@@ -564,10 +565,10 @@ def test_images_do_not_count_as_text() -> None:
     assert images_of(decode(json.dumps({"data": [{"b64_json": b64(image)}]})))[0][1] == image
 
 
-def test_a_hundred_and_twenty_eight_images_are_read_and_no_more() -> None:
+def test_number_of_images_is_limited_to_128() -> None:
     many = [{"b64_json": "QUJD"}] * reply_module.MAX_VALUES
     assert len(decode(json.dumps({"data": many})).images) == 128
-    assert "128" in refused(json.dumps({"data": [*many, *many[:1]]}))
+    assert "128" in rejection(json.dumps({"data": [*many, *many[:1]]}))
 
 
 @pytest.mark.parametrize(
@@ -575,19 +576,19 @@ def test_a_hundred_and_twenty_eight_images_are_read_and_no_more() -> None:
     [b"", b" ", b"{", b"[" * 200_000, b'{"a":' * 100_000, b"]" * 200_000, b"<html>", b"null", b"7", b'"b64_json"',
      b"\x00", b'{"data":[{"b64_json" "QUJD"}]}', b"," * 200_000],
 )  # fmt: skip
-def test_what_is_no_document_is_refused(document: bytes) -> None:
-    refused(document)
+def test_invalid_document_is_rejected(document: bytes) -> None:
+    rejection(document)
 
 
 @pytest.mark.parametrize("document", [b"[]", b"{}", b'{"data":null}', b'{"data":{"0":{}}}'])
-def test_a_document_without_data_has_no_images(document: bytes) -> None:
+def test_document_without_data_has_no_images(document: bytes) -> None:
     assert decode(document).images == []
 
 
 @pytest.mark.parametrize(
     "after", [b"}", b"{}", b" x", b"\x00", b'{"data":[{"b64_json":"QU', b"<html>", b"data: {"]
 )
-def test_what_follows_a_whole_document_does_not_lose_its_images(after: bytes) -> None:
+def test_bytes_after_document_do_not_lose_images(after: bytes) -> None:
     document = b'{"data":[{"b64_json":"QUJD"}],"usage":{"total_tokens":7}}' + after
     for cuts in ([], list(range(len(document)))):
         reply = decode(document, cuts)
@@ -595,5 +596,5 @@ def test_what_follows_a_whole_document_does_not_lose_its_images(after: bytes) ->
         assert reply.usage == {"total_tokens": 7}
 
 
-def test_a_reply_can_be_read_once_a_byte_order_mark_is_before_it() -> None:
+def test_byte_order_mark_is_accepted() -> None:
     assert images_of(decode(b'\xef\xbb\xbf{"data":[{"b64_json":"QUJD"}]}'))[0][1] == b"ABC"

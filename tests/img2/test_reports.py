@@ -1,4 +1,4 @@
-"""What gateways were seen to send, one row each: replies and errors that the documentation does not promise.
+"""Responses that gateways were seen to send although no documentation mentions them.
 
 A comment names the public report that a row was taken from. Each row goes through the client, against a raw
 server, as it would on the wire.
@@ -25,16 +25,16 @@ LITELLM = {"x-litellm-call-id": "3f1c", "x-litellm-version": "1.106.2"}
 SIZE = (1024, 1024)
 
 
-def picture(kind: str = "PNG", size: tuple[int, int] = SIZE, color: str = "navy") -> bytes:
+def image_data(kind: str = "PNG", size: tuple[int, int] = SIZE, color: str = "navy") -> bytes:
     out = io.BytesIO()
     Image.new("RGB", size, color).save(out, kind)
     return out.getvalue()
 
 
-PNG = picture()
-JPEG = picture("JPEG")
-WEBP = picture("WEBP")
-BLURRED = picture(color="gray")
+PNG = image_data()
+JPEG = image_data("JPEG")
+WEBP = image_data("WEBP")
+BLURRED = image_data(color="gray")
 B64 = base64.b64encode(PNG).decode()
 USAGE = {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}
 ITEM = {"b64_json": B64}
@@ -42,7 +42,7 @@ ITEM = {"b64_json": B64}
 
 @dataclass
 class Row:
-    """One response and what has to come of it."""
+    """A response and its expected outcome."""
 
     name: str
     body: bytes
@@ -50,13 +50,13 @@ class Row:
     headers: dict[str, str] | None = None
     request: ImageRequest | None = None
     raw: bool = False
-    """Whether the body is the whole response, with its head, or what comes before its head."""
+    """Whether the body includes the head of the response, or bytes before it."""
     kind: Kind | None = None
     """``None``: the image arrives."""
     billed: str = "yes"
     tokens: int | None = None
     words: str = ""
-    """What the error or a warning says; several pieces are separated by ``|``."""
+    """Parts of the error or warning, separated by ``|``."""
     never: str = ""
     posts: int = 1
 
@@ -184,7 +184,7 @@ STREAMS = [
         {"type": "response.completed", "response": {"output": [{"result": B64}], "usage": USAGE}}),
         request=STREAM, tokens=206),  # NousResearch/hermes-agent#76981
     Row("carriage returns alone", sse(partial(), completed(usage=USAGE), end="\r"), request=STREAM, tokens=206),
-    Row("no blank lines between events", b"".join(b"data: " + doc(one) + b"\n" for one in (partial(), completed(usage=USAGE))),
+    Row("no blank lines between events", b"".join(b"data: " + doc(event) + b"\n" for event in (partial(), completed(usage=USAGE))),
         request=STREAM, tokens=206),
     Row("usage in an event of its own", sse(completed(), {"type": "image_generation.usage", "usage": USAGE}),
         request=STREAM, tokens=206),
@@ -267,7 +267,7 @@ TASKS = [
 AVIF = base64.b64encode(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(200)).decode()
 TYPES = [
     Row("AVIF", data({"b64_json": AVIF}), kind=Kind.REPLY, words="image 1 is an AVIF image, not PNG, JPEG or WebP"),
-    Row("GIF", data({"b64_json": base64.b64encode(picture("GIF", (8, 8))).decode()}), kind=Kind.REPLY, words="a GIF image"),
+    Row("GIF", data({"b64_json": base64.b64encode(image_data("GIF", (8, 8))).decode()}), kind=Kind.REPLY, words="a GIF image"),
     Row("a sentence", data({"b64_json": base64.b64encode(b"The image could not be drawn").decode()}), kind=Kind.REPLY,
         words="not a PNG, JPEG or WebP image"),
     Row("a PNG that is truncated", data({"b64_json": base64.b64encode(PNG[:-20]).decode()}), kind=Kind.REPLY,
@@ -362,13 +362,13 @@ RELAYS = [
 ]  # fmt: skip
 
 DIFFERENT = [
-    Row("another size", data({"b64_json": base64.b64encode(picture(size=(1254, 1254))).decode()}),
+    Row("another size", data({"b64_json": base64.b64encode(image_data(size=(1254, 1254))).decode()}),
         words="The image is 1254x1254, not 1024x1024"),  # marcusquinn/aidevops#31094
     Row("another format", data(ITEM), request=ImageRequest("a fox", output_format="webp"),
         words="The image is image/png, not image/webp"),  # router-for-me/CLIProxyAPI#4114
     Row("what was requested", data({"b64_json": base64.b64encode(JPEG).decode()}),
         request=ImageRequest("a fox", output_format="jpeg"), never="The image is"),
-    Row("any size", data({"b64_json": base64.b64encode(picture(size=(64, 64))).decode()}),
+    Row("any size", data({"b64_json": base64.b64encode(image_data(size=(64, 64))).decode()}),
         request=ImageRequest("a fox", size="auto"), never="The image is"),
 ]  # fmt: skip
 
@@ -399,7 +399,7 @@ REPORTS = [
     Row("an incomplete response", sse({"type": "response.incomplete", "response": {"status": "incomplete",
         "incomplete_details": {"reason": "content_filter"}, "output": []}}), request=STREAM, kind=Kind.CONTENT,
         billed="unknown", words="content_filter"),  # openclaw/openclaw#116999
-    Row("events without names", b"".join(b"data: " + doc(one) + b"\r\n\r\n" for one in (partial(), completed(usage=USAGE))),
+    Row("events without names", b"".join(b"data: " + doc(event) + b"\r\n\r\n" for event in (partial(), completed(usage=USAGE))),
         request=STREAM, tokens=206),  # stdapi-ai/stdapi.ai#230
     Row("an error inside an unfinished event", b'event: image_generation.completed\ndata: {"type": "image_generation.comp'
         b'\n{"type":"error","error":{"type":"upstream_error","message":"stream_read_error"}}\n\n', request=STREAM,
@@ -440,11 +440,11 @@ class Outcome:
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "WAIT", 0.0)
 
 
-def answering(row: Row) -> Callable[[Exchange], None]:
+def server_of(row: Row) -> Callable[[Exchange], None]:
     fetched: list[str] = []
 
     def behave(exchange: Exchange) -> None:
@@ -466,7 +466,7 @@ def answering(row: Row) -> Callable[[Exchange], None]:
 
 def play(row: Row) -> Outcome:
     facts: list[tuple[str, str]] = []
-    with Server(answering(row)) as server, Client(TOKEN, server.url, read_timeout=5) as client:
+    with Server(server_of(row)) as server, Client(TOKEN, server.url, read_timeout=5) as client:
         generation, failure = None, None
         try:
             generation = client.generate(
@@ -482,7 +482,7 @@ ROWS = [pytest.param(row, id=f"{table}: {row.name}") for table, members in TABLE
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_reported_response_has_the_right_outcome(row: Row) -> None:
+def test_reported_response_has_expected_outcome(row: Row) -> None:
     outcome = play(row)
     generation, error = outcome.generation, outcome.error
     assert outcome.posts == row.posts
@@ -491,35 +491,35 @@ def test_a_reported_response_has_the_right_outcome(row: Row) -> None:
         for image in generation.images:
             image.file.file.seek(0)
             assert image.file.file.read() != BLURRED
-        said = " ".join(generation.warnings)
+        message = " ".join(generation.warnings)
         usage = generation.usage
         generation.close()
     else:
         assert error is not None, "the image arrived"
         assert (error.kind, error.billed) == (row.kind, row.billed), str(error)
-        said, usage = str(error), error.usage
+        message, usage = str(error), error.usage
         for image in error.salvaged:
             image.file.close()
     assert (usage or {}).get("total_tokens") == row.tokens
     for word in filter(None, row.words.split("|")):
-        assert word in said
-    assert not row.never or row.never not in said
-    assert TOKEN not in said
-    assert B64[:60] not in said
+        assert word in message
+    assert not row.never or row.never not in message
+    assert TOKEN not in message
+    assert B64[:60] not in message
 
 
 def test_each_class_has_at_least_three_members() -> None:
     assert all(len(members) >= 3 for members in TABLES.values())
 
 
-def test_a_task_id_is_a_fact_and_is_on_the_error() -> None:
+def test_task_id_is_reported_and_set_on_error() -> None:
     outcome = play(TASKS[0])
     assert outcome.error is not None
     assert outcome.error.task_id == "t1"
     assert ("task_id", "t1") in outcome.facts
 
 
-def test_a_lost_link_is_whole_on_the_error() -> None:
+def test_lost_link_is_complete_on_error() -> None:
     outcome = play(next(row for row in LINKS if row.name == "404 for good"))
     assert outcome.error is not None
     (link,) = outcome.error.links

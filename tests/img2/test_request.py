@@ -1,4 +1,4 @@
-"""What may be asked for, and what is refused with a way out."""
+"""Valid requests, and rejections with advice."""
 
 # ruff: noqa: RUF001 - a row is a line; people do write sizes with a multiplication sign
 from __future__ import annotations
@@ -19,7 +19,7 @@ STEPS = st.integers(1, 240).map(lambda steps: steps * 16)
 
 
 def is_valid(width: int, height: int) -> bool:
-    """The rules of the API reference, written down once more."""
+    """The rules of the API reference, written independently."""
     return (
         width % 16 == 0
         and height % 16 == 0
@@ -39,21 +39,21 @@ def refused(**fields: Any) -> str:
 
 
 @given(EDGES, EDGES)
-def test_the_suggested_size_is_valid(width: int, height: int) -> None:
+def test_suggested_size_is_valid(width: int, height: int) -> None:
     pixels = parse_size(nearest_size(width, height))
     assert pixels is not None
     assert is_valid(*pixels)
 
 
 @given(STEPS.flatmap(lambda width: st.tuples(st.just(width), STEPS)).filter(lambda pixels: is_valid(*pixels)))
-def test_a_valid_size_is_its_own_nearest_and_passes(pixels: tuple[int, int]) -> None:
+def test_valid_size_is_its_own_nearest(pixels: tuple[int, int]) -> None:
     size = "{}x{}".format(*pixels)
     assert nearest_size(*pixels) == size
     assert ImageRequest("a fox", size=size).pixels == pixels
 
 
 @given(st.one_of(EDGES, STEPS), st.one_of(EDGES, STEPS))
-def test_a_size_passes_if_and_only_if_it_is_valid(width: int, height: int) -> None:
+def test_only_valid_sizes_are_accepted(width: int, height: int) -> None:
     found = list(problems({"size": f"{width}x{height}"}))
     assert (found == []) == is_valid(width, height)
     for problem in found:
@@ -61,7 +61,7 @@ def test_a_size_passes_if_and_only_if_it_is_valid(width: int, height: int) -> No
 
 
 @given(EDGES, EDGES, STEPS, STEPS)
-def test_no_other_valid_size_is_nearer(width: int, height: int, other_width: int, other_height: int) -> None:
+def test_suggested_size_is_the_nearest(width: int, height: int, other_width: int, other_height: int) -> None:
     assume(is_valid(other_width, other_height))
 
     def distance(pixels: tuple[int, int] | None) -> float:
@@ -74,7 +74,7 @@ def test_no_other_valid_size_is_nearer(width: int, height: int, other_width: int
 @pytest.mark.parametrize(
     ("size", "nearest"), [("1920x1080", "1920x1088"), ("4096x4096", "2880x2880"), ("1024x1000", "1024x1008")]
 )
-def test_the_nearest_size_of_well_known_ones(size: str, nearest: str) -> None:
+def test_nearest_sizes_of_well_known_sizes(size: str, nearest: str) -> None:
     assert f"'{nearest}'" in refused(size=size)
 
 
@@ -88,33 +88,33 @@ def test_the_nearest_size_of_well_known_ones(size: str, nearest: str) -> None:
         ("3840x3840", "655,360 to 8,294,400 pixels, not 14,745,600"),
     ],
 )
-def test_each_rule_of_size_is_named(size: str, words: str) -> None:
+def test_error_names_broken_size_rule(size: str, words: str) -> None:
     assert words in refused(size=size)
 
 
 @pytest.mark.parametrize(
     "size", ["1024×1024", "1024*1024", "1024X1024", " 1024 x 1024 ", "1024x1024px", "1024 x1024"]
 )
-def test_a_size_that_is_nearly_one_is_put_right(size: str) -> None:
+def test_misspelled_size_is_corrected(size: str) -> None:
     assert "write '1024x1024'" in refused(size=size)
 
 
 @pytest.mark.parametrize(
     "size", ["", "big", "1024", "x1024", "0x0", "-16x16", "1024x1024x3", "1e3x1e3", "AUTO", "1024x0"]
 )
-def test_a_size_that_is_none_is_refused(size: str) -> None:
+def test_malformed_size_is_rejected(size: str) -> None:
     assert "size=" in refused(size=size) or "size must be text" in refused(size=size)
 
 
-def test_auto_is_a_size_without_pixels() -> None:
+def test_auto_size_has_no_pixels() -> None:
     assert ImageRequest("a fox", size="auto").pixels is None
 
 
-def test_a_hostile_size_is_not_repeated_whole() -> None:
+def test_hostile_size_is_shortened_in_error() -> None:
     assert len(refused(size="9" * 10_000)) < 300
 
 
-def test_the_sizes_of_other_models_are_left_to_the_gateway() -> None:
+def test_sizes_of_other_models_are_not_checked() -> None:
     assert ImageRequest("a fox", model="dall-e-3", size="1792x1000").pixels == (1792, 1000)
     assert "plain x" in refused(model="dall-e-3", size="1792×1000")
 
@@ -123,7 +123,7 @@ def test_the_sizes_of_other_models_are_left_to_the_gateway() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["狐", "a" * 32_000, "🦊" * 32_000, " a fox\n"])
-def test_a_prompt_of_one_to_32000_characters_passes(prompt: str) -> None:
+def test_prompt_has_1_to_32000_characters(prompt: str) -> None:
     assert ImageRequest(prompt).body()["prompt"] == prompt
 
 
@@ -160,11 +160,11 @@ def test_a_prompt_of_one_to_32000_characters_passes(prompt: str) -> None:
         ({"extra_body": {"x": {1: 2, "a": 3}}}, "extra_body cannot be sent as JSON"),
     ],
 )  # fmt: skip
-def test_a_broken_rule_is_refused_with_a_way_out(fields: dict[str, Any], words: str) -> None:
+def test_broken_rule_is_rejected_with_advice(fields: dict[str, Any], words: str) -> None:
     assert words in refused(**fields)
 
 
-def test_every_problem_is_listed_at_once() -> None:
+def test_all_problems_are_listed_together() -> None:
     message = refused(prompt="", n=0, quality="", moderation="x", size="9x9")
     for word in ("prompt", "n must", "quality", "moderation", "size="):
         assert word in message
@@ -185,11 +185,11 @@ def test_every_problem_is_listed_at_once() -> None:
         {"model": "gpt-image-2-mini"},
     ],
 )
-def test_what_the_reference_allows_passes_in_silence(fields: dict[str, Any]) -> None:
+def test_documented_values_log_no_warning(fields: dict[str, Any]) -> None:
     assert ImageRequest("a fox", **fields).warnings() == []
 
 
-def test_unknown_names_pass_with_a_warning() -> None:
+def test_unknown_names_log_a_warning() -> None:
     (model,) = ImageRequest("a fox", model="dall-e-3").warnings()
     (quality,) = ImageRequest("a fox", quality="hd", stream=True).warnings()
     assert "dall-e-3" in model
@@ -198,14 +198,14 @@ def test_unknown_names_pass_with_a_warning() -> None:
     assert "low, medium, high, auto" in quality
 
 
-def test_what_cloudflare_will_cut_is_warned_of() -> None:
+def test_request_beyond_cloudflare_timeout_logs_warning() -> None:
     (warning,) = ImageRequest("a fox", quality="high").warnings()
     assert "524" in warning
     assert "stream=True" in warning
     assert ImageRequest("a fox", quality="high", stream=True).warnings() == []
 
 
-def test_what_is_not_known_yet_is_not_checked() -> None:
+def test_unrendered_values_are_not_checked() -> None:
     assert list(problems({})) == []
     assert list(problems({"output_compression": 50})) == []
     assert list(problems({"background": "transparent"})) == []
@@ -215,7 +215,7 @@ def test_what_is_not_known_yet_is_not_checked() -> None:
 # --- the body and the fingerprint -----------------------------------------------------------------------------------
 
 
-def test_the_body_has_what_was_asked_and_nothing_else() -> None:
+def test_body_has_requested_fields_only() -> None:
     assert ImageRequest("a fox").body() == {
         "model": "gpt-image-2",
         "prompt": "a fox",
@@ -253,7 +253,7 @@ def test_the_body_has_what_was_asked_and_nothing_else() -> None:
     }
 
 
-def test_previews_are_only_asked_for_in_a_stream() -> None:
+def test_previews_are_requested_in_streams_only() -> None:
     assert "partial_images" not in ImageRequest("a fox", partial_images=3).body()
     assert ImageRequest("a fox", stream=True, partial_images=3).body()["partial_images"] == 3
 
@@ -277,15 +277,15 @@ VALID = st.fixed_dictionaries(
 
 
 @given(VALID, VALID)
-def test_equal_bodies_and_no_others_have_equal_fingerprints(
-    one: dict[str, Any], other: dict[str, Any]
+def test_fingerprints_are_equal_only_for_equal_bodies(
+    fields: dict[str, Any], other_fields: dict[str, Any]
 ) -> None:
-    first, second = ImageRequest(**one), ImageRequest(**other)
+    first, second = ImageRequest(**fields), ImageRequest(**other_fields)
     assert (first.fingerprint("h") == second.fingerprint("h")) == (first.body() == second.body())
 
 
 @given(VALID)
-def test_a_fingerprint_is_64_hex_digits_of_host_and_image_alone(fields: dict[str, Any]) -> None:
+def test_fingerprint_depends_on_host_and_image_only(fields: dict[str, Any]) -> None:
     request = ImageRequest(**fields)
     fingerprint = request.fingerprint("https://a")
     assert re.fullmatch("[0-9a-f]{64}", fingerprint)
@@ -295,14 +295,14 @@ def test_a_fingerprint_is_64_hex_digits_of_host_and_image_alone(fields: dict[str
     assert fingerprint == ImageRequest(**{**fields, "extra_body": asked}).fingerprint("https://a")
 
 
-def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
-    one = ImageRequest("a fox", extra_body={"a": 1, "b": {"c": 2, "d": 3}})
+def test_fingerprint_ignores_order_of_keys() -> None:
+    request = ImageRequest("a fox", extra_body={"a": 1, "b": {"c": 2, "d": 3}})
     other = ImageRequest("a fox", extra_body={"b": {"d": 3, "c": 2}, "a": 1})
-    assert one.fingerprint("h") == other.fingerprint("h")
+    assert request.fingerprint("h") == other.fingerprint("h")
 
 
-def test_fingerprints_are_the_same_for_ever() -> None:
-    """Receipts hold them: if this changes, everybody pays once more."""
+def test_fingerprints_never_change() -> None:
+    """Receipts store fingerprints: a change would pay for every image again."""
     assert (
         ImageRequest("狐", size="1536x1024", extra_body={"user": "me"}).fingerprint("https://api.jojokey.com")
         == "85dfee0d06ac5e921470f0cf06e76cd4e43477da3a9a3bbaa274d4cd7a01cc76"
@@ -310,11 +310,11 @@ def test_fingerprints_are_the_same_for_ever() -> None:
 
 
 @given(VALID)
-def test_a_body_can_be_sent(fields: dict[str, Any]) -> None:
+def test_body_is_serializable(fields: dict[str, Any]) -> None:
     body = ImageRequest(**fields).body()
     assert json.loads(json.dumps(body, allow_nan=False)) == body
 
 
-def test_a_request_cannot_be_changed_behind_the_checks() -> None:
+def test_request_is_immutable() -> None:
     with pytest.raises(AttributeError):
         ImageRequest("a fox").n = 99  # type: ignore[misc]

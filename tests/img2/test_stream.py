@@ -1,4 +1,4 @@
-"""The event stream decoder: whatever comes, and wherever it is cut, the same pictures come out."""
+"""The event stream decoder yields the same images for any server dialect and any chunks."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Sink:
         self.closed = True
 
 
-class Desk:
-    """A decoder whose sinks are kept, with what it has told of them."""
+class RecordingDecoder:
+    """A decoder that records its sinks, images and previews."""
 
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
@@ -56,7 +56,7 @@ class Desk:
         self.sinks.append(Sink())
         return self.sinks[-1]
 
-    def feed(self, stream: bytes, cuts: list[int] | None = None) -> Desk:
+    def feed(self, stream: bytes, cuts: list[int] | None = None) -> RecordingDecoder:
         start = 0
         for cut in [*sorted(cuts or []), len(stream)]:
             self.decoder.feed(stream[start:cut])
@@ -64,38 +64,38 @@ class Desk:
         return self
 
 
-def decode(stream: bytes, cuts: list[int] | None = None) -> tuple[Reply, Desk]:
-    desk = Desk().feed(stream, cuts)
-    return desk.decoder.finish(), desk
+def decode(stream: bytes, cuts: list[int] | None = None) -> tuple[Reply, RecordingDecoder]:
+    recorder = RecordingDecoder().feed(stream, cuts)
+    return recorder.decoder.finish(), recorder
 
 
-def pictures(reply: Reply) -> list[bytes]:
+def images_of(reply: Reply) -> list[bytes]:
     return [image.sink.data for image in reply.images if image.sink]
 
 
-def event(kind: str, picture: bytes, *, first: bool = False, name: bool = True, **fields: Any) -> bytes:
-    document = {"b64_json": base64.b64encode(picture).decode(), **fields}
+def event(kind: str, image: bytes, *, first: bool = False, name: bool = True, **fields: Any) -> bytes:
+    document = {"b64_json": base64.b64encode(image).decode(), **fields}
     document = {"type": kind, **document} if first else {**document, "type": kind}
     head = f"event: {kind}\n" if name else ""
     return f"{head}data: {json.dumps(document)}\n\n".encode()
 
 
-PICTURE = bytes(range(256)) * 5
-ROUGH = b"\x00\xff rough" * 40
+IMAGE = bytes(range(256)) * 5
+PREVIEW = b"\x00\xff rough" * 40
 STREAM = (
     b": PING\n\n"
-    + event(PARTIAL, ROUGH, partial_image_index=0)
+    + event(PARTIAL, PREVIEW, partial_image_index=0)
     + b": PING\n\n"
-    + event(COMPLETED, PICTURE, usage=USAGE, created_at=7, size="1024x1024", quality="low")
+    + event(COMPLETED, IMAGE, usage=USAGE, created_at=7, size="1024x1024", quality="low")
     + b"data: [DONE]\n\n"
 )
 
 
-def test_previews_are_told_apart_from_the_image() -> None:
-    reply, desk = decode(STREAM)
+def test_previews_are_separate_from_image() -> None:
+    reply, recorder = decode(STREAM)
 
-    assert pictures(reply) == desk.whole == [PICTURE]
-    assert desk.previews == [ROUGH]
+    assert images_of(reply) == recorder.whole == [IMAGE]
+    assert recorder.previews == [PREVIEW]
     assert reply.usage == USAGE
     assert (reply.document["created"], reply.document["size"], reply.document["quality"]) == (
         7,
@@ -106,28 +106,26 @@ def test_previews_are_told_apart_from_the_image() -> None:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_it_does_not_matter_where_the_bytes_are_cut(data: st.DataObject) -> None:
+def test_stream_is_decoded_in_any_chunks(data: st.DataObject) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(STREAM)), max_size=40))
-    reply, desk = decode(STREAM, cuts)
-    assert (pictures(reply), desk.previews, reply.usage) == ([PICTURE], [ROUGH], USAGE)
+    reply, recorder = decode(STREAM, cuts)
+    assert (images_of(reply), recorder.previews, reply.usage) == ([IMAGE], [PREVIEW], USAGE)
 
 
-def test_every_single_byte_may_come_alone() -> None:
-    reply, desk = decode(STREAM, list(range(len(STREAM))))
-    assert (pictures(reply), desk.previews) == ([PICTURE], [ROUGH])
+def test_stream_is_decoded_byte_by_byte() -> None:
+    reply, recorder = decode(STREAM, list(range(len(STREAM))))
+    assert (images_of(reply), recorder.previews) == ([IMAGE], [PREVIEW])
 
 
 @given(
     st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), st.booleans(), st.integers(1, 97)
 )
-def test_several_images_come_in_their_order_and_their_usage_adds_up(
-    images: list[bytes], first: bool, step: int
-) -> None:
+def test_several_images_keep_order_and_usage_adds_up(images: list[bytes], first: bool, step: int) -> None:
     stream = b"".join(event(COMPLETED, image, first=first, usage=USAGE) for image in images)
 
-    reply, desk = decode(stream, list(range(0, len(stream), step)))
+    reply, recorder = decode(stream, list(range(0, len(stream), step)))
 
-    assert pictures(reply) == desk.whole == images
+    assert images_of(reply) == recorder.whole == images
     assert [image.index for image in reply.images] == list(range(len(images)))
     assert reply.usage["total_tokens"] == 210 * len(images)
     assert reply.usage["input_tokens_details"]["text_tokens"] == 10 * len(images)
@@ -135,17 +133,17 @@ def test_several_images_come_in_their_order_and_their_usage_adds_up(
 
 @pytest.mark.parametrize("first", [True, False], ids=["type before the image", "type after the image"])
 @pytest.mark.parametrize("name", [True, False], ids=["named event", "unnamed event"])
-def test_the_type_may_stand_before_or_after_the_image(first: bool, name: bool) -> None:
-    stream = event(PARTIAL, ROUGH, first=first, name=name) + event(COMPLETED, PICTURE, first=first, name=name)
-    reply, desk = decode(stream)
-    assert (pictures(reply), desk.previews) == ([PICTURE], [ROUGH])
+def test_type_may_precede_or_follow_image(first: bool, name: bool) -> None:
+    stream = event(PARTIAL, PREVIEW, first=first, name=name) + event(COMPLETED, IMAGE, first=first, name=name)
+    reply, recorder = decode(stream)
+    assert (images_of(reply), recorder.previews) == ([IMAGE], [PREVIEW])
 
 
-def test_the_events_name_is_enough() -> None:
-    encoded = base64.b64encode(ROUGH).decode()
+def test_event_name_replaces_type() -> None:
+    encoded = base64.b64encode(PREVIEW).decode()
     stream = f'event: {PARTIAL}\ndata: {{"b64_json": "{encoded}"}}\n\n'.encode()
-    reply, desk = decode(stream + event(COMPLETED, PICTURE))
-    assert (pictures(reply), desk.previews) == ([PICTURE], [ROUGH])
+    reply, recorder = decode(stream + event(COMPLETED, IMAGE))
+    assert (images_of(reply), recorder.previews) == ([IMAGE], [PREVIEW])
 
 
 @pytest.mark.parametrize(
@@ -177,19 +175,19 @@ def test_the_events_name_is_enough() -> None:
         "empty event at the end",
     ],
 )
-def test_what_servers_write_differently_means_the_same(changed: bytes) -> None:
+def test_server_dialects_are_equivalent(changed: bytes) -> None:
     for cuts in ([], list(range(len(changed))), list(range(0, len(changed), 7))):
-        reply, desk = decode(changed, cuts)
-        assert (pictures(reply), desk.previews) == ([PICTURE], [ROUGH])
+        reply, recorder = decode(changed, cuts)
+        assert (images_of(reply), recorder.previews) == ([IMAGE], [PREVIEW])
 
 
 def test_several_data_lines_are_one_document() -> None:
-    encoded = base64.b64encode(PICTURE).decode()
+    encoded = base64.b64encode(IMAGE).decode()
     lines = [f'{{"type": "{COMPLETED}",', f' "b64_json": "{encoded}",', f'"usage": {json.dumps(USAGE)}}}']
     stream = "".join(f"data: {line}\n" for line in lines) + "\n"
     for cuts in ([], list(range(len(stream)))):
         reply, _ = decode(stream.encode(), cuts)
-        assert pictures(reply) == [PICTURE]
+        assert images_of(reply) == [IMAGE]
         assert reply.usage == USAGE
 
 
@@ -202,56 +200,58 @@ def test_several_data_lines_are_one_document() -> None:
     ],
     ids=["bare JSON", "event named error", "error in an event"],
 )
-def test_an_error_in_the_middle_is_told_and_what_came_before_is_kept(error: bytes) -> None:
-    reply, desk = decode(event(PARTIAL, ROUGH) + event(COMPLETED, PICTURE) + error + b"data: [DONE]\n\n")
+def test_error_event_keeps_earlier_images(error: bytes) -> None:
+    reply, recorder = decode(event(PARTIAL, PREVIEW) + event(COMPLETED, IMAGE) + error + b"data: [DONE]\n\n")
 
     assert reply.error["error"]["code"] == "server_error"
-    assert (desk.whole, desk.previews) == ([PICTURE], [ROUGH])
+    assert (recorder.whole, recorder.previews) == ([IMAGE], [PREVIEW])
 
 
-def test_an_end_without_a_completed_image_is_no_success_and_the_preview_stays() -> None:
-    desk = Desk().feed(event(PARTIAL, ROUGH) + event(PARTIAL, ROUGH * 2) + b"data: [DONE]\n\n")
+def test_end_without_complete_image_keeps_preview_only() -> None:
+    recorder = RecordingDecoder().feed(
+        event(PARTIAL, PREVIEW) + event(PARTIAL, PREVIEW * 2) + b"data: [DONE]\n\n"
+    )
 
     with pytest.raises(ReplyError, match="before an image was complete"):
-        desk.decoder.finish()
+        recorder.decoder.finish()
 
-    assert desk.decoder.preview.data == desk.previews[-1] == ROUGH * 2
-    assert desk.whole == []
-    desk.decoder.close()
-    assert all(sink.closed for sink in desk.sinks)
+    assert recorder.decoder.preview.data == recorder.previews[-1] == PREVIEW * 2
+    assert recorder.whole == []
+    recorder.decoder.close()
+    assert all(sink.closed for sink in recorder.sinks)
 
 
-def test_a_stream_that_breaks_off_never_passes_half_an_image_off_as_whole() -> None:
+def test_truncated_stream_never_yields_half_an_image() -> None:
     for end in range(len(STREAM)):
         _break_off(end)
 
 
 def _break_off(end: int) -> None:
-    desk = Desk().feed(STREAM[:end])
+    recorder = RecordingDecoder().feed(STREAM[:end])
     try:
-        reply = desk.decoder.finish()
+        reply = recorder.decoder.finish()
     except ReplyError:
-        assert desk.whole in ([], [PICTURE])  # the image may be whole where its event is not
+        assert recorder.whole in ([], [IMAGE])  # the image may be whole where its event is not
     else:
-        assert pictures(reply) == [PICTURE]
-    assert all(preview == ROUGH for preview in desk.previews)
+        assert images_of(reply) == [IMAGE]
+    assert all(preview == PREVIEW for preview in recorder.previews)
 
 
-def test_an_event_with_a_list_of_images_is_understood() -> None:
+def test_event_with_list_of_images_is_decoded() -> None:
     document = {
         "type": COMPLETED,
-        "data": [{"b64_json": base64.b64encode(one).decode()} for one in (PICTURE, ROUGH)],
+        "data": [{"b64_json": base64.b64encode(image).decode()} for image in (IMAGE, PREVIEW)],
     }
     reply, _ = decode(f"data: {json.dumps(document)}\n\n".encode())
-    assert pictures(reply) == [PICTURE, ROUGH]
+    assert images_of(reply) == [IMAGE, PREVIEW]
 
 
-def test_bad_base64_is_refused() -> None:
+def test_invalid_base64_in_stream_is_rejected() -> None:
     with pytest.raises(ReplyError):
-        decode(STREAM.replace(base64.b64encode(PICTURE)[8:16], b"!!!!!!!!"))
+        decode(STREAM.replace(base64.b64encode(IMAGE)[8:16], b"!!!!!!!!"))
 
 
-def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_image(tmp_path: Path) -> None:
     piece = base64.b64encode(bytes(range(256)) * 3 * 64)
     decoder = ReplyDecoder(lambda index: ImageFile(tmp_path / f"{index}.part"), ImageFile.seal)
     tracemalloc.start()
@@ -275,7 +275,7 @@ def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("done", [True, False], ids=["with [DONE]", "without [DONE]"])
 @pytest.mark.parametrize("streams", ["supported", "ignored"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_gateway_that_ignores_the_wish_gives_the_same_images(
+def test_plain_response_to_stream_request_gives_same_images(
     png: bytes, streams: Any, n: int, done: bool
 ) -> None:
     with Gateway(image=png, stream=streams, stream_done=done, ping=0.02, delay=0.1) as gateway:
@@ -304,7 +304,7 @@ def test_a_gateway_that_ignores_the_wish_gives_the_same_images(
         ("sse_error_event", Kind.UNKNOWN_OUTCOME),
     ],
 )
-def test_the_images_before_a_break_are_salvaged_and_the_preview_is_kept(
+def test_images_and_preview_before_truncation_are_kept(
     gateway: Gateway, tmp_path: Path, png: bytes, case: str, kind: Kind
 ) -> None:
     request = ImageRequest(f"a fox [sandbox: {case}]", stream=True, partial_images=1, n=1)

@@ -1,4 +1,4 @@
-"""The retry policy, alone and on operators. It is there from Airflow 3.3 on."""
+"""The retry policy, alone and on operators, for Airflow 3.3 and later."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from airflow_provider_jojokey.policies import AVAILABLE, MARGIN, JojoKeyRetryPol
 
 needs_policies = pytest.mark.skipif(not AVAILABLE, reason="this Airflow has no retry policies")
 
-CLASSES = [one for one in vars(kinds).values() if isinstance(one, type) and issubclass(one, JojoKeyError)]
-FAILURES = [one for one in CLASSES if issubclass(one, JojoKeyFailure)]
-PASSING = [
+CLASSES = [item for item in vars(kinds).values() if isinstance(item, type) and issubclass(item, JojoKeyError)]
+FAILURES = [cls for cls in CLASSES if issubclass(cls, JojoKeyFailure)]
+TRANSIENT = [
     kinds.JojoKeyError,
     kinds.JojoKeyRateLimitError,
     kinds.JojoKeyNoChannelError,
@@ -40,26 +40,26 @@ def decide(error: BaseException) -> tuple[str, timedelta | None, str | None]:
 
 @needs_policies
 @pytest.mark.parametrize("kind", FAILURES)
-def test_what_a_retry_cannot_help_fails_whatever_the_gateway_asks_for(kind: type[JojoKeyError]) -> None:
+def test_permanent_failure_ignores_retry_after(kind: type[JojoKeyError]) -> None:
     assert decide(kind("no", retry_after=30)) == ("fail", None, kind.retry)
 
 
 @needs_policies
-@pytest.mark.parametrize("kind", PASSING)
-def test_where_the_gateway_asks_for_a_pause_the_retry_comes_after_it(kind: type[JojoKeyError]) -> None:
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_retry_waits_for_retry_after(kind: type[JojoKeyError]) -> None:
     action, delay, reason = decide(kind("later", retry_after=30))
     assert (action, delay) == ("retry", timedelta(seconds=30 + MARGIN))
     assert "35 s" in str(reason)
 
 
 @needs_policies
-@pytest.mark.parametrize("kind", PASSING)
-def test_where_it_asks_for_nothing_airflows_own_delay_holds(kind: type[JojoKeyError]) -> None:
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_airflows_delay_applies_without_retry_after(kind: type[JojoKeyError]) -> None:
     assert decide(kind("later")) == ("default", None, None)
 
 
 @needs_policies
-def test_a_pause_of_no_seconds_is_a_pause() -> None:
+def test_zero_retry_after_is_respected() -> None:
     assert decide(kinds.JojoKeyUnknownOutcomeError("lost", retry_after=0.0))[:2] == (
         "retry",
         timedelta(seconds=MARGIN),
@@ -67,25 +67,26 @@ def test_a_pause_of_no_seconds_is_a_pause() -> None:
 
 
 @needs_policies
-def test_the_reason_tells_who_is_waited_for() -> None:
+def test_reason_says_why_the_retry_waits() -> None:
     assert "requested it" in str(decide(kinds.JojoKeyRateLimitError("x", retry_after=1))[2])
-    assert "log" in str(decide(kinds.JojoKeyUnknownOutcomeError("x", retry_after=1))[2])
+    assert "log" in str(decide(kinds.JojoKeyUnknownOutcomeError("x", retry_after=1, awaits_log=True))[2])
+    assert "log" in str(decide(kinds.JojoKeyBatchError("x", retry_after=1, awaits_log=True))[2])
 
 
 @needs_policies
 @pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), KeyboardInterrupt()])
-def test_errors_of_others_are_airflows_own_matter(error: BaseException) -> None:
+def test_other_errors_are_left_to_airflow(error: BaseException) -> None:
     assert decide(error) == ("default", None, None)
 
 
 @needs_policies
-def test_every_class_is_decided_on_in_one_of_these_ways() -> None:
-    assert {*FAILURES, *PASSING, *FINAL} == set(CLASSES)
-    assert all(issubclass(one, AirflowFailException) for one in FINAL)
+def test_every_error_class_is_covered() -> None:
+    assert {*FAILURES, *TRANSIENT, *FINAL} == set(CLASSES)
+    assert all(issubclass(cls, AirflowFailException) for cls in FINAL)
 
 
 @needs_policies
-def test_the_policy_survives_serialisation() -> None:
+def test_policy_can_be_serialized() -> None:
     data = json.loads(json.dumps(JojoKeyRetryPolicy().serialize()))
     assert isinstance(JojoKeyRetryPolicy.deserialize(data), JojoKeyRetryPolicy)
 
@@ -99,69 +100,69 @@ def dag(**more: Any) -> DAG:
     return DAG("posters", schedule=None, start_date=datetime(2026, 1, 1), **more)
 
 
-def _of_the_author() -> Any:
+def _custom_policy() -> Any:
     from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 
-    class OfTheAuthor(RetryPolicy):
+    class CustomPolicy(RetryPolicy):
         def evaluate(self, *_: Any, **__: Any) -> RetryDecision:
             return RetryDecision.default()
 
         def serialize(self) -> dict[str, Any]:
             return {}
 
-    return OfTheAuthor()
+    return CustomPolicy()
 
 
 @needs_policies
-def test_an_operator_has_the_policy_by_default() -> None:
+def test_operator_has_the_policy_by_default() -> None:
     with dag():
         assert isinstance(GenerateImageOperator(**IMAGE).retry_policy, JojoKeyRetryPolicy)
 
 
 @needs_policies
-def test_an_operator_keeps_the_policy_of_the_dags_author() -> None:
-    policy = _of_the_author()
+def test_operator_keeps_the_policy_of_the_dag_author() -> None:
+    policy = _custom_policy()
     with dag():
         assert GenerateImageOperator(**IMAGE, retry_policy=policy).retry_policy is policy
 
 
 @needs_policies
-def test_an_operator_keeps_the_policy_of_default_args() -> None:
-    policy = _of_the_author()
+def test_operator_keeps_the_policy_of_default_args() -> None:
+    policy = _custom_policy()
     with dag(default_args={"retry_policy": policy}):
         assert GenerateImageOperator(**IMAGE).retry_policy is policy
 
 
-def _unmapped(one: DAG, **partial: Any) -> Any:
+def _unmapped(dag: DAG, **partial: Any) -> Any:
     rest = {name: value for name, value in IMAGE.items() if name != "prompt"}
-    with one:
+    with dag:
         mapped = GenerateImageOperator.partial(**rest, **partial).expand(prompt=["a fox", "an owl"])
     return mapped.unmap({"prompt": "a fox"})
 
 
 @needs_policies
-def test_a_mapped_task_has_the_policy_by_default() -> None:
+def test_mapped_task_has_the_policy_by_default() -> None:
     assert isinstance(_unmapped(dag()).retry_policy, JojoKeyRetryPolicy)
 
 
 @needs_policies
-def test_a_mapped_task_keeps_the_policy_of_the_dags_author() -> None:
-    policy = _of_the_author()
+def test_mapped_task_keeps_the_policy_of_the_dag_author() -> None:
+    policy = _custom_policy()
     assert _unmapped(dag(), retry_policy=policy).retry_policy is policy
     assert _unmapped(dag(default_args={"retry_policy": policy})).retry_policy is policy
 
 
 @needs_policies
-def test_a_dag_with_the_policy_can_be_serialised() -> None:
+def test_dag_with_the_policy_can_be_serialized() -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 
-    with dag() as one:
+    with dag() as posters:
         GenerateImageOperator(**IMAGE)
-    data = json.loads(json.dumps(DagSerialization.to_dict(one)))
+    data = json.loads(json.dumps(DagSerialization.to_dict(posters)))
     restored = DagSerialization.from_dict(data)
     assert restored.get_task("image").has_retry_policy
 
 
-def test_an_operator_can_be_made_on_every_airflow() -> None:
+def test_operator_can_be_created_on_every_airflow() -> None:
     with dag():
         assert GenerateImageOperator(**IMAGE).retries == 0

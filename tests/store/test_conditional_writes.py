@@ -1,4 +1,4 @@
-"""Conditional writes: which of two writers wins on which store, and how a store is tested."""
+"""Conditional writes: which of two writers wins, by kind of store, and how a store is tested."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is known about any store, as in a new process."""
+    """Forget what is known about stores, as in a new process."""
     monkeypatch.setattr(conditions, "support", {})
 
 
@@ -70,7 +70,7 @@ def content(moto: Bucket, key: str) -> bytes:
 
 
 def write_behind_the_back(moto: Bucket, key: str, data: bytes) -> Fault:
-    """Another process writes the object right before the request arrives."""
+    """Write the object right before the request arrives, as another process could."""
 
     def fault(request: Any, forward: Any) -> Any:
         moto.client().put_object(Bucket=BUCKET, Key=key, Body=data)
@@ -115,7 +115,7 @@ def test_receipt_is_stored_as_json(bucket: Bucket, key: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
-def test_conflict_of_two_writers_means_read_again(
+def test_conflict_of_two_writers_asks_to_read_again(
     proxy: FaultProxy, store: ImageStore, key: str, code: str
 ) -> None:
     proxy.faults = [answer(error(409, code))]
@@ -143,7 +143,7 @@ def test_lost_response_leaves_the_write_in_place(
 
 
 def test_botocore_resends_a_lost_write_and_gets_none(proxy: FaultProxy, key: str) -> None:
-    # That is why write() cannot say that another process was faster: it may have been this very call.
+    # So write() cannot report that another process was faster: this call may have written the object.
     store = store_of(client_to(proxy.url, retries={"total_max_attempts": 2}))
     proxy.faults = [times(1, lose_response)]
     assert store.write(BUCKET, key, b"mine", replacing=None) is None
@@ -418,7 +418,7 @@ def test_writer_during_the_test_is_not_overwritten(
     found = store.verify_conditional_writes(BUCKET, key, b"{}", etag)
     assert content(moto, key) == b"2"
     assert store.write(BUCKET, key, b"3", replacing=found.etag) is None
-    # A rejected ETag that was no longer the right one says nothing about the store.
+    # A rejected stale ETag proves nothing about the store.
     assert store.supports_conditional_writes is not False
 
 

@@ -1,4 +1,4 @@
-"""The identity of a host: what two machines, boots and containers never share."""
+"""The identity of a host differs between machines, boots and containers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.patience import PATIENCE
 
 
 class Machine:
-    """The files that a host is identified by."""
+    """The files that identify a host."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._monkeypatch = folder, monkeypatch
@@ -79,7 +79,7 @@ def test_identity_is_stable(machine: Machine) -> None:
     assert host.host_identity() == first
 
 
-def test_identity_without_a_boot_id_has_the_network_card(
+def test_identity_without_a_boot_id_uses_the_network_card(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identities = set()
@@ -98,7 +98,7 @@ def test_machine_id_is_hashed(machine: Machine) -> None:
     assert "0123456789abcdef" not in host.host_identity()
 
 
-def test_machine_id_of_dbus_is_used_instead(machine: Machine) -> None:
+def test_machine_id_of_dbus_is_the_fallback(machine: Machine) -> None:
     machine.set("worker", "b1", "m1", None)
     known = host.machine_id()
     (machine.folder / "machine").rename(machine.folder / "dbus")
@@ -107,7 +107,7 @@ def test_machine_id_of_dbus_is_used_instead(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"uninitialized\n", b"\xff\xfe"])
-def test_machine_id_that_is_not_set_is_unknown(machine: Machine, text: bytes) -> None:
+def test_unset_machine_id_is_unknown(machine: Machine, text: bytes) -> None:
     (machine.folder / "machine").write_bytes(text)
     forget()
     assert host.machine_id() == ""
@@ -121,5 +121,5 @@ def test_processes_of_one_host_agree() -> None:
     assert done.stdout.split() == [host.host_identity(), *host.boot_id().split()]
 
 
-def test_name_is_the_hosts() -> None:
+def test_name_is_the_host_name() -> None:
     assert host.host_name() == socket.gethostname()

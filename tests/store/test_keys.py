@@ -1,4 +1,4 @@
-"""Where in S3 images and receipts go."""
+"""Buckets and keys of images and receipts."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def test_index_and_type_are_filled_in(key: str, n: int, index: int, stored: str)
 
 @given(KEYS, st.integers(1, 10), st.integers(0, 127), st.integers(0, 127), EXTENSIONS, EXTENSIONS)
 def test_two_images_never_have_the_same_key(
-    key: str, n: int, one: int, other: int, ext: str, ext2: str
+    key: str, n: int, index: int, other: int, ext: str, ext2: str
 ) -> None:
-    assume(one != other)
+    assume(index != other)
     place = Destination("posters", key, n)
-    assert place.key_for(one, ext) != place.key_for(other, ext)
+    assert place.key_for(index, ext) != place.key_for(other, ext)
     if "{ext}" not in key:
-        assert place.key_for(one, ext) == place.key_for(one, ext2)
+        assert place.key_for(index, ext) == place.key_for(index, ext2)
 
 
 @given(KEYS, st.integers(1, 10), st.integers(0, 127), EXTENSIONS)
-def test_an_images_key_is_one_that_s3_takes(key: str, n: int, index: int, extension: str) -> None:
+def test_image_key_is_valid_in_s3(key: str, n: int, index: int, extension: str) -> None:
     stored = Destination("posters", key, n).key_for(index, extension)
     assert not list(key_problems(stored))
     assert "{index}" not in stored
@@ -71,9 +71,7 @@ def test_an_images_key_is_one_that_s3_takes(key: str, n: int, index: int, extens
 
 
 @given(KEYS, KEYS, st.integers(1, 10), st.integers(0, 127), EXTENSIONS)
-def test_a_receipt_never_lies_where_an_image_does(
-    key: str, other: str, n: int, index: int, extension: str
-) -> None:
+def test_receipt_key_is_never_an_image_key(key: str, other: str, n: int, index: int, extension: str) -> None:
     receipt = Destination("posters", key, n).receipt_key
     assert receipt.startswith(RECEIPTS)
     assert receipt.endswith(".json")
@@ -82,24 +80,24 @@ def test_a_receipt_never_lies_where_an_image_does(
 
 
 @given(KEYS, KEYS)
-def test_two_places_have_two_receipts(one: str, other: str) -> None:
-    assume(one != other)
-    assert Destination("posters", one).receipt_key != Destination("posters", other).receipt_key
+def test_different_keys_have_different_receipts(key: str, other: str) -> None:
+    assume(key != other)
+    assert Destination("posters", key).receipt_key != Destination("posters", other).receipt_key
 
 
 @given(KEYS, st.integers(1, 10), st.integers(1, 10))
-def test_a_receipt_does_not_move_with_the_number_of_images(key: str, n: int, other: int) -> None:
+def test_receipt_key_ignores_number_of_images(key: str, n: int, other: int) -> None:
     assert Destination("posters", key, n).receipt_key == Destination("posters", key, other).receipt_key
 
 
-def test_a_receipt_is_beside_its_images() -> None:
+def test_receipt_is_in_the_bucket_of_its_images() -> None:
     assert (
         Destination("posters", "2026/hero-{index}.{ext}").receipt_key
         == "_jojokey/2026/hero-{index}.{ext}.json"
     )
 
 
-def test_the_longest_key_leaves_room_for_what_is_added() -> None:
+def test_longest_key_leaves_room_for_additions() -> None:
     longest = "海" * ((MAX_KEY_BYTES - len(RECEIPTS) - 64) // 3)
     place = Destination("posters", longest, 10)
     assert len(place.key_for(127, "webp").encode()) <= MAX_KEY_BYTES
@@ -124,7 +122,7 @@ def test_the_longest_key_leaves_room_for_what_is_added() -> None:
         ("a\ud800b.png", "unpaired surrogates"),
     ],
 )
-def test_a_key_that_cannot_be_one_is_refused(key: str, words: str) -> None:
+def test_invalid_key_is_rejected(key: str, words: str) -> None:
     with pytest.raises(ValueError, match="s3_key") as caught:
         Destination("posters", key)
     assert words in str(caught.value)
@@ -134,7 +132,7 @@ def test_a_key_that_cannot_be_one_is_refused(key: str, words: str) -> None:
     "key",
     ["_jojokey", "a/_jojokey/hero.png", "..hero", "a.", " hero.png", "hero png", "{index}", "{ext}", "{x}"],
 )
-def test_unusual_keys_pass(key: str) -> None:
+def test_unusual_keys_are_valid(key: str) -> None:
     assert Destination("posters", key).key == key
 
 
@@ -153,7 +151,7 @@ ACCESS_POINTS = [
 @pytest.mark.parametrize(
     "bucket", ["posters", "my.posters-2026", "tenant:posters", "posters-x1-s3alias", *ACCESS_POINTS]
 )
-def test_buckets_pass(bucket: str) -> None:
+def test_bucket_names_are_valid(bucket: str) -> None:
     assert list(bucket_problems(bucket)) == []
     assert Destination(bucket, "hero.png").uri("hero.png") == f"s3://{bucket}/hero.png"
 
@@ -185,7 +183,7 @@ def test_message_says_how_to_correct_the_bucket(bucket: str, words: str) -> None
     assert words in str(caught.value)
 
 
-def test_default_bucket_is_asked_only_if_no_bucket_is_named() -> None:
+def test_default_bucket_is_used_only_without_a_bucket() -> None:
     def unexpected() -> str:
         raise AssertionError
 
@@ -196,7 +194,7 @@ def test_default_bucket_is_asked_only_if_no_bucket_is_named() -> None:
 
 
 @pytest.mark.parametrize("bucket", ["", "a", "-posters", "post ers", "posters\n", "海报", "x" * 300])
-def test_what_is_no_bucket_is_refused(bucket: str) -> None:
+def test_invalid_bucket_is_rejected(bucket: str) -> None:
     with pytest.raises(ValueError, match="s3_bucket"):
         Destination(bucket, "hero.png")
 
@@ -212,11 +210,11 @@ def test_what_is_no_bucket_is_refused(bucket: str) -> None:
         (None, "s3://posters", ("posters", "")),
     ],
 )
-def test_a_key_may_be_a_url(s3_bucket: str | None, s3_key: str, found: tuple[str | None, str]) -> None:
+def test_key_may_be_an_s3_url(s3_bucket: str | None, s3_key: str, found: tuple[str | None, str]) -> None:
     assert split(s3_bucket, s3_key) == found
 
 
-def test_two_buckets_are_refused() -> None:
+def test_two_buckets_are_rejected() -> None:
     with pytest.raises(ValueError, match="each name a bucket"):
         Destination.parse("posters", "s3://others/hero.png")
 
@@ -224,7 +222,7 @@ def test_two_buckets_are_refused() -> None:
 @pytest.mark.parametrize(
     ("s3_bucket", "s3_key"), [(None, "hero.png"), ("", "hero.png"), (None, "s3:///hero.png")]
 )
-def test_no_bucket_is_refused(s3_bucket: str | None, s3_key: str) -> None:
+def test_missing_bucket_is_rejected(s3_bucket: str | None, s3_key: str) -> None:
     with pytest.raises(ValueError, match="s3_bucket is missing"):
         Destination.parse(s3_bucket, s3_key)
 
@@ -247,7 +245,7 @@ def test_no_bucket_is_refused(s3_bucket: str | None, s3_key: str) -> None:
         ("hero.avif", "webp", True),
     ],
 )
-def test_an_extension_that_tells_another_type_is_warned_of(key: str, extension: str, warned: bool) -> None:
+def test_extension_of_another_type_logs_a_warning(key: str, extension: str, warned: bool) -> None:
     warning = extension_warning(key, extension)
     assert (warning is not None) is warned
     if warning:

@@ -1,4 +1,4 @@
-"""S3 for images and small documents: what is missing, what is an error, what is sent, whose clock counts."""
+"""S3 for images and small documents: missing objects, errors, uploads, labels and S3's clock."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is known about any store, as in a new process."""
+    """Forget what is known about stores, as in a new process."""
     monkeypatch.setattr(conditions, "support", {})
 
 
@@ -90,7 +90,7 @@ def store(proxy: FaultProxy) -> ImageStore:
     return store_of(client_to(proxy.url))
 
 
-# --- what is missing -------------------------------------------------------------------------------------------------
+# --- missing objects -----------------------------------------------------------------------------------------------
 
 
 def test_missing_object_is_none(bucket: Bucket, key: str) -> None:
@@ -224,7 +224,7 @@ ERRORS: list[tuple[Response, bool, str]] = [
 @pytest.mark.parametrize(
     ("response", "transient", "advice"), ERRORS, ids=[f"{row[0].status} {row[2][:20]}" for row in ERRORS]
 )
-def test_error_says_what_s3_said_and_what_to_do(
+def test_error_has_message_of_s3_and_advice(
     proxy: FaultProxy, store: ImageStore, response: Response, transient: bool, advice: str
 ) -> None:
     proxy.faults = [on("GET", "", answer(response)), on("PUT", "", answer(response))]
@@ -237,8 +237,8 @@ def test_error_says_what_s3_said_and_what_to_do(
         assert advice in failed.message
         assert "s3://posters/fox.json" in failed.message
         if response.body:
-            said = response.body.decode().partition("<Message>")[2].partition("</Message>")[0]
-            assert said in failed.message
+            message = response.body.decode().partition("<Message>")[2].partition("</Message>")[0]
+            assert message in failed.message
 
 
 @pytest.mark.parametrize("status", [403, 500, 503])
@@ -251,8 +251,8 @@ def test_error_of_head_keeps_its_status(proxy: FaultProxy, store: ImageStore, st
 
 
 def test_message_of_s3_is_redacted_and_short(proxy: FaultProxy, store: ImageStore) -> None:
-    said = f"Bearer {'s' * 40} https://posters.example/?X-Amz-Signature=abcdef \x1b[31m" + "word " * 200
-    proxy.faults = [answer(error(400, "Odd", said.replace("\x1b", "")))]
+    message = f"Bearer {'s' * 40} https://posters.example/?X-Amz-Signature=abcdef \x1b[31m" + "word " * 200
+    proxy.faults = [answer(error(400, "Odd", message.replace("\x1b", "")))]
     failed = error_of(lambda: store.read("posters", "fox.json"))
     assert "sss" not in failed.message
     assert "abcdef" not in failed.message
@@ -443,7 +443,7 @@ def test_unusable_connection_is_a_store_error(monkeypatch: pytest.MonkeyPatch, e
     assert "secret-key" not in str(failed)
 
 
-def test_client_has_all_that_the_connection_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_client_uses_all_settings_of_the_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bundle = tmp_path / "ca.pem"
     bundle.write_text("")
     extra = {
@@ -495,9 +495,7 @@ def test_role_of_the_connection_is_assumed(monkeypatch: pytest.MonkeyPatch) -> N
         assert "trust policy" in failed.message
 
 
-def test_client_is_created_without_a_walk_through_modules(
-    monkeypatch: pytest.MonkeyPatch, moto: Bucket
-) -> None:
+def test_client_is_created_without_scanning_modules(monkeypatch: pytest.MonkeyPatch, moto: Bucket) -> None:
     import inspect
 
     def stack(*_: Any) -> Any:
@@ -527,12 +525,12 @@ def test_threads_share_one_client(monkeypatch: pytest.MonkeyPatch, moto: Bucket)
     assert store.client.meta.config.max_pool_connections == 4
 
 
-@pytest.mark.parametrize(("asked", "used"), [(1, 1), (7, 7), (1000, 32), (0, 1)])
-def test_connections_have_limits(asked: int, used: int) -> None:
-    assert ImageStore("aws_test", connections=asked).connections == used
+@pytest.mark.parametrize(("configured", "used"), [(1, 1), (7, 7), (1000, 32), (0, 1)])
+def test_connections_have_limits(configured: int, used: int) -> None:
+    assert ImageStore("aws_test", connections=configured).connections == used
 
 
-def test_no_more_requests_at_once_than_connections(proxy: FaultProxy, png: bytes) -> None:
+def test_concurrent_requests_do_not_exceed_connections(proxy: FaultProxy, png: bytes) -> None:
     store = ImageStore("aws_test", connections=2)
     vars(store)["client"] = client_to(proxy.url)
     lock, now, most = threading.Lock(), [0], [0]
@@ -583,7 +581,7 @@ def test_small_objects_are_sent_at_once(monkeypatch: pytest.MonkeyPatch, proxy: 
     assert ["expect" in request.headers for request in proxy.seen("PUT")] == [False, True, False, True]
 
 
-def test_resend_asks_before_it_sends_the_body(
+def test_resend_expects_100_continue_before_the_body(
     monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, key: str
 ) -> None:
     def reject_early(request: Request, forward: Any) -> Response:
@@ -601,7 +599,7 @@ def test_resend_asks_before_it_sends_the_body(
     assert ["expect" in request.headers for request in proxy.seen("PUT")] == [False, True, False, True]
 
 
-def test_body_is_not_sent_unasked_after_a_broken_connection(
+def test_body_waits_for_100_continue_after_broken_connection(
     monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, key: str
 ) -> None:
     extra = {"endpoint_url": proxy.url, "region_name": "us-east-1"}
@@ -674,7 +672,7 @@ def test_image_can_be_stored_twice(moto: Bucket, key: str, png: bytes) -> None:
 
 
 @pytest.mark.parametrize("same_size", [True, False])
-def test_another_object_is_left_alone_if_asked(bucket: Bucket, key: str, png: bytes, same_size: bool) -> None:
+def test_existing_object_is_kept_on_request(bucket: Bucket, key: str, png: bytes, same_size: bool) -> None:
     if not bucket.honours:  # as after a claim, which tests the store
         store_in(bucket).verify_conditional_writes(BUCKET, "probe", b"{}", '"1"')
     other = b"y" * (len(png) if same_size else 3)
@@ -699,7 +697,7 @@ def test_image_whose_upload_response_was_lost_counts_as_stored(
 
 
 @pytest.mark.parametrize("faults", [[no_conditions(501)], [no_conditions(400, "InvalidArgument")]])
-def test_store_without_conditions_is_asked_before_the_upload(
+def test_store_without_conditions_is_checked_before_upload(
     moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str, png: bytes, faults: list[Fault]
 ) -> None:
     proxy.faults = faults
@@ -710,7 +708,7 @@ def test_store_without_conditions_is_asked_before_the_upload(
     assert moto.client().get_object(Bucket=BUCKET, Key=f"{key}.new")["Body"].read() == png
 
 
-def test_store_that_ignores_conditions_is_asked_before_the_upload(
+def test_store_ignoring_conditions_is_checked_before_upload(
     moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str, png: bytes
 ) -> None:
     proxy.faults = [ignore("if-none-match")]
@@ -792,7 +790,7 @@ def test_longest_labels_are_accepted(moto: Bucket, key: str) -> None:
 
 
 class Time:
-    """This host's clocks, in a test's hands."""
+    """Clocks of this host that a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall = datetime(2026, 7, 30, 12, tzinfo=UTC)
@@ -826,7 +824,7 @@ def test_time_is_that_of_s3(proxy: FaultProxy, store: ImageStore, key: str, skew
 
 
 @pytest.mark.parametrize("value", [None, "", "yesterday", "Thu, 99 Jul 2026 12:00:00 GMT", "0"])
-def test_response_without_usable_date_tells_no_time(
+def test_response_without_usable_date_sets_no_time(
     proxy: FaultProxy, store: ImageStore, key: str, value: str | None
 ) -> None:
     proxy.faults = [date(value)]
@@ -841,7 +839,7 @@ def test_response_without_usable_date_tells_no_time(
     assert before <= store.now() < before + timedelta(seconds=5)
 
 
-def test_time_goes_on_between_responses(host: Time) -> None:
+def test_time_advances_between_responses(host: Time) -> None:
     clock = ServerClock()
     server_says(clock, host.wall + timedelta(hours=1))
     started = clock.now()
@@ -862,7 +860,7 @@ def test_single_absurd_date_is_ignored(host: Time, wrong: timedelta) -> None:
     assert clock.now() == host.wall
 
 
-def test_absurd_first_date_is_not_believed(host: Time) -> None:
+def test_absurd_first_date_is_ignored(host: Time) -> None:
     clock = ServerClock()
     server_says(clock, "Thu, 01 Jan 1970 00:00:00 GMT")
     assert not clock.known
@@ -899,7 +897,7 @@ def test_quicker_response_sets_the_clock_forward(host: Time) -> None:
     assert clock.now() == host.wall
 
 
-def test_cached_response_tells_no_time(host: Time) -> None:
+def test_cached_response_sets_no_time(host: Time) -> None:
     clock = ServerClock()
     server_says(clock, host.wall, age="30")
     assert not clock.known
@@ -954,7 +952,7 @@ class Flaky:
 
 @pytest.fixture
 def pauses(host: Time, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long was waited each time; the clock goes on meanwhile."""
+    """Return the pauses so far; each advances the clock."""
     waited: list[float] = []
 
     def pause(seconds: float, stopping: threading.Event | None = None) -> bool:
@@ -966,15 +964,15 @@ def pauses(host: Time, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-def test_transient_errors_are_waited_out(pauses: list[float]) -> None:
-    call, seen = Flaky(4), []
-    assert retry_transient(call, timeout=600, before_sleep=seen.append) == "stored"
+def test_transient_errors_are_retried(pauses: list[float]) -> None:
+    call, attempts = Flaky(4), []
+    assert retry_transient(call, timeout=600, before_sleep=attempts.append) == "stored"
     assert call.calls == 5
-    assert len(seen) == len(pauses) == 4
+    assert len(attempts) == len(pauses) == 4
     assert pauses == sorted(pauses)
 
 
-def test_patience_ends(pauses: list[float]) -> None:
+def test_retries_end_after_the_timeout(pauses: list[float]) -> None:
     call = Flaky(1000)
     assert error_of(lambda: retry_transient(call, timeout=100)).transient
     assert 100 <= sum(pauses) < 100 + 31

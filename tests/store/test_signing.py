@@ -1,4 +1,4 @@
-"""Signatures with the digest that is known already: the same to the last bit, and only where they are meant."""
+"""Uploads are signed with a known digest: the signature is that of botocore, other calls are unchanged."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NOON = datetime.datetime(2026, 7, 30, 12, 0, 0)
 
 @pytest.fixture
 def noon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is always noon where requests are signed."""
+    """Sign all requests at the same time."""
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_, **__: NOON)
 
 
-class Asked:
-    """Which signers a client has chosen, and how often one has read what it signs."""
+class SignerLog:
+    """Records the signers that a client chose, and how often a body was hashed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.signers: list[str] = []
@@ -51,8 +51,8 @@ class Asked:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    return Asked(monkeypatch)
+def signer_log(monkeypatch: pytest.MonkeyPatch) -> SignerLog:
+    return SignerLog(monkeypatch)
 
 
 def put(client: Any, data: bytes, **more: Any) -> None:
@@ -60,20 +60,20 @@ def put(client: Any, data: bytes, **more: Any) -> None:
 
 
 @pytest.mark.usefixtures("noon")
-def test_the_signature_is_the_plain_one_to_the_last_bit(png: bytes, asked: Asked) -> None:
+def test_signature_equals_that_of_botocore(png: bytes, signer_log: SignerLog) -> None:
     with Server(lambda exchange: exchange.answer(200, ETag='"1"')) as server:
         known, plain = client_to(server.url), client_to(server.url)
         signing.use_known_digest(known)
         for client in (known, plain):
             put(client, png, model="gpt-image-2")
     by_known, by_plain = (request.headers for request in server.requests)
-    assert asked.signers == ["KnownDigestAuth", "S3SigV4Auth"]
-    assert asked.digests == 1
+    assert signer_log.signers == ["KnownDigestAuth", "S3SigV4Auth"]
+    assert signer_log.digests == 1
     assert by_known["x-amz-content-sha256"] == hashlib.sha256(png).hexdigest()
     ours = {name: value for name, value in by_known.items() if name not in ("amz-sdk-invocation-id",)}
     theirs = {name: value for name, value in by_plain.items() if name not in ("amz-sdk-invocation-id",)}
     assert "Signature=" in ours["authorization"]
-    # The id of an invocation is signed as well, so that it takes the same id to have the same signature.
+    # The invocation ID is signed too: equal signatures need equal IDs.
     if "amz-sdk-invocation-id" not in ours["authorization"]:
         assert ours == theirs
     assert [request.body for request in server.requests] == [png, png]
@@ -82,7 +82,9 @@ def test_the_signature_is_the_plain_one_to_the_last_bit(png: bytes, asked: Asked
 @pytest.mark.usefixtures("noon")
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "https://127.0.0.1:9"])
 @pytest.mark.parametrize("checksum", ["known", "boto3's own", "none"])
-def test_with_tls_and_without_it_is_the_plain_signature(url: str, checksum: str, asked: Asked) -> None:
+def test_signature_equals_botocores_with_and_without_tls(
+    url: str, checksum: str, signer_log: SignerLog
+) -> None:
     signed: dict[str, Any] = {}
     more = {
         "known": {"ChecksumSHA256": base64.b64encode(hashlib.sha256(b"fox").digest()).decode()},
@@ -97,13 +99,13 @@ def test_with_tls_and_without_it_is_the_plain_signature(url: str, checksum: str,
             "before-send.s3.PutObject", lambda request, name=name, **_: _keep(signed, name, request)
         )
         client.put_object(Bucket=BUCKET, Key="fox.png", Body=io.BytesIO(b"fox"), **more)
-    assert asked.signers == ["KnownDigestAuth", "S3SigV4Auth"]
+    assert signer_log.signers == ["KnownDigestAuth", "S3SigV4Auth"]
     assert signed["ours"] == signed["plain"]
     payload, authorization = signed["ours"]
     assert authorization.startswith("AWS4-HMAC-SHA256 Credential=someone/20260730/")
     if checksum == "known":
         assert payload == hashlib.sha256(b"fox").hexdigest()
-        assert asked.digests == 1
+        assert signer_log.digests == 1
     elif url.startswith("https"):
         assert "UNSIGNED-PAYLOAD" in payload
 
@@ -133,11 +135,11 @@ def client_of(bucket: Bucket) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["moto", "rclone"])
-def test_stores_take_what_is_signed_so(
-    kind: str, request: pytest.FixtureRequest, png: bytes, asked: Asked
+def test_stores_accept_the_signature(
+    kind: str, request: pytest.FixtureRequest, png: bytes, signer_log: SignerLog
 ) -> None:
     bucket: Bucket = request.getfixturevalue(kind)
-    asked.signers.clear()
+    signer_log.signers.clear()
     client = client_of(bucket)
     signing.use_known_digest(client)
     store = store_of(client)
@@ -145,7 +147,7 @@ def test_stores_take_what_is_signed_so(
     store.write(BUCKET, "receipt.json", b"{}", replacing=None)
     assert store.read(BUCKET, "receipt.json")[0] == b"{}"  # type: ignore[index]
     assert client.get_object(Bucket=BUCKET, Key="fox.png")["Body"].read() == png
-    assert asked.signers == ["KnownDigestAuth", "KnownDigestAuth", "S3SigV4Auth", "S3SigV4Auth"]
+    assert signer_log.signers == ["KnownDigestAuth", "KnownDigestAuth", "S3SigV4Auth", "S3SigV4Auth"]
 
 
 @pytest.mark.parametrize(
@@ -176,23 +178,23 @@ def test_only_plain_signatures_of_version_4_are_replaced(version: Any, name: str
     assert (answer == signing.NAME) is chosen
 
 
-def test_presigned_addresses_and_other_calls_are_signed_as_ever(moto: Bucket, asked: Asked) -> None:
+def test_presigned_urls_and_other_calls_use_botocores_signer(moto: Bucket, signer_log: SignerLog) -> None:
     client = client_of(moto)
     signing.use_known_digest(client)
     client.list_objects_v2(Bucket=BUCKET)
-    assert asked.signers == ["S3SigV4Auth"]
-    asked.signers.clear()
+    assert signer_log.signers == ["S3SigV4Auth"]
+    signer_log.signers.clear()
     client.generate_presigned_url("put_object", Params={"Bucket": BUCKET, "Key": "fox.png"})
-    assert "KnownDigestAuth" not in asked.signers
+    assert "KnownDigestAuth" not in signer_log.signers
 
 
-def test_the_stores_own_client_signs_so(
-    moto: Bucket, asked: Asked, monkeypatch: pytest.MonkeyPatch, png: bytes
+def test_client_of_the_store_reuses_the_digest(
+    moto: Bucket, signer_log: SignerLog, monkeypatch: pytest.MonkeyPatch, png: bytes
 ) -> None:
     import json
 
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(moto.connection))
     image = image_of(png)
     ImageStore("aws_default").put_image(BUCKET, "fox.png", image, {})
-    assert asked.signers == ["KnownDigestAuth"]
-    assert asked.digests == 0
+    assert signer_log.signers == ["KnownDigestAuth"]
+    assert signer_log.digests == 0

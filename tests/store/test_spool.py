@@ -1,4 +1,4 @@
-"""The spool: what another process finds on disk, whatever moment this one died at, and what that proves."""
+"""The spool: what another process finds on disk after a crash at any moment, and what that proves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from airflow_provider_jojokey.img2.client import Generation
 from airflow_provider_jojokey.img2.images import Image, ImageFile
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.settings import Settings
-from airflow_provider_jojokey.store import host
+from airflow_provider_jojokey.store import host, spool_directory
 from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.spool import Spool
 from tests.support.patience import PATIENCE
@@ -34,7 +34,7 @@ PLACE = "s3://posters/fox.png"
 ATTEMPT = {"id": "a" * 32, "owner": {"dag_id": "posters"}, "prompt": "狐狸"}
 
 
-def picture(width: int) -> bytes:
+def image_data(width: int) -> bytes:
     out = io.BytesIO()
     Picture.new("RGB", (width, 16), "orange").save(out, "PNG")
     return out.getvalue()
@@ -49,7 +49,7 @@ def spool(tmp_path: Path) -> Spool:
 
 def arrive(spool: Spool, index: int, width: int | None = None, seal: str | None = ".image") -> ImageFile:
     file = spool.open(index)
-    file.write(picture(width) if width else b"no image at all")
+    file.write(image_data(width) if width else b"no image at all")
     if seal:
         file.seal(seal)
     return file
@@ -101,7 +101,7 @@ def mode(path: Path) -> str:
 # --- the folder ----------------------------------------------------------------------------------------------------
 
 
-def test_each_attempt_at_each_place_has_its_own_folder(tmp_path: Path) -> None:
+def test_each_attempt_at_each_key_has_its_own_folder(tmp_path: Path) -> None:
     folders = {
         Spool.of(tmp_path, place, attempt).folder
         for place in (PLACE, "s3://posters/../../etc/passwd", "s3://posters/狐狸.png")
@@ -125,7 +125,7 @@ def test_spool_exists_from_create_to_discard(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_create_succeeds_while_a_neighbour_is_discarded(tmp_path: Path) -> None:
+def test_create_succeeds_while_another_spool_is_discarded(tmp_path: Path) -> None:
     def come_and_go(letter: str) -> None:
         spool = Spool.of(tmp_path, PLACE, letter * 32)
         for _ in range(60):
@@ -137,9 +137,9 @@ def test_create_succeeds_while_a_neighbour_is_discarded(tmp_path: Path) -> None:
         list(pool.map(come_and_go, "abcd"))
 
 
-def test_only_this_user_can_read_it(tmp_path: Path) -> None:
+def test_only_this_user_can_read_the_spool(tmp_path: Path) -> None:
     root = tmp_path / "new" / "spools"
-    spools.prepare(root)
+    spool_directory.prepare(root)
     spool = Spool.of(root, PLACE, "a" * 32)
     spool.create(ATTEMPT)
     spool.mark_sending("2026-07-30T12:00:00+00:00", "s3")
@@ -148,8 +148,8 @@ def test_only_this_user_can_read_it(tmp_path: Path) -> None:
     assert {mode(path) for path in spool.folder.iterdir()} == {"0o600"}
 
 
-def test_default_root_is_this_users_own() -> None:
-    assert str(os.getuid()) in spools.default_root().name
+def test_default_root_belongs_to_this_user() -> None:
+    assert str(os.getuid()) in spool_directory.default_root().name
 
 
 def test_no_temporary_directory_is_needed_if_another_is_configured(
@@ -161,13 +161,13 @@ def test_no_temporary_directory_is_needed_if_another_is_configured(
     monkeypatch.setattr(tempfile, "gettempdir", none_is_writable)
     monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path))
     assert Settings.from_airflow_config().spool_directory == tmp_path
-    assert spools.default_root().name == f"airflow-jojokey-{os.getuid()}"
+    assert spool_directory.default_root().name == f"airflow-jojokey-{os.getuid()}"
 
 
 def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"file"):
-        spools.prepare(tmp_path / "file" / "spools")
+        spool_directory.prepare(tmp_path / "file" / "spools")
     with pytest.raises(OSError, match=r"file"):
         Spool.of(tmp_path / "file", PLACE, "a" * 32).create(ATTEMPT)
 
@@ -200,8 +200,8 @@ def owned_by_another(folder: Path, permissions: int) -> Path:
 @pytest.mark.parametrize("permissions", [0o1777, 0o2775, 0o777])
 def test_shared_directory_gets_a_private_subfolder(tmp_path: Path, permissions: int) -> None:
     shared = owned_by_another(tmp_path / "shared", permissions)
-    known = spools.prepare(shared)
-    assert spools.prepare(shared) == known
+    known = spool_directory.prepare(shared)
+    assert spool_directory.prepare(shared) == known
     spool = Spool.of(shared, PLACE, "a" * 32)
     spool.create(ATTEMPT)
     (private,) = shared.iterdir()
@@ -219,11 +219,11 @@ def test_shared_directory_gets_a_private_subfolder(tmp_path: Path, permissions: 
 _PREPARE_AS_ANOTHER = """
 import os, sys
 from pathlib import Path
-from airflow_provider_jojokey.store import spool
+from airflow_provider_jojokey.store import spool_directory
 from airflow_provider_jojokey.store import host
-host.machine_id()  # loads what the interpreter needs, which the other user may not be allowed to read
+host.machine_id()  # loads modules that the other user may not be allowed to read
 os.setgid(54321), os.setuid(54321)
-print(spool.prepare(Path(sys.argv[1])))
+print(spool_directory.prepare(Path(sys.argv[1])))
 """
 
 
@@ -232,7 +232,7 @@ def test_users_share_a_sticky_directory(tmp_path_factory: pytest.TempPathFactory
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
         Path(folder).chmod(0o755)
         shared = owned_by_another(Path(folder) / "shared", 0o1777)
-        ids = {spools.prepare(shared), in_another_process(_PREPARE_AS_ANOTHER, shared).strip()}
+        ids = {spool_directory.prepare(shared), in_another_process(_PREPARE_AS_ANOTHER, shared).strip()}
         assert len(ids) == 2
         assert {path.name for path in shared.iterdir()} == {"uid-0", "uid-54321"}
 
@@ -242,14 +242,14 @@ def test_subfolder_of_another_user_is_refused(tmp_path: Path) -> None:
     shared = owned_by_another(tmp_path / "shared", 0o1777)
     owned_by_another(shared / f"uid-{os.getuid()}", 0o777)
     with pytest.raises(PermissionError, match="another user"):
-        spools.prepare(shared)
+        spool_directory.prepare(shared)
 
 
 def test_directory_that_this_user_may_not_write_to_is_an_error() -> None:
     if os.getuid() == 0:
         pytest.skip("root may write everywhere")
     with pytest.raises(PermissionError):
-        spools.prepare(Path("/"))
+        spool_directory.prepare(Path("/"))
 
 
 @root_only
@@ -262,7 +262,7 @@ def test_link_of_another_user_is_refused(tmp_path: Path, target_is_shared: bool)
     (tmp_path / "link").symlink_to(tmp_path / "target")
     os.lchown(tmp_path / "link", 12345, 12345)
     with pytest.raises(PermissionError, match="another user"):
-        spools.prepare(tmp_path / "link")
+        spool_directory.prepare(tmp_path / "link")
     spools.clean(tmp_path / "link")
     assert list((tmp_path / "target").iterdir()) == []
 
@@ -283,60 +283,60 @@ def test_link_of_root_is_followed() -> None:
 def test_own_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "mine")
-    assert spools.prepare(tmp_path / "link") == spools.prepare(tmp_path / "mine")
+    assert spool_directory.prepare(tmp_path / "link") == spool_directory.prepare(tmp_path / "mine")
 
 
 # --- the ID --------------------------------------------------------------------------------------------------------
 
 
-def test_id_stays_and_another_directory_has_another(tmp_path: Path) -> None:
-    known = spools.prepare(tmp_path / "one")
-    assert spools.prepare(tmp_path / "one") == known
-    assert spools.prepare(tmp_path / "two") != known
+def test_id_is_stable_and_differs_between_directories(tmp_path: Path) -> None:
+    known = spool_directory.prepare(tmp_path / "one")
+    assert spool_directory.prepare(tmp_path / "one") == known
+    assert spool_directory.prepare(tmp_path / "two") != known
     assert uuid.UUID(hex=known)
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["id"]
 
 
-def test_copied_directory_gets_an_id_of_its_own(tmp_path: Path) -> None:
-    known = spools.prepare(tmp_path / "one")
+def test_copied_directory_gets_its_own_id(tmp_path: Path) -> None:
+    known = spool_directory.prepare(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
-    copied = spools.prepare(tmp_path / "copy")
+    copied = spool_directory.prepare(tmp_path / "copy")
     assert copied != known
-    assert spools.prepare(tmp_path / "copy") == copied
-    assert spools.prepare(tmp_path / "one") == known
+    assert spool_directory.prepare(tmp_path / "copy") == copied
+    assert spool_directory.prepare(tmp_path / "one") == known
 
 
 def test_renamed_directory_keeps_its_id(tmp_path: Path) -> None:
-    known = spools.prepare(tmp_path / "one")
+    known = spool_directory.prepare(tmp_path / "one")
     (tmp_path / "one").rename(tmp_path / "two")
-    assert spools.prepare(tmp_path / "two") == known
+    assert spool_directory.prepare(tmp_path / "two") == known
 
 
 def test_other_machine_gets_another_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = spools.prepare(tmp_path)
+    known = spool_directory.prepare(tmp_path)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(host, "machine_id", lambda: "another")
-        moved = spools.prepare(tmp_path)
+        moved = spool_directory.prepare(tmp_path)
         assert moved != known
-        assert spools.prepare(tmp_path) == moved
+        assert spool_directory.prepare(tmp_path) == moved
     # On a shared disk, both machines keep theirs.
-    assert spools.prepare(tmp_path) == known
+    assert spool_directory.prepare(tmp_path) == known
 
 
 def test_threads_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
     for number in range(20):
         with ThreadPoolExecutor(8) as pool:
-            ids = set(pool.map(spools.prepare, [tmp_path / str(number)] * 8))
+            ids = set(pool.map(spool_directory.prepare, [tmp_path / str(number)] * 8))
         assert len(ids) == 1
 
 
 _PREPARE = """
 import sys
 from pathlib import Path
-from airflow_provider_jojokey.store import spool
+from airflow_provider_jojokey.store import spool_directory
 print("ready", flush=True)
 for line in sys.stdin:
-    print(spool.prepare(Path(line.strip())), flush=True)
+    print(spool_directory.prepare(Path(line.strip())), flush=True)
 """
 
 
@@ -365,15 +365,15 @@ def test_processes_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"\n", b"{", b'{"id": 7}', b"\xff\xfe", b'{"id": "x"', b"[1]\n7\n"])
 def test_damaged_id_is_replaced(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "id").write_bytes(damage)
-    known = spools.prepare(tmp_path)
+    known = spool_directory.prepare(tmp_path)
     assert uuid.UUID(hex=known)
-    assert spools.prepare(tmp_path) == known
+    assert spool_directory.prepare(tmp_path) == known
 
 
-def test_id_of_the_first_edition_is_kept(tmp_path: Path) -> None:
+def test_id_of_the_first_format_is_kept(tmp_path: Path) -> None:
     (tmp_path / "id").write_text("c" * 32)
-    assert spools.prepare(tmp_path) == "c" * 32
-    assert spools.prepare(tmp_path) == "c" * 32
+    assert spool_directory.prepare(tmp_path) == "c" * 32
+    assert spool_directory.prepare(tmp_path) == "c" * 32
 
 
 # --- marks ---------------------------------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ def test_mark_renamed_back_proves_nothing(spool: Spool) -> None:
     assert not spool.proves_unsent()
 
 
-# Damage to a folder: (what, which file, a number).
+# Damage to a folder: (action, file name, number).
 DAMAGE = st.lists(
     st.tuples(
         st.sampled_from(["delete", "cut", "overwrite", "append", "restore", "restore all", "flip"]),
@@ -511,23 +511,23 @@ DAMAGE = st.lists(
 )
 
 
-def do_damage(folder: Path, backup: Path, what: str, name: str, number: int) -> None:
+def do_damage(folder: Path, backup: Path, action: str, name: str, number: int) -> None:
     path = folder / name
-    if what == "restore all":
+    if action == "restore all":
         for kept in backup.iterdir():
             shutil.copy2(kept, folder / kept.name)
-    elif what == "restore":
+    elif action == "restore":
         if (backup / name).exists():
             shutil.copy2(backup / name, path)
     elif path.exists():
         data = path.read_bytes()
-        if what == "delete":
+        if action == "delete":
             path.unlink()
-        elif what == "cut":
+        elif action == "cut":
             path.write_bytes(data[: number % (len(data) + 1)])
-        elif what == "overwrite":
+        elif action == "overwrite":
             path.write_bytes(b"\0" * number)
-        elif what == "append":
+        elif action == "append":
             path.write_bytes(data + b"x" * number)
         elif data:
             at = number % len(data)
@@ -536,7 +536,7 @@ def do_damage(folder: Path, backup: Path, what: str, name: str, number: int) -> 
 
 @settings(max_examples=150)
 @given(st.integers(0, 3), st.booleans(), DAMAGE)
-def test_no_damage_brings_the_proof_back(steps: int, interrupted: bool, damage: list[Any]) -> None:
+def test_damage_never_restores_the_proof(steps: int, interrupted: bool, damage: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         spool = Spool.of(root / "spools", PLACE, "a" * 32)
@@ -548,8 +548,8 @@ def test_no_damage_brings_the_proof_back(steps: int, interrupted: bool, damage: 
             else:
                 spool.mark_sending(NOON, "s3")
         spool.add_fact("request_id", "1")
-        for what, name, number in damage:
-            do_damage(spool.folder, root / "backup", what, name, number)
+        for action, name, number in damage:
+            do_damage(spool.folder, root / "backup", action, name, number)
             assert not spool.proves_unsent()
         assert not spool.proves_unsent()
         spool.attempt(), spool.sends(), spool.facts()
@@ -557,17 +557,17 @@ def test_no_damage_brings_the_proof_back(steps: int, interrupted: bool, damage: 
 
 def dies_within_mark_sending(spool: Spool) -> None:
     """Stop after the first step of the mark, as ``kill -9`` would."""
-    append = spools._append
+    append = spools.append_line
 
     def die(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    spools._append = die  # type: ignore[assignment]
+    spools.append_line = die  # type: ignore[assignment]
     try:
         with pytest.raises(KeyboardInterrupt):
             spool.mark_sending(NOON, "s3")
     finally:
-        spools._append = append
+        spools.append_line = append
 
 
 def test_marks_reach_the_disk_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,7 +600,7 @@ def test_facts_are_found_in_order(spool: Spool) -> None:
     assert spool.facts() == {"request_id": ["1", "2"], "link": ["https://example.com/狐\n\ud800?a=b"]}
 
 
-def test_fact_that_was_half_written_hides_no_other(spool: Spool) -> None:
+def test_half_written_fact_does_not_hide_others(spool: Spool) -> None:
     spool.add_fact("link", "first")
     with open(spool.folder / "facts", "ab") as file:
         file.write(b'\n{"name": "link", "val')
@@ -610,7 +610,7 @@ def test_fact_that_was_half_written_hides_no_other(spool: Spool) -> None:
     assert spool.facts() == {"link": ["first", "second"]}
 
 
-def test_threads_note_facts_at_once(spool: Spool) -> None:
+def test_threads_record_facts_concurrently(spool: Spool) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: spool.add_fact("link", f"{number}" * 50), range(200)))
     assert len(spool.facts()["link"]) == 200
@@ -650,16 +650,16 @@ def test_unreadable_directory_is_an_error(tmp_path: Path) -> None:
         spools.attempts_in(tmp_path, PLACE)
 
 
-# --- what another process finds ------------------------------------------------------------------------------------
+# --- recovery by another process -----------------------------------------------------------------------------------
 
 
-def test_arriving_image_is_not_found(spool: Spool) -> None:
+def test_incomplete_image_is_not_found(spool: Spool) -> None:
     arrive(spool, 0, 48, seal=None).close()
     assert "0.part" in [path.name for path in spool.folder.iterdir()]
     assert (spool.complete_images(), spool.preview(), spool.complete_response()) == ([], None, None)
 
 
-def test_whole_images_are_found_in_order(spool: Spool) -> None:
+def test_complete_images_are_found_in_order(spool: Spool) -> None:
     for index in (10, 2, 0):
         arrive(spool, index, 16 + index).close()
     arrive(spool, 3, 99, seal=None).close()
@@ -672,10 +672,10 @@ def test_found_image_is_unchanged(spool: Spool) -> None:
     arrive(spool, 0, 48).close()
     (image,) = spool.complete_images()
     image.file.file.seek(0)
-    assert image.file.file.read() == picture(48)
+    assert image.file.file.read() == image_data(48)
     assert (image.content_type, image.width, image.height) == ("image/png", 48, 16)
-    assert image.file.size == len(picture(48))
-    assert image.file.sha256 == _sha256(picture(48))
+    assert image.file.size == len(image_data(48))
+    assert image.file.sha256 == _sha256(image_data(48))
     image.file.close()
 
 
@@ -689,7 +689,7 @@ def test_other_files_are_skipped_and_closed(spool: Spool) -> None:
     arrive(spool, 0).close()
     arrive(spool, 1, 48).close()
     (spool.folder / "2.image").mkdir()
-    (spool.folder / "notes.image").write_bytes(picture(16))
+    (spool.folder / "notes.image").write_bytes(image_data(16))
     assert widths(spool.complete_images()) == [48]
     assert not [name for name in open_files() if str(spool.folder) in name]
 
@@ -713,7 +713,7 @@ def test_latest_preview_is_found_and_others_are_closed(spool: Spool) -> None:
     assert spool.complete_images() == []
 
 
-def test_missing_folder_holds_nothing(tmp_path: Path) -> None:
+def test_missing_folder_is_empty(tmp_path: Path) -> None:
     spool = Spool.of(tmp_path, PLACE, "c" * 32)
     assert (spool.complete_images(), spool.preview(), spool.complete_response()) == ([], None, None)
 
@@ -737,8 +737,8 @@ os._exit(1)
 """
 
 
-def test_whole_reply_outlives_its_process(spool: Spool, tmp_path: Path) -> None:
-    (tmp_path / "fox.png").write_bytes(picture(48))
+def test_complete_reply_outlives_its_process(spool: Spool, tmp_path: Path) -> None:
+    (tmp_path / "fox.png").write_bytes(image_data(48))
     with pytest.raises(subprocess.CalledProcessError):
         in_another_process(_RECEIVE, spool.folder, tmp_path / "fox.png")
     reply = spool.complete_response()
@@ -750,7 +750,7 @@ def test_whole_reply_outlives_its_process(spool: Spool, tmp_path: Path) -> None:
         (0, "revised 0"),
         (1, "revised 1"),
     ]
-    assert {image.file.sha256 for image in reply.images} == {_sha256(picture(48))}
+    assert {image.file.sha256 for image in reply.images} == {_sha256(image_data(48))}
     reply.close()
 
 
@@ -766,7 +766,7 @@ def test_reply_is_kept_unchanged(spool: Spool) -> None:
     assert names == ["0.image", "intent.json", "reply.json", "stamp"]
 
 
-def test_half_written_reply_is_not_whole(spool: Spool) -> None:
+def test_half_written_reply_is_not_complete(spool: Spool) -> None:
     kept = generation(arrive(spool, 0, 48))
     spool.mark_complete(kept)
     kept.close()
@@ -778,7 +778,7 @@ def test_half_written_reply_is_not_whole(spool: Spool) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "no image"])
-def test_reply_without_its_image_is_not_whole(spool: Spool, damage: str) -> None:
+def test_reply_without_its_image_is_not_complete(spool: Spool, damage: str) -> None:
     kept = generation(arrive(spool, 0, 48), arrive(spool, 1, 64))
     spool.mark_complete(kept)
     kept.close()
@@ -818,14 +818,14 @@ REPLY = {
 )
 def test_file_name_never_leads_out_of_the_folder(spool: Spool, name: Any) -> None:
     for folder in (spool.folder.parent, spool.folder.parent.parent):
-        (folder / "secret.image").write_bytes(picture(16))
+        (folder / "secret.image").write_bytes(image_data(16))
     reply = {**REPLY, "images": [{"file": name, "index": 0, "revised_prompt": None}]}
     (spool.folder / "reply.json").write_text(json.dumps(reply))
     assert spool.complete_response() is None
 
 
 def test_file_name_is_looked_up_inside_the_folder(spool: Spool) -> None:
-    (spool.folder.parent / "0.image").write_bytes(picture(16))
+    (spool.folder.parent / "0.image").write_bytes(image_data(16))
     arrive(spool, 0, 48).close()
     reply = {**REPLY, "images": [{"file": "../0.image", "index": 0, "revised_prompt": None}]}
     (spool.folder / "reply.json").write_text(json.dumps(reply))
@@ -849,7 +849,7 @@ def test_file_name_is_looked_up_inside_the_folder(spool: Spool) -> None:
         "\xff",
     ],
 )
-def test_malformed_reply_is_not_whole(spool: Spool, text: str) -> None:
+def test_malformed_reply_is_not_complete(spool: Spool, text: str) -> None:
     (spool.folder / "reply.json").write_bytes(text.encode("latin-1"))
     assert spool.complete_response() is None
 
@@ -879,18 +879,18 @@ def aged(root: Path, attempt: str, seconds: float) -> Spool:
 
 
 def test_only_old_attempts_are_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    known = spools.prepare(tmp_path)
+    known = spool_directory.prepare(tmp_path)
     old, young = aged(tmp_path, "a" * 32, 1000), aged(tmp_path, "b" * 32, 10)
     with caplog.at_level(logging.WARNING):
         spools.clean(tmp_path, max_age=100)
     assert (old.exists, young.exists) == (False, True)
     assert str(old.folder) in caplog.text
     assert str(young.folder) not in caplog.text
-    assert spools.prepare(tmp_path) == known
+    assert spool_directory.prepare(tmp_path) == known
 
 
 @pytest.mark.parametrize("young", ["0.image", "intent.json", "folder"])
-def test_newest_file_counts(tmp_path: Path, young: str) -> None:
+def test_newest_file_determines_age(tmp_path: Path, young: str) -> None:
     spool = aged(tmp_path, "a" * 32, 1000)
     path = spool.folder if young == "folder" else spool.folder / young
     os.utime(path)
@@ -924,7 +924,7 @@ def test_other_files_are_never_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "letter.txt").exists()
 
 
-def test_process_does_not_clean_with_every_image(tmp_path: Path) -> None:
+def test_process_does_not_clean_after_every_image(tmp_path: Path) -> None:
     spools.maybe_clean(tmp_path, max_age=100)
     old = aged(tmp_path, "a" * 32, 1000)
     spools.maybe_clean(tmp_path, max_age=100)
@@ -933,7 +933,7 @@ def test_process_does_not_clean_with_every_image(tmp_path: Path) -> None:
     assert not old.exists
 
 
-def test_cleaning_an_empty_place_does_nothing(tmp_path: Path) -> None:
+def test_cleaning_an_empty_directory_does_nothing(tmp_path: Path) -> None:
     spools.clean(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     spools.clean(tmp_path / "file")
