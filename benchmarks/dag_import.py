@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks._report import add_options, conclude
+
 OPERATOR = "airflow_provider_jojokey.operators.jojokey"
 HEAVY = ("requests", "boto3", "botocore", "pybase64", "PIL", "airflow.providers.amazon")
 LIMIT_MS = 6.0
@@ -47,8 +49,6 @@ from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 from {OPERATOR} import GenerateImageOperator
-
-from benchmarks._report import add_options, conclude
 
 def seconds(create):
     taken = []
