@@ -55,6 +55,12 @@ def test_a_budget_that_is_enough_is_no_matter(campaign: Any, gateway: Any) -> No
 
     assert run.state == "success"
     assert len(gateway.charges) == 6
+    spent = sum(charge.total_tokens for charge in gateway.charges)
+    assert run.xcom("jojokey_images", "batch")["budget"] == [
+        {"scope": "task", "unit": "tokens", "used": spent, "limit": 1800},
+        {"scope": "task", "unit": "images", "used": 6, "limit": 6},
+        {"scope": "run", "unit": "images", "used": 6, "limit": 6},
+    ]
 
 
 def test_what_earlier_tries_have_spent_counts(campaign: Any, gateway: Any) -> None:
