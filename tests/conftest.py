@@ -69,7 +69,7 @@ SLOW = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
-        key=lambda one: next((rank for rank, slow in enumerate(SLOW) if one.nodeid.startswith(slow)), 99)
+        key=lambda item: next((rank for rank, slow in enumerate(SLOW) if item.nodeid.startswith(slow)), 99)
     )
 
 

@@ -104,7 +104,7 @@ def test_unusable_prices_are_named(value: Any, problem: str) -> None:
     st.sampled_from(["currency", "text_input", "image_input", "image_output", "x"]),
     st.text() | st.floats() | st.integers() | st.none() | st.sampled_from(["USD", "1"]),
 ))  # fmt: skip
-def test_prices_are_read_or_refused_with_a_sentence(value: Any) -> None:
+def test_prices_are_read_or_rejected_with_a_message(value: Any) -> None:
     for written in (value, json.dumps(value)):
         try:
             prices = parse_prices(written, "here")

@@ -1,4 +1,4 @@
-"""Test files import no test files: what they share is in tests/support."""
+"""Rules for the tests: shared code is in tests/support, and names of tests are short."""
 
 from __future__ import annotations
 

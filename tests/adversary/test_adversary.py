@@ -41,7 +41,7 @@ def test_accident_at_any_point_costs_nothing(name: str, tmp_path: Path, simulati
 
 
 @pytest.mark.parametrize("skew", [0.0, 600.0])
-def test_random_sequences_break_no_promise(skew: float, tmp_path: Path) -> None:
+def test_random_sequences_break_no_invariant(skew: float, tmp_path: Path) -> None:
     report = run(SEQUENCES, "test", skew, tmp_path / "world")
     assert not report.first, "\n\n".join(story(plan, tmp_path / "world") for plan in report.first.values())
     assert report.stores["conforming"]["payments"] > 10

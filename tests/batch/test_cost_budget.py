@@ -44,7 +44,7 @@ def listed(gateway: Any) -> int:
     return sum(cost.nanos for cost in costs if cost is not None)
 
 
-def test_batch_sends_no_more_than_its_task_may_cost(
+def test_batch_stays_within_its_cost_limit(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = campaign.run("money", posters(12), max_cost="0.03", max_in_flight=5, retries=2)
@@ -59,7 +59,7 @@ def test_batch_sends_no_more_than_its_task_may_cost(
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_single_image_that_would_cost_too_much_is_not_sent(
+def test_single_image_over_the_cost_limit_is_not_sent(
     airflow: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str], deferrable: bool
 ) -> None:
     run = airflow.run(
@@ -72,7 +72,7 @@ def test_single_image_that_would_cost_too_much_is_not_sent(
     assert "would cost about 7,0" in capfd.readouterr().out
 
 
-def test_tasks_of_a_dag_run_share_what_it_may_cost(airflow: Any, gateway: Any, store: Any) -> None:
+def test_tasks_of_a_dag_run_share_its_cost_limit(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run(
         "shared",
         """
@@ -108,13 +108,13 @@ def test_invalid_limit_fails_when_the_dag_is_parsed(operator: Any, name: str, va
 
 
 @pytest.mark.parametrize("value", BAD, ids=str)
-def test_limit_that_is_not_an_amount_is_refused(value: Any) -> None:
+def test_limit_that_is_not_an_amount_is_rejected(value: Any) -> None:
     with pytest.raises(ValueError, match="max_cost_per_run"):
         parse_limits({"max_cost_per_run": value})
 
 
 @pytest.mark.parametrize("value", [2.5, "2.5", Decimal("2.5"), " 2.50 "])
-def test_limit_may_be_a_number_or_text(value: Any) -> None:
+def test_limit_can_be_a_number_or_text(value: Any) -> None:
     assert parse_limits({"max_cost": value}) == (Limit(cost=2_500_000_000), Limit())
     assert parse_limits({"max_cost": "None", "max_cost_per_run": 0}) == (Limit(), Limit(cost=0))
 
@@ -149,7 +149,7 @@ def test_concurrent_jobs_never_reserve_more_than_the_limit() -> None:
     assert budget.spent == each * 3
 
 
-def test_run_with_two_currencies_is_refused(store: Any) -> None:
+def test_run_with_two_currencies_is_rejected(store: Any) -> None:
     assert YUAN is not None
 
     def entry(task: str) -> RunBudget:
@@ -162,7 +162,7 @@ def test_run_with_two_currencies_is_refused(store: Any) -> None:
     assert not entry("three").commit(estimate(job(), YUAN), Limit(images=2))
 
 
-def test_charge_in_another_currency_counts_by_the_prices() -> None:
+def test_charge_in_another_currency_is_priced_by_the_list() -> None:
     """It is not added to a limit in yuan as if it were yuan: the tokens are priced instead."""
     assert YUAN is not None
     now = datetime(2026, 3, 1, tzinfo=UTC)

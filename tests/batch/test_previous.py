@@ -79,7 +79,7 @@ def test_complete_items_need_no_requests_in_a_retry(tries: Tries, gateway: Any) 
         pytest.param(lambda response: response.update(IsTruncated=True), id="truncated without a token"),
         pytest.param(lambda response: response.pop("Contents", None), id="empty"),
         pytest.param(
-            lambda response: [one.pop("ETag") for one in response.get("Contents", ())], id="no ETags"
+            lambda response: [item.pop("ETag") for item in response.get("Contents", ())], id="no ETags"
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_changed_prompt_is_paid_for_in_a_retry(tries: Tries, gateway: Any) -> No
     assert len(gateway.charges) == ITEMS + 1
 
 
-def test_items_that_moved_are_checked_one_by_one(tries: Tries, gateway: Any) -> None:
+def test_moved_items_are_checked_individually(tries: Tries, gateway: Any) -> None:
     tries.run(posters(ITEMS))
 
     result = tries.run(posters(ITEMS)[5:])

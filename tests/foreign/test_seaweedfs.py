@@ -58,7 +58,7 @@ def s3(s3_url: str) -> Any:
     return client
 
 
-def test_it_keeps_what_is_put(s3: Any) -> None:
+def test_seaweedfs_keeps_objects(s3: Any) -> None:
     s3.put_object(
         Bucket="posters",
         Key="fox.png",
@@ -74,7 +74,7 @@ def test_it_keeps_what_is_put(s3: Any) -> None:
     )
 
 
-def test_its_conditional_writes_are_those_that_receipts_need(s3: Any) -> None:
+def test_seaweedfs_supports_conditional_writes(s3: Any) -> None:
     from botocore.exceptions import ClientError
 
     first = s3.put_object(Bucket="posters", Key="_jojokey/fox.json", Body=b"1", IfNoneMatch="*")
@@ -89,7 +89,7 @@ def test_its_conditional_writes_are_those_that_receipts_need(s3: Any) -> None:
     assert s3.get_object(Bucket="posters", Key="_jojokey/fox.json")["Body"].read() == b"3"
 
 
-def test_the_store_works_on_it(s3: Any, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_works_on_seaweedfs(s3: Any, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_jojokey.store.s3 import ImageStore
 
     extra = {

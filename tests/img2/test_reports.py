@@ -358,7 +358,7 @@ RELAYS = [
     Row("a count of retries", error(""), status=429, headers={"x-retry-count": "2"}, kind=Kind.UNKNOWN_OUTCOME, billed="unknown"),
     Row("Portkey", error(""), status=429, headers={"x-portkey-retry-attempt-count": "1"}, kind=Kind.UNKNOWN_OUTCOME,
         billed="unknown"),
-    Row("an image all the same", GOOD, headers=LITELLM, tokens=206),
+    Row("an image in spite of retries", GOOD, headers=LITELLM, tokens=206),
 ]  # fmt: skip
 
 DIFFERENT = [

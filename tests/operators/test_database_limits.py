@@ -1,4 +1,4 @@
-"""What a task writes to Airflow's database after payment, at the limits of the database's columns and types.
+"""Writes to Airflow's database after payment, at the limits of its columns and types.
 
 ``test_on_postgresql.py`` runs this file on PostgreSQL: SQLite stores everything.
 """

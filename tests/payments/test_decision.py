@@ -31,7 +31,7 @@ def decision(
     alive: bool = False,
 ) -> Decision:
     receipt = Receipt("posters", "fox.png", attempts=attempts)
-    return decide(receipt, owner, fingerprint, reuse, {one.id: alive for one in attempts})
+    return decide(receipt, owner, fingerprint, reuse, {attempt.id: alive for attempt in attempts})
 
 
 @pytest.mark.parametrize("reuse", ["run", "always", "never"])
@@ -143,11 +143,13 @@ ATTEMPTS = st.builds(
 )
 
 
-@given(st.lists(ATTEMPTS, max_size=6, unique_by=lambda one: one.id), st.booleans())
+@given(st.lists(ATTEMPTS, max_size=6, unique_by=lambda attempt: attempt.id), st.booleans())
 def test_run_never_pays_over_an_attempt_that_may_have_cost(attempts: list[Attempt], alive: bool) -> None:
     found = decision(*attempts, alive=alive)
     same = [
-        one for one in attempts if one.may_cost and one.fingerprint == "fox" and one.owner.is_task_of(RETRY)
+        attempt
+        for attempt in attempts
+        if attempt.may_cost and attempt.fingerprint == "fox" and attempt.owner.is_task_of(RETRY)
     ]
     if isinstance(found, Pay):
         assert not same

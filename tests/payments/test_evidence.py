@@ -174,7 +174,7 @@ def test_removing_facts_never_proves_that_nothing_was_billed(known: Facts, what:
         "unsent": {"unsent": False},
         "images": {"images": known.images},
         "finished": {"finished": False},
-        "row": {"log": [one for one in known.log or () if one.request_id != ("R", "other")[index]]},
+        "row": {"log": [item for item in known.log or () if item.request_id != ("R", "other")[index]]},
     }[what]
     before, after = judge(known).event, judge(replace(known, **gone)).event
     assert after is not UNBILLED or before is UNBILLED

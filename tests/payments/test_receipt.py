@@ -72,7 +72,7 @@ def test_unbilled_attempts_do_not_accumulate() -> None:
     assert kept == list(range(100 + 2 * MAX_UNBILLED, 100 + 3 * MAX_UNBILLED))
 
 
-@pytest.mark.parametrize("outcome", [one for one in Outcome if one is not Outcome.NOT_BILLED])
+@pytest.mark.parametrize("outcome", [item for item in Outcome if item is not Outcome.NOT_BILLED])
 def test_attempts_that_may_cost_are_never_removed(outcome: Outcome) -> None:
     receipt = Receipt("b", "k")
     for number in range(50):
@@ -80,7 +80,7 @@ def test_attempts_that_may_cost_are_never_removed(outcome: Outcome) -> None:
     assert len(receipt.attempts) == 50
 
 
-def test_statement_of_a_person_is_never_removed() -> None:
+def test_statement_of_a_user_is_never_removed() -> None:
     receipt = Receipt("b", "k").with_attempt(numbered(0, resolution={"by": "me"}))
     for number in range(1, 50):
         receipt = receipt.with_attempt(numbered(number))

@@ -152,7 +152,7 @@ def test_default_root_belongs_to_this_user() -> None:
     assert str(os.getuid()) in spools.default_root().name
 
 
-def test_no_temporary_directory_is_needed_if_another_is_configured(
+def test_configured_spool_needs_no_temporary_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_is_writable() -> str:

@@ -167,7 +167,8 @@ class Store:
     def objects(self, prefix: str = "") -> dict[str, bytes]:
         listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return {
-            one["Key"]: self.client.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in listed
+            item["Key"]: self.client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
+            for item in listed
         }
 
     def receipt(self, key: str) -> dict[str, Any]:
