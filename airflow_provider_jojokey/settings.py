@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_jojokey.cost import PUBLISHED, Prices, parse_prices
-from airflow_provider_jojokey.store import spool
 from airflow_provider_jojokey.store.extra_args import parse_extra_args
+from airflow_provider_jojokey.store.spool import MAX_AGE
+from airflow_provider_jojokey.store.spool_directory import default_root
 
 UPLOAD_PATIENCE = 600.0
 LONGEST_GENERATION = 300.0
@@ -17,7 +18,7 @@ THUMBNAIL_CACHE_BYTES = 512 * 1024 * 1024
 
 
 def _thumbnail_directory() -> Path:
-    root = spool.default_root()
+    root = default_root()
     return root.with_name(f"{root.name}-thumbnails")
 
 
@@ -35,8 +36,8 @@ class Settings:
     :param s3_extra_args: additional S3 parameters for every object, see :mod:`store.extra_args`
     """
 
-    spool_directory: Path = field(default_factory=spool.default_root)
-    spool_max_age: float = spool.MAX_AGE
+    spool_directory: Path = field(default_factory=default_root)
+    spool_max_age: float = MAX_AGE
     upload_patience: float = UPLOAD_PATIENCE
     longest_generation: float = LONGEST_GENERATION
     thumbnail_directory: Path = field(default_factory=_thumbnail_directory)
@@ -55,8 +56,8 @@ class Settings:
         directory = conf.get("jojokey", "spool_directory", fallback="")
         thumbnails = conf.get("jojokey", "thumbnail_directory", fallback="")
         return cls(
-            spool_directory=Path(directory).expanduser() if directory else spool.default_root(),
-            spool_max_age=conf.getfloat("jojokey", "spool_max_age", fallback=spool.MAX_AGE),
+            spool_directory=Path(directory).expanduser() if directory else default_root(),
+            spool_max_age=conf.getfloat("jojokey", "spool_max_age", fallback=MAX_AGE),
             upload_patience=conf.getfloat("jojokey", "upload_patience", fallback=UPLOAD_PATIENCE),
             longest_generation=conf.getfloat("jojokey", "longest_generation", fallback=LONGEST_GENERATION),
             thumbnail_directory=Path(thumbnails).expanduser() if thumbnails else _thumbnail_directory(),

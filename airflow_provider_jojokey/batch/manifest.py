@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.payments.errors import unusable_spool
-from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.keys import RECEIPTS, part
+from airflow_provider_jojokey.store.spool_directory import prepare, private_root
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.attempt import Owner
@@ -31,8 +31,8 @@ class Manifest:
 
     def __init__(self, directory: Path, total: int) -> None:
         try:
-            spools.prepare(directory)
-            self._open(spools.private_root(directory))
+            prepare(directory)
+            self._open(private_root(directory))
         except OSError as error:
             raise unusable_spool(directory, error) from None
         self._begins = array("q", [NO_LINE]) * total

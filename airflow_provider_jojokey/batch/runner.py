@@ -12,16 +12,16 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
-from airflow_provider_jojokey.batch.tally import Tally, Unsettled
+from airflow_provider_jojokey.batch.recorder import Recorder
+from airflow_provider_jojokey.batch.spent import sum_spent
+from airflow_provider_jojokey.batch.tally import Tally
+from airflow_provider_jojokey.batch.worker import Failed, NeedsTicket, Turn, Workers, quiet_threads
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBaseUrlError,
     JojoKeyConnectionError,
@@ -37,14 +37,10 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyUnreachableError,
 )
 from airflow_provider_jojokey.integrations.telemetry import observe
-from airflow_provider_jojokey.payments.amount import Amount, spent_on
+from airflow_provider_jojokey.payments.amount import Amount
 from airflow_provider_jojokey.payments.budget import Budget
-from airflow_provider_jojokey.payments.context import Context
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Services, generate_images
-from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
-from airflow_provider_jojokey.payments.usage import settle_usage
-from airflow_provider_jojokey.results import Result
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -66,8 +62,8 @@ LIMIT, RECORDING = 16.0, 3.0
 leave time for the rest of the task, such as its manifest, see :mod:`operators.stopping`."""
 MAX_PREPARED = 64
 """Maximum number of items that threads prepare (reading receipts, waiting to send) while others are sent."""
-MAX_UNCHANGED = 100
-"""Maximum number of items to dispatch before the threads' results are handled again."""
+MAX_DISPATCHED = 100
+"""Maximum number of items to dispatch before the events of the threads are handled again."""
 MAX_TRIES = 3
 """Maximum number of sends of an item that fails without being billed. Rate limits don't count."""
 DRAIN_POLL = 0.2
@@ -86,35 +82,6 @@ FATAL_ERRORS = (
 PREFLIGHT_FATAL = (JojoKeyEdgeBlockedError, JojoKeyTLSError, JojoKeyTokenError)
 """If the unbilled check fails with one of these, paid requests would fail too."""
 TRANSIENT = (JojoKeyNoChannelError, JojoKeyOverloadedError, JojoKeyStoreError, JojoKeyUnreachableError)
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """One item that a thread processes.
-
-    :param index: the item's number
-    :param job: its job
-    :param began: when it was dispatched to a thread
-    """
-
-    index: int
-    job: ImageJob
-    began: float
-    ticket: Ticket | None = None
-    """The permission to send its request; ``None`` until it needs one."""
-    decided: threading.Event = field(default_factory=threading.Event)
-    """Set when it has received its ticket, or will not receive one."""
-
-
-class NeedsTicket:
-    """A thread waits for permission to send."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A request has failed, and its thread is still recording the failure."""
-
-    error: JojoKeyError
 
 
 Event: TypeAlias = tuple[Turn, "Generated | JojoKeyError | NeedsTicket | Failed"]
@@ -146,8 +113,8 @@ class Batch:
         aws_conn_id: str | None,
         budget: Budget | None = None,
     ) -> None:
-        self.manifest = manifest
         self.tally = Tally(total)
+        self._recorder = Recorder(self.tally, manifest, aws_conn_id)
         self.limiter = Limiter(max_in_flight)
         self.stopped = False
         self.closed: JojoKeyError | None = None
@@ -164,21 +131,18 @@ class Batch:
         )
         self.previous: Previous | None = None
         """The result of an earlier try, if there was one."""
-        self._asked = 0
+        self._compared = 0
         """The first item that has not been compared with the earlier try."""
         self._plan = plan
-        self._aws_conn_id = aws_conn_id
         self._fresh = plan.jobs()
-        self._again: deque[tuple[int, ImageJob]] = deque()
+        self._retries: deque[tuple[int, ImageJob]] = deque()
         self._tries: Counter[int] = Counter()
-        self._unsettled: list[Unsettled] = []
-        self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self._workers = Workers(lambda turn: self._events.put((turn, self._generate(turn))))
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._waiting: deque[Turn] = deque()
         """Items whose receipts allow a payment, in sending order."""
         self._unpermitted = 0
         """Number of items that threads process without permission to send."""
-        self._threads = 0
         self._busy = 0
         self._held_until = 0.0
         """Time until which no item is dispatched, because S3 does not respond."""
@@ -242,7 +206,7 @@ class Batch:
 
     def _run(self) -> None:
         try:
-            with _quiet_threads():
+            with quiet_threads():
                 try:
                     while not self.stopped:
                         delay = self._dispatch()
@@ -252,7 +216,7 @@ class Batch:
                 finally:
                     self._drain()
         finally:
-            self._stop_idle_threads(0)
+            self._workers.keep(0)
 
     def _dispatch(self) -> float | None:
         """Permit items to be sent, and dispatch items to threads.
@@ -271,7 +235,7 @@ class Batch:
             turn.ticket = self.limiter.acquire(now)
             self._unpermitted -= 1
             turn.decided.set()
-        for _ in range(MAX_UNCHANGED):
+        for _ in range(MAX_DISPATCHED):
             if self._busy >= self.limiter.max_in_flight or self._unpermitted >= MAX_PREPARED:
                 return delay
             if now < self._held_until:
@@ -285,16 +249,15 @@ class Batch:
 
     def _is_unchanged(self, index: int, job: ImageJob) -> bool:
         """Count an item if it is proven that an earlier try has completed it; otherwise return ``False``."""
-        if self.previous is None or index < self._asked:
+        if self.previous is None or index < self._compared:
             return False
-        self._asked = index + 1
+        self._compared = index + 1
         line = self.previous.unchanged(index, job, self._hook.client.base_url)
         if line is None:
             return False
         with observe(job) as observer:
             observer.reused(len(line["images"]))
-        self.tally.succeed(index, {**line, "reused": True})
-        self.manifest.add(index, {**line, "reused": True})
+        self._recorder.unchanged(index, line)
         return True
 
     def load_spent(self, wanted: Amount) -> None:
@@ -305,96 +268,42 @@ class Batch:
         """
         if self._budget is None:
             return
-        store, jobs, lock = self._services.store, self._plan.jobs(), threading.Lock()
-        prices = self._budget.prices
-        sums: queue.SimpleQueue[Amount | BaseException] = queue.SimpleQueue()
-
-        def add_up() -> None:
-            spent = Amount()
-            try:
-                while not self.stopped:
-                    with lock:
-                        item = next(jobs, None)
-                    if item is None:
-                        break
-                    spent += spent_on(ReceiptStore(store, item[1].destination).read(), item[1], prices)
-            except BaseException as error:
-                sums.put(error)
-            else:
-                sums.put(spent)
-
-        # A thread pool would wait for its threads even if S3 does not respond.
-        readers = min(store.connections or 1, self.tally.total)
-        for number in range(readers):
-            threading.Thread(target=add_up, name=f"{THREADS}reader-{number}", daemon=True).start()
-        total = Amount()
-        for _ in range(readers):
-            found = sums.get()
-            if isinstance(found, BaseException):
-                self.stopped = True  # the other readers end
-                raise found
-            total += found
+        jobs = (job for _, job in self._plan.jobs())
+        total = sum_spent(
+            self._services.store, jobs, self.tally.total, self._budget.prices, lambda: self.stopped
+        )
         self._budget.start(total, wanted)
         if total.images:
             log.info("This task has spent %s in this Dag run so far.", total)
 
     def settle(self) -> None:
         """Look up missing usage and update the budget. Call this after :meth:`run`."""
-        self._settle_usage()
+        log_of_now = GatewayLog(self._hook.client.billing_log, interval=LOG_INTERVAL)
+        self._recorder.settle_usage(replace(self._services, log=log_of_now))
         if self._budget is not None:
             self._budget.close()
 
     def _has_more(self) -> bool:
-        if self._again:
+        if self._retries:
             return True
         item = next(self._fresh, None)
         if item is not None:
-            self._again.append(item)
+            self._retries.append(item)
         return item is not None
 
     def _next(self) -> tuple[int, ImageJob] | None:
-        return self._again.popleft() if self._has_more() else None
+        return self._retries.popleft() if self._has_more() else None
 
     def _submit(self, turn: Turn) -> None:
-        if self._busy >= self._threads:
-            self._start_thread()
-        self._busy += 1
-        self._unpermitted += 1
-        self._turns.put(turn)
-
-    def _start_thread(self) -> None:
-        """Start another thread. If the system has no more, continue with the existing ones.
-
-        :raises RuntimeError: if there is no thread at all
-        """
-        thread = threading.Thread(
-            target=copy_context().run,  # makes their spans children of the task's span
-            args=(self._work,),
-            name=f"{THREADS}{self._threads}",
-            daemon=True,
-        )
-        try:
-            thread.start()
-        except RuntimeError:
-            if not self._threads:
-                raise
+        if self._busy >= self._workers.count and not self._workers.start():
             log.warning(
                 "The system allows only %d threads, which limits the number of images in flight.",
-                self._threads,
+                self._workers.count,
             )
-            self.limiter.max_in_flight = self._threads
-            return
-        self._threads += 1
-
-    def _stop_idle_threads(self, needed: int) -> None:
-        """Stop threads without work, because each takes memory."""
-        while self._threads > needed:
-            self._turns.put(None)
-            self._threads -= 1
-
-    def _work(self) -> None:
-        while (turn := self._turns.get()) is not None:
-            self._events.put((turn, self._generate(turn)))
+            self.limiter.max_in_flight = self._workers.count
+        self._busy += 1
+        self._unpermitted += 1
+        self._workers.put(turn)
 
     def _generate(self, turn: Turn) -> Generated | JojoKeyError:
         def acquire() -> None:
@@ -459,27 +368,27 @@ class Batch:
         else:
             self._busy -= 1
             self._unpermitted -= turn.ticket is None
-            self._take(turn, event)
+            self._handle_outcome(turn, event)
             if not self._has_more():
-                self._stop_idle_threads(self._busy)
+                self._workers.keep(self._busy)
 
-    def _take(self, turn: Turn, outcome: Generated | JojoKeyError) -> None:
+    def _handle_outcome(self, turn: Turn, outcome: Generated | JojoKeyError) -> None:
         self._sent.discard(turn.index)
         slowed = isinstance(outcome, JojoKeyError) and self.closed is None and self._slow_down(turn, outcome)
         if turn.ticket is not None:
             self.limiter.release(turn.ticket, time.monotonic())  # no effect if the request was rejected
         if isinstance(outcome, Generated):
-            self._succeeded(turn, outcome)
+            self._recorder.succeeded(turn.index, turn.job, outcome)
             return
         if slowed and not self.stopped:
             if isinstance(outcome, JojoKeyRateLimitError):
-                self._again.appendleft((turn.index, turn.job))
+                self._retries.appendleft((turn.index, turn.job))
                 return
             self._tries[turn.index] += 1
             if self._tries[turn.index] < MAX_TRIES:
-                self._again.append((turn.index, turn.job))
+                self._retries.append((turn.index, turn.job))
                 return
-        self._failed(turn, outcome)
+        self._recorder.failed(turn.index, turn.job, outcome)
         if self.closed is None and (isinstance(outcome, FATAL_ERRORS) or _is_fatal_upload_error(outcome)):
             log.error(
                 "%s The batch stops sending, because other items would fail the same way.", outcome.message
@@ -529,52 +438,6 @@ class Batch:
         )
         while self._waiting:
             self._waiting.popleft().decided.set()
-
-    def _succeeded(self, turn: Turn, generated: Generated) -> None:
-        self.tally.succeed(turn.index, generated.manifest)
-        if generated.receipt.missing_usage(turn.job.owner):
-            self._unsettled.append(Unsettled(turn.job, len(generated.manifest["images"])))
-        prompt = turn.job.request.prompt
-        result = Result.from_manifest(generated.manifest, prompt=prompt, aws_conn_id=self._aws_conn_id)
-        proof = {
-            "fingerprint": generated.attempt.fingerprint,
-            "reuse": turn.job.reuse,
-            "receipt_etag": generated.etag,
-            "settled": not generated.receipt.missing_usage(turn.job.owner),
-        }
-        self.manifest.add(turn.index, {**result.to_xcom(), **proof})
-
-    def _failed(self, turn: Turn, error: JojoKeyError) -> None:
-        self.tally.fail(turn.index, turn.job, error)
-        if error.billed != "no":
-            self._unsettled.append(Unsettled(turn.job, turn.job.request.n, error.billed))
-        request = turn.job.request
-        options = {name: getattr(request, name) for name in ("model", "size", "quality")}
-        result = Result.from_error(
-            error, prompt=request.prompt, aws_conn_id=self._aws_conn_id, options=options
-        )
-        line = {**result.to_xcom(), "retryable": not isinstance(error, AirflowFailException)}
-        self.manifest.add(turn.index, line)
-
-    def _settle_usage(self) -> None:
-        """Look up the usage of items whose responses did not report it, with one read of the gateway log."""
-        services = replace(
-            self._services, log=GatewayLog(self._hook.client.billing_log, interval=LOG_INTERVAL)
-        )
-        for item in self._unsettled:
-            job = item.job
-            try:
-                context = Context(job, services)
-                receipt = context.receipts.read()
-                settled = settle_usage(context, receipt)
-                self.tally.settle(
-                    item,
-                    receipt.usage_of(job.owner),
-                    settled.usage_of(job.owner),
-                    (receipt.cost_of(job.owner), settled.cost_of(job.owner)),
-                )
-            except JojoKeyError as error:
-                log.warning("The usage of %s is not known yet: %s", job.uri, error.message)
 
     # The end
 
@@ -629,38 +492,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-THREADS = "jojokey-batch-"
-CHATTY = (
-    *(
-        f"airflow_provider_jojokey.payments.{name}"
-        for name in ("generate", "send", "reconcile", "upload", "context")
-    ),
-    "airflow_provider_jojokey.img2.client",
-)
-SAME_WARNINGS = 10
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Drop log lines of single images, and limit repeated warnings."""
-    seen: Counter[tuple[str, int]] = Counter()
-
-    def passes(record: logging.LogRecord) -> bool:
-        if not (record.threadName or "").startswith(THREADS) or record.levelno >= logging.ERROR:
-            return True
-        if record.levelno < logging.WARNING:
-            return False
-        where = (record.pathname, record.lineno)
-        seen[where] += 1
-        return seen[where] <= SAME_WARNINGS
-
-    loggers = [logging.getLogger(name) for name in CHATTY]
-    for logger in loggers:
-        logger.addFilter(passes)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(passes)

@@ -19,8 +19,8 @@ from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.payments.upload import Uploader
-from airflow_provider_jojokey.store import spool as spools
-from airflow_provider_jojokey.store.spool import Spool
+from airflow_provider_jojokey.store import spool_directory
+from airflow_provider_jojokey.store.spool import Spool, attempts_in
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
@@ -101,7 +101,7 @@ class Context:
         self.receipts = ReceiptStore(self.store, self.job.destination, self.prices)
         self.uploader = Uploader(self.job, self.store, self.settings, self.stopping, self.observer)
         try:
-            self.spool_id = spools.prepare(self.settings.spool_directory)
+            self.spool_id = spool_directory.prepare(self.settings.spool_directory)
         except OSError as error:
             raise self.spool_error(error) from None
 
@@ -190,7 +190,7 @@ class Context:
         :raises JojoKeyStoreError: if the spool can't be read
         """
         try:
-            return bool(spools.attempts_in(self.settings.spool_directory, self.job.uri))
+            return bool(attempts_in(self.settings.spool_directory, self.job.uri))
         except OSError as error:
             raise self.spool_error(error) from None
 

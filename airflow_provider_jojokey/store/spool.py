@@ -26,15 +26,11 @@ they are synced to disk before the attempt continues.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +39,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
 from airflow_provider_jojokey.store import host
+from airflow_provider_jojokey.store.files import append_line, read_lines, sync_folder, write_new
+from airflow_provider_jojokey.store.spool_directory import NAME, folder_of, private_root
+from airflow_provider_jojokey.store.spool_directory import create_private_dir as create_private_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +68,6 @@ _SENDS = "sends"
 _FACTS = "facts"
 
 _cleaned: dict[Path, float] = {}
-_FOLDER_NAME = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ class Spool:
         :param uri: the images' URI, ``s3://bucket/key``
         :param attempt_id: the attempt
         """
-        return cls(_folder_of(root, uri) / attempt_id)
+        return cls(folder_of(root, uri) / attempt_id)
 
     # --- marks ---------------------------------------------------------------------------------------------------
 
@@ -109,9 +107,9 @@ class Spool:
             "machine": host.machine_id(),
             "inode": self.folder.stat().st_ino,
         }
-        stamp = _write_new(self.folder / _INTENT, json.dumps(intent))
-        _write_new(self.folder / _STAMP, _stamp(stamp))
-        _sync_folder(self.folder)
+        stamp = write_new(self.folder / _INTENT, json.dumps(intent))
+        write_new(self.folder / _STAMP, _stamp(stamp))
+        sync_folder(self.folder)
 
     def mark_sending(self, at: str, clock: str) -> None:
         """Record that a request is about to be sent. Call this right before each request.
@@ -122,12 +120,12 @@ class Spool:
         """
         with suppress(FileNotFoundError):  # renamed before an earlier request
             (self.folder / _INTENT).rename(self.folder / _SENDING)
-        _append(self.folder / _SENDS, {"at": at, "clock": clock}, sync=True)
-        _sync_folder(self.folder)
+        append_line(self.folder / _SENDS, {"at": at, "clock": clock}, sync=True)
+        sync_folder(self.folder)
 
     def sends(self) -> list[dict[str, Any]]:
         """Return the times right before each request, oldest first. Damaged lines are skipped."""
-        return _lines(self.folder / _SENDS)
+        return read_lines(self.folder / _SENDS)
 
     def proves_unsent(self) -> bool:
         """Return whether this folder proves that the attempt has sent nothing.
@@ -157,7 +155,7 @@ class Spool:
         :raises OSError: if the disk rejects it
         """
         fact = {"name": name, "value": value, "request": len(self.sends())}
-        _append(self.folder / _FACTS, fact, sync=False)
+        append_line(self.folder / _FACTS, fact, sync=False)
 
     def facts(self) -> dict[str, list[str]]:
         """Return the facts about the latest request, by name, oldest first.
@@ -167,7 +165,7 @@ class Spool:
         """
         facts: dict[str, list[str]] = {}
         latest = len(self.sends())
-        for line in _lines(self.folder / _FACTS):
+        for line in read_lines(self.folder / _FACTS):
             name, value = line.get("name"), line.get("value")
             if isinstance(name, str) and isinstance(value, str) and line.get("request") == latest:
                 facts.setdefault(name, []).append(value)
@@ -313,145 +311,12 @@ def _numbered(folder: Path, suffix: str) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem))
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def _write_new(path: Path, text: str) -> os.stat_result:
-    """Write and sync a new file, and return its status."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        _write_all(descriptor, text.encode())
-        os.fsync(descriptor)
-        return os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _append(path: Path, line: Mapping[str, Any], *, sync: bool) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        # The leading line feed ends a line that a full disk truncated.
-        _write_all(descriptor, f"\n{json.dumps(line)}\n".encode())
-        if sync:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return []
-    lines = []
-    for line in data.splitlines():
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _stamp(status: os.stat_result) -> str:
     # Only the kernel sets the change time, so a copy has its own, even if it keeps the modification time.
     return f"{status.st_ino} {status.st_ctime_ns}"
 
 
-# --- the spool directory ---------------------------------------------------------------------------------------------
-
-
-def default_root() -> Path:
-    """Return the spool directory to use if ``[jojokey] spool_directory`` is not set."""
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    try:
-        parent = tempfile.gettempdir()
-    except FileNotFoundError:  # no temp directory is writable, which matters only if this default is used
-        parent = os.environ.get("TMPDIR") or "/tmp"
-    return Path(parent) / f"airflow-jojokey-{user}"
-
-
-def create_private_dir(folder: Path) -> None:
-    """Create a folder that only this user can read.
-
-    :raises OSError: if it cannot be created, or another user owns it
-    """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Check a link as well as its target: in a folder that everyone may write to, a link can lead anywhere.
-    if hasattr(os, "getuid") and {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:
-        raise PermissionError(errno.EPERM, "It belongs to another user", str(folder))
-
-
-def private_root(root: Path) -> Path:
-    """Return this user's folder in the spool directory.
-
-    This is the directory itself if the user owns it or if it does not exist yet. Volumes with ``fsGroup`` and
-    directories with mode 1777 belong to another user, so each user has a subfolder there.
-
-    :raises PermissionError: if the directory is a link that another user can redirect
-    """
-    if not hasattr(os, "getuid"):
-        return root
-    try:
-        link, target = root.lstat(), root.stat()
-    except FileNotFoundError:
-        return root
-    if link.st_uid not in (os.getuid(), 0) and link.st_ino != target.st_ino:
-        raise PermissionError(errno.EPERM, "It is a link of another user", str(root))
-    return root if target.st_uid == os.getuid() else root / f"uid-{os.getuid()}"
-
-
-def prepare(root: Path) -> str:
-    """Create the spool directory and return its ID, which each attempt records.
-
-    The ID identifies one directory on one machine. A copied directory, or one that moved to another machine, gets
-    a new ID, so that it cannot be mistaken for the spool that an attempt used.
-
-    :param root: the spool directory
-    :raises OSError: if it cannot be created, or this user may not write to it
-    """
-    folder = private_root(root)
-    create_private_dir(folder.resolve() if folder.is_symlink() else folder)  # links of root are trusted
-    path = folder / "id"
-    here = {"machine": host.machine_id(), "inode": folder.stat().st_ino}
-    known = _known_id(path, here)
-    if known is None:
-        # If several processes start at once, the first one to append wins.
-        _append(path, {"id": _version_1_id(path) or uuid.uuid4().hex, **here}, sync=True)
-        known = _known_id(path, here)
-    if known is None:
-        raise OSError(errno.EIO, "The new ID cannot be read", str(path))
-    return known
-
-
-def _known_id(path: Path, here: Mapping[str, Any]) -> str | None:
-    for line in _lines(path):
-        if here.items() <= line.items() and isinstance(line.get("id"), str):
-            return str(line["id"])
-    return None
-
-
-def _version_1_id(path: Path) -> str | None:
-    """Return the ID that version 1 wrote, so that images it left behind are still found."""
-    try:
-        text = path.read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return None
-    return text if _FOLDER_NAME.fullmatch(text) else None
+# --- all attempts ----------------------------------------------------------------------------------------------------
 
 
 def attempts_in(root: Path, uri: str) -> list[tuple[Spool, dict[str, Any]]]:
@@ -464,12 +329,12 @@ def attempts_in(root: Path, uri: str) -> list[tuple[Spool, dict[str, Any]]]:
     :param uri: the images' URI, ``s3://bucket/key``
     :raises OSError: if the directory cannot be read, so there may be attempts
     """
-    parent = _folder_of(root, uri)
+    parent = folder_of(root, uri)
     try:
         names = os.listdir(parent)
     except FileNotFoundError:
         return []
-    folders = [parent / name for name in names if _FOLDER_NAME.fullmatch(name)]
+    folders = [parent / name for name in names if NAME.fullmatch(name)]
     ages = {folder: _latest_change(folder) for folder in folders}
     return [
         (Spool(folder), Spool(folder).attempt()) for folder in sorted(folders, key=lambda f: (ages[f], f))
@@ -503,10 +368,6 @@ def clean(root: Path, max_age: float = MAX_AGE) -> None:
             Spool(attempt).discard()
 
 
-def _folder_of(root: Path, uri: str) -> Path:
-    return private_root(root) / hashlib.sha256(uri.encode()).hexdigest()[:32]
-
-
 def _latest_change(folder: Path) -> float:
     """Return the time of the last change in the folder, or infinity if it is unknown."""
     try:
@@ -519,7 +380,7 @@ def _attempt_folders(root: Path) -> Iterator[Path]:
     """Yield the folders with an attempt's name. Users may keep other files in the directory."""
     try:
         for place in root.iterdir():
-            if _FOLDER_NAME.fullmatch(place.name) and place.is_dir():
-                yield from (folder for folder in place.iterdir() if _FOLDER_NAME.fullmatch(folder.name))
+            if NAME.fullmatch(place.name) and place.is_dir():
+                yield from (folder for folder in place.iterdir() if NAME.fullmatch(folder.name))
     except OSError:
         return

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.batch import limiter, models, runner
+from airflow_provider_jojokey.batch import limiter, models, worker
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.payments import context
@@ -341,7 +341,7 @@ def test_batch_continues_with_fewer_threads(
     given: list[threading.Thread] = []
 
     def start_three(thread: threading.Thread) -> None:
-        if thread.name.startswith(runner.THREADS):
+        if thread.name.startswith(worker.THREADS):
             if len(given) == 3:
                 raise RuntimeError("can't start new thread")
             given.append(thread)

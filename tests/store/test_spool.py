@@ -25,7 +25,7 @@ from airflow_provider_jojokey.img2.client import Generation
 from airflow_provider_jojokey.img2.images import Image, ImageFile
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.settings import Settings
-from airflow_provider_jojokey.store import host
+from airflow_provider_jojokey.store import host, spool_directory
 from airflow_provider_jojokey.store import spool as spools
 from airflow_provider_jojokey.store.spool import Spool
 from tests.support.patience import PATIENCE
@@ -139,7 +139,7 @@ def test_create_succeeds_while_another_spool_is_discarded(tmp_path: Path) -> Non
 
 def test_only_this_user_can_read_the_spool(tmp_path: Path) -> None:
     root = tmp_path / "new" / "spools"
-    spools.prepare(root)
+    spool_directory.prepare(root)
     spool = Spool.of(root, PLACE, "a" * 32)
     spool.create(ATTEMPT)
     spool.mark_sending("2026-07-30T12:00:00+00:00", "s3")
@@ -149,7 +149,7 @@ def test_only_this_user_can_read_the_spool(tmp_path: Path) -> None:
 
 
 def test_default_root_belongs_to_this_user() -> None:
-    assert str(os.getuid()) in spools.default_root().name
+    assert str(os.getuid()) in spool_directory.default_root().name
 
 
 def test_configured_spool_needs_no_temporary_directory(
@@ -161,13 +161,13 @@ def test_configured_spool_needs_no_temporary_directory(
     monkeypatch.setattr(tempfile, "gettempdir", none_is_writable)
     monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path))
     assert Settings.from_airflow_config().spool_directory == tmp_path
-    assert spools.default_root().name == f"airflow-jojokey-{os.getuid()}"
+    assert spool_directory.default_root().name == f"airflow-jojokey-{os.getuid()}"
 
 
 def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"file"):
-        spools.prepare(tmp_path / "file" / "spools")
+        spool_directory.prepare(tmp_path / "file" / "spools")
     with pytest.raises(OSError, match=r"file"):
         Spool.of(tmp_path / "file", PLACE, "a" * 32).create(ATTEMPT)
 
@@ -200,8 +200,8 @@ def owned_by_another(folder: Path, permissions: int) -> Path:
 @pytest.mark.parametrize("permissions", [0o1777, 0o2775, 0o777])
 def test_shared_directory_gets_a_private_subfolder(tmp_path: Path, permissions: int) -> None:
     shared = owned_by_another(tmp_path / "shared", permissions)
-    known = spools.prepare(shared)
-    assert spools.prepare(shared) == known
+    known = spool_directory.prepare(shared)
+    assert spool_directory.prepare(shared) == known
     spool = Spool.of(shared, PLACE, "a" * 32)
     spool.create(ATTEMPT)
     (private,) = shared.iterdir()
@@ -219,11 +219,11 @@ def test_shared_directory_gets_a_private_subfolder(tmp_path: Path, permissions: 
 _PREPARE_AS_ANOTHER = """
 import os, sys
 from pathlib import Path
-from airflow_provider_jojokey.store import spool
+from airflow_provider_jojokey.store import spool_directory
 from airflow_provider_jojokey.store import host
 host.machine_id()  # loads modules that the other user may not be allowed to read
 os.setgid(54321), os.setuid(54321)
-print(spool.prepare(Path(sys.argv[1])))
+print(spool_directory.prepare(Path(sys.argv[1])))
 """
 
 
@@ -232,7 +232,7 @@ def test_users_share_a_sticky_directory(tmp_path_factory: pytest.TempPathFactory
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
         Path(folder).chmod(0o755)
         shared = owned_by_another(Path(folder) / "shared", 0o1777)
-        ids = {spools.prepare(shared), in_another_process(_PREPARE_AS_ANOTHER, shared).strip()}
+        ids = {spool_directory.prepare(shared), in_another_process(_PREPARE_AS_ANOTHER, shared).strip()}
         assert len(ids) == 2
         assert {path.name for path in shared.iterdir()} == {"uid-0", "uid-54321"}
 
@@ -242,14 +242,14 @@ def test_subfolder_of_another_user_is_refused(tmp_path: Path) -> None:
     shared = owned_by_another(tmp_path / "shared", 0o1777)
     owned_by_another(shared / f"uid-{os.getuid()}", 0o777)
     with pytest.raises(PermissionError, match="another user"):
-        spools.prepare(shared)
+        spool_directory.prepare(shared)
 
 
 def test_directory_that_this_user_may_not_write_to_is_an_error() -> None:
     if os.getuid() == 0:
         pytest.skip("root may write everywhere")
     with pytest.raises(PermissionError):
-        spools.prepare(Path("/"))
+        spool_directory.prepare(Path("/"))
 
 
 @root_only
@@ -262,7 +262,7 @@ def test_link_of_another_user_is_refused(tmp_path: Path, target_is_shared: bool)
     (tmp_path / "link").symlink_to(tmp_path / "target")
     os.lchown(tmp_path / "link", 12345, 12345)
     with pytest.raises(PermissionError, match="another user"):
-        spools.prepare(tmp_path / "link")
+        spool_directory.prepare(tmp_path / "link")
     spools.clean(tmp_path / "link")
     assert list((tmp_path / "target").iterdir()) == []
 
@@ -283,60 +283,60 @@ def test_link_of_root_is_followed() -> None:
 def test_own_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "mine")
-    assert spools.prepare(tmp_path / "link") == spools.prepare(tmp_path / "mine")
+    assert spool_directory.prepare(tmp_path / "link") == spool_directory.prepare(tmp_path / "mine")
 
 
 # --- the ID --------------------------------------------------------------------------------------------------------
 
 
 def test_id_is_stable_and_differs_between_directories(tmp_path: Path) -> None:
-    known = spools.prepare(tmp_path / "one")
-    assert spools.prepare(tmp_path / "one") == known
-    assert spools.prepare(tmp_path / "two") != known
+    known = spool_directory.prepare(tmp_path / "one")
+    assert spool_directory.prepare(tmp_path / "one") == known
+    assert spool_directory.prepare(tmp_path / "two") != known
     assert uuid.UUID(hex=known)
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["id"]
 
 
 def test_copied_directory_gets_its_own_id(tmp_path: Path) -> None:
-    known = spools.prepare(tmp_path / "one")
+    known = spool_directory.prepare(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
-    copied = spools.prepare(tmp_path / "copy")
+    copied = spool_directory.prepare(tmp_path / "copy")
     assert copied != known
-    assert spools.prepare(tmp_path / "copy") == copied
-    assert spools.prepare(tmp_path / "one") == known
+    assert spool_directory.prepare(tmp_path / "copy") == copied
+    assert spool_directory.prepare(tmp_path / "one") == known
 
 
 def test_renamed_directory_keeps_its_id(tmp_path: Path) -> None:
-    known = spools.prepare(tmp_path / "one")
+    known = spool_directory.prepare(tmp_path / "one")
     (tmp_path / "one").rename(tmp_path / "two")
-    assert spools.prepare(tmp_path / "two") == known
+    assert spool_directory.prepare(tmp_path / "two") == known
 
 
 def test_other_machine_gets_another_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = spools.prepare(tmp_path)
+    known = spool_directory.prepare(tmp_path)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(host, "machine_id", lambda: "another")
-        moved = spools.prepare(tmp_path)
+        moved = spool_directory.prepare(tmp_path)
         assert moved != known
-        assert spools.prepare(tmp_path) == moved
+        assert spool_directory.prepare(tmp_path) == moved
     # On a shared disk, both machines keep theirs.
-    assert spools.prepare(tmp_path) == known
+    assert spool_directory.prepare(tmp_path) == known
 
 
 def test_threads_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
     for number in range(20):
         with ThreadPoolExecutor(8) as pool:
-            ids = set(pool.map(spools.prepare, [tmp_path / str(number)] * 8))
+            ids = set(pool.map(spool_directory.prepare, [tmp_path / str(number)] * 8))
         assert len(ids) == 1
 
 
 _PREPARE = """
 import sys
 from pathlib import Path
-from airflow_provider_jojokey.store import spool
+from airflow_provider_jojokey.store import spool_directory
 print("ready", flush=True)
 for line in sys.stdin:
-    print(spool.prepare(Path(line.strip())), flush=True)
+    print(spool_directory.prepare(Path(line.strip())), flush=True)
 """
 
 
@@ -365,15 +365,15 @@ def test_processes_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"\n", b"{", b'{"id": 7}', b"\xff\xfe", b'{"id": "x"', b"[1]\n7\n"])
 def test_damaged_id_is_replaced(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "id").write_bytes(damage)
-    known = spools.prepare(tmp_path)
+    known = spool_directory.prepare(tmp_path)
     assert uuid.UUID(hex=known)
-    assert spools.prepare(tmp_path) == known
+    assert spool_directory.prepare(tmp_path) == known
 
 
 def test_id_of_the_first_format_is_kept(tmp_path: Path) -> None:
     (tmp_path / "id").write_text("c" * 32)
-    assert spools.prepare(tmp_path) == "c" * 32
-    assert spools.prepare(tmp_path) == "c" * 32
+    assert spool_directory.prepare(tmp_path) == "c" * 32
+    assert spool_directory.prepare(tmp_path) == "c" * 32
 
 
 # --- marks ---------------------------------------------------------------------------------------------------------
@@ -557,17 +557,17 @@ def test_damage_never_restores_the_proof(steps: int, interrupted: bool, damage: 
 
 def dies_within_mark_sending(spool: Spool) -> None:
     """Stop after the first step of the mark, as ``kill -9`` would."""
-    append = spools._append
+    append = spools.append_line
 
     def die(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    spools._append = die  # type: ignore[assignment]
+    spools.append_line = die  # type: ignore[assignment]
     try:
         with pytest.raises(KeyboardInterrupt):
             spool.mark_sending(NOON, "s3")
     finally:
-        spools._append = append
+        spools.append_line = append
 
 
 def test_marks_reach_the_disk_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -879,14 +879,14 @@ def aged(root: Path, attempt: str, seconds: float) -> Spool:
 
 
 def test_only_old_attempts_are_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    known = spools.prepare(tmp_path)
+    known = spool_directory.prepare(tmp_path)
     old, young = aged(tmp_path, "a" * 32, 1000), aged(tmp_path, "b" * 32, 10)
     with caplog.at_level(logging.WARNING):
         spools.clean(tmp_path, max_age=100)
     assert (old.exists, young.exists) == (False, True)
     assert str(old.folder) in caplog.text
     assert str(young.folder) not in caplog.text
-    assert spools.prepare(tmp_path) == known
+    assert spool_directory.prepare(tmp_path) == known
 
 
 @pytest.mark.parametrize("young", ["0.image", "intent.json", "folder"])

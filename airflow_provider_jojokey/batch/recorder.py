@@ -1,0 +1,97 @@
+"""Record how each item of a batch ended: in the counts, in the manifest, and later its missing usage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_jojokey.batch.tally import Unsettled
+from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.payments.context import Context
+from airflow_provider_jojokey.payments.usage import settle_usage
+from airflow_provider_jojokey.results import Result
+
+if TYPE_CHECKING:
+    from airflow_provider_jojokey.batch.manifest import Manifest
+    from airflow_provider_jojokey.batch.tally import Tally
+    from airflow_provider_jojokey.payments.context import Services
+    from airflow_provider_jojokey.payments.generate import Generated
+    from airflow_provider_jojokey.payments.job import ImageJob
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Records the items of one batch. Not thread-safe.
+
+    :param tally: the counts
+    :param manifest: receives a line per item
+    :param aws_conn_id: the AWS connection, which the UI uses to show the images
+    """
+
+    def __init__(self, tally: Tally, manifest: Manifest, aws_conn_id: str | None) -> None:
+        self._tally = tally
+        self._manifest = manifest
+        self._aws_conn_id = aws_conn_id
+        self._unsettled: list[Unsettled] = []
+
+    def unchanged(self, index: int, line: Mapping[str, Any]) -> None:
+        """Record an item that an earlier try has completed.
+
+        :param line: the item's line in the earlier manifest
+        """
+        self._tally.succeed(index, {**line, "reused": True})
+        self._manifest.add(index, {**line, "reused": True})
+
+    def succeeded(self, index: int, job: ImageJob, generated: Generated) -> None:
+        """Record an item whose images are in S3."""
+        images, missing_usage = generated.manifest["images"], bool(generated.receipt.missing_usage(job.owner))
+        self._tally.succeed(index, generated.manifest)
+        if missing_usage:
+            self._unsettled.append(Unsettled(job, len(images)))
+        result = Result.from_manifest(
+            generated.manifest, prompt=job.request.prompt, aws_conn_id=self._aws_conn_id
+        )
+        proof = {
+            "fingerprint": generated.attempt.fingerprint,
+            "reuse": job.reuse,
+            "receipt_etag": generated.etag,
+            "settled": not missing_usage,
+        }
+        self._manifest.add(index, {**result.to_xcom(), **proof})
+
+    def failed(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
+        """Record an item that lacks some or all of its images."""
+        self._tally.fail(index, job, error)
+        if error.billed != "no":
+            self._unsettled.append(Unsettled(job, job.request.n, error.billed))
+        request = job.request
+        options = {name: getattr(request, name) for name in ("model", "size", "quality")}
+        result = Result.from_error(
+            error, prompt=request.prompt, aws_conn_id=self._aws_conn_id, options=options
+        )
+        line = {**result.to_xcom(), "retryable": not isinstance(error, AirflowFailException)}
+        self._manifest.add(index, line)
+
+    def settle_usage(self, services: Services) -> None:
+        """Look up the usage of items whose responses did not report it.
+
+        :param services: with a gateway log that has not been read yet, so that one read is enough
+        """
+        for item in self._unsettled:
+            job = item.job
+            try:
+                context = Context(job, services)
+                receipt = context.receipts.read()
+                settled = settle_usage(context, receipt)
+                self._tally.settle(
+                    item,
+                    receipt.usage_of(job.owner),
+                    settled.usage_of(job.owner),
+                    (receipt.cost_of(job.owner), settled.cost_of(job.owner)),
+                )
+            except JojoKeyError as error:
+                log.warning("The usage of %s is not known yet: %s", job.uri, error.message)
