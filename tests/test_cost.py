@@ -132,7 +132,7 @@ def test_amounts_of_nine_decimals_are_exact(amount: Decimal) -> None:
         (Decimal("0.25"), 250_000_000),
     ],
 )
-def test_numbers_mean_what_people_write(value: Any, nanos: int) -> None:
+def test_amounts_are_read_as_written(value: Any, nanos: int) -> None:
     assert to_nanos("max_cost", value) == nanos
 
 
@@ -206,7 +206,7 @@ def test_other_values_are_no_costs(value: Any) -> None:
         Costs.from_json(value)
 
 
-def test_quota_is_worth_what_the_gateway_states() -> None:
+def test_quota_has_the_value_that_the_gateway_states() -> None:
     unit = QuotaUnit.from_status({"quota_per_unit": 500_000, "quota_display_type": "USD"})
     assert unit is not None
     assert unit.cost_of(4_200) == Cost(8_400_000, "USD", approximate=False)

@@ -1,4 +1,4 @@
-"""What a task and a Dag run may cost, counted by the gateway's own charges."""
+"""Cost limits of tasks and Dag runs, checked against the gateway's charges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def job(number: int = 0, **more: Any) -> ImageJob:
 
 
 def listed(gateway: Any) -> int:
-    """Return what the gateway's charges costs by the list, in nanos."""
+    """Return the cost of the gateway's charges by the price list, in nanos."""
     costs = [
         PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
         for record in gateway.charges
@@ -51,7 +51,7 @@ def test_batch_stays_within_its_cost_limit(
 
     assert run.state == "failed"
     assert run.tries["batch", -1] == 1
-    assert 3 <= len(gateway.charges) <= 5  # one costs some USD 0.0059
+    assert 3 <= len(gateway.charges) <= 5  # an image costs about USD 0.0059
     assert listed(gateway) <= 30_000_000
     out = capfd.readouterr().out
     assert "This task may spend USD 0.03. It has spent" in out
@@ -123,7 +123,7 @@ def test_job_with_limits_reaches_the_trigger() -> None:
     limited = job(task_limit=Limit(cost=5), run_limit=Limit(images=1))
     written = json.loads(json.dumps(limited.to_json()))
     assert ImageJob.from_json(written) == limited
-    assert written["run_limit"] == {"tokens": None, "images": 1}  # an older triggerer knows no more
+    assert written["run_limit"] == {"tokens": None, "images": 1}  # an older triggerer knows only these
 
 
 def test_concurrent_jobs_never_reserve_more_than_the_limit() -> None:
@@ -163,7 +163,7 @@ def test_run_with_two_currencies_is_rejected(store: Any) -> None:
 
 
 def test_charge_in_another_currency_is_priced_by_the_list() -> None:
-    """It is not added to a limit in yuan as if it were yuan: the tokens are priced instead."""
+    """A charge in another currency is not compared with the limit: the tokens are priced instead."""
     assert YUAN is not None
     now = datetime(2026, 3, 1, tzinfo=UTC)
     attempt = Attempt(

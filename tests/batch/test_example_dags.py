@@ -1,4 +1,4 @@
-"""The example Dags, as they are shipped, on the sandbox."""
+"""The example Dags run on the sandbox."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_renditions_are_made_from_one_paid_poster(shipped: Any, gateway: Any, st
     assert (result["derived_from"], result["usage"], result["cost"]) == (poster["uri"], {}, None)
     assert Result.from_xcom(result).paid == "no"
     assert [image["uri"] for image in result["images"]] == uris
-    # The gallery reads them with the connection that stored them.
+    # The gallery reads images with the connection that stored them.
     assert result["aws_conn_id"] == run.xcom("jojokey_images", "poster")["aws_conn_id"] == "aws_default"
 
 

@@ -1,4 +1,4 @@
-"""The pace of a batch, against simulated gateways: virtual time, to the millisecond."""
+"""The rate limiter of batches, with simulated gateways in virtual time."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_rejections_decided_before_a_cut_count_once() -> None:
         ticket = limiter.acquire(next(now))
         tickets.append(ticket)
     for ticket in tickets[:10]:
-        ticket.sent_at = 40.0  # long after it was decided
+        ticket.sent_at = 40.0  # long after the permit was granted
 
     limiter.rejected(tickets[0], 41.0, None)
     first = limiter.delay(41.0)
@@ -138,7 +138,7 @@ def test_retry_after_is_honored() -> None:
 
 
 class Never(Gateway):
-    """A gateway that refuses everything."""
+    """A gateway that rejects everything."""
 
     def free_at(self, now: float) -> float:
         return now + 3_600.0

@@ -1,4 +1,4 @@
-"""What a retry of a batch asks S3, and what it still notices."""
+"""S3 requests of a batch's retry, and changes that it detects."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Tries:
 
 @pytest.fixture
 def tries(store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tries:
-    # Images that another test left in the spool for the same keys would take requests of their own.
+    # Images of another test in the spool, with the same keys, would cause more requests.
     monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path / "spool"))
     return Tries(monkeypatch)
 
@@ -95,7 +95,7 @@ def test_odd_listing_neither_fails_a_retry_nor_pays_again(
     assert len(gateway.charges) == ITEMS
 
 
-def test_third_try_knows_what_the_second_reused(tries: Tries) -> None:
+def test_third_try_knows_images_that_the_second_reused(tries: Tries) -> None:
     tries.run(posters(ITEMS))
     tries.run(posters(ITEMS))
 

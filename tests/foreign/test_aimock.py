@@ -1,4 +1,4 @@
-"""aimock, a mock of model APIs from npm: its replies, its errors, its journal of POSTs."""
+"""The client with aimock, a mock of model APIs from npm."""
 
 from __future__ import annotations
 

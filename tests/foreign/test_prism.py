@@ -72,7 +72,7 @@ def test_prism_rejects_an_invalid_body_with_its_message(client: Client) -> None:
 
 
 def test_prism_rejects_a_request_that_breaks_the_document(prism: str) -> None:
-    """Without it, a mock that accepts everything would make the tests above worthless."""
+    """A mock that accepts everything would make the other tests worthless."""
     headers = {"Authorization": "Bearer sk-x"}
     wrong = requests.post(f"{prism}/v1/images/generations", json={"n": 11}, headers=headers, timeout=PATIENCE)
     assert wrong.status_code == 422

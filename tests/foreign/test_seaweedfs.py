@@ -49,7 +49,7 @@ def s3(s3_url: str) -> Any:
         "s3", endpoint_url=s3_url, aws_access_key_id=KEYS[0], aws_secret_access_key=KEYS[1], region_name="us-east-1",
         config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}),
     )  # fmt: skip
-    for _ in range(60):  # its filer is up a little later than its port
+    for _ in range(60):  # its filer starts a little later than its port
         try:
             client.create_bucket(Bucket="posters")
             break

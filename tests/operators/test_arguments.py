@@ -1,4 +1,4 @@
-"""Arguments whose templates rendered to anything: converted, or refused before anything is paid."""
+"""Rendered arguments of any type are converted, or rejected before payment."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_retry_after_an_interrupted_claim_pays_once(start: Any, gateway: Any, s3
     assert len(gateway.charges) == 1
 
 
-def test_wait_before_a_resend_ends_at_once(start: Any, gateway: Any, store: Any) -> None:
+def test_wait_before_a_resend_ends_immediately(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave("no_channel", retry_after=50)
     task = start()
     gateway.wait_for_request(timeout=PATIENCE)
@@ -160,7 +160,7 @@ def test_wait_before_a_resend_ends_at_once(start: Any, gateway: Any, store: Any)
     assert [attempt["outcome"] for attempt in store.receipt("fox.png")["attempts"]] == ["not_billed"]
 
 
-def test_wait_for_another_process_ends_at_once(start: Any, gateway: Any, s3: FrontOfS3) -> None:
+def test_wait_for_another_process_ends_immediately(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     gateway.behave("hang")
     start()
     gateway.wait_for_request(timeout=PATIENCE)
@@ -209,7 +209,7 @@ def test_response_that_begins_within_the_grace_is_stored(start: Any, gateway: An
     assert "fox.png" in store.objects()
 
 
-def test_response_that_is_arriving_may_finish_after_the_grace(start: Any, gateway: Any, store: Any) -> None:
+def test_arriving_response_can_finish_after_the_grace(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave(drip=6)
     task = start(grace=1.0)
     gateway.wait_for_request(timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""What to do before money is spent, from the receipt alone."""
+"""Decisions before payment, from the receipt alone."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_live_attempt_of_the_task_is_waited_for(fingerprint: str, outcome: str) 
     assert isinstance(decision(attempt(outcome), fingerprint=fingerprint, alive=True), expected)
 
 
-def test_live_attempt_is_waited_for_behind_a_complete_one() -> None:
+def test_live_attempt_after_complete_attempt_is_awaited() -> None:
     receipt = Receipt("b", "k", attempts=(attempt("open", 1), attempt("complete", 2)))
     assert decide(receipt, RETRY, "fox", "run", {f"{1:032x}": True}) == Wait(receipt.attempts[0])
 
@@ -144,7 +144,7 @@ ATTEMPTS = st.builds(
 
 
 @given(st.lists(ATTEMPTS, max_size=6, unique_by=lambda attempt: attempt.id), st.booleans())
-def test_run_never_pays_over_an_attempt_that_may_have_cost(attempts: list[Attempt], alive: bool) -> None:
+def test_run_never_pays_after_attempt_that_may_be_billed(attempts: list[Attempt], alive: bool) -> None:
     found = decision(*attempts, alive=alive)
     same = [
         attempt

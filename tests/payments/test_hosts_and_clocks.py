@@ -1,4 +1,4 @@
-"""Workers whose clocks differ, and machines of one name."""
+"""Workers whose clocks differ, and machines with the same name."""
 
 from __future__ import annotations
 
@@ -91,8 +91,10 @@ def test_other_host_takes_over_after_the_lease_only(
     assert harness.posts == 1
 
 
-def test_machines_of_one_name_are_different_hosts(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the second machine, the first one's process ID does not exist; that does not mean it is dead."""
+def test_machines_with_the_same_name_are_different_hosts(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process ID of another machine is missing on this one; its process may be alive."""
     harness.gateway.behave(delay=0.6)
     first, second = harness.on("worker", "machine-1"), harness.on("worker", "machine-2")
     harness.store()

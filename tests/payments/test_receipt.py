@@ -1,4 +1,4 @@
-"""Receipts: what is added up, what is kept, and what is not readable."""
+"""Receipts: sums, pruning, and unreadable content."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_any_bytes_are_a_receipt_or_unreadable(data: bytes) -> None:
         Receipt.from_json(data)
 
 
-def test_attempt_replaces_the_one_with_its_id() -> None:
+def test_attempt_replaces_attempt_with_the_same_id() -> None:
     changed = RECEIPT.with_attempt(replace(FULL, note="news"))
     assert [attempt.note for attempt in changed.attempts] == ["news", None]
 
@@ -110,7 +110,7 @@ def test_usage_counts_the_task_over_all_tries_but_no_refunds() -> None:
     }  # fmt: skip
 
 
-def test_missing_usage_is_what_can_be_looked_up() -> None:
+def test_missing_usage_lists_attempts_to_look_up() -> None:
     attempts = (
         numbered(1, Outcome.COMPLETE, request_id="R1"),
         numbered(2, Outcome.UNKNOWN, request_id="R2"),

@@ -1,4 +1,4 @@
-"""Which earlier payment counts: retries, cleared tasks, other runs, other tasks, deleted images."""
+"""Reuse of earlier payments: retries, cleared tasks, other runs, other tasks, deleted images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_changed_prompt_pays_for_another_image(harness: Harness) -> None:
     assert manifest["usage"]["total_tokens"] == harness.tokens
 
 
-def test_prompt_changed_back_is_not_paid_again_while_unresolved(harness: Harness) -> None:
+def test_restored_prompt_is_not_paid_again_while_unresolved(harness: Harness) -> None:
     harness.set(longest_generation=300.0)
     harness.fail("a fox [sandbox: reset times=1]")
     harness.run("an owl", try_number=2)

@@ -1,4 +1,4 @@
-"""Uploads of paid images: keys that belong to others, receipts that break meanwhile, links that fail."""
+"""Uploads of paid images: keys in use, receipts damaged in flight, links that fail."""
 
 from __future__ import annotations
 
