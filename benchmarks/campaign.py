@@ -20,6 +20,7 @@ from typing import Any
 
 import certifi
 
+from benchmarks._report import add_options, conclude
 from benchmarks.one_image import MIB, Child, make_certificate
 
 IMAGE_BYTES = 2_000_000
@@ -205,8 +206,7 @@ def main() -> int:
         "--quick", type=float, default=1.0, metavar="N", help="divide the time of images by N"
     )
     parser.add_argument("--only", nargs="*", help="names of cases, such as 1000-in-64")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    add_options(parser)
     arguments = parser.parse_args()
     found = {}
     for case in CASES:
@@ -215,11 +215,7 @@ def main() -> int:
             found[case.name] = measure(case, arguments.quick)
     print(table(found), end="\n\n")
     judged = checks(found)
-    for met, sentence in judged:
-        print(f"- {'met' if met else 'MISSED'}: {sentence}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"quick": arguments.quick, "cases": found}, indent=2) + "\n")
-    return 1 if arguments.check and not all(met for met, _ in judged) else 0
+    return conclude(arguments, judged, {"quick": arguments.quick, "cases": found})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks._report import add_options, conclude
+
 OPERATOR = "airflow_provider_jojokey.operators.jojokey"
 HEAVY = ("requests", "boto3", "botocore", "pybase64", "PIL", "airflow.providers.amazon")
 LIMIT_MS = 6.0
@@ -105,8 +107,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=int, default=15, help="number of processes of each kind (default 15)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    add_options(parser)
     arguments = parser.parse_args()
     children: dict[str, list[dict[str, Any]]] = {OPERATOR: [], "": []}
     with tempfile.TemporaryDirectory() as cache:
@@ -149,13 +150,7 @@ def main() -> int:
         ),
         (not heavy, f"it adds {', '.join(heavy) or 'none'} of {', '.join(HEAVY)} (target: none)"),
     ]
-    for met, sentence in judged:
-        print(f"- {'met' if met else 'MISSED'}: {sentence}")
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({**median, "modules": modules, "construction": micros}, indent=2) + "\n"
-        )
-    return 1 if arguments.check and not all(met for met, _ in judged) else 0
+    return conclude(arguments, judged, {**median, "modules": modules, "construction": micros})
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
-import certifi
-
-from benchmarks.one_image import Child, make_certificate
+from benchmarks._report import add_options, conclude
+from benchmarks._tls_servers import s3_extra, start_servers
+from benchmarks.one_image import Child
 
 TOKEN = "sk-benchmark"
 IMAGE_BYTES = 1_500_000
@@ -80,21 +80,13 @@ def measure(rounds: int, s3_trip: float, gateway_trip: float) -> dict[str, list[
     """Return the milliseconds of each round."""
     found: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
-        certificate, key = make_certificate(Path(home))
-        bundle = Path(home, "bundle.pem")
-        bundle.write_bytes(Path(certifi.where()).read_bytes() + certificate.read_bytes())
-        options = ("--certificate", str(certificate), "--key", str(key), "--image-bytes", str(IMAGE_BYTES))
-        servers = stack.enter_context(Child("_campaign_servers", *options))
+        servers, bundle = start_servers(stack, Path(home), IMAGE_BYTES)
         ports = {}
         for name, seconds in (("s3", s3_trip), ("api", gateway_trip)):
             delays = ("--port", str(servers.first[name]), "--round-trip", str(seconds))
             ports[name] = stack.enter_context(Child("_delays", *delays)).first["port"]
         api = f"https://127.0.0.1:{ports['api']}"
-        aws = {
-            "endpoint_url": f"http://127.0.0.1:{ports['s3']}",
-            "region_name": "us-east-1",
-            "config_kwargs": {"s3": {"addressing_style": "path"}},
-        }
+        aws = s3_extra(ports["s3"])
         os.environ |= {
             "AIRFLOW_HOME": home,
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -131,8 +123,7 @@ def main() -> int:
     parser.add_argument(
         "--gateway", type=float, default=50.0, help="milliseconds of a round trip to the gateway (default 50)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if the target is missed")
+    add_options(parser)
     arguments = parser.parse_args()
     found = measure(arguments.rounds, arguments.s3 / 1000, arguments.gateway / 1000)
     medians = {name: statistics.median(each) for name, each in found.items()}
@@ -140,11 +131,9 @@ def main() -> int:
     for name, each in found.items():
         print(f"| {name} | {medians[name]:.0f} ms | {min(each):.0f} ms | {max(each):.0f} ms |")
     ratio = medians["this package"] / medians["vendor's example"]
-    met = ratio <= TARGET
-    print(f"\n- {'met' if met else 'MISSED'}: {ratio:.2f} of the vendor's example (target: at most {TARGET})")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 1 if arguments.check and not met else 0
+    print()
+    sentence = f"{ratio:.2f} of the vendor's example (target: at most {TARGET})"
+    return conclude(arguments, [(ratio <= TARGET, sentence)], found)
 
 
 if __name__ == "__main__":

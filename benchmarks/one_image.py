@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks._report import add_options, conclude
 from benchmarks._servers import make_image
 
 CONTENDERS = {
@@ -305,19 +306,14 @@ def main() -> int:
     parser.add_argument("--tls", action="store_true", help="use HTTPS for both servers")
     parser.add_argument("--rounds", type=int, default=15, help="turns per contender (default 15)")
     parser.add_argument("--only", nargs="*", help="names of cases, such as 1x6MB")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    add_options(parser)
     arguments = parser.parse_args()
     cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
     result = measure(arguments.tls, arguments.rounds, cases)
     print(f"\n{'HTTPS' if arguments.tls else 'Plain HTTP'}, medians of {arguments.rounds} rounds\n")
     print(table(result, cases), end="\n\n")
     judged = checks(result, arguments.tls)
-    for met, sentence in judged:
-        print(f"- {'met' if met else 'MISSED'}: {sentence}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"tls": arguments.tls, "cases": result}, indent=2) + "\n")
-    return 1 if arguments.check and not all(met for met, _ in judged) else 0
+    return conclude(arguments, judged, {"tls": arguments.tls, "cases": result})
 
 
 if __name__ == "__main__":

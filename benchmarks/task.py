@@ -20,9 +20,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import certifi
-
-from benchmarks.one_image import Child, make_certificate
+from benchmarks._report import add_options, conclude
+from benchmarks._tls_servers import s3_extra, start_servers
+from benchmarks.one_image import Child
 
 TOKEN = "sk-benchmark"
 IMAGE_BYTES = 1_500_000
@@ -137,11 +137,7 @@ class Tasks:
 
     def __init__(self, stack: ExitStack, contenders: list[str]) -> None:
         self._home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        certificate, key = make_certificate(self._home)
-        bundle = self._home / "bundle.pem"
-        bundle.write_bytes(Path(certifi.where()).read_bytes() + certificate.read_bytes())
-        options = ("--certificate", str(certificate), "--key", str(key), "--image-bytes", str(IMAGE_BYTES))
-        self._servers = stack.enter_context(Child("_campaign_servers", *options))
+        self._servers, bundle = start_servers(stack, self._home, IMAGE_BYTES)
         dags = self._home / "dags"
         dags.mkdir()
         for name in contenders:
@@ -161,11 +157,7 @@ class Tasks:
             "PYTHONDONTWRITEBYTECODE": "",  # as in an installation, byte code is read from files
         }
         gateway = f"https://127.0.0.1:{self._servers.first['api']}"
-        aws = {
-            "endpoint_url": f"http://127.0.0.1:{self._servers.first['s3']}",
-            "region_name": "us-east-1",
-            "config_kwargs": {"s3": {"addressing_style": "path"}},
-        }
+        aws = s3_extra(self._servers.first["s3"])
         connections = {
             "jojokey_default": {"conn_type": "jojokey", "host": gateway, "password": TOKEN},
             "gateway": {"conn_type": "http", "host": gateway},
@@ -215,8 +207,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="tasks of each contender (default 15)")
     parser.add_argument("--only", nargs="*", choices=CONTENDERS, help="names of contenders")
     parser.add_argument("--calls", action="store_true", help="list the calls of Airflow's API")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    add_options(parser)
     arguments = parser.parse_args()
     contenders = [name for name in CONTENDERS if not arguments.only or name in arguments.only]
     found = measure(arguments.rounds, contenders)
@@ -241,11 +232,7 @@ def main() -> int:
             met = ratio <= CPU_TARGET or other != "vendor"
             judged.append((met, f"{ratio:.2f} of the CPU of: {CONTENDERS[other][0]}{target}"))
     print()
-    for met, sentence in judged:
-        print(f"- {'met' if met else 'MISSED'}: {sentence}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 1 if arguments.check and not all(met for met, _ in judged) else 0
+    return conclude(arguments, judged, found)
 
 
 if __name__ == "__main__":

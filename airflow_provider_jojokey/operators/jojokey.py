@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.integrations import assets
 from airflow_provider_jojokey.operators.arguments import converted, filled, is_literal
-from airflow_provider_jojokey.operators.base import OPTIONS, ImageOperator
+from airflow_provider_jojokey.operators.base import ImageOperator
+from airflow_provider_jojokey.operators.templates import OPTIONS
 from airflow_provider_jojokey.results import Result, storable
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 

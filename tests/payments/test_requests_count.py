@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.store import s3
+from airflow_provider_jojokey.store import documents
 from tests.support import fault_proxy
 from tests.support.fault_proxy import FaultProxy
 from tests.support.harness import Harness
@@ -32,7 +32,7 @@ def lines(requests: list[Any]) -> list[str]:
 
 @pytest.fixture
 def aws(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    monkeypatch.setattr(s3, "is_aws", lambda _: True)
+    monkeypatch.setattr(documents, "is_aws", lambda _: True)
     return proxy
 
 

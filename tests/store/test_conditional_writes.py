@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_jojokey.store import conditions
-from airflow_provider_jojokey.store.s3 import Conditions, ImageStore
+from airflow_provider_jojokey.store.conditions import Conditions
+from airflow_provider_jojokey.store.s3 import ImageStore
 from tests.support.buckets import BUCKET, Bucket
 from tests.support.clients import Sent, client_to, error_of, store_in, store_of
 from tests.support.fault_proxy import (
