@@ -19,7 +19,7 @@ import pytest
 
 import airflow_provider_jojokey
 from airflow_provider_jojokey.get_provider_info import DISTRIBUTION, get_provider_info
-from airflow_provider_jojokey.hooks import jojokey as hook_module
+from airflow_provider_jojokey.hooks import connection as connection_module
 from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
 from tests.support.patience import PATIENCE
 
@@ -107,7 +107,9 @@ def test_old_and_new_airflow_show_the_same_form() -> None:
 
 
 def test_form_fields_match_the_hook() -> None:
-    assert set(CONNECTION["conn-fields"]) == set(hook_module._EXTRAS) == set(hook_module._EXPECTED)
+    assert (
+        set(CONNECTION["conn-fields"]) == set(connection_module._EXTRAS) == set(connection_module._EXPECTED)
+    )
     settings = set(ConnectionSettings.__dataclass_fields__)
     assert set(CONNECTION["conn-fields"]) == settings - {"token", "host", "warnings"}
 
@@ -131,7 +133,7 @@ def test_hook_accepts_values_of_the_form(name: str) -> None:
     field = CONNECTION["conn-fields"][name]["schema"]
     for limit in ("minimum", "maximum"):
         if limit in field:
-            assert hook_module._EXTRAS[name](field[limit]) == field[limit]
+            assert connection_module._EXTRAS[name](field[limit]) == field[limit]
 
 
 def test_token_field_has_its_label() -> None:
