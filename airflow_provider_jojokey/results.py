@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.exceptions import JojoKeyError
 
 XCOM_KEY = "jojokey_images"
+PROGRESS_KEY = "jojokey_progress"
+"""Key of the XCom in which a running batch reports its progress."""
 VERSION = 1
 MAX_PROMPT = 2_000
 """Maximum length of the prompt in the XCom. The receipt contains the whole prompt."""

@@ -25,6 +25,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_jojokey.cost import Cost, Costs
+
 TARGET = 0.2
 """Target for a page of 60: median in seconds."""
 DAGS, TASKS_A_RUN = 20, 10
@@ -174,6 +176,7 @@ def result(dice: random.Random, at: datetime, place: dict[str, Any]) -> dict[str
         "size": "1024x1024",
         "quality": "low",
         "usage": {"input_tokens": 60, "output_tokens": tokens, "total_tokens": tokens + 60},
+        "cost": Costs((Cost(60 * 5_000 + tokens * 30_000, "USD"),)).to_json(),
         "seconds": 9.7,
         "request_id": f"{at:%Y%m%d%H%M%S}",
         "created": int(at.timestamp()),
@@ -182,7 +185,9 @@ def result(dice: random.Random, at: datetime, place: dict[str, Any]) -> dict[str
         "aws_conn_id": "aws_default",
         "error": None,
         "message": None,
+        "billed": None,
         "manifest": None,
+        "derived_from": None,
     }
 
 

@@ -313,7 +313,7 @@ class Batch:
 
     def _ended(self, ticket: Ticket) -> None:
         if self._limiter is not None:
-            self._limiter.release(ticket, self._clock.now)
+            self._limiter.release(ticket)
         self._busy -= 1
         self.outcome.seconds = self._clock.now
         self._dispatch()

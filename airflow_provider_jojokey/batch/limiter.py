@@ -134,7 +134,7 @@ class Limiter:
             self._forget_old(now)
         return ticket
 
-    def release(self, ticket: Ticket, now: float) -> None:
+    def release(self, ticket: Ticket) -> None:
         """Record that a request has ended without a rejection, or was not sent."""
         if ticket.ended:
             return

@@ -376,7 +376,7 @@ class Batch:
         self._sent.discard(turn.index)
         slowed = isinstance(outcome, JojoKeyError) and self.closed is None and self._slow_down(turn, outcome)
         if turn.ticket is not None:
-            self.limiter.release(turn.ticket, time.monotonic())  # no effect if the request was rejected
+            self.limiter.release(turn.ticket)  # no effect if the request was rejected
         if isinstance(outcome, Generated):
             self._recorder.succeeded(turn.index, turn.job, outcome)
             return

@@ -112,6 +112,11 @@ class Tally:
         """The first images, in the items' order."""
         return [image for index in sorted(self.first) for image in self.first[index]][:MAX_LISTED]
 
+    def progress(self) -> dict[str, Any]:
+        """Return the counts and the cost so far as JSON values, for the UI."""
+        names = ("total", "done", "made", "reused", "failed", "images", "tokens")
+        return {**{name: getattr(self, name) for name in names}, "cost": self.cost.to_json()}
+
     def succeed(self, index: int, manifest: Mapping[str, Any]) -> None:
         """Count an item whose images are in S3."""
         if manifest["reused"]:

@@ -15,6 +15,7 @@ from airflow_provider_jojokey.operators.templates import OPTIONS
 from airflow_provider_jojokey.results import (
     MAX_MESSAGE,
     MAX_PROMPT,
+    PROGRESS_KEY,
     Result,
     StoredImage,
     shortened,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 MAX_IN_FLIGHT = 1000
+PROGRESS = 10.0
+"""Minimum seconds between two XComs with the progress."""
 DECODE_SLOTS = 8
 """Responses to decode at once. More would take memory, but would not be faster in one interpreter."""
 S3_CONNECTIONS = 32
@@ -142,6 +145,7 @@ class GenerateImageBatchOperator(ImageOperator):
         self.s3_extra_args = s3_extra_args
         self.replace = replace
         self._batch: Batch | None = None
+        self._reported = 0
         found = []
         if type(max_in_flight) is int and not 1 <= max_in_flight <= MAX_IN_FLIGHT:
             found.append(_IN_FLIGHT.format(max_in_flight))
@@ -172,6 +176,7 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.batch import previous
         from airflow_provider_jojokey.batch.heap import limit_malloc_arenas
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
+        from airflow_provider_jojokey.batch.progress import repeat
         from airflow_provider_jojokey.batch.runner import Batch
         from airflow_provider_jojokey.operators.stopping import TaskStopped
         from airflow_provider_jojokey.payments.amount import Amount, estimate
@@ -220,7 +225,8 @@ class GenerateImageBatchOperator(ImageOperator):
                 raise
             uri = None
             try:
-                tally = batch.run()
+                with repeat(lambda: self._push_progress(context, batch.tally), PROGRESS):
+                    tally = batch.run()
                 self._settle(batch)
                 self.log.info(batch.summary())
                 uri = self._store_manifest(manifest, place, settings.upload_patience)
@@ -302,6 +308,12 @@ class GenerateImageBatchOperator(ImageOperator):
         if not 1 <= self.max_in_flight <= MAX_IN_FLIGHT:
             raise JojoKeyRequestError(f"{_IN_FLIGHT.format(str(self.max_in_flight)[:20])}.")
         return self.max_in_flight
+
+    def _push_progress(self, context: Context, tally: Tally) -> None:
+        """Push counts and the cost so far for the UI."""
+        if tally.done != self._reported:
+            self._reported = tally.done
+            self._push(context, PROGRESS_KEY, tally.progress())
 
     # Afterwards
 

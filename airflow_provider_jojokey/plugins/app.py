@@ -25,7 +25,8 @@ from starlette.staticfiles import StaticFiles
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.plugins import archive, backend, objects, tab, thumbnails, totals, xcoms
 from airflow_provider_jojokey.plugins.access import ReadableDags, readable_xcom
-from airflow_provider_jojokey.plugins.cards import Place, card
+from airflow_provider_jojokey.plugins.cards import Place, card, progress_card
+from airflow_provider_jojokey.plugins.sums import Sum
 from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.settings import Settings
 
@@ -207,7 +208,7 @@ async def get_costs_as_csv(wanted: Wanted) -> Response:
     )
 
 
-async def _sums(wanted: xcoms.Filter) -> list[xcoms.Sum]:
+async def _sums(wanted: xcoms.Filter) -> list[Sum]:
     sums = totals.cached_sums(wanted)
     if sums is None:
         sums = await anyio.to_thread.run_sync(totals.compute_sums, wanted, limiter=_sums_thread)
@@ -245,6 +246,7 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
     mapped, more = xcoms.Rows([]), False
     with create_session(scoped=False) as session:
         row = xcoms.of_task(session, dag_id, run_id, task_id, map_index)
+        progress = None if row else xcoms.progress_of_task(session, dag_id, run_id, task_id, map_index)
         if row is None and map_index == -1:
             mapped, more = xcoms.of_mapped(
                 session,
@@ -256,6 +258,7 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
             )
     answer: dict[str, Any] = {
         "result": None,
+        "progress": progress and progress_card(progress),
         "results": [card(mapped_row) for mapped_row in mapped.rows],
         "unread": mapped.unread,
         "unread_why": mapped.why,

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.links.paths import URL_PREFIX, base_path, image_path, tab_path
-from airflow_provider_jojokey.plugins.xcoms import Row, costs_of, whole_number
+from airflow_provider_jojokey.plugins.sums import costs_of, whole_number
+from airflow_provider_jojokey.plugins.xcoms import Row
 from airflow_provider_jojokey.results import Result, StoredImage
 
 Place = tuple[str, str, str, int]
@@ -57,6 +59,19 @@ def facts(result: Result) -> dict[str, Any]:
         "paid": result.paid,
         "batch": result.manifest is not None,
     }
+
+
+def progress_card(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the progress of a running batch as JSON values.
+
+    :param value: an XCom, see :meth:`Tally.progress`; any task may write it
+    """
+    counts = {name: whole_number(value.get(name)) for name in ("total", "done", "failed", "images", "tokens")}
+    try:
+        cost = Costs.from_json(value.get("cost"))
+    except ValueError:
+        cost = Costs()
+    return {"at": value["at"], **counts, "cost": cost.to_json()}
 
 
 def tokens(usage: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from cachetools import TLRUCache
 
 from airflow_provider_jojokey.cost import CostSum
 from airflow_provider_jojokey.plugins.cards import TOKENS
-from airflow_provider_jojokey.plugins.xcoms import Filter, Sum, sums
+from airflow_provider_jojokey.plugins.sums import Sum, sums
+from airflow_provider_jojokey.plugins.xcoms import Filter
 from airflow_provider_jojokey.spreadsheets import safe_cell
 
 MIN_TTL = 10.0

@@ -14,8 +14,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -38,9 +38,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import defer, lazyload
 
-from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
-from airflow_provider_jojokey.results import XCOM_KEY, Result
+from airflow_provider_jojokey.results import PROGRESS_KEY, XCOM_KEY, Result
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -52,7 +51,7 @@ ROWS_AT_ONCE = 1_000
 MAX_READ_ELSEWHERE = 1_000
 """Maximum results that are read from a custom XCom backend for the sums of one filter."""
 _PRIMARY_KEY = tuple(XComModel.__mapper__.attrs[column.key] for column in inspect(XComModel).primary_key)
-_KEYS = tuple(attribute.class_attribute for attribute in _PRIMARY_KEY)
+KEYS = tuple(attribute.class_attribute for attribute in _PRIMARY_KEY)
 
 
 STATES = ("failed", "failed_paid", "failed_perhaps_paid", "reused")
@@ -142,8 +141,8 @@ def page(
     """
     offset = _offset(cursor) if sort == "tokens" else None
     scan = max(limit, scan or 0)
-    keys = select(*_KEYS, XComModel.timestamp).where(*_conditions(session, wanted))
-    order = [XComModel.timestamp.desc(), *(column.desc() for column in _KEYS)]
+    keys = select(*KEYS, XComModel.timestamp).where(*conditions(session, wanted))
+    order = [XComModel.timestamp.desc(), *(column.desc() for column in KEYS)]
     if offset is not None:
         order.insert(0, _whole(session, "usage", "total_tokens").desc())
         keys = keys.offset(offset)
@@ -151,7 +150,7 @@ def page(
         keys = keys.where(_before(*_decoded(cursor)))
     # Sort only the keys, and then read the values, which are about a hundred times larger.
     keys = keys.order_by(*order).limit(scan + 1)
-    entries = _read(session, keys, *order)
+    entries = read_values(session, keys, *order)
 
     def after(count: int) -> str:
         return _encoded(entries[count - 1][0]) if offset is None else str(offset + count)
@@ -160,7 +159,7 @@ def page(
     unread, why = 0, None
     for start in range(0, min(scan, len(entries)), limit):
         chunk = entries[start : min(start + limit, scan)]
-        for number, read in enumerate(_results(chunk), start + 1):
+        for number, read in enumerate(read_results(chunk), start + 1):
             if isinstance(read, Unreadable):
                 unread, why = unread + 1, str(read)
             elif read is not None:
@@ -176,11 +175,27 @@ def of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index:
     :raises Unreadable: if the result can't be read here
     """
     keys = _of_task(dag_id, run_id, task_id).where(XComModel.map_index == map_index)
-    for read in _results(_read(session, keys.limit(1))):
+    for read in read_results(read_values(session, keys.limit(1))):
         if isinstance(read, Unreadable):
             raise read
         return read
     return None
+
+
+def progress_of_task(
+    session: Session, dag_id: str, run_id: str, task_id: str, map_index: int
+) -> dict[str, Any] | None:
+    """Return the progress that a running batch last reported; ``None`` if there is none."""
+    query = select(cast(XComModel.value, Text), XComModel.timestamp).where(
+        XComModel.dag_id == dag_id,
+        XComModel.task_id == task_id,
+        XComModel.run_id == run_id,
+        XComModel.map_index == map_index,
+        XComModel.key == PROGRESS_KEY,
+    )
+    found = session.execute(query).first()
+    value = None if found is None else _value(found[0])
+    return {**value, "at": found[1].isoformat()} if found is not None and isinstance(value, dict) else None
 
 
 def of_mapped(
@@ -193,113 +208,8 @@ def of_mapped(
     """
     keys = _of_task(dag_id, run_id, task_id).where(XComModel.map_index >= 0)
     keys = keys.order_by(XComModel.map_index).limit(limit + 1).offset(offset)
-    entries = _read(session, keys, XComModel.map_index)
+    entries = read_values(session, keys, XComModel.map_index)
     return _readable(entries[:limit]), len(entries) > limit
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """The sum of results that have the same day, Dag and model.
-
-    :param day: day in the filter's time zone
-    :param model: ``None`` if the results don't contain a model
-    :param failed: number of failed results
-    :param paid: whether the results were paid for: ``"yes"``, ``"no"`` or ``"unknown"``
-    :param tokens: input, output and total tokens
-    :param cost: a result without a cost that was, or may have been, paid for counts as one unknown cost
-    :param unread: number of results outside of the database that weren't read; they count only here
-    """
-
-    day: str = ""
-    dag_id: str = ""
-    model: str | None = None
-    results: int = 0
-    images: int = 0
-    failed: int = 0
-    paid: str = "no"
-    tokens: tuple[int, int, int] = (0, 0, 0)
-    cost: Costs = field(default_factory=Costs)
-    unread: int = 0
-
-
-_TOKENS = ("input_tokens", "output_tokens", "total_tokens")
-
-
-def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
-    """Yield a sum for each result that the filter selects.
-
-    The query selects only the fields that are needed, about a tenth of each value. Of values that a custom backend
-    stores outside of the database, only the newest :data:`MAX_READ_ELSEWHERE` are read.
-    """
-    query = select(XComModel.timestamp, XComModel.dag_id, _summed_fields(session)).where(
-        *_conditions(session, wanted)
-    )
-    rows: Iterable[Any] = session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
-    elsewhere = 0
-    for timestamp, dag_id, text in rows:
-        values = dict(zip(_SUMMED_FIELDS, _json(text) or [None] * len(_SUMMED_FIELDS), strict=True))
-        elsewhere += values["version"] is None
-        result = Result.from_xcom({**values, "images": ()})
-        if result is not None:
-            yield _sum_of(result, _day_of(timestamp, wanted), dag_id)
-    if elsewhere:
-        yield from _sums_elsewhere(session, wanted)
-
-
-def _summed_fields(session: Session) -> ColumnElement[str]:
-    """Return a single expression for a JSON array of the fields that are summed."""
-    dialect = session.get_bind().dialect.name
-    if dialect == "postgresql":
-        return cast(func.jsonb_build_array(*(XComModel.value[name] for name in _SUMMED_FIELDS)), Text)
-    extracted = func.json_extract(XComModel.value, *(f"$.{name}" for name in _SUMMED_FIELDS))
-    if dialect == "sqlite":
-        return cast(_inside(session, extracted), Text)
-    return cast(
-        func.json_array(*(func.json_extract(XComModel.value, f"$.{name}") for name in _SUMMED_FIELDS)), Text
-    )
-
-
-def _sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
-    keys = select(*_KEYS, XComModel.timestamp, XComModel.dag_id)
-    keys = keys.where(*_conditions(session, wanted), _is_elsewhere(session))
-    keys = keys.order_by(XComModel.timestamp.desc())
-    for read in _results(_read(session, keys.limit(MAX_READ_ELSEWHERE))):
-        if isinstance(read, Row):
-            yield _sum_of(read.result, _day_of(read.made_at, wanted), read.dag_id)
-        elif read is not None:
-            yield Sum(unread=1)
-    yield Sum(unread=sum(1 for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE))))
-
-
-def _day_of(made_at: datetime, wanted: Filter) -> str:
-    return made_at.astimezone(ZoneInfo(wanted.zone)).date().isoformat()
-
-
-def _sum_of(result: Result, day: str, dag_id: str) -> Sum:
-    tokens = [whole_number(result.usage.get(name)) for name in _TOKENS]
-    return Sum(
-        day=day,
-        dag_id=dag_id,
-        model=result.model,
-        results=1,
-        images=result.count,
-        failed=int(result.state == "failed"),
-        paid=result.paid,
-        tokens=(tokens[0], tokens[1], tokens[2]),
-        cost=costs_of(result),
-    )
-
-
-def costs_of(result: Result) -> Costs:
-    """Return a result's cost: if none is recorded, unknown unless nothing was paid."""
-    if result.cost is not None:
-        return result.cost
-    return Costs(unknown=int(result.paid != "no"))
-
-
-def whole_number(value: Any) -> int:
-    """Return ``value`` if it is a count that JSON can represent exactly, otherwise 0."""
-    return value if type(value) is int and 0 <= value < 2**53 else 0
 
 
 def count_unsearched(session: Session, wanted: Filter) -> int:
@@ -310,20 +220,20 @@ def count_unsearched(session: Session, wanted: Filter) -> int:
     plain = replace(wanted, words=(), state=None, model=None, size=None)
     if plain == wanted or not is_custom():
         return 0
-    conditions = _conditions(session, plain)
-    query = select(func.count()).select_from(XComModel).where(*conditions, _is_elsewhere(session))
+    query = (
+        select(func.count()).select_from(XComModel).where(*conditions(session, plain), is_elsewhere(session))
+    )
     return session.scalar(query) or 0
 
 
-def _is_elsewhere(session: Session) -> ColumnElement[bool]:
-    version = cast(_inside(session, XComModel.value["version"]), Text)
+def is_elsewhere(session: Session) -> ColumnElement[bool]:
+    """Return an expression: whether a value is not a result, for example a reference to one."""
+    version = cast(inside(session, XComModel.value["version"]), Text)
     return func.coalesce(version, "null") == "null"
 
 
-_SUMMED_FIELDS = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
-
-
-def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
+def conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]]:
+    """Yield the SQL conditions of a filter."""
     yield XComModel.key == XCOM_KEY
     yield XComModel.dag_id.in_(sorted(wanted.dag_ids))
     if wanted.run_id is not None:
@@ -338,7 +248,7 @@ def _conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool
         yield XComModel.timestamp <= datetime.combine(wanted.day_to, time.max, ZoneInfo(wanted.zone))
     for name in ("model", "size"):
         if (text := getattr(wanted, name)) is not None:
-            yield _inside(session, XComModel.value[name].as_string()) == text
+            yield inside(session, XComModel.value[name].as_string()) == text
     if wanted.state is not None:
         yield from _has_state(session, wanted.state)
     for word in wanted.words[:MAX_WORDS]:
@@ -349,14 +259,14 @@ def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
     """Yield SQL conditions for a state, equivalent to :attr:`Result.paid`."""
     value = XComModel.value
     if state == "reused":
-        yield _inside(session, cast(value["reused"], Text)).in_(("true", "1"))
+        yield inside(session, cast(value["reused"], Text)).in_(("true", "1"))
         return
-    yield _inside(session, value["state"].as_string()) == "failed"
+    yield inside(session, value["state"].as_string()) == "failed"
     if state == "failed":
         return
     # A malformed usage is text that never equals a number.
-    tokens = func.coalesce(_inside(session, cast(value["usage"]["total_tokens"], Text)), "0")
-    billed = func.coalesce(_inside(session, value["billed"].as_string()), "unknown")
+    tokens = func.coalesce(inside(session, cast(value["usage"]["total_tokens"], Text)), "0")
+    billed = func.coalesce(inside(session, value["billed"].as_string()), "unknown")
     no_tokens = tokens.in_(("0", "null", ""))
     yield (
         or_(not_(no_tokens), billed == "yes")
@@ -368,7 +278,7 @@ def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
 def _has_word(session: Session, word: str) -> ColumnElement[bool]:
     texts = [XComModel.value[name].as_string() for name in ("prompt", "request_id", "error", "message")]
     prompt: ColumnElement[str] = literal("")
-    for text in (*(_inside(session, column) for column in texts), XComModel.task_id):
+    for text in (*(inside(session, column) for column in texts), XComModel.task_id):
         prompt = prompt + func.coalesce(text, "") + "\n"
     # On SQLite, and on PostgreSQL in the locale "C", LIKE ignores case only for ASCII letters.
     spellings = (
@@ -383,7 +293,7 @@ def _literal(word: str) -> str:
     return word
 
 
-def _inside(session: Session, expression: Any) -> Any:
+def inside(session: Session, expression: Any) -> Any:
     """Return an expression that is NULL on SQLite if the value is not valid JSON.
 
     Python writes NaN, on which SQLite's JSON functions fail.
@@ -394,7 +304,7 @@ def _inside(session: Session, expression: Any) -> Any:
 
 
 def _of_task(dag_id: str, run_id: str, task_id: str) -> Select[Any]:
-    return select(*_KEYS).where(
+    return select(*KEYS).where(
         XComModel.dag_id == dag_id,
         XComModel.task_id == task_id,
         XComModel.run_id == run_id,
@@ -402,12 +312,15 @@ def _of_task(dag_id: str, run_id: str, task_id: str) -> Select[Any]:
     )
 
 
-def _read(session: Session, keys: Select[Any], *order: Any) -> Sequence[tuple[XComModel, str | None, str]]:
+def read_values(
+    session: Session, keys: Select[Any], *order: Any
+) -> Sequence[tuple[XComModel, str | None, str]]:
+    """Return the values of the rows with these keys, each with the name of its mapped task."""
     chosen = keys.subquery()
     label: Any = TaskInstance.rendered_map_index
     query = (
         select(XComModel, label, cast(XComModel.value, Text))
-        .join(chosen, and_(*(column == chosen.c[column.key] for column in _KEYS)))
+        .join(chosen, and_(*(column == chosen.c[column.key] for column in KEYS)))
         .outerjoin(
             TaskInstance,
             and_(
@@ -418,13 +331,13 @@ def _read(session: Session, keys: Select[Any], *order: Any) -> Sequence[tuple[XC
             ),
         )
         .options(defer(XComModel.value), lazyload(XComModel.dag_run))
-        .order_by(*(order or (XComModel.timestamp.desc(), *(column.desc() for column in _KEYS))))
+        .order_by(*(order or (XComModel.timestamp.desc(), *(column.desc() for column in KEYS))))
     )
     return session.execute(query).tuples().all()
 
 
 def _readable(entries: Sequence[tuple[XComModel, str | None, str]]) -> Rows:
-    results = _results(entries)
+    results = read_results(entries)
     unread = [result for result in results if isinstance(result, Unreadable)]
     return Rows(
         [result for result in results if isinstance(result, Row)],
@@ -433,11 +346,11 @@ def _readable(entries: Sequence[tuple[XComModel, str | None, str]]) -> Rows:
     )
 
 
-def _results(entries: Sequence[tuple[XComModel, str | None, str]]) -> list[Row | Unreadable | None]:
+def read_results(entries: Sequence[tuple[XComModel, str | None, str]]) -> list[Row | Unreadable | None]:
     """Return the result in each row; ``None`` if it is not a result."""
     stored = [
         Stored(
-            (tuple(getattr(xcom, key.key) for key in _KEYS), xcom.timestamp),
+            (tuple(getattr(xcom, key.key) for key in KEYS), xcom.timestamp),
             XCOM_KEY,
             xcom.dag_id,
             xcom.run_id,
@@ -456,12 +369,13 @@ def _results(entries: Sequence[tuple[XComModel, str | None, str]]) -> list[Row |
 
 
 def _value(text: str) -> Any:
-    value = _json(text)
+    value = parsed(text)
     # Airflow's model and its public API store a value that they receive as text as a JSON string.
-    return value if not isinstance(value, str) or (inner := _json(value)) is None else inner
+    return value if not isinstance(value, str) or (inner := parsed(value)) is None else inner
 
 
-def _json(text: str | None) -> Any:
+def parsed(text: str | None) -> Any:
+    """Return JSON text as a value; ``None`` if it is not valid."""
     try:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError):
@@ -473,8 +387,8 @@ def _whole(session: Session, *path: str) -> ColumnElement[int]:
     value: Any = XComModel.value
     if session.get_bind().dialect.name == "sqlite":
         json_path = "$." + ".".join(path)
-        is_whole = _inside(session, func.json_type(value, json_path)) == "integer"
-        return case((is_whole, _inside(session, func.json_extract(value, json_path))), else_=0)
+        is_whole = inside(session, func.json_type(value, json_path)) == "integer"
+        return case((is_whole, inside(session, func.json_extract(value, json_path))), else_=0)
     for name in path:
         value = value[name]
     text = func.coalesce(cast(value, Text), "null")
@@ -490,12 +404,12 @@ def _offset(cursor: str | None) -> int:
 def _before(timestamp: datetime, key: tuple[Any, ...]) -> ColumnElement[bool]:
     return or_(
         XComModel.timestamp < timestamp,
-        and_(XComModel.timestamp == timestamp, tuple_(*_KEYS) < key),
+        and_(XComModel.timestamp == timestamp, tuple_(*KEYS) < key),
     )
 
 
 def _encoded(xcom: XComModel) -> str:
-    key = [getattr(xcom, column.key) for column in _KEYS]
+    key = [getattr(xcom, column.key) for column in KEYS]
     text = json.dumps([xcom.timestamp.isoformat(), *key], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
@@ -504,7 +418,7 @@ def _decoded(cursor: str) -> tuple[datetime, tuple[Any, ...]]:
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         timestamp, *key = json.loads(text)
-        kinds = [column.type.python_type for column in _KEYS]
+        kinds = [column.type.python_type for column in KEYS]
         if len(key) != len(kinds) or any(
             type(part) is not kind for part, kind in zip(key, kinds, strict=True)
         ):

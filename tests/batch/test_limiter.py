@@ -108,7 +108,7 @@ def test_refused_request_is_counted_once_although_it_is_reported_twice() -> None
 
     limiter.rejected(ticket, 0.2, None)
     limiter.rejected(ticket, 0.3, None)
-    limiter.release(ticket, 0.4)
+    limiter.release(ticket)
 
     assert (limiter.rejections, limiter.in_flight) == (1, 0)
 
@@ -117,7 +117,7 @@ def test_permission_that_is_not_used_does_not_count() -> None:
     limiter = Limiter(1)
     ticket = limiter.acquire(0.0)
 
-    limiter.release(ticket, 1.0)
+    limiter.release(ticket)
 
     assert limiter.in_flight == 0
     assert limiter.delay(1.0) == 0
@@ -157,7 +157,7 @@ def test_progress_resets_the_time_to_give_up() -> None:
         refused, made = limiter.acquire(float(moment)), limiter.acquire(moment + 1.0)
         refused.sent_at = made.sent_at = moment + 1.0
         limiter.rejected(refused, moment + 2.0, None)
-        limiter.release(made, moment + 3.0)
+        limiter.release(made)
         assert not limiter.stalled(moment + 4.0)
 
     last = limiter.acquire(100.0)
@@ -187,7 +187,7 @@ def test_overloaded_gateway_gets_less_at_once_and_then_more() -> None:
         limiter.overloaded(ticket, 1.0, None)
     limits = []
     for ticket in tickets[:32]:
-        limiter.release(ticket, 10.0)
+        limiter.release(ticket)
     for moment in (10.0, 100.0):
         given: list[Ticket] = []
         while limiter.delay(moment) < float("inf"):
@@ -196,7 +196,7 @@ def test_overloaded_gateway_gets_less_at_once_and_then_more() -> None:
             moment += 1.0
         limits.append(len(given))
         for ticket in given:
-            limiter.release(ticket, moment)
+            limiter.release(ticket)
 
     assert limits[0] < 64
     assert limits[1] > limits[0]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -62,6 +64,59 @@ def test_unknown_cost_is_counted_and_never_0(
     book.write("a", result(**facts), run_id=run_id)
     (card,) = server.results(run_id=run_id)["results"]
     assert Costs.from_json(card["cost"]) == Costs.from_json(server.totals(run_id=run_id)["cost"]) == costs
+
+
+ODD = {
+    "many_decimals": {
+        "cost": {"amounts": [{"amount": "0.0000000005", "currency": "USD", "approximate": True}]}
+    },
+    "large": {"cost": Costs((Cost(10**8 * NANOS - 1, "USD"),)).to_json()},
+    "two_currencies": {"cost": Costs((YUAN, CENT)).to_json()},
+    "no_amounts": {"cost": Costs(unknown=2).to_json()},
+    "text_in_tokens": {"usage": {"input_tokens": "5", "output_tokens": 7, "total_tokens": 7}},
+    "huge_tokens": {"usage": {"input_tokens": 2**63 - 1, "output_tokens": 2**53 - 1, "total_tokens": 9}},
+    "fraction": {"usage": {"input_tokens": 1.0, "output_tokens": 7, "total_tokens": 7}, "count": 2.0},
+    "negative": {"usage": {"input_tokens": -1, "output_tokens": 7, "total_tokens": 7}},
+    "boolean": {"usage": {"input_tokens": True, "output_tokens": 7, "total_tokens": 7}},
+    "derived": {"cost": None, "usage": {}, "derived_from": "s3://posters/a.png"},
+    "derived_from_text": {"cost": None, "usage": {}, "derived_from": "elsewhere"},
+    "reused": {"cost": Costs().to_json(), "usage": {}, "reused": True},
+    "failed": {"state": "failed", "billed": "yes", "usage": {}, "cost": None, "model": None},
+    "lines": {"model": "a\nb"},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_results_are_summed_as_they_are_shown(server: Server, book: Book, odd: str) -> None:
+    book.write(odd, costing(CENT), run_id="usual", at=NOON)
+    for number in range(3):
+        book.write(odd, result(**ODD[odd]), run_id=f"r{number}", at=NOON)
+    cards = server.results(dag_id=odd)["results"]
+
+    sums = server.totals(dag_id=odd)
+
+    assert sums["results"] == len(cards) == 4
+    assert sum((Costs.from_json(card["cost"]) for card in cards), Costs()) == Costs.from_json(sums["cost"])
+    for name, tokens in sums["usage"].items():
+        assert tokens == sum(card["usage"][name] for card in cards)
+    assert sums["failed_paid"] == sum(card["state"] == "failed" and card["paid"] == "yes" for card in cards)
+    assert sums["failed_perhaps_paid"] == 0
+
+
+TIMES = ("2026-03-07T22:00", "2026-03-08T02:30", "2026-11-01T03:59", "2026-11-01T04:00", "2026-11-01T05:00")
+
+
+@pytest.mark.parametrize(
+    "zone", ["UTC", "Asia/Shanghai", "America/New_York", "America/Santiago", "Asia/Kathmandu"]
+)
+def test_days_follow_the_zone_and_its_summer_time(server: Server, book: Book, zone: str) -> None:
+    # New York changes from UTC-5 to UTC-4 on 8 March, and back on 1 November.
+    times = [datetime.fromisoformat(f"{time}+00:00") for time in TIMES]
+    for number, at in enumerate(times):
+        book.write(zone, costing(CENT, count=1), run_id=f"r{number}", at=at)
+    days = Counter(at.astimezone(ZoneInfo(zone)).date().isoformat() for at in times)
+    sums = server.totals(dag_id=zone, tz=zone)
+    assert {day["day"]: day["images"] for day in sums["by_day"]} == days
 
 
 RUN = """

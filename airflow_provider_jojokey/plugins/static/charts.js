@@ -1,5 +1,6 @@
-// Two small charts: tokens by day and by Dag.
-import { compact, cost, count, day, localDay, number } from "./format.js";
+// Two small charts: the cost by day and by Dag, or the tokens if a cost is unknown or there are several currencies.
+import { compact, count, day, localDay } from "./format.js";
+import { cost, currencyOf, decimalsOf, sumOf, valueOf } from "./money.js";
 import { h, useMemo } from "./react.js";
 import { t } from "./text.js";
 
@@ -35,28 +36,44 @@ export function barsOf(byDay, until = "") {
   const unit = span <= MOST_BARS ? "day" : span <= MOST_BARS * 7 ? "week" : "month";
   const bars = new Map();
   for (let start = STARTS[unit](first); start <= last; start = NEXT[unit](start)) {
-    bars.set(start, { start, end: toDay(toTime(NEXT[unit](start)) - A_DAY), tokens: 0, images: 0 });
+    bars.set(start, { start, end: toDay(toTime(NEXT[unit](start)) - A_DAY), tokens: 0, images: 0, costs: [] });
   }
   for (const one of byDay) {
     const bar = bars.get(STARTS[unit](one.day));
     if (!bar) continue;
     bar.tokens += one.tokens;
     bar.images += one.images;
+    bar.costs.push(one.cost);
   }
-  return { unit, bars: [...bars.values()] };
+  return { unit, bars: [...bars.values()].map(({ costs, ...bar }) => ({ ...bar, cost: sumOf(costs) })) };
 }
 
 const WITH_YEAR = { day: "numeric", month: "short", year: "numeric" };
-const TITLES = { day: "Tokens per day", week: "Tokens per week", month: "Tokens per month" };
+const TITLES = {
+  day: { cost: "Cost per day in {currency}", tokens: "Tokens per day" },
+  week: { cost: "Cost per week in {currency}", tokens: "Tokens per week" },
+  month: { cost: "Cost per month in {currency}", tokens: "Tokens per month" },
+  dag: { cost: "Cost per Dag in {currency}", tokens: "Tokens per Dag" },
+};
+
+// What a chart of these rows displays: its title and, for each row, the length of its bar and the texts.
+function measureOf(rows, unit) {
+  const currency = currencyOf(rows.map((one) => one.cost));
+  const decimals = decimalsOf(rows.map((one) => one.cost));
+  const tokens = (one) => count(one.tokens, "{n} token", "{n} tokens");
+  const money = (one) => cost(one.cost, decimals);
+  const images = (one) => count(one.images, "{n} image", "{n} images");
+  return {
+    title: t(currency ? TITLES[unit].cost : TITLES[unit].tokens, { currency }),
+    value: currency ? (one) => valueOf(one.cost) : (one) => one.tokens,
+    text: currency ? money : tokens,
+    details: (one) => [money(one), tokens(one), images(one)].join(" · "),
+  };
+}
 
 function nameOf(bar, unit) {
   if (unit === "month") return day(bar.start, { month: "long", year: "numeric" });
   return unit === "week" ? `${day(bar.start)} – ${day(bar.end, WITH_YEAR)}` : day(bar.start, WITH_YEAR);
-}
-
-function costOf(one) {
-  const money = one.cost?.amounts.length ? `${cost(one.cost)} · ` : "";
-  return `${money}${count(one.tokens, "{n} token", "{n} tokens")} · ${count(one.images, "{n} image", "{n} images")}`;
 }
 
 // A chart of a single day or Dag would only repeat the totals.
@@ -71,27 +88,28 @@ export function Charts({ totals, filters, onChange }) {
     h(
       "div",
       { className: "jojokey-charts" },
-      byDay && h(TokensByDay, { byDay: totals.by_day, filters, onChange }),
-      byDag && h(TokensByDag, { byDag: totals.by_dag, onChange }),
+      byDay && h(ByDay, { byDay: totals.by_day, filters, onChange }),
+      byDag && h(ByDag, { byDag: totals.by_dag, onChange }),
     ),
   );
 }
 
-function TokensByDay({ byDay, filters, onChange }) {
+function ByDay({ byDay, filters, onChange }) {
   const { unit, bars } = useMemo(() => barsOf(byDay, filters.day_to), [byDay, filters.day_to]);
-  const most = Math.max(1, ...bars.map((one) => one.tokens));
+  const { title, value, details } = measureOf(bars, unit);
+  const most = Math.max(...bars.map(value)) || 1;
   return h(
     "section",
     { className: "jojokey-chart" },
-    h("h3", { className: "jojokey-label" }, t(TITLES[unit])),
+    h("h3", { className: "jojokey-label" }, title),
     h(
       "div",
       { className: "jojokey-plot" },
       h("span", { className: "jojokey-axis", "aria-hidden": true, style: { bottom: "100%" } }, compact(most)),
       h("span", { className: "jojokey-axis", "aria-hidden": true, style: { bottom: "50%" } }, compact(most / 2)),
       bars.map((bar) => {
-        const text = h("span", null, h("strong", null, nameOf(bar, unit)), costOf(bar));
-        const height = { "--height": `${bar.tokens ? Math.max(1.5, (bar.tokens / most) * 100) : 0}%` };
+        const text = h("span", null, h("strong", null, nameOf(bar, unit)), details(bar));
+        const height = { "--height": `${value(bar) ? Math.max(1.5, (value(bar) / most) * 100) : 0}%` };
         return bar.images
           ? h(
               "button",
@@ -116,33 +134,30 @@ function TokensByDay({ byDay, filters, onChange }) {
   );
 }
 
-function TokensByDag({ byDag, onChange }) {
-  const sorted = [...byDag].sort((one, other) => other.tokens - one.tokens);
+function ByDag({ byDag, onChange }) {
+  const { title, value, text, details } = measureOf(byDag, "dag");
+  const sorted = [...byDag].sort((one, other) => value(other) - value(one));
   const shown = sorted.length > MOST_DAGS ? sorted.slice(0, MOST_DAGS - 1) : sorted;
   const rest = sorted.slice(shown.length);
   const sum = (name) => rest.reduce((all, one) => all + one[name], 0);
-  const others = { tokens: sum("tokens"), images: sum("images") };
-  const most = Math.max(1, others.tokens, ...shown.map((one) => one.tokens));
+  const others = { tokens: sum("tokens"), images: sum("images"), cost: sumOf(rest.map((one) => one.cost)) };
+  const most = Math.max(value(others), ...shown.map(value)) || 1;
   const row = (key, name, one) =>
     h(
       "li",
-      { key, title: costOf(one) },
+      { key, title: details(one) },
       h("span", { className: "jojokey-dag-name" }, name),
       h(
         "span",
         { className: "jojokey-rail", "aria-hidden": true },
-        h("span", { style: { inlineSize: `${one.tokens ? Math.max(1, (one.tokens / most) * 100) : 0}%` } }),
+        h("span", { style: { inlineSize: `${value(one) ? Math.max(1, (value(one) / most) * 100) : 0}%` } }),
       ),
-      h(
-        "span",
-        { className: "jojokey-number", title: number(one.tokens) },
-        one.cost?.amounts.length ? cost(one.cost) : compact(one.tokens),
-      ),
+      h("span", { className: "jojokey-number" }, text(one)),
     );
   return h(
     "section",
     { className: "jojokey-chart" },
-    h("h3", { className: "jojokey-label" }, t("Tokens per Dag")),
+    h("h3", { className: "jojokey-label" }, title),
     h(
       "ul",
       { className: "jojokey-dags" },

@@ -1,6 +1,7 @@
 // The cost by Dag, model and day, as a table and as a CSV file.
 import { costsUrl, getCosts } from "./api.js";
-import { day, cost, number } from "./format.js";
+import { day, number } from "./format.js";
+import { cost, decimalsOf } from "./money.js";
 import { ButtonLink, Failure, Spinner } from "./parts.js";
 import { h, useEffect, useState } from "./react.js";
 import { t } from "./text.js";
@@ -32,6 +33,8 @@ export function CostTable({ filters }) {
 }
 
 function Rows({ rows, filters }) {
+  const shown = rows.slice(0, SHOWN);
+  const decimals = decimalsOf(shown.map((row) => row.cost));
   return h(
     "div",
     { className: "jojokey-costs" },
@@ -56,7 +59,7 @@ function Rows({ rows, filters }) {
         h(
           "tbody",
           null,
-          rows.slice(0, SHOWN).map((row) =>
+          shown.map((row) =>
             h(
               "tr",
               { key: [row.day, row.dag_id, row.model] },
@@ -65,7 +68,7 @@ function Rows({ rows, filters }) {
               h("td", null, row.model ?? "–"),
               h("td", { className: "jojokey-number" }, number(row.images)),
               h("td", { className: "jojokey-number" }, number(row.total_tokens)),
-              h("td", { className: "jojokey-number" }, cost(row.cost)),
+              h("td", { className: "jojokey-number" }, cost(row.cost, decimals)),
             ),
           ),
         ),

@@ -8,29 +8,16 @@ export function number(value) {
 }
 
 export function compact(value) {
-  return new Intl.NumberFormat(language(), { notation: "compact", maximumFractionDigits: 1 }).format(value ?? 0);
+  return new Intl.NumberFormat(language(), { notation: "compact", maximumSignificantDigits: 3 }).format(value ?? 0);
 }
 
 export function count(value, one, many) {
   return t(value === 1 ? one : many, { n: number(value) });
 }
 
-// The format of the log and the command line: "≈ USD 0.0059", with non-breaking spaces.
-function amount(one) {
-  const value = Number(one.amount);
-  const digits = value >= 1 || value === 0 ? 2 : 4;
-  const format = new Intl.NumberFormat(language(), { minimumFractionDigits: 2, maximumFractionDigits: digits });
-  const text = value > 0 && value < 0.0001 ? `<${format.format(0.0001)}` : format.format(value);
-  return `${one.approximate ? "≈\u00a0" : ""}${one.currency}\u00a0${text}`;
-}
-
-// Amounts in different currencies are never added up.
-export function cost(costs) {
-  const known = costs.amounts.map(amount).join(" + ");
-  if (!known) return costs.unknown ? t("Cost unknown") : t("No cost");
-  return costs.unknown
-    ? `${known} + ${count(costs.unknown, "{n} request of unknown cost", "{n} requests of unknown cost")}`
-    : known;
+export function decimal(value, decimals) {
+  const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
+  return new Intl.NumberFormat(language(), digits).format(value);
 }
 
 export function fileSize(bytes) {

@@ -3,8 +3,9 @@ import { getResults, getTotals } from "./api.js";
 import { Charts } from "./charts.js";
 import { CostTable } from "./costs.js";
 import { choicesOf, FilterBar, isFiltered, NO_FILTERS, useFilters } from "./filters.js";
-import { count, exactTime, cost, number } from "./format.js";
+import { count, exactTime, number } from "./format.js";
 import { useLightbox } from "./lightbox.js";
+import { cost, decimalsOf } from "./money.js";
 import { Button, CopyButton, Empty, Failure, Notice, Spinner, useTitle } from "./parts.js";
 import { h, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./react.js";
 import { Card, Cards, keyOf } from "./results.js";
@@ -201,6 +202,7 @@ export function Gallery() {
   const selection = useSelection();
   const [show, dialog] = useLightbox(cards, { linked: true, onNearEnd: loadMore, selection });
 
+  const decimals = decimalsOf(cards.map((card) => card.cost));
   const nothing = !loading && !error && cards.length === 0;
   const first = nothing && !missing && !isFiltered(filters);
   return h(
@@ -231,6 +233,7 @@ export function Gallery() {
               key: `${keyOf(card)} ${images.round}`,
               card,
               title: card.dag_id,
+              decimals,
               subtitle: h(Subtitle, { card, onChange: change }),
               onOpen: show,
               selection,

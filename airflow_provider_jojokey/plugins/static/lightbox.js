@@ -1,7 +1,8 @@
 // A dialog that displays one image as large as possible, with navigation through all images.
 import { problemOf } from "./api.js";
 import { Modal } from "./dialog.js";
-import { cost, count, fileSize, shortened } from "./format.js";
+import { count, fileSize, shortened } from "./format.js";
+import { cost } from "./money.js";
 import { SelectBox } from "./selection.js";
 import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
 import { h, useCallback, useEffect, useMemo, useState } from "./react.js";

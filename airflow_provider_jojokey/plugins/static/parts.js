@@ -245,6 +245,22 @@ export function Spinner({ label }) {
   );
 }
 
+// A share of a whole as text and, for the eye, as a bar.
+export function Meter({ label, text, share }) {
+  const percent = Math.min(100, Math.max(0, share * 100));
+  return h(
+    "div",
+    { className: "jojokey-meter" },
+    h("span", { className: "jojokey-label" }, label),
+    h("span", null, text),
+    h(
+      "span",
+      { className: "jojokey-rail", "aria-hidden": true },
+      h("span", { style: { inlineSize: `${percent}%` } }),
+    ),
+  );
+}
+
 export function Notice({ kind = "info", title, children, action }) {
   return h(
     "div",

@@ -1,5 +1,6 @@
 // Cards for results, used in the gallery, for mapped tasks and for batches.
-import { count, cost } from "./format.js";
+import { count } from "./format.js";
+import { cost } from "./money.js";
 import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
 import { h } from "./react.js";
@@ -97,7 +98,7 @@ function tokensOf(card) {
 }
 
 // title distinguishes the card from its neighbors: the Dag in the gallery, the label for mapped tasks.
-export function Card({ card, title, subtitle, onOpen, selection }) {
+export function Card({ card, title, subtitle, decimals, onOpen, selection }) {
   const failed = card.state === "failed" && !card.images.length;
   const entries = selection ? entriesOf(card) : [];
   return h(
@@ -124,7 +125,7 @@ export function Card({ card, title, subtitle, onOpen, selection }) {
         "div",
         { className: "jojokey-card-foot" },
         card.made_at && h(Time, { iso: card.made_at, relative: true }),
-        h("span", { title: tokensOf(card) }, cost(card.cost)),
+        h("span", { title: tokensOf(card) }, cost(card.cost, decimals)),
       ),
     ),
   );

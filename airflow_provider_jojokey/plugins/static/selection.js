@@ -1,7 +1,8 @@
 // Selected images, which the user can download as a zip file or compare side by side.
 import { zipUrl } from "./api.js";
 import { Modal } from "./dialog.js";
-import { count, fileSize, cost, number } from "./format.js";
+import { count, fileSize, number } from "./format.js";
+import { cost, decimalsOf } from "./money.js";
 import { Button, ButtonLink, safeUrl, Time } from "./parts.js";
 import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js";
 import { t } from "./text.js";
@@ -97,12 +98,13 @@ const FACTS = {
   Size: ([, image]) => `${image.width} × ${image.height}`,
   Quality: ([result]) => result.quality,
   Tokens: ([result]) => (result.usage?.total_tokens ? number(result.usage.total_tokens) : null),
-  Cost: ([result]) => cost(result.cost),
+  Cost: ([result], decimals) => cost(result.cost, decimals),
   Run: ([result]) => result.run_id,
 };
 
 function Comparison({ entries, onClose }) {
-  const differs = (fact) => new Set(entries.map(fact)).size > 1;
+  const decimals = decimalsOf(entries.map(([result]) => result.cost));
+  const differs = (fact) => new Set(entries.map((entry) => fact(entry, decimals))).size > 1;
   return h(
     Modal,
     {
@@ -130,9 +132,9 @@ function Comparison({ entries, onClose }) {
               null,
               Object.entries(FACTS).map(
                 ([name, fact]) =>
-                  fact(entry) && [
+                  fact(entry, decimals) && [
                     h("dt", { key: `${name} dt` }, t(name)),
-                    h("dd", { key: name, dir: "auto" }, differs(fact) ? h("mark", null, fact(entry)) : fact(entry)),
+                    h("dd", { key: name, dir: "auto" }, differs(fact) ? h("mark", null, fact(entry, decimals)) : fact(entry, decimals)),
                   ],
               ),
             ),

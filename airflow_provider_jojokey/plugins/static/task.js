@@ -1,7 +1,8 @@
 // The tab "Images" of a task instance: its images, their cost and all attempts.
 import { getTask, isUnderWay } from "./api.js";
-import { count, fileSize, cost, number, seconds } from "./format.js";
+import { count, fileSize, number, seconds } from "./format.js";
 import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
+import { cost, decimalsOf } from "./money.js";
 import {
   AppLink,
   Badge,
@@ -13,6 +14,7 @@ import {
   Fact,
   Failure,
   Icon,
+  Meter,
   Notice,
   Prompt,
   safeUrl,
@@ -92,7 +94,7 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   else if (!answer) content = h(Spinner, { label: t("Looking for images …") });
   else if (answer.results?.length || answer.unread > 0) content = h(Mapped, { task, answer });
   else if (answer.result) content = h(One, { task, answer });
-  else if (answer.underWay) content = h(Working);
+  else if (answer.underWay) content = h(Working, { progress: answer.progress });
   else content = h(Nothing);
 
   return h(
@@ -103,14 +105,30 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   );
 }
 
-function Working() {
+function Working({ progress }) {
   return h(
     "div",
     { className: "jojokey-empty", role: "status" },
     h("span", { className: "jojokey-spinner jojokey-spinner-large", "aria-hidden": true }),
-    h("h3", null, t("No images yet")),
+    h("h3", null, progress ? t("The batch is running") : t("No images yet")),
+    progress && h(Progress, { progress }),
     h("p", null, t("The task has not ended. Its images appear here automatically.")),
   );
+}
+
+// What a running batch has reported.
+function Progress({ progress }) {
+  const { total, done, failed } = progress;
+  const facts = [
+    t("{done} of {total} items", { done: number(done), total: number(total) }),
+    failed > 0 && t("{n} failed", { n: number(failed) }),
+    cost(progress.cost),
+  ];
+  return h(Meter, {
+    label: [t("Progress"), " · ", h(Time, { key: "at", iso: progress.at, relative: true })],
+    text: facts.filter(Boolean).join(" · "),
+    share: total ? done / total : 0,
+  });
 }
 
 function Nothing() {
@@ -342,6 +360,7 @@ const BILLED = { yes: "Yes", no: "No", unknown: "Unknown" };
 function Attempts({ attempts, error }) {
   if (error) return h(Notice, { title: t("The attempts can't be shown") }, error);
   if (!attempts?.length) return null;
+  const decimals = decimalsOf(attempts.map((one) => one.cost));
   return h(
     "div",
     { className: "jojokey-attempts" },
@@ -375,7 +394,7 @@ function Attempts({ attempts, error }) {
               h("td", null, one.try_number),
               h("td", null, h(Badge, { kind }, t(word))),
               h("td", null, t(BILLED[one.billed] ?? "Unknown")),
-              h("td", { className: "jojokey-nowrap" }, cost(one.cost)),
+              h("td", { className: "jojokey-nowrap" }, cost(one.cost, decimals)),
               h("td", null, one.usage ? number(one.usage.total_tokens) : "–"),
               h("td", null, Number.isFinite(one.seconds) ? seconds(one.seconds) : "–"),
               h("td", null, one.request_id || one.cf_ray ? h("code", null, one.request_id ?? one.cf_ray) : "–"),
@@ -444,6 +463,7 @@ function ShowMore({ pages }) {
 
 function Mapped({ task, answer }) {
   const pages = usePages(task, answer, "results");
+  const decimals = decimalsOf(pages.rows.map((card) => card.cost));
   const selection = useSelection();
   const [show, dialog] = useLightbox(pages.rows, { onNearEnd: pages.load, selection });
   return h(
@@ -466,7 +486,7 @@ function Mapped({ task, answer }) {
       Cards,
       null,
       pages.rows.map((card) =>
-        h(Card, { key: keyOf(card), card, title: card.label ?? `[${card.map_index}]`, onOpen: show, selection }),
+        h(Card, { key: keyOf(card), card, title: card.label ?? `[${card.map_index}]`, decimals, onOpen: show, selection }),
       ),
     ),
     h(ShowMore, { pages }),
@@ -498,6 +518,7 @@ function Items({ task, answer }) {
   const selection = useSelection();
   const [show, dialog] = useLightbox(cards, { onNearEnd: pages.load, selection });
   useLinked(query && pages.known ? cards : NO_ROWS, show);
+  const decimals = decimalsOf(cards.map((card) => card.cost));
   return h(
     "div",
     { className: "jojokey-items" },
@@ -541,6 +562,7 @@ function Items({ task, answer }) {
           key: card.index ?? position,
           card,
           title: card.images[0]?.name ?? t("Item {n}", { n: number }),
+          decimals,
           onOpen: show,
           selection,
         });

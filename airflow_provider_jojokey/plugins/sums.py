@@ -1,0 +1,396 @@
+"""Sums of results: SQL adds up the usual results, Python the others.
+
+Reading 100,000 results one by one takes seconds, so the database groups them by everything that is not a number to
+add up, and adds up the numbers of each group. A group whose numbers SQL can't add up exactly, such as amounts with
+more than nine decimals or text instead of numbers, is read row by row. Either way, :class:`Result` interprets
+the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from airflow.models.xcom import XComModel
+from sqlalchemy import BigInteger, Date, Float, Numeric, Text, and_, case, cast, func, literal, select
+
+from airflow_provider_jojokey.cost import NANOS, Costs
+from airflow_provider_jojokey.plugins.xcoms import (
+    KEYS,
+    MAX_READ_ELSEWHERE,
+    ROWS_AT_ONCE,
+    Filter,
+    Row,
+    conditions,
+    inside,
+    is_elsewhere,
+    parsed,
+    read_results,
+    read_values,
+)
+from airflow_provider_jojokey.results import Result
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+    from sqlalchemy.sql import ColumnElement, Select
+    from sqlalchemy.sql.base import ReadOnlyColumnCollection
+
+MAX_ODD = 100
+"""Maximum different facts of results that are read row by row."""
+FIRST_YEAR = 2000
+"""Days before this year are computed with the time zone's offset at its start."""
+_TOKENS = ("input_tokens", "output_tokens", "total_tokens")
+_FIELDS = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
+_FACTS = ("version", "state", "model", "billed", "reused")
+_NUMBERS = {name: f"usage.{name}" for name in _TOKENS} | {"images": "count"}
+_DERIVED = "s3://"
+"""The beginning of ``derived_from``."""
+_ANY_AMOUNT = "?"
+"""Replaces the amount in the facts of a group."""
+_YES = "+"
+MAX_NUMBER = 10**15
+"""SQL adds up only numbers below it, of which no sum overflows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The sum of results that have the same day, Dag and model.
+
+    :param day: day in the filter's time zone
+    :param model: ``None`` if the results don't contain a model
+    :param failed: number of failed results
+    :param paid: whether the results were paid for: ``"yes"``, ``"no"`` or ``"unknown"``
+    :param tokens: input, output and total tokens
+    :param cost: a result without a cost that was, or may have been, paid for counts as one unknown cost
+    :param unread: number of results outside of the database that weren't read; they count only here
+    """
+
+    day: str = ""
+    dag_id: str = ""
+    model: str | None = None
+    results: int = 0
+    images: int = 0
+    failed: int = 0
+    paid: str = "no"
+    tokens: tuple[int, int, int] = (0, 0, 0)
+    cost: Costs = field(default_factory=Costs)
+    unread: int = 0
+
+
+def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
+    """Yield sums of the results that the filter selects.
+
+    Of values that a custom backend stores outside of the database, only the newest :data:`MAX_READ_ELSEWHERE` are
+    read.
+    """
+    elsewhere = False
+    odd: set[str] | None = None
+    groups: list[tuple[Any, _Facts]] = []
+    if session.get_bind().dialect.name in ("postgresql", "sqlite"):
+        groups = [(group, _facts_of(group.facts)) for group in session.execute(_groups(session, wanted))]
+        odd = {group.facts for group, facts in groups if not facts.exact}
+        if len(odd) > MAX_ODD:
+            groups, odd = [], None
+    for group, facts in groups:
+        elsewhere |= facts.elsewhere
+        if facts.exact and facts.result is not None:
+            yield _sum_of_group(group, facts.result, facts.has_amount)
+    if odd is None or odd:
+        for total in _sums_of_rows(session, wanted, odd):
+            elsewhere |= total is None
+            if total is not None:
+                yield total
+    if elsewhere:
+        yield from _sums_elsewhere(session, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the results of a group have in common.
+
+    :param result: a result with these facts; ``None`` if the group contains no results
+    :param exact: whether SQL can add up the numbers of the group exactly
+    :param has_amount: whether each result has one amount of money
+    :param elsewhere: whether the values may be references to results outside of the database
+    """
+
+    result: Result | None = None
+    exact: bool = True
+    has_amount: bool = False
+    elsewhere: bool = False
+
+
+@lru_cache(maxsize=1_000)
+def _facts_of(text: str | None) -> _Facts:
+    """Parse the text of :func:`_facts`; on SQLite, it is ``None`` if a value is not valid JSON."""
+    if text is None:
+        return _Facts(elsewhere=True)
+    flags, common, derived, cost = text.split("\n")
+    values = dict(zip(_FACTS, parsed(common), strict=True))
+    if values["version"] is None:
+        return _Facts(elsewhere=True)
+    has_tokens, exact_numbers, exact_amount = (flag == _YES for flag in flags)
+    values["cost"] = parsed(cost)
+    amounts = values["cost"].get("amounts") if isinstance(values["cost"], dict) else None
+    has_amount = False
+    if isinstance(amounts, list) and len(amounts) == 1 and isinstance(amounts[0], dict):
+        has_amount = amounts[0].get("amount") == _ANY_AMOUNT
+        amounts[0]["amount"] = "0"
+    result = Result.from_xcom(
+        {
+            **values,
+            "images": (),
+            "usage": {"total_tokens": int(has_tokens)},
+            "derived_from": derived or None,
+        }
+    )
+    exact = exact_numbers and derived in ("", _DERIVED) and (exact_amount if has_amount else not amounts)
+    return _Facts(result, exact, has_amount and result is not None and result.cost is not None)
+
+
+def _sum_of_group(group: Any, result: Result, has_amount: bool) -> Sum:
+    cost = costs_of(result)
+    amounts = cost.amounts
+    if has_amount:
+        amounts = (replace(amounts[0], nanos=int(group.nanos)),)
+    return Sum(
+        day=(date.fromisoformat(str(group.day)) + timedelta(days=group.shift)).isoformat(),
+        dag_id=group.dag_id,
+        model=result.model,
+        results=group.results,
+        images=int(group.images),
+        failed=group.results if result.state == "failed" else 0,
+        paid=result.paid,
+        tokens=(int(group.input_tokens), int(group.output_tokens), int(group.total_tokens)),
+        cost=Costs(amounts, cost.unknown * group.results),
+    )
+
+
+def _groups(session: Session, wanted: Filter) -> Select[Any]:
+    """Return a query for the groups: their facts and the sums of their numbers."""
+    day, shift = _day(session, wanted)
+    row = _fields(session, wanted, day=day, shift=shift)
+    sqlite = session.get_bind().dialect.name == "sqlite"
+    nanos: ColumnElement[Any]
+    if sqlite:  # a float is exact enough for the amounts that have the flag
+        nanos = cast(func.round(cast(row.amount, Float) * NANOS), BigInteger)
+    else:
+        nanos = cast(row.amount, Numeric) * NANOS
+    numbers = {name: row[name] if sqlite else cast(row[name], BigInteger) for name in _NUMBERS}
+    added = [
+        func.coalesce(func.sum(case((func.substr(row.facts, position, 1) == _YES, number))), 0).label(name)
+        for position, name, number in (*((2, *number) for number in numbers.items()), (3, "nanos", nanos))
+    ]
+    key = (row.day, row.shift, row.dag_id, row.facts)
+    return select(*key, func.count().label("results"), *added).group_by(*key)
+
+
+def _fields(
+    session: Session, wanted: Filter, **more: ColumnElement[Any]
+) -> ReadOnlyColumnCollection[str, Any]:
+    """Return the columns of a subquery with the fields of each result that are summed, and its facts.
+
+    The facts, by which results are grouped, are text of four lines: three flags (whether there are tokens, whether
+    the numbers can be added up, and whether the amount can), the JSON array of :data:`_FACTS`, the beginning of
+    ``derived_from``, and the cost without its amount. They are NULL on SQLite if the value is not valid JSON.
+
+    :param more: further columns
+    """
+    sqlite = session.get_bind().dialect.name == "sqlite"
+    values = _extract_on_sqlite(session) if sqlite else _extract_on_postgresql()
+    columns = [column.label(name) for name, column in {**more, **values}.items()]
+    row = _fence(sqlite, select(XComModel.dag_id, *columns).where(*conditions(session, wanted)))
+    flags = _flags_on_sqlite(row) if sqlite else _flags_on_postgresql(row)
+    facts: ColumnElement[Any] = literal("")
+    for flag in flags:
+        facts = facts + case((flag, _YES), else_="-")
+    without_amount = func.replace(row.cost, '"' + func.coalesce(row.amount, "-") + '"', f'"{_ANY_AMOUNT}"')
+    for line in (row.common, func.coalesce(row.derived, ""), func.coalesce(without_amount, "null")):
+        facts = facts + "\n" + line
+    names = ("dag_id", *more, "amount", *_NUMBERS)
+    return _fence(sqlite, select(facts.label("facts"), *(row[name] for name in names)))
+
+
+def _fence(sqlite: bool, query: Select[Any]) -> ReadOnlyColumnCollection[str, Any]:
+    """Return the columns of a subquery that the database evaluates once a row, not once for each use."""
+    return (query.limit(-1) if sqlite else query.offset(0)).subquery().c
+
+
+def _extract_on_sqlite(session: Session) -> dict[str, ColumnElement[Any]]:
+    def extract(*paths: str) -> Any:
+        return func.json_extract(XComModel.value, *(f"$.{path}" for path in paths))
+
+    values = {
+        "common": cast(extract(*_FACTS), Text),
+        "cost": extract("cost"),
+        "amount": extract("cost.amounts[0].amount"),
+        "derived": func.substr(extract("derived_from"), 1, len(_DERIVED)),
+        "texts": extract(*_NUMBERS.values()),
+        **{name: func.coalesce(extract(path), 0) for name, path in _NUMBERS.items()},
+    }
+    return {name: inside(session, value) for name, value in values.items()}
+
+
+def _flags_on_sqlite(row: Any) -> tuple[ColumnElement[bool], ...]:
+    numbers = [row[name] for name in _NUMBERS]
+    point, digits = func.instr(row.amount, "."), "0123456789"
+    return (
+        row.total_tokens > 0,
+        # SQLite sorts all other types after numbers.
+        and_(func.trim(row.texts, f"[]{digits},nul") == "", func.max(*numbers) < MAX_NUMBER),
+        and_(
+            point.between(2, 7),
+            (func.length(row.amount) - point).between(1, 9),
+            func.trim(row.amount, digits) == ".",
+        ),
+    )
+
+
+def _extract_on_postgresql() -> dict[str, ColumnElement[Any]]:
+    value = XComModel.value
+    numbers = {name: value[tuple(path.split("."))] for name, path in _NUMBERS.items()}
+    return {
+        "common": cast(func.jsonb_build_array(*(value[name] for name in _FACTS)), Text),
+        "cost": cast(value["cost"], Text),
+        "amount": value[("cost", "amounts", 0, "amount")].as_string(),
+        "derived": func.substr(value["derived_from"].as_string(), 1, len(_DERIVED)),
+        "texts": cast(func.jsonb_build_array(*numbers.values()), Text),
+        **{name: number.as_string() for name, number in numbers.items()},
+    }
+
+
+def _flags_on_postgresql(row: Any) -> tuple[ColumnElement[bool], ...]:
+    return (
+        func.coalesce(row.total_tokens, "0") != "0",
+        row.texts.regexp_match(r"^\[(([0-9]{1,15}|null)(, )?){4}\]$"),
+        row.amount.regexp_match(r"^[0-9]{1,9}(\.[0-9]{1,9})?$"),
+    )
+
+
+def _day(session: Session, wanted: Filter) -> tuple[ColumnElement[Any], ColumnElement[int]]:
+    """Return expressions for a day, and for the number of days to add to it."""
+    timestamp: Any = XComModel.timestamp
+    periods = _offsets(wanted.zone)
+
+    def by_period(value: Any) -> Any:
+        if len(periods) == 1:
+            return value(periods[0][1])
+        *newer, (_, first) = periods
+        return case(*((timestamp >= start, value(offset)) for start, offset in newer), else_=value(first))
+
+    if session.get_bind().dialect.name != "sqlite":
+        utc: Any = func.timezone("UTC", timestamp)
+        return cast(by_period(lambda offset: utc + offset), Date), literal(0)
+    # SQLite's date functions are slow, so compare the time of day with the time at which the zone's day begins.
+    time_of_day = func.substr(timestamp, 12)
+
+    def shift(offset: timedelta) -> Any:
+        begins = str(datetime.min + (-offset % timedelta(days=1)))[11:]
+        if offset > timedelta(0):
+            return case((time_of_day >= begins, 1), else_=0)
+        return case((time_of_day < begins, -1), else_=0) if offset else literal(0)
+
+    return func.substr(timestamp, 1, 10), by_period(shift)
+
+
+@lru_cache(maxsize=100)
+def _offsets(zone: str) -> list[tuple[datetime, timedelta]]:
+    """Return the UTC offsets of a time zone and when each starts, newest first."""
+    info = ZoneInfo(zone)
+    at = datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)
+    found = [(at, _offset(at, info))]
+    end = datetime.now(UTC) + timedelta(days=365)
+    while at < end:
+        after = at + timedelta(days=7)
+        if _offset(after, info) != found[-1][1]:
+            low, high = at, after
+            while high - low > timedelta(seconds=1):
+                middle = low + (high - low) / 2
+                low, high = (low, middle) if _offset(middle, info) != found[-1][1] else (middle, high)
+            start = high.replace(microsecond=0)
+            found.append((start, _offset(start, info)))
+        at = after
+    return found[::-1]
+
+
+def _offset(at: datetime, zone: ZoneInfo) -> timedelta:
+    return at.astimezone(zone).utcoffset() or timedelta(0)
+
+
+def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> Iterator[Sum | None]:
+    """Yield the sum of each result; ``None`` for a value that may be a reference to a result.
+
+    :param only: facts of the results to read; ``None`` for all
+    """
+    if only is None:
+        query = select(XComModel.timestamp, XComModel.dag_id, _summed_fields(session).label("fields"))
+        query = query.where(*conditions(session, wanted))
+    else:
+        timestamp: Any = XComModel.timestamp
+        row = _fields(session, wanted, timestamp=timestamp, fields=_summed_fields(session))
+        query = select(row.timestamp, row.dag_id, row.fields).where(row.facts.in_(sorted(only)))
+    for timestamp, dag_id, text in session.execute(query.execution_options(yield_per=ROWS_AT_ONCE)):
+        values = dict(zip(_FIELDS, parsed(text) or [None] * len(_FIELDS), strict=True))
+        if values["version"] is None:
+            yield None
+        elif (result := Result.from_xcom({**values, "images": ()})) is not None:
+            yield _sum_of(result, _day_of(timestamp, wanted), dag_id)
+
+
+def _summed_fields(session: Session) -> ColumnElement[str]:
+    """Return an expression for a JSON array of :data:`_FIELDS`, about a tenth of each value."""
+    value = XComModel.value
+    dialect = session.get_bind().dialect.name
+    if dialect == "postgresql":
+        return cast(func.jsonb_build_array(*(value[name] for name in _FIELDS)), Text)
+    extracted = func.json_extract(value, *(f"$.{name}" for name in _FIELDS))
+    if dialect == "sqlite":
+        return cast(inside(session, extracted), Text)
+    return cast(func.json_array(*(func.json_extract(value, f"$.{name}") for name in _FIELDS)), Text)
+
+
+def _sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
+    keys = select(*KEYS, XComModel.timestamp, XComModel.dag_id)
+    keys = keys.where(*conditions(session, wanted), is_elsewhere(session))
+    keys = keys.order_by(XComModel.timestamp.desc())
+    for read in read_results(read_values(session, keys.limit(MAX_READ_ELSEWHERE))):
+        if isinstance(read, Row):
+            yield _sum_of(read.result, _day_of(read.made_at, wanted), read.dag_id)
+        elif read is not None:
+            yield Sum(unread=1)
+    yield Sum(unread=sum(1 for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE))))
+
+
+def _day_of(made_at: datetime, wanted: Filter) -> str:
+    return made_at.astimezone(ZoneInfo(wanted.zone)).date().isoformat()
+
+
+def _sum_of(result: Result, day: str, dag_id: str) -> Sum:
+    tokens = [whole_number(result.usage.get(name)) for name in _TOKENS]
+    return Sum(
+        day=day,
+        dag_id=dag_id,
+        model=result.model,
+        results=1,
+        images=result.count,
+        failed=int(result.state == "failed"),
+        paid=result.paid,
+        tokens=(tokens[0], tokens[1], tokens[2]),
+        cost=costs_of(result),
+    )
+
+
+def costs_of(result: Result) -> Costs:
+    """Return a result's cost: if none is recorded, unknown unless nothing was paid."""
+    if result.cost is not None:
+        return result.cost
+    return Costs(unknown=int(result.paid != "no"))
+
+
+def whole_number(value: Any) -> int:
+    """Return ``value`` if it is a count that JSON can represent exactly, otherwise 0."""
+    return value if type(value) is int and 0 <= value < 2**53 else 0
