@@ -466,7 +466,7 @@ class Batch:
 
     def _progress(self) -> str:
         seconds = time.monotonic() - self._began
-        return self.tally.progress(seconds, self.limiter.in_flight, str(self.limiter))
+        return self.tally.progress_line(seconds, self.limiter.in_flight, str(self.limiter))
 
     def summary(self) -> str:
         """Return one line about the whole run."""

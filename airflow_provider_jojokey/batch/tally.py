@@ -160,7 +160,7 @@ class Tally:
         elif not before.get("total_tokens"):
             self.without_usage -= item.images
 
-    def progress(self, seconds: float, in_flight: int, pace: str) -> str:
+    def progress_line(self, seconds: float, in_flight: int, pace: str) -> str:
         """Return one line about the counts so far.
 
         :param seconds: since the start
