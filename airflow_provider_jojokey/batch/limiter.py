@@ -155,7 +155,7 @@ class Limiter:
             model.reject(ticket, now, self._recent, fresh, retry_after)
         if fresh:
             if self._raised_at > self._clean_since:
-                self._clean_periods = min(4, 2 * self._clean_periods)
+                self._clean_periods = 2
             self._clean_since = now
 
     def overloaded(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
