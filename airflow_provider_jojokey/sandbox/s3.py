@@ -323,7 +323,7 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # The keeper reaps rclone only when it ends itself, so a dead rclone is a zombie until then.
+    # A dead rclone stays a zombie until its parent, the keeper, ends.
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
