@@ -1,8 +1,8 @@
 """The result that a task reports to the UI: one small XCom next to the manifest.
 
-It repeats facts of the receipt and the manifest under its own key, because the gallery queries Airflow's
-database for the images of all Dags at once, and a key that only this package uses keeps that query fast. A
-failed attempt leaves one as well, for its cost and for what was received anyway.
+It repeats facts of the receipt and the manifest, because the gallery queries Airflow's database for the images of all
+Dags at once. Its key is used by this package only, which keeps that query fast. A failed task pushes a result too, with
+its cost and any images that were received.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Result:
     """What one task generated, or failed to.
 
     :param state: ``"complete"`` or ``"failed"``
-    :param images: what is in S3; of a batch the first few
-    :param count: number of images, of a batch all of them
+    :param images: the images in S3; for a batch, the first few
+    :param count: number of images in S3
     :param prompt: the prompt, shortened
     :param usage: the tokens billed to the task in its Dag run
     :param cost: what the task has cost in its Dag run; ``None`` if nothing is known about it

@@ -1,8 +1,8 @@
-"""Airflow's execution API with a database of its own, for :mod:`benchmarks.task`.
+"""Airflow's execution API with its own database, for :mod:`benchmarks.task`.
 
 It serves HTTP on loopback and counts requests. Each command is one line on standard input: ``queue DAG`` creates a run
-of a Dag and answers with its queued task, ``calls`` answers with the requests since the last one, ``state ID`` with the
-state of a task instance.
+of a Dag and prints its queued task. ``calls`` prints the requests since the last command of this name. ``state ID``
+prints the state of a task instance.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Simulate the rate limiter of batches, and compare it with an oracle that knows the limit.
 
-    python -m benchmarks.limiter [--quick N] [--only TEXT] [--json FILE] [--check]
+    python -m benchmarks.limiter [--quick N] [--seeds N] [--only TEXT] [--json FILE] [--check]
 
 The benchmark runs the real limiter. The batch's threads, S3 and the gateway are simulated with a virtual clock. Each
 image reads its receipt, waits for a permit, claims the receipt, connects and sends. A rejection arrives after a round
@@ -313,7 +313,7 @@ class Batch:
 
     def _ended(self, ticket: Ticket) -> None:
         if self._limiter is not None:
-            self._limiter.release(ticket, self._clock.now)
+            self._limiter.release(ticket)
         self._busy -= 1
         self.outcome.seconds = self._clock.now
         self._dispatch()
@@ -408,11 +408,12 @@ def _gateways() -> Iterator[Callable[[random.Random], Gateway]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", type=int, default=1, metavar="N", help="run only every Nth case")
+    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="run each case N times")
     parser.add_argument("--only", default="", metavar="TEXT", help="run only cases whose name contains TEXT")
     add_options(parser)
     arguments = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
-    for number, case in enumerate(grid()):
+    for number, case in enumerate(grid(arguments.seeds)):
         if number % arguments.quick == 0 and arguments.only in case.name:
             found.setdefault(case.name, []).append(compare(case))
     print("| campaign | oracle | limiter | ratio | refused | share |\n|---|---|---|---|---|---|")

@@ -1,9 +1,9 @@
-"""What a task with one image costs when its process is new: CPU, peak memory, and calls of Airflow's API.
+"""Measure a task with one image in a new process: CPU, peak memory, and calls of Airflow's API.
 
     python -m benchmarks.task [--rounds 15] [--json FILE] [--check]
 
-Each task runs as LocalExecutor runs it: a process forked from one that holds what a scheduler holds, supervised by
-Airflow, talking to Airflow's own execution API over HTTP. Contenders take turns.
+Each task runs as LocalExecutor runs it: Airflow supervises a process that is forked from a process with the scheduler's
+modules. The task uses Airflow's own execution API over HTTP. Contenders take turns.
 See README.md beside this file.
 """
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from world import HOME, airflow_environment, claimed, start_sandbox
+from world import HOME, airflow_environment, locked, start_sandbox
 
 from airflow_provider_jojokey.sandbox import Sandbox
 
@@ -27,7 +27,7 @@ TRACEBACK_TEXT = ("Traceback ", "During handling of ", "The above exception ")
 
 
 def main() -> int:
-    with claimed(HOME, "make demo") as holder:
+    with locked(HOME, "make demo") as holder:
         home = HOME
         if holder:
             # Two Airflows that share a database would run each other's tasks.

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from standalone import OPENER, DidNotStart, environment_of, standalone
-from world import HOME, ROOT, airflow_environment, claimed, is_free, start_sandbox
+from world import HOME, ROOT, airflow_environment, is_free, locked, start_sandbox
 
 PORT = int(os.environ.get("PORT") or "8080")
 PATIENCE = 120.0
@@ -29,7 +29,7 @@ PATIENCE = 120.0
 
 def main() -> int:
     port = choose_port(PORT)
-    with claimed(HOME, f"make ui (http://localhost:{port})") as holder:
+    with locked(HOME, f"make ui (http://localhost:{port})") as holder:
         if holder:
             print(f"{holder} is running and uses {HOME}. End it first.", file=sys.stderr)
             return 1

@@ -68,10 +68,10 @@ def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def claimed(home: Path, holder: str) -> Iterator[str]:
-    """Claim the database in ``home`` while the context lasts.
+def locked(home: Path, holder: str) -> Iterator[str]:
+    """Lock the database in ``home`` while the context lasts.
 
-    Yield the name of the command that holds the claim; empty if this one got it. Without the claim, the scheduler of
+    Yield the name of the command that holds the lock; empty if this one got it. Without the lock, the scheduler of
     `make ui` would run the tasks of a demo a second time.
     """
     home.mkdir(parents=True, exist_ok=True)

@@ -103,11 +103,11 @@ def test_port_in_use_is_avoided(family: socket.AddressFamily, host: str) -> None
 
 def test_claim_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     with (
-        world.claimed(tmp_path, "make ui (http://localhost:8080)") as first,
-        world.claimed(tmp_path, "make demo") as second,
+        world.locked(tmp_path, "make ui (http://localhost:8080)") as first,
+        world.locked(tmp_path, "make demo") as second,
     ):
         assert (first, second) == ("", "make ui (http://localhost:8080)")
-    with world.claimed(tmp_path, "make demo") as third:
+    with world.locked(tmp_path, "make demo") as third:
         assert third == ""
 
 

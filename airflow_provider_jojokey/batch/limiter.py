@@ -134,7 +134,7 @@ class Limiter:
             self._forget_old(now)
         return ticket
 
-    def release(self, ticket: Ticket, now: float) -> None:
+    def release(self, ticket: Ticket) -> None:
         """Record that a request has ended without a rejection, or was not sent."""
         if ticket.ended:
             return
@@ -155,7 +155,7 @@ class Limiter:
             model.reject(ticket, now, self._recent, fresh, retry_after)
         if fresh:
             if self._raised_at > self._clean_since:
-                self._clean_periods = min(4, 2 * self._clean_periods)
+                self._clean_periods = 2
             self._clean_since = now
 
     def overloaded(self, ticket: Ticket, now: float, retry_after: float | None) -> None:

@@ -28,9 +28,10 @@ GAP_SHRINKS = 0.75
 """Factor by which the gap shrinks with each accepted request."""
 CAUTION = 0.95
 """Fraction of a measured rate at which requests are sent after a rejection."""
-GROWTH, CYCLE = 0.1, 40
-"""After ``CYCLE`` accepted requests, a measured rate has grown by this fraction, to find a higher limit. It grows
-with the square of their number."""
+GROWTH, CYCLE, CYCLE_SECONDS = 0.1, 40, 80.0
+"""After ``CYCLE`` accepted requests or ``CYCLE_SECONDS``, a measured rate has grown by this fraction, to find a higher
+limit. It grows with the square of the number or time, whichever is larger: a low rate would otherwise take too long to
+recover, for example when another batch has ended."""
 SHORT = 1.5
 """Seconds after a rejection in which another one does not contradict the rate: some gateways count per second."""
 CATCH_UP = 10
@@ -274,7 +275,9 @@ class Rate:
     @property
     def _rate(self) -> float:
         above = (self.high - self.low) * min(1.0, self._given / CATCH_UP)
-        return (self.low + above) * (CAUTION + GROWTH * (self._given / CYCLE) ** 2)
+        seconds = self._last - self._cut_at if self._given else 0.0
+        cycles = max(self._given / CYCLE, seconds / CYCLE_SECONDS)
+        return (self.low + above) * (CAUTION + GROWTH * cycles**2)
 
     def reject(
         self, ticket: Ticket, now: float, recent: Sequence[Ticket], fresh: bool, retry_after: float | None

@@ -1,8 +1,8 @@
 """Run a batch: one thread decides which item to send when, and one thread per image waits for its response.
 
-Only the deciding thread changes counts, limiter and manifest. It is not the main thread, in which Airflow can raise
-a timeout between any two instructions: an image that had just arrived would be missing from the counts.
-The other threads call :func:`generate_images`, like a task with a single image.
+Only the deciding thread changes counts, limiter and manifest. It is not the main thread: there, Airflow can raise a
+timeout between any two instructions, and an image that had just arrived would not be counted. The other threads call
+:func:`generate_images`, like a task with a single image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
 from airflow_provider_jojokey.batch.recorder import Recorder
 from airflow_provider_jojokey.batch.spent import sum_spent
-from airflow_provider_jojokey.batch.tally import Tally
+from airflow_provider_jojokey.batch.tally import Tally, duration
 from airflow_provider_jojokey.batch.worker import Failed, NeedsTicket, Turn, Workers, quiet_threads
 from airflow_provider_jojokey.exceptions import (
     JojoKeyBaseUrlError,
@@ -381,7 +381,7 @@ class Batch:
         self._sent.discard(turn.index)
         slowed = isinstance(outcome, JojoKeyError) and self.closed is None and self._slow_down(turn, outcome)
         if turn.ticket is not None:
-            self.limiter.release(turn.ticket, time.monotonic())  # no effect if the request was rejected
+            self.limiter.release(turn.ticket)  # no effect if the request was rejected
         if isinstance(outcome, Generated):
             self._recorder.succeeded(turn.index, turn.job, outcome)
             return
@@ -470,30 +470,14 @@ class Batch:
             self._wait(DRAIN_POLL)
 
     def _progress(self) -> str:
-        tally = self.tally
-        elapsed = max(0.001, time.monotonic() - self._began)
-        rate = tally.made / elapsed
-        left = tally.total - tally.done
-        time_left = f", about {_duration(left / rate)} left" if rate and left else ""
-        pace = str(self.limiter)
-        return (
-            f"{tally.done} of {tally.total} done: {tally.made} made, {tally.reused} reused, {tally.failed} failed; "
-            f"{self.limiter.in_flight} in flight, {tally.tokens:,} tokens, cost {tally.cost}, "
-            f"{60 * rate:.1f} a minute{time_left}"
-            f"{f', the gateway accepts {pace}' if pace else ''}"
-        )
+        seconds = time.monotonic() - self._began
+        return self.tally.progress_line(seconds, self.limiter.in_flight, str(self.limiter))
 
     def summary(self) -> str:
         """Return one line about the whole run."""
-        return f"In {_duration(time.monotonic() - self._began)}: {self._progress()}"
+        return f"In {duration(time.monotonic() - self._began)}: {self._progress()}"
 
 
 def _is_fatal_upload_error(error: JojoKeyError) -> bool:
     """Return whether paid images could not be stored, for a permanent reason."""
     return isinstance(error, JojoKeyStoreError) and error.billed == "yes" and not error.transient
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def sum_spent(
     store: ImageStore, jobs: Iterator[ImageJob], total: int, prices: Prices, stopped: Callable[[], bool]
 ) -> Amount:
-    """Return what the tasks of these jobs have spent on them, read in parallel.
+    """Return what was spent on these jobs in earlier tries of their task. Reads their receipts in parallel.
 
     :param total: number of jobs
     :param stopped: whether the batch has been stopped

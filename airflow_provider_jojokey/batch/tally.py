@@ -160,6 +160,22 @@ class Tally:
         elif not before.get("total_tokens"):
             self.without_usage -= item.images
 
+    def progress_line(self, seconds: float, in_flight: int, pace: str) -> str:
+        """Return one line about the counts so far.
+
+        :param seconds: since the start
+        :param in_flight: number of requests in flight
+        :param pace: the estimated limit of the gateway; empty if none is known
+        """
+        rate = self.made / max(0.001, seconds)
+        left = self.total - self.done
+        time_left = f", about {duration(left / rate)} left" if rate and left else ""
+        return (
+            f"{self.done} of {self.total} done: {self.made} made, {self.reused} reused, {self.failed} failed; "
+            f"{in_flight} in flight, {self.tokens:,} tokens, cost {self.cost}, {60 * rate:.1f} a minute{time_left}"
+            f"{f', the gateway accepts {pace}' if pace else ''}"
+        )
+
     def error(self, end: str, where: str) -> JojoKeyBatchError:
         """Return the error for a batch with failed or missing items.
 
@@ -233,3 +249,10 @@ def _minus(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, int):
             result[name] = result.get(name, 0) - value
     return result
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

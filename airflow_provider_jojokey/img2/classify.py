@@ -40,7 +40,7 @@ class Sender(StrEnum):
     EDGE = "edge"
     """Cloudflare, instead of the gateway."""
     API = "api"
-    """An unmarked error object in the shape of OpenAI's API: a gateway or a proxy."""
+    """An error object in the format of OpenAI's API, without the gateway's header: a gateway or a proxy."""
     OTHER = "other"
     """Anything else: a firewall, a load balancer, a web server."""
 

@@ -69,8 +69,3 @@ def expected_usage(request: Estimable) -> dict[str, int]:
     tokens = len(request.prompt.encode("utf-8", "replace")) // 3 + 10
     output = expected_output_tokens(request)
     return {"input_tokens": tokens, "output_tokens": output, "total_tokens": tokens + output}
-
-
-def expected_tokens(request: Estimable) -> int:
-    """Return the estimated number of tokens of a request, for prompt and images together."""
-    return expected_usage(request)["total_tokens"]

@@ -5,7 +5,7 @@ A response with a status of success is billed, so the receiver accepts anything 
 * If all requested images have arrived, or the response is complete and at least one image is usable, the
   generation succeeds. Warnings name images that are missing or broken.
 * If the response is interrupted before that, or a linked image cannot be downloaded, the receiver raises an
-  error that carries the images that did arrive, the links and the usage.
+  error. The error has the images that arrived, the links and the usage.
 * The receiver keeps data that is not a usable image as ``….bin`` in the folder of the image's file.
 """
 

@@ -215,7 +215,7 @@ class GatewayAdapter(HTTPAdapter):
             pool.preconnections.append(preconnection)
 
     def abort(self) -> None:
-        """Shut down all connections. Waiting threads get an error at once, connecting ones once they are connected."""
+        """Shut down all connections. Waiting threads get an error at once, other threads after they have connected."""
         self._aborts += 1
         for reference in self._live.valuerefs():  # an atomic copy, because other threads may connect
             if (sock := reference()) is not None:

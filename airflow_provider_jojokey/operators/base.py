@@ -57,7 +57,7 @@ class ImageOperator(TemplatedOperator):
     _began = 0.0
     """When :meth:`execute` began, in seconds since 1970."""
     _uris: list[str] | None = None
-    """The URIs of all images, if the XCom value does not list all of them and there are not too many."""
+    """The URIs of all images of a batch, unless there are too many. The XCom value lists only the first few."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -62,15 +62,15 @@ class GenerateImageBatchOperator(ImageOperator):
     :param max_in_flight: maximum number of images in flight, 1 to 1,000
     :param s3_bucket: the bucket of items without one, and of the manifest. The default is the
         ``bucket_name`` in the ``service_config`` of the AWS connection
-    :param model: as in :class:`GenerateImageOperator`, for items that don't override it; so are ``size``,
-        ``quality``, ``n``, ``background``, ``output_format``, ``output_compression``, ``moderation``,
-        ``extra_body``, ``stream``, ``partial_images``, ``reuse`` and ``on_unknown_outcome``
-    :param max_tokens: the most tokens that this task may be billed for in one Dag run, over all its tries. What
-        would pass it, by the published token figures, is not sent
+    :param model: the model of items that don't name one. The same applies to ``size``, ``quality``, ``n``,
+        ``background``, ``output_format``, ``output_compression``, ``moderation``, ``extra_body``, ``stream``,
+        ``partial_images``, ``reuse`` and ``on_unknown_outcome``, see :class:`GenerateImageOperator`
+    :param max_tokens: maximum number of tokens billed to this task in one Dag run, over all its tries. Requests
+        whose estimate exceeds the limit are not sent
     :param max_images: the same in images
     :param max_cost: the same in money, in the currency of ``price_per_million``
-    :param max_tokens_per_run: the most tokens that all tasks of the Dag run may be billed for which have this
-        argument and write to the same bucket (of a batch: that of its manifest)
+    :param max_tokens_per_run: maximum number of tokens billed to all tasks of the Dag run that have this argument
+        and write to the same bucket. A batch counts for the bucket of its manifest
     :param max_images_per_run: the same in images
     :param max_cost_per_run: the same in money
     :param jojokey_conn_id: the connection to JojoKey

@@ -75,12 +75,12 @@ class GenerateImageOperator(ImageOperator):
         of earlier runs with the same request and key. ``"never"``: each try pays
     :param on_unknown_outcome: what to do if an earlier attempt produced no images and was, or may have been,
         billed: ``"fail"``, or ``"regenerate"``, which may pay twice
-    :param max_tokens: the most tokens that this task may be billed in one Dag run, over all its tries. A request
+    :param max_tokens: maximum number of tokens billed to this task in one Dag run, over all its tries. A request
         whose estimate exceeds the limit is not sent
     :param max_images: the same in images
     :param max_cost: the same in money, in the currency of ``price_per_million``
-    :param max_tokens_per_run: the most tokens that all tasks of the Dag run may be billed for which have this
-        argument and write to the same bucket
+    :param max_tokens_per_run: maximum number of tokens billed to all tasks of the Dag run that have this argument
+        and write to the same bucket
     :param max_images_per_run: the same in images
     :param max_cost_per_run: the same in money
     :param jojokey_conn_id: the connection to JojoKey

@@ -66,7 +66,7 @@ class StopSwitch:
             self._interruptible = False
 
     def end(self) -> None:
-        """Take notice that the task ends by itself."""
+        """Record that the task has ended, so that it is not interrupted any more."""
         self._ended.set()
 
     def record_send(self) -> None:

@@ -155,7 +155,7 @@ class Attempt:
     :param usage: the tokens that were billed, if known
     :param charge: what the gateway log shows as charged: ``quota`` in the gateway's quota units, and ``amount``
         and ``currency`` if the gateway states what they are worth
-    :param cost: what it cost: the charge, or else what the usage costs by the prices; ``None`` is unknown
+    :param cost: the charge or, if it is unknown, the price of the usage; ``None`` if both are unknown
     :param images: the images that it stored
     :param preview: the stored preview of an image that never arrived
     :param kept: URIs of everything else that was kept: links, task IDs, unknown image types

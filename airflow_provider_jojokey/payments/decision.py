@@ -69,10 +69,10 @@ def decide(
         return alive.get(attempt.id, False)
 
     def was_moved(attempt: Attempt) -> bool:
-        """Whether a mapped task made it under another index, because an earlier item was removed from the list.
+        """Whether it is this mapped task's, with another index because an earlier item was removed from the list.
 
-        Only identical requests that have ended, and only for a cleared task: in its first try, two items
-        that share a key do so by mistake.
+        This needs an identical request that has ended, and a cleared task. In the first try of a task, two items with
+        one key are a mistake.
         """
         if owner.try_number == 1 or is_alive(attempt):
             return False

@@ -87,7 +87,7 @@ class Verdict:
 
     :param event: ``PROVEN_BILLED``, ``PROVEN_UNBILLED`` or ``LOST``
     :param reason: the evidence, without a full stop
-    :param final: whether the same sources cannot change it later
+    :param final: whether looking again cannot change it
     :param usage: the billed tokens, if the log proves them
     :param charge: what was charged, if the log proves it
     :param hint: a request in the log that matches only by time; not evidence

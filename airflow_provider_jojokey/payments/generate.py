@@ -33,7 +33,7 @@ MAX_ROUNDS = 50
 """Decisions, not counting waits, after which the receipt counts as unusable."""
 
 CONFLICT_PAUSE = 0.05
-"""Maximum wait in seconds, per decision so far, after another process was faster."""
+"""Seconds by which the maximum random wait grows each time that another process was faster."""
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Decide which case answers a request: directives in the prompt first, then the queue of behaviors."""
+"""Decide which case responds to a request: directives in the prompt first, then the queue of behaviors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Behaviors:
         self._lock = threading.Lock()
         self._queue: list[_Behavior] = []
         self._uses: dict[tuple[str, int], int] = {}
-        """How many requests each directive has answered, by prompt and position in it."""
+        """How many requests each directive has responded to, by prompt and position in it."""
 
     def add(self, case: str, times: int | None, options: Mapping[str, Any]) -> None:
         """Append a behavior to the queue.
 
-        :param times: number of requests that it answers; ``None`` means all
+        :param times: number of requests that it responds to; ``None`` means all
         :raises ValueError: if the case or an option is unknown
         """
         find_case(case)

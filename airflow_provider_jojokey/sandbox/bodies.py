@@ -28,7 +28,7 @@ WEB_APP = b"""<!doctype html>
 
 @dataclass(frozen=True)
 class Call:
-    """A valid request with everything that a case needs to answer it."""
+    """A valid request with everything that a case needs to respond."""
 
     request: ValidRequest
     usage: Usage

@@ -44,7 +44,7 @@ class FreeEndpoints:
         self._lock = threading.Lock()
         self._log_reads: dict[str, SlidingWindow] = {}
 
-    def answer(self, path: str, request_id: str, authorization: str, client: str) -> Reply:
+    def respond(self, path: str, request_id: str, authorization: str, client: str) -> Reply:
         """Return the response to a request.
 
         :param authorization: the value of the Authorization header

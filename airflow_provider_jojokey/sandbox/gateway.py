@@ -45,7 +45,7 @@ class Gateway:
     :param image: the bytes of every image, so that load tests need no time for drawing.
     :param delay: seconds that each image takes.
     :param response_format: ``"rejected"`` rejects requests with this parameter, as OpenAI does for this model.
-    :param stream: ``"ignored"`` answers ``stream: true`` with plain JSON.
+    :param stream: ``"ignored"`` responds to ``stream: true`` with plain JSON.
     :param stream_done: whether an event stream ends with ``data: [DONE]``.
     :param ping: seconds between the comments that keep an event stream alive.
     :param log: whether ``GET /api/log/token`` exists.
@@ -262,10 +262,10 @@ class Gateway:
         self._images.rate = rate
 
     def behave(self, case: str = "", *, times: int | None = None, **options: Any) -> None:
-        """Answer later requests with ``case``, whatever their prompts.
+        """Respond to later requests with ``case``, whatever their prompts.
 
-        Behaviors form a queue: each answers as many requests as its ``times``, then the next one follows. Directives
-        in a prompt take precedence.
+        Behaviors form a queue: each one responds to as many requests as its ``times``, then the next one follows.
+        Directives in a prompt take precedence.
 
         :param case: the name of a case; empty for a good response with options such as ``delay``.
         :param times: number of requests; ``None`` means all until :meth:`reset` or :meth:`behave_well`.
@@ -299,7 +299,7 @@ class Gateway:
         self._images.reset()
         self._charges.clear()
 
-    # --- answer --------------------------------------------------------------------------------------------------
+    # --- respond -------------------------------------------------------------------------------------------------
 
     def record(self, request: RequestRecord) -> None:
         """Record a POST, and wake threads that wait for it; called by the server."""
@@ -307,8 +307,8 @@ class Gateway:
             self._requests.append(request)
             self._changed.notify_all()
 
-    def answer(self, request: RequestRecord, authorization: str, client: str, wire: Wire) -> bool:
-        """Answer a request on ``wire``; called by the server.
+    def respond(self, request: RequestRecord, authorization: str, client: str, wire: Wire) -> bool:
+        """Respond to a request on ``wire``; called by the server.
 
         :returns: whether the connection can serve another request.
         :raises OSError: if the client has disconnected.
@@ -319,7 +319,7 @@ class Gateway:
         if request.method == "POST":
             if path == "/v1/images/generations":
                 with self._counted(wire):
-                    return self._images.answer(request, authorization, self.url, wire)
+                    return self._images.respond(request, authorization, self.url, wire)
             return wire.send(self._post(path, request))
         if path.startswith((PREFIX, "/sandbox/elsewhere")):
             with self._changed:
@@ -363,4 +363,4 @@ class Gateway:
                 return json_reply(request_id, 200, {"requests": requests})
         if path.startswith(PREFIX):
             return self._hosted.get(path)
-        return self._free.answer(path, request_id, authorization, client)
+        return self._free.respond(path, request_id, authorization, client)

@@ -33,7 +33,7 @@ class _Exchange:
 
 
 class ImageEndpoint:
-    """Answers ``POST /v1/images/generations``. The parameters are those of :class:`Gateway`.
+    """Responds to ``POST /v1/images/generations``. The parameters are those of :class:`Gateway`.
 
     :param on_settled: called after each change of the charges
     """
@@ -76,8 +76,8 @@ class ImageEndpoint:
         """Forget the requests that count for the rate limit."""
         self._window.clear()
 
-    def answer(self, record: RequestRecord, authorization: str, base_url: str, wire: Wire) -> bool:
-        """Answer a request on ``wire``.
+    def respond(self, record: RequestRecord, authorization: str, base_url: str, wire: Wire) -> bool:
+        """Respond to a request on ``wire``.
 
         :returns: whether the connection can serve another request
         :raises OSError: if the client has disconnected
@@ -95,7 +95,7 @@ class ImageEndpoint:
             return self._stream(exchange, wire, work)
         for _ in work:
             pass
-        reply = case.answer(call)
+        reply = case.respond(call)
         self._settle(exchange)
         return wire.send(reply, before_last=lambda connected: self._deliver(exchange, connected))
 

@@ -58,7 +58,7 @@ class S3Server:
     :param port: where to listen on 127.0.0.1; 0 takes a free port.
     :param access_key: at least three characters.
     :param secret_key: by default a random key for each server.
-    :param start_timeout: seconds to wait until the server answers.
+    :param start_timeout: seconds to wait until the server responds.
     :raises FileNotFoundError: on start, if rclone is not installed.
     :raises RuntimeError: on start, if another program uses the port, or if the server doesn't start.
     """
@@ -97,7 +97,7 @@ class S3Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> Self:
-        """Start the server, wait until it answers, and return self.
+        """Start the server, wait until it responds, and return self.
 
         :raises FileNotFoundError: if rclone is not installed.
         :raises RuntimeError: if another program uses the port, or if the server doesn't start. The message contains
@@ -217,12 +217,12 @@ class S3Server:
             raise RuntimeError(f"The S3 server didn't start. {self._log_tail()}")
         self.pid = int(line)
         end = time.monotonic() + self._start_timeout
-        # An answer alone proves nothing: it may come from another program on the port, while rclone ends.
+        # A response alone proves nothing: it may come from another program on the port, while rclone ends.
         while not self._serves_our_directory():
             if not _is_running(self.pid):
                 raise RuntimeError(self._reason("ended while starting"))
             if time.monotonic() > end:
-                raise RuntimeError(self._reason(f"didn't answer within {self._start_timeout:g} s"))
+                raise RuntimeError(self._reason(f"didn't respond within {self._start_timeout:g} s"))
             time.sleep(0.02)
 
     def _serves_our_directory(self) -> bool:
@@ -323,7 +323,7 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # The keeper reaps rclone only when it ends itself, so a dead rclone is a zombie until then.
+    # A dead rclone stays a zombie until its parent, the keeper, ends.
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True

@@ -36,13 +36,13 @@ class RequestRecord:
 
 
 class Application(Protocol):
-    """Answers requests."""
+    """Responds to requests."""
 
     def record(self, request: RequestRecord) -> None:
         """Record a POST that has been read."""
 
-    def answer(self, request: RequestRecord, authorization: str, client: str, wire: Wire) -> bool:
-        """Answer the request, and return whether the connection can serve another one."""
+    def respond(self, request: RequestRecord, authorization: str, client: str, wire: Wire) -> bool:
+        """Respond to the request, and return whether the connection can serve another one."""
 
 
 class Server(socketserver.TCPServer):
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "POST" and not self.path.startswith(("/sandbox/reset", "/sandbox/behave")):
             application.record(request)
         wire = Wire(self.connection, self.server.stopping)
-        if not application.answer(request, authorization, self.client_address[0], wire):
+        if not application.respond(request, authorization, self.client_address[0], wire):
             self.close_connection = True
 
 

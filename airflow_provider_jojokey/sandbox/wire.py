@@ -69,8 +69,8 @@ class Wire:
     def send(self, reply: Reply, before_last: Callable[[bool], None] = lambda connected: None) -> bool:
         """Send ``reply``.
 
-        :param before_last: called right before the last byte of a complete body is sent, so that a client that has
-            read the response finds what the callback recorded. Its argument is whether the client is still connected.
+        :param before_last: called right before the last byte of a complete body is sent. A client that has read the
+            response then finds what the callback recorded. Its argument is whether the client is still connected.
         :returns: whether the connection can serve another request.
         :raises OSError: if the client has disconnected.
         """

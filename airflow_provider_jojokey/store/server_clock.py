@@ -41,7 +41,7 @@ class ServerClock:
     MAX_HOST_ERROR = 24 * 3600.0
     """Seconds by which this host's clock may be wrong, for the first sample. S3 itself tolerates 900."""
     MAX_AGE = 600.0
-    """Seconds after which a newer sample is better than one that was further ahead: clocks drift."""
+    """Seconds after which a newer sample replaces one with a later time, because clocks drift."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,8 +61,8 @@ class ServerClock:
     def observe(self, headers: Mapping[str, str], began: float | None = None) -> None:
         """Take the time from a response's headers, if they have a usable ``Date``.
 
-        :param began: the start of the request, in :func:`clock.monotonic` seconds. A machine that was suspended
-            while it waited reads an old ``Date``, and other hosts would see its claims as expired at once
+        :param began: the start of the request, in :func:`clock.monotonic` seconds. If the machine was suspended while
+            it waited, the ``Date`` is old, and other hosts would treat a claim with this time as expired
         """
         date = _parsed_date(headers)
         new = _Sample(date or 0.0, clock.monotonic())

@@ -1,4 +1,4 @@
-"""Everything that the stand-in can answer, as one table.
+"""All responses of the stand-in, as one table.
 
 ==========================  =========================================================================================
 column                      meaning
@@ -10,7 +10,7 @@ origin                      who sends the response: the gateway (a header has it
 ==========================  =========================================================================================
 
 Charges follow the real gateway: each request that has reached the model is charged, even if the client never receives
-the response. Requests that the gateway answers with an error are refunded or not charged, except for the fee for a
+the response. Requests to which the gateway responds with an error are refunded or not charged, except for the fee for a
 violation of the rules.
 """
 

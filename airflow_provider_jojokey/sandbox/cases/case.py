@@ -22,7 +22,7 @@ class Case:
     billed: bool
     origin: Origin
     summary: str
-    answer: Callable[[Call], Reply]
+    respond: Callable[[Call], Reply]
     stream_fault: StreamFault | None = None
     """Set if the response is an event stream, even if the request did not ask for one."""
     good: bool = False

@@ -61,8 +61,8 @@ def _error(
     name: str, status: int, summary: str, en: str, zh: str = "", *, code: str = "", relayed: bool = False,
     origin: Origin = "gateway", kind: str = "new_api_error", billed: bool = False, fee_usd: float | None = None,
 ) -> Case:  # fmt: skip
-    answer = partial(_gateway_error, status=status, en=en, zh=zh, code=code, kind=kind, relayed=relayed)
-    return Case(name, status, billed, origin, summary, answer, fee_usd=fee_usd)
+    respond = partial(_gateway_error, status=status, en=en, zh=zh, code=code, kind=kind, relayed=relayed)
+    return Case(name, status, billed, origin, summary, respond, fee_usd=fee_usd)
 
 
 GATEWAY_ERRORS = [

@@ -25,8 +25,8 @@ def _nginx(call: Call, *, status: int, title: str) -> Reply:
 
 def _cloudflare(error_code: int, billed: bool, summary: str) -> Case:
     status = error_code if error_code < 1000 else 403
-    answer = partial(cloudflare_reply, error_code=error_code)
-    return Case(f"cloudflare_{error_code}", status, billed, "cloudflare", summary, answer)
+    respond = partial(cloudflare_reply, error_code=error_code)
+    return Case(f"cloudflare_{error_code}", status, billed, "cloudflare", summary, respond)
 
 
 def _redirect(call: Call, *, status: int) -> Reply:
@@ -37,8 +37,8 @@ def _redirect(call: Call, *, status: int) -> Reply:
 
 
 def _redirect_case(status: int) -> Case:
-    answer = partial(_redirect, status=status)
-    return Case(f"redirect_{status}", status, False, "network", "a redirect: to=ADDRESS", answer)
+    respond = partial(_redirect, status=status)
+    return Case(f"redirect_{status}", status, False, "network", "a redirect: to=ADDRESS", respond)
 
 
 NETWORK_ERRORS = [

@@ -12,21 +12,21 @@ from airflow_provider_jojokey.sandbox.wire import Reply
 
 
 def _odd(
-    name: str, summary: str, answer: Callable[[Call], Reply], *, status: int = 200, good: bool = True
+    name: str, summary: str, respond: Callable[[Call], Reply], *, status: int = 200, good: bool = True
 ) -> Case:
-    return Case(name, status, True, "upstream", summary, answer, good=good, odd=good)
+    return Case(name, status, True, "upstream", summary, respond, good=good, odd=good)
 
 
 def _rejected(
     name: str,
     status: int,
     summary: str,
-    answer: Callable[[Call], Reply],
+    respond: Callable[[Call], Reply],
     *,
     origin: Origin = "gateway",
     billed: bool = False,
 ) -> Case:
-    return Case(name, status, billed, origin, summary, answer)
+    return Case(name, status, billed, origin, summary, respond)
 
 
 def _translated(images: list[str], old: str, new: str) -> list[dict[str, str]]:
@@ -58,7 +58,7 @@ ODD_REPLIES = [
          odd.document(odd.plain, before=b"\n\r\n\n")),
     _odd("json_lines", "a preview and the images as JSON lines", odd.json_lines),
     _odd("relative_link", "links relative to the gateway", odd.linked(odd.published)),
-    _odd("late_link", "links that answer 404 twice at first", odd.linked(odd.published_late)),
+    _odd("late_link", "links that return 404 twice at first", odd.linked(odd.published_late)),
     _odd("usage_text", "usage as strings",
          odd.with_usage(lambda usage: {name: str(value) for name, value in usage.items() if isinstance(value, int)})),
     _odd("usage_chat", "usage under the names of the chat API", odd.with_usage(lambda usage: {
@@ -105,10 +105,10 @@ ODD_ERRORS = [
              odd.relayed(429, "429", "Budget has been exceeded!", "budget_exceeded"), origin="network"),
     _rejected("relay_response_format", 400, "a proxy does not know response_format",
              odd.relayed(400, "400", "litellm.UnsupportedParamsError: response_format"), origin="network"),
-    _rejected("quoted_id", 503, "a failure without the gateway's mark that quotes a request ID",
+    _rejected("quoted_id", 503, "a failure without the gateway's header that quotes a request ID",
              odd.relayed(503, "model_not_found", "No available channel", headers={"Content-Type": "application/json"}),
              origin="network", billed=True),
-    *[_rejected(f"unmarked_{status}", status, "a failure without the gateway's mark, which proves nothing",
+    *[_rejected(f"unmarked_{status}", status, "a failure without the gateway's header, which proves nothing",
                odd.body(status, {"message": "Failed"}), origin="network", billed=True) for status in (424, 425, 499)],
     _rejected("fastapi_422", 422, "an error in the format of FastAPI",
              odd.body(422, {"detail": [{"loc": ["body", "size"], "msg": "size is not supported"}]}), origin="network"),

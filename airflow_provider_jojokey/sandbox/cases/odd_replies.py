@@ -43,11 +43,11 @@ def document(
     :param after: bytes behind it
     """
 
-    def answer(call: Call) -> Reply:
+    def respond(call: Call) -> Reply:
         body = json.dumps(make(call, encoded(call)), ensure_ascii=False).encode()
         return Reply(status, gateway_headers(call.request_id, JSON), [before + body + after])
 
-    return answer
+    return respond
 
 
 def plain(call: Call, images: list[str]) -> dict[str, Any]:
@@ -55,9 +55,9 @@ def plain(call: Call, images: list[str]) -> dict[str, Any]:
     return {"created": call.created, "data": items(images), "usage": call.usage.to_json()}
 
 
-def with_reply(answer: Callable[[Call], Reply], **changes: Any) -> Callable[[Call], Reply]:
+def with_reply(respond: Callable[[Call], Reply], **changes: Any) -> Callable[[Call], Reply]:
     """Return the same response with other transport options."""
-    return lambda call: replace(answer(call), **changes)
+    return lambda call: replace(respond(call), **changes)
 
 
 def with_usage(make: Callable[[dict[str, Any]], Any]) -> Callable[[Call], Reply]:
@@ -88,7 +88,7 @@ def stream(
 ) -> Callable[[Call], Reply]:
     """Return a response with server-sent events, then ``[DONE]``."""
 
-    def answer(call: Call) -> Reply:
+    def respond(call: Call) -> Reply:
         images = encoded(call)
         lines = []
         for make in events:
@@ -100,7 +100,7 @@ def stream(
         reply = Reply(200, gateway_headers(call.request_id, "text/event-stream"), [body], framing="chunked")
         return replace(reply, **changes)
 
-    return answer
+    return respond
 
 
 def _many(events: Any) -> list[Any]:
@@ -159,12 +159,12 @@ def relayed(
 ) -> Callable[[Call], Reply]:
     """Return an error that a proxy in front of the gateway reports; it quotes the gateway's request ID."""
 
-    def answer(call: Call) -> Reply:
+    def respond(call: Call) -> Reply:
         text = f"{message} (request id: {call.request_id})"
         body = json.dumps({"error": {"message": text, "type": kind, "param": None, "code": code}}).encode()
         return Reply(status, RELAY if headers is None else headers, [body])
 
-    return answer
+    return respond
 
 
 def body(status: int, value: Any) -> Callable[[Call], Reply]:

@@ -30,8 +30,8 @@ _ERROR_IN_200 = (
 
 
 def _shaped(name: str, summary: str, *, good: bool = False, **shape: Any) -> Case:
-    answer = partial(images_reply, shape=Shape(**shape))
-    return Case(name, 200, True, "upstream", summary, answer, good=good)
+    respond = partial(images_reply, shape=Shape(**shape))
+    return Case(name, 200, True, "upstream", summary, respond, good=good)
 
 
 BAD_REPLIES = [
@@ -46,7 +46,7 @@ BAD_REPLIES = [
     _shaped("empty_b64", "b64_json is an empty string", item="empty"),
     _shaped("bad_base64", "b64_json is not base64", item="bad"),
     _shaped("not_an_image", "b64_json is base64 of a sentence", item="text"),
-    _shaped("url_missing", "the url of the image answers 404", item="url_missing"),
+    _shaped("url_missing", "the url of the image returns 404", item="url_missing"),
     _shaped("url_elsewhere", "the url points to another host: to=ADDRESS", item="url_elsewhere"),
     _shaped("truncated", "breaks off after truncate_after=1 complete images",
             truncated="after"),
