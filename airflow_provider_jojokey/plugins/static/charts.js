@@ -127,7 +127,7 @@ function ByDay({ byDay, filters, onChange }) {
     ),
     h(
       "div",
-      { className: "jojokey-small jojokey-days", "aria-hidden": true },
+      { className: "jojokey-row jojokey-between jojokey-small jojokey-days", "aria-hidden": true },
       h("span", null, day(bars[0].start)),
       h("span", null, day(bars.at(-1).end)),
     ),

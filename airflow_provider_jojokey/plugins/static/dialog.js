@@ -25,7 +25,7 @@ function useHistoryEntry(onClose) {
 }
 
 // onKeys receives keyboard events without Alt, Ctrl or Meta.
-export function Modal({ label, head, className = "", onClose, onKeys, children }) {
+export function Modal({ label, head, onClose, onKeys, children }) {
   const dialog = useRef(null);
   const keys = useRef(onKeys);
   keys.current = onKeys;
@@ -56,7 +56,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
       "dialog",
       {
         ref: dialog,
-        className: `jojokey-stack jojokey-lightbox ${className}`,
+        className: "jojokey-stack jojokey-lightbox",
         "aria-modal": true,
         "aria-label": label,
         onCancel: (event) => {

@@ -270,7 +270,7 @@ export function Notice({ kind = "info", title, children, action }) {
       "div",
       { className: "jojokey-notice-text" },
       title && h("strong", null, title),
-      children && h("div", { className: "jojokey-notice-body" }, children),
+      children && h("div", null, children),
     ),
     action,
   );

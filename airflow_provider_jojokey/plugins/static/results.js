@@ -26,7 +26,7 @@ function Thumbnail({ image, alt }) {
   if (problem.words !== null) {
     return h(
       "span",
-      { className: "jojokey-broken", role: "img", "aria-label": problem.words, title: problem.words },
+      { className: "jojokey-row jojokey-broken", role: "img", "aria-label": problem.words, title: problem.words },
       h(Icon, { name: "warning" }),
     );
   }
@@ -73,7 +73,7 @@ function Pictures({ card, onOpen }) {
           AppLink,
           { key: image.number, to: card.href, className: "jojokey-picture", "aria-label": label },
           thumbnail,
-          h("span", { className: "jojokey-more" }, `+${more}`),
+          h("span", { className: "jojokey-row jojokey-more" }, `+${more}`),
         );
       }
       return h(
@@ -86,7 +86,7 @@ function Pictures({ card, onOpen }) {
           onClick: () => onOpen(card, position),
         },
         thumbnail,
-        more > 0 && position === last && h("span", { className: "jojokey-more", "aria-hidden": true }, `+${more}`),
+        more > 0 && position === last && h("span", { className: "jojokey-row jojokey-more", "aria-hidden": true }, `+${more}`),
       );
     }),
   );

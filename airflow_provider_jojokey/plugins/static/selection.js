@@ -110,7 +110,6 @@ function Comparison({ entries, onClose }) {
     {
       label: t("Compare"),
       head: count(entries.length, "{n} image", "{n} images"),
-      className: "jojokey-comparison",
       onClose,
     },
     h(
