@@ -1,4 +1,4 @@
-"""Airflow's execution API with a database of its own, for :mod:`benchmarks.task`.
+"""Airflow's execution API with its own database, for :mod:`benchmarks.task`.
 
 It serves HTTP on loopback and counts requests. Each command is one line on standard input: ``queue DAG`` creates a run
 of a Dag and prints its queued task. ``calls`` prints the requests since the last command of this name. ``state ID``

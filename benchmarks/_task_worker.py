@@ -13,7 +13,7 @@ import resource
 import sys
 from typing import Any
 
-# What a scheduler has loaded when LocalExecutor forks its workers from it.
+# Modules that a scheduler has loaded when LocalExecutor forks its workers.
 import airflow.jobs.scheduler_job_runner  # noqa: F401
 from airflow.executors.base_executor import BaseExecutor  # noqa: F401
 from airflow.executors.local_executor import LocalExecutor  # noqa: F401

@@ -236,13 +236,13 @@ def measure(url: str, pid: int, rounds: int) -> dict[str, Any]:
             answer = web.get(f"{url}/jojokey/api/{path}", params=query, timeout=120)
             taken.append(time.perf_counter() - started)
             answer.raise_for_status()
-        told = answer.json()
+        document = answer.json()
         figures[name] = {"median": statistics.median(taken), "worst": max(taken)}
-        found = len(told["results"]) if path == "results" else told["results"]
+        found = len(document["results"]) if path == "results" else document["results"]
         print(
             f"  {name:38} {statistics.median(taken) * 1000:7.0f} ms  (worst {max(taken) * 1000:.0f}; {found:,})"
         )
-        return told
+        return document
 
     ask("first request", "results", times=1, limit=60)
     page = ask("first page", "results", limit=60)

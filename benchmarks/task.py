@@ -1,4 +1,4 @@
-"""What a task with one image costs when its process is new: CPU, peak memory, and calls of Airflow's API.
+"""Measure a task with one image in a new process: CPU, peak memory, and calls of Airflow's API.
 
     python -m benchmarks.task [--rounds 15] [--json FILE] [--check]
 

@@ -152,7 +152,7 @@ def main() -> int:
                 gateway.reset()
                 meter = Meter(run)
                 run_id = run.post(f"/dags/{way}/dagRuns", {"logical_date": None})["dag_run_id"]
-                told = run.wait(
+                ended_run = run.wait(
                     f"{way} ends",
                     lambda way=way, run_id=run_id: (
                         (found := run.get(f"/dags/{way}/dagRuns/{run_id.replace('+', '%2B')}"))["state"]
@@ -162,9 +162,9 @@ def main() -> int:
                     1200,
                 )
                 memory, cpu = meter.end()
-                assert told["state"] == "success"
+                assert ended_run["state"] == "success"
                 assert len(gateway.charges) == arguments.images
-                seconds = told["duration"]
+                seconds = ended_run["duration"]
                 print(
                     f"| {WAYS[way]} | {seconds:.0f} | {60 * arguments.images / seconds:.0f} "
                     f"| {cpu / arguments.images:.2f} s | +{memory:.0f} MiB | {gateway.peak_in_flight} |",

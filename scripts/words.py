@@ -28,7 +28,21 @@ PHRASES = {
 }
 """Pattern → what to write instead."""
 
-CHECKED = ("airflow_provider_jojokey", "scripts", "dags", "docs", "README.md", "CONTRIBUTING.md")
+CHECKED = (
+    *(
+        "airflow_provider_jojokey",
+        "scripts",
+        "dags",
+        "docs",
+        "tests",
+        "benchmarks",
+        "README.md",
+        "CONTRIBUTING.md",
+    ),
+    *(":(exclude)tests/plugins", ":(exclude)tests/browser", ":(exclude)tests/support/api_server.py"),
+)
+"""Git's path specifications of the files."""
+
 SUFFIXES = {".md", ".py", ".js", ".yaml", ".yml"}
 
 

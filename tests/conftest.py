@@ -1,4 +1,4 @@
-"""Every test process has an Airflow home of its own, and nothing of the machine's settings reaches it."""
+"""Give each test process a separate Airflow home, and hide the machine's settings from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-# Before anything imports Airflow, which reads its home once and for all.
+# Set this before any import of Airflow, which reads its home only once.
 _HOME = tempfile.mkdtemp(prefix="jojokey-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 for _name in list(os.environ):
@@ -64,24 +64,24 @@ SLOW = (
     "tests/plugins/",
     "tests/batch/",
 )
-"""They go first: two processes share the files, and none shall be left alone with the longest at the end."""
+"""These run first: two processes share the files, and a long one at the end would keep one process idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
-        key=lambda one: next((rank for rank, slow in enumerate(SLOW) if one.nodeid.startswith(slow)), 99)
+        key=lambda item: next((rank for rank, slow in enumerate(SLOW) if item.nodeid.startswith(slow)), 99)
     )
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in _OF_THIS_COMPUTER:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
 def png() -> bytes:
-    """A small picture whose base64 has every character."""
+    """A small image whose base64 has every character."""
     out = io.BytesIO()
     Image.effect_noise((96, 64), 90).save(out, "PNG")
     return out.getvalue()
@@ -95,12 +95,12 @@ def _one_gateway(png: bytes) -> Iterator[Gateway]:
 
 @pytest.fixture
 def gateway(_one_gateway: Gateway) -> Gateway:
-    """The stand-in for JojoKey, as if it had just been started."""
+    """The sandbox gateway in its initial state."""
     _one_gateway.reset()
     return _one_gateway
 
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """A certificate authority that nobody knows."""
+    """A certificate authority that no system trusts."""
     return Authority.make(tmp_path_factory.mktemp("ca"))

@@ -1,4 +1,4 @@
-"""The benchmarks still measure something."""
+"""The benchmarks run."""
 
 from __future__ import annotations
 

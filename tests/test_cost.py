@@ -104,7 +104,7 @@ def test_unusable_prices_are_named(value: Any, problem: str) -> None:
     st.sampled_from(["currency", "text_input", "image_input", "image_output", "x"]),
     st.text() | st.floats() | st.integers() | st.none() | st.sampled_from(["USD", "1"]),
 ))  # fmt: skip
-def test_prices_are_read_or_refused_with_a_sentence(value: Any) -> None:
+def test_prices_are_read_or_rejected_with_a_message(value: Any) -> None:
     for written in (value, json.dumps(value)):
         try:
             prices = parse_prices(written, "here")
@@ -132,7 +132,7 @@ def test_amounts_of_nine_decimals_are_exact(amount: Decimal) -> None:
         (Decimal("0.25"), 250_000_000),
     ],
 )
-def test_numbers_mean_what_people_write(value: Any, nanos: int) -> None:
+def test_amounts_are_read_as_written(value: Any, nanos: int) -> None:
     assert to_nanos("max_cost", value) == nanos
 
 
@@ -206,7 +206,7 @@ def test_other_values_are_no_costs(value: Any) -> None:
         Costs.from_json(value)
 
 
-def test_quota_is_worth_what_the_gateway_states() -> None:
+def test_quota_has_the_value_that_the_gateway_states() -> None:
     unit = QuotaUnit.from_status({"quota_per_unit": 500_000, "quota_display_type": "USD"})
     assert unit is not None
     assert unit.cost_of(4_200) == Cost(8_400_000, "USD", approximate=False)

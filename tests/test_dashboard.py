@@ -1,4 +1,4 @@
-"""The Grafana dashboard shows the metrics that there are."""
+"""The Grafana dashboard shows existing metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ TAGS = {"dag_id", "model", "quality", "error", "currency"}
 
 
 def queries() -> list[str]:
-    variables = [one["query"]["query"] for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
+    variables = [
+        item["query"]["query"] for item in DASHBOARD["templating"]["list"] if item["type"] == "query"
+    ]
     return variables + [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
@@ -39,8 +41,8 @@ def test_dashboard_groups_by_existing_tags() -> None:
     legends = {
         tag
         for panel in DASHBOARD["panels"]
-        for one in panel["targets"]
-        for tag in re.findall(r"{{(\w+)}}", one["legendFormat"])
+        for target in panel["targets"]
+        for tag in re.findall(r"{{(\w+)}}", target["legendFormat"])
     }
     assert grouped | legends <= TAGS
     assert legends <= grouped

@@ -1,4 +1,4 @@
-"""What a newcomer sees first: `make demo`, once, again, and killed half-way."""
+"""`make demo`: the first run, a second run, and a run after a kill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(home: Path, theme: str) -> subprocess.Popen[str]:
-    # What this test process has set for an Airflow of its own is not the demo's.
+    # The demo must not use the settings of this test process.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     return subprocess.Popen(
         [sys.executable, "scripts/demo.py"],
@@ -42,7 +42,7 @@ def receipt(home: Path) -> dict[str, Any] | None:
     found = list((home / "world" / "s3" / "posters" / "_jojokey").rglob("*.json"))
     try:
         return json.loads(found[0].read_bytes()) if found else None
-    except ValueError:  # caught half-written
+    except ValueError:  # read while it is written
         return None
 
 
@@ -66,14 +66,14 @@ def test_killed_demo_pays_once_when_repeated(tmp_path: Path) -> None:
     second = demo(tmp_path, theme)
 
     assert billed(tmp_path) == 1
-    told = receipt(tmp_path)
-    assert told is not None
-    killed, complete = told["attempts"]
+    document = receipt(tmp_path)
+    assert document is not None
+    killed, complete = document["attempts"]
     assert killed["billed"] != "yes"
     assert complete["outcome"] == "complete"
     (place,) = [line.split(maxsplit=2)[2] for line in second.splitlines() if line.startswith("On disk")]
     assert Path(place).read_bytes().startswith(b"\x89PNG")
-    assert told["images"][0]["uri"] in second
+    assert document["images"][0]["uri"] in second
     assert "tokens in" in second
 
     third = demo(tmp_path, theme)

@@ -1,4 +1,4 @@
-"""What the package imports, compared with the dependencies that its metadata declares."""
+"""Imports of the package match the dependencies in its metadata."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Command:
-    """One of the scripts, with what it has printed so far."""
+    """A running script and its output so far."""
 
     def __init__(self, script: str, home: Path, **variables: str) -> None:
         # The demo must not see the settings of the Airflow that this test process uses.
@@ -62,7 +62,7 @@ class Command:
         return "".join(self.lines)
 
     def wait_for(self, text: str) -> None:
-        """Wait until it has printed a text."""
+        """Wait until the script has printed a text."""
         with self._changed:
             self._changed.wait_for(lambda: text in self.output or "" in self.lines, PATIENCE)
         assert text in self.output, self.output

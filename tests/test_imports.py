@@ -1,4 +1,4 @@
-"""What an import costs: Airflow imports the operator at each parse of each Dag file that uses it."""
+"""Modules that an import loads: Airflow imports the operator at each parse of a Dag file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test files import no test files: what they share is in tests/support."""
+"""Rules for the tests: shared code is in tests/support, and names of tests are short."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "tests").rglob("*.py"))
+MAX_NAME = 60
+"""Characters of a test's name, with ``test_``."""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -37,6 +39,13 @@ def own_modules(path: Path) -> set[str]:
     return {name for name in found if name.startswith("tests.")}
 
 
+def names_of_tests(path: Path) -> list[str]:
+    """Return the names of the test functions in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [function.name for function in functions if function.name.startswith("test_")]
+
+
 def test_no_module_imports_a_test_file() -> None:
     imports = {(str(path), name) for path in MODULES for name in own_modules(path)}
     assert {(path, name) for path, name in imports if is_test_file(name.rpartition(".")[2])} == set()
@@ -54,3 +63,14 @@ def test_modules_are_imported_by_their_full_names() -> None:
     short = {module.relative_to(ROOT / "tests").parts[0].removesuffix(".py") for module in MODULES}
     imports = {(str(path), name.partition(".")[0]) for path in MODULES for name in imported(path)}
     assert {(path, name) for path, name in imports if name in short} == set()
+
+
+def test_names_of_tests_are_short() -> None:
+    # One name in tests/plugins is longer.
+    checked = [path for path in MODULES if path.parent.name != "plugins"]
+    names = {(str(path), name) for path in checked for name in names_of_tests(path)}
+    assert {(path, name) for path, name in names if len(name) > MAX_NAME} == set()
+
+
+def test_file_names_do_not_repeat_their_folder() -> None:
+    assert [path for path in MODULES if path.stem.startswith(f"test_{path.parent.name}_")] == []

@@ -1,4 +1,4 @@
-"""The tests' own HTTP server."""
+"""The HTTP server of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task's images as Markdown, before the eyes of the person who decides."""
+"""A task's images as Markdown, in the body of an approval."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.manifests import IMAGE, MANIFEST
 
 
 class TaskInstance:
-    """As much of a running task instance as a template sees."""
+    """The parts of a running task instance that templates use."""
 
     dag_id, run_id = "posters", "manual__2026-01-01T00:00:00+00:00"
 
@@ -27,7 +27,7 @@ class TaskInstance:
         return self._xcom if (task_ids, key, map_indexes) == ("candidates", results.XCOM_KEY, -1) else None
 
 
-def made(count: int) -> TaskInstance:
+def task_with_images(count: int) -> TaskInstance:
     cost = Costs((Cost(5_930_000, "USD"),)).to_json()
     manifest = {**MANIFEST, "images": [IMAGE] * count, "cost": cost}
     result = Result.from_manifest(manifest, prompt="a [fox](https://evil)", aws_conn_id=None)
@@ -35,7 +35,7 @@ def made(count: int) -> TaskInstance:
 
 
 def test_images_are_numbered_and_linked() -> None:
-    numbers, _, row = pictures(made(3), "candidates").splitlines()[:3]
+    numbers, _, row = pictures(task_with_images(3), "candidates").splitlines()[:3]
 
     assert numbers == "| **1** | **2** | **3** |"
     place = "posters/manual__2026-01-01T00%3A00%3A00%2B00%3A00/candidates/-1/2"
@@ -43,22 +43,22 @@ def test_images_are_numbered_and_linked() -> None:
 
 
 def test_body_has_the_cost_but_no_prompt_or_s3_link() -> None:
-    told = pictures(made(2), "candidates")
+    body = pictures(task_with_images(2), "candidates")
 
-    assert told.endswith(" · ≈ USD 0.0059 · 205 tokens")
-    assert "evil" not in told
-    assert "s3://" not in told
-    assert "http" not in told
+    assert body.endswith(" · ≈ USD 0.0059 · 205 tokens")
+    assert "evil" not in body
+    assert "s3://" not in body
+    assert "http" not in body
 
 
 def test_paths_follow_the_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.org/team/airflow/")
 
-    assert "(/team/airflow/jojokey/thumbnails/posters/" in pictures(made(1), "candidates")
+    assert "(/team/airflow/jojokey/thumbnails/posters/" in pictures(task_with_images(1), "candidates")
 
 
 @pytest.mark.parametrize("xcom", [None, {}, {"version": 1, "images": "x"}, {"images": [IMAGE]}])
-def test_body_without_images_says_so(xcom: Any) -> None:
+def test_body_reports_missing_images(xcom: Any) -> None:
     assert "has no images" in pictures(TaskInstance(xcom), "candidates")
 
 
@@ -70,10 +70,12 @@ def test_feedback_is_shown_literally() -> None:
 
 @given(st.text())
 def test_escaped_text_is_one_line_without_bare_marks(text: str) -> None:
-    told = escape(text)
+    escaped = escape(text)
 
-    assert "\n" not in told
+    assert "\n" not in escaped
     bare = [
-        one for index, one in enumerate(told) if one in "[]<>!*`" and (not index or told[index - 1] != "\\")
+        char
+        for index, char in enumerate(escaped)
+        if char in "[]<>!*`" and (not index or escaped[index - 1] != "\\")
     ]
     assert not bare

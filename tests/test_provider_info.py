@@ -1,4 +1,4 @@
-"""What Airflow is told of this provider, by Airflow's own schemas, commands and code."""
+"""Provider metadata, checked with Airflow's schemas, commands and code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 import airflow_provider_jojokey
 from airflow_provider_jojokey.get_provider_info import DISTRIBUTION, get_provider_info
-from airflow_provider_jojokey.hooks import jojokey as hook_module
+from airflow_provider_jojokey.hooks import connection as connection_module
 from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
 from tests.support.patience import PATIENCE
 
@@ -34,7 +34,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def airflow(tmp_path: Path, *arguments: str) -> str:
-    """Run an Airflow command in a home of its own."""
+    """Run an Airflow command with a separate home."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
         "AIRFLOW_HOME": str(tmp_path),
@@ -73,9 +73,9 @@ def test_settings_follow_the_schema() -> None:
 
 def test_entry_point_finds_the_provider() -> None:
     (found,) = (
-        one
-        for one in entry_points(group="apache_airflow_provider")
-        if one.dist and one.dist.name == DISTRIBUTION
+        entry_point
+        for entry_point in entry_points(group="apache_airflow_provider")
+        if entry_point.dist and entry_point.dist.name == DISTRIBUTION
     )
     assert found.load()() == INFO
     assert found.dist is not None
@@ -85,8 +85,8 @@ def test_entry_point_finds_the_provider() -> None:
 
 def test_provider_info_names_existing_objects() -> None:
     for kind in ("hooks", "operators", "triggers"):
-        for one in INFO.get(kind, []):
-            for module in one["python-modules"]:
+        for item in INFO.get(kind, []):
+            for module in item["python-modules"]:
                 importlib.import_module(module)
     for name in INFO.get("extra-links", []):
         module, _, attribute = name.rpartition(".")
@@ -107,7 +107,9 @@ def test_old_and_new_airflow_show_the_same_form() -> None:
 
 
 def test_form_fields_match_the_hook() -> None:
-    assert set(CONNECTION["conn-fields"]) == set(hook_module._EXTRAS) == set(hook_module._EXPECTED)
+    assert (
+        set(CONNECTION["conn-fields"]) == set(connection_module._EXTRAS) == set(connection_module._EXPECTED)
+    )
     settings = set(ConnectionSettings.__dataclass_fields__)
     assert set(CONNECTION["conn-fields"]) == settings - {"token", "host", "warnings"}
 
@@ -118,12 +120,12 @@ def test_form_fields_may_be_empty(name: str) -> None:
     assert "null" in field["schema"]["type"]
     assert "Empty: " in field["description"]
     default = ConnectionSettings(token="", host=None).__getattribute__(name)
-    told = re.search(r"Empty: ([^.]+(?:\.\d+)?)", field["description"])
-    assert told
+    match = re.search(r"Empty: ([^.]+(?:\.\d+)?)", field["description"])
+    assert match
     if isinstance(default, float):
-        assert told[1] == f"{default:g}"
+        assert match[1] == f"{default:g}"
     elif default is not None:
-        assert told[1] == str(default).lower()
+        assert match[1] == str(default).lower()
 
 
 @pytest.mark.parametrize("name", CONNECTION["conn-fields"])
@@ -131,7 +133,7 @@ def test_hook_accepts_values_of_the_form(name: str) -> None:
     field = CONNECTION["conn-fields"][name]["schema"]
     for limit in ("minimum", "maximum"):
         if limit in field:
-            assert hook_module._EXTRAS[name](field[limit]) == field[limit]
+            assert connection_module._EXTRAS[name](field[limit]) == field[limit]
 
 
 def test_token_field_has_its_label() -> None:
@@ -157,14 +159,14 @@ def test_airflow_lists_the_provider(tmp_path: Path) -> None:
 
 
 def test_airflow_shows_the_provider(tmp_path: Path) -> None:
-    told = airflow(tmp_path, "providers", "get", DISTRIBUTION, "--full", "-o", "json")
-    assert "JojoKey" in told
-    assert airflow_provider_jojokey.__version__ in told
+    output = airflow(tmp_path, "providers", "get", DISTRIBUTION, "--full", "-o", "json")
+    assert "JojoKey" in output
+    assert airflow_provider_jojokey.__version__ in output
 
 
 def test_airflow_knows_the_connection_type(tmp_path: Path) -> None:
-    told = airflow(tmp_path, "providers", "hooks", "-o", "plain")
-    (row,) = (line for line in told.splitlines() if "JojoKeyHook" in line)
+    output = airflow(tmp_path, "providers", "hooks", "-o", "plain")
+    (row,) = (line for line in output.splitlines() if "JojoKeyHook" in line)
     assert row.split()[0] == "jojokey"
     assert "jojokey_conn_id" in row
 
@@ -173,6 +175,6 @@ def test_lowest_versions_are_tested() -> None:
     root = Path(__file__).parents[1]
     allowed = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     tested = dict(re.findall(r"(?m)^(\S+)==([\w.]+)", (root / "constraints-lowest.txt").read_text()))
-    lowest = dict(one.split(">=") for one in allowed)
+    lowest = dict(requirement.split(">=") for requirement in allowed)
     untested = {name: low for name, low in lowest.items() if not f"{tested[name]}.".startswith(f"{low}.")}
     assert not untested

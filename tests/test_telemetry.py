@@ -16,7 +16,7 @@ from airflow_provider_jojokey.store.keys import Destination
 
 
 class Broken:
-    """Raises whatever is called."""
+    """Raises an error on every call."""
 
     def __getattr__(self, name: str) -> Any:
         raise ConnectionError(name)

@@ -1,4 +1,4 @@
-"""The wheel, alone in a new environment: what a user's ``pip install`` gives."""
+"""The wheel in a new environment, as ``pip install`` creates it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parents[1]
 
 def run(*command: str | Path, **more: Any) -> str:
     done = subprocess.run(
-        [str(one) for one in command], capture_output=True, text=True, timeout=PATIENCE, check=False, **more
+        [str(part) for part in command], capture_output=True, text=True, timeout=PATIENCE, check=False, **more
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""GitHub's workflows: they call the project's own commands, and pin what they use."""
+"""GitHub workflows call the project's commands, and pin their actions."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="jojokey-adversary-", dir=memory))
     try:
         if args.only:
-            print(story(draw(f"{args.seed}/{args.only}", args.skew), folder))
+            print(trace(draw(f"{args.seed}/{args.only}", args.skew), folder))
             return 0
         report = run(args.sequences, args.seed, args.skew, folder, args.first, args.known)
         if args.first:
@@ -52,7 +52,7 @@ def main() -> int:
         for problem, plan in list(report.first.items())[: args.show]:
             with simulated():
                 small = shrink(plan, lambda plan, problem=problem: problem in run_plan(plan, folder).problems)
-            print(f"\n{problem}: sequence {plan.seed}, minimised\n{story(small, folder)}")
+            print(f"\n{problem}: sequence {plan.seed}, minimised\n{trace(small, folder)}")
         return 1 if report.violations else 0
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -79,7 +79,7 @@ def run(
     return report
 
 
-def story(plan: Plan, folder: Path) -> str:
+def trace(plan: Plan, folder: Path) -> str:
     """Return a plan's steps, the log of running it, and its violations."""
     with simulated(verbose=True):
         world = run_plan(plan, folder, verbose=True)

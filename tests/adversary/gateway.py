@@ -1,4 +1,4 @@
-"""The gateway in memory: its record of payments, which the package never sees, and the books that it shows."""
+"""The gateway in memory: its payments, which the package never sees, and the log that it shows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LIMIT, PERIOD = 20, 1200.0
 
 @dataclass(frozen=True)
 class Post:
-    """What will happen to one POST.
+    """What happens to a POST.
 
     :param billed: whether the gateway charges it, where the outcome allows both
     :param seconds: how long the generation takes
@@ -64,7 +64,7 @@ class Post:
 
 @dataclass
 class Upstream:
-    """One request as the gateway's books have it."""
+    """A request in the gateway's log."""
 
     request_id: str
     started: float
@@ -87,7 +87,7 @@ class Upstream:
 
 @dataclass
 class Sent:
-    """A POST of the package, as it really was."""
+    """A POST of the package, and what happened to it."""
 
     process: Process
     job: Any
@@ -95,12 +95,12 @@ class Sent:
     started: float
     attempt: str | None
     problems: list[str]
-    """What makes this payment one that nobody requested, if it is charged."""
+    """Why this payment was not requested, if it is charged."""
     upstream: list[Upstream] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     """Digests of the generated images."""
     arrived: list[str] = field(default_factory=list)
-    """Digests of those that arrived whole."""
+    """Digests of images that arrived completely."""
     id_seen: bool = False
     """Whether the client received the request ID in a header."""
 
@@ -303,7 +303,7 @@ class Adapter(GatewayAdapter):
         return self._respond(request, 200, Body(self, sent, body, end, rng), headers=mark)
 
     def _wait(self, seconds: float, what: str, freezable: bool = True) -> None:
-        """Let time pass, and break off if SIGTERM arrives."""
+        """Let time pass, and stop if SIGTERM arrives."""
         ends = self.gateway.scheduler.now + seconds
         while True:
             left = ends - self.gateway.scheduler.now

@@ -1,4 +1,4 @@
-"""What must hold, by the payments that the package never sees."""
+"""Invariants, checked against payments that the package never sees."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRACE = 25.0
 
 
 def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
-    """Return what speaks against a POST at the moment when it is sent."""
+    """Return the invariants that a POST breaks when it is sent."""
     problems = []
     process, job = ended.process, ended.job
     if process.terminated is not None:
@@ -64,7 +64,7 @@ def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
 
 
 def at_end_of_process(world: World, ended: Ended) -> list[str]:
-    """Return what is wrong with the result of a process that was not killed."""
+    """Return violations in the result of a process that was not killed."""
     problems = []
     process, job, error = ended.process, ended.job, ended.error
     sent = world.sent(job)
@@ -111,7 +111,7 @@ def at_end_of_process(world: World, ended: Ended) -> list[str]:
 
 
 def at_end(world: World) -> list[str]:
-    """Return what is wrong after the last step."""
+    """Return violations after the last step."""
     problems = []
     for ended in world.ended:
         if ended.process.crash is not None:
@@ -223,12 +223,12 @@ def _posts_at(world: World, job: Any) -> list[Sent]:
     return [post for post in world.gateway.sent if post.job.destination == job.destination]
 
 
-def _same(one: Sent, other: Sent) -> bool:
-    return one is not other and _same_request(one.job, other.job)
+def _same(sent: Sent, other: Sent) -> bool:
+    return sent is not other and _same_request(sent.job, other.job)
 
 
-def _same_request(one: Any, other: Any) -> bool:
-    return _fingerprint(one) == _fingerprint(other)
+def _same_request(job: Any, other: Any) -> bool:
+    return _fingerprint(job) == _fingerprint(other)
 
 
 def _fingerprint(job: Any) -> str:

@@ -1,4 +1,4 @@
-"""Break the payment path on purpose, one line at a time, and see whether the adversary notices."""
+"""Break single lines of the payment path, and check that the adversary notices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = "airflow_provider_jojokey"
 ROOT = Path(__file__).parents[2]
 
-# What breaks, the module, the source, and what replaces it.
+# What breaks, the module, the source, and its replacement.
 MUTANTS: list[tuple[str, str, str, str]] = [
     ("a live attempt is not waited for", "payments/decision.py", "        if is_alive(attempt):\n", "        if False:\n"),
     ("a changed prompt hides an open attempt", "payments/decision.py", "same = [attempt for attempt in counting if attempt.fingerprint == fingerprint]", "same = [attempt for attempt in counting[:1] if attempt.fingerprint == fingerprint]"),
@@ -42,11 +42,11 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ("If-Match is not tested", "store/documents.py", "        self._record_support(bucket, if_match=written is None)\n        return etag if written is None else written\n", "        self._record_support(bucket, if_match=True)\n        return etag if written is None else written\n"),
     ("another host's attempt counts as dead", "payments/liveness.py", "    return now < attempt.lease_until + (timedelta() if one_clock else CLOCK_TOLERANCE)\n", "    return False\n"),
     ("a lease is compared with this host's clock", "payments/context.py", "        return self.store.now()\n", "        return clock.now()\n"),
-    ("machines are told apart by hostname", "payments/liveness.py", "bool(worker.identity) and worker.identity == this_worker().identity", "worker.host == this_worker().host"),
+    ("machines are identified by hostname", "payments/liveness.py", "bool(worker.identity) and worker.identity == this_worker().identity", "worker.host == this_worker().host"),
     ("images are reused without a look at S3", "payments/generate.py", "                if images_exist(context, attempt, receipt):\n", "                if True:\n"),
     ("a loss is always paid for again", "payments/job.py", '        if self.on_unknown_outcome == "regenerate":\n', "        if True:\n"),
     ('reuse="never" pays twice for one try', "payments/job.py", 'return self.reuse == "never" and not attempt.owner.is_try_of(self.owner)', 'return self.reuse == "never"'),
-    ("tries are told apart by number only", "payments/attempt.py", "        if self.ti_id and other.ti_id:\n", "        if False:\n"),
+    ("tries are identified by number only", "payments/attempt.py", "        if self.ti_id and other.ti_id:\n", "        if False:\n"),
     ("a missing folder proves that nothing was sent", "store/spool.py", "        except (OSError, ValueError, KeyError, TypeError, RecursionError):\n            return False\n\n    def add_fact", "        except (OSError, ValueError, KeyError, TypeError, RecursionError):\n            return True\n\n    def add_fact"),
     ("a copied folder proves that nothing was sent", "store/spool.py", '                and intent["inode"] == self.folder.stat().st_ino\n', ""),
     ("a rejected request's ID is that of its resend", "store/spool.py", ' and line.get("request") == latest', ""),

@@ -71,7 +71,7 @@ class Plan:
         return self.store in CONDITIONAL
 
     def accidents(self) -> list[str]:
-        """Return the names of everything out of the ordinary in this sequence."""
+        """Return the names of all accidents in this sequence."""
         found = {f"log {self.log}"} if self.log != "honest" else set()
         found |= {"shared token"} if self.foreign else set()
         found |= {"clocks apart"} if any(self.offsets) else set()
@@ -94,7 +94,7 @@ class Plan:
         return sorted(found)
 
     def lines(self) -> Iterator[str]:
-        """Yield the sequence for people, without what is as usual."""
+        """Yield the sequence as readable lines, without default values."""
         usual: object
         for field in fields(self):
             value = getattr(self, field.name)

@@ -39,7 +39,7 @@ KINDS = {
 
 @dataclass
 class Report:
-    """Counts by store and by accident. Without conditional writes, two writers may win; that is counted apart."""
+    """Counts by store and by accident. Without conditional writes, two writers may win; that is counted separately."""
 
     seed: str
     skew: float

@@ -36,12 +36,12 @@ def import_all() -> None:
 
 
 def identity(process: Process) -> str:
-    """Return what identifies the machine of ``process``, in this boot."""
+    """Return the identity of the machine of ``process``, in this boot."""
     return f"{process.host.name}/{process.host.boot}"
 
 
 class PerProcess(MutableMapping[Any, Any]):
-    """What the package remembers in a module's dictionary, for each simulated process alone."""
+    """Replaces a dictionary of a module with one for each simulated process."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

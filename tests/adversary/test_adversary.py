@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_jojokey.payments import decision, generate, receipt_store
-from tests.adversary.__main__ import run, story
+from tests.adversary.__main__ import run, trace
 from tests.adversary.cases import KILLS, plans, sweeps
 from tests.adversary.mutants import MUTANTS, PACKAGE, ROOT
 from tests.adversary.plan import Plan, Run, draw
@@ -41,9 +41,9 @@ def test_accident_at_any_point_costs_nothing(name: str, tmp_path: Path, simulati
 
 
 @pytest.mark.parametrize("skew", [0.0, 600.0])
-def test_random_sequences_break_no_promise(skew: float, tmp_path: Path) -> None:
+def test_random_sequences_break_no_invariant(skew: float, tmp_path: Path) -> None:
     report = run(SEQUENCES, "test", skew, tmp_path / "world")
-    assert not report.first, "\n\n".join(story(plan, tmp_path / "world") for plan in report.first.values())
+    assert not report.first, "\n\n".join(trace(plan, tmp_path / "world") for plan in report.first.values())
     assert report.stores["conforming"]["payments"] > 10
 
 
@@ -66,7 +66,7 @@ def test_adversary_notices_a_double_payment(
 
 def test_sequences_are_deterministic(tmp_path: Path) -> None:
     plan = draw("same/1")
-    first, second = (re.sub("[0-9a-f]{12,}", "…", story(plan, tmp_path / "world")) for _ in range(2))
+    first, second = (re.sub("[0-9a-f]{12,}", "…", trace(plan, tmp_path / "world")) for _ in range(2))
     assert first == second
 
 

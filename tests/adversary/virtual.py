@@ -135,7 +135,7 @@ class Scheduler:
             self.log.append(f"{self.now:9.2f} {process.name if process else '-':12} {text}")
 
     def sleep(self, seconds: float, what: str = "", freezable: bool = True) -> None:
-        """Yield: let ``seconds`` pass. Where a process is killed, suspended or gets SIGTERM, it happens here."""
+        """Yield: let ``seconds`` pass. Kills, suspensions and SIGTERM take effect here."""
         process = self.current()
         if process is None:
             return
@@ -214,7 +214,7 @@ class StopEvent(threading.Event):
 
 
 class VirtualTime(types.ModuleType):
-    """Stands in for the module ``time``."""
+    """Replaces the module ``time``."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__("time")

@@ -97,7 +97,7 @@ class World:
             error_rows=self.plan.error_rows,
         )
         self.held: dict[str, set[str]] = {host.name: set() for host in self.hosts}
-        """Digests of images that a host has received whole and has not lost by an event of the plan."""
+        """Digests of complete images that a host received and no event of the plan deleted."""
         self.bereft: set[Process] = set()
         """Processes whose spool an event of the plan has deleted."""
 
@@ -135,7 +135,7 @@ class World:
         return [sent for sent in self.gateway.sent if sent.job.owner.is_task_of(owner)]
 
     def received(self, host: Host) -> set[str]:
-        """Return the digests of the whole images in a host's spool."""
+        """Return the digests of the complete images in a host's spool."""
         return {ImageFile.reopen(path).sha256 for path in host.spool.rglob("*.image")}
 
     # Steps
@@ -207,7 +207,7 @@ class World:
                 self._note(ended)
 
     def _note(self, ended: Ended) -> None:
-        """Compare what a process reports with the truth at the moment of its end."""
+        """Compare the report of a process with the facts when it ends."""
         from tests.adversary.invariants import at_end_of_process
 
         process = ended.process
@@ -222,7 +222,7 @@ class World:
         self.problems += at_end_of_process(self, ended)
 
     def _post(self, ended: Ended, outcome: str) -> Sent:
-        """Record a POST, with what speaks against it at this moment."""
+        """Record a POST, and the invariants that it breaks."""
         from tests.adversary.invariants import at_post
 
         process, job = ended.process, ended.job
@@ -265,7 +265,7 @@ class World:
             self._lost_spool(host)
 
     def _lost_spool(self, host: Host) -> None:
-        """Forget what a host no longer has, also what its processes receive from now on into deleted folders."""
+        """Forget images that a host lost, also those that it later receives into deleted folders."""
         self.held[host.name] = self.received(host)
         self.bereft.update(ended.process for ended in self.ended if ended.process.host is host)
 

@@ -1,4 +1,4 @@
-"""One try of a batch in a process of its own, which may be told to end, or be killed."""
+"""One try of a batch in a separate process, which tests terminate or kill."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ __all__ = ["gateway"]
 
 @pytest.fixture(scope="session")
 def _gateway(png: bytes) -> Iterator[Gateway]:
-    """A stand-in that draws nothing: it always sends the same picture."""
+    """A sandbox gateway that always sends the same image."""
     with Gateway(image=png) as running:
         yield running
 
 
 @pytest.fixture
 def campaign(airflow: Airflow, gateway: Any, store: Store) -> Campaign:
-    """Batches on a store that honours conditional writes."""
+    """Batches on a store with conditional writes."""
     return Campaign(airflow, store)
 
 

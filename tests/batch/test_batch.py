@@ -16,7 +16,7 @@ from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from tests.support.campaigns import posters
 
 
-def test_many_prompts_become_images_each_paid_once(any_campaign: Any, gateway: Any) -> None:
+def test_batch_generates_each_image_once(any_campaign: Any, gateway: Any) -> None:
     run = any_campaign.run("campaign", posters(12), max_in_flight=4)
 
     assert run.state == "success"
@@ -33,7 +33,7 @@ def test_many_prompts_become_images_each_paid_once(any_campaign: Any, gateway: A
         "images": 12,
     }
     assert summary["usage"]["total_tokens"] == run.xcom("usage", "batch")["total_tokens"] == billed
-    assert run.xcom("keys", "batch") == [f"posters/{one:03}.png" for one in range(12)]
+    assert run.xcom("keys", "batch") == [f"posters/{number:03}.png" for number in range(12)]
     objects = any_campaign.store.objects("posters/")
     lines = any_campaign.manifest(run)
     assert [line["index"] for line in lines] == list(range(12))
@@ -44,7 +44,7 @@ def test_many_prompts_become_images_each_paid_once(any_campaign: Any, gateway: A
         assert line["receipt"] == f"s3://posters/_jojokey/{image['key']}.json"
 
 
-def test_a_batch_of_nothing_succeeds(campaign: Any, gateway: Any) -> None:
+def test_empty_batch_succeeds(campaign: Any, gateway: Any) -> None:
     run = campaign.run("nothing", [])
 
     assert run.state == "success"
@@ -52,26 +52,26 @@ def test_a_batch_of_nothing_succeeds(campaign: Any, gateway: Any) -> None:
     assert gateway.requests == ()
 
 
-def test_the_log_says_what_it_may_cost_before_and_what_it_came_to_after(
+def test_log_shows_cost_before_and_after(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    campaign.run("told", posters(3))
+    campaign.run("cost_in_log", posters(3))
 
-    said = "".join(capfd.readouterr())
+    log = "".join(capfd.readouterr())
     before = re.search(
-        r"3 items, about (\d+) tokens and 3 images \(≈ USD (0\.\d+)\), at most 8 in flight", said
+        r"3 items, about (\d+) tokens and 3 images \(≈ USD (0\.\d+)\), at most 8 in flight", log
     )
     assert before
     billed = sum(record.total_tokens for record in gateway.charges)
     assert abs(int(before[1]) - billed) < 0.1 * billed
     after = re.search(
-        rf"3 of 3 done: 3 made, 0 reused, 0 failed; 0 in flight, {billed:,} tokens, cost ≈ USD (0\.\d+)", said
+        rf"3 of 3 done: 3 made, 0 reused, 0 failed; 0 in flight, {billed:,} tokens, cost ≈ USD (0\.\d+)", log
     )
     assert after
     assert float(before[2]) == pytest.approx(float(after[1]), rel=0.1)
 
 
-def test_items_may_have_options_of_their_own(campaign: Any, gateway: Any) -> None:
+def test_items_can_have_their_own_options(campaign: Any, gateway: Any) -> None:
     campaign.store.client.create_bucket(Bucket="elsewhere")
     requests = [
         {"prompt": "a fox", "s3_key": "fox.{ext}", "output_format": "webp", "n": "2"},
@@ -96,7 +96,7 @@ def test_items_may_have_options_of_their_own(campaign: Any, gateway: Any) -> Non
     ]
 
 
-def test_a_literal_list_is_templated(airflow: Any, gateway: Any, store: Any) -> None:
+def test_literal_list_is_templated(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run(
         "templated_batch",
         """
@@ -113,7 +113,7 @@ def test_a_literal_list_is_templated(airflow: Any, gateway: Any, store: Any) -> 
     assert gateway.requests[0].prompt == "a fox"
 
 
-def test_three_hundred_items_leave_little_in_xcom(campaign: Any, gateway: Any) -> None:
+def test_xcoms_of_300_items_are_small(campaign: Any, gateway: Any) -> None:
     run = campaign.run("hundreds", posters(300, "p " * 900 + "{}"), max_in_flight=16)
 
     assert run.state == "success"
@@ -122,12 +122,12 @@ def test_three_hundred_items_leave_little_in_xcom(campaign: Any, gateway: Any) -
     assert "keys" not in own
     assert len(json.dumps(own)) < 8_000
     shown = own["jojokey_images"]
-    assert [image["key"] for image in shown["images"]] == [f"posters/{one:03}.png" for one in range(12)]
+    assert [image["key"] for image in shown["images"]] == [f"posters/{number:03}.png" for number in range(12)]
     assert shown["count"] == own["return_value"]["images"] == 300
     assert len(campaign.manifest(run)) == 300
 
 
-def test_all_bad_items_are_named_before_anything_is_sent(
+def test_all_invalid_items_are_reported_before_sending(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     requests: list[Any] = [
@@ -165,7 +165,7 @@ def test_all_bad_items_are_named_before_anything_is_sent(
     assert "'1008x1008'" in out
 
 
-def test_keys_that_only_meet_when_they_are_filled_in_are_refused(campaign: Any, gateway: Any) -> None:
+def test_keys_that_collide_once_rendered_are_rejected(campaign: Any, gateway: Any) -> None:
     requests = [
         {"prompt": "x", "s3_key": "hero.{ext}", "n": 2},
         {"prompt": "x", "s3_key": "hero-1.png"},
@@ -178,14 +178,14 @@ def test_keys_that_only_meet_when_they_are_filled_in_are_refused(campaign: Any, 
 
 
 @pytest.mark.parametrize("requests", ["a fox", {"prompt": "x", "s3_key": "x.png"}, 7])
-def test_what_is_no_list_is_refused(campaign: Any, gateway: Any, requests: Any) -> None:
+def test_requests_that_are_not_a_list_are_rejected(campaign: Any, gateway: Any, requests: Any) -> None:
     run = campaign.run("no_list", requests)
 
     assert run.state == "failed"
     assert gateway.requests == ()
 
 
-def test_spool_directory_that_cannot_be_used_fails_the_batch_unpaid(tmp_path: Path) -> None:
+def test_unusable_spool_directory_fails_batch_unpaid(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(JojoKeyStoreError, match="spool directory") as caught:
         Manifest(tmp_path / "file" / "spool", 1)
@@ -193,7 +193,7 @@ def test_spool_directory_that_cannot_be_used_fails_the_batch_unpaid(tmp_path: Pa
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
-def test_manifest_is_written_to_the_private_part_of_a_shared_spool(tmp_path: Path) -> None:
+def test_manifest_is_in_private_part_of_shared_spool(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 12345)
     manifest = Manifest(tmp_path, 1)
     manifest.add(0, {"state": "complete"})

@@ -1,4 +1,4 @@
-"""What a task and a Dag run may spend: counted by the gateway's own charges."""
+"""Budgets of tasks and Dag runs, checked against the gateway's charges."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from airflow_provider_jojokey.store.s3 import ImageStore
 from tests.support.campaigns import posters
 from tests.support.patience import PATIENCE
 
-EACH = 196
+TOKENS_PER_POSTER = 196
 """Output tokens of one poster of low quality."""
 
 
-def test_no_more_images_are_sent_than_the_task_may_make(
+def test_task_sends_no_more_images_than_its_limit(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = campaign.run("images", posters(20), max_images=7, max_in_flight=5, retries=2)
@@ -39,25 +39,33 @@ def test_no_more_images_are_sent_than_the_task_may_make(
     assert "This task may spend 7 images" in out
     assert "13 JojoKeyBudgetError" in out
     assert "13 of 20 items have no images (7 made, 0 reused, 13 failed)" in out
-    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.charges)
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(
+        charge.total_tokens for charge in gateway.charges
+    )
 
 
-def test_no_more_tokens_are_spent_than_the_task_may_spend(campaign: Any, gateway: Any) -> None:
-    run = campaign.run("tokens", posters(20), max_tokens=5 * EACH, max_in_flight=8)
+def test_task_spends_no_more_tokens_than_its_limit(campaign: Any, gateway: Any) -> None:
+    run = campaign.run("tokens", posters(20), max_tokens=5 * TOKENS_PER_POSTER, max_in_flight=8)
 
     assert run.state == "failed"
-    spent = sum(one.total_tokens for one in gateway.charges)
-    assert 3 * EACH < spent <= 5 * EACH
+    spent = sum(charge.total_tokens for charge in gateway.charges)
+    assert 3 * TOKENS_PER_POSTER < spent <= 5 * TOKENS_PER_POSTER
 
 
-def test_a_budget_that_is_enough_is_no_matter(campaign: Any, gateway: Any) -> None:
+def test_sufficient_budget_changes_nothing(campaign: Any, gateway: Any) -> None:
     run = campaign.run("enough", posters(6), max_images=6, max_tokens="{{ 6 * 300 }}", max_images_per_run=6)
 
     assert run.state == "success"
     assert len(gateway.charges) == 6
+    spent = sum(charge.total_tokens for charge in gateway.charges)
+    assert run.xcom("jojokey_images", "batch")["budget"] == [
+        {"scope": "task", "unit": "tokens", "used": spent, "limit": 1800},
+        {"scope": "task", "unit": "images", "used": 6, "limit": 6},
+        {"scope": "run", "unit": "images", "used": 6, "limit": 6},
+    ]
 
 
-def test_what_earlier_tries_have_spent_counts(campaign: Any, gateway: Any) -> None:
+def test_budget_counts_earlier_tries(campaign: Any, gateway: Any) -> None:
     requests = posters(8)
     requests[0]["prompt"] = "[sandbox: no_channel times=3] a"
 
@@ -71,7 +79,7 @@ def test_what_earlier_tries_have_spent_counts(campaign: Any, gateway: Any) -> No
     assert sum(line["state"] == "complete" for line in lines) == 7
 
 
-def test_what_is_billed_and_gave_nothing_counts(campaign: Any, gateway: Any) -> None:
+def test_budget_counts_billed_but_lost_images(campaign: Any, gateway: Any) -> None:
     requests = posters(6)
     requests[1]["prompt"] = "[sandbox: not_an_image] a"
 
@@ -81,18 +89,18 @@ def test_what_is_billed_and_gave_nothing_counts(campaign: Any, gateway: Any) -> 
     assert len(gateway.charges) == 4
 
 
-def test_the_tasks_of_a_dag_run_share_its_budget(airflow: Any, gateway: Any, store: Any) -> None:
+def test_tasks_of_a_dag_run_share_its_budget(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run(
         "shared",
         """
         from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
-        one = GenerateImageBatchOperator(
+        first = GenerateImageBatchOperator(
             task_id="one", s3_bucket="posters", max_images_per_run=5,
             requests=[{"prompt": f"one {i}", "s3_key": f"one/{i}.png"} for i in range(3)])
-        two = GenerateImageBatchOperator.partial(
+        second = GenerateImageBatchOperator.partial(
             task_id="two", s3_bucket="posters", max_images_per_run=5).expand(
             requests=[[{"prompt": f"two {i}", "s3_key": f"two/{i}.png"}] for i in range(4)])
-        one >> two
+        first >> second
         """,
     )
 
@@ -106,21 +114,23 @@ def test_the_tasks_of_a_dag_run_share_its_budget(airflow: Any, gateway: Any, sto
     ]
     (key,) = store.objects("_jojokey/budgets/")
     entries = json.loads(store.objects(key)[key])["tasks"]
-    assert sum(one["images"] for one in entries.values()) == 5
-    assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.charges)
+    assert sum(entry["images"] for entry in entries.values()) == 5
+    assert sum(entry["tokens"] for entry in entries.values()) == sum(
+        charge.total_tokens for charge in gateway.charges
+    )
 
 
-ONE = """
+SINGLE_IMAGE = """
 GenerateImageOperator(task_id="image", prompt="{prompt}", s3_bucket="posters", s3_key="fox.png", {more})
 """
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_a_single_image_that_would_pass_its_limit_is_not_sent(
+def test_single_image_over_the_limit_is_not_sent(
     airflow: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str], deferrable: bool
 ) -> None:
     more = f'quality="high", max_tokens="{{{{ 3000 }}}}", retries=2, deferrable={deferrable}'
-    run = airflow.run("dear", ONE.format(prompt="a fox", more=more))
+    run = airflow.run("dear", SINGLE_IMAGE.format(prompt="a fox", more=more))
 
     assert run.state == "failed"
     assert run.tries["image", -1] == 1
@@ -128,11 +138,9 @@ def test_a_single_image_that_would_pass_its_limit_is_not_sent(
     assert "This task may spend 3,000 tokens. It has spent 0 tokens" in capfd.readouterr().out
 
 
-def test_a_single_image_that_was_billed_and_gave_nothing_counts_when_it_is_made_again(
-    airflow: Any, gateway: Any, store: Any
-) -> None:
+def test_lost_single_image_counts_when_generated_again(airflow: Any, gateway: Any, store: Any) -> None:
     more = 'reuse="never", retries=3, retry_delay=timedelta(0), max_images=2'
-    run = airflow.run("again", ONE.format(prompt="[sandbox: not_an_image] a fox", more=more))
+    run = airflow.run("again", SINGLE_IMAGE.format(prompt="[sandbox: not_an_image] a fox", more=more))
 
     assert run.state == "failed"
     assert len(gateway.requests) == len(gateway.charges) == 2
@@ -154,16 +162,18 @@ def test_mapped_tasks_share_the_budget_of_their_dag_run(
     assert run.state == "failed"
     assert len(gateway.charges) == 3
     assert sorted(run.states.values()) == ["failed"] * 2 + ["success"] * 3
-    (entries,) = (json.loads(one)["tasks"] for one in store.objects("_jojokey/budgets/").values())
-    assert sum(one["tokens"] for one in entries.values()) == sum(one.total_tokens for one in gateway.charges)
+    (entries,) = (json.loads(data)["tasks"] for data in store.objects("_jojokey/budgets/").values())
+    assert sum(entry["tokens"] for entry in entries.values()) == sum(
+        charge.total_tokens for charge in gateway.charges
+    )
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_images_whose_tokens_nobody_tells_count_in_the_budget_of_their_dag_run(
+def test_images_with_unknown_usage_count_in_run_budget(
     airflow: Any, gateway: Any, store: Any, deferrable: bool
 ) -> None:
     run = airflow.run(
-        "untold",
+        "unknown_usage",
         f"""
         GenerateImageOperator.partial(
             task_id="image", s3_bucket="posters", max_images_per_run=2, deferrable={deferrable}
@@ -173,35 +183,35 @@ def test_images_whose_tokens_nobody_tells_count_in_the_budget_of_their_dag_run(
 
     assert run.state == "failed"
     assert len(gateway.requests) == len(gateway.charges) == 2
-    spent = booked(store)
+    spent = total_committed(store)
     assert spent.images == 2
-    assert 2 * EACH < spent.tokens < 3 * EACH
+    assert 2 * TOKENS_PER_POSTER < spent.tokens < 3 * TOKENS_PER_POSTER
 
 
-def test_images_that_s3_refuses_after_they_were_paid_for_count(
+def test_paid_images_that_s3_rejects_count(
     plain_store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__JOJOKEY__UPLOAD_PATIENCE", "0")
-    plain_store.client.put_object(Bucket="posters", Key="x", Body=b"a file, where a folder would have to be")
+    plain_store.client.put_object(Bucket="posters", Key="x", Body=b"a file at the path of a folder")
 
     errors = [attempt(f"x/{i}.png", map_index=i, max_images_per_run=2) for i in range(4)]
 
     assert [str(getattr(error, "billed", error)) for error in errors] == ["yes", "yes", "no", "no"]
     assert len(gateway.charges) == 2
-    assert booked(plain_store).images == 2
+    assert total_committed(plain_store).images == 2
 
 
-def test_each_payment_of_a_task_counts_in_the_budget_of_its_dag_run(store: Any, gateway: Any) -> None:
+def test_each_payment_of_a_task_counts_in_run_budget(store: Any, gateway: Any) -> None:
     for number in (1, 2):
         assert attempt("fox.png", number, reuse="never", max_images_per_run=3) is None
 
-    spent = booked(store)
-    assert (spent.tokens, spent.images) == (sum(one.total_tokens for one in gateway.charges), 2)
+    spent = total_committed(store)
+    assert (spent.tokens, spent.images) == (sum(charge.total_tokens for charge in gateway.charges), 2)
     assert attempt("owl.png", map_index=1, max_images_per_run=3) is None
     assert isinstance(attempt("elk.png", map_index=2, max_images_per_run=3), JojoKeyBudgetError)
 
 
-def test_each_payment_of_a_batch_counts_though_only_one_told_its_tokens(store: Any, gateway: Any) -> None:
+def test_batch_counts_payments_with_and_without_usage(store: Any, gateway: Any) -> None:
     for number, prompt in ((1, "{}"), (2, "[sandbox: no_usage] {}")):
         operator = GenerateImageBatchOperator(
             task_id="batch",
@@ -212,27 +222,25 @@ def test_each_payment_of_a_batch_counts_though_only_one_told_its_tokens(store: A
         )
         operator.execute({"ti": task("batch", number)})  # type: ignore[typeddict-item]
 
-    spent = booked(store)
+    spent = total_committed(store)
     assert spent.images == len(gateway.charges) == 4
-    assert spent.tokens > 4 * EACH
+    assert spent.tokens > 4 * TOKENS_PER_POSTER
 
 
-def test_what_was_set_aside_stays_so_where_the_receipt_does_not_tell_what_was_spent(
-    store: Any, gateway: Any
-) -> None:
+def test_reservation_stays_if_receipt_is_unreadable(store: Any, gateway: Any) -> None:
     gateway.behave(delay=0.5)
 
-    def spoil() -> None:
+    def damage_receipt() -> None:
         gateway.wait_for_request(timeout=PATIENCE)
         store.client.put_object(Bucket="posters", Key="_jojokey/fox.png.json", Body=b"garbage")
 
-    spoiler = threading.Thread(target=spoil)
-    spoiler.start()
+    damager = threading.Thread(target=damage_receipt)
+    damager.start()
     error = attempt("fox.png", max_images_per_run=1)
-    spoiler.join()
+    damager.join()
 
     assert isinstance(error, JojoKeyReceiptError)
-    assert booked(store).images == len(gateway.charges) == 1
+    assert total_committed(store).images == len(gateway.charges) == 1
 
 
 CATALOGUE = """
@@ -242,7 +250,7 @@ GenerateImageOperator.partial(task_id="image", s3_bucket="posters", reuse="alway
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_images_of_another_run_need_no_room_and_those_that_are_gone_do(
+def test_only_missing_images_need_run_budget(
     airflow: Any, gateway: Any, store: Any, deferrable: bool
 ) -> None:
     airflow.run("catalogue", CATALOGUE.format(more=""))
@@ -264,7 +272,7 @@ def test_images_of_another_run_need_no_room_and_those_that_are_gone_do(
 
 
 def attempt(key: str, number: int = 1, *, map_index: int = -1, **options: Any) -> JojoKeyError | None:
-    """Make one try of a task for one image; return the error it ends with."""
+    """Run one try of a single-image task, and return its error."""
     operator = GenerateImageOperator(
         task_id="image", prompt="a fox", s3_bucket="posters", s3_key=key, **options
     )
@@ -286,17 +294,17 @@ def task(name: str, number: int, map_index: int = -1) -> Any:
     )
 
 
-def booked(store: Any) -> Amount:
-    """What all tasks of the one Dag run have in its budget."""
+def total_committed(store: Any) -> Amount:
+    """Return the sum of all entries in the run's budget."""
     (data,) = store.objects("_jojokey/budgets/").values()
-    return sum((Amount(**one) for one in json.loads(data)["tasks"].values()), Amount())
+    return sum((Amount(**task) for task in json.loads(data)["tasks"].values()), Amount())
 
 
 def run_budget(task: str, map_index: int = -1) -> RunBudget:
     return RunBudget(ImageStore("aws_default"), "posters", Owner("dag", "run", task, map_index))
 
 
-def test_of_tasks_that_race_for_the_last_of_a_budget_only_so_many_get_it(store: Any, gateway: Any) -> None:
+def test_concurrent_tasks_never_exceed_the_run_budget(store: Any, gateway: Any) -> None:
     granted: list[int] = []
     first = ImageStore("aws_default")
     _ = first.client
@@ -329,10 +337,10 @@ def receipt_of(job: ImageJob) -> Receipt:
 
 
 def permit() -> None:
-    """Allow it."""
+    """Permit the wait."""
 
 
-def test_batches_that_take_turns_share_a_budget(any_store: Any, gateway: Any) -> None:
+def test_alternating_batches_share_a_budget(any_store: Any, gateway: Any) -> None:
     budgets = [
         Budget(
             Limit(),
@@ -345,23 +353,21 @@ def test_batches_that_take_turns_share_a_budget(any_store: Any, gateway: Any) ->
     sent = [0, 0]
     for index in range(20):
         for number, budget in enumerate(budgets):
-            wanted = job(index)
+            image_job = job(index)
             try:
-                budget.reserve(wanted, receipt_of(wanted), permit)
+                budget.reserve(image_job, receipt_of(image_job), permit)
             except JojoKeyBudgetError:
                 continue
             sent[number] += 1
-            budget.settle(wanted, None, claimed=True)
+            budget.settle(image_job, None, claimed=True)
     for budget in budgets:
         budget.close()
 
     assert sent == [5, 5]
-    assert booked(any_store).images == 10
+    assert total_committed(any_store).images == 10
 
 
-def test_on_a_store_that_is_proven_a_batch_reads_the_budget_only_where_somebody_else_has_written(
-    store: Any, gateway: Any
-) -> None:
+def test_verified_store_reads_budget_only_after_other_writers(store: Any, gateway: Any) -> None:
     images = ImageStore("aws_default")
     etag = store.client.put_object(Bucket="posters", Key="pointer", Body=b"x")["ETag"]
     assert images.verify_conditional_writes("posters", "pointer", b"x", etag).verified
@@ -377,8 +383,8 @@ def test_on_a_store_that_is_proven_a_batch_reads_the_budget_only_where_somebody_
     assert len(reads) == 2
 
 
-def test_a_task_that_died_corrects_its_entry_with_its_next_try(store: Any, gateway: Any) -> None:
-    assert run_budget("one").commit(Amount(900, 9), Limit(images=10))  # and it dies
+def test_next_try_corrects_entry_of_a_dead_task(store: Any, gateway: Any) -> None:
+    assert run_budget("one").commit(Amount(900, 9), Limit(images=10))  # then it is killed
     assert not run_budget("two").commit(Amount(200, 2), Limit(images=10))
 
     assert run_budget("one").commit(Amount(100, 1), Limit(images=10))
@@ -387,14 +393,14 @@ def test_a_task_that_died_corrects_its_entry_with_its_next_try(store: Any, gatew
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 2, "tasks": {}}', b'{"version": 1, "tasks": {"a": {"tokens": -5, "images": 0}}}'])  # fmt: skip
-def test_a_budget_that_cannot_be_read_stops_the_run(store: Any, gateway: Any, data: bytes) -> None:
+def test_unreadable_budget_stops_the_run(store: Any, gateway: Any, data: bytes) -> None:
     store.client.put_object(Bucket="posters", Key="_jojokey/budgets/dag/run.budget", Body=data)
 
     with pytest.raises(JojoKeyReceiptError, match="cannot be read"):
         run_budget("one").commit(Amount(1, 1), Limit(images=10))
 
 
-def test_job_waits_for_another_that_may_turn_out_cheaper() -> None:
+def test_job_waits_for_another_that_may_cost_less() -> None:
     first, second, third = job(1), job(2), job(3)
     each = estimate(first)
     budget = Budget(Limit(tokens=each.tokens + 5), Limit(), None, Amount())
@@ -404,7 +410,7 @@ def test_job_waits_for_another_that_may_turn_out_cheaper() -> None:
     def settle_first() -> None:
         nonlocal waits
         waits += 1
-        budget.settle(first, receipt_of(first), claimed=True)  # it cost nothing
+        budget.settle(first, receipt_of(first), claimed=True)  # without a charge
 
     budget.reserve(second, receipt_of(second), settle_first)
     budget.settle(second, None, claimed=True)
@@ -416,16 +422,16 @@ def test_job_waits_for_another_that_may_turn_out_cheaper() -> None:
 
 
 def test_sent_job_without_a_receipt_counts_as_reserved() -> None:
-    wanted = job(1)
+    image_job = job(1)
     budget = Budget(Limit(images=9), Limit(), None, Amount(150, 1))
-    budget.reserve(wanted, receipt_of(wanted), permit)
+    budget.reserve(image_job, receipt_of(image_job), permit)
 
-    budget.settle(wanted, None, claimed=True)
+    budget.settle(image_job, None, claimed=True)
 
-    assert budget.spent == Amount(150, 1) + estimate(wanted)
+    assert budget.spent == Amount(150, 1) + estimate(image_job)
 
 
-def test_limits_are_numbers_or_texts_of_numbers() -> None:
+def test_limits_are_numbers_or_numeric_strings() -> None:
     assert parse_limits({"max_tokens": "500", "max_images": "None", "max_images_per_run": 3}) == (
         Limit(tokens=500),
         Limit(images=3),

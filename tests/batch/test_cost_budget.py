@@ -1,4 +1,4 @@
-"""What a task and a Dag run may cost, counted by the gateway's own charges."""
+"""Cost limits of tasks and Dag runs, checked against the gateway's charges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def job(number: int = 0, **more: Any) -> ImageJob:
 
 
 def listed(gateway: Any) -> int:
-    """Return what the gateway's charges costs by the list, in nanos."""
+    """Return the cost of the gateway's charges by the price list, in nanos."""
     costs = [
         PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
         for record in gateway.charges
@@ -44,14 +44,14 @@ def listed(gateway: Any) -> int:
     return sum(cost.nanos for cost in costs if cost is not None)
 
 
-def test_batch_sends_no_more_than_its_task_may_cost(
+def test_batch_stays_within_its_cost_limit(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = campaign.run("money", posters(12), max_cost="0.03", max_in_flight=5, retries=2)
 
     assert run.state == "failed"
     assert run.tries["batch", -1] == 1
-    assert 3 <= len(gateway.charges) <= 5  # one costs some USD 0.0059
+    assert 3 <= len(gateway.charges) <= 5  # an image costs about USD 0.0059
     assert listed(gateway) <= 30_000_000
     out = capfd.readouterr().out
     assert "This task may spend USD 0.03. It has spent" in out
@@ -59,7 +59,7 @@ def test_batch_sends_no_more_than_its_task_may_cost(
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_single_image_that_would_cost_too_much_is_not_sent(
+def test_single_image_over_the_cost_limit_is_not_sent(
     airflow: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str], deferrable: bool
 ) -> None:
     run = airflow.run(
@@ -72,7 +72,7 @@ def test_single_image_that_would_cost_too_much_is_not_sent(
     assert "would cost about 7,0" in capfd.readouterr().out
 
 
-def test_tasks_of_a_dag_run_share_what_it_may_cost(airflow: Any, gateway: Any, store: Any) -> None:
+def test_tasks_of_a_dag_run_share_its_cost_limit(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run(
         "shared",
         """
@@ -108,13 +108,13 @@ def test_invalid_limit_fails_when_the_dag_is_parsed(operator: Any, name: str, va
 
 
 @pytest.mark.parametrize("value", BAD, ids=str)
-def test_limit_that_is_not_an_amount_is_refused(value: Any) -> None:
+def test_limit_that_is_not_an_amount_is_rejected(value: Any) -> None:
     with pytest.raises(ValueError, match="max_cost_per_run"):
         parse_limits({"max_cost_per_run": value})
 
 
 @pytest.mark.parametrize("value", [2.5, "2.5", Decimal("2.5"), " 2.50 "])
-def test_limit_may_be_a_number_or_text(value: Any) -> None:
+def test_limit_can_be_a_number_or_text(value: Any) -> None:
     assert parse_limits({"max_cost": value}) == (Limit(cost=2_500_000_000), Limit())
     assert parse_limits({"max_cost": "None", "max_cost_per_run": 0}) == (Limit(), Limit(cost=0))
 
@@ -123,7 +123,7 @@ def test_job_with_limits_reaches_the_trigger() -> None:
     limited = job(task_limit=Limit(cost=5), run_limit=Limit(images=1))
     written = json.loads(json.dumps(limited.to_json()))
     assert ImageJob.from_json(written) == limited
-    assert written["run_limit"] == {"tokens": None, "images": 1}  # an older triggerer knows no more
+    assert written["run_limit"] == {"tokens": None, "images": 1}  # an older triggerer knows only these
 
 
 def test_concurrent_jobs_never_reserve_more_than_the_limit() -> None:
@@ -149,7 +149,7 @@ def test_concurrent_jobs_never_reserve_more_than_the_limit() -> None:
     assert budget.spent == each * 3
 
 
-def test_run_with_two_currencies_is_refused(store: Any) -> None:
+def test_run_with_two_currencies_is_rejected(store: Any) -> None:
     assert YUAN is not None
 
     def entry(task: str) -> RunBudget:
@@ -162,8 +162,8 @@ def test_run_with_two_currencies_is_refused(store: Any) -> None:
     assert not entry("three").commit(estimate(job(), YUAN), Limit(images=2))
 
 
-def test_charge_in_another_currency_counts_by_the_prices() -> None:
-    """It is not added to a limit in yuan as if it were yuan: the tokens are priced instead."""
+def test_charge_in_another_currency_is_priced_by_the_list() -> None:
+    """A charge in another currency is not compared with the limit: the tokens are priced instead."""
     assert YUAN is not None
     now = datetime(2026, 3, 1, tzinfo=UTC)
     attempt = Attempt(

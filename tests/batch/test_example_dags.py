@@ -1,4 +1,4 @@
-"""The example Dags, as they are shipped, on the sandbox."""
+"""The example Dags run on the sandbox."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shipped(airflow: Any) -> Any:
     return run
 
 
-def test_a_campaign_ends_with_a_contact_sheet_and_a_bill(shipped: Any, gateway: Any, store: Any) -> None:
+def test_campaign_ends_with_contact_sheet_and_bill(shipped: Any, gateway: Any, store: Any) -> None:
     run = shipped("poster_campaign")
 
     assert run.state == "success"
@@ -61,7 +61,7 @@ def test_a_campaign_ends_with_a_contact_sheet_and_a_bill(shipped: Any, gateway: 
     assert drawn.width > 1_000
 
 
-def test_a_campaign_from_s3_reports_what_is_missing_and_fails(
+def test_campaign_from_s3_reports_missing_images_and_fails(
     shipped: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     text = "prompt;s3_key;quality\r\n=1+1;a.png;medium\r\n;;\r\n[sandbox: moderation_blocked] 雨夜;b.png;\r\n"
@@ -83,7 +83,7 @@ def test_a_campaign_from_s3_reports_what_is_missing_and_fails(
     assert "雨夜" in rows[1]["prompt"]
 
 
-def test_campaign_with_a_misspelt_column_fails_before_it_sends(
+def test_campaign_with_misspelled_column_fails_before_sending(
     shipped: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store.client.put_object(Bucket="posters", Key="rows.csv", Body=b"prompr,s3_key\na fox,a.png\n")
@@ -95,9 +95,7 @@ def test_campaign_with_a_misspelt_column_fails_before_it_sends(
     assert "did you mean 'prompt'?" in "".join(capfd.readouterr())
 
 
-def test_one_prompt_in_many_sizes_has_a_name_for_each_in_the_grid(
-    shipped: Any, gateway: Any, store: Any
-) -> None:
+def test_mapped_sizes_are_labeled_in_the_grid(shipped: Any, gateway: Any, store: Any) -> None:
     run = shipped("poster_sizes", prompt="a lighthouse")
 
     assert run.state == "success"
@@ -110,7 +108,7 @@ def test_one_prompt_in_many_sizes_has_a_name_for_each_in_the_grid(
 
 
 @pytest.mark.parametrize(("redraw", "expected"), [("", "run"), ("this", "never"), ("another", "run")])
-def test_a_variable_names_the_run_whose_poster_is_paid_for_anew(redraw: str, expected: str) -> None:
+def test_variable_names_the_run_to_pay_for_again(redraw: str, expected: str) -> None:
     dag = dags_of(DAGS / "poster_daily.py")["poster_daily"]
     reuse = dag.get_template_env().from_string(dag.get_task("poster").reuse)
 
@@ -118,7 +116,7 @@ def test_a_variable_names_the_run_whose_poster_is_paid_for_anew(redraw: str, exp
     assert reuse.render(var=variables, run_id="this", params={"reuse": "run"}) == expected
 
 
-def test_renditions_are_made_of_one_paid_poster(shipped: Any, gateway: Any, store: Any) -> None:
+def test_renditions_are_made_from_one_paid_poster(shipped: Any, gateway: Any, store: Any) -> None:
     logo = io.BytesIO()
     Image.new("RGBA", (50, 50), (255, 0, 0, 255)).save(logo, "PNG")
     store.client.put_object(Bucket="posters", Key="logo.png", Body=logo.getvalue())
@@ -144,7 +142,7 @@ def test_renditions_are_made_of_one_paid_poster(shipped: Any, gateway: Any, stor
     assert (result["derived_from"], result["usage"], result["cost"]) == (poster["uri"], {}, None)
     assert Result.from_xcom(result).paid == "no"
     assert [image["uri"] for image in result["images"]] == uris
-    # The gallery reads them with the connection that stored them.
+    # The gallery reads images with the connection that stored them.
     assert result["aws_conn_id"] == run.xcom("jojokey_images", "poster")["aws_conn_id"] == "aws_default"
 
 

@@ -1,4 +1,4 @@
-"""What a batch does where not all goes well: what is made, what is paid, what the next try does."""
+"""Batches with failures: generated images, charges, and what the next try does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.loopback import Exchange, Server
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses of a fraction of a second: their length is a matter of the limiter's tests."""
+    """Shorten all pauses; the limiter's tests cover their length."""
     monkeypatch.setattr(limiter, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(limiter, "LONGEST_PAUSE", 0.2)
     monkeypatch.setattr(models, "WINDOWS", (0.5, 1.0, 2.0))
@@ -37,7 +37,7 @@ def prompts(gateway: Any) -> list[str]:
     return sorted(record.prompt for record in gateway.charges)
 
 
-def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_retried(
+def test_permanent_failures_stop_neither_other_items_nor_retry(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     requests = posters(10)
@@ -53,13 +53,13 @@ def test_what_fails_for_good_does_not_keep_the_rest_from_being_made_and_is_not_r
     billed = sum(record.total_tokens for record in gateway.charges)
     assert run.xcom("usage", "batch")["total_tokens"] == billed
     assert len(campaign.store.objects("posters/")) == 7
-    told = capfd.readouterr().out
-    assert "3 of 10 items have no images (7 made, 0 reused, 3 failed)" in told
-    assert "2 JojoKeyContentError (first item 3, s3://posters/posters/003.png" in told
-    assert "1 JojoKeyReplyError (first item 7" in told
-    assert re.search(rf"{billed:,} tokens \(≈ USD [\d.]+\) were billed", told)
-    assert "JojoKeyBatchFailure" in told
-    assert "Airflow does not retry the task" in told
+    log = capfd.readouterr().out
+    assert "3 of 10 items have no images (7 made, 0 reused, 3 failed)" in log
+    assert "2 JojoKeyContentError (first item 3, s3://posters/posters/003.png" in log
+    assert "1 JojoKeyReplyError (first item 7" in log
+    assert re.search(rf"{billed:,} tokens \(≈ USD [\d.]+\) were billed", log)
+    assert "JojoKeyBatchFailure" in log
+    assert "Airflow does not retry the task" in log
     lines = campaign.manifest(run)
     assert [line["state"] for line in lines].count("failed") == 3
     assert lines[3]["error"] == "JojoKeyContentError"
@@ -82,13 +82,11 @@ def test_unknown_usage_of_paid_images_is_reported(
     assert "4 paid images have unknown usage" in error.message
 
 
-def test_what_was_paid_for_and_s3_refused_is_not_told_as_free(
+def test_paid_image_that_s3_rejects_is_reported_as_billed(
     plain_store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__JOJOKEY__UPLOAD_PATIENCE", "0")
-    plain_store.client.put_object(
-        Bucket="posters", Key="posters", Body=b"a file, where a folder would have to be"
-    )
+    plain_store.client.put_object(Bucket="posters", Key="posters", Body=b"a file at the path of a folder")
 
     error = failed(posters(3))
 
@@ -100,7 +98,7 @@ def test_what_was_paid_for_and_s3_refused_is_not_told_as_free(
     )
 
 
-def test_what_cost_nothing_is_told_as_free(store: Any, gateway: Any) -> None:
+def test_unbilled_failure_is_reported_as_free(store: Any, gateway: Any) -> None:
     error = failed(posters(2, prompt="[sandbox: moderation_blocked] {}"))
 
     assert error.billed == "no"
@@ -109,7 +107,7 @@ def test_what_cost_nothing_is_told_as_free(store: Any, gateway: Any) -> None:
 
 
 def failed(requests: list[dict[str, Any]]) -> JojoKeyError:
-    """Make one try that fails, and return its error."""
+    """Run a try that fails, and return its error."""
     ti = SimpleNamespace(
         dag_id="dag",
         run_id=uuid.uuid4().hex,
@@ -119,12 +117,12 @@ def failed(requests: list[dict[str, Any]]) -> JojoKeyError:
         xcom_push=lambda *_, **__: None,
     )
     operator = GenerateImageBatchOperator(task_id="batch", requests=requests, s3_bucket="posters")
-    with pytest.raises(JojoKeyError) as told:
+    with pytest.raises(JojoKeyError) as caught:
         operator.execute({"ti": ti})  # type: ignore[typeddict-item]
-    return told.value
+    return caught.value
 
 
-def test_a_retry_does_only_what_is_missing(campaign: Any, gateway: Any) -> None:
+def test_retry_generates_missing_images_only(campaign: Any, gateway: Any) -> None:
     requests = posters(8)
     requests[2]["prompt"] = "[sandbox: no_channel times=3] a"
     requests[5]["prompt"] = "[sandbox: upstream_500 times=4] b"
@@ -139,10 +137,12 @@ def test_a_retry_does_only_what_is_missing(campaign: Any, gateway: Any) -> None:
     lines = campaign.manifest(run)
     assert [line["index"] for line in lines if line["state"] == "failed"] == [6]
     assert [line["index"] for line in lines if not line["reused"]] == [2, 5, 6]
-    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.charges)
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(
+        charge.total_tokens for charge in gateway.charges
+    )
 
 
-def test_what_passes_soon_is_sent_again_within_the_same_try(campaign: Any, gateway: Any) -> None:
+def test_transient_failures_are_resent_within_the_try(campaign: Any, gateway: Any) -> None:
     requests = posters(6)
     requests[1]["prompt"] = "[sandbox: overloaded_cpu times=2] a"
     requests[2]["prompt"] = "[sandbox: rate_limited times=5] b"
@@ -156,7 +156,7 @@ def test_what_passes_soon_is_sent_again_within_the_same_try(campaign: Any, gatew
     assert run.xcom("return_value", "batch")["made"] == 6
 
 
-def test_a_gateway_that_takes_so_many_in_a_while_gets_a_handful_more_and_the_campaign_ends(
+def test_rate_limited_gateway_gets_few_extra_requests(
     campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway, "rate", (10, 2.0))
@@ -168,7 +168,7 @@ def test_a_gateway_that_takes_so_many_in_a_while_gets_a_handful_more_and_the_cam
     assert len(gateway.requests) - 40 <= 12
 
 
-def test_a_token_that_is_refused_is_seen_before_anything_is_sent(
+def test_rejected_token_is_found_before_sending(
     campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = {"conn_type": "jojokey", "host": gateway.url, "password": "sk-wrong"}
@@ -183,7 +183,7 @@ def test_a_token_that_is_refused_is_seen_before_anything_is_sent(
     assert {line["error"] for line in campaign.manifest(run)} == {"JojoKeyTokenError"}
 
 
-def test_an_empty_balance_stops_the_batch_and_keeps_what_was_made(campaign: Any, gateway: Any) -> None:
+def test_empty_balance_stops_the_batch_and_keeps_images(campaign: Any, gateway: Any) -> None:
     requests = posters(40)
     requests[8]["prompt"] = "[sandbox: wallet_empty] x"
 
@@ -197,7 +197,7 @@ def test_an_empty_balance_stops_the_batch_and_keeps_what_was_made(campaign: Any,
     assert len(campaign.manifest(run)) == 40
 
 
-def test_a_gateway_that_only_says_429_is_left_to_a_later_try(
+def test_gateway_that_only_sends_429_is_left_to_a_retry(
     campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limiter, "GIVE_UP_AFTER", 1.0)
@@ -213,7 +213,7 @@ def test_a_gateway_that_only_says_429_is_left_to_a_later_try(
     assert all(line["retryable"] for line in campaign.manifest(run))
 
 
-def test_a_bucket_that_is_not_there_is_seen_before_anything_is_sent(
+def test_missing_bucket_is_found_before_sending(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     requests = [*posters(3), {"prompt": "x", "s3_key": "s3://nowhere/x.png"}]
@@ -247,7 +247,7 @@ def test_lost_response_that_was_billed_is_not_paid_twice(
         assert "by then the gateway log should show whether the request was billed" in capfd.readouterr().out
 
 
-def test_the_log_tells_how_it_goes_and_not_of_each_image(
+def test_log_shows_progress_but_not_each_image(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     campaign.run("log", posters(30), max_in_flight=8)
@@ -260,32 +260,34 @@ def test_the_log_tells_how_it_goes_and_not_of_each_image(
     assert gateway.token not in out
 
 
-def test_a_store_that_takes_receipts_and_no_images_is_noticed_before_all_is_paid_for(
+def test_store_that_rejects_images_stops_the_batch_early(
     campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = campaign.store.connection
     address = store["extra"]["endpoint_url"].removeprefix("http://")
 
-    def refuse_images(exchange: Exchange) -> None:
+    def reject_images(exchange: Exchange) -> None:
         request = exchange.request
         if request.method == "PUT" and "/_jojokey/" not in request.target:
             return exchange.answer(403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
-        way = http.client.HTTPConnection(address)
-        way.request(request.method, request.target, request.body, request.headers)
-        answer = way.getresponse()
+        upstream = http.client.HTTPConnection(address)
+        upstream.request(request.method, request.target, request.body, request.headers)
+        answer = upstream.getresponse()
         body = answer.read()
         tag = answer.headers["ETag"]
         return exchange.answer(answer.status, body, **({"ETag": tag} if tag else {}))
 
-    with Server(refuse_images) as front:
-        told = {**store, "extra": {**store["extra"], "endpoint_url": front.url}}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(told))
+    with Server(reject_images) as proxy:
+        connection = {**store, "extra": {**store["extra"], "endpoint_url": proxy.url}}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
         run = campaign.run("refused", posters(20), max_in_flight=2)
     paid = len(gateway.charges)
 
     assert run.state == "failed"
     assert 1 <= paid <= 4
-    assert run.xcom("usage", "batch")["total_tokens"] == sum(one.total_tokens for one in gateway.charges)
+    assert run.xcom("usage", "batch")["total_tokens"] == sum(
+        charge.total_tokens for charge in gateway.charges
+    )
 
 
 def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
@@ -313,15 +315,15 @@ def test_timeout_after_the_last_image_reports_what_was_spent(
             manifests.append(request.target)
             if len(manifests) == 2:  # the first is written before any image
                 os.kill(os.getpid(), signal.SIGALRM)  # as Airflow's timer does
-        way = http.client.HTTPConnection(address)
-        way.request(request.method, request.target, request.body, request.headers)
-        answer = way.getresponse()
+        upstream = http.client.HTTPConnection(address)
+        upstream.request(request.method, request.target, request.body, request.headers)
+        answer = upstream.getresponse()
         body = answer.read()
         tag = answer.headers["ETag"]
         return exchange.answer(answer.status, body, **({"ETag": tag} if tag else {}))
 
-    with Server(time_out_at_the_manifest) as front:
-        extra = {**store["extra"], "endpoint_url": front.url}
+    with Server(time_out_at_the_manifest) as proxy:
+        extra = {**store["extra"], "endpoint_url": proxy.url}
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store, "extra": extra}))
         run = campaign.run("late", posters(5), max_in_flight=2, execution_timeout="timedelta(hours=1)")
 
@@ -332,7 +334,7 @@ def test_timeout_after_the_last_image_reports_what_was_spent(
     assert run.xcom("jojokey_images", "batch")["state"] == "failed"
 
 
-def test_where_the_system_gives_no_more_threads_it_goes_on_with_those_that_there_are(
+def test_batch_continues_with_fewer_threads(
     campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start

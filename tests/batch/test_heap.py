@@ -1,4 +1,4 @@
-"""What many threads do to a process's memory, looked at in processes of their own."""
+"""Memory arenas of a process with many threads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import ctypes, os, tempfile, threading
 from airflow_provider_jojokey.batch.heap import limit_malloc_arenas
 
 limit_malloc_arenas()
-all_are_there = threading.Barrier(33)
+all_started = threading.Barrier(33)
 done = threading.Event()
 
 def work():
-    kept = [bytearray(1000 * n) for n in range(20)]
-    all_are_there.wait()
+    blocks = [bytearray(1000 * n) for n in range(20)]
+    all_started.wait()
     done.wait()
 
 for _ in range(32):
     threading.Thread(target=work, daemon=True).start()
-all_are_there.wait()
+all_started.wait()
 with tempfile.NamedTemporaryFile() as file:
     libc = ctypes.CDLL(None)
     libc.fopen.restype = ctypes.c_void_p
@@ -38,7 +38,7 @@ with tempfile.NamedTemporaryFile() as file:
 
 
 def heaps(**environment: str) -> int:
-    """Return how many heaps 32 threads have made."""
+    """Return the number of heaps that 32 threads create."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", CODE], env={**clean, **environment}, capture_output=True, text=True, check=True
@@ -50,5 +50,5 @@ def test_many_threads_share_two_heaps() -> None:
     assert heaps() == 2
 
 
-def test_what_the_workers_operator_has_chosen_stands() -> None:
+def test_malloc_setting_of_the_worker_is_kept() -> None:
     assert heaps(MALLOC_ARENA_MAX="5") == 5

@@ -1,4 +1,4 @@
-"""A campaign that is killed, or told to end, half-way, and tried again: each poster is paid for once."""
+"""A retry of a killed or terminated campaign pays for each poster once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.patience import PATIENCE
 
 @pytest.fixture
 def start(gateway: Any, store: Any, tmp_path: Path) -> Any:
-    """Start one try."""
+    """Return a function that starts one try of the campaign."""
     started: list[subprocess.Popen[str]] = []
 
-    def one(requests: Any, try_number: int = 1, **job: Any) -> subprocess.Popen[str]:
-        told = {name: job.pop(name) for name in ("grace", "log_delay") if name in job}
+    def start_try(requests: Any, try_number: int = 1, **job: Any) -> subprocess.Popen[str]:
+        settings = {name: job.pop(name) for name in ("grace", "log_delay") if name in job}
         environment = {
             **os.environ,
             "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(tmp_path / "spool"),
@@ -39,30 +39,28 @@ def start(gateway: Any, store: Any, tmp_path: Path) -> Any:
         started.append(process)
         assert process.stdin
         arguments = {"requests": requests, **job}
-        process.stdin.write(json.dumps({"try_number": try_number, "arguments": arguments, **told}) + "\n")
+        process.stdin.write(json.dumps({"try_number": try_number, "arguments": arguments, **settings}) + "\n")
         process.stdin.flush()
         return process
 
-    yield one
+    yield start_try
     for process in started:
         process.kill()
         process.wait()
-    gateway.wait_until_idle(PATIENCE)  # it goes on painting what nobody waits for, and bills it
+    gateway.wait_until_idle(PATIENCE)  # the gateway finishes and bills requests of killed processes
 
 
 def end_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     out, _ = process.communicate(timeout=PATIENCE)
-    told: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return told
+    report: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return report
 
 
 def times_billed(gateway: Any) -> Counter[str]:
     return Counter(record.prompt for record in gateway.charges)
 
 
-def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
-    start: Any, gateway: Any, store: Any
-) -> None:
+def test_retry_after_kill_pays_no_poster_twice(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave(delay=0.4)
     first = start(posters(24), max_in_flight=4)
     gateway.wait_for_charges(9, timeout=PATIENCE)
@@ -87,9 +85,7 @@ def test_killed_half_way_and_tried_again_no_poster_is_paid_for_twice(
         assert "JojoKeyAlreadyBilledError" in end["message"]
 
 
-def test_who_says_that_paying_again_is_fine_gets_all_posters_after_a_kill(
-    start: Any, gateway: Any, store: Any
-) -> None:
+def test_retry_after_kill_completes_if_repayment_is_allowed(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave(delay=0.4)
     first = start(posters(12), max_in_flight=3, on_unknown_outcome="regenerate")
     gateway.wait_for_charges(4, timeout=PATIENCE)
@@ -106,9 +102,7 @@ def test_who_says_that_paying_again_is_fine_gets_all_posters_after_a_kill(
     assert max(times_billed(gateway).values()) <= 2
 
 
-def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
-    start: Any, gateway: Any, store: Any
-) -> None:
+def test_sigterm_stores_images_in_flight_and_sends_no_more(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave(delay=1.0)
     first = start(posters(20), max_in_flight=4)
     gateway.wait_for_request(6, timeout=PATIENCE)
@@ -131,10 +125,10 @@ def test_told_to_end_it_stores_what_is_in_flight_and_sends_no_more(
     assert second["result"]["reused"] == sent
     assert set(times_billed(gateway).values()) == {1}
     assert len(gateway.charges) == 20
-    assert second["result"]["usage"]["total_tokens"] == sum(one.total_tokens for one in gateway.charges)
+    assert second["result"]["usage"]["total_tokens"] == sum(charge.total_tokens for charge in gateway.charges)
 
 
-def test_what_takes_longer_than_the_grace_is_cut(start: Any, gateway: Any) -> None:
+def test_requests_longer_than_the_grace_are_aborted(start: Any, gateway: Any) -> None:
     gateway.behave(delay=5.0)
     first = start(posters(4), max_in_flight=2, grace=0.2)
     gateway.wait_for_request(2, timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""The pace of a batch, against simulated gateways: virtual time, to the millisecond."""
+"""The rate limiter of batches, with simulated gateways in virtual time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAST, SLOW = (0.03, 0.05), (0.1, 0.25)
 @pytest.mark.parametrize("trips", [FAST, SLOW], ids=["fast", "slow"])
 @pytest.mark.parametrize("in_flight", [16, 64, 200])
 @pytest.mark.parametrize("limit", [30, 120])
-def test_limit_of_a_minute_is_found_and_used(
+def test_limit_per_minute_is_found_and_used(
     limit: int, in_flight: int, trips: tuple[float, float], tells: bool
 ) -> None:
     result = compare(Case(lambda _: Sliding(limit, 60.0, tells), 400, in_flight, trips=trips))
@@ -35,7 +35,7 @@ def test_minute_that_ends_soon_is_noticed(phase: float) -> None:
 
 
 @pytest.mark.parametrize("limit", [5, 20])
-def test_limit_of_a_second_is_not_taken_for_one_of_a_minute(limit: int) -> None:
+def test_limit_per_second_is_not_taken_for_one_per_minute(limit: int) -> None:
     result = compare(Case(lambda _: Sliding(limit, 1.0), 300, 200))
 
     assert result["ratio"] <= 1.5
@@ -51,7 +51,7 @@ def test_token_bucket_is_used_at_its_rate(rate: float) -> None:
 
 
 @pytest.mark.parametrize("limit", [5, 20, 60])
-def test_limit_on_requests_at_once_is_used(limit: int) -> None:
+def test_limit_on_concurrent_requests_is_used(limit: int) -> None:
     result = compare(Case(lambda _: Concurrent(limit), 300, 200))
 
     assert result["ratio"] <= 1.25
@@ -84,13 +84,13 @@ def test_in_flight_is_never_more_than_allowed() -> None:
     assert Counting.peak == 7
 
 
-def test_refusals_decided_before_a_cut_count_once() -> None:
+def test_rejections_decided_before_a_cut_count_once() -> None:
     limiter, tickets, now = Limiter(64), [], itertools.count()
     for _ in range(40):
         ticket = limiter.acquire(next(now))
         tickets.append(ticket)
     for ticket in tickets[:10]:
-        ticket.sent_at = 40.0  # long after it was decided
+        ticket.sent_at = 40.0  # long after the permit was granted
 
     limiter.rejected(tickets[0], 41.0, None)
     first = limiter.delay(41.0)
@@ -101,7 +101,7 @@ def test_refusals_decided_before_a_cut_count_once() -> None:
     assert limiter.rejections == 10
 
 
-def test_refused_request_is_counted_once_although_it_is_reported_twice() -> None:
+def test_rejected_request_reported_twice_counts_once() -> None:
     limiter = Limiter(8)
     ticket = limiter.acquire(0.0)
     ticket.sent_at = 0.1
@@ -113,7 +113,7 @@ def test_refused_request_is_counted_once_although_it_is_reported_twice() -> None
     assert (limiter.rejections, limiter.in_flight) == (1, 0)
 
 
-def test_permission_that_is_not_used_does_not_count() -> None:
+def test_unused_permit_does_not_count() -> None:
     limiter = Limiter(1)
     ticket = limiter.acquire(0.0)
 
@@ -138,13 +138,13 @@ def test_retry_after_is_honored() -> None:
 
 
 class Never(Gateway):
-    """A gateway that refuses everything."""
+    """A gateway that rejects everything."""
 
     def free_at(self, now: float) -> float:
         return now + 3_600.0
 
 
-def test_gateway_that_refuses_everything_is_given_up() -> None:
+def test_gateway_that_rejects_everything_is_given_up() -> None:
     outcome = simulate(Case(lambda _: Never(), 50, 64))[0]
 
     assert outcome.stalled
@@ -168,7 +168,7 @@ def test_progress_resets_the_time_to_give_up() -> None:
     assert limiter.stalled(112.0)
 
 
-def test_wait_longer_than_patience_is_not_waited() -> None:
+def test_wait_over_the_limit_fails_immediately() -> None:
     limiter = Limiter(8)
     ticket = limiter.acquire(0.0)
     ticket.sent_at = 0.0
@@ -178,7 +178,7 @@ def test_wait_longer_than_patience_is_not_waited() -> None:
     assert limiter.stalled(0.2)
 
 
-def test_overloaded_gateway_gets_less_at_once_and_then_more() -> None:
+def test_overloaded_gateway_gets_fewer_then_more_requests() -> None:
     limiter = Limiter(64)
     tickets = [limiter.acquire(0.0) for _ in range(64)]
     for ticket in tickets:
@@ -213,7 +213,7 @@ def test_overloaded_gateway_gets_less_at_once_and_then_more() -> None:
     ],
     ids=["sliding", "fixed", "bucket", "concurrent"],
 )  # fmt: skip
-def test_campaign_ends_whatever_the_gateway_counts(make: Callable[..., Gateway], seed: int) -> None:
+def test_campaign_ends_with_any_kind_of_limit(make: Callable[..., Gateway], seed: int) -> None:
     result = compare(Case(make, 150, 64, seed=seed))
 
     assert result["ratio"] < float("inf")

@@ -1,4 +1,4 @@
-"""What a retry of a batch asks S3, and what it still notices."""
+"""S3 requests of a batch's retry, and changes that it detects."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Tries:
 
 @pytest.fixture
 def tries(store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tries:
-    # Images that another test left in the spool for the same keys would take requests of their own.
+    # Images of another test in the spool, with the same keys, would cause more requests.
     monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path / "spool"))
     return Tries(monkeypatch)
 
@@ -79,7 +79,7 @@ def test_complete_items_need_no_requests_in_a_retry(tries: Tries, gateway: Any) 
         pytest.param(lambda response: response.update(IsTruncated=True), id="truncated without a token"),
         pytest.param(lambda response: response.pop("Contents", None), id="empty"),
         pytest.param(
-            lambda response: [one.pop("ETag") for one in response.get("Contents", ())], id="no ETags"
+            lambda response: [item.pop("ETag") for item in response.get("Contents", ())], id="no ETags"
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_odd_listing_neither_fails_a_retry_nor_pays_again(
     assert len(gateway.charges) == ITEMS
 
 
-def test_third_try_knows_what_the_second_reused(tries: Tries) -> None:
+def test_third_try_knows_images_that_the_second_reused(tries: Tries) -> None:
     tries.run(posters(ITEMS))
     tries.run(posters(ITEMS))
 
@@ -154,7 +154,7 @@ def test_changed_prompt_is_paid_for_in_a_retry(tries: Tries, gateway: Any) -> No
     assert len(gateway.charges) == ITEMS + 1
 
 
-def test_items_that_moved_are_checked_one_by_one(tries: Tries, gateway: Any) -> None:
+def test_moved_items_are_checked_individually(tries: Tries, gateway: Any) -> None:
     tries.run(posters(ITEMS))
 
     result = tries.run(posters(ITEMS)[5:])

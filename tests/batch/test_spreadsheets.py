@@ -165,15 +165,13 @@ def test_named_encoding_is_used() -> None:
 @pytest.mark.parametrize(
     "content", [b"\xff\xfea", b"prompt,s3_key\n\x81\xff\x00,a", b"\x00\x01\x02", b"prompt,s3_key\na\x00,b"]
 )
-def test_file_in_no_known_encoding_is_refused(content: bytes) -> None:
+def test_file_in_unknown_encoding_is_rejected(content: bytes) -> None:
     assert "The CSV file" in refused(content)
 
 
 @pytest.mark.parametrize("damage", [b"\xe9", b"\xff", "红".encode()[:2], "红".encode("gb18030")])
 @pytest.mark.parametrize("rows", [CHINESE, POSTERS])
-def test_utf8_with_invalid_bytes_is_not_taken_for_another_encoding(
-    damage: bytes, rows: list[dict[str, str]]
-) -> None:
+def test_utf8_with_invalid_bytes_is_not_another_encoding(damage: bytes, rows: list[dict[str, str]]) -> None:
     assert "UTF-8 with some invalid bytes" in refused(written(rows * 3) + b"a " + damage + b" fox,fox.png")
 
 
@@ -204,11 +202,11 @@ def test_wrong_columns_are_named_with_the_nearest(header: str, words: list[str])
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n", b";;;\r\n", b"sep=;\r\n"])
-def test_empty_file_is_refused(content: bytes) -> None:
+def test_empty_file_is_rejected(content: bytes) -> None:
     assert "it is empty" in refused(content)
 
 
-def test_file_without_rows_is_refused() -> None:
+def test_file_without_rows_is_rejected() -> None:
     assert "no rows below the header" in refused(b"prompt,s3_key\n,\n\n")
 
 
@@ -251,7 +249,7 @@ def test_unbalanced_quotation_mark_is_named_with_its_row(text: str, row: int) ->
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", " =", "\t=", "＝", "＋", "－", "＠"])
-def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe(start: str) -> None:
+def test_formula_text_gets_an_apostrophe(start: str) -> None:
     assert safe_cell(f"{start}cmd|' /C calc'!A0") == f"'{start}cmd|' /C calc'!A0"
 
 

@@ -1,4 +1,4 @@
-"""Usage adds up: of each settled run, the XComs, the receipts and the gateway's charges have the same sum."""
+"""Usage in XComs, receipts and the gateway's charges has the same sum for each settled run."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_late_log_is_settled_when_the_task_is_cleared(
     assert second["usage"]["total_tokens"] == in_receipts(store) == billed(gateway)
 
 
-def test_two_responses_lost_at_once_never_claim_one_charge(
+def test_two_lost_responses_never_claim_the_same_charge(
     run_batch: Any, gateway: Any, store: Any, log: LateLog
 ) -> None:
     pushed, error = run_batch(mixed("reset", "reset"))

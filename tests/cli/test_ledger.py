@@ -89,7 +89,7 @@ def test_ledger_groups_by(jojokey: Run, bucket: Bucket, by: str, names: list[str
     assert sorted(sums(output, by).values()) == [210, 420]
 
 
-def test_currencies_have_rows_of_their_own(jojokey: Run, bucket: Bucket) -> None:
+def test_each_currency_has_its_own_row(jojokey: Run, bucket: Bucket) -> None:
     write(
         bucket,
         "one.png",

@@ -25,7 +25,7 @@ POSTERS = {f"batch/{batch}/{item}.png" for batch in range(BATCHES) for item in r
     f"deferred/{item}.png" for item in range(DEFERRED)
 }
 ON_THE_WAY = 2.0
-"""Seconds that an answer may take from its bill to its receipt, on a busy machine."""
+"""Time limit between a charge and its receipt, in seconds, on a busy machine."""
 
 
 def key_of(prompt: str) -> str:
@@ -39,7 +39,7 @@ def finished(run: Cluster, run_id: str) -> str | None:
 
 
 class Sandbox:
-    """The stand-in for JojoKey, a process of the cluster, over HTTP."""
+    """Client of the sandbox gateway, a process of the cluster."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -48,7 +48,7 @@ class Sandbox:
         return [ChargeRecord.from_json(row) for row in self._get("charges")["billed"]]
 
     def in_flight(self) -> list[str]:
-        """Return the keys that it has a request for and no bill yet."""
+        """Return the keys of requests that are not charged yet."""
         billed = Counter(key_of(record.prompt) for record in self.charges())
         requested = Counter(key_of(request["prompt"]) for request in self._get("requests")["requests"])
         return list((requested - billed).elements())
@@ -68,7 +68,7 @@ def test_posters_exist_and_receipts_match_the_bill(
     moto.start()
     try:
         host, port = moto.get_host_and_port()
-        # The stand-in is fast, so its log is complete after seconds.
+        # The sandbox gateway is fast, so its log is complete after seconds.
         settings = {"AIRFLOW__JOJOKEY__LONGEST_GENERATION": "10"}
         with cluster(tmp_path, dags, {"s3": port}, settings) as run:
             s3 = boto3.client(
@@ -84,7 +84,7 @@ def test_posters_exist_and_receipts_match_the_bill(
 
 
 def campaign(run: Cluster, sandbox: Sandbox) -> list[tuple[float, float]]:
-    """Run it with its accidents, and return from when to when each of them lasted."""
+    """Run the campaign with its accidents, and return the start and end of each."""
     run.wait("the Dag is there", lambda: run.get("/dags/campaign"), 120)
     run_id = run.post("/dags/campaign/dagRuns", {"dag_run_id": "spring", "logical_date": None})["dag_run_id"]
     run.wait("posters are paid for", lambda: len(sandbox.charges()) >= 30, 300)
@@ -94,7 +94,7 @@ def campaign(run: Cluster, sandbox: Sandbox) -> list[tuple[float, float]]:
     run.wait_until_healthy("worker-1", "triggerer")
     run.wait("the run ends", lambda: finished(run, run_id), 900)
 
-    # What was in flight has cost money and is lost. Someone decides that it shall be paid again.
+    # Requests in flight were charged and lost. The user permits to pay again.
     run.post("/variables", {"key": "on_unknown_outcome", "value": "regenerate"})
     if finished(run, run_id) == "failed":
         run.post(
@@ -129,7 +129,7 @@ def check(
 ) -> None:
     run.wait("nothing is in flight", lambda: not sandbox.in_flight(), 60)
     charges = sandbox.charges()
-    # A request was lost if it was being worked on when a process was killed, or its answer was on the way.
+    # A request was lost if it was in flight when a process was killed.
     lost = Counter(
         key_of(record.prompt)
         for record in charges

@@ -157,7 +157,7 @@ def test_airflow_commands_exist(name: str) -> None:
     parsed = 0
     for words in commands:
         if words[:1] == ["airflow"] or words == commands[0]:
-            words = words[1:] if words[0] == "airflow" else words  # the image's entrypoint puts it in front
+            words = words[1:] if words[0] == "airflow" else words  # the image's entrypoint adds it
             if words[0] == "celery":
                 continue  # the test environment lacks its provider; `make test-cluster` runs it
             get_parser().parse_args(words)
@@ -181,7 +181,7 @@ def test_connections_are_valid(name: str, secrets: dict[str, str]) -> None:
 @pytest.mark.parametrize("name", sorted({*AIRFLOW, "sandbox", "postgres", "redis"}))
 def test_hosts_ports_and_folders_exist(name: str, tmp_path: Path) -> None:
     native = Native(tmp_path, ports={}, mounts={}, settings={})
-    container = native.container(name, name)  # raises LookupError where it does not
+    container = native.container(name, name)  # raises LookupError if something is missing
 
     text = " ".join([*container.command, *container.environment.values(), *container.check])
     assert "${" not in text.replace("${HOSTNAME}", "")
@@ -218,7 +218,7 @@ def test_files_of_the_image_are_not_ignored() -> None:
     assert "compose/*.py" in let_in
 
 
-# What runs in the containers, run here
+# --- commands of the containers, run on this machine
 
 
 @pytest.fixture(scope="module")

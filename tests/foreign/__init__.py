@@ -1,1 +1,1 @@
-"""Other people's clients and servers; ``make test-foreign`` installs them and runs these tests."""
+"""Third-party clients and servers; ``make test-foreign`` installs them and runs these tests."""

@@ -23,6 +23,6 @@ def module_gateway(png: bytes) -> Iterator[Gateway]:
 
 @pytest.fixture
 def behind(module_gateway: Gateway) -> Gateway:
-    """The sandbox behind a foreign proxy, as if it had just been started."""
+    """The sandbox gateway behind a third-party proxy, in its initial state."""
     module_gateway.reset()
     return module_gateway

@@ -1,4 +1,4 @@
-"""aimock, a mock of model APIs from npm: its replies, its errors, its journal of POSTs."""
+"""The client with aimock, a mock of model APIs from npm."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ def client(aimock: str) -> Iterator[Client]:
         yield client
 
 
-def test_an_image_of_aimock_arrives(client: Client, png: bytes) -> None:
+def test_image_of_aimock_arrives(client: Client, png: bytes) -> None:
     generation = client.generate(ImageRequest("a good fox"))
     generation.images[0].file.file.seek(0)
     assert generation.images[0].file.file.read() == png
     generation.close()
 
 
-def test_an_unmarked_503_proves_nothing_and_is_posted_once(client: Client, aimock: str) -> None:
+def test_503_of_unknown_server_proves_nothing(client: Client, aimock: str) -> None:
     with pytest.raises(Img2Error) as caught:
         client.generate(ImageRequest("a busy fox"))
     assert (caught.value.kind, caught.value.billed) == (Kind.UNKNOWN_OUTCOME, "unknown"), str(caught.value)
     assert "busy" in str(caught.value)
 
 
-def test_an_unmarked_400_is_a_refusal_with_its_words(client: Client) -> None:
+def test_400_of_unknown_server_is_a_rejection(client: Client) -> None:
     with pytest.raises(Img2Error) as caught:
         client.generate(ImageRequest("a wrong fox"))
     assert caught.value.kind is Kind.REQUEST, str(caught.value)
     assert "no such size" in str(caught.value)
 
 
-def test_a_wrong_token_is_a_token_error(aimock: str) -> None:
+def test_wrong_token_is_a_token_error(aimock: str) -> None:
     if (
         requests.post(
             f"{aimock}/v1/images/generations", json={"prompt": "a good fox"}, timeout=PATIENCE

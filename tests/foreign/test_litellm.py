@@ -1,4 +1,4 @@
-"""Behind LiteLLM, a proxy that retries: nothing it reports allows another payment."""
+"""The client behind LiteLLM, a retrying proxy whose errors prove nothing about charges."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def client(proxy: str) -> Iterator[Client]:
         yield client
 
 
-def refused(client: Client, request: ImageRequest) -> Img2Error:
+def error_of(client: Client, request: ImageRequest) -> Img2Error:
     with pytest.raises(Img2Error) as caught:
         client.generate(request)
     return caught.value
 
 
-def test_an_image_arrives_through_litellm(client: Client, behind: Gateway, png: bytes) -> None:
+def test_image_arrives_through_litellm(client: Client, behind: Gateway, png: bytes) -> None:
     generation = client.generate(ImageRequest("a fox"))
     generation.images[0].file.file.seek(0)
     assert generation.images[0].file.file.read() == png
@@ -74,16 +74,16 @@ def test_an_image_arrives_through_litellm(client: Client, behind: Gateway, png: 
 @pytest.mark.parametrize(
     "case", ["no_channel", "overloaded_cpu", "upstream_500", "rate_limited", "upstream_unreachable"]
 )
-def test_a_failure_through_litellm_proves_nothing(client: Client, behind: Gateway, case: str) -> None:
-    error = refused(client, ImageRequest(f"a fox [sandbox: {case}]"))
+def test_failure_through_litellm_proves_nothing(client: Client, behind: Gateway, case: str) -> None:
+    error = error_of(client, ImageRequest(f"a fox [sandbox: {case}]"))
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown"), str(error)
     assert not error.is_safe_to_resend
     assert behind.requests
 
 
-def test_a_billed_try_behind_a_refused_one_is_not_called_free(client: Client, behind: Gateway) -> None:
-    # The first try is billed and its response is lost; LiteLLM's retry is refused, and only that is reported.
-    error = refused(client, ImageRequest("a fox [sandbox: nginx_502 times=1] [sandbox: no_channel]"))
+def test_billed_try_after_rejected_try_is_not_called_free(client: Client, behind: Gateway) -> None:
+    # The first try is billed and its response is lost; LiteLLM's retry is rejected, and LiteLLM reports only the rejection.
+    error = error_of(client, ImageRequest("a fox [sandbox: nginx_502 times=1] [sandbox: no_channel]"))
     assert len(behind.charges) == 1, "the first try was billed"
     assert error.billed == "unknown", str(error)
 
@@ -91,10 +91,10 @@ def test_a_billed_try_behind_a_refused_one_is_not_called_free(client: Client, be
 @pytest.mark.parametrize(
     ("case", "kind"), [("moderation_blocked", Kind.CONTENT), ("wallet_empty", None), ("model_denied", None)]
 )
-def test_a_refusal_through_litellm_keeps_its_kind(
+def test_rejection_through_litellm_keeps_its_kind(
     client: Client, behind: Gateway, case: str, kind: Kind | None
 ) -> None:
-    error = refused(client, ImageRequest(f"a fox [sandbox: {case}]"))
+    error = error_of(client, ImageRequest(f"a fox [sandbox: {case}]"))
     assert error.billed == "unknown", str(error)
     assert not error.is_safe_to_resend
     if kind is not None:
@@ -103,11 +103,11 @@ def test_a_refusal_through_litellm_keeps_its_kind(
 
 def test_response_format_is_explained_and_not_resent(client: Client, behind: Gateway) -> None:
     behind.behave("response_format_rejected")
-    error = refused(client, ImageRequest("a fox"))
+    error = error_of(client, ImageRequest("a fox"))
     assert error.billed == "unknown", str(error)
 
 
-def test_a_stream_through_litellm_pays_once_for_each_post_of_ours(client: Client, behind: Gateway) -> None:
+def test_stream_through_litellm_pays_once_per_post(client: Client, behind: Gateway) -> None:
     error = None
     try:
         client.generate(ImageRequest("a fox", stream=True)).close()
@@ -116,9 +116,9 @@ def test_a_stream_through_litellm_pays_once_for_each_post_of_ours(client: Client
     assert error is None or error.billed != "no", str(error)
 
 
-def test_a_wrong_key_is_a_token_error_without_a_claim_about_money(proxy: str, behind: Gateway) -> None:
+def test_wrong_key_is_a_token_error_with_unknown_billing(proxy: str, behind: Gateway) -> None:
     with Client("sk-wrong-0123456789", proxy, read_timeout=60) as wrong:
-        error = refused(wrong, ImageRequest("a fox"))
+        error = error_of(wrong, ImageRequest("a fox"))
     assert error.kind in (Kind.TOKEN, Kind.REQUEST), str(error)
     assert not error.is_safe_to_resend
     assert not behind.requests

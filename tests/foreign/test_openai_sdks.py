@@ -82,7 +82,7 @@ def node_sdk(folder: Path, **env: str) -> Any:
 
 
 @pytest.mark.parametrize("sdk", [python_sdk, node_sdk])
-def test_the_official_sdk_understands_the_sandbox(
+def test_official_sdk_reads_sandbox_responses(
     sdk: Callable[..., Any], behind: Gateway, png: bytes, tmp_path: Path
 ) -> None:
     import hashlib

@@ -51,7 +51,7 @@ def client(prism: str) -> Iterator[Client]:
         {"size": "auto", "quality": "auto"},
     ],
 )
-def test_what_is_sent_follows_the_document(client: Client, request_fields: dict[str, Any]) -> None:
+def test_request_follows_the_openapi_document(client: Client, request_fields: dict[str, Any]) -> None:
     generation = client.generate(ImageRequest("a fox", **request_fields))
     assert generation.images[0].content_type == "image/png"
     assert generation.usage == {
@@ -63,7 +63,7 @@ def test_what_is_sent_follows_the_document(client: Client, request_fields: dict[
     generation.close()
 
 
-def test_a_body_against_the_document_is_refused_with_its_words(client: Client) -> None:
+def test_prism_rejects_an_invalid_body_with_its_message(client: Client) -> None:
     with pytest.raises(Img2Error) as caught:
         client.generate(ImageRequest("a fox", quality="ultra"))
     error = caught.value
@@ -71,8 +71,8 @@ def test_a_body_against_the_document_is_refused_with_its_words(client: Client) -
     assert "validation" in str(error).lower() or "invalid" in str(error).lower()
 
 
-def test_the_document_is_checked_at_all(prism: str) -> None:
-    """Without it, a mock that accepts everything would make the tests above worthless."""
+def test_prism_rejects_a_request_that_breaks_the_document(prism: str) -> None:
+    """A mock that accepts everything would make the other tests worthless."""
     headers = {"Authorization": "Bearer sk-x"}
     wrong = requests.post(f"{prism}/v1/images/generations", json={"n": 11}, headers=headers, timeout=PATIENCE)
     assert wrong.status_code == 422

@@ -49,7 +49,7 @@ def s3(s3_url: str) -> Any:
         "s3", endpoint_url=s3_url, aws_access_key_id=KEYS[0], aws_secret_access_key=KEYS[1], region_name="us-east-1",
         config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}),
     )  # fmt: skip
-    for _ in range(60):  # its filer is up a little later than its port
+    for _ in range(60):  # its filer starts a little later than its port
         try:
             client.create_bucket(Bucket="posters")
             break
@@ -58,7 +58,7 @@ def s3(s3_url: str) -> Any:
     return client
 
 
-def test_it_keeps_what_is_put(s3: Any) -> None:
+def test_seaweedfs_keeps_objects(s3: Any) -> None:
     s3.put_object(
         Bucket="posters",
         Key="fox.png",
@@ -74,7 +74,7 @@ def test_it_keeps_what_is_put(s3: Any) -> None:
     )
 
 
-def test_its_conditional_writes_are_those_that_receipts_need(s3: Any) -> None:
+def test_seaweedfs_supports_conditional_writes(s3: Any) -> None:
     from botocore.exceptions import ClientError
 
     first = s3.put_object(Bucket="posters", Key="_jojokey/fox.json", Body=b"1", IfNoneMatch="*")
@@ -89,7 +89,7 @@ def test_its_conditional_writes_are_those_that_receipts_need(s3: Any) -> None:
     assert s3.get_object(Bucket="posters", Key="_jojokey/fox.json")["Body"].read() == b"3"
 
 
-def test_the_store_works_on_it(s3: Any, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_works_on_seaweedfs(s3: Any, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_jojokey.store.s3 import ImageStore
 
     extra = {

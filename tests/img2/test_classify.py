@@ -86,10 +86,10 @@ def test_code_decides_kind_but_proves_nothing(status: int, code: str) -> None:
         kinds[marked, relayed] = error.kind
     marked_kind = kinds[True, False]
     if code and not ADVICE[marked_kind].transient:
-        assert set(kinds.values()) == {marked_kind}, "a permanent kind is kept whoever reports it"
+        assert set(kinds.values()) == {marked_kind}, "a permanent kind does not depend on the server"
     elif ADVICE[marked_kind].transient:
         assert kinds[True, True] is Kind.UNKNOWN_OUTCOME, (
-            "what may pass is unknown behind a proxy that retries"
+            "a transient kind is unknown behind a retrying proxy"
         )
 
 

@@ -1292,7 +1292,7 @@ def test_certificate_of_another_host_is_always_rejected(tmp_path: Path) -> None:
 def test_tls_failure_after_sending_may_be_billed(authority: Authority) -> None:
     def break_tls(exchange: Exchange) -> None:
         with socket.socket(fileno=os.dup(exchange.socket.fileno())) as plain:
-            plain.sendall(b"this is no TLS record at all" * 20)
+            plain.sendall(b"this is not a TLS record ...." * 20)
 
     with Server(break_tls, tls=authority.server) as server:
         error = error_of(lambda: Client(TOKEN, server.url, verify=str(authority.bundle)).generate(FOX))

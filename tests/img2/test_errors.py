@@ -328,11 +328,11 @@ def test_timeout_of_high_quality_names_expected_duration() -> None:
     ("value", "seconds"),
     [("0", 0), ("1.5", 1.5), (" 12 ", 12), ("-5", 0), ("soon", None), ("nan", None), ("inf", None), ("1e9", None), ("", None)],
 )  # fmt: skip
-def test_retry_after_in_seconds(value: str, seconds: float | None) -> None:
+def test_retry_after_seconds_are_parsed(value: str, seconds: float | None) -> None:
     assert from_response(429, {"Retry-After": value}, b"").retry_after == seconds
 
 
-def test_retry_after_as_a_date() -> None:
+def test_retry_after_date_is_parsed() -> None:
     later = from_response(429, {"Retry-After": formatdate(time.time() + 100, usegmt=True)}, b"").retry_after
     assert later is not None
     assert 95 < later <= 100

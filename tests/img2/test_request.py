@@ -29,7 +29,7 @@ def is_valid(width: int, height: int) -> bool:
     )
 
 
-def refused(**fields: Any) -> str:
+def problem_of(**fields: Any) -> str:
     with pytest.raises(ValueError, match=r"\w") as caught:
         ImageRequest(**{"prompt": "a fox", **fields})
     return str(caught.value)
@@ -75,7 +75,7 @@ def test_suggested_size_is_the_nearest(width: int, height: int, other_width: int
     ("size", "nearest"), [("1920x1080", "1920x1088"), ("4096x4096", "2880x2880"), ("1024x1000", "1024x1008")]
 )
 def test_nearest_sizes_of_well_known_sizes(size: str, nearest: str) -> None:
-    assert f"'{nearest}'" in refused(size=size)
+    assert f"'{nearest}'" in problem_of(size=size)
 
 
 @pytest.mark.parametrize(
@@ -89,21 +89,21 @@ def test_nearest_sizes_of_well_known_sizes(size: str, nearest: str) -> None:
     ],
 )
 def test_error_names_broken_size_rule(size: str, words: str) -> None:
-    assert words in refused(size=size)
+    assert words in problem_of(size=size)
 
 
 @pytest.mark.parametrize(
     "size", ["1024×1024", "1024*1024", "1024X1024", " 1024 x 1024 ", "1024x1024px", "1024 x1024"]
 )
 def test_misspelled_size_is_corrected(size: str) -> None:
-    assert "write '1024x1024'" in refused(size=size)
+    assert "write '1024x1024'" in problem_of(size=size)
 
 
 @pytest.mark.parametrize(
     "size", ["", "big", "1024", "x1024", "0x0", "-16x16", "1024x1024x3", "1e3x1e3", "AUTO", "1024x0"]
 )
 def test_malformed_size_is_rejected(size: str) -> None:
-    assert "size=" in refused(size=size) or "size must be text" in refused(size=size)
+    assert "size=" in problem_of(size=size) or "size must be text" in problem_of(size=size)
 
 
 def test_auto_size_has_no_pixels() -> None:
@@ -111,12 +111,12 @@ def test_auto_size_has_no_pixels() -> None:
 
 
 def test_hostile_size_is_shortened_in_error() -> None:
-    assert len(refused(size="9" * 10_000)) < 300
+    assert len(problem_of(size="9" * 10_000)) < 300
 
 
 def test_sizes_of_other_models_are_not_checked() -> None:
     assert ImageRequest("a fox", model="dall-e-3", size="1792x1000").pixels == (1792, 1000)
-    assert "plain x" in refused(model="dall-e-3", size="1792×1000")
+    assert "plain x" in problem_of(model="dall-e-3", size="1792×1000")
 
 
 # --- the other fields -----------------------------------------------------------------------------------------------
@@ -161,11 +161,11 @@ def test_prompt_has_1_to_32000_characters(prompt: str) -> None:
     ],
 )  # fmt: skip
 def test_broken_rule_is_rejected_with_advice(fields: dict[str, Any], words: str) -> None:
-    assert words in refused(**fields)
+    assert words in problem_of(**fields)
 
 
 def test_all_problems_are_listed_together() -> None:
-    message = refused(prompt="", n=0, quality="", moderation="x", size="9x9")
+    message = problem_of(prompt="", n=0, quality="", moderation="x", size="9x9")
     for word in ("prompt", "n must", "quality", "moderation", "size="):
         assert word in message
 
@@ -291,8 +291,8 @@ def test_fingerprint_depends_on_host_and_image_only(fields: dict[str, Any]) -> N
     assert re.fullmatch("[0-9a-f]{64}", fingerprint)
     assert fingerprint == ImageRequest(**fields, stream=True, partial_images=1).fingerprint("https://a")
     assert fingerprint != request.fingerprint("https://b")
-    asked = {**(fields.get("extra_body") or {}), "response_format": "b64_json"}
-    assert fingerprint == ImageRequest(**{**fields, "extra_body": asked}).fingerprint("https://a")
+    extra_body = {**(fields.get("extra_body") or {}), "response_format": "b64_json"}
+    assert fingerprint == ImageRequest(**{**fields, "extra_body": extra_body}).fingerprint("https://a")
 
 
 def test_fingerprint_ignores_order_of_keys() -> None:

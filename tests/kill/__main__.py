@@ -26,7 +26,7 @@ def main() -> int:
 
     reports = run_trials(arguments.trials, arguments.seed, show, arguments.only)
     print(summary(reports, arguments.seed))
-    return 1 if any(one.wrong for one in reports) else 0
+    return 1 if any(report.wrong for report in reports) else 0
 
 
 if __name__ == "__main__":

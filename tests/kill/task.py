@@ -1,4 +1,4 @@
-"""One try of a task, in a process of its own that may kill itself at an exact step.
+"""One try of a task, in a separate process that may kill itself at an exact step.
 
 The steps are the package's own functions. Each one is called for real, and an accident happens before or after it.
 """
@@ -65,7 +65,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does."""
+    """The job of a process."""
 
     job: dict[str, Any]
     environ: dict[str, str]
@@ -120,12 +120,12 @@ def run(job: Job, pipe: Connection) -> None:
 
 
 async def _run_triggers(job: Job) -> End:
-    async def one() -> dict[str, Any]:
+    async def run_trigger() -> dict[str, Any]:
         trigger = GenerateImageTrigger(job.job, "jojokey_default", "aws_default")
         (event,) = [event async for event in trigger.run()]
         return dict(event.payload)
 
-    payloads = await asyncio.gather(*(one() for _ in range(job.triggers)))
+    payloads = await asyncio.gather(*(run_trigger() for _ in range(job.triggers)))
     for payload in payloads:
         if "error" in payload:
             return _end_of(JojoKeyError.from_json(payload["error"]))
@@ -166,7 +166,7 @@ def _happen(act: Act, pipe: Connection) -> None:
 
 
 def _warm_up() -> None:
-    """Read botocore's models once, and share them with all that are forked from here."""
+    """Load botocore's models once; forked processes share them."""
     loader = botocore.loaders.JSONFileLoader()
     read: Callable[[str], Any] = functools.cache(loader.load_file)
     botocore.loaders.JSONFileLoader.load_file = lambda self, file_path: read(file_path)

@@ -1,4 +1,4 @@
-"""Each accident once on each store. The environment variable ``KILL_TRIALS`` sets another number of trials."""
+"""Run each accident once on each store; ``KILL_TRIALS`` sets another number of trials."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def test_accidents_neither_pay_twice_nor_lose_images() -> None:
 
     print(summary(reports, seed))
     wrong = [
-        f"trial {one.number} ({one.accident}, {one.store}, n={one.n}): {'; '.join(one.wrong)}\n{one.log}"
-        for one in reports
-        if one.wrong
+        f"trial {report.number} ({report.accident}, {report.store}, n={report.n}): {'; '.join(report.wrong)}\n{report.log}"
+        for report in reports
+        if report.wrong
     ]
     assert not wrong, f"seed {seed}\n" + "\n".join(wrong)
     assert len(reports) == trials

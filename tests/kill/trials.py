@@ -1,4 +1,4 @@
-"""The accidents, one trial each, and what must hold after each of them."""
+"""The accidents, and the invariants that each trial checks after its accident."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Backend:
         )
 
     def connection(self, port: int, calls: int) -> str:
-        """Return the Airflow connection to it over ``port``; each call is tried so often."""
+        """Return the Airflow connection to it over ``port``, with ``calls`` tries for each call."""
         impatient = {"retries": {"total_max_attempts": calls}, "connect_timeout": 2, "read_timeout": 10}
         extra = {
             "endpoint_url": f"http://127.0.0.1:{port}",
@@ -85,7 +85,7 @@ class Backend:
 
 @dataclass
 class Report:
-    """What came of one trial."""
+    """The result of a trial."""
 
     number: int
     accident: str
@@ -143,8 +143,8 @@ def _nothing() -> None:
     pass
 
 
-# moto looks at a condition and then writes, and another thread may write in between: both of two writers win
-# every now and then, which S3 does not do. One write at a time makes it as good as S3.
+# moto checks a condition before it writes, and another thread may write in between, so sometimes both writers
+# win. S3 prevents that; a lock makes moto do the same.
 _MOTO = """
 import functools, sys, threading
 from moto.s3.responses import S3Response
@@ -185,7 +185,7 @@ def _moto() -> Iterator[Backend]:
 
 @contextmanager
 def _rclone(folder: Path) -> Iterator[Backend]:
-    """The sandbox's server, but with its cache of folders: without it, requests that come at once block it."""
+    """The sandbox's server, with its cache of folders: without it, concurrent requests block it."""
     folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -218,11 +218,11 @@ class Try:
 
     def kill(self) -> None:
         assert self.process.pid
-        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+        with contextlib.suppress(ProcessLookupError):  # the process may have ended
             os.kill(self.process.pid, signal.SIGKILL)
 
     def end(self, timeout: float = 60.0) -> End | None:
-        """Return how it ended, or ``None`` if it was killed, doing meanwhile what it asks for."""
+        """Return how it ended, or ``None`` if it was killed; perform its requests meanwhile."""
         give_up = time.monotonic() + timeout
         end = None
         try:
@@ -244,7 +244,7 @@ class Try:
                 self._pipe.send("done")
         except (EOFError, ConnectionResetError, BrokenPipeError):
             pass
-        self._trial.meeting.abort()  # nobody need wait for who has ended
+        self._trial.meeting.abort()  # do not wait for a process that has ended
         self.process.join()
         self._pipe.close()
         self._trial.look()
@@ -252,7 +252,7 @@ class Try:
 
 
 class Trial:
-    """One order and what happens to it."""
+    """One job and its accident."""
 
     def __init__(
         self, world: World, report: Report, rng: random.Random, gateway: Gateway, wire: Wire
@@ -281,7 +281,7 @@ class Trial:
         gateway.behave(delay=self.delay)
 
     def start(self, *acts: Act, map_index: int = -1, **changes: Any) -> Try:
-        """Start one process."""
+        """Start a process."""
         self.report.tries += 1
         image_job = ImageJob(
             ImageRequest("a fox", n=self.report.n),
@@ -311,21 +311,21 @@ class Trial:
         return Try(self, replace(job, **changes))
 
     def look(self) -> None:
-        """Record which images have arrived whole and wait on disk."""
+        """Record the complete images in the spool."""
         for folder in self.spools.glob("*/*/"):
             whole = len(list(folder.glob("*.image")))
             self.arrived[folder.name] = max(self.arrived.get(folder.name, 0), whole)
 
     def retry(self, ends: list[End | None]) -> None:
-        """Go on as Airflow would, a process for each try, until an image or a final failure."""
+        """Run tries as Airflow does, each in a process, until an image or a final failure."""
         self.wire.mend()
-        end = next((one for one in ends if one and one.manifests), ends[-1])
+        end = next((end for end in ends if end and end.manifests), ends[-1])
         while not (end and (end.manifests or end.final)):
             if self.report.tries >= MAX_TRIES:
                 self.report.wrong.append("it never ends")
                 return
             if end is not None or not self.triggers:
-                self.try_number += 1  # a triggerer that died runs its trigger again: that is the same try
+                self.try_number += 1  # after a crash, the triggerer runs its trigger again: the same try
             if end is not None and end.retry_after is not None:
                 time.sleep(end.retry_after + 1)  # S3's clock has whole seconds
             end = self.start().end()
@@ -414,7 +414,7 @@ class Trial:
 Accident = Callable[[Trial], None]
 ACCIDENTS: dict[str, Accident] = {}
 RACES: set[str] = set()
-"""What a store without conditional writes cannot promise: it is counted there, and not demanded."""
+"""Races that a store without conditional writes may lose: these are counted, not errors."""
 
 
 def _accident(name: str, race: bool = False) -> Callable[[Accident], Accident]:
@@ -529,7 +529,7 @@ def _down_for_good(trial: Trial) -> None:
     step, when, nth = trial.rng.choice(_ANYWHERE)
     trial.patience = 0.3
     end = trial.start(Act(step, when, nth, "pull")).end()
-    if not (end and end.manifests) and trial.rng.random() < 0.5:  # and so it is for the next try
+    if not (end and end.manifests) and trial.rng.random() < 0.5:  # it stays broken for the next try
         trial.try_number += 1
         end = trial.start().end()
     trial.patience = PATIENCE
@@ -574,7 +574,7 @@ def _together(trial: Trial, *steps: str, kill_after: float | None = None, **each
     trial.meeting = threading.Barrier(2)
     running = [trial.start(*acts, **{name: values[i] for name, values in each.items()}) for i in (0, 1)]
     with ThreadPoolExecutor(2) as threads:
-        ends = [threads.submit(one.end) for one in running]
+        ends = [threads.submit(process.end) for process in running]
         if kill_after is not None:
             time.sleep(kill_after)
             running[0].kill()
@@ -610,9 +610,9 @@ def _trigger_twice_killed(trial: Trial) -> None:
 
 @_accident("two come back for a dead attempt at once", race=True)
 def _two_come_back(trial: Trial) -> None:
-    step, when, nth = trial.rng.choice([one for one in _ANYWHERE if one[0] not in ("claim", "write")])
+    step, when, nth = trial.rng.choice([point for point in _ANYWHERE if point[0] not in ("claim", "write")])
     first = trial.start(Act(step, when, nth)).end()
-    if first is not None:  # that step does not come n times
+    if first is not None:  # that step does not occur n times
         return trial.retry([first])
     trial.try_number += 1
     return trial.retry(_together(trial, "reconcile", "update", "write"))
@@ -651,7 +651,7 @@ def _asked_regenerate(trial: Trial) -> None:
 
 
 def run_trial(world: World, number: int, seed: int, accident: str, store: str) -> Report:
-    """Run one trial; all chance in it comes from ``seed``, ``number`` and the machine."""
+    """Run a trial; ``seed``, ``number`` and the machine determine its random choices."""
     rng = random.Random(f"{seed}/{number}")
     report = Report(number, accident, store, rng.choice((1, 3)))
     report.race = accident in RACES and not world.backends[store].honours
@@ -683,36 +683,36 @@ def run_trials(
     try:
         with World(folder) as world, ThreadPoolExecutor(AT_A_TIME) as threads:
 
-            def one(number: int) -> Report:
+            def run_number(number: int) -> Report:
                 report = run_trial(world, number, seed, *plan[number % len(plan)])
                 on_end(report)
                 return report
 
-            return list(threads.map(one, range(trials)))
+            return list(threads.map(run_number, range(trials)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def summary(reports: list[Report], seed: int) -> str:
-    """Return a table by accident, and one line of it all."""
+    """Return a table by accident, and a line with the totals."""
     lines = [f"{'accident':57} trials payments doubled lost failed"]
     for accident in ACCIDENTS:
         for race in (False, True):
-            these = [one for one in reports if one.accident == accident and one.race is race]
+            these = [report for report in reports if report.accident == accident and report.race is race]
             if these:
                 name = f"{accident} (rclone)" if race else accident
                 lines.append(f"{name:57} {_counts(these)}")
-    demanded = [one for one in reports if not one.race]
-    raced = [one for one in reports if one.race]
-    unasked = sum(one.doubled for one in demanded)
-    ends = Counter(one.ended for one in reports)
+    demanded = [report for report in reports if not report.race]
+    raced = [report for report in reports if report.race]
+    unasked = sum(report.doubled for report in demanded)
+    ends = Counter(report.ended for report in reports)
     lines.append(
-        f"seed {seed}: {len(reports)} trials, {sum(one.tries for one in reports)} processes, "
-        f"{sum(one.payments for one in reports)} payments, {unasked} double payments, "
-        f"{sum(one.lost for one in reports)} lost images, "
-        f"{sum(1 for one in reports if one.wrong)} trials with anything wrong; "
+        f"seed {seed}: {len(reports)} trials, {sum(report.tries for report in reports)} processes, "
+        f"{sum(report.payments for report in reports)} payments, {unasked} double payments, "
+        f"{sum(report.lost for report in reports)} lost images, "
+        f"{sum(1 for report in reports if report.wrong)} trials with anything wrong; "
         f"races on a store without conditional writes: {len(raced)} trials, "
-        f"{sum(one.doubled for one in raced)} double payments; "
+        f"{sum(report.doubled for report in raced)} double payments; "
         f"ends: {', '.join(f'{name} {count}' for name, count in ends.most_common())}"
     )
     return "\n".join(lines)
@@ -720,6 +720,6 @@ def summary(reports: list[Report], seed: int) -> str:
 
 def _counts(reports: list[Report]) -> str:
     return (
-        f"{len(reports):6} {sum(one.payments for one in reports):8} {sum(one.doubled for one in reports):7} "
-        f"{sum(one.lost for one in reports):4} {sum(1 for one in reports if one.wrong):6}"
+        f"{len(reports):6} {sum(report.payments for report in reports):8} {sum(report.doubled for report in reports):7} "
+        f"{sum(report.lost for report in reports):4} {sum(1 for report in reports if report.wrong):6}"
     )

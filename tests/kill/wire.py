@@ -1,4 +1,4 @@
-"""A cable between a task and its store that can be pulled, and that can lose a single reply."""
+"""A network between a task and its store that can fail, and that can lose single responses."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Wire:
         with self._lock:
             self._down = True
             open_now = list(self._open)
-        for one in open_now:
-            _reset(one)
+        for connection in open_now:
+            _reset(connection)
         if seconds is not None:
             timer = threading.Timer(seconds, self.mend)
             timer.daemon = True
@@ -52,13 +52,13 @@ class Wire:
             timer.start()
 
     def mend(self) -> None:
-        """Let everything through again."""
+        """Accept connections again."""
         with self._lock:
             self._down = False
             self._replies_to_lose = 0
 
     def lose_replies(self, count: int) -> None:
-        """Let the next requests through and swallow what is answered to them."""
+        """Forward the next requests, and drop their responses."""
         with self._lock:
             self._replies_to_lose = count
 
@@ -104,7 +104,7 @@ class Wire:
         _reset(near)
 
 
-def _reset(one: socket.socket) -> None:
+def _reset(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        one.shutdown(socket.SHUT_RDWR)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RDWR)

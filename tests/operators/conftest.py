@@ -16,4 +16,4 @@ __all__ = ["_gateway", "gateway"]
 def nothing_left_behind() -> Iterator[None]:
     before = threading.active_count()
     yield
-    assert threading.active_count() <= before + 60  # pools may stay, one thread an image must not
+    assert threading.active_count() <= before + 60  # pools may stay, a thread for each image must not

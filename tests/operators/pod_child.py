@@ -24,7 +24,7 @@ def main() -> None:
     mount = ["mount", "-t", "tmpfs", "-o", f"mode={permissions:o},gid={group}", "tmpfs", volume]
     subprocess.run(mount, check=True)
     generate("warm-up")
-    # What the warm-up left there would belong to root.
+    # Files of the warm-up belong to root.
     subprocess.run(["umount", volume], check=True)
     subprocess.run(mount, check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", "/"], check=True)

@@ -1,4 +1,4 @@
-"""Who receives metrics and traces: a StatsD server and an OpenTelemetry collector on loopback."""
+"""Receivers of metrics and traces: a StatsD server and an OpenTelemetry collector on loopback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sample:
 
 
 class StatsD:
-    """Keeps what comes by UDP, until it is told to end."""
+    """Records UDP packets until :meth:`samples` is called."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -36,8 +36,10 @@ class StatsD:
         self._thread.start()
 
     def samples(self) -> list[Sample]:
-        """Return all that has come, and receive no more."""
-        self._socket.sendto(END, ("127.0.0.1", self.port))  # behind all else: loopback keeps the order
+        """Return all samples received so far, and stop."""
+        self._socket.sendto(
+            END, ("127.0.0.1", self.port)
+        )  # after all other packets: loopback keeps the order
         self._thread.join(30)
         self._socket.close()
         return [_sample(line) for line in self._lines]
@@ -80,9 +82,9 @@ class Collector:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 if self.path == "/v1/traces":
-                    collector._take_traces(body)
+                    collector._add_traces(body)
                 elif self.path == "/v1/metrics":
-                    collector._take_metrics(body)
+                    collector._add_metrics(body)
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -100,24 +102,24 @@ class Collector:
         self._server.shutdown()
         self._server.server_close()
 
-    def _take_traces(self, body: bytes) -> None:
+    def _add_traces(self, body: bytes) -> None:
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             for scope in resource.scope_spans:
                 self.spans += [
                     Span(
-                        one.name,
-                        one.span_id,
-                        one.parent_span_id,
-                        one.trace_id,
-                        _attributes(one),
-                        one.status.code == 2,
+                        span.name,
+                        span.span_id,
+                        span.parent_span_id,
+                        span.trace_id,
+                        _attributes(span),
+                        span.status.code == 2,
                     )
-                    for one in scope.spans
+                    for span in scope.spans
                 ]
 
-    def _take_metrics(self, body: bytes) -> None:
+    def _add_metrics(self, body: bytes) -> None:
         from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
         for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
@@ -129,5 +131,5 @@ class Collector:
                         self.metrics[metric.name].append({"value": value, "tags": _attributes(point)})
 
 
-def _attributes(one: Any) -> dict[str, Any]:
-    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in one.attributes}
+def _attributes(source: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in source.attributes}

@@ -1,4 +1,4 @@
-"""One task in a process of its own, which is told to end by SIGTERM."""
+"""One task in a separate process, which tests terminate with SIGTERM."""
 
 from __future__ import annotations
 

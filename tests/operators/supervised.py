@@ -1,4 +1,4 @@
-"""Runs a Dag as a worker does: each task in a process of its own, under Airflow's supervisor.
+"""Runs a Dag as a worker does: each task in a separate process, under Airflow's supervisor.
 
 `dag.test()` runs tasks in its own process and leaves out what a worker's process begins and ends with:
 Airflow's metrics, its span around the task, the flush of both. Its arguments are the Dag's id, its file, the file
@@ -24,7 +24,7 @@ _supervise = getattr(supervisor, "supervise_task", None) or supervisor.supervise
 
 
 def run_task_in_process(ti: Any, task: Any) -> Any:
-    """Take the place of the function of the same name, with a process of the task's own."""
+    """Replace Airflow's function of the same name: run the task in a separate process."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from sqlalchemy import select

@@ -1,4 +1,4 @@
-"""Arguments whose templates rendered to anything: converted, or refused before anything is paid."""
+"""Rendered arguments of any type are converted, or rejected before payment."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_rendered_value_becomes_type_of_argument(name: str, rendered: Any, expec
         ("s3_extra_args", 5, "s3_extra_args must be a dict"),
     ],
 )
-def test_rendered_value_of_wrong_type_is_refused(name: str, rendered: Any, reported: str) -> None:
+def test_rendered_value_of_wrong_type_is_rejected(name: str, rendered: Any, reported: str) -> None:
     with pytest.raises(ValueError, match=reported):
         converted(name, rendered)
 

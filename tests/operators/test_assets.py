@@ -1,4 +1,4 @@
-"""What asset events tell: in Airflow's own tables, and to the Dag that waits for them."""
+"""Asset events in Airflow's tables, and the Dag that they trigger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DAG_FILE = """
 from airflow.sdk import DAG, Asset, AssetAlias
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 
-with DAG("told_by_asset", schedule=None):
+with DAG("asset_events", schedule=None):
     made = GenerateImageOperator(
         task_id="image", prompt="a fox", s3_bucket="posters", s3_key="été #1?.png", n=2, size="1024x640",
         outlets=[Asset("foxes"), AssetAlias("each_fox")],
@@ -33,7 +33,7 @@ with DAG("told_by_asset", schedule=None):
 
 
 def events(dag_id: str, run_id: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the asset events of a run: each asset's URI and what the event says."""
+    """Return the asset events of a run: each asset's URI and the event's extra."""
     from airflow.models.asset import AssetEvent
     from airflow.utils.session import create_session
     from sqlalchemy import select
@@ -50,15 +50,13 @@ def run_example(airflow: Any, dag_id: str) -> Any:
     return airflow.run_file(dag_id, airflow.write(f"{dag_id}.py", source))
 
 
-def test_events_tell_what_was_made_and_an_alias_gets_each_image(
-    airflow: Any, gateway: Any, store: Any
-) -> None:
-    run = airflow.run_file("told_by_asset", airflow.write("told_by_asset.py", DAG_FILE))
+def test_asset_events_list_images_and_alias_gets_each(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run_file("asset_events", airflow.write("asset_events.py", DAG_FILE))
 
-    told = events("told_by_asset", run.run_id)
-    by_uri = dict(told)
+    all_events = events("asset_events", run.run_id)
+    by_uri = dict(all_events)
     assert run.states["failing", -1] == "failed"
-    assert len(told) == len(by_uri) == 2 + 2 + 3  # two assets, two foxes, three owls
+    assert len(all_events) == len(by_uri) == 2 + 2 + 3  # two assets, two foxes, three owls
     manifest = run.xcom()
     foxes = by_uri["foxes"]
     assert foxes["uris"] == [image["uri"] for image in manifest["images"]]
@@ -66,17 +64,17 @@ def test_events_tell_what_was_made_and_an_alias_gets_each_image(
     for name in ("usage", "model", "request_id", "fingerprint", "receipt"):
         assert foxes[name] == manifest[name]
         assert foxes[name]
-    one = by_uri["s3://posters/%C3%A9t%C3%A9%20%231%3F-1.png"]
-    assert one["uri"] == foxes["uris"][1]
-    assert one["fingerprint"] == foxes["fingerprint"]
-    assert "usage" not in one
+    fox = by_uri["s3://posters/%C3%A9t%C3%A9%20%231%3F-1.png"]
+    assert fox["uri"] == foxes["uris"][1]
+    assert fox["fingerprint"] == foxes["fingerprint"]
+    assert "usage" not in fox
 
     assert by_uri["owls"]["uris"] == [f"s3://posters/owls/{n}.png" for n in range(3)]
     assert by_uri["owls"]["usage"] == run.xcom("usage", "batch")
     assert all(f"s3://posters/owls/{n}.png" in by_uri for n in range(3))
 
 
-def test_of_a_batch_too_large_to_list_an_alias_gets_the_manifest() -> None:
+def test_alias_of_a_large_batch_gets_the_manifest() -> None:
     from airflow.sdk import Asset, AssetAlias
     from airflow.sdk.execution_time.context import OutletEventAccessors
 
@@ -94,9 +92,7 @@ def test_of_a_batch_too_large_to_list_an_alias_gets_the_manifest() -> None:
     assert event.dest_asset_key.uri == event.extra["uri"] == place
 
 
-def test_the_poster_of_the_day_is_published_when_its_event_comes(
-    airflow: Any, gateway: Any, store: Any
-) -> None:
+def test_daily_poster_is_published_on_its_event(airflow: Any, gateway: Any, store: Any) -> None:
     daily = run_example(airflow, "poster_daily")
     publish = run_example(airflow, "poster_publish")
 
@@ -109,7 +105,7 @@ def test_the_poster_of_the_day_is_published_when_its_event_comes(
     assert objects[public.removeprefix("s3://posters/")] == objects[uri.removeprefix("s3://posters/")]
 
 
-def test_an_event_made_by_hand_publishes_nothing_else(airflow: Any, gateway: Any, store: Any) -> None:
+def test_forged_event_publishes_nothing_else(airflow: Any, gateway: Any, store: Any) -> None:
     airflow.write(
         "by_hand.py",
         """
@@ -138,11 +134,11 @@ def test_an_event_made_by_hand_publishes_nothing_else(airflow: Any, gateway: Any
         ("s3://b/100%.png", "s3://b/100%25.png"),
     ],
 )
-def test_an_assets_uri_keeps_all_of_its_key(uri: str, expected: str) -> None:
+def test_asset_uri_keeps_the_whole_key(uri: str, expected: str) -> None:
     asset = asset_of(uri)
     assert asset is not None
     assert asset.uri == expected
 
 
-def test_a_key_too_long_for_an_asset_gets_none() -> None:
+def test_overlong_key_has_no_asset() -> None:
     assert asset_of("s3://b/" + "海" * 300) is None

@@ -1,4 +1,4 @@
-"""What a task writes to Airflow's database after payment, at the limits of the database's columns and types.
+"""Writes to Airflow's database after payment, at the limits of its columns and types.
 
 ``test_on_postgresql.py`` runs this file on PostgreSQL: SQLite stores everything.
 """
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 UNSTORABLE = "\0\ud800 \udfff"
 """PostgreSQL stores none of these characters, and UTF-8 has no bytes for two of them."""
-_random = random.Random(7)  # what a database can't compress
+_random = random.Random(7)  # incompressible text
 
 
 def of(characters: str, length: int) -> str:
@@ -43,14 +43,13 @@ KEYS = {
     "long": "posters/" + "x" * 300 + ".png",
     "longest": of(string.ascii_letters + string.digits, 945),
     "widest": of(CHINESE, 315),
-    "asset": of(string.ascii_letters, 690)
-    + of(",;=@!$&()", 240),  # an asset's URI would not fit into its index
+    "asset": of(string.ascii_letters, 690) + of(",;=@!$&()", 240),  # the URI of its asset exceeds the index
     "odd": "a\u2028b\u202e'\".png",
 }
 
 
 class OddGateway:
-    """A gateway whose responses contain what no database stores."""
+    """A gateway whose responses contain characters that no database stores."""
 
     def __init__(self, png: bytes) -> None:
         self.png = png
@@ -198,7 +197,7 @@ def kinds(prefix: str, key: str) -> dict[str, str]:
     }
 
 
-def test_odd_response_with_an_odd_key_succeeds_at_once(airflow: Airflow, odd: OddGateway) -> None:
+def test_odd_response_with_an_odd_key_succeeds_first_time(airflow: Airflow, odd: OddGateway) -> None:
     tasks = kinds("asset", KEYS["asset"]) | kinds("odd", KEYS["odd"])
 
     run = airflow.run_file("odd", written(airflow, "odd", *tasks.values()))
@@ -230,7 +229,7 @@ def test_odd_error_is_reported_as_any_other(airflow: Airflow, odd: OddGateway, f
     odd.failure = FAILURES[failure]
     tasks = kinds("odd", "fox.png")
 
-    retries = 0 if failure == "no image" else 1  # a retry waits until the gateway log must be complete
+    retries = 0 if failure == "no image" else 1  # a retry waits until the gateway log is complete
 
     run = airflow.run_file("odd_error", written(airflow, "odd_error", *tasks.values(), retries=retries))
 

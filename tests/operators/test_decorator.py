@@ -52,13 +52,13 @@ with DAG("decorated", schedule=None, params={"animal": "fox"}):
 """
 
 
-def test_a_functions_words_become_images(airflow: Any, gateway: Any, store: Any) -> None:
+def test_decorated_function_generates_images(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run_file("decorated", airflow.write("decorated.py", DAG_FILE))
 
     failed = {task for (task, _), state in run.states.items() if state != "success"}
     assert failed == {"nothing", "unknown_option"}
     prompts = sorted(request.prompt for request in gateway.requests)
-    # The function's arguments are templates; what it returns is not.
+    # The function's arguments are templates; its return value is not.
     assert "a fox beside {{ 1 + 1 }} a fox" in prompts
     assert prompts == sorted(
         ["a fox beside {{ 1 + 1 }} a fox", "an owl", "the bear of call 1", "a cat", "a dog"]
@@ -67,7 +67,7 @@ def test_a_functions_words_become_images(airflow: Any, gateway: Any, store: Any)
     assert run.xcom("keys", "options") == ["owl-0.jpg", "owl-1.jpg"]
     assert (
         run.xcom("images", "options") is None
-    )  # the manifest is one XCom, whatever the function's annotation
+    )  # the manifest is one XCom, with any annotation of the function
     assert run.xcom("keys", "deferred") == ["deferred.png"]
     assert run.xcom("jojokey_images", "deferred")["prompt"] == "the bear of call 1"
     assert [run.xcom("keys", "mapped", index) for index in (0, 1)] == [["cat.png"], ["dog.png"]]
@@ -90,12 +90,12 @@ def shown(dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
         return row.rendered_fields
 
 
-def test_the_decorator_loads_nothing_heavy() -> None:
+def test_decorator_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom airflow.sdk import task\nbefore = set(sys.modules)\ntask.jojokey_image\n"
         "heavy = ('requests', 'boto3', 'PIL', 'pybase64', 'tenacity', 'opentelemetry.sdk')\n"
-        "print('HEAVY', *[one for one in set(sys.modules) - before if one.startswith(heavy)])\n"
-        "print('BATCH', *[one for one in sys.modules if one.startswith('airflow_provider_jojokey') and 'batch' in one])"
+        "print('HEAVY', *[name for name in set(sys.modules) - before if name.startswith(heavy)])\n"
+        "print('BATCH', *[name for name in sys.modules if name.startswith('airflow_provider_jojokey') and 'batch' in name])"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True

@@ -106,7 +106,7 @@ def test_batch_without_any_bucket_names_its_items(
 @pytest.mark.parametrize(
     "service_config", [{"s3": {"bucket_name": 5}}, {"s3": {"bucket_name": "a/b"}}, {"s3": "x"}, ["s3"]]
 )
-def test_invalid_bucket_name_of_a_connection_is_refused(
+def test_invalid_bucket_name_of_a_connection_is_rejected(
     store: Any, name_bucket: Any, service_config: Any
 ) -> None:
     name_bucket(service_config)

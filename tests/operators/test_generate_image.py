@@ -13,21 +13,19 @@ from PIL import Image
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 from airflow_provider_jojokey.results import XCOM_KEY, Result
 
-ONE = """
+SINGLE_IMAGE = """
     GenerateImageOperator(
         task_id="image", prompt="{prompt}", s3_bucket="posters", s3_key="{key}", {more}
     )
 """
 
 
-def one(prompt: str = "a fox in the snow", key: str = "fox.png", more: str = "") -> str:
-    return ONE.format(prompt=prompt, key=key, more=more)
+def single_image(prompt: str = "a fox in the snow", key: str = "fox.png", more: str = "") -> str:
+    return SINGLE_IMAGE.format(prompt=prompt, key=key, more=more)
 
 
-def test_a_prompt_becomes_an_image_in_s3_and_keys_and_usage_in_xcom(
-    airflow: Any, gateway: Any, any_store: Any
-) -> None:
-    run = airflow.run("single", one(more='size="1536x1024", quality="medium"'))
+def test_task_stores_image_and_pushes_keys_and_usage(airflow: Any, gateway: Any, any_store: Any) -> None:
+    run = airflow.run("single", single_image(more='size="1536x1024", quality="medium"'))
 
     assert run.state == "success"
     assert run.xcom("keys") == ["fox.png"]
@@ -58,29 +56,27 @@ def test_a_prompt_becomes_an_image_in_s3_and_keys_and_usage_in_xcom(
     assert manifest["receipt"] == "s3://posters/_jojokey/fox.png.json"
 
 
-def test_a_task_tells_the_ui_what_it_made(airflow: Any, gateway: Any, store: Any) -> None:
-    run = airflow.run("told", one("a fox <b>in</b> the snow", more="n=2"))
+def test_task_reports_its_images_to_the_ui(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("shown", single_image("a fox <b>in</b> the snow", more="n=2"))
 
     result = Result.from_xcom(run.xcom(XCOM_KEY))
     assert result is not None
     assert (result.state, result.count, result.prompt) == ("complete", 2, "a fox <b>in</b> the snow")
-    assert [one.key for one in result.images] == run.xcom("keys")
+    assert [image.key for image in result.images] == run.xcom("keys")
     assert result.usage == run.xcom("usage")
     assert result.receipt == run.xcom()["receipt"]
     assert result.aws_conn_id == "aws_default"
     assert result.seconds == run.xcom()["seconds"]
 
 
-def test_a_task_that_failed_tells_the_ui_what_it_cost_and_what_had_arrived(
-    airflow: Any, gateway: Any, store: Any
-) -> None:
-    run = airflow.run("told_failed", one("a fox [sandbox: truncated]", more="n=2"))
+def test_failed_task_reports_cost_and_images_to_the_ui(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("failed_for_ui", single_image("a fox [sandbox: truncated]", more="n=2"))
 
     result = Result.from_xcom(run.xcom(XCOM_KEY))
     assert run.state == "failed"
     assert result is not None
     assert (result.state, result.error) == ("failed", "JojoKeyReplyError")
-    assert [one.key for one in result.images] == ["fox-0.png"]
+    assert [image.key for image in result.images] == ["fox-0.png"]
     assert "fox-0.png" in store.objects()
     assert (
         result.usage["total_tokens"] == gateway.charges[0].total_tokens == run.xcom("usage")["total_tokens"]
@@ -88,8 +84,8 @@ def test_a_task_that_failed_tells_the_ui_what_it_cost_and_what_had_arrived(
     assert result.message is not None
 
 
-def test_the_object_has_its_type_and_says_whose_it_is(airflow: Any, gateway: Any, store: Any) -> None:
-    run = airflow.run("labelled", one(key="海报.webp", more='output_format="webp"'))
+def test_object_has_content_type_and_labels(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("labelled", single_image(key="海报.webp", more='output_format="webp"'))
 
     head = store.client.head_object(Bucket="posters", Key="海报.webp")
     assert head["ContentType"] == "image/webp"
@@ -98,8 +94,8 @@ def test_the_object_has_its_type_and_says_whose_it_is(airflow: Any, gateway: Any
     assert head["Metadata"]["request-id"] == gateway.charges[0].request_id
 
 
-def test_several_images_have_keys_of_their_own(airflow: Any, gateway: Any, any_store: Any) -> None:
-    run = airflow.run("several", one(key="hero.png", more="n=3"))
+def test_several_images_have_different_keys(airflow: Any, gateway: Any, any_store: Any) -> None:
+    run = airflow.run("several", single_image(key="hero.png", more="n=3"))
 
     assert run.xcom("keys") == ["hero-0.png", "hero-1.png", "hero-2.png"]
     assert len(gateway.charges) == 1
@@ -108,15 +104,13 @@ def test_several_images_have_keys_of_their_own(airflow: Any, gateway: Any, any_s
 
 def test_index_and_ext_are_filled_in(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run(
-        "filled", one(key="a/{index}.{ext}", more='n=2, output_format="jpeg"').replace("{{", "{")
+        "filled", single_image(key="a/{index}.{ext}", more='n=2, output_format="jpeg"').replace("{{", "{")
     )
 
     assert run.xcom("keys") == ["a/0.jpg", "a/1.jpg"]
 
 
-def test_mapped_tasks_make_an_image_each_and_are_labelled_by_it(
-    airflow: Any, gateway: Any, any_store: Any
-) -> None:
+def test_mapped_tasks_are_labeled_by_their_image(airflow: Any, gateway: Any, any_store: Any) -> None:
     run = airflow.run(
         "mapped",
         """
@@ -132,9 +126,7 @@ def test_mapped_tasks_make_an_image_each_and_are_labelled_by_it(
     assert sorted(request.prompt for request in gateway.requests) == ["a cat", "a dog"]
 
 
-def test_two_mapped_tasks_with_one_key_do_not_pay_for_an_image_that_would_be_lost(
-    airflow: Any, gateway: Any, any_store: Any
-) -> None:
+def test_mapped_tasks_with_one_key_pay_once(airflow: Any, gateway: Any, any_store: Any) -> None:
     run = airflow.run(
         "clash",
         """
@@ -148,20 +140,20 @@ def test_two_mapped_tasks_with_one_key_do_not_pay_for_an_image_that_would_be_los
     assert len(gateway.requests) == 1
 
 
-def test_the_prompt_may_be_a_file_beside_the_dag(airflow: Any, gateway: Any, store: Any) -> None:
+def test_prompt_can_be_a_file_next_to_the_dag(airflow: Any, gateway: Any, store: Any) -> None:
     airflow.write("hero.prompt", "A hero, drawn on {{ logical_date.strftime('%A') }}\n")
 
-    run = airflow.run("from_file", one(prompt="hero.prompt"))
+    run = airflow.run("from_file", single_image(prompt="hero.prompt"))
 
     assert run.state == "success"
     day = datetime.now(UTC).strftime("%A")
     assert [request.prompt for request in gateway.requests] == [f"A hero, drawn on {day}"]
 
 
-def test_templates_may_give_numbers_and_leave_options_out(airflow: Any, gateway: Any, store: Any) -> None:
+def test_templates_render_numbers_and_missing_options(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run(
         "templated",
-        one(
+        single_image(
             key="{{ params.name }}.png",
             more='n="{{ params.n }}", background="{{ params.none }}", output_compression="{{ params.none }}"',
         ),
@@ -173,7 +165,7 @@ def test_templates_may_give_numbers_and_leave_options_out(airflow: Any, gateway:
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ('size="{{ params.bad }}"', "nearest valid size is '1008x1008'"),
         ('n="{{ 11 }}"', "whole number from 1 to 10"),
@@ -181,20 +173,20 @@ def test_templates_may_give_numbers_and_leave_options_out(airflow: Any, gateway:
         ("reuse=\"{{ 'maybe' }}\"", "run, always, never"),
     ],
 )
-def test_a_rendered_value_that_is_wrong_fails_before_anything_is_sent(
-    airflow: Any, gateway: Any, store: Any, argument: str, told: str, capfd: pytest.CaptureFixture[str]
+def test_invalid_rendered_value_fails_before_sending(
+    airflow: Any, gateway: Any, store: Any, argument: str, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = airflow.run("wrong", one(more=f"{argument}, retries=3"), params={"bad": "1000x1000"})
+    run = airflow.run("wrong", single_image(more=f"{argument}, retries=3"), params={"bad": "1000x1000"})
 
     assert run.state == "failed"
     assert run.tries["image", -1] == 1
     assert gateway.requests == ()
     assert store.objects() == {}
-    assert told in capfd.readouterr().out
+    assert message in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"size": "1000x1000"}, "'1008x1008'"),
         ({"size": "1024×1024"}, "plain x"),  # noqa: RUF001
@@ -210,13 +202,13 @@ def test_a_rendered_value_that_is_wrong_fails_before_anything_is_sent(
         ({"extra_body": {"n": 3}}, "use the argument"),
     ],
 )
-def test_a_literal_that_is_wrong_is_told_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:
+def test_invalid_literal_fails_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
     good = {"task_id": "image", "prompt": "x", "s3_bucket": "b", "s3_key": "x.png"}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         GenerateImageOperator(**{**good, **arguments})
 
 
-def test_what_other_tasks_give_is_not_checked_when_the_dag_is_parsed() -> None:
+def test_upstream_values_are_not_checked_at_parsing() -> None:
     from airflow.sdk import DAG, task
 
     with DAG("given", schedule=None):
@@ -231,33 +223,31 @@ def test_what_other_tasks_give_is_not_checked_when_the_dag_is_parsed() -> None:
     assert operator.size == "{{ s }}"
 
 
-def test_a_failure_that_passes_is_retried_by_airflow_and_paid_once(
-    airflow: Any, gateway: Any, store: Any
-) -> None:
+def test_transient_failure_is_retried_and_paid_once(airflow: Any, gateway: Any, store: Any) -> None:
     run = airflow.run(
         "passing",
-        one("[sandbox: no_channel times=3] a fox", more="retries=3, retry_delay=timedelta(seconds=0)"),
+        single_image(
+            "[sandbox: no_channel times=3] a fox", more="retries=3, retry_delay=timedelta(seconds=0)"
+        ),
     )
 
     assert run.state == "success"
     assert len(gateway.requests) == 4
     assert len(gateway.charges) == 1
     assert run.tries["image", -1] == 4
-    outcomes = [one["outcome"] for one in store.receipt("fox.png")["attempts"]]
+    outcomes = [attempt["outcome"] for attempt in store.receipt("fox.png")["attempts"]]
     assert outcomes == ["not_billed", "not_billed", "not_billed", "complete"]
 
 
-def test_a_failure_that_a_retry_cannot_help_fails_at_once(airflow: Any, gateway: Any, store: Any) -> None:
-    run = airflow.run("hopeless", one("[sandbox: wallet_empty] a fox", more="retries=5"))
+def test_permanent_failure_is_not_retried(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("hopeless", single_image("[sandbox: wallet_empty] a fox", more="retries=5"))
 
     assert run.state == "failed"
     assert len(gateway.requests) == 1
     assert run.tries["image", -1] == 1
 
 
-def test_a_cleared_task_takes_what_its_run_has_paid_for_and_tells_the_same_usage(
-    airflow: Any, gateway: Any, any_store: Any
-) -> None:
+def test_reused_image_of_another_run_reports_zero_usage(airflow: Any, gateway: Any, any_store: Any) -> None:
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from sqlalchemy import select
@@ -278,14 +268,14 @@ def test_a_cleared_task_takes_what_its_run_has_paid_for_and_tells_the_same_usage
     assert len(gateway.requests) == 1
     assert second.xcom()["reused"] is True
     assert second.xcom("keys") == first.xcom("keys")
-    assert first.run_id != second.run_id  # `dag.test` makes a new run of the same day
+    assert first.run_id != second.run_id  # `dag.test` creates another run of the same day
     assert second.xcom("usage") == {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     with create_session() as session:
         assert session.scalar(select(DagRun).filter_by(run_id=second.run_id)) is not None
 
 
-def test_a_deferred_task_gives_the_same_result(airflow: Any, gateway: Any, any_store: Any) -> None:
-    run = airflow.run("deferred", one(more="deferrable=True, n=2"))
+def test_deferred_task_has_the_same_result(airflow: Any, gateway: Any, any_store: Any) -> None:
+    run = airflow.run("deferred", single_image(more="deferrable=True, n=2"))
 
     assert run.state == "success"
     assert run.xcom("keys") == ["fox-0.png", "fox-1.png"]
@@ -293,18 +283,22 @@ def test_a_deferred_task_gives_the_same_result(airflow: Any, gateway: Any, any_s
     assert run.xcom()["images"][0]["content_type"] == "image/png"
 
 
-def test_a_deferred_task_fails_with_the_same_error(
+def test_deferred_task_fails_with_the_same_error(
     airflow: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = airflow.run("deferred_failure", one("[sandbox: wallet_empty] x", more="deferrable=True, retries=2"))
+    run = airflow.run(
+        "deferred_failure", single_image("[sandbox: wallet_empty] x", more="deferrable=True, retries=2")
+    )
 
     assert run.state == "failed"
     assert len(gateway.requests) == 1
     assert "JojoKeyQuotaError" in capfd.readouterr().out
 
 
-def test_without_xcom_nothing_is_pushed(airflow: Any, gateway: Any, store: Any) -> None:
-    run = airflow.run("quiet", one(more="do_xcom_push=False"))
+def test_do_xcom_push_false_pushes_nothing(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run("quiet", single_image(more="do_xcom_push=False"))
 
     assert run.state == "success"
-    assert [key for _, _, key in run.xcoms if not key.startswith("_link_")] == []  # those are Airflow's own
+    assert [
+        key for _, _, key in run.xcoms if not key.startswith("_link_")
+    ] == []  # Airflow pushes links itself

@@ -1,4 +1,4 @@
-"""Mail and chat about images: a real SMTP server, a real HTTP server where Slack would be."""
+"""Mail and Slack messages about images, received by real SMTP and HTTP servers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[email.message.Emai
 
     received: list[email.message.EmailMessage] = []
 
-    class Keep:
+    class Recorder:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
             received.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
             return "250 OK"
@@ -54,7 +54,7 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[email.message.Emai
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    controller = Controller(Keep(), hostname="127.0.0.1", port=port)
+    controller = Controller(Recorder(), hostname="127.0.0.1", port=port)
     controller.start()
     extra = {"disable_ssl": True, "disable_tls": True}
     connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}
@@ -101,7 +101,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_success_and_failure_are_told_by_mail_and_chat(
+def test_mail_and_slack_report_success_and_failure(
     airflow: Any,
     gateway: Any,
     store: Any,
@@ -113,33 +113,34 @@ def test_success_and_failure_are_told_by_mail_and_chat(
     run = airflow.run_file("notified", airflow.write("notified.py", DAG_FILE))
 
     assert run.states == {("image", -1): "success", ("poor", -1): "failed"}
-    mails = {str(one["Subject"]): one for one in mailbox}
+    mails = {str(mail["Subject"]): mail for mail in mailbox}
     assert set(mails) == {"notified.image: 2 images", "notified.poor failed: JojoKeyQuotaError"}
     mail = mails["notified.image: 2 images"]
     page = Tags(mail.get_body(("html",)).get_content())
-    assert HOSTILE in page.text  # as it was written: no tag of it, no template
-    pictures = [attributes for tag, attributes in page.found if tag == "img"]
-    assert [one["alt"] for one in pictures] == ["fox-0.png", "fox-1.png"]
+    assert HOSTILE in page.text  # escaped: neither a tag nor a template
+    images = [attributes for tag, attributes in page.found if tag == "img"]
+    assert [image["alt"] for image in images] == ["fox-0.png", "fox-1.png"]
     assert all(
-        str(one["src"]).startswith("https://airflow.example.com/team/jojokey/thumbnails/") for one in pictures
+        str(image["src"]).startswith("https://airflow.example.com/team/jojokey/thumbnails/")
+        for image in images
     )
     assert {tag for tag, _ in page.found} == {"h3", "p", "a", "img", "br", "table", "tr", "th", "td"}
     assert f"{gateway.charges[0].total_tokens:,}" in page.text
     poor = Tags(mails["notified.poor failed: JojoKeyQuotaError"].get_body(("html",)).get_content())
     assert "Nothing was billed" in poor.text
 
-    said = {one["text"].replace("\u200b", ""): json.dumps(one["blocks"]) for one in channel}
-    assert set(said) == set(mails)
-    told = said["notified.image: 2 images"]
-    assert "<!channel>" not in told
-    assert "<https://evil" not in told
-    assert "https://airflow.example.com/team/jojokey/images/notified/" in told
-    assert "49" not in told.replace(run.run_id, "")[: told.find("Model")].partition("Prompt")[2]
-    assert "X-Amz" not in told + str(mail)
-    assert "sk-" not in told + str(mail)
+    messages = {message["text"].replace("\u200b", ""): json.dumps(message["blocks"]) for message in channel}
+    assert set(messages) == set(mails)
+    text = messages["notified.image: 2 images"]
+    assert "<!channel>" not in text
+    assert "<https://evil" not in text
+    assert "https://airflow.example.com/team/jojokey/images/notified/" in text
+    assert "49" not in text.replace(run.run_id, "")[: text.find("Model")].partition("Prompt")[2]
+    assert "X-Amz" not in text + str(mail)
+    assert "sk-" not in text + str(mail)
 
 
-def test_what_goes_to_slack_is_read_letter_by_letter() -> None:
+def test_slack_markup_is_escaped() -> None:
     escaped = slack_escape("<!here> *b* _i_ ~s~ `c` & <@U1> https://x.example @channel")
     assert "<" not in escaped
     assert ">" not in escaped
@@ -148,7 +149,7 @@ def test_what_goes_to_slack_is_read_letter_by_letter() -> None:
     assert "@channel" not in escaped
 
 
-def test_a_large_result_stays_within_slacks_limits() -> None:
+def test_large_result_stays_within_slack_limits() -> None:
     value = {
         "version": 1,
         "state": "complete",
@@ -173,12 +174,12 @@ def test_a_large_result_stays_within_slacks_limits() -> None:
     message = Message("title", Result.from_xcom(value), "http://x", ("d", "r", "t", 3))
     blocks = message.slack_blocks()
     assert len(blocks) <= 50
-    assert max(len(one["text"]["text"]) for one in blocks) <= 3000
+    assert max(len(block["text"]["text"]) for block in blocks) <= 3000
     assert "and 4,990 more" in message.text()
     assert "1,234,567" in message.text()
 
 
-def test_a_task_that_told_nothing_still_makes_a_message() -> None:
+def test_task_without_result_still_has_a_message() -> None:
     message = Message("d.t has no images", None, "", ("d", "r", "t", -1))
     assert message.text().splitlines() == [
         "d.t has no images",

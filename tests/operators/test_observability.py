@@ -1,4 +1,4 @@
-"""What Airflow's worker sends to OpenLineage, StatsD and an OpenTelemetry collector, all of them real."""
+"""Telemetry that a worker sends to OpenLineage, StatsD and an OpenTelemetry collector."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.operators.receivers import Collector, Sample, Span, StatsD
 from tests.support.patience import PATIENCE
 
 AIRFLOW_3_1 = airflow_version.startswith("3.1.")
-AIRFLOWS = ("dag_run.", "task_run.", "worker.")
-"""What the names of Airflow's own spans begin with."""
+AIRFLOW_SPANS = ("dag_run.", "task_run.", "worker.")
+"""Prefixes of the names of Airflow's own spans."""
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "airflow_provider_jojokey/plugins/static/JojoKeyRunFacet-1-0-0.json"
-PROMPT = "a fox that nobody may hear of"
+PROMPT = "a fox in a confidential draft"
 DAG_FILE = f"""
 from airflow.sdk import DAG
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
@@ -47,7 +47,7 @@ with DAG("collected", schedule=None):
 
 @dataclass
 class Observed:
-    """What was received of one run."""
+    """Telemetry and charges of one run."""
 
     run_id: str
     states: dict[str, str]
@@ -55,47 +55,47 @@ class Observed:
     spans: list[Span]
     events: list[dict[str, Any]]
     charges: list[Any]
-    """What was billed to it."""
+    """Charges of the gateway for this run."""
 
     def total(self, name: str, **tags: str) -> int:
-        """Add up a counter's samples."""
+        """Return the sum of a counter's samples."""
         return sum(
-            int(one.value)
-            for one in self.samples
-            if one.name == f"airflow.{name}" and tags.items() <= one.tags.items()
+            int(sample.value)
+            for sample in self.samples
+            if sample.name == f"airflow.{name}" and tags.items() <= sample.tags.items()
         )
 
-    def order(self, key: str) -> Span:
-        """Return the span of the order that an image was made for."""
-        (upload,) = (one for one in self.spans if one.attributes.get("aws.s3.key") == key)
-        (order,) = (one for one in self.spans if one.id == upload.parent)
-        assert order.name == "jojokey"
-        return order
+    def job_span(self, key: str) -> Span:
+        """Return the span of the job that generated an image."""
+        (upload,) = (span for span in self.spans if span.attributes.get("aws.s3.key") == key)
+        (job,) = (span for span in self.spans if span.id == upload.parent)
+        assert job.name == "jojokey"
+        return job
 
-    def request(self, key: str) -> Span:
-        """Return the span of the request that an image was paid with."""
-        (request,) = (one for one in self.under(self.order(key)) if one.name != "upload")
+    def request_span(self, key: str) -> Span:
+        """Return the span of the request that paid for an image."""
+        (request,) = (item for item in self.children(self.job_span(key)) if item.name != "upload")
         assert request.name == "generate_content gpt-image-2"
         return request
 
-    def under(self, span: Span) -> list[Span]:
-        return [one for one in self.spans if one.parent == span.id]
+    def children(self, span: Span) -> list[Span]:
+        return [item for item in self.spans if item.parent == span.id]
 
 
 @pytest.fixture(scope="module")
 def work(
     airflow: Any, _gateway: Any, _stores: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Runs a Dag in a worker of its own, and returns what came of it."""
+    """Return a function that runs a Dag in a separate worker and returns its outcome."""
     path = airflow.write("observed.py", DAG_FILE)
     _gateway.reset()
     connection = {"conn_type": "jojokey", "host": _gateway.url, "password": _gateway.token}
 
-    def run(dag_id: str, *how: str, **environment: str) -> dict[str, Any]:
+    def run(dag_id: str, *flags: str, **environment: str) -> dict[str, Any]:
         outcome = tmp_path_factory.mktemp(dag_id) / "outcome.json"
         script = Path(__file__).parent / "supervised.py"
         done = subprocess.run(
-            [sys.executable, str(script), dag_id, str(path), str(outcome), *how],
+            [sys.executable, str(script), dag_id, str(path), str(outcome), *flags],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
@@ -115,8 +115,8 @@ def work(
 def observed(
     work: Callable[..., dict[str, Any]], _gateway: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Observed:
-    """A run with OpenLineage, StatsD and traces: Airflow's, or on 3.1 those that the worker's starter asks for."""
-    how = ["instrumented"] if AIRFLOW_3_1 else []
+    """A run with OpenLineage, StatsD and traces; on Airflow 3.1, the worker is instrumented instead."""
+    flags = ["instrumented"] if AIRFLOW_3_1 else []
     lineage = tmp_path_factory.mktemp("lineage") / "events.jsonl"
     pay_before()
     billed_before = len(_gateway.charges)
@@ -124,7 +124,7 @@ def observed(
     with Collector() as collector:
         result = work(
             "observed",
-            *how,
+            *flags,
             AIRFLOW__OPENLINEAGE__TRANSPORT=json.dumps(
                 {"type": "file", "log_file_path": str(lineage), "append": True}
             ),
@@ -146,14 +146,14 @@ def observed(
 
 @pytest.fixture(scope="module")
 def collected(work: Callable[..., dict[str, Any]]) -> Collector:
-    """What OpenTelemetry has of a run: Airflow's metrics, and spans that only the worker's starter has asked for."""
+    """OpenTelemetry data of a run: Airflow's metrics, and spans of an instrumented worker."""
     with Collector() as collector:
         work("collected", "instrumented", AIRFLOW__METRICS__OTEL_ON="True", **otlp(collector))
     return collector
 
 
 def pay_before() -> None:
-    """Pay for an image that a task will find."""
+    """Pay for an image that a task will reuse."""
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.img2.request import ImageRequest
     from airflow_provider_jojokey.payments.attempt import Owner
@@ -172,49 +172,51 @@ def pay_before() -> None:
 
 
 def otlp(collector: Collector) -> dict[str, str]:
-    """Return the environment of whoever shall send to a collector."""
+    """Return the environment of a process that sends to a collector."""
     address = urlsplit(collector.url)
     return {
         "OTEL_TRACES_EXPORTER": "otlp_proto_http",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
-        "AIRFLOW__METRICS__OTEL_HOST": str(address.hostname),  # Airflow 3.1 knows of no other address
+        "AIRFLOW__METRICS__OTEL_HOST": str(address.hostname),  # Airflow 3.1 reads only these settings
         "AIRFLOW__METRICS__OTEL_PORT": str(address.port),
     }
 
 
-def test_all_went_as_it_should(observed: Observed) -> None:
+def test_observed_tasks_end_as_expected(observed: Observed) -> None:
     assert observed.states == {"image": "success", "broken": "failed", "again": "success", "batch": "success"}
 
 
-def test_openlineage_is_told_the_images_the_model_and_the_tokens(observed: Observed) -> None:
+def test_openlineage_gets_images_model_and_tokens(observed: Observed) -> None:
     ended = {
         event["job"]["name"]: event for event in observed.events if event["eventType"] in ("COMPLETE", "FAIL")
     }
     image = ended["observed.image"]
-    assert [(one["namespace"], one["name"]) for one in image["outputs"]] == [
+    assert [(output["namespace"], output["name"]) for output in image["outputs"]] == [
         ("s3://posters", "fox-0.png"),
         ("s3://posters", "fox-1.png"),
     ]
-    assert all("schema" not in one["facets"] for one in image["outputs"])
-    assert all(one["outputFacets"]["outputStatistics"]["size"] > 1000 for one in image["outputs"])
+    assert all("schema" not in output["facets"] for output in image["outputs"])
+    assert all(output["outputFacets"]["outputStatistics"]["size"] > 1000 for output in image["outputs"])
     facet = image["run"]["facets"]["jojokey"]
-    (billed,) = (one for one in observed.charges if one.prompt == PROMPT)
+    (billed,) = (charge for charge in observed.charges if charge.prompt == PROMPT)
     assert (facet["model"], facet["images"], facet["totalTokens"]) == ("gpt-image-2", 2, billed.total_tokens)
 
     broken = ended["observed.broken"]
     assert broken["eventType"] == "FAIL"
-    assert [one["name"] for one in broken["outputs"]] == ["b-0.png"]
+    assert [output["name"] for output in broken["outputs"]] == ["b-0.png"]
     assert broken["run"]["facets"]["jojokey"]["error"] == "JojoKeyReplyError"
 
-    assert [one["name"] for one in ended["observed.batch"]["outputs"]] == ["0.png", "1.png", "2.png"]
+    assert [output["name"] for output in ended["observed.batch"]["outputs"]] == ["0.png", "1.png", "2.png"]
     assert ended["observed.again"]["run"]["facets"]["jojokey"]["reused"] is True
 
 
-def test_the_run_facet_names_its_schema_and_keeps_to_it(observed: Observed) -> None:
+def test_run_facet_follows_its_schema(observed: Observed) -> None:
     schema = json.loads(SCHEMA.read_text())
     own = schema["$defs"]["JojoKeyRunFacet"]["allOf"][1]
-    facets = [one["run"]["facets"]["jojokey"] for one in observed.events if "jojokey" in one["run"]["facets"]]
+    facets = [
+        event["run"]["facets"]["jojokey"] for event in observed.events if "jojokey" in event["run"]["facets"]
+    ]
     assert len(facets) == 4
     for facet in facets:
         assert facet["_schemaURL"].endswith(f"/jojokey/static/{SCHEMA.name}#/$defs/JojoKeyRunFacet")
@@ -222,25 +224,27 @@ def test_the_run_facet_names_its_schema_and_keeps_to_it(observed: Observed) -> N
         assert set(facet) <= {"_producer", "_schemaURL", *own["properties"]}
 
 
-def test_statsd_gets_what_was_made_and_what_it_cost(observed: Observed) -> None:
+def test_statsd_gets_counts_and_durations(observed: Observed) -> None:
     tags = {"dag_id": "observed", "model": "gpt-image-2", "quality": "low"}
-    assert observed.total(telemetry.IMAGES, **tags) == 2 + 1 + 3  # one of two arrived of what broke off
+    assert (
+        observed.total(telemetry.IMAGES, **tags) == 2 + 1 + 3
+    )  # the truncated response delivered one of two
     assert observed.total(telemetry.IMAGES_REUSED, **tags) == 1
     assert observed.total(telemetry.ERRORS, **tags, error="JojoKeyReplyError") == 1
     assert observed.total(telemetry.ERRORS) == 1
     assert observed.total(telemetry.UPLOAD_BYTES) > 6000
     for name in (telemetry.REQUEST_DURATION, telemetry.UPLOAD_DURATION):
-        times = [float(one.value) for one in observed.samples if one.name == f"airflow.{name}"]
+        times = [float(sample.value) for sample in observed.samples if sample.name == f"airflow.{name}"]
         assert times
         assert min(times) > 0
 
 
-def test_tokens_in_metrics_are_those_that_were_billed(observed: Observed) -> None:
+def test_metrics_count_billed_tokens_and_cost(observed: Observed) -> None:
     for name, kind in (
         (telemetry.INPUT_TOKENS, "input_tokens"),
         (telemetry.OUTPUT_TOKENS, "output_tokens"),
     ):
-        assert observed.total(name) == sum(getattr(one, kind) for one in observed.charges)
+        assert observed.total(name) == sum(getattr(charge, kind) for charge in observed.charges)
     costs = [
         PUBLISHED.cost_of({"input_tokens": record.input_tokens, "output_tokens": record.output_tokens})
         for record in observed.charges
@@ -250,30 +254,36 @@ def test_tokens_in_metrics_are_those_that_were_billed(observed: Observed) -> Non
     )
 
 
-def test_what_is_in_flight_goes_up_and_down_again(observed: Observed) -> None:
-    changes = [one.value for one in observed.samples if one.name == f"airflow.{telemetry.IN_FLIGHT}"]
+def test_in_flight_metric_returns_to_zero(observed: Observed) -> None:
+    changes = [sample.value for sample in observed.samples if sample.name == f"airflow.{telemetry.IN_FLIGHT}"]
     assert sorted(set(changes)) == ["+1", "-1"]
     assert changes.count("+1") == changes.count("-1") == 5
 
 
-def test_names_and_tags_are_few_whatever_is_asked_for(observed: Observed) -> None:
-    own = [one for one in observed.samples if one.name.startswith("airflow.jojokey")]
-    assert {one.name.removeprefix("airflow.") for one in own} == set(names())
-    assert {tag for one in own for tag in one.tags} == {"dag_id", "model", "quality", "error", "currency"}
+def test_metric_names_and_tags_are_bounded(observed: Observed) -> None:
+    own = [sample for sample in observed.samples if sample.name.startswith("airflow.jojokey")]
+    assert {sample.name.removeprefix("airflow.") for sample in own} == set(names())
+    assert {tag for sample in own for tag in sample.tags} == {
+        "dag_id",
+        "model",
+        "quality",
+        "error",
+        "currency",
+    }
     assert "fox" not in repr(own)
     assert observed.run_id not in repr(own)
 
 
-def test_a_span_each_for_request_decoding_and_upload_belongs_to_the_order(observed: Observed) -> None:
-    order, request = observed.order("fox-0.png"), observed.request("fox-0.png")
-    assert order.attributes == {"jojokey.images.requested": 2}
-    uploads = [one for one in observed.under(order) if one is not request]
-    assert [one.name for one in uploads] == ["upload", "upload"]
-    assert {one.attributes["aws.s3.key"] for one in uploads} == {"fox-0.png", "fox-1.png"}
-    assert [one.name for one in observed.under(request)] == ["decode"]
-    (billed,) = (one for one in observed.charges if one.prompt == PROMPT)
-    told = {name: value for name, value in request.attributes.items() if name.startswith("gen_ai.")}
-    assert told == {
+def test_job_has_spans_for_request_decoding_and_uploads(observed: Observed) -> None:
+    job, request = observed.job_span("fox-0.png"), observed.request_span("fox-0.png")
+    assert job.attributes == {"jojokey.images.requested": 2}
+    uploads = [item for item in observed.children(job) if item is not request]
+    assert [span.name for span in uploads] == ["upload", "upload"]
+    assert {span.attributes["aws.s3.key"] for span in uploads} == {"fox-0.png", "fox-1.png"}
+    assert [item.name for item in observed.children(request)] == ["decode"]
+    (billed,) = (charge for charge in observed.charges if charge.prompt == PROMPT)
+    attributes = {name: value for name, value in request.attributes.items() if name.startswith("gen_ai.")}
+    assert attributes == {
         "gen_ai.operation.name": "generate_content",
         "gen_ai.output.type": "image",
         "gen_ai.provider.name": "jojokey",
@@ -287,38 +297,40 @@ def test_a_span_each_for_request_decoding_and_upload_belongs_to_the_order(observ
     }
 
 
-def test_the_attributes_have_the_names_that_opentelemetry_gives_them(observed: Observed) -> None:
+def test_span_attributes_follow_opentelemetry_conventions(observed: Observed) -> None:
     from opentelemetry.semconv._incubating.attributes import aws_attributes, gen_ai_attributes
 
     known = [*vars(gen_ai_attributes).values(), *vars(aws_attributes).values()]
-    used = {name for one in observed.spans for name in one.attributes if name.startswith(("gen_ai.", "aws."))}
+    used = {
+        name for span in observed.spans for name in span.attributes if name.startswith(("gen_ai.", "aws."))
+    }
     assert used
-    younger = {"gen_ai.request.stream"} if AIRFLOW_3_1 else set()  # than the packages of Airflow 3.1's time
-    assert used - younger <= {one for one in known if isinstance(one, str)}
+    newer = {"gen_ai.request.stream"} if AIRFLOW_3_1 else set()  # than the packages that Airflow 3.1 pins
+    assert used - newer <= {name for name in known if isinstance(name, str)}
 
 
-def test_each_image_of_a_batch_is_an_order_with_a_request_of_its_own(observed: Observed) -> None:
-    assert len({observed.request(f"{n}.png").id for n in range(3)}) == 3
+def test_each_batch_item_has_its_own_request_span(observed: Observed) -> None:
+    assert len({observed.request_span(f"{n}.png").id for n in range(3)}) == 3
 
 
 @pytest.mark.skipif(
     AIRFLOW_3_1,
-    reason="Airflow 3.1 has its span of a task in the scheduler, and none in the process in which the task runs",
+    reason="Airflow 3.1 creates the span of a task in the scheduler, not in the process of the task",
 )
-def test_an_order_belongs_to_the_tasks_span(observed: Observed) -> None:
-    made = {"image": ["fox-0.png"], "broken": ["b-0.png"], "batch": ["0.png", "1.png", "2.png"]}
-    for task, keys in made.items():
-        (span,) = (one for one in observed.spans if one.name == f"worker.{task}")
-        assert all(observed.order(key) in observed.under(span) for key in keys), task
+def test_job_span_is_a_child_of_the_task_span(observed: Observed) -> None:
+    keys_by_task = {"image": ["fox-0.png"], "broken": ["b-0.png"], "batch": ["0.png", "1.png", "2.png"]}
+    for task, keys in keys_by_task.items():
+        (span,) = (span for span in observed.spans if span.name == f"worker.{task}")
+        assert all(observed.job_span(key) in observed.children(span) for key in keys), task
 
 
-def test_a_failed_request_is_an_error_by_its_class_without_its_message(observed: Observed) -> None:
-    request = observed.request("b-0.png")
+def test_failed_request_span_has_class_but_no_message(observed: Observed) -> None:
+    request = observed.request_span("b-0.png")
     assert request.error
     assert request.attributes["error.type"] == "JojoKeyReplyError"
     assert request.attributes["jojokey.billed"] == "yes"
-    own = [one for one in observed.spans if one.name in ("jojokey", "decode", "upload", request.name)]
-    assert "nobody may hear" not in repr(own)
+    own = [span for span in observed.spans if span.name in ("jojokey", "decode", "upload", request.name)]
+    assert "confidential" not in repr(own)
 
 
 def test_opentelemetry_gets_the_same_metrics(collected: Collector) -> None:
@@ -333,30 +345,30 @@ def test_opentelemetry_gets_the_same_metrics(collected: Collector) -> None:
     assert duration["value"] > 0
 
 
-def test_a_worker_that_was_started_with_opentelemetry_sends_all_spans_of_a_task(collected: Collector) -> None:
-    own = {one.name: one for one in collected.spans if not one.name.startswith(AIRFLOWS)}
+def test_instrumented_worker_sends_all_spans_of_a_task(collected: Collector) -> None:
+    own = {span.name: span for span in collected.spans if not span.name.startswith(AIRFLOW_SPANS)}
     assert set(own) == {"jojokey", "generate_content gpt-image-2", "decode", "upload"}
-    assert len({one.trace for one in own.values()}) == 1
-    above = [one.name for one in collected.spans if one.id == own["jojokey"].parent]
+    assert len({sample.trace for sample in own.values()}) == 1
+    above = [span.name for span in collected.spans if span.id == own["jojokey"].parent]
     assert above == ([] if AIRFLOW_3_1 else ["worker.image"])
 
 
-def test_no_token_and_no_prompt_reaches_anyone(observed: Observed, collected: Collector) -> None:
-    spans = [one for one in (*observed.spans, *collected.spans) if not one.name.startswith(AIRFLOWS)]
-    told = repr((observed.samples, collected.metrics, spans))
-    assert "nobody may hear" not in told
-    assert "sk-" not in told
+def test_telemetry_contains_no_token_and_no_prompt(observed: Observed, collected: Collector) -> None:
+    spans = [item for item in (*observed.spans, *collected.spans) if not item.name.startswith(AIRFLOW_SPANS)]
+    telemetry_data = repr((observed.samples, collected.metrics, spans))
+    assert "confidential" not in telemetry_data
+    assert "sk-" not in telemetry_data
 
 
-def test_switched_off_it_imports_nothing_and_calls_nobody() -> None:
+def test_disabled_telemetry_imports_nothing() -> None:
     code = (
         "import sys\nfrom airflow_provider_jojokey.integrations.telemetry import Observer, observe\n"
         "before = set(sys.modules)\n"
         "from airflow.providers.common.compat.sdk import conf\nconf.getboolean('metrics', 'statsd_on')\n"
-        "airflows = set(sys.modules)\n"
+        "airflow_modules = set(sys.modules)\n"
         "with observe(None) as observer: assert type(observer) is Observer, observer\n"
-        "print('ADDED', *set(sys.modules) - airflows)\n"
-        "print('BEFORE', *[one for one in before if one.startswith(('opentelemetry', 'statsd', 'openlineage'))])"
+        "print('ADDED', *set(sys.modules) - airflow_modules)\n"
+        "print('BEFORE', *[name for name in before if name.startswith(('opentelemetry', 'statsd', 'openlineage'))])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False

@@ -1,4 +1,4 @@
-"""A task that Airflow ends while its image is being made: the connection is cut, and the receipt says so."""
+"""A task that is terminated during its request closes the connection and updates the receipt."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ DAG = """
 """
 
 
-def test_a_task_that_is_ended_stops_waiting_and_writes_down_what_it_knows(
-    airflow: Any, gateway: Any, store: Any
-) -> None:
+def test_terminated_task_records_unknown_outcome(airflow: Any, gateway: Any, store: Any) -> None:
     airflow.write("ended.py", textwrap.dedent(DAG))
     task = subprocess.Popen(
         [sys.executable, "-m", "airflow", "dags", "test", "ended"],
@@ -36,11 +34,11 @@ def test_a_task_that_is_ended_stops_waiting_and_writes_down_what_it_knows(
     try:
         gateway.wait_for_request(timeout=PATIENCE)
         task.send_signal(signal.SIGTERM)
-        told, _ = task.communicate(timeout=PATIENCE)  # it would wait for a minute
+        log, _ = task.communicate(timeout=PATIENCE)  # without the signal, it would wait for a minute
     finally:
         task.kill()
 
-    assert "JojoKeyUnknownOutcomeError" in told
+    assert "JojoKeyUnknownOutcomeError" in log
     (attempt,) = store.receipt("fox.png")["attempts"]
     assert (attempt["outcome"], attempt["billed"]) == ("unknown", "unknown")
     assert len(gateway.requests) == 1

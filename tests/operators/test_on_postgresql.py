@@ -1,4 +1,4 @@
-"""Tests of what is written to Airflow's database, on PostgreSQL, if it is installed."""
+"""The tests that use Airflow's database pass on PostgreSQL, if it is installed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = (
     "tests/operators/test_assets.py",
     "tests/plugins/test_results.py",
 )
-"""Tests of what is written to the database, and read from it: JSONB is not SQLite's text."""
+"""Tests that write to the database and read from it: JSONB differs from SQLite's text."""
 pytestmark = pytest.mark.skipif(
     find("initdb") is None, reason="PostgreSQL is not installed: there is no initdb"
 )

@@ -29,7 +29,7 @@ def can_mount() -> bool:
 
 
 @pytest.fixture
-def closed_to_nobody() -> Iterator[Path]:
+def public_folder() -> Iterator[Path]:
     """A folder that all users can enter, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -46,9 +46,9 @@ def closed_to_nobody() -> Iterator[Path]:
     ],
 )
 def test_pod_with_only_the_spool_writable_generates_images(
-    gateway: Any, store: Any, closed_to_nobody: Path, permissions: str, group: int
+    gateway: Any, store: Any, public_folder: Path, permissions: str, group: int
 ) -> None:
-    volume = closed_to_nobody / "spool"
+    volume = public_folder / "spool"
     volume.mkdir()
     environment = {
         **{
@@ -74,4 +74,4 @@ def test_pod_with_only_the_spool_writable_generates_images(
     assert single["images"][0]["uri"] == "s3://posters/pod.png"
     assert (batch["made"], batch["failed"]) == (1, 0)
     assert {"pod.png", "pod-owl.png"} <= set(store.objects())
-    assert len(gateway.charges) == 4  # the warm-up's two among them
+    assert len(gateway.charges) == 4  # including two of the warm-up

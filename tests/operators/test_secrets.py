@@ -1,4 +1,4 @@
-"""What a run leaves behind, in logs, XCom, rendered templates, receipts and exceptions, is fit to be read."""
+"""Logs, XComs, rendered templates and receipts of a run contain no secrets and no image data."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CASES = [
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_no_image_no_token_and_no_presigned_link_is_left_anywhere(
+def test_logs_xcoms_and_receipts_contain_no_secrets(
     airflow: Any, gateway: Any, store: Any, deferrable: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from airflow.models.renderedtifields import RenderedTaskInstanceFields
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    orders = [
+    requests = [
         {"prompt": f"{case} a fox {number}", "s3_key": f"{number}.png"} for number, case in enumerate(CASES)
     ]
     run = airflow.run(
@@ -42,7 +42,7 @@ def test_no_image_no_token_and_no_presigned_link_is_left_anywhere(
         f"""
         GenerateImageOperator.partial(
             task_id="image", s3_bucket="posters", n=2, deferrable={deferrable}
-        ).expand_kwargs({orders!r})
+        ).expand_kwargs({requests!r})
         """,
     )
     assert "success" in run.states.values()
@@ -51,13 +51,13 @@ def test_no_image_no_token_and_no_presigned_link_is_left_anywhere(
     out, err = capfd.readouterr()
     with create_session() as session:
         fields = session.scalars(select(RenderedTaskInstanceFields).filter_by(run_id=run.run_id)).all()
-        rendered = json.dumps([one.rendered_fields for one in fields])
+        rendered = json.dumps([field.rendered_fields for field in fields])
     objects = store.objects()
     receipts = b"\n".join(data for key, data in objects.items() if key.endswith(".json")).decode()
-    beginnings = [
+    prefixes = [
         base64.b64encode(data[:48]).decode()[:40] for key, data in objects.items() if key.endswith(".png")
     ]
-    assert beginnings
+    assert prefixes
     assert len(fields) == len(CASES)
 
     for place, text in {
@@ -69,4 +69,4 @@ def test_no_image_no_token_and_no_presigned_link_is_left_anywhere(
         assert gateway.token not in text, place
         assert not PRESIGNED.search(text), place
         assert not BASE64.search(text), place
-        assert not [one for one in beginnings if one in text], place
+        assert not [prefix for prefix in prefixes if prefix in text], place

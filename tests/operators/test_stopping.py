@@ -21,7 +21,7 @@ from tests.support.loopback import Exchange, Server
 from tests.support.patience import PATIENCE
 
 SOON = 8.0
-"""Seconds in which a process ends that has nothing to wait for, on a busy machine."""
+"""Time limit for a process with nothing to wait for, in seconds, on a busy machine."""
 
 
 class FrontOfS3:
@@ -57,7 +57,7 @@ def s3(store: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FrontOfS3]:
 
 @pytest.fixture
 def start(gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Start a task in a process of its own."""
+    """Return a function that starts a task in a separate process."""
     connection = json.loads(os.environ["AIRFLOW_CONN_JOJOKEY_DEFAULT"])
     connection["extra"] = {"read_timeout": 100, "max_resend_wait": 100, "max_resends": 3}
     monkeypatch.setenv("AIRFLOW_CONN_JOJOKEY_DEFAULT", json.dumps(connection))
@@ -96,7 +96,7 @@ def start(gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def end_of(child: subprocess.Popen[str], within: float) -> dict[str, Any]:
-    """Tell the task to end; return what it reports."""
+    """Terminate the task, and return its report."""
     child.send_signal(signal.SIGTERM)
     out, _ = child.communicate(timeout=PATIENCE)
     end: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -147,7 +147,7 @@ def test_retry_after_an_interrupted_claim_pays_once(start: Any, gateway: Any, s3
     assert len(gateway.charges) == 1
 
 
-def test_wait_before_a_resend_ends_at_once(start: Any, gateway: Any, store: Any) -> None:
+def test_wait_before_a_resend_ends_immediately(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave("no_channel", retry_after=50)
     task = start()
     gateway.wait_for_request(timeout=PATIENCE)
@@ -160,7 +160,7 @@ def test_wait_before_a_resend_ends_at_once(start: Any, gateway: Any, store: Any)
     assert [attempt["outcome"] for attempt in store.receipt("fox.png")["attempts"]] == ["not_billed"]
 
 
-def test_wait_for_another_process_ends_at_once(start: Any, gateway: Any, s3: FrontOfS3) -> None:
+def test_wait_for_another_process_ends_immediately(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     gateway.behave("hang")
     start()
     gateway.wait_for_request(timeout=PATIENCE)
@@ -184,7 +184,7 @@ def test_wait_for_another_process_ends_at_once(start: Any, gateway: Any, s3: Fro
     assert len(gateway.requests) == 1
 
 
-def test_response_that_does_not_begin_in_time_is_given_up(start: Any, gateway: Any, store: Any) -> None:
+def test_response_that_does_not_begin_in_time_is_aborted(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave("hang")
     task = start(grace=1.0)
     gateway.wait_for_request(timeout=PATIENCE)
@@ -209,7 +209,7 @@ def test_response_that_begins_within_the_grace_is_stored(start: Any, gateway: An
     assert "fox.png" in store.objects()
 
 
-def test_response_that_is_arriving_may_finish_after_the_grace(start: Any, gateway: Any, store: Any) -> None:
+def test_arriving_response_can_finish_after_the_grace(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave(drip=6)
     task = start(grace=1.0)
     gateway.wait_for_request(timeout=PATIENCE)
@@ -220,7 +220,7 @@ def test_response_that_is_arriving_may_finish_after_the_grace(start: Any, gatewa
     assert "fox.png" in store.objects()
 
 
-def test_response_that_stalls_inside_an_image_is_given_up(start: Any, gateway: Any, store: Any) -> None:
+def test_response_that_stalls_inside_an_image_is_aborted(start: Any, gateway: Any, store: Any) -> None:
     gateway.behave("stalls")
     task = start(grace=1.0)
     gateway.wait_for_request(timeout=PATIENCE)
@@ -262,7 +262,7 @@ def test_batch_whose_bucket_check_hangs_ends(start: Any, gateway: Any, s3: Front
     assert gateway.requests == ()
 
 
-def test_batch_whose_survey_of_receipts_hangs_ends(start: Any, gateway: Any, s3: FrontOfS3) -> None:
+def test_batch_whose_receipt_reads_hang_ends(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     s3.hangs = lambda method, path: path.endswith(".png.json")
     task = start(batch=True, requests=items(20), max_images=30)
     assert s3.hung.wait(PATIENCE)

@@ -1,4 +1,4 @@
-"""A trigger that is cancelled, by a user or because the triggerer ends, sends nothing more. Nor does a late one."""
+"""A trigger sends nothing more after it was cancelled or its task timed out."""
 
 from __future__ import annotations
 
@@ -165,9 +165,7 @@ def test_deadline_survives_a_restart_of_the_triggerer(trigger: Any) -> None:
     assert path.endswith(".GenerateImageTrigger")
 
 
-def test_execution_timeout_of_a_deferred_task_keeps_its_account(
-    airflow: Any, gateway: Any, store: Any
-) -> None:
+def test_timeout_of_a_deferred_task_keeps_its_usage(airflow: Any, gateway: Any, store: Any) -> None:
     gateway.behave("hang")
 
     result = airflow.run(
@@ -200,7 +198,7 @@ def test_event_holds_only_what_a_database_stores(trigger: Any, monkeypatch: pyte
     }  # fmt: skip
 
 
-def test_template_that_fails_after_payment_does_not_fail_the_task(
+def test_failing_template_after_payment_does_not_fail_the_task(
     airflow: Any, gateway: Any, store: Any, tmp_path: Any
 ) -> None:
     path = airflow.write(

@@ -64,7 +64,7 @@ def test_templates_in_upstream_values_are_not_rendered(
     assert "prompt comes from an upstream task: the braces in it are not a template" in capfd.readouterr().out
 
 
-def test_key_template_from_upstream_is_refused_before_paying(
+def test_key_template_from_upstream_is_rejected_unpaid(
     airflow: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = airflow.run(

@@ -73,7 +73,7 @@ def test_facts_cannot_override_the_outcome_of_an_event(event: Event) -> None:
     assert changed == attempt().after(event)
 
 
-def test_only_proof_that_nothing_was_billed_makes_an_attempt_free() -> None:
+def test_only_proof_of_no_charge_makes_an_attempt_free() -> None:
     assert [outcome for outcome in Outcome if not attempt(outcome).may_cost] == [Outcome.NOT_BILLED]
 
 
@@ -273,6 +273,6 @@ def test_missing_field_is_an_error(name: str) -> None:
         Attempt.from_json(values)
 
 
-def test_the_attempt_that_hostile_values_replace_is_valid() -> None:
+def test_attempt_with_replaced_hostile_values_is_valid() -> None:
     written = attempt("complete", images=(IMAGE,))
     assert Attempt.from_json(written.to_json()) == written

@@ -34,7 +34,7 @@ def _settings(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_settings")
 @pytest.mark.parametrize("reuse", ["run", "always", "never"])
-def test_trigger_that_runs_twice_at_once_pays_once(harness: Harness, reuse: str) -> None:
+def test_trigger_that_runs_twice_concurrently_pays_once(harness: Harness, reuse: str) -> None:
     harness.gateway.behave(delay=0.2)
 
     async def both() -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What attempts cost: from prices, or from the gateway's books."""
+"""Costs of attempts, from prices or from the gateway's log."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cost_of(manifest: dict[str, Any]) -> Costs:
     return Costs.from_json(manifest["cost"])
 
 
-def test_image_costs_what_the_list_says(
+def test_image_cost_follows_the_price_list(
     on_scripted: Harness, scripted: ScriptedGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted.status = STATUS
@@ -48,7 +48,7 @@ def test_image_costs_what_the_list_says(
     assert cost_of(manifest) == Costs((LISTED,))
     assert on_scripted.receipt().attempts[0].cost == LISTED
     assert "206 tokens, ≈ USD 0.0059 (request ID" in caplog.text
-    # Nothing but the paid request is sent for it.
+    # Only the paid request is sent.
     assert (scripted.posts, scripted.log_reads, scripted.status_reads) == (1, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""What to do before money is spent, from the receipt alone."""
+"""Decisions before payment, from the receipt alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def decision(
     alive: bool = False,
 ) -> Decision:
     receipt = Receipt("posters", "fox.png", attempts=attempts)
-    return decide(receipt, owner, fingerprint, reuse, {one.id: alive for one in attempts})
+    return decide(receipt, owner, fingerprint, reuse, {attempt.id: alive for attempt in attempts})
 
 
 @pytest.mark.parametrize("reuse", ["run", "always", "never"])
@@ -80,7 +80,7 @@ def test_live_attempt_of_the_task_is_waited_for(fingerprint: str, outcome: str) 
     assert isinstance(decision(attempt(outcome), fingerprint=fingerprint, alive=True), expected)
 
 
-def test_live_attempt_is_waited_for_behind_a_complete_one() -> None:
+def test_live_attempt_after_complete_attempt_is_awaited() -> None:
     receipt = Receipt("b", "k", attempts=(attempt("open", 1), attempt("complete", 2)))
     assert decide(receipt, RETRY, "fox", "run", {f"{1:032x}": True}) == Wait(receipt.attempts[0])
 
@@ -143,11 +143,13 @@ ATTEMPTS = st.builds(
 )
 
 
-@given(st.lists(ATTEMPTS, max_size=6, unique_by=lambda one: one.id), st.booleans())
-def test_run_never_pays_over_an_attempt_that_may_have_cost(attempts: list[Attempt], alive: bool) -> None:
+@given(st.lists(ATTEMPTS, max_size=6, unique_by=lambda attempt: attempt.id), st.booleans())
+def test_run_never_pays_after_attempt_that_may_be_billed(attempts: list[Attempt], alive: bool) -> None:
     found = decision(*attempts, alive=alive)
     same = [
-        one for one in attempts if one.may_cost and one.fingerprint == "fox" and one.owner.is_task_of(RETRY)
+        attempt
+        for attempt in attempts
+        if attempt.may_cost and attempt.fingerprint == "fox" and attempt.owner.is_task_of(RETRY)
     ]
     if isinstance(found, Pay):
         assert not same

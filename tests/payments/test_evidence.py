@@ -1,4 +1,4 @@
-"""What proves that an attempt was, or was not, billed. Missing data proves nothing."""
+"""Proof that an attempt was, or was not, billed. Missing data proves nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def facts(*rows: dict[str, Any], log: bool = True, **changes: Any) -> Facts:
 
 OTHER_CHARGE = row("other", at=SENT + 500)
 TABLE = {
-    # what proves a charge
+    # proof of a charge
     "images were received": (facts(images=1), BILLED),
     "images were received, log off": (facts(log=False, images=2), BILLED),
     "images were received, person denies it": (facts(images=1, stated="no"), BILLED),
@@ -54,13 +54,13 @@ TABLE = {
     "charge after failed channels": (facts(row("R", FAILED), row("R", FAILED), row("R"), request_id="R"), BILLED),
     "charge with its ID, another model": (facts(row("R", model_name="x"), request_id="R"), BILLED),
     "person says billed": (facts(stated="yes"), Event.STATED_BILLED),
-    # what proves that there was none
+    # proof of no charge
     "nothing was sent": (facts(unsent=True), UNBILLED),
     "nothing was sent, log off": (facts(log=False, unsent=True), UNBILLED),
     "failed with its ID": (facts(row("R", FAILED), OTHER_CHARGE, request_id="R"), UNBILLED),
     "failed channels with its ID": (facts(row("R", FAILED), row("R", FAILED), OTHER_CHARGE, request_id="R"), UNBILLED),
     "person says not billed": (facts(stated="no"), Event.STATED_UNBILLED),
-    # what proves nothing
+    # no proof
     "no log": (facts(log=False), LOST),
     "empty log": (facts(), LOST),
     "empty log, known ID": (facts(request_id="R"), LOST),
@@ -135,7 +135,7 @@ def test_unreadable_log_is_named_in_the_reason() -> None:
     assert "HTTP 429" in judge(facts(log=False, log_problem="HTTP 429")).reason
 
 
-def test_rows_of_one_request_are_one_request() -> None:
+def test_rows_with_one_request_id_are_one_request() -> None:
     (request,) = group_log(
         [row("R", FAILED, SENT + 5, use_time=5), row("R", FAILED, SENT + 9), row("R", at=SENT + 30)]
     )
@@ -174,7 +174,7 @@ def test_removing_facts_never_proves_that_nothing_was_billed(known: Facts, what:
         "unsent": {"unsent": False},
         "images": {"images": known.images},
         "finished": {"finished": False},
-        "row": {"log": [one for one in known.log or () if one.request_id != ("R", "other")[index]]},
+        "row": {"log": [item for item in known.log or () if item.request_id != ("R", "other")[index]]},
     }[what]
     before, after = judge(known).event, judge(replace(known, **gone)).event
     assert after is not UNBILLED or before is UNBILLED

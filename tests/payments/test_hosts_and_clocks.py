@@ -1,4 +1,4 @@
-"""Workers whose clocks differ, and machines of one name."""
+"""Workers whose clocks differ, and machines with the same name."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_skewed_host_waits_for_request_in_flight(harness: Harness, ahead: float,
     second = harness.on("second", ahead=-ahead if skewed == "both" else ahead if skewed == "second" else 0)
     harness.store()
     with ThreadPoolExecutor(2) as threads:
-        one = threads.submit(first.run)
+        first_try = threads.submit(first.run)
         harness.gateway.wait_for_request(timeout=PATIENCE)
-        two = threads.submit(second.run, try_number=2)
+        second_try = threads.submit(second.run, try_number=2)
 
-    assert sorted((one.result()["reused"], two.result()["reused"])) == [False, True]
+    assert sorted((first_try.result()["reused"], second_try.result()["reused"])) == [False, True]
     assert harness.billed == 1
 
 
@@ -61,11 +61,11 @@ def test_store_without_date_tolerates_skew(harness: Harness, date: fault_proxy.F
         harness.gateway.behave(delay=0.6)
         harness.store()
         with ThreadPoolExecutor(2) as threads:
-            one = threads.submit(harness.on("first").run)
+            first_try = threads.submit(harness.on("first").run)
             harness.gateway.wait_for_request(timeout=PATIENCE)
-            two = threads.submit(harness.on("second", ahead=ahead).run, try_number=2)
+            second_try = threads.submit(harness.on("second", ahead=ahead).run, try_number=2)
 
-        assert sorted((one.result()["reused"], two.result()["reused"])) == [False, True]
+        assert sorted((first_try.result()["reused"], second_try.result()["reused"])) == [False, True]
         assert harness.receipt().attempts[0].clock == "host"
         assert harness.billed == 1
 
@@ -91,18 +91,20 @@ def test_other_host_takes_over_after_the_lease_only(
     assert harness.posts == 1
 
 
-def test_machines_of_one_name_are_different_hosts(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the second machine, the first one's process ID does not exist; that does not mean it is dead."""
+def test_machines_with_the_same_name_are_different_hosts(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process ID of another machine is missing on this one; its process may be alive."""
     harness.gateway.behave(delay=0.6)
     first, second = harness.on("worker", "machine-1"), harness.on("worker", "machine-2")
     harness.store()
     monkeypatch.setattr(liveness, "is_running", lambda worker: False)
     with ThreadPoolExecutor(2) as threads:
-        one = threads.submit(first.run)
+        first_try = threads.submit(first.run)
         harness.gateway.wait_for_request(timeout=PATIENCE)
-        two = threads.submit(second.run, try_number=2)
+        second_try = threads.submit(second.run, try_number=2)
 
-    assert sorted((one.result()["reused"], two.result()["reused"])) == [False, True]
+    assert sorted((first_try.result()["reused"], second_try.result()["reused"])) == [False, True]
     assert harness.billed == 1
 
 

@@ -226,7 +226,7 @@ def test_large_image_gets_more_time_before_retry(harness: Harness) -> None:
     assert large.retry_after > small.retry_after + 5
 
 
-def test_logged_failure_is_retried_where_charges_are_logged(
+def test_logged_failure_is_retried_if_the_log_shows_charges(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "CHARGE_DELAY", 0.0)  # the gateway's clock can't be skipped

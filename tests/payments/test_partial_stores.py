@@ -225,7 +225,7 @@ def test_contradicting_store_ends_the_loop(harness: Harness, proxy: FaultProxy) 
     "fault", [fault_proxy.lose_request, fault_proxy.lose_response], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("nth", range(8))
-def test_one_lost_s3_exchange_neither_pays_twice_nor_loses_images(
+def test_lost_s3_response_neither_pays_twice_nor_loses_images(
     harness: Harness, proxy: FaultProxy, fault: Any, nth: int
 ) -> None:
     proxy.faults = [times(1, fault, after=nth)]

@@ -1,4 +1,4 @@
-"""Receipts: what is added up, what is kept, and what is not readable."""
+"""Receipts: sums, pruning, and unreadable content."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_any_bytes_are_a_receipt_or_unreadable(data: bytes) -> None:
         Receipt.from_json(data)
 
 
-def test_attempt_replaces_the_one_with_its_id() -> None:
+def test_attempt_replaces_attempt_with_the_same_id() -> None:
     changed = RECEIPT.with_attempt(replace(FULL, note="news"))
     assert [attempt.note for attempt in changed.attempts] == ["news", None]
 
@@ -72,7 +72,7 @@ def test_unbilled_attempts_do_not_accumulate() -> None:
     assert kept == list(range(100 + 2 * MAX_UNBILLED, 100 + 3 * MAX_UNBILLED))
 
 
-@pytest.mark.parametrize("outcome", [one for one in Outcome if one is not Outcome.NOT_BILLED])
+@pytest.mark.parametrize("outcome", [item for item in Outcome if item is not Outcome.NOT_BILLED])
 def test_attempts_that_may_cost_are_never_removed(outcome: Outcome) -> None:
     receipt = Receipt("b", "k")
     for number in range(50):
@@ -80,7 +80,7 @@ def test_attempts_that_may_cost_are_never_removed(outcome: Outcome) -> None:
     assert len(receipt.attempts) == 50
 
 
-def test_statement_of_a_person_is_never_removed() -> None:
+def test_statement_of_a_user_is_never_removed() -> None:
     receipt = Receipt("b", "k").with_attempt(numbered(0, resolution={"by": "me"}))
     for number in range(1, 50):
         receipt = receipt.with_attempt(numbered(number))
@@ -110,7 +110,7 @@ def test_usage_counts_the_task_over_all_tries_but_no_refunds() -> None:
     }  # fmt: skip
 
 
-def test_missing_usage_is_what_can_be_looked_up() -> None:
+def test_missing_usage_lists_attempts_to_look_up() -> None:
     attempts = (
         numbered(1, Outcome.COMPLETE, request_id="R1"),
         numbered(2, Outcome.UNKNOWN, request_id="R2"),

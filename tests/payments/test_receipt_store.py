@@ -132,9 +132,7 @@ def test_claim_on_assumed_absence_fails_if_there_is_a_receipt(
     assert receipts.last.attempts == (THEIRS,)
 
 
-def test_claim_whose_response_was_lost_is_recognised(
-    moto: Bucket, place: Destination, pauses: Pauses
-) -> None:
+def test_claim_with_lost_response_is_recognized(moto: Bucket, place: Destination, pauses: Pauses) -> None:
     with FaultProxy(moto.endpoint_url, on("PUT", "", times(1, lose_response))) as proxy:
         store = store_of(client_to(proxy.url, retries={"total_max_attempts": 2}))
         assert claim(ReceiptStore(store, place), MINE)

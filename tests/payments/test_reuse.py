@@ -1,4 +1,4 @@
-"""Which earlier payment counts: retries, cleared tasks, other runs, other tasks, deleted images."""
+"""Reuse of earlier payments: retries, cleared tasks, other runs, other tasks, deleted images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_changed_prompt_pays_for_another_image(harness: Harness) -> None:
     assert manifest["usage"]["total_tokens"] == harness.tokens
 
 
-def test_prompt_changed_back_is_not_paid_again_while_unresolved(harness: Harness) -> None:
+def test_restored_prompt_is_not_paid_again_while_unresolved(harness: Harness) -> None:
     harness.set(longest_generation=300.0)
     harness.fail("a fox [sandbox: reset times=1]")
     harness.run("an owl", try_number=2)
@@ -87,7 +87,7 @@ def test_reuse_never_pays_again_for_recreated_run(harness: Harness) -> None:
     assert (again["reused"], harness.billed) == (False, 2)
 
 
-def test_reuse_never_after_lost_response_of_same_try_does_not_pay(harness: Harness) -> None:
+def test_reuse_never_does_not_pay_after_lost_response_of_try(harness: Harness) -> None:
     harness.set(longest_generation=300.0)
     harness.fail("a fox [sandbox: reset times=1]", reuse="never")
 
@@ -168,7 +168,7 @@ def test_reuse_always_pays_again_for_missing_image(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("reuse", ["run", "always"])
-def test_missing_image_of_another_run_does_not_hide_lost_response(harness: Harness, reuse: str) -> None:
+def test_missing_image_of_other_run_does_not_hide_lost_response(harness: Harness, reuse: str) -> None:
     harness.fail("a fox [sandbox: reset times=1]")
     harness.run("a fox [sandbox: reset times=1]", run="tuesday")
     harness.delete("fox.png")
@@ -228,7 +228,7 @@ def test_job_survives_json(harness: Harness) -> None:
     assert ImageJob.from_json(json.loads(json.dumps(job.to_json()))) == job
 
 
-def test_many_lost_responses_cost_one_look_at_the_log(harness: Harness) -> None:
+def test_many_lost_responses_read_the_log_once(harness: Harness) -> None:
     """The gateway allows about 20 reads in 20 minutes."""
     for try_number in range(1, 5):
         harness.fail("a fox [sandbox: reset times=4]", try_number=try_number, on_unknown_outcome="regenerate")

@@ -23,7 +23,7 @@ from tests.support.patience import PATIENCE
 # --- S3 outages ------------------------------------------------------------------------------------------------------
 
 
-def test_outage_after_response_is_waited_out(unconditional: Harness, s3: S3Server) -> None:
+def test_upload_waits_for_the_end_of_an_outage(unconditional: Harness, s3: S3Server) -> None:
     harness, gateway = unconditional, unconditional.gateway
     harness.run(key="first.png")  # the store's conditional writes are tested
 
@@ -112,7 +112,7 @@ def test_full_disk_does_not_prevent_upload(harness: Harness, monkeypatch: pytest
     assert harness.outcomes() == ["complete"]
 
 
-def test_spool_is_empty_once_s3_has_everything(harness: Harness) -> None:
+def test_spool_is_empty_once_s3_has_all_images(harness: Harness) -> None:
     harness.run()
     harness.run_with_retries("an owl [sandbox: no_channel]", "owl.png")
     harness.run_with_retries("an owl [sandbox: truncated]", "owls.png", n=2)
@@ -286,7 +286,7 @@ def test_unsent_mark_counts_only_where_it_was_written(
     assert harness.posts == 0
 
 
-def test_cleaned_up_spool_does_not_prove_that_nothing_was_sent(harness: Harness, png: bytes) -> None:
+def test_deleted_spool_is_no_proof_that_nothing_was_sent(harness: Harness, png: bytes) -> None:
     with Gateway(image=png, log=False) as silent:
         harness.gateway = silent
         harness.connect()

@@ -1,4 +1,4 @@
-"""Uploads of paid images: keys that belong to others, receipts that break meanwhile, links that fail."""
+"""Uploads of paid images: keys in use, receipts damaged in flight, links that fail."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_receipt_deleted_while_in_flight_is_written_again(harness: Harness) -> N
     assert harness.billed == 1
 
 
-def test_lost_response_with_damaged_receipt_does_not_claim_to_be_free(harness: Harness) -> None:
+def test_lost_response_with_damaged_receipt_is_not_called_free(harness: Harness) -> None:
     harness.gateway.behave("reset", delay=0.3, times=1)
     helper = when_asked(harness.gateway, lambda: put(harness, "_jojokey/fox.png.json", b"not a receipt"))
 
@@ -65,17 +65,17 @@ def test_lost_response_with_damaged_receipt_does_not_claim_to_be_free(harness: H
 
 
 def test_object_that_no_receipt_mentions_is_not_replaced(harness: Harness) -> None:
-    put(harness, "fox.png", b"a file of somebody")
+    put(harness, "fox.png", b"a file of another team")
 
     error = harness.fail()
 
     assert isinstance(error, JojoKeyError)
     assert (error.billed, harness.posts) == ("no", 0)
-    assert harness.read("fox.png") == b"a file of somebody"
+    assert harness.read("fox.png") == b"a file of another team"
 
 
 def test_replace_permits_to_overwrite(harness: Harness, png: bytes) -> None:
-    put(harness, "fox.png", b"a file of somebody")
+    put(harness, "fox.png", b"a file of another team")
 
     harness.run(replace=True)
 
@@ -83,7 +83,7 @@ def test_replace_permits_to_overwrite(harness: Harness, png: bytes) -> None:
 
 
 @pytest.mark.parametrize("keys", [("hero.{ext}", "hero.png"), ("hero.png", "hero.{ext}")])
-def test_key_that_resolves_to_another_tasks_key_is_not_overwritten(
+def test_key_resolving_to_another_tasks_key_is_not_overwritten(
     harness: Harness, keys: tuple[str, str]
 ) -> None:
     harness.run("a hero", keys[0], task="first")
@@ -99,13 +99,13 @@ def test_object_that_appears_while_in_flight_is_not_overwritten(
 ) -> None:
     key = "fox.png" if n == 1 else "fox-1.png"
     harness.gateway.behave(delay=0.3)
-    helper = when_asked(harness.gateway, lambda: put(harness, key, b"a file of somebody"))
+    helper = when_asked(harness.gateway, lambda: put(harness, key, b"a file of another team"))
 
     with caplog.at_level(logging.WARNING):
         manifest = harness.run(n=n)
     helper.join()
 
-    assert harness.read(key) == b"a file of somebody"
+    assert harness.read(key) == b"a file of another team"
     stored = manifest["images"][-1]["key"]
     assert stored.startswith("_jojokey/fox.png.")
     assert harness.read(stored) == png

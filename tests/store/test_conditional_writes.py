@@ -143,7 +143,7 @@ def test_lost_response_leaves_the_write_in_place(
     assert store.read(BUCKET, key)[0] == b"mine"  # type: ignore[index]
 
 
-def test_botocore_resends_a_lost_write_and_gets_none(proxy: FaultProxy, key: str) -> None:
+def test_lost_write_resent_by_botocore_returns_no_etag(proxy: FaultProxy, key: str) -> None:
     # So write() cannot report that another process was faster: this call may have written the object.
     store = store_of(client_to(proxy.url, retries={"total_max_attempts": 2}))
     proxy.faults = [times(1, lose_response)]
@@ -164,7 +164,7 @@ REJECTIONS = [
 
 
 @pytest.mark.parametrize(("status", "code"), REJECTIONS)
-def test_store_that_rejects_conditions_gets_none(
+def test_store_that_rejects_conditions_gets_no_conditions(
     proxy: FaultProxy, store: ImageStore, key: str, status: int, code: str
 ) -> None:
     proxy.faults = [no_conditions(status, code)]
@@ -200,7 +200,7 @@ def test_other_rejections_never_drop_the_condition(
     assert store.supports_conditional_writes is None
 
 
-def test_condition_is_kept_if_the_write_fails_without_it_too(
+def test_condition_is_kept_if_unconditional_write_fails_too(
     proxy: FaultProxy, store: ImageStore, key: str
 ) -> None:
     proxy.faults = [on("PUT", "", answer(error(400, "InvalidRequest")))]
@@ -354,7 +354,7 @@ def test_each_bucket_is_tested(moto: Bucket, store: ImageStore, key: str) -> Non
     assert not store.conditional_writes_verified("another")
 
 
-def test_threads_wait_for_one_test(proxy: FaultProxy, store: ImageStore) -> None:
+def test_threads_wait_for_a_single_test(proxy: FaultProxy, store: ImageStore) -> None:
     keys = [f"conditions/{next(_numbers)}/receipt.json" for _ in range(6)]
     etags = {key: written(store, key) for key in keys}
     results = []

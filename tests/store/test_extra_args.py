@@ -70,7 +70,7 @@ def test_reads_get_requester_pays_only() -> None:
     assert for_reads({**KMS, "RequestPayer": "requester"}) == {"RequestPayer": "requester"}
 
 
-def test_parameters_are_ones_that_put_object_accepts() -> None:
+def test_parameters_are_accepted_by_put_object() -> None:
     from botocore.session import Session
 
     shape = Session().get_service_model("s3").operation_model("PutObject").input_shape

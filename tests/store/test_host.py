@@ -121,5 +121,5 @@ def test_processes_of_one_host_agree() -> None:
     assert done.stdout.split() == [host.host_identity(), *host.boot_id().split()]
 
 
-def test_name_is_the_host_name() -> None:
+def test_worker_name_is_the_host_name() -> None:
     assert host.host_name() == socket.gethostname()

@@ -566,7 +566,9 @@ def test_concurrent_requests_do_not_exceed_connections(proxy: FaultProxy, png: b
 # --- Expect: 100-continue --------------------------------------------------------------------------------------------
 
 
-def test_small_objects_are_sent_at_once(monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, key: str) -> None:
+def test_small_objects_are_sent_without_100_continue(
+    monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, key: str
+) -> None:
     connect(monkeypatch, {"endpoint_url": proxy.url, "region_name": "us-east-1"})
     store = ImageStore("aws_test")
     store.write(BUCKET, key, b"{}", replacing=None)

@@ -152,7 +152,7 @@ def test_default_root_belongs_to_this_user() -> None:
     assert str(os.getuid()) in spool_directory.default_root().name
 
 
-def test_no_temporary_directory_is_needed_if_another_is_configured(
+def test_configured_spool_needs_no_temporary_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_is_writable() -> str:
@@ -164,7 +164,7 @@ def test_no_temporary_directory_is_needed_if_another_is_configured(
     assert spool_directory.default_root().name == f"airflow-jojokey-{os.getuid()}"
 
 
-def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"file"):
         spool_directory.prepare(tmp_path / "file" / "spools")
@@ -238,7 +238,7 @@ def test_users_share_a_sticky_directory(tmp_path_factory: pytest.TempPathFactory
 
 
 @root_only
-def test_subfolder_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_subfolder_of_another_user_is_rejected(tmp_path: Path) -> None:
     shared = owned_by_another(tmp_path / "shared", 0o1777)
     owned_by_another(shared / f"uid-{os.getuid()}", 0o777)
     with pytest.raises(PermissionError, match="another user"):
@@ -254,7 +254,7 @@ def test_directory_that_this_user_may_not_write_to_is_an_error() -> None:
 
 @root_only
 @pytest.mark.parametrize("target_is_shared", [False, True])
-def test_link_of_another_user_is_refused(tmp_path: Path, target_is_shared: bool) -> None:
+def test_link_of_another_user_is_rejected(tmp_path: Path, target_is_shared: bool) -> None:
     if target_is_shared:
         owned_by_another(tmp_path / "target", 0o1777)
     else:
@@ -323,7 +323,7 @@ def test_other_machine_gets_another_id(tmp_path: Path, monkeypatch: pytest.Monke
     assert spool_directory.prepare(tmp_path) == known
 
 
-def test_threads_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
+def test_concurrent_threads_agree_on_the_id(tmp_path: Path) -> None:
     for number in range(20):
         with ThreadPoolExecutor(8) as pool:
             ids = set(pool.map(spool_directory.prepare, [tmp_path / str(number)] * 8))
@@ -340,7 +340,7 @@ for line in sys.stdin:
 """
 
 
-def test_processes_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
+def test_concurrent_processes_agree_on_the_id(tmp_path: Path) -> None:
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", _PREPARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

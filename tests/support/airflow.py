@@ -1,4 +1,4 @@
-"""A real Airflow: its own database, a folder of Dags, `dag.test()`; and the servers it talks to."""
+"""A real Airflow with its own database and Dag folder, run by `dag.test()`, and the servers it needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BUCKET = "posters"
 
 @dataclass
 class Run:
-    """What came of a Dag run."""
+    """The result of a Dag run."""
 
     run_id: str
     state: str
@@ -53,7 +53,7 @@ def dags_of(path: Path) -> dict[str, Any]:
 
 
 class Airflow:
-    """Runs Dags that are written as files, as people write them."""
+    """Writes Dag files and runs them."""
 
     def __init__(self, home: Path) -> None:
         self._folder = home / "dags"
@@ -111,7 +111,7 @@ class Airflow:
 
 @pytest.fixture(scope="session")
 def airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Airflow:
-    """Airflow with a database of its own. The first worker of a test run migrates one, the others copy it."""
+    """Airflow with its own database: the first pytest worker migrates one, the others copy it."""
     folder = tmp_path_factory.getbasetemp()
     migrate(folder.parent if hasattr(request.config, "workerinput") else folder)
     return Airflow(Path(os.environ["AIRFLOW_HOME"]))
@@ -144,7 +144,7 @@ def _gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def gateway(_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
-    """The stand-in, forgetful, and a connection to it that does not wait for long."""
+    """The sandbox gateway in its initial state, and a connection to it with a short timeout."""
     _gateway.reset()
     connection = {
         "conn_type": "jojokey",
@@ -158,7 +158,7 @@ def gateway(_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
 
 @dataclass
 class Store:
-    """An S3 server, looked at from outside the provider."""
+    """An S3 server, inspected without the provider."""
 
     name: str
     client: Any
@@ -167,7 +167,8 @@ class Store:
     def objects(self, prefix: str = "") -> dict[str, bytes]:
         listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return {
-            one["Key"]: self.client.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in listed
+            item["Key"]: self.client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
+            for item in listed
         }
 
     def receipt(self, key: str) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def _chosen(stores: dict[str, Store], name: str, monkeypatch: pytest.MonkeyPatch
 def any_store(
     request: pytest.FixtureRequest, _stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
 ) -> Store:
-    """Each kind of store in turn: one that honours conditional writes, and one that does not."""
+    """Each kind of store in turn, with and without conditional writes."""
     return _chosen(_stores, request.param, monkeypatch)
 
 
@@ -232,5 +233,5 @@ def store(_stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def plain_store(_stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store that keeps plain files, and does not honour conditional writes."""
+    """A store of plain files, without conditional writes."""
     return _chosen(_stores, "rclone", monkeypatch)

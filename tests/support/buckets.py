@@ -1,4 +1,4 @@
-"""Buckets on real S3 servers of two kinds: moto honours conditional writes, rclone ignores the conditions."""
+"""Buckets on two real S3 servers: moto supports conditional writes, rclone ignores the conditions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_jojokey.sandbox import S3Server
 
 BUCKET = "posters"
 IMPATIENT = {"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 10}
-"""botocore would otherwise try for minutes what a test has switched off."""
+"""Without it, botocore would retry for minutes when a test has stopped the server."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Bucket:
         }
 
     def client(self) -> Any:
-        """A boto3 client, made once: that takes longer than most tests."""
+        """A boto3 client, created once because that takes longer than most tests."""
         key = (self.endpoint_url, self.access_key, self.secret_key)
         if key not in _clients:
             _clients[key] = boto3.client(
@@ -72,8 +72,8 @@ def moto_bucket() -> Iterator[Bucket]:
     put_object, lock = S3Response.put_object, threading.Lock()
 
     def one_at_a_time(self: Any) -> Any:
-        # moto looks at a condition and then writes, and another thread may write in between: of 600 races of two
-        # writers, both won 2. S3 does not do that.
+        # moto checks a condition before it writes, and another thread may write in between: in 2 of 600 races, both
+        # writers won. S3 prevents that.
         with lock:
             return put_object(self)
 
@@ -92,7 +92,7 @@ def moto_bucket() -> Iterator[Bucket]:
 
 
 def bucket_of(server: S3Server) -> Bucket:
-    """A bucket of rclone, made if need be."""
+    """Return a bucket of rclone; create it if it is missing."""
     server.create_bucket(BUCKET)
     return Bucket(
         server.endpoint_url, server.access_key, server.secret_key, dict(server.client_settings), honours=False

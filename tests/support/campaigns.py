@@ -12,7 +12,7 @@ CODE = "timedelta("
 
 
 class Campaign:
-    """Runs Dags with one batch task, ``batch``; its requests come from an upstream task, as XCom."""
+    """Runs Dags with one task, ``batch``, whose requests come from an upstream task."""
 
     def __init__(self, airflow: Airflow, store: Store) -> None:
         self.airflow = airflow
@@ -20,7 +20,7 @@ class Campaign:
 
     def write(self, dag_id: str, requests: Any, **arguments: Any) -> Path:
         arguments = {"s3_bucket": "posters", **arguments}
-        told = ", ".join(
+        options = ", ".join(
             f"{name}={value if str(value).startswith(CODE) else repr(value)}"
             for name, value in arguments.items()
         )
@@ -35,7 +35,7 @@ class Campaign:
                 @task
                 def rows():
                     return json.loads({json.dumps(requests)!r})
-                GenerateImageBatchOperator(task_id="batch", requests=rows(), {told})
+                GenerateImageBatchOperator(task_id="batch", requests=rows(), {options})
             """,
         )
 
@@ -43,12 +43,15 @@ class Campaign:
         return self.airflow.run_file(dag_id, self.write(dag_id, requests, **arguments))
 
     def manifest(self, run: Run) -> list[dict[str, Any]]:
-        """The manifest's lines, as the task's XCom says where they are."""
+        """Return the lines of the manifest that the task's XCom names."""
         bucket, _, key = run.xcom("jojokey_images", "batch")["manifest"].removeprefix("s3://").partition("/")
         body = self.store.client.get_object(Bucket=bucket, Key=key)["Body"].read()
         return [json.loads(line) for line in body.splitlines()]
 
 
 def posters(count: int, prompt: str = "a poster, number {}", **more: Any) -> list[dict[str, Any]]:
-    """Requests for ``count`` posters."""
-    return [{"prompt": prompt.format(one), "s3_key": f"posters/{one:03}.png", **more} for one in range(count)]
+    """Return requests for ``count`` posters."""
+    return [
+        {"prompt": prompt.format(number), "s3_key": f"posters/{number:03}.png", **more}
+        for number in range(count)
+    ]

@@ -100,10 +100,10 @@ class Process:
         self._started.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._started.wait(20)
-        for one in [*family, psutil.Process(self._started.pid) if self._started.poll() is None else None]:
+        for process in [*family, psutil.Process(self._started.pid) if self._started.poll() is None else None]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if one is not None:
-                    one.kill()
+                if process is not None:
+                    process.kill()
 
     def is_alive(self) -> bool:
         return self._started is not None and self._started.poll() is None
@@ -135,12 +135,12 @@ class Cluster:
         if service in self._up:
             return
         self._up.add(service)
-        for other, how in SERVICES[service].get("depends_on", {}).items():
-            self.up(other)
-            if how["condition"] == "service_healthy":
-                self.wait_until_healthy(other)
+        for dependency, options in SERVICES[service].get("depends_on", {}).items():
+            self.up(dependency)
+            if options["condition"] == "service_healthy":
+                self.wait_until_healthy(dependency)
         number = self._scale.get(service, 1)
-        for name in [service] if number == 1 else [f"{service}-{one}" for one in range(1, number + 1)]:
+        for name in [service] if number == 1 else [f"{service}-{index}" for index in range(1, number + 1)]:
             process = Process(
                 name, lambda name=name: self.native.container(service, name), self.native.folder
             )
@@ -181,7 +181,9 @@ class Cluster:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
-    def wait(self, what: str, probe: Callable[[], Any], timeout: float, tail: Callable[[], str] = str) -> Any:
+    def wait(
+        self, event: str, probe: Callable[[], Any], timeout: float, tail: Callable[[], str] = str
+    ) -> Any:
         """Return the result of ``probe`` as soon as it is not empty.
 
         :param tail: details for the error message
@@ -191,9 +193,9 @@ class Cluster:
             with contextlib.suppress(urllib.error.URLError, OSError):
                 if found := probe():
                     return found
-            dead = [one for one in self.processes.values() if not one.is_alive()]
+            dead = [process for process in self.processes.values() if not process.is_alive()]
             assert not dead, f"{dead[0].name} ended unexpectedly: {dead[0].tail()}"
-            assert time.monotonic() < end, f"{what}: not within {timeout:.0f} s. {tail()}"
+            assert time.monotonic() < end, f"{event}: not within {timeout:.0f} s. {tail()}"
             time.sleep(0.5)
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
@@ -242,8 +244,8 @@ def cluster(
     run = Cluster(native, {"worker": workers}, elsewhere)
     with database(native):
         try:
-            for service, told in SERVICES.items():
-                if "sandbox" in told.get("profiles", ["sandbox"]):
+            for service, definition in SERVICES.items():
+                if "sandbox" in definition.get("profiles", ["sandbox"]):
                     run.up(service)
             run.wait_until_healthy(*run.processes)
             run.log_in()
@@ -255,8 +257,12 @@ def cluster(
 @contextlib.contextmanager
 def database(native: Native) -> Iterator[None]:
     """Run PostgreSQL like its image with the settings of docker-compose.yaml."""
-    told = native.environment("postgres")
-    assert told["POSTGRES_USER"] == "airflow"
-    with postgres(native.ports["postgres"], password=told["POSTGRES_PASSWORD"], database=told["POSTGRES_DB"]):
+    environment = native.environment("postgres")
+    assert environment["POSTGRES_USER"] == "airflow"
+    with postgres(
+        native.ports["postgres"],
+        password=environment["POSTGRES_PASSWORD"],
+        database=environment["POSTGRES_DB"],
+    ):
         assert is_healthy(native.container("postgres", "postgres"))
         yield

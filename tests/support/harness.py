@@ -81,7 +81,7 @@ def simulate_hosts(patch: pytest.MonkeyPatch) -> Time:
         here = _this_host.get()
         if here is None:
             return worker(pid)
-        own_pid = pid + 1 + crc32(here.identity.encode()) % 1000  # machines have process tables of their own
+        own_pid = pid + 1 + crc32(here.identity.encode()) % 1000  # each machine has its own process table
         return replace(worker(pid), host=here.name, identity=here.identity, pid=own_pid)
 
     def machine_here() -> str:

@@ -1,4 +1,4 @@
-"""Servers on loopback for what the sandbox has no case for: raw answers, TLS, a proxy."""
+"""Servers on loopback that the sandbox does not provide: raw responses, TLS, a proxy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Exchange:
         self.socket.sendall(data)
 
     def reset(self) -> None:
-        """Break the connection off, so that the client sees a reset."""
+        """Close the connection with a reset."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
     def wait_until_gone(self) -> None:
@@ -83,9 +83,9 @@ class Server:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._acceptor.join()
-        for one in self._open:
+        for item in self._open:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(one, socket.SHUT_RDWR)
+                socket.socket.shutdown(item, socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
 
@@ -132,7 +132,7 @@ def _read(connection: socket.socket) -> Request | None:
         if not piece:
             return None
         data += piece
-        if data[:1] == b"\x16":  # a TLS handshake where none is understood
+        if data[:1] == b"\x16":  # a TLS handshake with a plain server
             return Request("", "", {}, data)
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
@@ -148,7 +148,7 @@ def _read(connection: socket.socket) -> Request | None:
 
 @contextlib.contextmanager
 def proxy(credentials: str | None = None) -> Iterator[Server]:
-    """Run an HTTP proxy: it passes plain requests on, and tunnels by CONNECT."""
+    """Run an HTTP proxy that forwards plain requests and tunnels CONNECT."""
 
     def behave(exchange: Exchange) -> None:
         request = exchange.request
@@ -173,10 +173,10 @@ def proxy(credentials: str | None = None) -> Iterator[Server]:
         yield running
 
 
-def _join(one: socket.socket, other: socket.socket) -> None:
-    back = threading.Thread(target=_copy, args=(other, one), daemon=True)
+def _join(client: socket.socket, server: socket.socket) -> None:
+    back = threading.Thread(target=_copy, args=(server, client), daemon=True)
     back.start()
-    _copy(one, other)
+    _copy(client, server)
     back.join()
 
 

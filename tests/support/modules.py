@@ -29,5 +29,7 @@ def modules_after(code: str) -> set[str]:
 
 def within(modules: set[str], packages: tuple[str, ...]) -> list[str]:
     return sorted(
-        name for name in modules if name.startswith(tuple(f"{one}." for one in packages)) or name in packages
+        name
+        for name in modules
+        if name.startswith(tuple(f"{package}." for package in packages)) or name in packages
     )

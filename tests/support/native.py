@@ -115,11 +115,11 @@ class Native:
 
     def environment(self, service: str) -> dict[str, str]:
         """Return a value of the file with the addresses and folders of this machine."""
-        told = SERVICES[service].get("environment", {})
-        # A host without a port is replaced only as a whole value: in a command it could be any word.
+        definition = SERVICES[service].get("environment", {})
+        # A host without a port is replaced only as a whole value: in a command it could be another word.
         return {
             name: LOOPBACK if value in PORTS else self._translated(service, value)
-            for name, value in told.items()
+            for name, value in definition.items()
         }
 
     def container(self, service: str, name: str) -> Container:
@@ -189,8 +189,8 @@ class Native:
     def _translated(self, service: str, text: str) -> str:
         if text in _SERVICE_AT:  # a port is replaced only as a whole value: in a text it could be any number
             return str(self.ports[_SERVICE_AT[text]])
-        text = _ADDRESS.sub(lambda one: self._address(one[1], one[2]), text)
-        text = _PATH.sub(lambda one: self._known_place(service, one[0]), text)
+        text = _ADDRESS.sub(lambda match: self._address(match[1], match[2]), text)
+        text = _PATH.sub(lambda match: self._known_place(service, match[0]), text)
         return filled(text, self.secrets)
 
     def _address(self, host: str, port: str) -> str:

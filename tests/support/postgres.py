@@ -31,7 +31,7 @@ def postgres(
     """Run a server and yield the SQLAlchemy URL of an empty database in it.
 
     :param port: where it listens; by default a free one
-    :param password: of its user, ``airflow``; by default whoever comes is trusted
+    :param password: of its user, ``airflow``; by default, all connections are trusted
     :param database: the database's name
     :raises FileNotFoundError: if PostgreSQL is not installed
     """
@@ -70,7 +70,7 @@ def postgres(
         yield f"postgresql+psycopg2://{user}@127.0.0.1:{port}/{database}"
     finally:
         if process is not None:
-            process.send_signal(signal.SIGINT)  # "fast": it does not wait for those who are connected
+            process.send_signal(signal.SIGINT)  # "fast": it does not wait for connected clients
             process.wait(PATIENCE)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Programs of other people as processes on loopback. One that is not installed fails the run."""
+"""Third-party programs on loopback. A missing program fails the run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a program: nothing of this machine's keys and proxies."""
+    """Return the environment of a program, without this machine's keys and proxies."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     return {**kept, "NO_PROXY": "127.0.0.1,localhost", **more}
 

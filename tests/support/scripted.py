@@ -1,4 +1,4 @@
-"""A gateway whose responses, charges and log a test decides one by one."""
+"""A gateway whose responses, charges and log a test scripts."""
 
 from __future__ import annotations
 

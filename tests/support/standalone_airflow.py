@@ -1,4 +1,4 @@
-"""Airflow as its users have it: the scheduler, the API server, a login, the sandbox, and a browser in front."""
+"""A complete Airflow: scheduler, API server, login, the sandbox, and a browser."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Airflow:
     _token: str = field(default="", repr=False)
 
     def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
-        """Ask the API; what it answers, read from JSON."""
+        """Call the API, and return the JSON response."""
         request = urllib.request.Request(
             f"{self.url}{path}",
             data=None if body is None else json.dumps(body).encode(),
@@ -63,12 +63,12 @@ class Airflow:
         return str(run["dag_run_id"])
 
     def wait(self, dag_id: str, run_id: str) -> str:
-        """Wait until a run has ended, and return how."""
+        """Wait until a run has ended, and return its state."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
         return until(lambda: (state := self.call(path)["state"]) in ENDED and state, f"{run_id} does not end")
 
     def tab(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
-        """Return the address of a task's Images tab, as Airflow itself would write it."""
+        """Return the URL of a task's Images tab."""
         mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
         return f"{self.url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}{mapped}/plugin/jojokey-images"
 

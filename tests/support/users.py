@@ -1,4 +1,4 @@
-"""An auth manager that tells Dags apart: Airflow's simple one knows roles only."""
+"""An auth manager with permissions for each Dag: Airflow's simple one has roles only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USERS = {
 
 
 class AuthManagerOfTests(SimpleAuthManager):
-    """Says no to some for some Dags."""
+    """Denies some users some Dags."""
 
     def is_authorized_dag(
         self, *, method: Any, user: Any, access_entity: Any = None, details: Any = None

@@ -1,4 +1,4 @@
-"""For Airflow's processes of the cluster: each has the host name of the container that it would be in."""
+"""Gives each Airflow process of the cluster the host name of its container."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def client(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client
         yield client
 
 
-def asking(case: str, n: int = 1) -> ImageRequest:
+def request_for(case: str, n: int = 1) -> ImageRequest:
     return ImageRequest(f"a fox [sandbox: {case}]", n=n)
 
 
@@ -29,7 +29,7 @@ def asking(case: str, n: int = 1) -> ImageRequest:
 def test_odd_response_has_its_images_and_usage(
     client: Client, gateway: Gateway, image: bytes, case: str, n: int
 ) -> None:
-    generation = client.generate(asking(case, n))
+    generation = client.generate(request_for(case, n))
     for found in generation.images:
         found.file.file.seek(0)
         assert found.file.file.read() == image
@@ -45,7 +45,7 @@ def test_odd_response_has_its_images_and_usage(
     [("wrong_size", "The image is 80x80"), ("one_flagged", "1 of 2 requested images arrived: image 2")],
 )
 def test_difference_from_the_request_is_a_warning(client: Client, case: str, words: str) -> None:
-    generation = client.generate(asking(case, 2))
+    generation = client.generate(request_for(case, 2))
     assert words in " ".join(generation.warnings)
     generation.close()
 
@@ -60,7 +60,7 @@ def test_difference_from_the_request_is_a_warning(client: Client, case: str, wor
 )
 def test_unusable_response_is_kept_as_a_file(client: Client, tmp_path: Path, case: str, words: str) -> None:
     with pytest.raises(Img2Error) as caught:
-        client.generate(asking(case), lambda index: ImageFile(tmp_path / f"{index}.part"))
+        client.generate(request_for(case), lambda index: ImageFile(tmp_path / f"{index}.part"))
     assert (caught.value.kind, caught.value.billed) == (Kind.REPLY, "yes")
     assert words in str(caught.value)
     assert str(tmp_path / "0.bin") in str(caught.value)
@@ -71,7 +71,7 @@ def test_task_response_is_reported_with_its_id(client: Client, gateway: Gateway)
     for case in ("task", "task_202"):
         gateway.reset()
         with pytest.raises(Img2Error) as caught:
-            client.generate(asking(case))
+            client.generate(request_for(case))
         assert caught.value.task_id == f"task_{gateway.requests[0].request_id}"
 
 
@@ -106,7 +106,7 @@ def test_odd_error_is_classified_and_sent_once(
     client: Client, gateway: Gateway, case: str, kind: Kind, billed: str
 ) -> None:
     with pytest.raises(Img2Error) as caught:
-        client.generate(asking(case))
+        client.generate(request_for(case))
     error = caught.value
     assert (error.kind, error.billed) == (kind, billed), str(error)
     assert len(gateway.requests) == 1

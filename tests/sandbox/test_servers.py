@@ -130,7 +130,7 @@ def test_objects_are_plain_files(s3: S3Server) -> None:
     assert [item["Key"] for item in listed] == ["2026/a b.png"]
 
 
-def test_new_file_is_an_object_at_once(s3: S3Server) -> None:
+def test_new_file_is_an_object_immediately(s3: S3Server) -> None:
     client = client_of(s3)
     client.list_objects_v2(Bucket="posters")
     (s3.directory / "posters" / "by-hand.txt").write_text("hello")

@@ -133,7 +133,7 @@ def test_charges_survive_kill_9(tmp_path: Path) -> None:
     assert [record.prompt for record in read_charges(path)] == ["a fox"]
 
 
-def test_gateway_serves_200_requests_at_once(image: bytes) -> None:
+def test_gateway_serves_200_concurrent_requests(image: bytes) -> None:
     with Gateway(image=image) as gateway, ThreadPoolExecutor(200) as pool:
         replies = [
             pool.submit(post_to, gateway, f"fox {number} [sandbox: hang]", timeout=PATIENCE)

@@ -140,7 +140,7 @@ def test_truncated_response_has_complete_images(end: str, framing: str, whole: i
             part = reply.read1(8192)
             received += part
             if not part:
-                # http.client takes the end of a connection for the end of a reply whose length it knows.
+                # http.client accepts a connection that closes before the announced length as complete.
                 raise http.client.IncompleteRead(received)
 
     assert received.count(b'"}') == whole

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - the gateway looks for the multiplication sign
-"""The stand-in checks tokens, paths and parameters like the real API."""
+"""The sandbox gateway checks tokens, paths and parameters like the real API."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_usage_endpoint_distinguishes_token_states(image: bytes) -> None:
     assert "gpt-image-2" not in limited["model_limits"]
 
 
-def test_an_unknown_token_state_is_an_error() -> None:
+def test_unknown_token_state_is_an_error() -> None:
     with pytest.raises(ValueError, match="Unknown token state 'tired'"):
         Gateway(tokens={"sk-x": "tired"})
 
