@@ -27,6 +27,8 @@ MAX_PROMPT = 2_000
 MAX_LISTED = 12
 """Maximum number of a batch's images in the XCom. The manifest in S3 lists all."""
 MAX_MESSAGE = 1_000
+MAX_LIMITS = 6
+"""Limits of a task and of its Dag run: on tokens, images and money each."""
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -106,6 +108,7 @@ class Result:
     :param message: the exception's text
     :param billed: whether the failed request was billed: ``"no"``, ``"yes"`` or ``"unknown"``
     :param manifest: the ``s3://`` URI of a batch's list of all images
+    :param budget: what was used of each limit when the task ended, see :meth:`Budget.uses`
     :param derived_from: the ``s3://`` URI of the paid image that these were made of, without another payment
     """
 
@@ -129,6 +132,7 @@ class Result:
     billed: str | None = None
     manifest: str | None = None
     derived_from: str | None = None
+    budget: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any], *, prompt: str, aws_conn_id: str | None) -> Result:
@@ -146,6 +150,7 @@ class Result:
             prompt=shortened(prompt, MAX_PROMPT),
             usage=manifest.get("usage") or {},
             cost=_cost(manifest.get("cost")),
+            budget=budget_of(manifest.get("budget")),
             aws_conn_id=aws_conn_id,
             **facts,
         )
@@ -220,6 +225,7 @@ class Result:
                 seconds=float(value["seconds"]) if value.get("seconds") is not None else None,
                 created=_number(value.get("created")),
                 reused=value.get("reused") is True,
+                budget=budget_of(value.get("budget")),
                 billed=billed if billed in ("no", "yes", "unknown") else None,
                 **{name: _text(value.get(name)) for name in _TEXTS},
             )
@@ -289,6 +295,22 @@ def _cost(value: Any) -> Costs | None:
         return None if value is None else Costs.from_json(value)
     except ValueError:
         return None
+
+
+def budget_of(value: Any) -> tuple[dict[str, Any], ...]:
+    """Return the valid entries of :meth:`Budget.uses`, from a manifest or an XCom."""
+    if not isinstance(value, (list, tuple)):
+        return ()
+    return tuple(
+        dict(use)
+        for use in value[:MAX_LIMITS]
+        if isinstance(use, Mapping)
+        and use.get("scope") in ("task", "run")
+        and use.get("unit") in ("tokens", "images", "cost")
+        and _number(use.get("used")) is not None
+        and _number(use.get("limit")) is not None
+        and isinstance(use.get("currency", ""), str)
+    )
 
 
 def _number(value: Any) -> int | None:

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
 from airflow_provider_jojokey.batch.recorder import Recorder
@@ -151,6 +151,11 @@ class Batch:
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
         self._last_rejection: JojoKeyError | None = None
+
+    @property
+    def uses(self) -> list[dict[str, Any]]:
+        """What is used of each limit, see :meth:`Budget.uses`."""
+        return [] if self._budget is None else self._budget.uses()
 
     def stop(self) -> None:
         """Send nothing more, but wait for images in flight. Safe in a signal handler."""

@@ -18,6 +18,7 @@ from airflow_provider_jojokey.results import (
     PROGRESS_KEY,
     Result,
     StoredImage,
+    budget_of,
     shortened,
     storable,
 )
@@ -424,6 +425,7 @@ class GenerateImageBatchOperator(ImageOperator):
             message=shortened(str(error), MAX_MESSAGE) if error else None,
             billed=tally.billed if error else None,
             manifest=uri,
+            budget=budget_of(self._batch.uses if self._batch else ()),
         )
 
 

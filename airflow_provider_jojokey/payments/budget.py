@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.cost import PUBLISHED, Cost, Prices
 from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError
@@ -130,6 +130,27 @@ class Budget:
                 self._committed = self._spent
             except JojoKeyError as error:
                 log.warning("The Dag run's budget still contains this task's reservation: %s", error.message)
+
+    def uses(self) -> list[dict[str, Any]]:
+        """Return what is used of each limit as JSON values, from what is known without a request to S3.
+
+        Amounts of money are in nanos. Of a Dag run, the reservations of other tasks count as used.
+        """
+        scopes = [("task", self._task_limit, self.spent)]
+        if self._run is not None and self._run.is_known:
+            scopes.append(("run", self._run_limit, self._run.total(self.spent)))
+        return [
+            {
+                "scope": scope,
+                "unit": unit,
+                "used": getattr(used, unit),
+                "limit": getattr(limit, unit),
+                **({"currency": self.prices.currency} if unit == "cost" else {}),
+            }
+            for scope, limit, used in scopes
+            for unit in ("tokens", "images", "cost")
+            if getattr(limit, unit) is not None
+        ]
 
     def _has_room(self, about: Amount) -> bool:
         reserved = sum((amount for amount, _ in self._reserved.values()), self.spent + about)

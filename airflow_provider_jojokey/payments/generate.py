@@ -64,7 +64,7 @@ def generate_images(job: ImageJob, services: Services) -> Generated:
         context.budget = services.budget or budget_of(job, services.store, context.prices)
         spools.maybe_clean(services.settings.spool_directory, services.settings.spool_max_age)
         try:
-            return _generate(context)
+            generated = _generate(context)
         except JojoKeyError as error:
             settle_usage(context, context.receipts.last)
             raise errors.with_account(error, context) from None
@@ -73,6 +73,9 @@ def generate_images(job: ImageJob, services: Services) -> Generated:
             context.budget.settle(job, receipts.last if receipts.is_known else None, context.claimed)
             if services.budget is None:
                 context.budget.close()
+        if services.budget is None and (uses := context.budget.uses()):
+            generated.manifest["budget"] = uses
+        return generated
 
 
 def _generate(context: Context) -> Generated:

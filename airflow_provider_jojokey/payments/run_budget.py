@@ -51,6 +51,11 @@ class RunBudget:
         return f"s3://{self._bucket}/{self._key}"
 
     @property
+    def is_known(self) -> bool:
+        """Whether the entries of the run's other tasks have been read."""
+        return self._tasks is not None
+
+    @property
     def protected(self) -> bool:
         """Whether a task cannot overwrite another task's entry unnoticed."""
         return self._store.conditional_writes_verified(self._bucket)

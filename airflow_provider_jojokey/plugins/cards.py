@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from airflow_provider_jojokey.cost import Costs
+from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.links.paths import URL_PREFIX, base_path, image_path, tab_path
 from airflow_provider_jojokey.plugins.sums import costs_of, whole_number
 from airflow_provider_jojokey.plugins.xcoms import Row
@@ -58,7 +58,21 @@ def facts(result: Result) -> dict[str, Any]:
         "billed": result.billed,
         "paid": result.paid,
         "batch": result.manifest is not None,
+        "budget": [_use(use) for use in result.budget],
     }
+
+
+def _use(use: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was used of a limit as JSON values, with amounts of money as costs."""
+    used, limit = use["used"], use["limit"]
+    if use["unit"] != "cost":
+        used, limit = whole_number(used), whole_number(limit)
+    else:
+        used, limit = (
+            Costs((Cost(nanos, str(use.get("currency", "")), approximate),)).to_json()
+            for nanos, approximate in ((used, True), (limit, False))
+        )
+    return {"scope": use["scope"], "unit": use["unit"], "used": used, "limit": limit}
 
 
 def progress_card(value: Mapping[str, Any]) -> dict[str, Any]:

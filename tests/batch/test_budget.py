@@ -57,6 +57,12 @@ def test_sufficient_budget_changes_nothing(campaign: Any, gateway: Any) -> None:
 
     assert run.state == "success"
     assert len(gateway.charges) == 6
+    spent = sum(charge.total_tokens for charge in gateway.charges)
+    assert run.xcom("jojokey_images", "batch")["budget"] == [
+        {"scope": "task", "unit": "tokens", "used": spent, "limit": 1800},
+        {"scope": "task", "unit": "images", "used": 6, "limit": 6},
+        {"scope": "run", "unit": "images", "used": 6, "limit": 6},
+    ]
 
 
 def test_budget_counts_earlier_tries(campaign: Any, gateway: Any) -> None:

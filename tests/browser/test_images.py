@@ -382,3 +382,32 @@ def test_rejected_round_is_followed_by_a_published_one(page: Page, airflow: Airf
     (published,) = (airflow.objects / "public").rglob("*.png")
     (picked,) = (airflow.objects / "approval").rglob("round-2-1.png")
     assert published.read_bytes() == picked.read_bytes()
+
+
+def test_tab_shows_how_much_of_the_budget_is_used(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.tab("album", runs.album, "pair"))
+    budget = page.locator(".jojokey-budget")
+    expect(budget).to_contain_text("Budget of the Dag run")
+    expect(budget).to_contain_text(re.compile(r"≈\sUSD\s0\.\d{4} of USD\s1\.0000"))
+    bar = budget.locator(".jojokey-rail")
+    shares = bar.evaluate("bar => bar.firstChild.getBoundingClientRect().width / bar.offsetWidth")
+    assert 0 < shares < 0.1
+
+
+def test_make_again_leads_to_the_run_that_can_be_triggered_again(
+    page: Page, airflow: Airflow, runs: Runs
+) -> None:
+    page.goto(airflow.tab("single", runs.hostile, "image"))
+    page.get_by_role("link", name="Make again from the run").click()
+    expect(page).to_have_url(re.compile(r"/dags/single/runs/[^/]+/?$"))
+    expect(page.get_by_role("button", name="Trigger").first).to_be_visible()
+
+
+def test_running_batch_shows_its_progress_and_then_its_images(page: Page, airflow: Airflow) -> None:
+    run_id = airflow.trigger("slow")
+    page.goto(airflow.tab("slow", run_id, "batch"))
+    progress = page.locator(".jojokey-meter")
+    expect(progress).to_contain_text(re.compile(r"[12] of 3 items"))
+    expect(progress).to_contain_text(re.compile(r"≈\sUSD\s0\.\d{4}"))
+    expect(page.locator(".jojokey-card")).to_have_count(3)
+    expect(progress).to_have_count(0)

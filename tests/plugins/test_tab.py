@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
 
+from airflow_provider_jojokey.results import PROGRESS_KEY
 from tests.support.airflow import BUCKET
 from tests.support.api_server import Book, Server, picture, result, told
 
@@ -179,6 +181,32 @@ def test_invalid_manifest_lines_are_skipped(server: Server, book: Book, store: A
     write_batch(store, book, lines, "_jojokey/batches/a/r/odd.jsonl")
     answer = tab(server, "a")
     assert [(one["index"], one["prompt"]) for one in answer["items"]] == [(4, "real")]
+
+
+def test_progress_is_shown_until_there_is_a_result(server: Server, book: Book) -> None:
+    cost = {"amounts": [{"amount": "0.5", "currency": "USD", "approximate": True}], "unknown": 0}
+    progress = {"total": 9, "done": 4, "failed": 1, "images": 3, "tokens": 7, "cost": cost, "at": "<b>"}
+    book.write("a", progress, key=PROGRESS_KEY)
+    shown = tab(server, "a")["progress"]
+    assert datetime.fromisoformat(shown.pop("at"))
+    assert shown == {name: value for name, value in progress.items() if name != "at"}
+
+    book.write("b", {"total": "9", "done": -1, "cost": 5}, key=PROGRESS_KEY)
+    shown = tab(server, "b")["progress"]
+    assert (shown["total"], shown["done"], shown["cost"]) == (0, 0, {"amounts": [], "unknown": 0})
+
+    book.write("a", result())
+    assert tab(server, "a")["progress"] is None
+
+
+def test_budget_leaves_out_invalid_entries(server: Server, book: Book) -> None:
+    used = {"scope": "run", "unit": "cost", "used": 5 * 10**8, "limit": 10**9, "currency": "USD"}
+    tokens = {"scope": "task", "unit": "tokens", "used": 7, "limit": 9}
+    book.write("a", result(budget=[used, "x", {**used, "used": -1}, {**used, "scope": "x"}, tokens]))
+    cost, count = tab(server, "a")["result"]["budget"]
+    assert cost["used"]["amounts"] == [{"amount": "0.5", "currency": "USD", "approximate": True}]
+    assert cost["limit"]["amounts"] == [{"amount": "1", "currency": "USD", "approximate": False}]
+    assert count == tokens
 
 
 def test_unreadable_manifest_is_reported(server: Server, book: Book, store: Any) -> None:

@@ -100,13 +100,13 @@ function ByDay({ byDay, filters, onChange }) {
   const most = Math.max(...bars.map(value)) || 1;
   return h(
     "section",
-    { className: "jojokey-chart" },
+    { className: "jojokey-stack jojokey-panel jojokey-chart" },
     h("h3", { className: "jojokey-label" }, title),
     h(
       "div",
       { className: "jojokey-plot" },
-      h("span", { className: "jojokey-axis", "aria-hidden": true, style: { bottom: "100%" } }, compact(most)),
-      h("span", { className: "jojokey-axis", "aria-hidden": true, style: { bottom: "50%" } }, compact(most / 2)),
+      h("span", { className: "jojokey-small jojokey-axis", "aria-hidden": true, style: { bottom: "100%" } }, compact(most)),
+      h("span", { className: "jojokey-small jojokey-axis", "aria-hidden": true, style: { bottom: "50%" } }, compact(most / 2)),
       bars.map((bar) => {
         const text = h("span", null, h("strong", null, nameOf(bar, unit)), details(bar));
         const height = { "--height": `${value(bar) ? Math.max(1.5, (value(bar) / most) * 100) : 0}%` };
@@ -127,7 +127,7 @@ function ByDay({ byDay, filters, onChange }) {
     ),
     h(
       "div",
-      { className: "jojokey-days", "aria-hidden": true },
+      { className: "jojokey-small jojokey-days", "aria-hidden": true },
       h("span", null, day(bars[0].start)),
       h("span", null, day(bars.at(-1).end)),
     ),
@@ -156,7 +156,7 @@ function ByDag({ byDag, onChange }) {
     );
   return h(
     "section",
-    { className: "jojokey-chart" },
+    { className: "jojokey-stack jojokey-panel jojokey-chart" },
     h("h3", { className: "jojokey-label" }, title),
     h(
       "ul",

@@ -37,7 +37,7 @@ function Rows({ rows, filters }) {
   const decimals = decimalsOf(shown.map((row) => row.cost));
   return h(
     "div",
-    { className: "jojokey-costs" },
+    { className: "jojokey-stack jojokey-costs" },
     h(
       ButtonLink,
       { href: costsUrl(filters), download: "costs.csv", icon: "download" },

@@ -56,7 +56,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
       "dialog",
       {
         ref: dialog,
-        className: `jojokey-lightbox ${className}`,
+        className: `jojokey-stack jojokey-lightbox ${className}`,
         "aria-modal": true,
         "aria-label": label,
         onCancel: (event) => {
@@ -67,7 +67,7 @@ export function Modal({ label, head, className = "", onClose, onKeys, children }
       },
       h(
         "div",
-        { className: "jojokey-lightbox-head" },
+        { className: "jojokey-row jojokey-between jojokey-lightbox-head" },
         h("span", { "aria-live": "polite" }, head),
         h(Button, { icon: "close", label: t("Close"), variant: "ghost", onClick: close }),
       ),

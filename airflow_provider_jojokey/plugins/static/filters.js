@@ -156,7 +156,7 @@ function Chip({ name, filters, choices, isNew, onChange, onRemove }) {
   };
   return h(
     "div",
-    { className: "jojokey-chip" },
+    { className: "jojokey-row jojokey-chip" },
     h("label", { htmlFor: id }, t(label)),
     controls[kind](),
     h(Button, {
@@ -190,7 +190,7 @@ export function FilterBar({ filters, choices, onChange }) {
   const sorts = Object.entries(SORTS).map(([name, text]) => [name, t(text)]);
   return h(
     "search",
-    { className: "jojokey-filters" },
+    { className: "jojokey-row jojokey-filters" },
     h(
       "div",
       { className: "jojokey-search" },
@@ -213,7 +213,7 @@ export function FilterBar({ filters, choices, onChange }) {
       h(Button, { icon: "close", variant: "ghost", onClick: clear }, t("Clear filters")),
     h(
       "div",
-      { className: "jojokey-chip jojokey-sort" },
+      { className: "jojokey-row jojokey-chip jojokey-sort" },
       h(Choice, {
         "aria-label": t("Order"),
         name: "sort",

@@ -207,7 +207,7 @@ export function Gallery() {
   const first = nothing && !missing && !isFiltered(filters);
   return h(
     "section",
-    { ref: root, className: "jojokey-root jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
+    { ref: root, className: "jojokey-root jojokey-stack jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
     !first && h(FilterBar, { filters, choices: choicesOf(dags, cards), onChange: change }),
     !first && h(Totals, { totals, onReload: reload, loading, onChange: change }),
     error && h(Failure, { error, onRetry: reload }),
@@ -217,7 +217,7 @@ export function Gallery() {
     fresher > 0 &&
       h(
         "div",
-        { className: "jojokey-fresher", role: "status" },
+        { className: "jojokey-show-more", role: "status" },
         h(Button, { icon: "reload", onClick: reload }, count(fresher, "Show {n} new result", "Show {n} new results")),
       ),
     loading && !cards.length && h(Spinner, { label: t("Looking for images …") }),
@@ -282,7 +282,7 @@ function Totals({ totals, onReload, loading, onChange }) {
   const { usage = {} } = totals ?? {};
   return h(
     "div",
-    { className: "jojokey-totals", role: "status" },
+    { className: "jojokey-row jojokey-between jojokey-totals", role: "status" },
     totals && h(
       "div",
       null,
@@ -372,10 +372,10 @@ function First() {
     ),
     h(
       "div",
-      { className: "jojokey-code" },
+      { className: "jojokey-panel jojokey-code" },
       h(
         "div",
-        { className: "jojokey-code-head" },
+        { className: "jojokey-row jojokey-between jojokey-code-head" },
         "first_image.py",
         h(CopyButton, { text: FIRST_DAG, label: t("Copy the Dag"), variant: "ghost" }, t("Copy")),
       ),

@@ -131,7 +131,7 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
       problem.words !== null
         ? h(
             "div",
-            { className: "jojokey-stage-broken" },
+            { className: "jojokey-stack jojokey-stage-broken" },
             h("p", { role: "alert" }, problem.words),
             h(Button, { icon: "reload", onClick: problem.retry }, t("Try again")),
           )
@@ -150,10 +150,10 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
     ),
     h(
       "div",
-      { className: "jojokey-lightbox-foot" },
+      { className: "jojokey-row jojokey-between jojokey-lightbox-foot" },
       h(
         "div",
-        { className: "jojokey-lightbox-text" },
+        { className: "jojokey-small jojokey-lightbox-text" },
         h("p", { dir: "auto" }, slide.prompt),
         h(
           "span",
@@ -163,7 +163,7 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
       ),
       h(
         "div",
-        { className: "jojokey-tools" },
+        { className: "jojokey-row jojokey-tools" },
         selection && h(SelectBox, { selection, entries: [[slide.result, slide]], label: t("Select") }),
         slide.href &&
           h(

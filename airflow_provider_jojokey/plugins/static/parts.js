@@ -172,7 +172,7 @@ export function Menu({ label, icon, items, button }) {
     open &&
       h(
         "div",
-        { id, role: "menu", "aria-label": label, className: "jojokey-menu-items" },
+        { id, role: "menu", "aria-label": label, className: "jojokey-stack jojokey-panel jojokey-menu-items" },
         items.map(([name, onSelect]) =>
           h(
             "button",
@@ -239,7 +239,7 @@ export function Time({ iso, relative = false }) {
 export function Spinner({ label }) {
   return h(
     "div",
-    { className: "jojokey-waiting", role: "status" },
+    { className: "jojokey-row jojokey-waiting", role: "status" },
     h("span", { className: "jojokey-spinner", "aria-hidden": true }),
     label,
   );
@@ -250,7 +250,7 @@ export function Meter({ label, text, share }) {
   const percent = Math.min(100, Math.max(0, share * 100));
   return h(
     "div",
-    { className: "jojokey-meter" },
+    { className: "jojokey-stack jojokey-meter" },
     h("span", { className: "jojokey-label" }, label),
     h("span", null, text),
     h(
@@ -264,7 +264,7 @@ export function Meter({ label, text, share }) {
 export function Notice({ kind = "info", title, children, action }) {
   return h(
     "div",
-    { className: `jojokey-notice jojokey-notice-${kind}`, role: kind === "error" ? "alert" : undefined },
+    { className: `jojokey-row jojokey-notice jojokey-notice-${kind}`, role: kind === "error" ? "alert" : undefined },
     kind !== "info" && h(Icon, { name: "warning" }),
     h(
       "div",
@@ -297,9 +297,9 @@ export function Failure({ error, onRetry }) {
 export function Empty({ icon = "image", title, children }) {
   return h(
     "div",
-    { className: "jojokey-empty" },
+    { className: "jojokey-stack jojokey-empty" },
     h("span", { className: "jojokey-empty-icon" }, h(Icon, { name: icon })),
-    title && h("h3", null, title),
+    title && h("h3", { className: "jojokey-heading" }, title),
     children,
   );
 }

@@ -50,7 +50,7 @@ function Pictures({ card, onOpen }) {
     const failed = card.state === "failed";
     return h(
       "div",
-      { className: "jojokey-pictures jojokey-pictures-none" },
+      { className: "jojokey-pictures jojokey-stack jojokey-pictures-none" },
       h(Icon, { name: failed ? "warning" : "image" }),
       h("span", null, failed ? t("No image was generated") : card.images.length ? t("Stored in S3") : t("No image")),
       card.images.length > 0 && h(CopyButton, { text: card.images[0].uri, label: t("Copy the S3 location") }),
@@ -103,13 +103,13 @@ export function Card({ card, title, subtitle, decimals, onOpen, selection }) {
   const entries = selection ? entriesOf(card) : [];
   return h(
     "li",
-    { className: `jojokey-card${failed ? " jojokey-card-failed" : ""}` },
+    { className: `jojokey-stack jojokey-panel jojokey-card${failed ? " jojokey-card-failed" : ""}` },
     h(Pictures, { card, onOpen }),
     entries.length > 0 &&
       h(SelectBox, { selection, entries, name: t("Select {name}", { name: `${title}, ${altOf(card, card.images[0])}` }) }),
     h(
       "div",
-      { className: "jojokey-card-body" },
+      { className: "jojokey-stack jojokey-card-body" },
       h(
         "div",
         { className: "jojokey-card-head" },
@@ -118,12 +118,12 @@ export function Card({ card, title, subtitle, decimals, onOpen, selection }) {
           : h("span", { className: "jojokey-card-title", title }, title),
         h(BillBadge, { result: card }),
       ),
-      subtitle && h("div", { className: "jojokey-card-sub" }, subtitle),
+      subtitle && h("div", { className: "jojokey-small jojokey-card-sub" }, subtitle),
       failed && h("p", { className: "jojokey-card-text", dir: "auto", title: card.message }, card.message),
       h("p", { className: "jojokey-card-text", dir: "auto", title: card.prompt }, card.prompt),
       h(
         "div",
-        { className: "jojokey-card-foot" },
+        { className: "jojokey-small jojokey-card-foot" },
         card.made_at && h(Time, { iso: card.made_at, relative: true }),
         h("span", { title: tokensOf(card) }, cost(card.cost, decimals)),
       ),

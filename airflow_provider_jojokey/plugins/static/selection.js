@@ -60,7 +60,7 @@ export function SelectionBar({ selection }) {
   const comparable = entries.length > 1 && entries.length <= MOST_COMPARED;
   return h(
     "div",
-    { className: "jojokey-selection", role: "region", "aria-label": t("Selected images") },
+    { className: "jojokey-row jojokey-between jojokey-panel jojokey-selection", role: "region", "aria-label": t("Selected images") },
     h(
       "span",
       { role: "status" },
@@ -68,7 +68,7 @@ export function SelectionBar({ selection }) {
     ),
     h(
       "span",
-      { className: "jojokey-tools" },
+      { className: "jojokey-row jojokey-tools" },
       h(
         Button,
         {
@@ -120,7 +120,7 @@ function Comparison({ entries, onClose }) {
         const [result, image] = entry;
         return h(
           "figure",
-          { key: image.src },
+          { key: image.src, className: "jojokey-stack" },
           h("img", { src: safeUrl(image.src), alt: image.name, width: image.width, height: image.height }),
           h(
             "figcaption",

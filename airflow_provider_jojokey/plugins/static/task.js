@@ -108,9 +108,9 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
 function Working({ progress }) {
   return h(
     "div",
-    { className: "jojokey-empty", role: "status" },
+    { className: "jojokey-stack jojokey-empty", role: "status" },
     h("span", { className: "jojokey-spinner jojokey-spinner-large", "aria-hidden": true }),
-    h("h3", null, progress ? t("The batch is running") : t("No images yet")),
+    h("h3", { className: "jojokey-heading" }, progress ? t("The batch is running") : t("No images yet")),
     progress && h(Progress, { progress }),
     h("p", null, t("The task has not ended. Its images appear here automatically.")),
   );
@@ -154,7 +154,7 @@ function One({ task, answer }) {
   useLinked(result.batch ? NO_ROWS : cards, show);
   return h(
     "div",
-    { className: `jojokey-one${single ? " jojokey-one-single" : ""}` },
+    { className: `jojokey-stack jojokey-one${single ? " jojokey-one-single" : ""}` },
     result.state === "failed" && h(Failed, { result, underWay: answer.underWay }),
     result.batch
       ? null
@@ -224,11 +224,11 @@ function Figure({ image, position, result, selection, onOpen }) {
   const problem = useProblem(safeUrl(image.src));
   return h(
     "figure",
-    { className: "jojokey-figure" },
+    { className: "jojokey-stack jojokey-figure" },
     problem.words !== null
       ? h(
           "div",
-          { className: "jojokey-figure-broken", role: "alert" },
+          { className: "jojokey-stack jojokey-figure-broken", role: "alert" },
           h(Icon, { name: "warning" }),
           problem.words,
           h(Button, { icon: "reload", onClick: problem.retry }, t("Try again")),
@@ -254,16 +254,16 @@ function Figure({ image, position, result, selection, onOpen }) {
         ),
     h(
       "figcaption",
-      null,
+      { className: "jojokey-row jojokey-between" },
       h(
         "span",
-        { className: "jojokey-file" },
+        { className: "jojokey-stack jojokey-small jojokey-file" },
         h("span", { className: "jojokey-file-name", title: image.uri }, image.name),
         h("span", { className: "jojokey-muted" }, `${image.width} × ${image.height} · ${fileSize(image.bytes)}`),
       ),
       h(
         "span",
-        { className: "jojokey-tools" },
+        { className: "jojokey-row jojokey-tools" },
         result.images.length > 1 &&
           h(SelectBox, {
             selection,
@@ -281,13 +281,13 @@ function Facts({ result, console }) {
   const { usage = {} } = result;
   return h(
     "div",
-    { className: "jojokey-facts" },
+    { className: "jojokey-stack jojokey-facts" },
     h(
       "div",
       { className: "jojokey-facts-prompt" },
       h(
         "div",
-        { className: "jojokey-label-row" },
+        { className: "jojokey-row jojokey-label-row" },
         h("h3", { className: "jojokey-label" }, t(result.batch ? "Prompt of the first item" : "Prompt")),
         result.prompt && h(CopyButton, { text: result.prompt, label: t("Copy the prompt"), variant: "ghost" }),
       ),
@@ -333,18 +333,60 @@ function Facts({ result, console }) {
         result.request_id &&
           h(
             "span",
-            { className: "jojokey-copyable" },
+            { className: "jojokey-row jojokey-copyable" },
             h("code", { title: result.request_id }, result.request_id),
             h(CopyButton, { text: result.request_id, label: t("Copy the request ID"), variant: "ghost" }),
           ),
       ),
     ),
-    console &&
+    h(Budget, { uses: result.budget }),
+    h(
+      "div",
+      { className: "jojokey-row jojokey-tools" },
+      // Airflow has no address that fills in the trigger form, but the run's page has a button that does.
       h(
-        ButtonLink,
-        { href: console, icon: "external", target: "_blank", rel: "noreferrer" },
-        t("Open in the S3 console"),
+        AppLink,
+        {
+          to: runOf(result),
+          className: "jojokey-button jojokey-button-outline",
+          title: t("Trigger on the page of the run offers: Trigger again with this config"),
+        },
+        h(Icon, { name: "reload" }),
+        t("Make again from the run"),
       ),
+      console &&
+        h(
+          ButtonLink,
+          { href: console, icon: "external", target: "_blank", rel: "noreferrer" },
+          t("Open in the S3 console"),
+        ),
+    ),
+  );
+}
+
+const LIMITS = { task: "Budget of this task", run: "Budget of the Dag run" };
+
+// What was used of each limit when the task ended.
+function Budget({ uses }) {
+  if (!uses?.length) return null;
+  const texts = {
+    tokens: (value) => count(value, "{n} token", "{n} tokens"),
+    images: (value) => count(value, "{n} image", "{n} images"),
+    cost: (value, decimals) => cost(value, decimals),
+  };
+  return h(
+    "div",
+    { className: "jojokey-budget" },
+    uses.map(({ scope, unit, used, limit }) => {
+      const valueOf = (one) => (unit === "cost" ? Number(one.amounts[0].amount) : one);
+      const decimals = unit === "cost" ? decimalsOf([used, limit]) : undefined;
+      return h(Meter, {
+        key: scope + unit,
+        label: t(LIMITS[scope]),
+        text: t("{used} of {limit}", { used: texts[unit](used, decimals), limit: texts[unit](limit, decimals) }),
+        share: valueOf(limit) ? valueOf(used) / valueOf(limit) : 1,
+      });
+    }),
   );
 }
 
@@ -363,7 +405,7 @@ function Attempts({ attempts, error }) {
   const decimals = decimalsOf(attempts.map((one) => one.cost));
   return h(
     "div",
-    { className: "jojokey-attempts" },
+    { className: "jojokey-stack jojokey-attempts" },
     h("h3", { className: "jojokey-heading" }, count(attempts.length, "{n} Attempt", "{n} Attempts")),
     h(
       "div",
@@ -468,10 +510,10 @@ function Mapped({ task, answer }) {
   const [show, dialog] = useLightbox(pages.rows, { onNearEnd: pages.load, selection });
   return h(
     "div",
-    { className: "jojokey-items" },
+    { className: "jojokey-stack jojokey-items" },
     h(
       "div",
-      { className: "jojokey-items-head" },
+      { className: "jojokey-row jojokey-between jojokey-items-head" },
       h("h3", { className: "jojokey-heading" }, t("Mapped tasks")),
       h(
         AppLink,
@@ -493,6 +535,11 @@ function Mapped({ task, answer }) {
     h(SelectionBar, { selection }),
     dialog,
   );
+}
+
+function runOf({ dag_id: dagId, run_id: runId }) {
+  const [dag, run] = [dagId, runId].map(encodeURIComponent);
+  return new URL(`../../dags/${dag}/runs/${run}`, import.meta.url).href;
 }
 
 function galleryOf({ dagId, runId, taskId }) {
@@ -521,15 +568,15 @@ function Items({ task, answer }) {
   const decimals = decimalsOf(cards.map((card) => card.cost));
   return h(
     "div",
-    { className: "jojokey-items" },
+    { className: "jojokey-stack jojokey-items" },
     h(
       "div",
-      { className: "jojokey-items-head" },
+      { className: "jojokey-row jojokey-between jojokey-items-head" },
       h("h3", { className: "jojokey-heading" }, t("Items of the batch")),
       !answer.items_error &&
         h(
           "search",
-          { className: "jojokey-items-filter" },
+          { className: "jojokey-row jojokey-items-filter" },
           h(Typed, {
             name: "item",
             type: "search",
@@ -541,7 +588,7 @@ function Items({ task, answer }) {
           }),
           h(
             "label",
-            null,
+            { className: "jojokey-row" },
             h("input", {
               type: "checkbox",
               checked: failed,

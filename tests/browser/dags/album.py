@@ -13,7 +13,9 @@ PLACE = "s3://posters/album/{{ run_id | replace(':', '-') }}"
 ITEMS = 14
 
 with DAG("album", schedule=None, start_date=datetime(2026, 1, 1)):
-    GenerateImageOperator(task_id="pair", prompt="Two herons", s3_key=f"{PLACE}/pair-{{index}}.png", n=2)
+    GenerateImageOperator(
+        task_id="pair", prompt="Two herons", s3_key=f"{PLACE}/pair-{{index}}.png", n=2, max_cost_per_run=1
+    )
     GenerateImageOperator.partial(task_id="mapped", s3_key=f"{PLACE}/{{{{ ti.map_index }}}}.png").expand(
         prompt=["A first moon", "A second moon"]
     )
@@ -38,4 +40,14 @@ with DAG(
         task_id="image",
         prompt="{{ params.prompt }}",
         s3_key="s3://posters/single/{{ run_id | replace(':', '-') }}.png",
+    )
+
+with DAG("slow", schedule=None, start_date=datetime(2026, 1, 1)):
+    GenerateImageBatchOperator(
+        task_id="batch",
+        requests=[
+            {"prompt": f"Slow tile {number} [sandbox: delay=12]", "s3_key": f"{PLACE}/slow-{number}.png"}
+            for number in range(3)
+        ],
+        max_in_flight=1,
     )
