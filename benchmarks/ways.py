@@ -4,7 +4,7 @@ The methods are one batch, mapped tasks, mapped deferred tasks, and mapped tasks
 
     python -m benchmarks.ways [--images 60]
 
-Like `make test-cluster`, it needs PostgreSQL, Redis and curl. Airflow, the stand-in for JojoKey and S3 run on the same
+Like `make test-cluster`, it needs PostgreSQL, Redis and curl. Airflow, the sandbox gateway and S3 run on the same
 machine. Two workers have six slots each. See README.md.
 """
 
@@ -31,8 +31,8 @@ from datetime import datetime
 from airflow.sdk import DAG, task
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 
-def items(way):
-    return [{{**item, "s3_key": f"{{way}}/{{item['s3_key']}}"}} for item in {items!r}]
+def items(method):
+    return [{{**item, "s3_key": f"{{method}}/{{item['s3_key']}}"}} for item in {items!r}]
 
 options = {{"s3_bucket": "posters"}}
 with DAG("batch", schedule=None, start_date=datetime(2026, 1, 1)):
@@ -63,7 +63,7 @@ with DAG("vendor", schedule=None, start_date=datetime(2026, 1, 1)):
 
     images.expand_kwargs(items("vendor"))
 """
-WAYS = {
+METHODS = {
     "batch": "one batch",
     "mapped": "mapped tasks",
     "deferred": "mapped and deferred",
@@ -125,14 +125,14 @@ def main() -> int:
         {"prompt": f"poster {number} [sandbox: delay={delay}]", "s3_key": f"{number}.png"}
         for number, delay in enumerate(delays)
     ]
-    picture = io.BytesIO()
-    Image.effect_noise((1024, 1024), 90).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.effect_noise((1024, 1024), 90).save(image, "PNG")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     moto.start()
     with (
         tempfile.TemporaryDirectory() as folder,
-        Gateway(image=picture.getvalue(), log_limit=None) as gateway,
+        Gateway(image=image.getvalue(), log_limit=None) as gateway,
     ):
         dags = Path(folder, "dags")
         dags.mkdir()
@@ -144,18 +144,18 @@ def main() -> int:
         }
         elsewhere = {"s3": moto.get_host_and_port()[1], "sandbox": gateway.port}
         with cluster(Path(folder), dags, elsewhere, settings) as run:
-            print(f"\n{arguments.images} images of {len(picture.getvalue()) / 1e6:.1f} MB after 5 to 20 s\n")
+            print(f"\n{arguments.images} images of {len(image.getvalue()) / 1e6:.1f} MB after 5 to 20 s\n")
             print("| method | seconds | images per minute | CPU per image | peak memory | most in flight |")
             print("|---|---|---|---|---|---|")
-            for way in WAYS:
-                run.wait("the Dag is there", lambda way=way: run.get(f"/dags/{way}"), 120)
+            for method in METHODS:
+                run.wait("the Dag is there", lambda method=method: run.get(f"/dags/{method}"), 120)
                 gateway.reset()
                 meter = Meter(run)
-                run_id = run.post(f"/dags/{way}/dagRuns", {"logical_date": None})["dag_run_id"]
+                run_id = run.post(f"/dags/{method}/dagRuns", {"logical_date": None})["dag_run_id"]
                 ended_run = run.wait(
-                    f"{way} ends",
-                    lambda way=way, run_id=run_id: (
-                        (found := run.get(f"/dags/{way}/dagRuns/{run_id.replace('+', '%2B')}"))["state"]
+                    f"{method} ends",
+                    lambda method=method, run_id=run_id: (
+                        (found := run.get(f"/dags/{method}/dagRuns/{run_id.replace('+', '%2B')}"))["state"]
                         in ("success", "failed")
                         and found
                     ),
@@ -166,7 +166,7 @@ def main() -> int:
                 assert len(gateway.charges) == arguments.images
                 seconds = ended_run["duration"]
                 print(
-                    f"| {WAYS[way]} | {seconds:.0f} | {60 * arguments.images / seconds:.0f} "
+                    f"| {METHODS[method]} | {seconds:.0f} | {60 * arguments.images / seconds:.0f} "
                     f"| {cpu / arguments.images:.2f} s | +{memory:.0f} MiB | {gateway.peak_in_flight} |",
                     flush=True,
                 )

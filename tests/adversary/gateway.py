@@ -346,8 +346,8 @@ class Body(io.BytesIO):
         left = self._end - self.tell()
         if left <= 0 and not self._whole:
             raise ConnectionResetError(104, "Connection reset by peer")
-        wanted = left if size is None or size < 0 else min(size, left)
-        piece = super().read(max(0, min(wanted, self._piece)))
+        length = left if size is None or size < 0 else min(size, left)
+        piece = super().read(max(0, min(length, self._piece)))
         count = sum(quote < self.tell() for quote in self._quotes)
         self._sent.arrived = self._sent.images[:count]
         return piece

@@ -181,13 +181,13 @@ def _left_behind(world: World, ended: Ended) -> list[str]:
             problems.append("a received image was not stored")
         elif digest not in listed and world.plan.conditional:
             problems.append("a stored image is not in the receipt")
-    wanted = {
+    digests = {
         digest
         for post in world.sent(ended.job)
         if _same_request(post.job, ended.job)
         for digest in post.images
     }
-    found = {stored.sha256 for stored in world.s3.objects.values()} & wanted
+    found = {stored.sha256 for stored in world.s3.objects.values()} & digests
     if found - listed and ended.manifest is None and world.plan.conditional:
         problems.append("a stored image is not in the receipt")
     return problems

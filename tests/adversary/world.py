@@ -155,7 +155,7 @@ class World:
             task.number, task.instances, task.ti_id = task.number + 1, task.instances + 1, ""
         task.ti_id = task.ti_id or str(uuid.UUID(int=100 * (step.task + 1) + task.instances))
         job = ImageJob(
-            request=ImageRequest(f"a picture, version {step.prompt}", n=self.plan.n),
+            request=ImageRequest(f"an image, version {step.prompt}", n=self.plan.n),
             destination=Destination(BUCKET, task.key, self.plan.n),
             owner=Owner("dag", f"run{task.run}", f"task{step.task}", -1, task.number, task.ti_id),
             reuse=step.reuse,

@@ -133,9 +133,9 @@ def test_renditions_are_made_from_one_paid_poster(shipped: Any, gateway: Any, st
     uris = run.xcom("return_value", "render")
     story, newsletter = [store.objects()[uri.removeprefix("s3://posters/")] for uri in uris]
     for data, kind, size in ((story, "WEBP", (1080, 1920)), (newsletter, "JPEG", (600, 400))):
-        with Image.open(io.BytesIO(data)) as picture:
-            assert (picture.format, picture.size) == (kind, size)
-            red, green, blue = picture.convert("RGB").getpixel((size[0] - 60, size[1] - 60))
+        with Image.open(io.BytesIO(data)) as image:
+            assert (image.format, image.size) == (kind, size)
+            red, green, blue = image.convert("RGB").getpixel((size[0] - 60, size[1] - 60))
             assert (red > 200, green < 60, blue < 60) == (True, True, True)
     result = run.xcom("jojokey_images", "render")
     poster = run.xcom("return_value", "poster")["images"][0]

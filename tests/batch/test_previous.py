@@ -146,7 +146,7 @@ def test_changed_receipt_is_read_in_a_retry(tries: Tries, store: Any) -> None:
 def test_changed_prompt_is_paid_for_in_a_retry(tries: Tries, gateway: Any) -> None:
     tries.run(posters(ITEMS))
     items = posters(ITEMS)
-    items[3]["prompt"] = "another picture"
+    items[3]["prompt"] = "another image"
 
     result = tries.run(items)
 

@@ -222,7 +222,7 @@ def test_markup_in_a_name_is_printed_literally(jojokey: Run, tmp_path: Path) -> 
 
 
 def test_token_is_never_printed(jojokey: Run, gateway: Gateway, connect: Callable[..., None]) -> None:
-    secret = "sk-a-secret-that-nobody-may-see"
+    secret = "sk-a-secret-that-must-not-be-shown"
     connect(secret)
 
     output = jojokey("generate", "A red fox", "--verbose")

@@ -94,7 +94,7 @@ def test_readme_shows_product_before_installation() -> None:
 
 def test_chinese_readme_mirrors_every_section() -> None:
     def outline(page: Path) -> list[list[str]]:
-        """Return the level, tables' rows, pictures and code of each section, in order."""
+        """Return the level, tables' rows, images and code of each section, in order."""
         sections = re.split(
             r"^(?=#+ )",
             re.sub(r"^( *)```.*?^\1```$", "⌘", page.read_text("utf-8"), flags=re.M | re.S),

@@ -313,10 +313,10 @@ def test_nothing_is_sent_if_before_send_raises(gateway: Gateway, sandbox_client:
 
 
 def test_before_send_can_prevent_second_post(png: bytes) -> None:
-    answers = iter([None, KeyError("stop")])
+    outcomes = iter([None, KeyError("stop")])
 
     def once() -> None:
-        if (error := next(answers)) is not None:
+        if (error := next(outcomes)) is not None:
             raise error
 
     with (
@@ -506,7 +506,7 @@ def test_complete_images_of_truncated_response_are_kept(
 
 
 def test_broken_image_does_not_lose_other_images(png: bytes) -> None:
-    with raw_server(lambda exchange: exchange.answer(200, response_body(png, b"no picture", png))) as (
+    with raw_server(lambda exchange: exchange.answer(200, response_body(png, b"not an image", png))) as (
         _,
         client,
     ):
@@ -633,7 +633,7 @@ def test_image_over_size_limit_is_rejected(monkeypatch: pytest.MonkeyPatch, how:
 @pytest.mark.usefixtures("no_retry_delay")
 def test_error_contains_no_image_data_and_no_token() -> None:
     secret = base64.b64encode(os.urandom(60)).decode()
-    answers = [
+    responses = [
         (500, json.dumps({"error": {"message": f"{TOKEN} {secret}", "code": TOKEN}})),
         (200, json.dumps({"error": {"message": f"{TOKEN} {secret}"}})),
         (400, f"<html><title>{TOKEN} {secret}</title>"),
@@ -641,7 +641,7 @@ def test_error_contains_no_image_data_and_no_token() -> None:
         (200, f'{{"data":[{{"b64_json":"{secret}!"}}]}}'),
         (200, f'{{"data":[{{"url":"https://{TOKEN}.invalid/?{secret}"}}]}}'),
     ]
-    for status, body in answers:
+    for status, body in responses:
         headers = {"X_Oneapi_Request_Id": TOKEN, "CF_RAY": TOKEN}
         with raw_server(
             lambda exchange, s=status, b=body, h=headers: exchange.answer(s, b.encode(), **h)
@@ -978,8 +978,8 @@ TRANSIENT = {
 
 
 @contextmanager
-def image_host(*answers: Callable[[Exchange], object], links: int = 1) -> Iterator[tuple[Server, Client]]:
-    """A gateway that links to ``/0.png``, ``/1.png`` …; ``answers`` respond to the first link in turn."""
+def image_host(*behaviors: Callable[[Exchange], object], links: int = 1) -> Iterator[tuple[Server, Client]]:
+    """A gateway that links to ``/0.png``, ``/1.png`` …; ``behaviors`` apply to requests for the first link."""
 
     def behave(exchange: Exchange) -> None:
         if exchange.request.method == "POST":
@@ -990,7 +990,7 @@ def image_host(*answers: Callable[[Exchange], object], links: int = 1) -> Iterat
         else:
             exchange.answer(200, small_png(16 + int(exchange.request.target[1])))
 
-    turns = iter(answers)
+    turns = iter(behaviors)
     with raw_server(behave, read_timeout=0.5) as (server, client):
         yield server, client
 
@@ -1069,10 +1069,10 @@ def test_abort_ends_wait_before_download_retry(monkeypatch: pytest.MonkeyPatch) 
     download.log.addHandler(handler)
     try:
         with image_host(answer_with(503), links=2) as (server, client), ThreadPoolExecutor() as pool:
-            answer = pool.submit(error_of, lambda: client.generate(FOX))
+            future = pool.submit(error_of, lambda: client.generate(FOX))
             assert waits.wait(PATIENCE)
             client.abort()
-            error = answer.result(10)
+            error = future.result(10)
             assert downloads_of(server) == ["/0.png"]
     finally:
         download.log.removeHandler(handler)
@@ -1089,10 +1089,10 @@ def test_abort_interrupts_download(png: bytes) -> None:
 
     with image_host(never_ending, links=2) as (server, client), ThreadPoolExecutor() as pool:
         client.timeout = (10.0, 60.0)
-        answer = pool.submit(error_of, lambda: client.generate(FOX))
+        future = pool.submit(error_of, lambda: client.generate(FOX))
         assert arrived.wait(PATIENCE)
         client.abort()
-        error = answer.result(10)
+        error = future.result(10)
         assert downloads_of(server) == ["/0.png"]
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
 
@@ -1535,12 +1535,12 @@ def test_abort_wakes_waiting_thread_immediately(
             image_started.set()
             return ImageFile()
 
-        answer = pool.submit(error_of, lambda: client.generate(FOX, open_file))
+        future = pool.submit(error_of, lambda: client.generate(FOX, open_file))
         server.wait_for_request(timeout=PATIENCE)
         if behave is send_half_and_stall:
             assert image_started.wait(PATIENCE)
         client.abort()
-        error = answer.result(5)
+        error = future.result(5)
     assert error.kind is kind
     assert error.billed in ("unknown", "yes")
 
@@ -1569,20 +1569,20 @@ def test_abort_works_in_signal_handler(gateway: Gateway, sandbox_client: Client)
 def test_abort_works_through_proxy(gateway: Gateway) -> None:
     with proxy() as proxy_server, ThreadPoolExecutor() as pool:
         client = Client(gateway.token, gateway.url, proxy=proxy_server.url, read_timeout=60)
-        answer = pool.submit(error_of, lambda: client.generate(request_for("hang")))
+        future = pool.submit(error_of, lambda: client.generate(request_for("hang")))
         gateway.wait_for_request(timeout=PATIENCE)
         client.abort()
-        assert answer.result(5).billed == "unknown"
+        assert future.result(5).billed == "unknown"
 
 
 def test_abort_wakes_all_threads_immediately(gateway: Gateway, sandbox_client: Client) -> None:
     with ThreadPoolExecutor(30) as pool:
-        answers = [
+        futures = [
             pool.submit(error_of, lambda: sandbox_client.generate(request_for("hang"))) for _ in range(30)
         ]
         gateway.wait_for_request(30, timeout=PATIENCE)
         sandbox_client.abort()
-        assert {answer.result(5).billed for answer in answers} == {"unknown"}
+        assert {future.result(5).billed for future in futures} == {"unknown"}
 
 
 def test_abort_without_requests_does_nothing(gateway: Gateway, sandbox_client: Client) -> None:

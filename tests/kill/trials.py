@@ -273,7 +273,7 @@ class Trial:
         self.patience = PATIENCE
         self.allowed = 1
         self.triggers = 0
-        self.wish: dict[str, str] = {}
+        self.options: dict[str, str] = {}
         self.arrived: dict[str, int] = {}
         self.meeting = threading.Barrier(2)
         self.calls = rng.choice((1, 1, 2))
@@ -287,7 +287,7 @@ class Trial:
             ImageRequest("a fox", n=self.report.n),
             Destination(self.bucket, KEY, self.report.n),
             Owner("dag", "run", "image", map_index, self.try_number, f"ti-{map_index}-{self.try_number}"),
-            **self.wish,
+            **self.options,
         )
         connection = {
             "conn_type": "jojokey",
@@ -567,7 +567,9 @@ def _reply_lost(trial: Trial) -> None:
     trial.retry([trial.start(*acts).end()])
 
 
-def _together(trial: Trial, *steps: str, kill_after: float | None = None, **each: Any) -> list[End | None]:
+def _concurrently(
+    trial: Trial, *steps: str, kill_after: float | None = None, **each: Any
+) -> list[End | None]:
     """Start two processes that meet just before one of ``steps``, and return how they ended."""
     step = trial.rng.choice((*steps, ""))
     acts = [Act(step, "before", 1, "meet")] if step else []
@@ -584,13 +586,13 @@ def _together(trial: Trial, *steps: str, kill_after: float | None = None, **each
 @_accident("one trigger in two processes", race=True)
 def _trigger_in_two(trial: Trial) -> None:
     trial.triggers = 1
-    trial.retry(_together(trial, "claim", "write"))
+    trial.retry(_concurrently(trial, "claim", "write"))
 
 
 @_accident("one trigger in two processes, one of them killed", race=True)
 def _trigger_in_two_one_killed(trial: Trial) -> None:
     trial.triggers = 1
-    trial.retry(_together(trial, "claim", "write", kill_after=trial.rng.uniform(0.05, 1.0)))
+    trial.retry(_concurrently(trial, "claim", "write", kill_after=trial.rng.uniform(0.05, 1.0)))
 
 
 @_accident("one trigger twice in one process")
@@ -615,12 +617,12 @@ def _two_come_back(trial: Trial) -> None:
     if first is not None:  # that step does not occur n times
         return trial.retry([first])
     trial.try_number += 1
-    return trial.retry(_together(trial, "reconcile", "update", "write"))
+    return trial.retry(_concurrently(trial, "reconcile", "update", "write"))
 
 
 @_accident("two mapped tasks with one key", race=True)
 def _two_tasks(trial: Trial) -> None:
-    ends = _together(trial, "claim", "write", map_index=(0, 1))
+    ends = _concurrently(trial, "claim", "write", map_index=(0, 1))
     made = [end for end in ends if end and end.manifests]
     refused = [end for end in ends if end and end.error == "JojoKeyReceiptError" and end.final]
     if (len(made), len(refused)) != (1, 1) and trial.backend.honours:
@@ -629,8 +631,8 @@ def _two_tasks(trial: Trial) -> None:
 
 
 @_accident("asked to pay again: reuse='never'")
-def _asked_never(trial: Trial) -> None:
-    trial.wish = {"reuse": "never"}
+def _reuse_never(trial: Trial) -> None:
+    trial.options = {"reuse": "never"}
     trial.allowed = 2
     trial.retry([_killed_in_flight(trial, trial.delay)])
     if trial.report.payments != len(trial.gateway.requests):
@@ -638,8 +640,8 @@ def _asked_never(trial: Trial) -> None:
 
 
 @_accident("asked to pay again: on_unknown_outcome='regenerate'")
-def _asked_regenerate(trial: Trial) -> None:
-    trial.wish = {"on_unknown_outcome": "regenerate"}
+def _regenerate(trial: Trial) -> None:
+    trial.options = {"on_unknown_outcome": "regenerate"}
     first = _killed_in_flight(trial, trial.delay + 0.1)
     trial.allowed = 2 if first is None and max(trial.arrived.values(), default=0) < trial.report.n else 1
     trial.retry([first])
@@ -704,11 +706,11 @@ def summary(reports: list[Report], seed: int) -> str:
                 lines.append(f"{name:57} {_counts(these)}")
     demanded = [report for report in reports if not report.race]
     raced = [report for report in reports if report.race]
-    unasked = sum(report.doubled for report in demanded)
+    unrequested = sum(report.doubled for report in demanded)
     ends = Counter(report.ended for report in reports)
     lines.append(
         f"seed {seed}: {len(reports)} trials, {sum(report.tries for report in reports)} processes, "
-        f"{sum(report.payments for report in reports)} payments, {unasked} double payments, "
+        f"{sum(report.payments for report in reports)} payments, {unrequested} double payments, "
         f"{sum(report.lost for report in reports)} lost images, "
         f"{sum(1 for report in reports if report.wrong)} trials with anything wrong; "
         f"races on a store without conditional writes: {len(raced)} trials, "

@@ -11,7 +11,7 @@ import threading
 class Wire:
     """Forward connections to a server on loopback; a context manager.
 
-    The port stays bound while the cable is pulled, so that nobody else can take it: connections are reset instead.
+    The port stays bound while the network is down, so no other process can take it: connections are reset instead.
 
     :param port: the server's
     """

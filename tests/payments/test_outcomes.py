@@ -155,26 +155,26 @@ def test_cleared_task_does_not_pay_again(harness: Harness, row: Row) -> None:
     assert (harness.posts, harness.billed) == (1, 1)
 
 
-WISHES = [{"on_unknown_outcome": "regenerate"}, {"reuse": "never"}]
+PERMISSIONS = [{"on_unknown_outcome": "regenerate"}, {"reuse": "never"}]
 
 
 @pytest.mark.parametrize("row", [row for row in REPRESENTATIVES if row.payments], ids=case_of)
-@pytest.mark.parametrize("wish", WISHES, ids=str)
-def test_cleared_task_pays_again_on_request(harness: Harness, row: Row, wish: dict[str, str]) -> None:
+@pytest.mark.parametrize("options", PERMISSIONS, ids=str)
+def test_cleared_task_pays_again_on_request(harness: Harness, row: Row, options: dict[str, str]) -> None:
     prompt = f"a fox [sandbox: {row.case} times=1]"
     harness.fail(prompt)
 
-    manifest = harness.run(prompt, try_number=2, **wish)
+    manifest = harness.run(prompt, try_number=2, **options)
 
     assert (harness.posts, harness.billed) == (2, 2)
     known = manifest["usage"]["total_tokens"]
     assert known == (harness.gateway.charges[1].total_tokens if row.billed == "unknown" else harness.tokens)
 
 
-@pytest.mark.parametrize("wish", WISHES, ids=str)
+@pytest.mark.parametrize("options", PERMISSIONS, ids=str)
 @pytest.mark.parametrize("case", ["not_an_image", "cloudflare_524", "truncated_mid_image"])
-def test_retry_pays_again_on_request(harness: Harness, case: str, wish: dict[str, str]) -> None:
-    results = harness.run_with_retries(f"a fox [sandbox: {case} times=1]", **wish)
+def test_retry_pays_again_on_request(harness: Harness, case: str, options: dict[str, str]) -> None:
+    results = harness.run_with_retries(f"a fox [sandbox: {case} times=1]", **options)
 
     assert [name_of(result) for result in results] == ["JojoKeyUnknownOutcomeError", "image"]
     assert (harness.posts, harness.billed) == (2, 2)

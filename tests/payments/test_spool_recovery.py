@@ -122,7 +122,7 @@ def test_spool_is_empty_once_s3_has_all_images(harness: Harness) -> None:
 def test_old_spools_are_deleted(harness: Harness) -> None:
     old = harness.spools / ("0" * 32) / ("1" * 32)
     old.mkdir(parents=True)
-    (old / "0.image").write_bytes(b"nobody came back for it")
+    (old / "0.image").write_bytes(b"unclaimed image")
     os.utime(old / "0.image", (1, 1))
     os.utime(old, (1, 1))
 
@@ -332,9 +332,9 @@ def test_image_in_spool_is_stored_after_another_hosts_attempt(harness: Harness) 
     harness.time.skip(1000)
     other = harness.on("other")
     other.fail("a fox", try_number=2)
-    wish = {"on_unknown_outcome": "regenerate"}
+    options = {"on_unknown_outcome": "regenerate"}
     harness.gateway.behave("reset", times=1)
-    other.fail("a fox", try_number=3, **wish)
+    other.fail("a fox", try_number=3, **options)
     harness.time.skip(1000)
 
     manifest = harness.run("a fox", try_number=4)

@@ -19,7 +19,7 @@ def client_of(gateway: Gateway) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.token, max_retries=0)
 
 
-def picture(encoded: str | None) -> Image.Image:
+def image_of(encoded: str | None) -> Image.Image:
     assert encoded
     image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
     image.load()
@@ -32,7 +32,7 @@ def test_openai_sdk_gets_an_image(artist: Gateway) -> None:
     )
 
     assert reply.data
-    assert picture(reply.data[0].b64_json).size == (1536, 1024)
+    assert image_of(reply.data[0].b64_json).size == (1536, 1024)
     assert reply.usage
     assert reply.usage.total_tokens == artist.charges[0].total_tokens
     assert reply.usage.output_tokens == 196 * 1.5
@@ -43,7 +43,7 @@ def test_openai_sdk_gets_two_different_images(artist: Gateway) -> None:
 
     assert reply.data
     first, second = (image.b64_json for image in reply.data)
-    assert picture(first).size == picture(second).size == (1024, 1024)
+    assert image_of(first).size == image_of(second).size == (1024, 1024)
     assert first != second
     assert reply.usage
     assert reply.usage.output_tokens == 2 * 7024
@@ -58,7 +58,7 @@ def test_openai_sdk_streams_previews_and_the_image(artist: Gateway) -> None:
     assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + [
         "image_generation.completed"
     ]
-    assert all(picture(event.b64_json).size == (1024, 1024) for event in events)
+    assert all(image_of(event.b64_json).size == (1024, 1024) for event in events)
     last = events[-1]
     assert last.type == "image_generation.completed"
     assert last.usage.output_tokens == 1756 + 200 == artist.charges[0].output_tokens
@@ -85,7 +85,7 @@ def test_ignored_stream_is_plain_json(image: bytes) -> None:
 def test_image_has_the_requested_format(artist: Gateway, output_format: str, kind: str) -> None:
     reply = post_to(artist, output_format=output_format).json()
 
-    assert picture(reply["data"][0]["b64_json"]).format == kind
+    assert image_of(reply["data"][0]["b64_json"]).format == kind
     assert reply["output_format"] == output_format
 
 

@@ -1,6 +1,6 @@
 """Run the payment path the way Airflow's tasks do: one call is one try of a task.
 
-Requests go to the stand-in gateway, images to a real S3 server. What was paid is read from the gateway's own
+Requests go to the sandbox gateway, images to a real S3 server. What was paid is read from the gateway's own
 charges, never from what the package believes.
 """
 
