@@ -66,9 +66,7 @@ def test_modules_are_imported_by_their_full_names() -> None:
 
 
 def test_names_of_tests_are_short() -> None:
-    # One name in tests/plugins is longer.
-    checked = [path for path in MODULES if path.parent.name != "plugins"]
-    names = {(str(path), name) for path in checked for name in names_of_tests(path)}
+    names = {(str(path), name) for path in MODULES for name in names_of_tests(path)}
     assert {(path, name) for path, name in names if len(name) > MAX_NAME} == set()
 
 

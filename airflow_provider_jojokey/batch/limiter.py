@@ -40,7 +40,7 @@ POLL = 0.05
 LONGEST_CLEAN = 60.0
 """Maximum seconds without a rejection before a higher rate is tried, unless the gateway's window is longer."""
 PROVEN = 10
-"""Accepted requests after which a model counts as proven, and wins against others with as few misses."""
+"""Accepted requests after which a model counts as proven. It is then preferred to others with the same misses."""
 SOON = 5.0
 """Seconds within which a request in flight is expected to end."""
 ACCEPTED_BEFORE_RAISE = 25

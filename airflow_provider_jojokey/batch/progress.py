@@ -11,6 +11,16 @@ JOIN = 5.0
 """Maximum seconds to wait for a call in progress at the end."""
 
 
+def is_supported() -> bool:
+    """Return whether a thread of the task may send messages to Airflow while another one does.
+
+    Airflow 3.1 has one socket for a task's messages and doesn't lock it.
+    """
+    from airflow.version import version
+
+    return not version.startswith("3.1.")
+
+
 @contextmanager
 def repeat(call: Callable[[], None], interval: float) -> Iterator[None]:
     """Repeat a call in a thread of its own while the block runs.

@@ -57,8 +57,8 @@ def add_batch_event_extras(
     :param context: the task's context
     :param outlets: the task's outlets
     :param summary: the operator's return value
-    :param uris: the images' ``s3://`` URIs, or ``None`` if there are too many: then the event names only the
-        manifest, and an ``AssetAlias`` gets the manifest as its only asset
+    :param uris: the images' ``s3://`` URIs, or ``None`` if there are too many. In that case, the event names only
+        the manifest, which is also the only asset of an ``AssetAlias``
     """
     extra = {name: summary.get(name) for name in _BATCH_EVENT_FIELDS}
     if uris is not None:

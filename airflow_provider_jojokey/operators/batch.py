@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -146,7 +147,6 @@ class GenerateImageBatchOperator(ImageOperator):
         self.s3_extra_args = s3_extra_args
         self.replace = replace
         self._batch: Batch | None = None
-        self._reported = 0
         found = []
         if type(max_in_flight) is int and not 1 <= max_in_flight <= MAX_IN_FLIGHT:
             found.append(_IN_FLIGHT.format(max_in_flight))
@@ -177,7 +177,6 @@ class GenerateImageBatchOperator(ImageOperator):
         from airflow_provider_jojokey.batch import previous
         from airflow_provider_jojokey.batch.heap import limit_malloc_arenas
         from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
-        from airflow_provider_jojokey.batch.progress import repeat
         from airflow_provider_jojokey.batch.runner import Batch
         from airflow_provider_jojokey.operators.stopping import TaskStopped
         from airflow_provider_jojokey.payments.amount import Amount, estimate
@@ -226,7 +225,7 @@ class GenerateImageBatchOperator(ImageOperator):
                 raise
             uri = None
             try:
-                with repeat(lambda: self._push_progress(context, batch.tally), PROGRESS):
+                with self._progress_reports(context, batch):
                     tally = batch.run()
                 self._settle(batch)
                 self.log.info(batch.summary())
@@ -310,11 +309,19 @@ class GenerateImageBatchOperator(ImageOperator):
             raise JojoKeyRequestError(f"{_IN_FLIGHT.format(str(self.max_in_flight)[:20])}.")
         return self.max_in_flight
 
-    def _push_progress(self, context: Context, tally: Tally) -> None:
-        """Push counts and the cost so far for the UI."""
-        if tally.done != self._reported:
-            self._reported = tally.done
-            self._push(context, PROGRESS_KEY, tally.progress())
+    def _progress_reports(self, context: Context, batch: Batch) -> AbstractContextManager[None]:
+        """Push counts and the cost so far for the UI, while the block runs."""
+        from airflow_provider_jojokey.batch.progress import is_supported, repeat
+
+        reported = 0
+
+        def push() -> None:
+            nonlocal reported
+            if batch.tally.done != reported:
+                reported = batch.tally.done
+                self._push(context, PROGRESS_KEY, batch.tally.progress())
+
+        return repeat(push, PROGRESS) if is_supported() else nullcontext()
 
     # Afterwards
 

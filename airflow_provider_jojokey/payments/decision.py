@@ -97,8 +97,8 @@ def decide(
     for attempt in counting:
         if is_alive(attempt):
             return Wait(attempt)
-    # Attempts for another prompt never hide one for this prompt: without this rule, a prompt that is
-    # changed and changed back would be paid for again while its first attempt is unresolved.
+    # Only attempts with this prompt count. Otherwise, a prompt that is changed and changed back would be paid for
+    # again while its first attempt is unresolved.
     same = [attempt for attempt in counting if attempt.fingerprint == fingerprint]
     for attempt in same:  # images that exist are reused, even if a later attempt was lost
         if attempt.outcome is Outcome.COMPLETE:

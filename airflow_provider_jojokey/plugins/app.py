@@ -188,19 +188,20 @@ def get_results(
 @app.get("/api/totals")
 async def get_totals(wanted: Wanted) -> Any:
     """Return the cost of the filtered results, in total, by day and by Dag."""
-    return AsciiJSONResponse(totals.totals(await _sums(wanted)))
+    return AsciiJSONResponse(await _from_sums(wanted, totals.totals))
 
 
 @app.get("/api/costs")
 async def get_costs(wanted: Wanted) -> Any:
     """Return the cost of the filtered results, with a row for each day, Dag and model."""
-    return AsciiJSONResponse({"rows": totals.as_json(totals.costs(await _sums(wanted))[:MAX_COSTS])})
+    rows = await _from_sums(wanted, lambda sums: totals.as_json(totals.costs(sums)[:MAX_COSTS]))
+    return AsciiJSONResponse({"rows": rows})
 
 
 @app.get("/api/costs.csv")
 async def get_costs_as_csv(wanted: Wanted) -> Response:
     """Return all rows of the cost table as a CSV file."""
-    text = totals.as_csv(totals.costs(await _sums(wanted)))
+    text = await _from_sums(wanted, lambda sums: totals.as_csv(totals.costs(sums)))
     # Spreadsheets recognize UTF-8 by the byte order mark.
     headers = {"Content-Disposition": disposition("attachment", "costs.csv")}
     return Response(
@@ -208,11 +209,12 @@ async def get_costs_as_csv(wanted: Wanted) -> Response:
     )
 
 
-async def _sums(wanted: xcoms.Filter) -> list[Sum]:
+async def _from_sums(wanted: xcoms.Filter, function: Callable[[list[Sum]], T]) -> T:
+    """Return what ``function`` makes of the sums. Thousands of them take too long for the event loop."""
     sums = totals.cached_sums(wanted)
     if sums is None:
         sums = await anyio.to_thread.run_sync(totals.compute_sums, wanted, limiter=_sums_thread)
-    return sums
+    return await anyio.to_thread.run_sync(function, sums)
 
 
 DagId = Annotated[str, Path()]

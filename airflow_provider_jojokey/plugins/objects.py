@@ -22,7 +22,7 @@ from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.images import content_type_of
 from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.store.keys import RECEIPTS, split_uri
-from airflow_provider_jojokey.store.s3 import is_aws
+from airflow_provider_jojokey.store.s3_client import is_aws
 from airflow_provider_jojokey.store.s3_errors import translate_errors
 
 MAX_BYTES = 64 * 1024 * 1024

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from airflow_provider_jojokey.img2.images import read_header
 from airflow_provider_jojokey.plugins.objects import NotServed
 from airflow_provider_jojokey.results import StoredImage
-from airflow_provider_jojokey.store.spool import create_private_dir
+from airflow_provider_jojokey.store.spool_directory import create_private_dir
 
 WIDTHS = (320, 640)
 """Widths in pixels: a card in the gallery, and the same on a high-density screen."""

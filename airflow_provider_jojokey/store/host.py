@@ -1,7 +1,7 @@
 """The identity of the machine, the boot and the container that this process runs in.
 
-Host names are not unique. If two machines with one name, or two containers of one machine, were mistaken for each
-other, an attempt in flight on one of them would look dead on the other.
+A host name does not identify a machine: two machines may have the same name, and two containers share a machine. If
+one were taken for the other, an attempt that is still running on one would look dead to the other.
 """
 
 from __future__ import annotations

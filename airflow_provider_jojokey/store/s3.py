@@ -19,7 +19,6 @@ from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.store.conditions import is_condition_failed
 from airflow_provider_jojokey.store.documents import DocumentStore
 from airflow_provider_jojokey.store.extra_args import for_images
-from airflow_provider_jojokey.store.s3_client import is_aws as is_aws
 from airflow_provider_jojokey.store.s3_errors import client_error, code_of, translate_errors
 
 if TYPE_CHECKING:

@@ -41,7 +41,6 @@ from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
 from airflow_provider_jojokey.store import host
 from airflow_provider_jojokey.store.files import append_line, read_lines, sync_folder, write_new
 from airflow_provider_jojokey.store.spool_directory import NAME, folder_of, private_root
-from airflow_provider_jojokey.store.spool_directory import create_private_dir as create_private_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

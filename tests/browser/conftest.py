@@ -118,4 +118,4 @@ def page(context: BrowserContext) -> Iterator[Page]:
     yield page
     page.close()
     expected = getattr(page, "expected_errors", ())
-    assert [one for one in wrong if not any(word in one for word in expected)] == []
+    assert [entry for entry in wrong if not any(word in entry for word in expected)] == []

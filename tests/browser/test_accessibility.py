@@ -31,9 +31,9 @@ def violations(page: Page, *selectors: str) -> list[str]:
     """Return what axe-core finds in these elements, a line for each node."""
     expect(page.locator(selectors[0]).first).to_be_visible()
     page.evaluate(FINISH_TRANSITIONS)
-    found = Axe().run(page, context={"include": [[one] for one in selectors]}, options=RULES)
+    found = Axe().run(page, context={"include": [[entry] for entry in selectors]}, options=RULES)
     return [
-        f"{rule['id']}: {node['target']} {node['html'][:120]} {[one['message'] for one in node['any'] + node['all'] + node['none']]}"
+        f"{rule['id']}: {node['target']} {node['html'][:120]} {[entry['message'] for entry in node['any'] + node['all'] + node['none']]}"
         for rule in found.response["violations"]
         for node in rule["nodes"]
     ]
@@ -80,6 +80,6 @@ def test_approval_page_has_no_accessibility_violations_of_ours(themed: Page, air
     run_id = airflow.trigger("poster_approval", prompt="A lantern festival")
     themed.goto(airflow.question(run_id, "round_1.review"))
     expect(themed.locator("img[src*='/jojokey/']").first).to_be_visible()
-    ours = [one for one in violations(themed, "body") if any(mark in one for mark in OURS)]
+    ours = [entry for entry in violations(themed, "body") if any(mark in entry for mark in OURS)]
     # Airflow draws the navigation's icon without an alternative text.
-    assert [one for one in ours if "static/icon" not in one] == []
+    assert [entry for entry in ours if "static/icon" not in entry] == []

@@ -139,7 +139,7 @@ def test_cost_table_and_its_csv_agree_with_the_totals(
     download.value.save_as(tmp_path / "costs.csv")
     (line,) = csv.DictReader(io.StringIO((tmp_path / "costs.csv").read_text("utf-8-sig")))
     assert (line["dag_id"], line["images"], line["approximate"]) == ("album", "18", "yes")
-    told = re.search(r"USD\s([\d.]+)", totals.inner_text())
-    assert told is not None
-    assert told[1] in row.inner_text()
-    assert f"{float(line['cost_USD']):.4f}".startswith(told[1])
+    shown_cost = re.search(r"USD\s([\d.]+)", totals.inner_text())
+    assert shown_cost is not None
+    assert shown_cost[1] in row.inner_text()
+    assert f"{float(line['cost_USD']):.4f}".startswith(shown_cost[1])

@@ -42,7 +42,7 @@ def test_tab_shows_a_triggered_poster_by_itself(page: Page, airflow: Airflow) ->
     form.get_by_role("button", name="Trigger").click()
     expect(form).to_be_hidden()
     runs = airflow.call("/api/v2/dags/poster_daily/dagRuns?order_by=-run_after")["dag_runs"]
-    run_id = next(one["dag_run_id"] for one in runs if one["run_type"] == "manual")
+    run_id = next(entry["dag_run_id"] for entry in runs if entry["run_type"] == "manual")
 
     page.goto(airflow.tab("poster_daily", run_id, "poster"))
     expect(page.get_by_role("heading", name="No images yet")).to_be_visible()
@@ -129,9 +129,9 @@ def test_prompt_is_shown_as_text(page: Page, airflow: Airflow, runs: Runs) -> No
 
 def test_failed_task_shows_error_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("single", runs.refused, "image"))
-    told = page.get_by_role("alert")
-    expect(told).to_contain_text("moderation_blocked")
-    expect(told.locator("strong")).to_have_text("The task failed. Nothing was charged.")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("moderation_blocked")
+    expect(alert.locator("strong")).to_have_text("The task failed. Nothing was charged.")
     expect(page.locator(".jojokey-badge").first).to_have_text("Failed")
     expect(page.locator(".jojokey-table tbody tr")).to_contain_text("No")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.airflow import BUCKET
-from tests.support.api_server import Book, Server, picture, result, told
+from tests.support.api_server import Book, Server, png_image, result, stored_image
 from tests.support.patience import PATIENCE
 
 PLACE = "open/manual__1/image/-1"
@@ -21,9 +21,9 @@ OF_A_DAG = (TASK, IMAGE, THUMBNAIL, "/jojokey/api/results?dag_id={dag}", "/jojok
 def images(book: Book, store: Any) -> None:
     """One image that all may see, and one that few may."""
     for number, dag_id in enumerate(("open", "secret")):
-        data = picture(("teal", "red")[number])
+        data = png_image(("teal", "red")[number])
         store.client.put_object(Bucket=BUCKET, Key=f"{dag_id}.png", Body=data)
-        book.write(dag_id, result(told(data, f"{dag_id}.png"), prompt=f"the {dag_id} one"))
+        book.write(dag_id, result(stored_image(data, f"{dag_id}.png"), prompt=f"the {dag_id} one"))
 
 
 @pytest.mark.parametrize("path", [*OF_A_DAG, "/jojokey/api/results", "/jojokey/api/totals"])
@@ -54,10 +54,10 @@ def test_dag_without_xcom_permission_is_forbidden(server: Server, path: str, use
     ],
 )
 def test_lists_hold_only_dags_with_xcom_permission(server: Server, user: str, seen: set[str]) -> None:
-    assert {one["dag_id"] for one in server.results(user)["results"]} == seen
-    assert {one["dag_id"] for one in server.totals(user)["by_dag"]} == seen
+    assert {entry["dag_id"] for entry in server.results(user)["results"]} == seen
+    assert {entry["dag_id"] for entry in server.totals(user)["by_dag"]} == seen
     assert server.totals(user)["results"] == len(seen)
-    assert {one["dag_id"] for one in server.results(user, q="one")["results"]} == seen
+    assert {entry["dag_id"] for entry in server.results(user, q="one")["results"]} == seen
 
 
 @pytest.mark.parametrize("user", ["painter", "halfblind"])

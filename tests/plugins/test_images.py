@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.airflow import BUCKET
-from tests.support.api_server import Book, Server, picture, result, told
+from tests.support.api_server import Book, Server, png_image, result, stored_image
 
 PATH = "/jojokey/images/a/manual__1/image/-1/0"
 SMALL = "/jojokey/thumbnails/a/manual__1/image/-1/0"
@@ -17,13 +17,13 @@ SMALL = "/jojokey/thumbnails/a/manual__1/image/-1/0"
 
 def put(store: Any, book: Book, data: bytes, key: str = "x.png", **more: Any) -> dict[str, Any]:
     store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
-    image = told(data, key, **more)
+    image = stored_image(data, key, **more)
     book.write("a", result(image))
     return image
 
 
 def test_image_has_the_bytes_of_the_object(server: Server, book: Book, store: Any) -> None:
-    data = picture(size=(900, 700))
+    data = png_image(size=(900, 700))
     put(store, book, data)
     answer = server.get(PATH)
     assert answer.content == data
@@ -36,12 +36,12 @@ def test_image_has_the_bytes_of_the_object(server: Server, book: Book, store: An
 def test_content_type_follows_the_bytes(
     server: Server, book: Book, store: Any, kind: str, content_type: str
 ) -> None:
-    put(store, book, picture(kind=kind), content_type="text/html")
+    put(store, book, png_image(kind=kind), content_type="text/html")
     assert server.get(PATH).headers["Content-Type"] == content_type
 
 
 def test_headers_prevent_scripts_in_images(server: Server, book: Book, store: Any) -> None:
-    put(store, book, picture())
+    put(store, book, png_image())
     for path in (PATH, SMALL):
         headers = server.get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -51,7 +51,7 @@ def test_headers_prevent_scripts_in_images(server: Server, book: Book, store: An
 
 @pytest.mark.parametrize("path", [PATH, SMALL])
 def test_cached_image_returns_304(server: Server, book: Book, store: Any, path: str) -> None:
-    put(store, book, picture())
+    put(store, book, png_image())
     etag = server.get(path).headers["ETag"]
     store.client.delete_object(Bucket=BUCKET, Key="x.png")
     for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
@@ -63,7 +63,7 @@ def test_cached_image_returns_304(server: Server, book: Book, store: Any, path: 
 
 @pytest.mark.parametrize("path", [PATH, SMALL])
 def test_only_urls_with_a_digest_are_cached(server: Server, book: Book, store: Any, path: str) -> None:
-    image = put(store, book, picture())
+    image = put(store, book, png_image())
     named = server.get(f"{path}?v={image['sha256'][:16]}").headers["Cache-Control"]
     assert named == "private, max-age=86400, immutable"
     for query in ("", "?v=", "?v=0123456789abcdef", f"?v={image['sha256'][:4]}"):
@@ -73,10 +73,10 @@ def test_only_urls_with_a_digest_are_cached(server: Server, book: Book, store: A
 def test_replaced_image_has_a_new_url(server: Server, book: Book, store: Any) -> None:
     urls = set()
     for colour in ("red", "blue"):
-        put(store, book, picture(colour))
+        put(store, book, png_image(colour))
         ((card,),) = (server.results()["results"],)
         urls |= {card["images"][0][name] for name in ("src", "thumbnail", "download")}
-        assert server.get(card["images"][0]["src"]).content == picture(colour)
+        assert server.get(card["images"][0]["src"]).content == png_image(colour)
     assert len(urls) == 6
 
 
@@ -93,7 +93,7 @@ def test_replaced_image_has_a_new_url(server: Server, book: Book, store: Any) ->
 def test_download_name_is_a_safe_form_of_the_key(
     server: Server, book: Book, store: Any, key: str, plain: str, full: str
 ) -> None:
-    put(store, book, picture(), key)
+    put(store, book, png_image(), key)
     told_name = server.get(f"{PATH}?download=1").headers["Content-Disposition"]
     assert told_name == f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(full, safe='')}"
     assert server.get(PATH).headers["Content-Disposition"].startswith("inline; ")
@@ -104,9 +104,9 @@ def test_download_name_is_a_safe_form_of_the_key(
     ["manual__2026-03-14T12:00:00+00:00", "a/b", "x/tasks/y/0", "50% off?&#", "狐狸", "a b", "a%2Fb"],
 )
 def test_any_run_id_works(server: Server, book: Book, store: Any, run_id: str) -> None:
-    data = picture()
+    data = png_image()
     store.client.put_object(Bucket=BUCKET, Key="x.png", Body=data)
-    book.write("a", result(told(data, "x.png"), prompt="here"), run_id=run_id, map_index=2)
+    book.write("a", result(stored_image(data, "x.png"), prompt="here"), run_id=run_id, map_index=2)
     (card,) = server.results(run_id=run_id)["results"]
     assert server.get(card["images"][0]["src"]).content == data
     assert server.get(card["images"][0]["thumbnail"]).status_code == 200
@@ -129,9 +129,9 @@ def test_other_objects_are_not_served(server: Server, book: Book, store: Any, da
 
 
 def test_forged_result_reveals_no_other_image(server: Server, book: Book, store: Any) -> None:
-    data = picture("black")
+    data = png_image("black")
     store.client.put_object(Bucket=BUCKET, Key="of-others.png", Body=data)
-    book.write("a", result(told(data, "of-others.png", sha256=hashlib.sha256(b"guess").hexdigest())))
+    book.write("a", result(stored_image(data, "of-others.png", sha256=hashlib.sha256(b"guess").hexdigest())))
     for path in (PATH, SMALL):
         answer = server.get(path)
         assert answer.status_code == 404
@@ -142,32 +142,32 @@ def test_forged_result_reveals_no_other_image(server: Server, book: Book, store:
 def test_object_of_unexpected_size_is_not_served(
     server: Server, book: Book, store: Any, more: dict[str, int]
 ) -> None:
-    put(store, book, picture(), **more)
+    put(store, book, png_image(), **more)
     for path in (PATH, SMALL):
         assert server.get(path).status_code == 404
 
 
 def test_overwritten_image_is_reported(server: Server, book: Book, store: Any) -> None:
-    put(store, book, picture("red"))
-    store.client.put_object(Bucket=BUCKET, Key="x.png", Body=picture("blue"))
+    put(store, book, png_image("red"))
+    store.client.put_object(Bucket=BUCKET, Key="x.png", Body=png_image("blue"))
     answer = server.get(PATH)
     assert (answer.status_code, answer.json()["reason"]) == (404, "replaced")
     assert "overwritten" in answer.json()["detail"]
 
 
 def test_missing_image_is_reported(server: Server, book: Book, store: Any) -> None:
-    put(store, book, picture())
+    put(store, book, png_image())
     store.client.delete_object(Bucket=BUCKET, Key="x.png")
     answer = server.get(PATH)
     assert (answer.status_code, answer.json()["reason"]) == (404, "missing")
     assert answer.json()["detail"] == "The object is no longer in S3: it was moved or deleted."
-    book.write("a", result(told(picture(), "x.png", bucket="no-such-bucket")))
+    book.write("a", result(stored_image(png_image(), "x.png", bucket="no-such-bucket")))
     assert server.get(PATH).status_code == 404
 
 
 @pytest.mark.parametrize("aws_conn_id", ["no_store", "a_database"])
 def test_unreachable_store_is_reported_without_secrets(server: Server, book: Book, aws_conn_id: str) -> None:
-    book.write("a", result(told(picture("pink"), "never.png"), aws_conn_id=aws_conn_id))
+    book.write("a", result(stored_image(png_image("pink"), "never.png"), aws_conn_id=aws_conn_id))
     for path in (PATH, SMALL):
         answer = server.get(path)
         assert answer.status_code == 502

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.airflow import Airflow, Store
-from tests.support.api_server import Book, Server, api_server, aws, picture, result, told
+from tests.support.api_server import Book, Server, api_server, aws, png_image, result, stored_image
 from tests.support.modules import AIRFLOW_ITSELF, HEAVY, modules_after, within
 from tests.support.patience import PATIENCE
 
@@ -22,15 +22,17 @@ def test_plugin_imports_no_web_modules() -> None:
     )
     web = ("fastapi", "starlette", "sqlalchemy", "airflow.models", "airflow.api_fastapi")
     assert within(added, (*HEAVY, *web)) == []
-    own = {one for one in added if one.startswith("airflow_provider_jojokey.")}
+    own = {entry for entry in added if entry.startswith("airflow_provider_jojokey.")}
     assert own == {
-        f"airflow_provider_jojokey.{one}" for one in ("plugins", "plugins.images", "links", "links.paths")
+        f"airflow_provider_jojokey.{entry}" for entry in ("plugins", "plugins.images", "links", "links.paths")
     }
 
 
 def test_airflow_lists_the_tab_and_the_gallery(server: Server) -> None:
-    (plugin,) = [one for one in server.get("/api/v2/plugins").json()["plugins"] if one["name"] == "jojokey"]
-    apps = {one["destination"]: one for one in plugin["react_apps"]}
+    (plugin,) = [
+        entry for entry in server.get("/api/v2/plugins").json()["plugins"] if entry["name"] == "jojokey"
+    ]
+    apps = {entry["destination"]: entry for entry in plugin["react_apps"]}
     assert set(apps) == {"task_instance", "nav"}
     assert apps["task_instance"]["url_route"] == "jojokey-images"
     assert apps["nav"]["url_route"] != "jojokey-images"  # Airflow drops the second of two
@@ -38,14 +40,16 @@ def test_airflow_lists_the_tab_and_the_gallery(server: Server) -> None:
 
 
 def test_app_is_public_and_never_cached(server: Server) -> None:
-    (plugin,) = [one for one in server.get("/api/v2/plugins").json()["plugins"] if one["name"] == "jojokey"]
-    for one in plugin["react_apps"]:
-        answer = server.get(one["bundle_url"], user=None)
+    (plugin,) = [
+        entry for entry in server.get("/api/v2/plugins").json()["plugins"] if entry["name"] == "jojokey"
+    ]
+    for entry in plugin["react_apps"]:
+        answer = server.get(entry["bundle_url"], user=None)
         assert answer.status_code == 200
         assert "javascript" in answer.headers["Content-Type"]
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Cache-Control"] == "no-cache"
-        for icon in (one["icon"], one["icon_dark_mode"]):
+        for icon in (entry["icon"], entry["icon_dark_mode"]):
             assert server.get(icon, user=None).headers["Content-Type"].startswith("image/svg+xml")
     for path in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", "never.js"):
         assert server.get(f"/jojokey/static/{path}", user=None).status_code == 404
@@ -59,9 +63,9 @@ def prefixed(airflow: Airflow, _stores: dict[str, Store], tmp_path_factory: pyte
 
 
 def test_routes_work_below_a_path_prefix(prefixed: Server, book: Book, store: Any) -> None:
-    data = picture()
+    data = png_image()
     store.client.put_object(Bucket="posters", Key="x.png", Body=data)
-    book.write("a", result(told(data, "x.png")), map_index=1)
+    book.write("a", result(stored_image(data, "x.png")), map_index=1)
 
     (card,) = prefixed.results()["results"]
 
@@ -75,10 +79,10 @@ def test_routes_work_below_a_path_prefix(prefixed: Server, book: Book, store: An
     answer = prefixed.get("/team-a/airflow/jojokey/api/dags/a/runs/manual__1/tasks/image/1").json()
     assert answer["result"] == card
     plugins = prefixed.get("/team-a/airflow/api/v2/plugins").json()["plugins"]
-    (plugin,) = [one for one in plugins if one["name"] == "jojokey"]
-    for one in plugin["react_apps"]:
-        assert one["bundle_url"].startswith("/team-a/airflow/jojokey/static/")
-        assert prefixed.get(one["bundle_url"], user=None).status_code == 200
+    (plugin,) = [entry for entry in plugins if entry["name"] == "jojokey"]
+    for entry in plugin["react_apps"]:
+        assert entry["bundle_url"].startswith("/team-a/airflow/jojokey/static/")
+        assert prefixed.get(entry["bundle_url"], user=None).status_code == 200
 
 
 def test_pillow_without_webp_is_reported() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.api_server import Book, Server, picture, result, told
+from tests.support.api_server import Book, Server, png_image, result, stored_image
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 API = "/jojokey/api"
@@ -34,12 +34,12 @@ def test_operator_run_is_listed_as_a_card(
     for name in ("model", "size", "quality", "usage", "request_id", "reused", "seconds", "receipt"):
         assert card[name] == manifest[name]
     assert datetime.fromisoformat(card["made_at"]).utcoffset() == timedelta(0)
-    assert [one["name"] for one in card["images"]] == ["fox-0.png", "fox-1.png"]
-    for one, image in zip(card["images"], manifest["images"], strict=True):
-        assert {name: one[name] for name in ("uri", "width", "height", "bytes", "content_type")} == {
+    assert [entry["name"] for entry in card["images"]] == ["fox-0.png", "fox-1.png"]
+    for entry, image in zip(card["images"], manifest["images"], strict=True):
+        assert {name: entry[name] for name in ("uri", "width", "height", "bytes", "content_type")} == {
             name: image[name] for name in ("uri", "width", "height", "bytes", "content_type")
         }
-        assert server.get(one["src"]).content == store.objects()[image["key"]]
+        assert server.get(entry["src"]).content == store.objects()[image["key"]]
     assert not {"bucket", "manifest", "aws_conn_id"} & set(card)
 
 
@@ -116,7 +116,7 @@ def test_filters_by_utc_days_inclusively(server: Server, book: Book) -> None:
     ],
 )
 def test_search_requires_every_word(server: Server, book: Book, words: str, found: list[str] | None) -> None:
-    image = told(picture(), "posters/x.png")
+    image = stored_image(png_image(), "posters/x.png")
     all_prompts = [
         "a Red FOX in the snow",
         "雪中的狐狸、木版画",
@@ -322,11 +322,11 @@ def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) ->
     sums = server.totals()
     assert (sums["results"], sums["images"], sums["failed"]) == (4, 43, 1)
     assert sums["usage"] == {"input_tokens": 330, "output_tokens": 4, "total_tokens": 334}
-    assert [(one["day"], one["tokens"], one["images"]) for one in sums["by_day"]] == [
+    assert [(entry["day"], entry["tokens"], entry["images"]) for entry in sums["by_day"]] == [
         ("2026-03-14", 10, 2),
         ("2026-03-15", 324, 41),
     ]
-    assert [(one["dag_id"], one["tokens"], one["images"]) for one in sums["by_dag"]] == [
+    assert [(entry["dag_id"], entry["tokens"], entry["images"]) for entry in sums["by_dag"]] == [
         ("b", 304, 40),
         ("a", 30, 3),
     ]
@@ -342,7 +342,7 @@ def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) ->
 
 def cost(*amounts: tuple[str, str, bool], unknown: int = 0) -> Any:
     names = ("amount", "currency", "approximate")
-    return {"amounts": [dict(zip(names, one, strict=True)) for one in amounts], "unknown": unknown}
+    return {"amounts": [dict(zip(names, entry, strict=True)) for entry in amounts], "unknown": unknown}
 
 
 def test_costs_are_exact_sums_by_day_dag_and_model(server: Server, book: Book) -> None:
@@ -378,7 +378,10 @@ def test_days_are_those_of_the_users_time_zone(server: Server, book: Book) -> No
     book.write("a", result(prompt="1"), run_id="1", at=datetime(2026, 3, 14, 17, 30, tzinfo=UTC))
     book.write("a", result(prompt="2"), run_id="2", at=datetime(2026, 3, 14, 15, 30, tzinfo=UTC))
     in_shanghai = server.totals(tz="Asia/Shanghai")["by_day"]
-    assert [(one["day"], one["tokens"]) for one in in_shanghai] == [("2026-03-14", 210), ("2026-03-15", 210)]
+    assert [(entry["day"], entry["tokens"]) for entry in in_shanghai] == [
+        ("2026-03-14", 210),
+        ("2026-03-15", 210),
+    ]
     # With a filter of its own, because the server may have cached the unfiltered sums for an earlier test.
     assert len(server.totals(tz="Nowhere/At-all", day_from="2026-03-14")["by_day"]) == 1
     assert prompts(server.results(day_from="2026-03-15", tz="Asia/Shanghai")) == ["1"]
@@ -395,7 +398,7 @@ def test_nul_byte_is_rejected_before_the_query(server: Server, query: str) -> No
     assert server.get(f"{API}/results?{query}").status_code == 400
 
 
-def test_results_are_filtered_by_model_size_and_a_part_of_the_run(server: Server, book: Book) -> None:
+def test_results_are_filtered_by_model_size_and_part_of_run(server: Server, book: Book) -> None:
     book.write(
         "a", result(prompt="1", model="gpt-image-2", size="1024x1024"), run_id="manual__May_1", at=NOON
     )

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_jojokey.results import PROGRESS_KEY
 from tests.support.airflow import BUCKET
-from tests.support.api_server import Book, Server, picture, result, told
+from tests.support.api_server import Book, Server, png_image, result, stored_image
 
 
 def tab(
@@ -108,7 +108,7 @@ def test_attempts_of_other_tasks_are_hidden(server: Server, book: Book, store: A
     ]
     receipt = {"version": 1, "bucket": BUCKET, "key": "x", "host": "", "request": {}, "attempts": attempts}
     write_receipt(store, book, json.dumps(receipt).encode())
-    assert [one["note"] for one in tab(server, "a")["attempts"]] == ["a manual__1"]
+    assert [entry["note"] for entry in tab(server, "a")["attempts"]] == ["a manual__1"]
 
 
 def test_mapped_tasks_are_listed_in_pages(server: Server, book: Book) -> None:
@@ -116,9 +116,9 @@ def test_mapped_tasks_are_listed_in_pages(server: Server, book: Book) -> None:
         book.write("a", result(prompt=f"{index}"), map_index=index)
     first, second = tab(server, "a"), tab(server, "a", page=1)
     assert first["result"] is None
-    assert [one["prompt"] for one in first["results"]] == [f"{index}" for index in range(60)]
+    assert [entry["prompt"] for entry in first["results"]] == [f"{index}" for index in range(60)]
     assert (first["next_page"], second["next_page"]) == (1, None)
-    assert [one["map_index"] for one in second["results"]] == list(range(60, 70))
+    assert [entry["map_index"] for entry in second["results"]] == list(range(60, 70))
     assert tab(server, "a", index=5)["result"]["prompt"] == "5"
 
 
@@ -129,18 +129,20 @@ def write_batch(store: Any, book: Book, lines: list[Any], key: str = "_jojokey/b
 
 
 def test_batch_items_are_listed_in_pages_with_images(server: Server, book: Book, store: Any) -> None:
-    data = [picture(size=(10 + number, 10)) for number in range(70)]
+    data = [png_image(size=(10 + number, 10)) for number in range(70)]
     for number in (0, 65):
         store.client.put_object(Bucket=BUCKET, Key=f"{number}.png", Body=data[number])
     lines = [
-        {"index": number, **result(told(data[number], f"{number}.png"), prompt=f"{number}")}
+        {"index": number, **result(stored_image(data[number], f"{number}.png"), prompt=f"{number}")}
         for number in range(70)
     ]
     write_batch(store, book, lines)
 
     first, second = tab(server, "a"), tab(server, "a", page=1)
 
-    assert [one["prompt"] for one in first["items"] + second["items"]] == [f"{one}" for one in range(70)]
+    assert [entry["prompt"] for entry in first["items"] + second["items"]] == [
+        f"{entry}" for entry in range(70)
+    ]
     assert (first["next_page"], second["next_page"]) == (1, None)
     assert first["result"]["batch"] is True
     for answer, place, number in ((first, 0, 0), (second, 5, 65)):
@@ -158,12 +160,12 @@ def test_batch_items_are_found_by_state_and_words(server: Server, book: Book, st
     for number in (3, 70, 129):
         lines[number] |= {"state": "failed", "error": "JojoKeyContentError", "message": "Refused: MODERATION"}
     lines[70]["request_id"] = "2026112823085401726269"
-    lines[90]["images"] = [{**told(picture(), "2026/Harbour.png"), "bucket": BUCKET}]
+    lines[90]["images"] = [{**stored_image(png_image(), "2026/Harbour.png"), "bucket": BUCKET}]
     lines[1] = "not a result"
     write_batch(store, book, lines, "_jojokey/batches/a/r/found.jsonl")
 
     def found(**query: Any) -> list[int]:
-        return [one["index"] for one in tab(server, "a", **query)["items"]]
+        return [entry["index"] for entry in tab(server, "a", **query)["items"]]
 
     assert found(failed=True) == [3, 70, 129]
     assert found(failed=True, q="2026112823085401726269") == [70]
@@ -180,7 +182,7 @@ def test_invalid_manifest_lines_are_skipped(server: Server, book: Book, store: A
     lines = [1, None, "x", {"images": 7}, {"index": 4, **result(prompt="real")}, [[]]]
     write_batch(store, book, lines, "_jojokey/batches/a/r/odd.jsonl")
     answer = tab(server, "a")
-    assert [(one["index"], one["prompt"]) for one in answer["items"]] == [(4, "real")]
+    assert [(entry["index"], entry["prompt"]) for entry in answer["items"]] == [(4, "real")]
 
 
 def test_progress_is_shown_until_there_is_a_result(server: Server, book: Book) -> None:
@@ -220,14 +222,14 @@ def test_unreadable_manifest_is_reported(server: Server, book: Book, store: Any)
 
 
 def test_images_on_aws_have_a_console_link(server: Server, book: Book) -> None:
-    one, two = (told(picture(), f"2026/hero {number}.png") for number in (0, 1))
-    book.write("a", result(one, aws_conn_id="on_aws"))
+    entry, two = (stored_image(png_image(), f"2026/hero {number}.png") for number in (0, 1))
+    book.write("a", result(entry, aws_conn_id="on_aws"))
     assert tab(server, "a")["s3_console"] == (
         f"https://console.aws.amazon.com/s3/object/{BUCKET}?region=eu-central-1&prefix=2026%2Fhero+0.png"
     )
-    book.write("a", result(one, two, aws_conn_id="on_aws"))
+    book.write("a", result(entry, two, aws_conn_id="on_aws"))
     assert tab(server, "a")["s3_console"] == (
         f"https://console.aws.amazon.com/s3/buckets/{BUCKET}?region=eu-central-1&prefix=2026%2F"
     )
-    book.write("a", result(one))
+    book.write("a", result(entry))
     assert tab(server, "a")["s3_console"] is None

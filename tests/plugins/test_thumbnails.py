@@ -16,14 +16,14 @@ from PIL import Image
 from airflow_provider_jojokey.plugins.thumbnails import MAX_PIXELS, ThumbnailCache
 from airflow_provider_jojokey.results import StoredImage
 from tests.support.airflow import BUCKET
-from tests.support.api_server import Book, Server, picture, result, told
+from tests.support.api_server import Book, Server, png_image, result, stored_image
 
 PATH = "/jojokey/thumbnails/a/manual__1/image/-1/0"
 
 
 def put(store: Any, book: Book, data: bytes) -> None:
     store.client.put_object(Bucket=BUCKET, Key="x.png", Body=data)
-    book.write("a", result(told(data, "x.png")))
+    book.write("a", result(stored_image(data, "x.png")))
 
 
 def opened(data: bytes) -> Image.Image:
@@ -40,14 +40,14 @@ def opened(data: bytes) -> Image.Image:
 def test_thumbnails_are_webp_of_fixed_widths(
     server: Server, book: Book, store: Any, kind: str, width: int, size: tuple[int, int]
 ) -> None:
-    put(store, book, picture("olive", (1024, 1536), kind))
+    put(store, book, png_image("olive", (1024, 1536), kind))
     answer = server.get(f"{PATH}?width={width}")
     assert answer.headers["Content-Type"] == "image/webp"
     assert opened(answer.content).size == size
 
 
 def test_small_images_are_not_enlarged(server: Server, book: Book, store: Any) -> None:
-    put(store, book, picture(size=(96, 64)))
+    put(store, book, png_image(size=(96, 64)))
     assert opened(server.get(PATH).content).size == (96, 64)
 
 
@@ -59,7 +59,7 @@ def test_transparency_is_kept(server: Server, book: Book, store: Any) -> None:
 
 
 def test_thumbnail_is_created_once(server: Server, book: Book, store: Any) -> None:
-    put(store, book, picture("navy", (700, 500)))
+    put(store, book, png_image("navy", (700, 500)))
     first = server.get(PATH).content
     store.client.delete_object(Bucket=BUCKET, Key="x.png")  # where nothing is to be had any more
     assert server.get(PATH).content == first
@@ -96,8 +96,8 @@ def test_image_with_too_many_pixels_is_not_decoded(
 @pytest.mark.parametrize(
     "data",
     [
-        picture(size=(400, 400))[:300],
-        picture(size=(400, 400))[:40] + b"\xff" * 200,
+        png_image(size=(400, 400))[:300],
+        png_image(size=(400, 400))[:40] + b"\xff" * 200,
         header_only(100, 100, "PNG"),
         header_only(100, 100, "WEBP"),
         header_only(100, 100, "JPEG"),
@@ -116,7 +116,7 @@ class Pictures:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.data = picture(size=(64, 64))
+        self.data = png_image(size=(64, 64))
 
     def __call__(self) -> io.BytesIO:
         self.asked += 1
@@ -128,7 +128,7 @@ def image(number: int) -> StoredImage:
 
 
 def kept(folder: Path) -> int:
-    return sum(one.stat().st_size for one in folder.iterdir())
+    return sum(entry.stat().st_size for entry in folder.iterdir())
 
 
 def test_cache_is_bounded_and_keeps_recent_files(tmp_path: Path) -> None:
@@ -181,11 +181,11 @@ def test_thumbnails_work_without_a_writable_cache(tmp_path: Path) -> None:
 def test_cache_key_includes_connection_and_location(tmp_path: Path) -> None:
     pictures = Pictures()
     cache = ThumbnailCache(tmp_path)
-    one = image(1)
-    for place, connection in ((one, "a"), (one, "b"), (StoredImage("c", *_rest(one)), "a")):
+    entry = image(1)
+    for place, connection in ((entry, "a"), (entry, "b"), (StoredImage("c", *_rest(entry)), "a")):
         cache.get(place, connection, 320, pictures)
     assert pictures.asked == 3
 
 
-def _rest(one: StoredImage) -> tuple[Any, ...]:
-    return one.key, one.content_type, one.width, one.height, one.bytes, one.sha256
+def _rest(entry: StoredImage) -> tuple[Any, ...]:
+    return entry.key, entry.content_type, entry.width, entry.height, entry.bytes, entry.sha256

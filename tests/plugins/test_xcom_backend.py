@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.airflow import BUCKET, Airflow, Store
-from tests.support.api_server import Book, Server, api_server, aws, picture, result, told
+from tests.support.api_server import Book, Server, api_server, aws, png_image, result, stored_image
 
 BACKEND = "airflow.providers.common.io.xcom.backend.XComObjectStorageBackend"
 Keep = Callable[..., Path]
@@ -50,10 +50,13 @@ def keep(book: Book, store: Store, folder: Path, settings: Any, monkeypatch: pyt
         getattr(module, cached).cache_clear()
 
     def keep(dag_id: str, prompt: str = "a fox in the snow", map_index: int = -1) -> Path:
-        data, key = picture(), f"{dag_id}-{map_index}.png"
+        data, key = png_image(), f"{dag_id}-{map_index}.png"
         store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
         reference = module.XComObjectStorageBackend.serialize_value(
-            result(told(data, key), prompt=prompt), key="jojokey_images", dag_id=dag_id, task_id="image"
+            result(stored_image(data, key), prompt=prompt),
+            key="jojokey_images",
+            dag_id=dag_id,
+            task_id="image",
         )
         book.write(dag_id, reference, map_index=map_index)
         return Path(reference.strip('"').removeprefix("file://"))
@@ -68,7 +71,7 @@ def test_task_and_its_image_are_read_through_the_backend(elsewhere: Server, keep
 
     assert answer["result"]["prompt"] == "a fox in the snow"
     image = elsewhere.get(answer["result"]["images"][0]["src"])
-    assert (image.status_code, image.content) == (200, picture())
+    assert (image.status_code, image.content) == (200, png_image())
 
 
 def test_gallery_and_totals_are_read_through_the_backend(

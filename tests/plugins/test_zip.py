@@ -9,16 +9,18 @@ from urllib.parse import quote
 
 from airflow_provider_jojokey.plugins import archive
 from tests.support.airflow import BUCKET
-from tests.support.api_server import Book, Server, picture, result, told
+from tests.support.api_server import Book, Server, png_image, result, stored_image
 
 
 def put(store: Any, book: Book, dag_id: str, *keys: str, run_id: str = "manual__1") -> list[bytes]:
     """Store an image at each key, and the result of a task that generated them."""
-    images = [picture(colour) for colour, _ in zip(("red", "green", "blue"), keys, strict=False)]
+    images = [png_image(colour) for colour, _ in zip(("red", "green", "blue"), keys, strict=False)]
     for key, data in zip(keys, images, strict=True):
         store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
     book.write(
-        dag_id, result(*[told(one, key) for key, one in zip(keys, images, strict=True)]), run_id=run_id
+        dag_id,
+        result(*[stored_image(entry, key) for key, entry in zip(keys, images, strict=True)]),
+        run_id=run_id,
     )
     return images
 
@@ -71,7 +73,7 @@ def test_zip_needs_permission_for_every_dag(server: Server, book: Book, store: A
 
 
 def test_zip_refuses_what_names_no_image_and_what_is_too_much(server: Server, book: Book, store: Any) -> None:
-    image = told(picture(), "x.png", bytes=archive.MAX_BYTES // 2 + 1)
+    image = stored_image(png_image(), "x.png", bytes=archive.MAX_BYTES // 2 + 1)
     book.write("a", result(image, image))
     for wrong in ("", "x", "a/b/c", "a/run/image/x/0", "a/run/image/-1/zero", "a/run/image/-1/0?item=-2"):
         assert download(server, wrong).status_code == 400, wrong

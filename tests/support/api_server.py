@@ -43,7 +43,7 @@ class Server:
     _tokens: dict[str, str] = field(default_factory=dict)
 
     def get(self, path: str, user: str | None = "admin", **options: Any) -> requests.Response:
-        """Ask as one of the users, or as nobody; ``path`` is with the prefix, as the answers' links are."""
+        """Send a request as a user, or without a login. ``path`` includes the prefix, like the links in responses."""
         headers = dict(options.pop("headers", {}))
         if user is not None:
             headers["Authorization"] = f"Bearer {self._token(user)}"
@@ -89,7 +89,9 @@ def api_server(home: Path, environment: dict[str, str], prefix: str = "") -> Ite
         "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__API_AUTH__JWT_SECRET": "of-the-tests-and-long-enough-for-a-signature-as-it-should-be-512-bits",
         "AIRFLOW__CORE__AUTH_MANAGER": "tests.support.users.AuthManagerOfTests",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{one}:{role}" for one, role in USERS.items()),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(
+            f"{entry}:{role}" for entry, role in USERS.items()
+        ),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         "AIRFLOW__JOJOKEY__THUMBNAIL_DIRECTORY": str(home / "thumbnails"),
     }
@@ -125,16 +127,16 @@ def _is_up(url: str) -> bool:
         return False
 
 
-def picture(colour: str = "teal", size: tuple[int, int] = (96, 64), kind: str = "PNG") -> bytes:
+def png_image(colour: str = "teal", size: tuple[int, int] = (96, 64), kind: str = "PNG") -> bytes:
     out = io.BytesIO()
     Image.new("RGB", size, colour).save(out, kind)
     return out.getvalue()
 
 
-def told(
+def stored_image(
     data: bytes, key: str, bucket: str = BUCKET, size: tuple[int, int] = (96, 64), **more: Any
 ) -> dict[str, Any]:
-    """Return an image as a result tells of it."""
+    """Return an image as it is listed in a result."""
     return {
         "uri": f"s3://{bucket}/{key}",
         "bucket": bucket,
@@ -149,7 +151,7 @@ def told(
 
 
 def result(*images: dict[str, Any], prompt: str = "a fox in the snow", **more: Any) -> dict[str, Any]:
-    """Return what the operator would tell of some images."""
+    """Return the result that the operator would push for these images."""
     return {
         "version": 1,
         "state": "complete",
