@@ -58,6 +58,8 @@ class JojoKeyHook(BaseHook):
         """Set after :meth:`stop`, when no response is in flight any more."""
         self._stopper: threading.Thread | None = None
         self._in_flight: set[_Response] = set()
+        self._quota_units: list[QuotaUnit | None] = []
+        """The value of :attr:`quota_unit`, once it is known."""
         self.decode_slots: int | None = None
         """Maximum number of responses to decode at once, if many threads share the hook."""
 
@@ -93,16 +95,21 @@ class JojoKeyHook(BaseHook):
         except ValueError as error:
             raise JojoKeyRequestError(f"{error}.") from None
 
-    @cached_property
+    @property
     def quota_unit(self) -> QuotaUnit | None:
         """The value of one unit of the gateway's quota; ``None`` if the gateway does not report it. Costs nothing."""
-        from airflow_provider_jojokey.cost import QuotaUnit
+        # Not a cached_property: in Python 3.11, its lock is shared by all hooks, so that one slow gateway would block
+        # the tasks of all others in a triggerer.
+        if not self._quota_units:
+            from airflow_provider_jojokey.cost import QuotaUnit
 
-        try:
-            return QuotaUnit.from_status(self.client.status())
-        except Img2Error as error:
-            log.info("The gateway doesn't report the value of its quota unit: %s", error.summary)
-            return None
+            unit = None
+            try:
+                unit = QuotaUnit.from_status(self.client.status())
+            except Img2Error as error:
+                log.info("The gateway doesn't report the value of its quota unit: %s", error.summary)
+            self._quota_units.append(unit)
+        return self._quota_units[0]
 
     @cached_property
     def client(self) -> Client:

@@ -20,8 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.support.patience import PATIENCE
-
 EPOCH = time.time() // 3600 * 3600
 """Virtual time 0. Close to real time, because files in a spool have real modification times."""
 MAX_YIELDS = 6_000
@@ -117,7 +115,7 @@ class Scheduler:
         self._until, self._target = self.now + seconds, target
         if target is None or target.ended is None:
             self._pass_on()
-            if not self._driver.acquire(timeout=PATIENCE):
+            if not self._driver.acquire(timeout=60):
                 raise RuntimeError("a process waits for something outside of virtual time")
 
     def kill(self, host: Host) -> None:
