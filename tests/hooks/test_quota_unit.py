@@ -8,10 +8,12 @@ import threading
 import pytest
 
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+from airflow_provider_jojokey.img2 import client
 from tests.support.loopback import Exchange, Server
 
 
 def test_slow_gateway_does_not_block_hooks_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FREE_CALL_TIMEOUT", 60.0)  # longer than the wait below
     arrived, release = threading.Event(), threading.Event()
     status = json.dumps({"success": True, "data": {"quota_per_unit": 500_000}}).encode()
 
@@ -31,7 +33,7 @@ def test_slow_gateway_does_not_block_hooks_of_others(monkeypatch: pytest.MonkeyP
         try:
             assert arrived.wait(60)
             other.start()
-            other.join(30)
+            other.join(20)
             assert len(units) == 1
         finally:
             release.set()
