@@ -25,7 +25,15 @@ IN_A_SENTENCE = {"Cost unknown": "unknown", "No cost": "nothing"}
 
 # Where rounding and the number of decimals change.
 EDGES = [0, 1, 49_999, 50_000, 99_999, 100_000, 149_999, 150_000, 9_949_999, 9_950_000, 10_000_000]
-EDGES += [NANOS - 50_001, NANOS - 50_000, NANOS - 1, NANOS, 1_005_000_000, 1_004_999_999, MAX_AMOUNT * NANOS - 1]
+EDGES += [
+    NANOS - 50_001,
+    NANOS - 50_000,
+    NANOS - 1,
+    NANOS,
+    1_005_000_000,
+    1_004_999_999,
+    MAX_AMOUNT * NANOS - 1,
+]
 nanos = st.sampled_from(EDGES) | st.integers(0, 2 * NANOS) | st.integers(0, MAX_AMOUNT * NANOS)
 costs = st.lists(st.none() | st.builds(Cost, nanos, st.sampled_from(("USD", "CNY", "EUR")), st.booleans()))
 
@@ -51,7 +59,15 @@ def scripts(browser: Browser) -> Iterator[Page]:
 
 
 @example([sum_of([Cost(edge, "USD", approximate)]) for edge in EDGES for approximate in (True, False)])
-@example([Costs(), Costs(unknown=1), Costs(unknown=1_234), Costs((Cost(5, "USD"),), 1), Costs((Cost(5, "USD"),), 2)])
+@example(
+    [
+        Costs(),
+        Costs(unknown=1),
+        Costs(unknown=1_234),
+        Costs((Cost(5, "USD"),), 1),
+        Costs((Cost(5, "USD"),), 2),
+    ]
+)
 @example([sum_of([Cost(7 * NANOS, "USD"), Cost(5_900_000, "CNY", approximate=False), None])])
 @given(st.lists(costs.map(sum_of), max_size=20))
 def test_browser_and_python_show_the_same_money(scripts: Page, listed: list[Costs]) -> None:

@@ -223,12 +223,19 @@ def test_openlineage_gets_images_model_and_tokens(observed: Observed) -> None:
 
 @pytest.mark.parametrize(
     ("task", "prompts"),
-    [("image", [PROMPT]), ("broken", [f"{PROMPT} [sandbox: truncated]"]), ("again", []), ("batch", ["an owl"])],
+    [
+        ("image", [PROMPT]),
+        ("broken", [f"{PROMPT} [sandbox: truncated]"]),
+        ("again", []),
+        ("batch", ["an owl"]),
+    ],
 )
 def test_openlineage_gets_what_the_gateway_charged(observed: Observed, task: str, prompts: list[str]) -> None:
     facet = observed.facet(task)
     charges = [charge for charge in observed.charges if charge.prompt in prompts]
-    tokens = [{name: getattr(charge, name) for name in ("input_tokens", "output_tokens")} for charge in charges]
+    tokens = [
+        {name: getattr(charge, name) for name in ("input_tokens", "output_tokens")} for charge in charges
+    ]
     exact = sum_of(
         Cost(charge.quota * NANOS // QUOTA_PER_USD, "USD", approximate=False) for charge in charges
     )
