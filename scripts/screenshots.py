@@ -25,11 +25,13 @@ from urllib.parse import quote
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from standalone import environment_of, free_port, standalone
-from world import ROOT, airflow_environment
+from world import HOME, ROOT, airflow_environment
 
 from airflow_provider_jojokey.sandbox import Sandbox
 
 IMAGES = ROOT / "docs" / "images"
+LOG = HOME / "screenshots.log"
+"""Airflow's log, which outlasts the temporary folder."""
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 ARGUMENTS = (
     "--no-sandbox",
@@ -105,8 +107,9 @@ def main() -> int:
             environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = "True"
             # A task that starts before the API server listens fails, and Airflow retries it after five minutes.
             environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] = "True"
-            print("Starting Airflow …", flush=True)
-            with standalone(environment, home / "airflow.log"):
+            LOG.parent.mkdir(parents=True, exist_ok=True)
+            print(f"Starting Airflow (its log is {LOG}) …", flush=True)
+            with standalone(environment, LOG):
                 airflow = Airflow(environment["AIRFLOW__API__BASE_URL"])
                 print("Generating posters …", flush=True)
                 generate_posters(airflow)

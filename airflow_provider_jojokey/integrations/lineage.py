@@ -18,7 +18,7 @@ from airflow_provider_jojokey.store.keys import split_uri
 SCHEMA = "JojoKeyRunFacet-1-0-0.json"
 """The facet's schema, which the API server serves with the UI's files."""
 RUN_FACET = "jojokey"
-_COPIED_FIELDS = ("model", "size", "quality", "seconds", "receipt", "manifest", "error")
+_COPIED_FIELDS = ("model", "size", "quality", "cost", "seconds", "receipt", "manifest", "error")
 
 
 @attr.define
@@ -33,6 +33,7 @@ class JojoKeyRunFacet(RunFacet):
     :param inputTokens: input tokens billed to the task in its Dag run
     :param outputTokens: output tokens billed to the task in its Dag run
     :param totalTokens: tokens billed to the task in its Dag run
+    :param cost: what the task has cost in its Dag run, as in the manifest; ``None`` if it is not recorded
     :param seconds: duration of the request
     :param requestId: the gateway's request ID
     :param receipt: the receipt's ``s3://`` URI
@@ -48,6 +49,7 @@ class JojoKeyRunFacet(RunFacet):
     inputTokens: int | None = attr.field(default=None)
     outputTokens: int | None = attr.field(default=None)
     totalTokens: int | None = attr.field(default=None)
+    cost: dict[str, Any] | None = attr.field(default=None)
     seconds: float | None = attr.field(default=None)
     requestId: str | None = attr.field(default=None)
     receipt: str | None = attr.field(default=None)

@@ -17,8 +17,9 @@ import jsonschema
 import pytest
 from airflow.version import version as airflow_version
 
-from airflow_provider_jojokey.cost import PUBLISHED
+from airflow_provider_jojokey.cost import NANOS, PUBLISHED, Cost, Costs, sum_of
 from airflow_provider_jojokey.integrations import telemetry
+from airflow_provider_jojokey.sandbox.charges import QUOTA_PER_USD
 from tests.operators.receivers import Collector, Sample, Span, StatsD
 from tests.support.patience import PATIENCE
 
@@ -64,6 +65,15 @@ class Observed:
             for sample in self.samples
             if sample.name == f"airflow.{name}" and tags.items() <= sample.tags.items()
         )
+
+    def facet(self, task: str) -> dict[str, Any]:
+        """Return the provider's run facet of a task that has ended."""
+        (event,) = (
+            event
+            for event in self.events
+            if event["job"]["name"] == f"observed.{task}" and event["eventType"] in ("COMPLETE", "FAIL")
+        )
+        return dict(event["run"]["facets"]["jojokey"])
 
     def job_span(self, key: str) -> Span:
         """Return the span of the job that generated an image."""
@@ -209,6 +219,31 @@ def test_openlineage_gets_images_model_and_tokens(observed: Observed) -> None:
 
     assert [output["name"] for output in ended["observed.batch"]["outputs"]] == ["0.png", "1.png", "2.png"]
     assert ended["observed.again"]["run"]["facets"]["jojokey"]["reused"] is True
+
+
+@pytest.mark.parametrize(
+    ("task", "prompts"),
+    [
+        ("image", [PROMPT]),
+        ("broken", [f"{PROMPT} [sandbox: truncated]"]),
+        ("again", []),
+        ("batch", ["an owl"]),
+    ],
+)
+def test_openlineage_gets_what_the_gateway_charged(observed: Observed, task: str, prompts: list[str]) -> None:
+    facet = observed.facet(task)
+    charges = [charge for charge in observed.charges if charge.prompt in prompts]
+    tokens = [
+        {name: getattr(charge, name) for name in ("input_tokens", "output_tokens")} for charge in charges
+    ]
+    exact = sum_of(
+        Cost(charge.quota * NANOS // QUOTA_PER_USD, "USD", approximate=False) for charge in charges
+    )
+    cost = Costs.from_json(facet["cost"])
+    # The truncated response had no usage, so the charge was read from the gateway log.
+    assert cost == (exact if task == "broken" else sum_of(map(PUBLISHED.cost_of, tokens)))
+    assert (facet["totalTokens"] or 0) == sum(charge.total_tokens for charge in charges)
+    assert bool(charges) == bool(cost.amounts)
 
 
 def test_run_facet_follows_its_schema(observed: Observed) -> None:

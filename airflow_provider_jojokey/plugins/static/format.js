@@ -15,6 +15,7 @@ export function count(value, one, many) {
   return t(value === 1 ? one : many, { n: number(value) });
 }
 
+// Text is formatted exactly; a float with more than 15 digits is not.
 export function decimal(value, decimals) {
   const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
   return new Intl.NumberFormat(language(), digits).format(value);

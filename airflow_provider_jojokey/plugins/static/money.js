@@ -10,6 +10,14 @@ function toNanos(text) {
   return BigInt(whole + rest.padEnd(DECIMALS, "0").slice(0, DECIMALS));
 }
 
+function units(value, decimals) {
+  return value * 10n ** BigInt(DECIMALS - decimals);
+}
+
+function rounded(nanos, decimals) {
+  return (nanos + units(1n, decimals) / 2n) / units(1n, decimals);
+}
+
 function toText(nanos) {
   const digits = String(nanos).padStart(DECIMALS + 1, "0");
   return `${digits.slice(0, -DECIMALS)}.${digits.slice(-DECIMALS)}`;
@@ -22,28 +30,35 @@ export function sumOf(costs) {
     sums.set(currency, { nanos: old.nanos + toNanos(amount), approximate: old.approximate || approximate });
   }
   return {
-    amounts: [...sums].map(([currency, { nanos, approximate }]) => ({ currency, amount: toText(nanos), approximate })),
+    amounts: [...sums]
+      .map(([currency, { nanos, approximate }]) => ({ currency, amount: toText(nanos), approximate }))
+      .sort((one, other) => (one.currency < other.currency ? -1 : 1)),
     unknown: costs.reduce((all, one) => all + (one?.unknown ?? 0), 0),
   };
 }
 
 // Amounts below one unit have four decimals, because an image can cost less than a cent.
+function decimalsOfAmount({ amount: text }) {
+  const nanos = toNanos(text);
+  if (nanos === 0n || nanos >= units(1n, 0)) return 2;
+  const shown = rounded(nanos, 4);
+  return shown === 0n || shown % 100n ? 4 : 2;
+}
+
 export function decimalsOf(costs) {
-  const values = costs.flatMap((one) => one?.amounts ?? []).map((one) => Number(one.amount));
-  return values.some((value) => value > 0 && value < 1 && !/\d00$/.test(value.toFixed(4))) ? 4 : 2;
+  return Math.max(2, ...costs.flatMap((one) => one?.amounts ?? []).map(decimalsOfAmount));
 }
 
 // The format of the log and the command line: "≈ USD 0.0059", with non-breaking spaces.
 function amount({ amount: text, currency, approximate }, decimals) {
-  const value = Number(text);
-  const least = 10 ** -decimals;
-  const shown = value > 0 && value < least ? `<${decimal(least, decimals)}` : decimal(value, decimals);
+  const nanos = toNanos(text);
+  const shown = nanos > 0n && !rounded(nanos, decimals) ? `<${decimal(10 ** -decimals, decimals)}` : decimal(text, decimals);
   return `${approximate ? "≈\u00a0" : ""}${currency}\u00a0${shown}`;
 }
 
-// Amounts in different currencies are never added up.
-export function cost(costs, decimals = decimalsOf([costs])) {
-  const known = costs.amounts.map((one) => amount(one, decimals)).join(" + ");
+// Amounts in different currencies are never added up. Without decimals, each amount has as many as it needs.
+export function cost(costs, decimals) {
+  const known = costs.amounts.map((one) => amount(one, decimals ?? decimalsOfAmount(one))).join(" + ");
   if (!known) return costs.unknown ? t("Cost unknown") : t("No cost");
   return costs.unknown
     ? `${known} + ${count(costs.unknown, "{n} request of unknown cost", "{n} requests of unknown cost")}`
