@@ -7,15 +7,16 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_jojokey.exceptions import JojoKeyConnectionError, JojoKeyError
 from airflow_provider_jojokey.hooks.connection import ConnectionSettings
-from airflow_provider_jojokey.img2.errors import Img2Error, Kind
+from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error, Kind
 from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.lazy import lazy_property
+from airflow_provider_jojokey.payments import clock
 
 if TYPE_CHECKING:
     import requests
@@ -35,6 +36,8 @@ STALLED = 5.0
 """Seconds without image data after which a response no longer counts as arriving."""
 STOP_POLL = 0.1
 STOP_LATENCY = 0.1
+QUOTA_UNIT_PAUSE = 60.0
+"""Seconds after which a gateway that failed to report its quota unit is asked again."""
 
 
 class JojoKeyHook(BaseHook):
@@ -58,8 +61,9 @@ class JojoKeyHook(BaseHook):
         """Set after :meth:`stop`, when no response is in flight any more."""
         self._stopper: threading.Thread | None = None
         self._in_flight: set[_Response] = set()
-        self._quota_units: list[QuotaUnit | None] = []
-        """The value of :attr:`quota_unit`, once it is known."""
+        self._quota_unit: QuotaUnit | None = None
+        self._quota_unit_until = -math.inf
+        """When :attr:`quota_unit` asks the gateway again, in :func:`payments.clock.monotonic` seconds."""
         self.decode_slots: int | None = None
         """Maximum number of responses to decode at once, if many threads share the hook."""
 
@@ -72,7 +76,7 @@ class JojoKeyHook(BaseHook):
             "placeholders": {"host": "https://api.jojokey.com", "password": "sk-…"},
         }
 
-    @cached_property
+    @lazy_property
     def settings(self) -> ConnectionSettings:
         """The connection's settings.
 
@@ -80,7 +84,7 @@ class JojoKeyHook(BaseHook):
         """
         return ConnectionSettings.of(self.get_connection(self.jojokey_conn_id))
 
-    @cached_property
+    @lazy_property
     def prices(self) -> Prices:
         """What usage costs: the connection's prices, or else the worker's.
 
@@ -98,20 +102,22 @@ class JojoKeyHook(BaseHook):
     @property
     def quota_unit(self) -> QuotaUnit | None:
         """The value of one unit of the gateway's quota; ``None`` if the gateway does not report it. Costs nothing."""
-        # Not a cached_property: in Python 3.11, its lock is shared by all hooks, so that one slow gateway would block
-        # the tasks of all others in a triggerer.
-        if not self._quota_units:
-            from airflow_provider_jojokey.cost import QuotaUnit
+        now = clock.monotonic()
+        if now >= self._quota_unit_until:
+            self._quota_unit, self._quota_unit_until = self._ask_quota_unit(now)
+        return self._quota_unit
 
-            unit = None
-            try:
-                unit = QuotaUnit.from_status(self.client.status())
-            except Img2Error as error:
-                log.info("The gateway doesn't report the value of its quota unit: %s", error.summary)
-            self._quota_units.append(unit)
-        return self._quota_units[0]
+    def _ask_quota_unit(self, now: float) -> tuple[QuotaUnit | None, float]:
+        """Return the value and until when it holds. A gateway that could not answer is asked again later."""
+        from airflow_provider_jojokey.cost import QuotaUnit
 
-    @cached_property
+        try:
+            return QuotaUnit.from_status(self.client.status()), math.inf
+        except Img2Error as error:
+            log.info("The gateway doesn't report the value of its quota unit: %s", error.summary)
+            return None, now + QUOTA_UNIT_PAUSE if ADVICE[error.kind].transient else math.inf
+
+    @lazy_property
     def client(self) -> Client:
         """The API client for this connection. Threads may share it.
 
@@ -165,8 +171,6 @@ class JojoKeyHook(BaseHook):
         """
         import tenacity
 
-        from airflow_provider_jojokey.payments import clock
-
         settings = self.settings
         until = clock.monotonic() + settings.max_resend_wait
         until = until if resend_until is None else min(until, resend_until)
@@ -212,8 +216,6 @@ class JojoKeyHook(BaseHook):
             self._in_flight.discard(response)
 
     def _sleep(self, seconds: float) -> None:
-        from airflow_provider_jojokey.payments import clock
-
         clock.pause(seconds, self.stopping)
 
     def test_connection(self) -> tuple[bool, str]:
@@ -372,7 +374,6 @@ def _wait_before_resending(state: Any) -> float:
 
 def _stop_before(until: float) -> Any:
     """Return a tenacity condition that prevents a resend after ``until``."""
-    from airflow_provider_jojokey.payments import clock
 
     def stop(state: Any) -> bool:
         return bool(clock.monotonic() + state.upcoming_sleep > until)

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+from airflow_provider_jojokey.lazy import lazy_property
 from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.store.extra_args import for_documents, for_reads
 from airflow_provider_jojokey.store.s3_errors import headers_of, redacted, translate_errors
@@ -51,25 +51,18 @@ class S3Client:
         self._slots: AbstractContextManager[Any] = (
             nullcontext() if self.connections is None else threading.BoundedSemaphore(self.connections)
         )
-        self._creating = threading.Lock()
         self.connection_extra: Mapping[str, Any] | None = None
         """The extra of the AWS connection, once :attr:`client` has read it."""
         self._clock = ServerClock()
         self._asks_first = False
         """Whether S3 is asked before each body is sent, because a connection has broken."""
 
-    @cached_property
+    @lazy_property
     def client(self) -> Any:
         """The boto3 client.
 
         :raises JojoKeyStoreError: if the connection does not exist or cannot be used
         """
-        with self._creating:  # cached_property itself lets two threads create two clients
-            if "client" not in vars(self):
-                vars(self)["client"] = self._create_client()
-            return vars(self)["client"]
-
-    def _create_client(self) -> Any:
         # Not S3Hook: its module also imports everything that transfers need.
         from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
         from airflow.providers.common.compat.sdk import AirflowException
@@ -176,7 +169,7 @@ class S3Client:
             "console is often similar.",
         )
 
-    @cached_property
+    @property
     def _sends_checksums(self) -> bool:
         # Stores that reject the checksum headers need "when_required" in the connection.
         return bool(self.client.meta.config.request_checksum_calculation != "when_required")

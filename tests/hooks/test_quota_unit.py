@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+from airflow_provider_jojokey.cost import QuotaUnit
+from airflow_provider_jojokey.hooks.jojokey import QUOTA_UNIT_PAUSE, JojoKeyHook
 from airflow_provider_jojokey.img2 import client
+from airflow_provider_jojokey.payments import clock
 from tests.support.loopback import Exchange, Server
+
+STATUS = json.dumps({"success": True, "data": {"quota_per_unit": 500_000}}).encode()
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, name: str, server: Server) -> None:
+    connection = {"conn_type": "jojokey", "host": server.url, "password": "sk-test"}
+    monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(connection))
 
 
 def test_slow_gateway_does_not_block_hooks_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "FREE_CALL_TIMEOUT", 60.0)  # longer than the wait below
     arrived, release = threading.Event(), threading.Event()
-    status = json.dumps({"success": True, "data": {"quota_per_unit": 500_000}}).encode()
 
     def slow(exchange: Exchange) -> None:
         arrived.set()
         release.wait(60)
-        exchange.answer(200, status)
+        exchange.answer(200, STATUS)
 
-    with Server(slow) as slow_gateway, Server(lambda exchange: exchange.answer(200, status)) as gateway:
-        for name, server in (("slow", slow_gateway), ("fast", gateway)):
-            connection = {"conn_type": "jojokey", "host": server.url, "password": "sk-test"}
-            monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(connection))
+    with Server(slow) as slow_gateway, Server(lambda exchange: exchange.answer(200, STATUS)) as gateway:
+        connect(monkeypatch, "slow", slow_gateway)
+        connect(monkeypatch, "fast", gateway)
         waiting = threading.Thread(target=lambda: JojoKeyHook("slow").quota_unit)
         waiting.start()
         units: list[object] = []
@@ -39,3 +49,51 @@ def test_slow_gateway_does_not_block_hooks_of_others(monkeypatch: pytest.MonkeyP
             release.set()
             waiting.join()
             other.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "later"),
+    [(503, QuotaUnit(Decimal(500_000), "USD")), (404, None)],
+    ids=["outage", "unsupported"],
+)
+def test_unit_is_requested_again_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch, status: int, later: QuotaUnit | None
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    responses = [(status, b"{}"), (200, STATUS), (200, b"{}")]
+    with Server(lambda exchange: exchange.answer(*responses.pop(0))) as gateway:
+        connect(monkeypatch, "gateway", gateway)
+        hook = JojoKeyHook("gateway")
+        assert hook.quota_unit is None
+        assert hook.quota_unit is None
+        assert len(responses) == 2  # the second time, the gateway was not asked
+        now += QUOTA_UNIT_PAUSE
+        assert hook.quota_unit == later
+        now += QUOTA_UNIT_PAUSE
+        assert hook.quota_unit == later
+        assert len(responses) == (1 if later else 2)
+
+
+def test_slow_secrets_backend_does_not_block_hooks_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, release = threading.Event(), threading.Event()
+
+    class SlowHook(JojoKeyHook):
+        @classmethod
+        def get_connection(cls, conn_id: str) -> Any:
+            if conn_id == "slow":
+                arrived.set()
+                release.wait(60)
+            return super().get_connection(conn_id)
+
+    with Server(lambda exchange: exchange.answer(200, STATUS)) as gateway:
+        connect(monkeypatch, "slow", gateway)
+        connect(monkeypatch, "fast", gateway)
+        with ThreadPoolExecutor(2) as threads:
+            waiting = threads.submit(lambda: SlowHook("slow").client)
+            try:
+                assert arrived.wait(60)
+                assert threads.submit(lambda: SlowHook("fast").client).result(20)
+            finally:
+                release.set()
+            waiting.result(20)
