@@ -29,6 +29,7 @@ from airflow_provider_jojokey.plugins.cards import Place, card, progress_card
 from airflow_provider_jojokey.plugins.sums import Sum
 from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.settings import Settings
+from airflow_provider_jojokey.translatable import Translatable
 
 MAX_LIMIT = 200
 MAX_QUERY = 500
@@ -78,7 +79,7 @@ async def guard(request: Request, call_next: Callable[[Request], Any]) -> Respon
     PostgreSQL cannot store NUL characters. The headers keep browsers from running content of responses.
     """
     if "\0" in request.url.path or "%00" in request.url.path or "%00" in request.url.query:
-        return AsciiJSONResponse({"detail": "The URL contains a NUL character."}, 400)
+        return _error(400, Translatable("The URL contains a NUL character."))
     response: Response = await call_next(request)
     headers = response.headers
     headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -94,35 +95,41 @@ async def guard(request: Request, call_next: Callable[[Request], Any]) -> Respon
 
 @app.exception_handler(JojoKeyStoreError)
 async def _store_error(_: Request, error: JojoKeyStoreError) -> Response:
-    # Leave out error.message: text from S3 can contain endpoint names.
-    return AsciiJSONResponse({"detail": f"{error.what} {error.todo}".strip(), "reason": "s3"}, 502)
+    return _error(502, objects.problem_of(error), "s3")
 
 
 @app.exception_handler(backend.Unreadable)
 async def _unreadable(_: Request, error: backend.Unreadable) -> Response:
-    return AsciiJSONResponse({"detail": f"The result is not in Airflow's database. {error}"}, 502)
+    return _error(502, Translatable("The result is not in Airflow's database. {why}", why=error.message))
 
 
 @app.exception_handler(objects.NotServed)
 async def _not_served(_: Request, error: objects.NotServed) -> Response:
-    return AsciiJSONResponse({"detail": str(error), "reason": error.reason}, 404)
+    return _error(404, error.message, error.reason)
 
 
 @app.exception_handler(thumbnails.ThumbnailUnavailable)
 async def _thumbnail_unavailable(_: Request, error: thumbnails.ThumbnailUnavailable) -> Response:
-    return AsciiJSONResponse({"detail": str(error), "reason": "not_served"}, 501)
+    return _error(501, error.message, "not_served")
 
 
 @app.exception_handler(archive.BadSelection)
 async def _bad_selection(_: Request, error: archive.BadSelection) -> Response:
-    return AsciiJSONResponse({"detail": str(error)}, 400)
+    return _error(400, error.message)
+
+
+@app.exception_handler(xcoms.BadCursor)
+async def _bad_cursor(_: Request, error: xcoms.BadCursor) -> Response:
+    return _error(400, error.message)
 
 
 @app.exception_handler(Exception)
 async def _internal_error(_: Request, __: Exception) -> Response:
-    return AsciiJSONResponse(
-        {"detail": "An internal error occurred. The API server's log has the details."}, 500
-    )
+    return _error(500, Translatable("An internal error occurred. The API server's log has the details."))
+
+
+def _error(status: int, message: Translatable, reason: str | None = None) -> Response:
+    return AsciiJSONResponse({**message.to_json(), **({"reason": reason} if reason else {})}, status)
 
 
 def results_filter(
@@ -171,18 +178,15 @@ def get_results(
     """Return a page of the latest results."""
     after = cursor or None
     rows, unread, why = xcoms.Rows([]), 0, None
-    try:
-        with create_session(scoped=False) as session:
-            for scan in (None, *[xcoms.ROWS_AT_ONCE] * MAX_EMPTY_SCANS):
-                rows, after = xcoms.page(session, wanted, limit=limit, cursor=after, scan=scan, sort=sort)
-                unread, why = unread + rows.unread, rows.why or why
-                if rows.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
-                    break
-            unsearched = xcoms.count_unsearched(session, wanted) if cursor is None else 0
-    except xcoms.BadCursor as error:
-        raise HTTPException(400, f"{error}") from None
-    answer = {"results": [card(row) for row in rows.rows], "next": after}
-    return AsciiJSONResponse({**answer, "unread": unread, "unread_why": why, "unsearched": unsearched})
+    with create_session(scoped=False) as session:
+        for scan in (None, *[xcoms.ROWS_AT_ONCE] * MAX_EMPTY_SCANS):
+            rows, after = xcoms.page(session, wanted, limit=limit, cursor=after, scan=scan, sort=sort)
+            unread, why = unread + rows.unread, rows.why or why
+            if rows.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
+                break
+        unsearched = xcoms.count_unsearched(session, wanted) if cursor is None else 0
+    answer = {"results": [card(row) for row in rows.rows], "next": after, "unread": unread}
+    return AsciiJSONResponse({**answer, "unread_why": why and why.to_json(), "unsearched": unsearched})
 
 
 @app.get("/api/totals")
@@ -263,7 +267,7 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
         "progress": progress and progress_card(progress),
         "results": [card(mapped_row) for mapped_row in mapped.rows],
         "unread": mapped.unread,
-        "unread_why": mapped.why,
+        "unread_why": mapped.why and mapped.why.to_json(),
         "attempts": [],
         "attempts_error": None,
         "s3_console": None,
@@ -274,10 +278,12 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
     if row is None:
         return answer
     answer["result"] = card(row)
-    answer["attempts"], answer["attempts_error"] = tab.attempts(row)
+    answer["attempts"], problem = tab.attempts(row)
+    answer["attempts_error"] = problem and problem.to_json()
     answer["s3_console"] = tab.s3_console(row.result)
     if row.result.manifest is not None:
-        answer["items"], answer["next_page"], answer["items_error"] = tab.items(row, page, wanted)
+        answer["items"], answer["next_page"], problem = tab.items(row, page, wanted)
+        answer["items_error"] = problem and problem.to_json()
     return answer
 
 

@@ -40,6 +40,7 @@ from sqlalchemy.orm import defer, lazyload
 
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
 from airflow_provider_jojokey.results import PROGRESS_KEY, XCOM_KEY, Result
+from airflow_provider_jojokey.translatable import Translatable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -113,11 +114,15 @@ class Rows:
 
     rows: list[Row]
     unread: int = 0
-    why: str | None = None
+    why: Translatable | None = None
 
 
 class BadCursor(ValueError):
     """A cursor that :func:`page` did not return."""
+
+    def __init__(self, message: Translatable) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 def page(
@@ -161,7 +166,7 @@ def page(
         chunk = entries[start : min(start + limit, scan)]
         for number, read in enumerate(read_results(chunk), start + 1):
             if isinstance(read, Unreadable):
-                unread, why = unread + 1, str(read)
+                unread, why = unread + 1, read.message
             elif read is not None:
                 rows.append(read)
             if len(rows) == limit and number < len(entries):
@@ -342,7 +347,7 @@ def _readable(entries: Sequence[tuple[XComModel, str | None, str]]) -> Rows:
     return Rows(
         [result for result in results if isinstance(result, Row)],
         len(unread),
-        str(unread[-1]) if unread else None,
+        unread[-1].message if unread else None,
     )
 
 
@@ -397,7 +402,7 @@ def _whole(session: Session, *path: str) -> ColumnElement[int]:
 
 def _offset(cursor: str | None) -> int:
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 10):
-        raise BadCursor("the cursor is invalid")
+        raise BadCursor(Translatable("The cursor is invalid."))
     return int(cursor or 0)
 
 
@@ -422,9 +427,9 @@ def _decoded(cursor: str) -> tuple[datetime, tuple[Any, ...]]:
         if len(key) != len(kinds) or any(
             type(part) is not kind for part, kind in zip(key, kinds, strict=True)
         ):
-            raise BadCursor("the cursor has unexpected parts")
+            raise BadCursor(Translatable("The cursor is invalid."))
         if any(abs(part) >= 2**63 if isinstance(part, int) else "\0" in part for part in key):
-            raise BadCursor("the cursor has parts out of range")
+            raise BadCursor(Translatable("The cursor is invalid."))
         return datetime.fromisoformat(timestamp).astimezone(UTC), tuple(key)
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
-        raise BadCursor("the cursor is invalid") from None
+        raise BadCursor(Translatable("The cursor is invalid.")) from None
