@@ -26,6 +26,7 @@ from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.plugins import archive, backend, objects, tab, thumbnails, totals, xcoms
 from airflow_provider_jojokey.plugins.access import ReadableDags, readable_xcom
 from airflow_provider_jojokey.plugins.cards import Place, card, progress_card
+from airflow_provider_jojokey.plugins.paging import BadCursor
 from airflow_provider_jojokey.plugins.sums import Sum
 from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.settings import Settings
@@ -166,9 +167,9 @@ def get_results(
     wanted: Wanted,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 60,
     cursor: Annotated[str | None, Query(max_length=2_000)] = None,
-    sort: Literal["newest", "tokens"] = "newest",
+    sort: Literal["newest", "tokens", "cost"] = "newest",
 ) -> Any:
-    """Return a page of the latest results."""
+    """Return a page of results."""
     after = cursor or None
     rows, unread, why = xcoms.Rows([]), 0, None
     try:
@@ -179,7 +180,7 @@ def get_results(
                 if rows.rows or after is None or unread >= xcoms.MAX_READ_ELSEWHERE:
                     break
             unsearched = xcoms.count_unsearched(session, wanted) if cursor is None else 0
-    except xcoms.BadCursor as error:
+    except BadCursor as error:
         raise HTTPException(400, f"{error}") from None
     answer = {"results": [card(row) for row in rows.rows], "next": after}
     return AsciiJSONResponse({**answer, "unread": unread, "unread_why": why, "unsearched": unsearched})

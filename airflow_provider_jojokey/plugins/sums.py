@@ -19,14 +19,13 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import BigInteger, Date, Float, Numeric, Text, and_, case, cast, func, literal, select
 
 from airflow_provider_jojokey.cost import NANOS, Costs
+from airflow_provider_jojokey.plugins.paging import KEYS, inside
 from airflow_provider_jojokey.plugins.xcoms import (
-    KEYS,
     MAX_READ_ELSEWHERE,
     ROWS_AT_ONCE,
     Filter,
     Row,
     conditions,
-    inside,
     is_elsewhere,
     parsed,
     read_results,
