@@ -103,7 +103,8 @@ class JojoKeyError(AirflowException):
 
     def to_json(self) -> dict[str, Any]:
         """Return everything another process needs to raise the same error."""
-        return {"class": type(self).__name__, **vars(self)}
+        facts = {**vars(self), "what": str(self.what), "todo": str(self.todo)}  # no subclasses of str
+        return {"class": type(self).__name__, **facts}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> JojoKeyError:

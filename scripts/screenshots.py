@@ -79,23 +79,38 @@ class Airflow:
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.loads(response.read())
 
-    def trigger(self, dag_id: str, conf: dict[str, Any], day: datetime | None = None) -> str:
-        """Start a run, and return its ID."""
-        body = {"logical_date": day and day.isoformat(), "conf": conf}
-        return str(self.call(f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+    def trigger(self, dag_id: str, run_id: str, conf: dict[str, Any], day: datetime | None = None) -> bool:
+        """Start a run; return whether it exists.
+
+        SQLite has one writer at a time. On a busy machine, another process of Airflow can keep it for so long that
+        the API server responds with status 500 or not at all. The run may exist nevertheless, so its ID is fixed.
+        """
+        body = {"dag_run_id": run_id, "logical_date": day and day.isoformat(), "conf": conf}
+        try:
+            self.call(f"/api/v2/dags/{dag_id}/dagRuns", body)
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code != 409:
+                raise
+            return error.code == 409
+        except OSError:
+            return False
+        return True
 
     def unpause(self, dag_id: str) -> bool:
-        """Unpause a Dag; return whether the Dag processor has read it."""
+        """Unpause a Dag; return whether that succeeded."""
         try:
             self.call(f"/api/v2/dags/{dag_id}", {"is_paused": False}, "PATCH")
-        except urllib.error.HTTPError:
+        except OSError:  # the Dag processor hasn't read it, or SQLite is locked
             return False
         return True
 
     def results(self, **filters: str) -> list[dict[str, Any]]:
-        """Return the latest results in the format of the gallery."""
+        """Return the latest results in the format of the gallery; none if Airflow is too busy."""
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in filters.items())
-        return list(self.call(f"/jojokey/api/results?limit=200&{query}")["results"])
+        try:
+            return list(self.call(f"/jojokey/api/results?limit=200&{query}")["results"])
+        except OSError:
+            return []
 
 
 def main() -> int:
@@ -105,6 +120,10 @@ def main() -> int:
         with Sandbox(home / "world") as sandbox:
             environment = airflow_environment(sandbox, home) | environment_of(free_port())
             environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = "True"
+            # Components of Airflow end when they can't write to SQLite within five seconds, the default.
+            environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = (
+                f"sqlite:///{home}/airflow/airflow.db?timeout=60"
+            )
             # A task that starts before the API server listens fails, and Airflow retries it after five minutes.
             environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] = "True"
             LOG.parent.mkdir(parents=True, exist_ok=True)
@@ -121,13 +140,19 @@ def main() -> int:
 def generate_posters(airflow: Airflow) -> None:
     wait_until(lambda: airflow.unpause("poster_daily") and airflow.unpause("poster_approval"))
     today = datetime.now(UTC).replace(hour=6, minute=0, second=0, microsecond=0)
+    # The schedule adds the poster of today. One run at a time has fewer processes that write to SQLite.
+    wait_until(lambda: bool(airflow.results(dag_id="poster_daily")))
     for number, theme in enumerate(THEMES, start=1):
         conf = {"theme": theme, "size": SIZES[number % len(SIZES)]}
-        airflow.trigger("poster_daily", conf, today - timedelta(days=len(THEMES) + 1 - number))
-    airflow.trigger("poster_approval", {"prompt": CANDIDATES})
-    # The schedule adds the poster of today.
-    wait_until(lambda: len(airflow.results(dag_id="poster_daily")) > len(THEMES))
-    wait_until(lambda: bool(airflow.results(dag_id="poster_approval")))
+        generate(airflow, "poster_daily", conf, today - timedelta(days=len(THEMES) + 1 - number))
+    generate(airflow, "poster_approval", {"prompt": CANDIDATES})
+
+
+def generate(airflow: Airflow, dag_id: str, conf: dict[str, Any], day: datetime | None = None) -> None:
+    """Start a run, and wait for its images."""
+    run_id = f"manual__{(day or datetime.now(UTC)).isoformat()}"
+    wait_until(lambda: airflow.trigger(dag_id, run_id, conf, day))
+    wait_until(lambda: bool(airflow.results(dag_id=dag_id, run_id=run_id)))
 
 
 def spread_over_days(database: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from airflow_provider_jojokey.cost import Costs, sum_of
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
+from airflow_provider_jojokey.translatable import Translatable
 
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -29,6 +30,10 @@ MAX_UNBILLED = 10
 
 class ReceiptUnreadable(ValueError):
     """A receipt that exists but is unreadable."""
+
+    def __init__(self, message: Translatable) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +131,15 @@ class Receipt:
             document = json.loads(data)
             if document["version"] not in READABLE_VERSIONS:
                 raise ReceiptUnreadable(
-                    f"it has version {document['version']!r}; this package reads versions 1 and 2"
+                    Translatable(
+                        "it has version {version}; this package reads versions 1 and 2",
+                        version=repr(document["version"])[:40],
+                    )
                 )
             if not isinstance(document["attempts"], list) or not isinstance(document["request"], dict):
-                raise ReceiptUnreadable("its attempts are not a list, or its request is not an object")
+                raise ReceiptUnreadable(
+                    Translatable("its attempts are not a list, or its request is not an object")
+                )
             return cls(
                 bucket=document["bucket"],
                 key=document["key"],
@@ -140,7 +150,9 @@ class Receipt:
         except ReceiptUnreadable:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ReceiptUnreadable(f"it is not a receipt ({type(error).__name__})") from None
+            raise ReceiptUnreadable(
+                Translatable("it is not a receipt ({error})", error=type(error).__name__)
+            ) from None
 
 
 def _without_old_unbilled(attempts: list[Attempt]) -> tuple[Attempt, ...]:

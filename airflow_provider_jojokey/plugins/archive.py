@@ -15,6 +15,7 @@ from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.plugins.cards import Place
 from airflow_provider_jojokey.plugins.objects import NotServed
 from airflow_provider_jojokey.results import StoredImage
+from airflow_provider_jojokey.translatable import Translatable
 
 MAX_IMAGES = 50
 MAX_BYTES = 512 * 1024 * 1024
@@ -31,6 +32,10 @@ Source = tuple[StoredImage, str | None]
 
 class BadSelection(ValueError):
     """A selection that is invalid or too large. The message is displayed to the user."""
+
+    def __init__(self, message: Translatable) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 def selected(text: str) -> Selected:
@@ -49,7 +54,7 @@ def selected(text: str) -> Selected:
         not (dag_id and task_id and all(re.fullmatch(r"[0-9]{1,9}", part) for part in numbers))
         or "\0" in text
     ):
-        raise BadSelection("The selection contains something that is not an image.")
+        raise BadSelection(Translatable("The selection contains something that is not an image."))
     place = (dag_id, "/".join(run_id), task_id, int(map_index))
     return place, int(number), int(line) if line else None
 
@@ -62,7 +67,11 @@ def check(sources: Sequence[Source]) -> None:
     total = sum(image.bytes for image, _ in sources)
     if total > MAX_BYTES:
         raise BadSelection(
-            f"The selected images have {total / 1e6:,.0f} MB. One zip file holds at most {MAX_BYTES / 1e6:,.0f} MB."
+            Translatable(
+                "The selected images have {size} MB. One zip file holds at most {limit} MB.",
+                size=round(total / 1e6),
+                limit=round(MAX_BYTES / 1e6),
+            )
         )
 
 

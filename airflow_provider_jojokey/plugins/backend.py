@@ -17,6 +17,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from airflow_provider_jojokey.results import Result
+from airflow_provider_jojokey.translatable import Translatable
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ MAX_CACHED = 5_000
 
 class Unreadable(Exception):
     """A result that can't be read. The message gives the reason, without secrets."""
+
+    def __init__(self, message: Translatable) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +84,25 @@ def _read_one(entry: Stored) -> Result | Unreadable | None:
     try:
         backend = _custom_backend()
         if backend is None:
-            return Unreadable("It was written with another XCom backend than the one in [core] xcom_backend.")
+            return Unreadable(
+                Translatable("It was written with another XCom backend than the one in [core] xcom_backend.")
+            )
         names = ("key", "dag_id", "run_id", "task_id", "map_index", "value")
         value = backend.deserialize_value(SimpleNamespace(**{name: getattr(entry, name) for name in names}))
     except Exception as error:  # third-party backends can raise any exception
         log.warning("The XCom backend can't return a result of %s.", entry.task_id, exc_info=True)
-        return Unreadable(f"{name_of_backend()} can't return it here ({type(error).__name__}).")
+        return Unreadable(
+            Translatable(
+                "{backend} can't return it here ({error}).",
+                backend=name_of_backend(),
+                error=type(error).__name__,
+            )
+        )
     result = Result.from_xcom(value)
     if isinstance(value, str):  # backends return unknown references unchanged
-        return Unreadable(f"{name_of_backend()} does not know the reference to it.")
+        return Unreadable(
+            Translatable("{backend} does not know the reference to it.", backend=name_of_backend())
+        )
     with _cache_lock:
         _cache[entry.identity] = result
     return result

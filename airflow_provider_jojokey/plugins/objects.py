@@ -14,8 +14,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
+import anyio
 from cachetools import TTLCache, cached
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
@@ -24,17 +25,22 @@ from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.store.keys import RECEIPTS, split_uri
 from airflow_provider_jojokey.store.s3_client import is_aws
 from airflow_provider_jojokey.store.s3_errors import translate_errors
+from airflow_provider_jojokey.translatable import Translatable
 
 MAX_BYTES = 64 * 1024 * 1024
 """Maximum size of an image."""
 MAX_DOCUMENT = 4 * 1024 * 1024
 """Maximum size of a receipt."""
 CHUNK = 256 * 1024
+S3_THREADS = 8
+"""Maximum threads that wait for S3. They are separate, so that a slow S3 doesn't block Airflow's own routes."""
 CLIENT_TTL = 60.0
 """Seconds for which a client is reused, so that changes to a connection take effect soon."""
 
 # Bounded, because the name comes from an XCom, which may contain any text.
 _CLIENTS: TTLCache[str | None, Any] = TTLCache(maxsize=100, ttl=CLIENT_TTL)
+_threads = anyio.CapacityLimiter(S3_THREADS)
+T = TypeVar("T")
 
 
 class NotServed(Exception):
@@ -42,6 +48,10 @@ class NotServed(Exception):
 
     reason = "not_served"
     """Machine-readable reason in the response."""
+
+    def __init__(self, message: Translatable) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 class Missing(NotServed):
@@ -65,14 +75,22 @@ def fetch(image: StoredImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
     :raises JojoKeyStoreError: if S3 does not return the object
     """
     if image.bytes > MAX_BYTES:
-        raise NotServed(f"The image has {image.bytes:,} bytes; more than {MAX_BYTES:,} can't be shown here.")
+        raise NotServed(
+            Translatable(
+                "The image has {bytes} bytes; more than {limit} can't be shown here.",
+                bytes=image.bytes,
+                limit=MAX_BYTES,
+            )
+        )
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (returned to the caller)
     try:
         digest = hashlib.sha256()
         kind = None
         for chunk in _chunks(image, aws_conn_id):
             if kind is None and (kind := content_type_of(chunk)) is None:
-                raise NotServed("The object is not a PNG, JPEG or WebP image, so it is not shown.")
+                raise NotServed(
+                    Translatable("The object is not a PNG, JPEG or WebP image, so it is not shown.")
+                )
             digest.update(chunk)
             file.write(chunk)
         if kind is None or digest.hexdigest() != image.sha256:
@@ -95,7 +113,7 @@ def document(uri: str, aws_conn_id: str | None, *, suffix: str, limit: int = MAX
     with closing(_open(*_place(uri, suffix), aws_conn_id)) as body:
         data = bytes(body.read(limit + 1))
     if len(data) > limit:
-        raise NotServed(f"The object is larger than {limit:,} bytes.")
+        raise NotServed(Translatable("The object is larger than {limit} bytes.", limit=limit))
     return data
 
 
@@ -123,11 +141,15 @@ def lines(
     matches = 0
     with (
         closing(_open(*_place(uri, suffix), aws_conn_id)) as body,
-        translate_errors(f"read {uri}"),
+        translate_errors(Translatable("read {uri}", uri=uri)),
     ):
         for number, line in enumerate(body.iter_lines(CHUNK)):
             if len(line) > longest:
-                raise NotServed(f"Line {number + 1} is longer than {longest:,} bytes.")
+                raise NotServed(
+                    Translatable(
+                        "Line {number} is longer than {limit} bytes.", number=number + 1, limit=longest
+                    )
+                )
             value = _json(line) if wanted is not None or matches >= start else None
             if wanted is not None and not wanted(value):
                 continue
@@ -137,6 +159,13 @@ def lines(
                 selected.append((number, value))
             matches += 1
     return selected, False
+
+
+def problem_of(error: JojoKeyError) -> Translatable:
+    """Return what the UI shows of an error. It is not ``error.message``, because S3's own text can name endpoints."""
+    if not error.todo:
+        return Translatable("{what}", what=error.what)
+    return Translatable("{what} {todo}", what=error.what, todo=error.todo)
 
 
 def console_url(uris: Sequence[str], aws_conn_id: str | None) -> str | None:
@@ -155,7 +184,7 @@ def console_url(uris: Sequence[str], aws_conn_id: str | None) -> str | None:
 def _chunks(image: StoredImage, aws_conn_id: str | None) -> Iterator[bytes]:
     with closing(_open(image.bucket, image.key, aws_conn_id, image.bytes)) as body:
         received = 0
-        with translate_errors(f"read {image.uri}"):
+        with translate_errors(Translatable("read {uri}", uri=image.uri)):
             while chunk := body.read(CHUNK):
                 received += len(chunk)
                 if received > image.bytes:
@@ -165,12 +194,14 @@ def _chunks(image: StoredImage, aws_conn_id: str | None) -> Iterator[bytes]:
 
 def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = None) -> Any:
     client = _client(aws_conn_id)
-    with translate_errors(f"read s3://{bucket}/{key}"):
+    with translate_errors(Translatable("read {uri}", uri=f"s3://{bucket}/{key}")):
         try:
             response = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404", "NoSuchBucket"):
-                raise Missing("The object is no longer in S3: it was moved or deleted.") from None
+                raise Missing(
+                    Translatable("The object is no longer in S3: it was moved or deleted.")
+                ) from None
             raise
     if size is not None and response["ContentLength"] != size:
         response["Body"].close()
@@ -179,13 +210,13 @@ def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = Non
 
 
 def _replaced() -> Replaced:
-    return Replaced("The image was overwritten: another object is at its key in S3 now.")
+    return Replaced(Translatable("The image was overwritten: another object is at its key in S3 now."))
 
 
 def _place(uri: str, suffix: str) -> tuple[str, str]:
     bucket, key = split_uri(uri)
     if not (uri.startswith("s3://") and bucket and key.startswith(RECEIPTS) and key.endswith(suffix)):
-        raise NotServed("Its URI is not that of a receipt or manifest.")
+        raise NotServed(Translatable("Its URI is not that of a receipt or manifest."))
     return bucket, key
 
 
@@ -203,14 +234,21 @@ def _client(aws_conn_id: str | None) -> Any:
 
     short_timeouts = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
     try:
-        with translate_errors("use the AWS connection"):
+        with translate_errors(Translatable("use the AWS connection")):
             hook = S3Hook(aws_conn_id=aws_conn_id)
             if hook.conn_config.conn_type not in (None, "aws"):
-                raise JojoKeyStoreError("The task's connection is not an AWS connection.")
+                raise JojoKeyStoreError(Translatable("The task's connection is not an AWS connection."))
             return S3Hook(aws_conn_id=aws_conn_id, config=hook.config.merge(short_timeouts)).get_conn()
     except JojoKeyError:
         raise
     except Exception as error:  # Airflow raises many types; their messages can contain secrets
         raise JojoKeyStoreError(
-            f"The task's AWS connection cannot be used here ({type(error).__name__})."
+            Translatable(
+                "The task's AWS connection cannot be used here ({error}).", error=type(error).__name__
+            )
         ) from None
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Call a function that may wait for S3, in one of :data:`S3_THREADS` threads."""
+    return await anyio.to_thread.run_sync(call, limiter=_threads)

@@ -73,7 +73,7 @@ def offset(cursor: str | None) -> int:
     :raises BadCursor: if the cursor is not a number
     """
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 10):
-        raise BadCursor("the cursor is invalid")
+        raise BadCursor
     return int(cursor or 0)
 
 
@@ -104,9 +104,9 @@ def _decoded(cursor: str) -> tuple[datetime, tuple[Any, ...]]:
         if len(key) != len(kinds) or any(
             type(part) is not kind for part, kind in zip(key, kinds, strict=True)
         ):
-            raise BadCursor("the cursor has unexpected parts")
+            raise BadCursor
         if any(abs(part) >= 2**63 if isinstance(part, int) else "\0" in part for part in key):
-            raise BadCursor("the cursor has parts out of range")
+            raise BadCursor
         return datetime.fromisoformat(timestamp).astimezone(UTC), tuple(key)
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
-        raise BadCursor("the cursor is invalid") from None
+        raise BadCursor from None

@@ -18,6 +18,7 @@ from airflow_provider_jojokey.plugins import objects
 from airflow_provider_jojokey.plugins.cards import facts, image_card, seconds, tokens
 from airflow_provider_jojokey.plugins.xcoms import Row
 from airflow_provider_jojokey.results import VERSION, Result
+from airflow_provider_jojokey.translatable import Translatable
 
 ITEMS_A_PAGE = 60
 MAX_PAGES = 1_000
@@ -55,7 +56,7 @@ class Wanted:
         return all(word.casefold() in text for word in self.words)
 
 
-def attempts(row: Row) -> tuple[list[dict[str, Any]], str | None]:
+def attempts(row: Row) -> tuple[list[dict[str, Any]], Translatable | None]:
     """Return the task's attempts, oldest first, or the reason why they cannot be read.
 
     The receipt in S3 may also contain attempts of other tasks. They are left out.
@@ -66,11 +67,11 @@ def attempts(row: Row) -> tuple[list[dict[str, Any]], str | None]:
         data = objects.document(row.result.receipt, row.result.aws_conn_id, suffix=".json")
         receipt = Receipt.from_json(data)
     except ReceiptUnreadable as error:
-        return [], f"The receipt could not be read: {error}."
+        return [], Translatable("The receipt could not be read: {why}.", why=error.message)
     except objects.NotServed as error:
-        return [], f"The receipt could not be read. {error}"
+        return [], Translatable("The receipt could not be read. {why}", why=error.message)
     except JojoKeyError as error:
-        return [], f"The receipt could not be read. {error.message}"
+        return [], Translatable("The receipt could not be read. {why}", why=objects.problem_of(error))
     owner = Owner(row.dag_id, row.run_id, row.task_id, row.map_index)
     own = [attempt for attempt in receipt.attempts if attempt.owner.is_task_of(owner)]
     return [_attempt(attempt) for attempt in own[-MAX_ATTEMPTS:]], None
@@ -78,7 +79,7 @@ def attempts(row: Row) -> tuple[list[dict[str, Any]], str | None]:
 
 def items(
     row: Row, page: int, wanted: Wanted = Wanted()
-) -> tuple[list[dict[str, Any]], int | None, str | None]:
+) -> tuple[list[dict[str, Any]], int | None, Translatable | None]:
     """Return a page of a batch's items, the next page's number, and an error message.
 
     :param page: number of the page, from 0
@@ -88,9 +89,10 @@ def items(
     try:
         lines, more = _items(row.result, page, wanted)
     except objects.NotServed as error:
-        return [], None, f"The list of all images could not be read. {error}"
+        return [], None, Translatable("The list of all images could not be read. {why}", why=error.message)
     except JojoKeyError as error:
-        return [], None, f"The list of all images could not be read. {error.message}"
+        why = objects.problem_of(error)
+        return [], None, Translatable("The list of all images could not be read. {why}", why=why)
     place = (row.dag_id, row.run_id, row.task_id, row.map_index)
     shown = []
     for line, index, result in lines:

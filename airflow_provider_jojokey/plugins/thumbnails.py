@@ -17,6 +17,7 @@ from airflow_provider_jojokey.img2.images import read_header
 from airflow_provider_jojokey.plugins.objects import NotServed
 from airflow_provider_jojokey.results import StoredImage
 from airflow_provider_jojokey.store.spool_directory import create_private_dir
+from airflow_provider_jojokey.translatable import Translatable
 
 WIDTHS = (320, 640)
 """Widths in pixels: a card in the gallery, and the same on a high-density screen."""
@@ -33,6 +34,10 @@ _DECODERS = threading.BoundedSemaphore(MAX_DECODERS)
 
 class ThumbnailUnavailable(Exception):
     """The server cannot create thumbnails. The message names the missing feature."""
+
+    def __init__(self, message: Translatable) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 def nearest_width(width: int) -> int:
@@ -132,16 +137,22 @@ def make_thumbnail(file: BinaryIO, width: int) -> bytes:
     from PIL import Image, features
 
     if not features.check("webp"):
-        raise ThumbnailUnavailable("Thumbnails need a Pillow with WebP, which the API server's Pillow lacks.")
+        raise ThumbnailUnavailable(
+            Translatable("Thumbnails need a Pillow with WebP, which the API server's Pillow lacks.")
+        )
     try:
         # Check the size first: Pillow allocates memory for all pixels of a WebP image when it opens the file.
         header = read_header(file)
         if header.width * header.height > MAX_PIXELS:
-            raise NotServed(f"The image has more than {MAX_PIXELS:,} pixels, so it is not decoded here.")
+            raise NotServed(
+                Translatable(
+                    "The image has more than {limit} pixels, so it is not decoded here.", limit=MAX_PIXELS
+                )
+            )
         file.seek(0)
         with _DECODERS, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
             if image.size != (header.width, header.height):
-                raise NotServed("The image cannot be decoded.")
+                raise NotServed(Translatable("The image cannot be decoded."))
             image.draft("RGB", (width, image.height * width // image.width))
             height = max(1, round(image.height * min(width, image.width) / image.width))
             small = image.convert("RGBA" if _has_alpha(image) else "RGB")
@@ -154,7 +165,7 @@ def make_thumbnail(file: BinaryIO, width: int) -> bytes:
     except (NotServed, MemoryError):
         raise
     except Exception:  # Pillow's decoders raise many types of errors on broken files
-        raise NotServed("The image cannot be decoded.") from None
+        raise NotServed(Translatable("The image cannot be decoded.")) from None
 
 
 def _has_alpha(image: object) -> bool:

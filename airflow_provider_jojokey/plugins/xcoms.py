@@ -36,6 +36,7 @@ from airflow_provider_jojokey.plugins import paging
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
 from airflow_provider_jojokey.plugins.paging import KEYS, inside
 from airflow_provider_jojokey.results import PROGRESS_KEY, XCOM_KEY, Result
+from airflow_provider_jojokey.translatable import Translatable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -106,7 +107,7 @@ class Rows:
 
     rows: list[Row]
     unread: int = 0
-    why: str | None = None
+    why: Translatable | None = None
 
 
 def page(
@@ -150,7 +151,7 @@ def page(
         chunk = entries[start : min(start + limit, scan)]
         for number, read in enumerate(read_results(chunk), start + 1):
             if isinstance(read, Unreadable):
-                unread, why = unread + 1, str(read)
+                unread, why = unread + 1, read.message
             elif read is not None:
                 rows.append(read)
             if len(rows) == limit and number < len(entries):
@@ -321,7 +322,7 @@ def _readable(entries: Sequence[tuple[XComModel, str | None, str]]) -> Rows:
     return Rows(
         [result for result in results if isinstance(result, Row)],
         len(unread),
-        str(unread[-1]) if unread else None,
+        unread[-1].message if unread else None,
     )
 
 

@@ -15,6 +15,7 @@ from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.store.extra_args import for_documents, for_reads
 from airflow_provider_jojokey.store.s3_errors import headers_of, redacted, translate_errors
 from airflow_provider_jojokey.store.server_clock import ServerClock
+from airflow_provider_jojokey.translatable import Translatable
 
 MAX_CONNECTIONS = 32
 """More would take memory without need: an upload takes milliseconds, a generation takes seconds."""
@@ -73,7 +74,7 @@ class S3Client:
         options: dict[str, Any] = {}
         if self.connections is not None:
             options["max_pool_connections"] = self.connections
-        with translate_errors("use the AWS connection"):
+        with translate_errors(Translatable("use the AWS connection")):
             try:
                 hook: AwsBaseHook = AwsBaseHook(self.aws_conn_id, client_type="s3")
                 self.connection_extra = hook.conn_config.extra_config

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+from airflow_provider_jojokey.translatable import Translatable
 
 MAX_DETAIL_CHARACTERS = 300
 """Maximum length of S3's own message in an error."""
@@ -41,8 +42,10 @@ def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
     wrapped = getattr(error, "kwargs", {}).get("error")
     if isinstance(error, RecursionError) or isinstance(wrapped, RecursionError):
         return JojoKeyStoreError(
-            f"S3 redirects every request to {doing}.",
-            "In the AWS connection's extra, set region_name and any endpoint_url to the bucket's.",
+            Translatable("S3 redirects every request to {doing}.", doing=doing),
+            Translatable(
+                "In the AWS connection's extra, set region_name and any endpoint_url to the bucket's."
+            ),
         )
     if isinstance(error, BotoCoreError):
         return _from_botocore(error, doing)
@@ -51,7 +54,11 @@ def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
         error, (HTTPError, http.client.HTTPException, ConnectionError, TimeoutError, ResponseParserError)
     ):
         return JojoKeyStoreError(
-            f"The response of S3 to the request to {doing} was interrupted ({type(error).__name__}).",
+            Translatable(
+                "The response of S3 to the request to {doing} was interrupted ({error}).",
+                doing=doing,
+                error=type(error).__name__,
+            ),
             _CONNECTION,
             transient=True,
         )
@@ -64,14 +71,18 @@ def _from_response(error: Any, doing: str) -> JojoKeyStoreError:
     message = str(error.response.get("Error", {}).get("Message") or "")
     operation = str(getattr(error, "operation_name", ""))
     if operation.startswith(("AssumeRole", "GetSessionToken", "GetFederationToken")):
-        what = f"AWS STS rejected {operation}, which the AWS connection requires."
-        todo = "Check the role and its trust policy."
+        what = Translatable(
+            "AWS STS rejected {operation}, which the AWS connection requires.", operation=operation
+        )
+        todo = Translatable("Check the role and its trust policy.")
     else:
-        what = f"S3 rejected the request to {doing}."
+        what = Translatable("S3 rejected the request to {doing}.", doing=doing)
         todo = _advice(code, message, error.response)
     if is_web_page(headers):
-        what = f"A web page was returned for the request to {doing}, so it did not come from S3."
-        todo = "Check the AWS connection's endpoint_url, and any proxy or firewall in between."
+        what = Translatable(
+            "A web page was returned for the request to {doing}, so it did not come from S3.", doing=doing
+        )
+        todo = Translatable("Check the AWS connection's endpoint_url, and any proxy or firewall in between.")
     no_code = code in ("", str(status))
     return JojoKeyStoreError(
         what,
@@ -102,30 +113,35 @@ def _from_botocore(error: Any, doing: str) -> JojoKeyStoreError:
     )
     if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return JojoKeyStoreError(
-            f"This host does not trust S3's certificate, so the request to {doing} was not sent.",
-            "Set verify in the AWS connection's extra to the file of the CA that signed the certificate.",
+            Translatable(
+                "This host does not trust S3's certificate, so the request to {doing} was not sent.",
+                doing=doing,
+            ),
+            Translatable(
+                "Set verify in the AWS connection's extra to the file of the CA that signed the certificate."
+            ),
             detail=redacted(str(error)),
         )
     return JojoKeyStoreError(
-        f"S3 did not respond to the request to {doing} ({name})."
+        Translatable("S3 did not respond to the request to {doing} ({error}).", doing=doing, error=name)
         if network
-        else f"The request to {doing} failed ({name}).",
+        else Translatable("The request to {doing} failed ({error}).", doing=doing, error=name),
         _CONNECTION,
         detail=redacted(str(error)),
         transient=network or isinstance(error, transient),
     )
 
 
-def _advice(code: str, message: str, response: Mapping[str, Any]) -> str:
+def _advice(code: str, message: str, response: Mapping[str, Any]) -> Translatable:
     """Return the advice for an error response of S3."""
     lower = message.lower()
     if "kms" in lower or code.startswith("KMS."):
-        return (
+        return Translatable(
             "Let the AWS connection's user use the bucket's KMS key (kms:GenerateDataKey, kms:Decrypt), in the key "
             "policy as well if the key belongs to another account."
         )
     if code in ("AccessDenied", "403") and "explicit deny" in lower:
-        return (
+        return Translatable(
             "A policy denies this explicitly, so another permission does not help. Look for a Deny in the bucket "
             "policy, the user's policies and the organization's policies. Some policies require an encryption "
             "header, an ACL or a network."
@@ -139,14 +155,19 @@ def _advice(code: str, message: str, response: Mapping[str, Any]) -> str:
         error = response.get("Error", {})
         region = error.get("Region") or headers_of(response).get("x-amz-bucket-region")
         if region:
-            return f"Set region_name in the AWS connection's extra to {redacted(str(region))}."
+            return Translatable(
+                "Set region_name in the AWS connection's extra to {region}.", region=redacted(str(region))
+            )
         if endpoint := error.get("Endpoint"):
-            return f"Set endpoint_url in the AWS connection's extra to https://{redacted(str(endpoint))}."
-        return "Set region_name in the AWS connection's extra to the bucket's region."
+            return Translatable(
+                "Set endpoint_url in the AWS connection's extra to https://{endpoint}.",
+                endpoint=redacted(str(endpoint)),
+            )
+        return Translatable("Set region_name in the AWS connection's extra to the bucket's region.")
     if code in ("InvalidArgument", "InvalidRequest", "NotImplemented", "XNotImplemented", "501") and any(
         word in lower for word in ("checksum", "trailer", "aws-chunked", "content-sha256")
     ):
-        return (
+        return Translatable(
             "This store does not support boto3's checksums. Add to the AWS connection's extra: "
             '{"config_kwargs": {"request_checksum_calculation": "when_required", '
             '"response_checksum_validation": "when_required"}}.'
@@ -154,7 +175,7 @@ def _advice(code: str, message: str, response: Mapping[str, Any]) -> str:
     return _TODO.get(code, _DEFAULT_TODO)
 
 
-_CONNECTION = (
+_CONNECTION = Translatable(
     "Check the AWS connection's endpoint, region and credentials, and whether this host can reach S3."
 )
 _TRANSIENT = {
@@ -166,24 +187,32 @@ _TRANSIENT = {
     "BadDigest",
 }
 _PERMANENT = {"QuotaExceeded", "RequestTimeTooSkewed", "XMinioStorageFull"}
-_DEFAULT_TODO = "Check the AWS connection and its user's permissions for this bucket."
-_PERMISSIONS = (
+_DEFAULT_TODO = Translatable("Check the AWS connection and its user's permissions for this bucket.")
+_PERMISSIONS = Translatable(
     "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) and list the bucket "
     "(s3:ListBucket). Without s3:ListBucket, S3 does not distinguish a missing object from a forbidden one."
 )
 _TODO = {
     "403": _PERMISSIONS,
     "AccessDenied": _PERMISSIONS,
-    "AllAccessDisabled": "The owner or AWS has disabled access to this bucket.",
-    "ExpiredToken": "The credentials have expired. Renew the session token in the AWS connection, or use a role.",
-    "InvalidAccessKeyId": "This store does not know the AWS connection's access key.",
-    "InvalidBucketName": "Correct s3_bucket: the name is not a valid bucket name.",
-    "InvalidToken": "Renew the session token in the AWS connection, or remove it if the keys are not temporary.",
-    "NoSuchBucket": "Create the bucket, or correct s3_bucket.",
-    "QuotaExceeded": "Free some space in the store, or raise its quota.",
-    "RequestTimeTooSkewed": "Correct this worker's clock: it differs from S3's by more than 15 minutes.",
-    "SignatureDoesNotMatch": "The AWS connection's secret key is wrong, or its endpoint or region does not match.",
-    "XMinioStorageFull": "Free some space in the store.",
+    "AllAccessDisabled": Translatable("The owner or AWS has disabled access to this bucket."),
+    "ExpiredToken": Translatable(
+        "The credentials have expired. Renew the session token in the AWS connection, or use a role."
+    ),
+    "InvalidAccessKeyId": Translatable("This store does not know the AWS connection's access key."),
+    "InvalidBucketName": Translatable("Correct s3_bucket: the name is not a valid bucket name."),
+    "InvalidToken": Translatable(
+        "Renew the session token in the AWS connection, or remove it if the keys are not temporary."
+    ),
+    "NoSuchBucket": Translatable("Create the bucket, or correct s3_bucket."),
+    "QuotaExceeded": Translatable("Free some space in the store, or raise its quota."),
+    "RequestTimeTooSkewed": Translatable(
+        "Correct this worker's clock: it differs from S3's by more than 15 minutes."
+    ),
+    "SignatureDoesNotMatch": Translatable(
+        "The AWS connection's secret key is wrong, or its endpoint or region does not match."
+    ),
+    "XMinioStorageFull": Translatable("Free some space in the store."),
 }
 
 

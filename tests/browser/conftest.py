@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, e
 
 from tests.support.standalone_airflow import HOSTILE, PASSWORD, USER, Airflow, Runs, running_airflow
 
+STATIC = Path(__file__).parents[2] / "airflow_provider_jojokey" / "plugins" / "static"
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 ARGUMENTS = (
     "--no-sandbox",
@@ -119,3 +124,23 @@ def page(context: BrowserContext) -> Iterator[Page]:
     page.close()
     expected = getattr(page, "expected_errors", ())
     assert [entry for entry in wrong if not any(word in entry for word in expected)] == []
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def scripts(browser: Browser) -> Iterator[Page]:
+    """A page that can import the UI's scripts. It needs no Airflow."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(STATIC)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
+    yield page
+    page.close()
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 from airflow_provider_jojokey.cost import MAX_AMOUNT, NANOS, Cost, Costs, sum_of
 
-STATIC = Path(__file__).parents[2] / "airflow_provider_jojokey" / "plugins" / "static"
 RENDER = """async (all) => {
     const { cost, sumOf } = await import("./money.js");
     return [all.map((one) => cost(one)), cost(sumOf(all)), sumOf(all)];
@@ -36,26 +28,6 @@ EDGES += [
 ]
 nanos = st.sampled_from(EDGES) | st.integers(0, 2 * NANOS) | st.integers(0, MAX_AMOUNT * NANOS)
 costs = st.lists(st.none() | st.builds(Cost, nanos, st.sampled_from(("USD", "CNY", "EUR")), st.booleans()))
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def scripts(browser: Browser) -> Iterator[Page]:
-    """A page that can import the UI's scripts. It needs no Airflow."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(STATIC)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    page = browser.new_page()
-    page.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
-    yield page
-    page.close()
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @example([sum_of([Cost(edge, "USD", approximate)]) for edge in EDGES for approximate in (True, False)])

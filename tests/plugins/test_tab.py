@@ -66,14 +66,14 @@ def test_unreadable_receipt_is_reported(server: Server, book: Book, store: Any, 
     answer = tab(server, "a")
     assert answer["result"]["prompt"]
     assert answer["attempts"] == []
-    assert answer["attempts_error"].startswith("The receipt could not be read")
+    assert answer["attempts_error"]["detail"].startswith("The receipt could not be read")
 
 
 def test_missing_or_unreachable_receipt_is_reported(server: Server, book: Book) -> None:
     book.write("a", result(receipt=f"s3://{BUCKET}/_jojokey/never.json"))
-    assert "no longer in S3" in tab(server, "a")["attempts_error"]
+    assert "no longer in S3" in tab(server, "a")["attempts_error"]["detail"]
     book.write("a", result(receipt=f"s3://{BUCKET}/_jojokey/never.json", aws_conn_id="no_store"))
-    error = tab(server, "a")["attempts_error"]
+    error = tab(server, "a")["attempts_error"]["detail"]
     assert error.startswith("The receipt could not be read")
     assert "secret-of-nobody" not in error
 
@@ -82,7 +82,7 @@ def test_missing_or_unreachable_receipt_is_reported(server: Server, book: Book) 
 def test_forged_result_reads_no_other_objects(server: Server, book: Book, store: Any, key: str) -> None:
     write_receipt(store, book, b'{"version": 1, "secret": "xyzzy"}', key)
     answer = tab(server, "a")
-    assert (answer["attempts"], "not that of a receipt" in answer["attempts_error"]) == ([], True)
+    assert (answer["attempts"], "not that of a receipt" in answer["attempts_error"]["detail"]) == ([], True)
     assert "xyzzy" not in json.dumps(answer)
 
 
@@ -216,9 +216,9 @@ def test_unreadable_manifest_is_reported(server: Server, book: Book, store: Any)
         book.write("a", result(manifest=f"s3://{BUCKET}/{key}"))
         answer = tab(server, "a")
         assert answer["items"] == []
-        assert answer["items_error"].startswith("The list of all images could not be read")
+        assert answer["items_error"]["detail"].startswith("The list of all images could not be read")
     write_batch(store, book, ["x" * 300_000], "_jojokey/long.jsonl")
-    assert "longer than" in tab(server, "a")["items_error"]
+    assert "longer than" in tab(server, "a")["items_error"]["detail"]
 
 
 def test_images_on_aws_have_a_console_link(server: Server, book: Book) -> None:

@@ -111,7 +111,7 @@ def test_unreadable_result_is_reported_everywhere(elsewhere: Server, keep: Keep,
     assert "XComObjectStorageBackend" in alone.json()["detail"]
     assert mapped["result"] is not None
     assert (len(page["results"]), page["unread"], totals["unread"]) == (1, 2, 2)
-    assert "XComObjectStorageBackend" in page["unread_why"]
+    assert "XComObjectStorageBackend" in page["unread_why"]["detail"]
 
 
 def test_reference_to_a_file_elsewhere_is_not_followed(
@@ -139,4 +139,4 @@ def test_server_without_the_backend_reports_its_results(server: Server, keep: Ke
     page, totals = server.results(dag_id=dag_id), server.totals(dag_id=dag_id)
 
     assert (page["results"], page["unread"], totals["unread"]) == ([], 1, 1)
-    assert "xcom_backend" in page["unread_why"]
+    assert "xcom_backend" in page["unread_why"]["detail"]

@@ -1,5 +1,5 @@
 // Requests to the provider's routes, and to Airflow's own API for the state of a task.
-import { timezone } from "./format.js";
+import { said, timezone } from "./format.js";
 import { t } from "./text.js";
 
 // Relative to this file, so that they work under any URL prefix of Airflow.
@@ -51,8 +51,7 @@ async function get(url, signal) {
     if (error.name === "AbortError") throw error;
   }
   if (!response.ok || body === null) {
-    const detail = typeof body?.detail === "string" ? body.detail.slice(0, 300) : "";
-    throw new ApiError(response.ok ? 502 : response.status, detail);
+    throw new ApiError(response.ok ? 502 : response.status, said(body));
   }
   return body;
 }
@@ -106,7 +105,7 @@ export async function problemOf(src) {
     const body = await response.json().catch(() => null);
     const known = PROBLEMS[body?.reason];
     if (known) return t(known);
-    return body?.reason === "not_served" ? String(body.detail).slice(0, 300) : inPlainWords(response.status);
+    return body?.reason === "not_served" ? said(body) : inPlainWords(response.status);
   } catch {
     return inPlainWords(0);
   } finally {

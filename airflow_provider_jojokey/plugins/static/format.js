@@ -7,6 +7,14 @@ export function number(value) {
   return new Intl.NumberFormat(language()).format(value ?? 0);
 }
 
+// Translate a message of the server. Its values may be messages as well.
+export function said(message) {
+  if (!message?.text) return "";
+  const shown = (value) => (typeof value === "object" ? said(value) : typeof value === "number" ? number(value) : value);
+  const values = Object.entries(message.values ?? {}).map(([name, value]) => [name, shown(value)]);
+  return t(message.text, Object.fromEntries(values));
+}
+
 export function compact(value) {
   return new Intl.NumberFormat(language(), { notation: "compact", maximumSignificantDigits: 3 }).format(value ?? 0);
 }

@@ -3,7 +3,7 @@ import { getResults, getTotals } from "./api.js";
 import { Charts } from "./charts.js";
 import { CostTable } from "./costs.js";
 import { choicesOf, FilterBar, isFiltered, NO_FILTERS, useFilters } from "./filters.js";
-import { count, exactTime, number } from "./format.js";
+import { count, exactTime, number, said } from "./format.js";
 import { useLightbox } from "./lightbox.js";
 import { cost, decimalsOf } from "./money.js";
 import { Button, CopyButton, Empty, Failure, Notice, Spinner, useTitle } from "./parts.js";
@@ -305,7 +305,7 @@ function Totals({ totals, onReload, loading, onChange }) {
 // Report results that are missing because a custom XCom backend stores them outside of Airflow's database.
 function Missing({ unread, why, unsearched, totals }) {
   const lines = [
-    unread > 0 && `${count(unread, "{n} result can't be shown.", "{n} results can't be shown.")} ${why ?? ""}`,
+    unread > 0 && `${count(unread, "{n} result can't be shown.", "{n} results can't be shown.")} ${said(why)}`,
     unsearched > 0 &&
       count(
         unsearched,

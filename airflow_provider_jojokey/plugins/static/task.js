@@ -1,6 +1,6 @@
 // The tab "Images" of a task instance: its images, their cost and all attempts.
 import { getTask, isUnderWay } from "./api.js";
-import { count, fileSize, number, seconds } from "./format.js";
+import { count, fileSize, number, said, seconds } from "./format.js";
 import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
 import { cost, decimalsOf } from "./money.js";
 import {
@@ -400,7 +400,7 @@ const OUTCOMES = {
 const BILLED = { yes: "Yes", no: "No", unknown: "Unknown" };
 
 function Attempts({ attempts, error }) {
-  if (error) return h(Notice, { title: t("The attempts can't be shown") }, error);
+  if (error) return h(Notice, { title: t("The attempts can't be shown") }, said(error));
   if (!attempts?.length) return null;
   const decimals = decimalsOf(attempts.map((one) => one.cost));
   return h(
@@ -523,7 +523,7 @@ function Mapped({ task, answer }) {
       ),
     ),
     answer.unread > 0 &&
-      h(Notice, { title: count(answer.unread, "{n} result can't be shown.", "{n} results can't be shown.") }, answer.unread_why),
+      h(Notice, { title: count(answer.unread, "{n} result can't be shown.", "{n} results can't be shown.") }, said(answer.unread_why)),
     h(
       Cards,
       null,
@@ -598,7 +598,7 @@ function Items({ task, answer }) {
           ),
         ),
     ),
-    pages.problem && h(Notice, { kind: "error", title: pages.problem }),
+    pages.problem && h(Notice, { kind: "error", title: said(pages.problem) }),
     query && pages.known && !cards.length && !pages.hasMore && h("p", { role: "status" }, t("No items match.")),
     h(
       Cards,

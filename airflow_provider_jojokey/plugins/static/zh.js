@@ -198,4 +198,81 @@ export const zh = {
   Derived: "派生",
   "Derived from": "派生自",
   "It was made of a paid image, without another payment.": "由已付费的图片制作，未再次付费。",
+  // Messages of the server (class Translatable).
+  "it has version {version}; this package reads versions 1 and 2": "其版本为 {version}，此软件包只读取版本 1 和 2",
+  "its attempts are not a list, or its request is not an object": "其中的尝试不是列表，或请求不是对象",
+  "it is not a receipt ({error})": "它不是收据（{error}）",
+  "The result is not in Airflow's database. {why}": "结果不在 Airflow 数据库中。{why}",
+  "An internal error occurred. The API server's log has the details.": "发生内部错误，详情见 API 服务器的日志。",
+  "The URL contains a NUL character.": "URL 含有 NUL 字符。",
+  "The selection contains something that is not an image.": "所选内容中有些不是图片。",
+  "The selected images have {size} MB. One zip file holds at most {limit} MB.":
+    "所选图片共 {size} MB，一个 zip 文件最多包含 {limit} MB。",
+  "{backend} does not know the reference to it.": "{backend} 不认识指向它的引用。",
+  "It was written with another XCom backend than the one in [core] xcom_backend.":
+    "写入它的 XCom 后端与 [core] xcom_backend 中的不同。",
+  "{backend} can't return it here ({error}).": "{backend} 在此处无法返回它（{error}）。",
+  "{what} {todo}": "{what}{todo}",
+  "The image was overwritten: another object is at its key in S3 now.": "图片已被覆盖：S3 中该键现在是另一个对象。",
+  "The image has {bytes} bytes; more than {limit} can't be shown here.": "图片有 {bytes} 字节，此处最多显示 {limit} 字节。",
+  "The object is larger than {limit} bytes.": "对象大于 {limit} 字节。",
+  "read {uri}": "读取 {uri}",
+  "Its URI is not that of a receipt or manifest.": "其 URI 不属于收据或清单。",
+  "use the AWS connection": "使用 AWS 连接",
+  "The task's AWS connection cannot be used here ({error}).": "此处无法使用任务的 AWS 连接（{error}）。",
+  "The object is not a PNG, JPEG or WebP image, so it is not shown.": "对象不是 PNG、JPEG 或 WebP 图片，因此不显示。",
+  "Line {number} is longer than {limit} bytes.": "第 {number} 行超过 {limit} 字节。",
+  "The task's connection is not an AWS connection.": "任务的连接不是 AWS 连接。",
+  "The object is no longer in S3: it was moved or deleted.": "对象已不在 S3 中：已被移动或删除。",
+  "The receipt could not be read: {why}.": "无法读取收据：{why}。",
+  "The receipt could not be read. {why}": "无法读取收据。{why}",
+  "The list of all images could not be read. {why}": "无法读取全部图片的列表。{why}",
+  "Thumbnails need a Pillow with WebP, which the API server's Pillow lacks.":
+    "缩略图需要支持 WebP 的 Pillow，API 服务器的 Pillow 不支持。",
+  "The image has more than {limit} pixels, so it is not decoded here.": "图片超过 {limit} 像素，此处不解码。",
+  "The image cannot be decoded.": "图片无法解码。",
+  "The cursor is invalid.": "游标无效。",
+  "Check the AWS connection's endpoint, region and credentials, and whether this host can reach S3.":
+    "请检查 AWS 连接的端点、区域和凭据，以及此主机能否访问 S3。",
+  "Check the AWS connection and its user's permissions for this bucket.": "请检查 AWS 连接及其用户对此存储桶的权限。",
+  "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) and list the bucket (s3:ListBucket). Without s3:ListBucket, S3 does not distinguish a missing object from a forbidden one.":
+    "请允许 AWS 连接的用户读写对象（s3:GetObject、s3:PutObject）并列出存储桶（s3:ListBucket）。没有 s3:ListBucket 时，S3 不区分不存在的对象和禁止访问的对象。",
+  "The owner or AWS has disabled access to this bucket.": "所有者或 AWS 已禁止访问此存储桶。",
+  "The credentials have expired. Renew the session token in the AWS connection, or use a role.":
+    "凭据已过期。请更新 AWS 连接中的会话令牌，或使用角色。",
+  "This store does not know the AWS connection's access key.": "此存储不认识 AWS 连接的访问密钥。",
+  "Correct s3_bucket: the name is not a valid bucket name.": "请更正 s3_bucket：该名称不是有效的存储桶名称。",
+  "Renew the session token in the AWS connection, or remove it if the keys are not temporary.":
+    "请更新 AWS 连接中的会话令牌；如果密钥不是临时的，请将其删除。",
+  "Create the bucket, or correct s3_bucket.": "请创建存储桶，或更正 s3_bucket。",
+  "Free some space in the store, or raise its quota.": "请释放存储空间，或提高其配额。",
+  "Correct this worker's clock: it differs from S3's by more than 15 minutes.": "请校正此工作节点的时钟：它与 S3 的时钟相差超过 15 分钟。",
+  "The AWS connection's secret key is wrong, or its endpoint or region does not match.": "AWS 连接的秘密密钥有误，或其端点或区域不匹配。",
+  "Free some space in the store.": "请释放存储空间。",
+  "AWS STS rejected {operation}, which the AWS connection requires.": "AWS STS 拒绝了 AWS 连接所需的 {operation}。",
+  "Check the role and its trust policy.": "请检查角色及其信任策略。",
+  "S3 rejected the request to {doing}.": "S3 拒绝了请求：{doing}。",
+  "A web page was returned for the request to {doing}, so it did not come from S3.": "请求（{doing}）得到的是网页，因此应答并非来自 S3。",
+  "Check the AWS connection's endpoint_url, and any proxy or firewall in between.":
+    "请检查 AWS 连接的 endpoint_url，以及中间的代理或防火墙。",
+  "Let the AWS connection's user use the bucket's KMS key (kms:GenerateDataKey, kms:Decrypt), in the key policy as well if the key belongs to another account.":
+    "请允许 AWS 连接的用户使用存储桶的 KMS 密钥（kms:GenerateDataKey、kms:Decrypt）；如果密钥属于其他账户，还需在密钥策略中允许。",
+  "A policy denies this explicitly, so another permission does not help. Look for a Deny in the bucket policy, the user's policies and the organization's policies. Some policies require an encryption header, an ACL or a network.":
+    "有策略明确拒绝此操作，添加权限没有用。请在存储桶策略、用户策略和组织策略中查找 Deny。有些策略要求加密标头、ACL 或特定网络。",
+  "Set region_name in the AWS connection's extra to the bucket's region.": "请将 AWS 连接 extra 中的 region_name 设为存储桶的区域。",
+  "This store does not support boto3's checksums. Add to the AWS connection's extra: {\"config_kwargs\": {\"request_checksum_calculation\": \"when_required\", \"response_checksum_validation\": \"when_required\"}}.":
+    "此存储不支持 boto3 的校验和。请在 AWS 连接的 extra 中添加：{\"config_kwargs\": {\"request_checksum_calculation\": \"when_required\", \"response_checksum_validation\": \"when_required\"}}。",
+  "S3 redirects every request to {doing}.": "S3 重定向了每个请求：{doing}。",
+  "In the AWS connection's extra, set region_name and any endpoint_url to the bucket's.":
+    "请将 AWS 连接 extra 中的 region_name 及 endpoint_url（如有）设为存储桶的值。",
+  "The response of S3 to the request to {doing} was interrupted ({error}).": "S3 对请求（{doing}）的应答中断（{error}）。",
+  "This host does not trust S3's certificate, so the request to {doing} was not sent.":
+    "此主机不信任 S3 的证书，因此未发送请求：{doing}。",
+  "Set verify in the AWS connection's extra to the file of the CA that signed the certificate.":
+    "请将 AWS 连接 extra 中的 verify 设为签发该证书的 CA 的文件。",
+  "S3 did not respond to the request to {doing} ({error}).": "S3 未应答请求：{doing}（{error}）。",
+  "The request to {doing} failed ({error}).": "请求失败：{doing}（{error}）。",
+  "Set region_name in the AWS connection's extra to {region}.": "请将 AWS 连接 extra 中的 region_name 设为 {region}。",
+  "Set endpoint_url in the AWS connection's extra to https://{endpoint}.":
+    "请将 AWS 连接 extra 中的 endpoint_url 设为 https://{endpoint}。",
 };
