@@ -48,11 +48,13 @@ def _most_tokens(session: Session) -> list[ColumnElement[Any]]:
 
 def _highest_cost(session: Session) -> list[ColumnElement[Any]]:
     """Sort by currency, because amounts in different currencies can't be compared; unknown costs are last."""
-    amount = func.coalesce(inside(session, XComModel.value[_AMOUNT].as_string()), "")
+    amount = inside(session, XComModel.value[_AMOUNT].as_string())
     currency = inside(session, XComModel.value[_CURRENCY].as_string())
-    # The longest amount has 15 digits and 9 decimals. Other texts can't be cast to a number.
-    is_amount = amount.regexp_match(r"^[0-9]{1,15}(\.[0-9]{1,9})?$")
-    number = cast(amount, Float if session.get_bind().dialect.name == "sqlite" else Numeric(30, 9))
+    number: ColumnElement[Any]
+    if session.get_bind().dialect.name == "sqlite":  # its casts never fail, and its regular expressions are slow
+        is_amount, number = amount.like("%.%"), cast(amount, Float)
+    else:
+        is_amount, number = amount.regexp_match(r"^[0-9]{1,15}\.[0-9]{1,9}$"), cast(amount, Numeric(30, 9))
     return [
         case((and_(is_amount, currency.is_not(None)), 0), else_=1),
         case((is_amount, currency)),
