@@ -51,7 +51,8 @@ def _highest_cost(session: Session) -> list[ColumnElement[Any]]:
     amount = inside(session, XComModel.value[_AMOUNT].as_string())
     currency = inside(session, XComModel.value[_CURRENCY].as_string())
     number: ColumnElement[Any]
-    if session.get_bind().dialect.name == "sqlite":  # its casts never fail, and its regular expressions are slow
+    if session.get_bind().dialect.name == "sqlite":
+        # Its casts never fail, and its regular expressions are slow.
         is_amount, number = amount.like("%.%"), cast(amount, Float)
     else:
         is_amount, number = amount.regexp_match(r"^[0-9]{1,15}\.[0-9]{1,9}$"), cast(amount, Numeric(30, 9))
