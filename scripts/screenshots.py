@@ -19,11 +19,11 @@ import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from standalone import environment_of, free_port, standalone
 from world import HOME, ROOT, airflow_environment
 
@@ -43,7 +43,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--font-render-hinting=none",
 )
-WIDE, NARROW = (1400, 900), (420, 900)
+WIDE, TALL, NARROW = (1400, 900), (1400, 1180), (420, 900)
 PATIENCE = 900.0
 COLORS = 256
 LARGEST = 400_000
@@ -174,33 +174,30 @@ def take_screenshots(airflow: Airflow) -> None:
     gallery = f"{airflow.url}/plugin/jojokey-gallery"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        for theme, ending in (("light", ""), ("dark", "-dark")):
-            take(browser, f"tab{ending}", poster_tab, theme, WIDE, ".jojokey-figure img")
-            take(browser, f"candidates{ending}", candidates_tab, theme, WIDE, ".jojokey-figure img")
-            take(browser, f"gallery{ending}", gallery, theme, WIDE, ".jojokey-card img")
-            take(browser, f"gallery-narrow{ending}", gallery, theme, NARROW, ".jojokey-card img")
-            take(browser, f"tab-narrow{ending}", poster_tab, theme, NARROW, ".jojokey-figure img")
-        take(browser, "enlarged", gallery, "dark", WIDE, ".jojokey-card img", enlarge)
-        take(browser, "compared", gallery, "light", WIDE, ".jojokey-card img", compare)
-        take(browser, "selected", gallery, "light", WIDE, ".jojokey-card img", select)
-        take(browser, "costs", gallery, "light", WIDE, ".jojokey-card img", open_costs)
-        form = f"{airflow.url}/dags/poster_approval"
-        take(browser, "trigger", form, "light", WIDE, "button", open_form)
-        run = f"{form}/runs/{candidates['run_id']}"
-        take(
-            browser,
-            "approve",
-            f"{run}/tasks/round_1.review/required_actions",
-            "light",
-            WIDE,
-            "img[src*='/jojokey/']",
-        )
+        themes: list[tuple[Literal["light", "dark"], str]] = [("light", ""), ("dark", "-dark")]
+        for theme, ending in themes:
+            with context_of(browser, theme) as context:
+                take(context, f"tab{ending}", poster_tab, WIDE, ".jojokey-figure img")
+                take(context, f"candidates{ending}", candidates_tab, WIDE, ".jojokey-figure img")
+                take(context, f"gallery{ending}", gallery, WIDE, ".jojokey-card img")
+                take(context, f"gallery-narrow{ending}", gallery, NARROW, ".jojokey-card img")
+                take(context, f"tab-narrow{ending}", poster_tab, NARROW, ".jojokey-figure img")
+                if theme == "dark":
+                    take(context, "enlarged", gallery, WIDE, ".jojokey-card img", enlarge)
+                    continue
+                take(context, "compared", gallery, WIDE, ".jojokey-card img", compare)
+                take(context, "selected", gallery, WIDE, ".jojokey-card img", select)
+                take(context, "costs", gallery, WIDE, ".jojokey-card img", open_costs)
+                form = f"{airflow.url}/dags/poster_approval"
+                take(context, "trigger", form, WIDE, "button", open_form)
+                review = f"{form}/runs/{candidates['run_id']}/tasks/round_1.review/required_actions"
+                take(context, "approve", review, TALL, "img[src*='/jojokey/']")
         browser.close()
 
 
 def select(page: Page) -> None:
-    for number in range(3):
-        page.locator(".jojokey-select input").nth(number).check()
+    """Select the three candidates, which are on one card."""
+    page.locator(".jojokey-card", has_text=CANDIDATES).locator(".jojokey-select input").check()
 
 
 def compare(page: Page) -> None:
@@ -227,34 +224,52 @@ def enlarge(page: Page) -> None:
     page.wait_for_load_state("networkidle")
 
 
+def context_of(browser: Browser, theme: Literal["light", "dark"]) -> BrowserContext:
+    """Return a browser context. All pages share its cache, because Airflow's scripts take seconds to load."""
+    context = browser.new_context(
+        color_scheme=theme, locale="en-GB", timezone_id="UTC", reduced_motion="reduce"
+    )
+    context.set_default_timeout(PATIENCE * 1000)
+    context.add_init_script(f"localStorage.setItem('theme', '{theme}')")
+    return context
+
+
+VISIBLE_IMAGES_ARE_LOADED = """() => [...document.images].every((image) => {
+    const { top, bottom, width } = image.getBoundingClientRect();
+    return bottom < 0 || top > innerHeight || !width || (image.complete && image.naturalWidth);
+})"""
+"""Images outside of the window are loaded when the user scrolls to them."""
+
+
+PAINTED = """async () => {
+    const complete = [...document.images].filter((image) => image.complete);
+    await Promise.all(complete.map((image) => image.decode().catch(() => {})));
+    for (let frame = 0; frame < 2; frame += 1) await new Promise(requestAnimationFrame);
+}"""
+"""A loaded image is decoded later, and painted in the next frame."""
+
+
 def take(
-    browser: Browser,
+    context: BrowserContext,
     name: str,
     url: str,
-    theme: str,
     size: tuple[int, int],
     image: str,
     act: Callable[[Page], None] | None = None,
 ) -> None:
     """Take a screenshot as soon as its images are loaded."""
-    context = browser.new_context(
-        viewport={"width": size[0], "height": size[1]},
-        color_scheme="dark" if theme == "dark" else "light",
-        locale="en-GB",
-        timezone_id="UTC",
-        reduced_motion="reduce",
-    )
-    context.add_init_script(f"localStorage.setItem('theme', '{theme}')")
     page = context.new_page()
+    page.set_viewport_size({"width": size[0], "height": size[1]})
     page.goto(url)
-    page.locator(image).first.wait_for(timeout=PATIENCE * 1000)
+    page.locator(image).first.wait_for()
     if act:
         act(page)
     page.wait_for_load_state("networkidle")
-    page.wait_for_function("[...document.images].every(image => image.complete || image.loading === 'lazy')")
+    page.wait_for_function(VISIBLE_IMAGES_ARE_LOADED)
+    page.evaluate(PAINTED)
     path = IMAGES / f"{name}.png"
     path.write_bytes(compress(page.screenshot(animations="disabled")))
-    context.close()
+    page.close()
     print(f"  {path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 

@@ -6,9 +6,10 @@ import csv
 import io
 import re
 import zipfile
+from datetime import date, timedelta
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.support.standalone_airflow import Airflow, Runs
 
@@ -48,12 +49,16 @@ def test_filters_are_chips_that_are_added_and_removed(page: Page, airflow: Airfl
     expect(page.get_by_role("menu")).to_have_count(0)
 
 
-def test_results_are_sorted_by_tokens(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_results_are_sorted_by_tokens_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(4)
     page.get_by_label("Order").select_option("tokens")
     expect(page.locator(CARD).first).to_contain_text("Tile 0")
     assert "sort=tokens" in page.url
+    page.get_by_label("Order").select_option("cost")
+    expect(page.locator(CARD)).to_have_count(4)
+    expect(page.locator(CARD).first).to_contain_text("Tile 0")
+    assert "sort=cost" in page.url
 
 
 def test_selected_images_are_downloaded_as_zip(
@@ -95,6 +100,17 @@ def test_selected_images_are_compared_side_by_side(page: Page, airflow: Airflow,
     expect(page.get_by_role("region", name="Selected images")).to_contain_text("2 images selected")
 
 
+def test_comparison_says_that_images_share_a_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?q=herons&run_id={runs.album.replace('+', '%2B')}")
+    select(page, 0)
+    page.get_by_role("button", name="Compare").click()
+    figures = page.get_by_role("dialog", name="Compare").get_by_role("figure")
+    expect(figures).to_have_count(2)
+    for number in range(2):
+        expect(figures.nth(number)).to_contain_text(re.compile(r"≈\sUSD\s0\.\d{4} for 2 images"))
+        expect(figures.nth(number)).to_contain_text(re.compile(r"Tokens\d+ for 2 images"))
+
+
 def test_back_closes_the_dialog_and_a_link_opens_it(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(f"{airflow.gallery}?q=herons&run_id={runs.album.replace('+', '%2B')}")
@@ -123,6 +139,33 @@ def test_new_results_are_announced_and_shown(page: Page, airflow: Airflow, runs:
     page.get_by_role("button", name="Show 1 new result").click()
     expect(page.locator(CARD)).to_have_count(before + 1)
     expect(page.locator(CARD).first).to_contain_text("A brand new comet")
+
+
+def test_bars_of_two_weeks_are_wide_and_as_high_as_their_cost(
+    page: Page, airflow: Airflow, runs: Runs
+) -> None:
+    def spread(route: Route) -> None:
+        totals = route.fetch().json()
+        today = date.fromisoformat(totals["by_day"][-1]["day"])
+        cost = {"amounts": [{"amount": "1", "currency": "USD", "approximate": True}], "unknown": 0}
+        days = [
+            {**totals["by_day"][-1], "cost": cost, "day": f"{today - timedelta(ago)}"} for ago in range(14)
+        ]
+        days[0]["cost"] = {"amounts": [{**cost["amounts"][0], "amount": "0.5"}], "unknown": 0}
+        route.fulfill(json={**totals, "by_day": days[::-1]})
+
+    page.route("**/api/totals*", spread)
+    page.goto(airflow.gallery)
+    bars = page.locator("button.jojokey-bar")
+    expect(bars).to_have_count(14)
+    sizes = bars.evaluate_all(
+        """bars => bars.map(bar => {
+            const { width, height } = getComputedStyle(bar, "::before");
+            return [parseFloat(width) / bar.offsetWidth, parseFloat(height) / bar.offsetHeight];
+        })"""
+    )
+    assert all(0.7 < width <= 1 for width, _ in sizes)
+    assert [round(height, 1) for _, height in sizes] == [1.0] * 13 + [0.5]
 
 
 def test_cost_table_and_its_csv_agree_with_the_totals(

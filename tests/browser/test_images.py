@@ -329,6 +329,20 @@ def test_colors_follow_the_airflow_theme(page: Page, airflow: Airflow, runs: Run
     assert colour() != light
 
 
+def test_texts_follow_a_language_that_is_set_later(page: Page, airflow: Airflow, runs: Runs) -> None:
+    for address, english, chinese in (
+        (airflow.gallery, "Newest first", "最新在前"),
+        (airflow.tab("album", runs.album, "pair"), "Prompt", "提示词"),
+    ):
+        page.goto(address)
+        root = page.locator(".jojokey-root")
+        page.evaluate("document.documentElement.lang = 'en'")
+        expect(root).to_contain_text(english)
+        page.evaluate("document.documentElement.lang = 'zh-CN'")
+        expect(root).to_contain_text(chinese)
+        expect(root).not_to_contain_text(english)
+
+
 def test_expired_session_is_reported(
     page: Page, context: BrowserContext, airflow: Airflow, runs: Runs
 ) -> None:

@@ -4,6 +4,7 @@
 import { Gallery } from "./gallery.js";
 import { h, useEffect, useLocation, useNavigate, useState } from "./react.js";
 import { TaskImages } from "./task.js";
+import { language } from "./text.js";
 
 let settled = false;
 
@@ -23,15 +24,28 @@ function useSettled() {
   return ready;
 }
 
+// Airflow sets the language when it has loaded its own translations, which can be after the first rendering.
+function useLanguage() {
+  const [chosen, setChosen] = useState(language);
+  useEffect(() => {
+    const observer = new MutationObserver(() => setChosen(language()));
+    observer.observe(document.documentElement, { attributes: true, attributeFilter: ["lang"] });
+    setChosen(language());
+    return () => observer.disconnect();
+  }, []);
+  return chosen;
+}
+
 function Images({ dagId, runId, taskId, mapIndex }) {
+  const chosen = useLanguage();
   if (!useSettled()) return null;
   if (dagId && runId && taskId) {
     const index = Number.parseInt(mapIndex ?? "-1", 10);
     const task = { dagId, runId, taskId, mapIndex: Number.isNaN(index) ? -1 : index };
-    // The key makes React discard the previous task's state.
-    return h(TaskImages, { key: JSON.stringify(task), ...task });
+    // The key makes React discard the state of the previous task, and the texts in the previous language.
+    return h(TaskImages, { key: JSON.stringify([task, chosen]), ...task });
   }
-  return h(Gallery);
+  return h(Gallery, { key: chosen });
 }
 
 // Wait for the styles before rendering, so that the layout doesn't shift.

@@ -1,8 +1,8 @@
 // A dialog that displays one image as large as possible, with navigation through all images.
 import { problemOf } from "./api.js";
 import { Modal } from "./dialog.js";
-import { count, fileSize, shortened } from "./format.js";
-import { cost } from "./money.js";
+import { fileSize, shortened } from "./format.js";
+import { cost, ofAll } from "./money.js";
 import { SelectBox } from "./selection.js";
 import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
 import { h, useCallback, useEffect, useMemo, useState } from "./react.js";
@@ -16,13 +16,6 @@ export function isServed(image) {
 // The first images of a batch belong to different items, whose prompts are not in the result. Use the file name.
 function captionOf(result, image) {
   return result.batch ? image.name : result.prompt;
-}
-
-// The cost is that of a request, which may return several images.
-function costOf(result) {
-  return result.count > 1
-    ? t("{cost} for {images}", { cost: cost(result.cost), images: count(result.count, "{n} image", "{n} images") })
-    : cost(result.cost);
 }
 
 function slidesOf(result, linked) {
@@ -158,7 +151,7 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
         h(
           "span",
           { className: "jojokey-muted" },
-          [`${slide.width} × ${slide.height}`, fileSize(slide.bytes), costOf(slide.result)].join(" · "),
+          [`${slide.width} × ${slide.height}`, fileSize(slide.bytes), ofAll(slide.result, cost(slide.result.cost))].join(" · "),
         ),
       ),
       h(

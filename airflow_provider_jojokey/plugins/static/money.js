@@ -65,6 +65,13 @@ export function cost(costs, decimals) {
     : known;
 }
 
+// Costs and tokens are those of a request, which may return several images.
+export function ofAll(result, text) {
+  return result.count > 1
+    ? t("{cost} for {images}", { cost: text, images: count(result.count, "{n} image", "{n} images") })
+    : text;
+}
+
 // Return the single currency in which all costs are known; null if there is none.
 export function currencyOf(costs) {
   const currencies = new Set(costs.flatMap((one) => one.amounts.map(({ currency }) => currency)));

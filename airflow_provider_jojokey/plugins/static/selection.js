@@ -2,7 +2,7 @@
 import { zipUrl } from "./api.js";
 import { Modal } from "./dialog.js";
 import { count, fileSize, number } from "./format.js";
-import { cost, decimalsOf } from "./money.js";
+import { cost, decimalsOf, ofAll } from "./money.js";
 import { Button, ButtonLink, safeUrl, Time } from "./parts.js";
 import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js";
 import { t } from "./text.js";
@@ -97,8 +97,8 @@ const FACTS = {
   Model: ([result]) => result.model,
   Size: ([, image]) => `${image.width} × ${image.height}`,
   Quality: ([result]) => result.quality,
-  Tokens: ([result]) => (result.usage?.total_tokens ? number(result.usage.total_tokens) : null),
-  Cost: ([result], decimals) => cost(result.cost, decimals),
+  Tokens: ([result]) => (result.usage?.total_tokens ? ofAll(result, number(result.usage.total_tokens)) : null),
+  Cost: ([result], decimals) => ofAll(result, cost(result.cost, decimals)),
   Run: ([result]) => result.run_id,
 };
 
