@@ -137,6 +137,8 @@ class Tally:
             self._pay(job.request.n, error.usage)
         self.unknown_outcomes += error.billed == "unknown"
         known = self.causes.setdefault(type(error).__name__, Cause(index, job.uri, error.message))
+        if index < known.index:  # items end in any order
+            known.index, known.place, known.message = index, job.uri, error.message
         known.count += 1
         self._count(index, error.images or [], error.usage, error.cost)
 
