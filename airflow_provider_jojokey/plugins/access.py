@@ -9,10 +9,13 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.configuration import conf
 from airflow.models.dag import DagModel
-from fastapi import Depends
+from fastapi import Depends, Path
 
 readable_xcom = requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM)
 """Rejects users who may not read the XComs of the path's Dag. A mounted application doesn't inherit checks."""
+
+DagId = Annotated[str, Path()]
+MapIndex = Annotated[int, Path(ge=-1, lt=2**31)]
 
 
 def readable_dags(user: GetUserDep) -> frozenset[str]:

@@ -7,28 +7,27 @@ come only from the XCom of the task in the path, never from the request.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from functools import cache
 from pathlib import Path as FilePath
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
-from urllib.parse import quote
+from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import available_timezones
 
 import anyio
 from airflow.utils.session import create_session
-from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-from airflow_provider_jojokey.plugins import archive, backend, objects, tab, thumbnails, totals, xcoms
-from airflow_provider_jojokey.plugins.access import ReadableDags, readable_xcom
+from airflow_provider_jojokey.plugins import archive, backend, files, objects, tab, thumbnails, totals, xcoms
+from airflow_provider_jojokey.plugins.access import DagId, MapIndex, ReadableDags, readable_xcom
 from airflow_provider_jojokey.plugins.cards import Place, card, progress_card
+from airflow_provider_jojokey.plugins.files import disposition
+from airflow_provider_jojokey.plugins.objects import in_thread
+from airflow_provider_jojokey.plugins.paging import BadCursor
 from airflow_provider_jojokey.plugins.sums import Sum
-from airflow_provider_jojokey.results import StoredImage
-from airflow_provider_jojokey.settings import Settings
 from airflow_provider_jojokey.translatable import Translatable
 
 MAX_LIMIT = 200
@@ -37,10 +36,6 @@ MAX_COSTS = 10_000
 """Maximum rows in the JSON cost table; the CSV file has all rows."""
 MAX_EMPTY_SCANS = 10
 """Maximum further scans of :data:`xcoms.ROWS_AT_ONCE` rows each if a page contains no results."""
-MAX_AGE = 24 * 3600
-"""Seconds for which a browser may cache an image."""
-S3_THREADS = 8
-"""Maximum threads that wait for S3. They are separate, so that a slow S3 doesn't block Airflow's own routes."""
 
 T = TypeVar("T")
 
@@ -69,7 +64,6 @@ app.mount(
     name="static",
 )
 _sums_thread = anyio.CapacityLimiter(1)
-_s3_threads = anyio.CapacityLimiter(S3_THREADS)
 
 
 @app.middleware("http")
@@ -118,9 +112,9 @@ async def _bad_selection(_: Request, error: archive.BadSelection) -> Response:
     return _error(400, error.message)
 
 
-@app.exception_handler(xcoms.BadCursor)
-async def _bad_cursor(_: Request, error: xcoms.BadCursor) -> Response:
-    return _error(400, error.message)
+@app.exception_handler(BadCursor)
+async def _bad_cursor(_: Request, __: BadCursor) -> Response:
+    return _error(400, Translatable("The cursor is invalid."))
 
 
 @app.exception_handler(Exception)
@@ -173,9 +167,9 @@ def get_results(
     wanted: Wanted,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 60,
     cursor: Annotated[str | None, Query(max_length=2_000)] = None,
-    sort: Literal["newest", "tokens"] = "newest",
+    sort: Literal["newest", "tokens", "cost"] = "newest",
 ) -> Any:
-    """Return a page of the latest results."""
+    """Return a page of results."""
     after = cursor or None
     rows, unread, why = xcoms.Rows([]), 0, None
     with create_session(scoped=False) as session:
@@ -221,12 +215,6 @@ async def _from_sums(wanted: xcoms.Filter, function: Callable[[list[Sum]], T]) -
     return await anyio.to_thread.run_sync(function, sums)
 
 
-DagId = Annotated[str, Path()]
-MapIndex = Annotated[int, Path(ge=-1, lt=2**31)]
-Number = Annotated[int, Path(ge=0, lt=10_000)]
-Item = Annotated[int | None, Query(ge=0, lt=tab.MAX_PAGES * tab.ITEMS_A_PAGE)]
-
-
 @app.get(
     "/api/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}",
     dependencies=[Depends(readable_xcom)],
@@ -243,7 +231,7 @@ async def get_task(
     """Return the details of one task. ``failed`` and ``q`` select items of a batch."""
     wanted = tab.Wanted(failed, tuple(q.split()))
     return AsciiJSONResponse(
-        await _in_thread(lambda: _task((dag_id, run_id, task_id, map_index), page, wanted))
+        await in_thread(lambda: _task((dag_id, run_id, task_id, map_index), page, wanted))
     )
 
 
@@ -287,141 +275,10 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
     return answer
 
 
-@app.get(
-    "/images/{dag_id}/{run_id:path}/{task_id}/{map_index}/{number}", dependencies=[Depends(readable_xcom)]
-)
-async def get_image(
-    request: Request,
-    dag_id: DagId,
-    run_id: str,
-    task_id: str,
-    map_index: MapIndex,
-    number: Number,
-    item: Item = None,
-    v: str | None = None,
-    download: bool = False,
-) -> Response:
-    """Return the content of an image."""
-    image, aws_conn_id = await _in_thread(lambda: _image((dag_id, run_id, task_id, map_index), number, item))
-    headers = _caching(image, v, image.sha256)
-    if _etag_matches(request, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    file, content_type = await _in_thread(lambda: objects.fetch(image, aws_conn_id))
-    headers["Content-Length"] = str(image.bytes)
-    headers["Content-Encoding"] = "identity"  # else Airflow before 3.3 compresses the image again
-    headers["Content-Disposition"] = disposition("attachment" if download else "inline", image.name)
-    return StreamingResponse(_chunks(file), media_type=content_type, headers=headers)
-
-
-@app.get(
-    "/thumbnails/{dag_id}/{run_id:path}/{task_id}/{map_index}/{number}",
-    dependencies=[Depends(readable_xcom)],
-)
-async def get_thumbnail(
-    request: Request,
-    dag_id: DagId,
-    run_id: str,
-    task_id: str,
-    map_index: MapIndex,
-    number: Number,
-    item: Item = None,
-    v: str | None = None,
-    width: Annotated[int, Query(ge=1, le=10_000)] = thumbnails.WIDTHS[-1],
-) -> Response:
-    """Return a thumbnail of an image as WebP."""
-    image, aws_conn_id = await _in_thread(lambda: _image((dag_id, run_id, task_id, map_index), number, item))
-    width = thumbnails.nearest_width(width)
-    headers = _caching(image, v, f"{image.sha256}-{width}")
-    if _etag_matches(request, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    data = await _in_thread(
-        lambda: _cache().get(image, aws_conn_id, width, lambda: objects.fetch(image, aws_conn_id)[0])
-    )
-    return Response(data, media_type="image/webp", headers=headers)
-
-
-@app.get("/zip")
-async def get_zip(
-    readable: ReadableDags,
-    image: Annotated[list[str], Query(min_length=1, max_length=archive.MAX_IMAGES)],
-) -> Response:
-    """Return several images as one zip file.
-
-    Each ``image`` is the part of an image's URL after ``/images/``.
-    """
-    selected = [archive.selected(path) for path in dict.fromkeys(image)]
-    if any(place[0] not in readable for place, _, _ in selected):
-        raise HTTPException(403, "Forbidden")
-    sources = await _in_thread(lambda: [_image(*selection) for selection in selected])
-    archive.check(sources)
-    headers = {"Content-Disposition": disposition("attachment", "images.zip"), "Content-Encoding": "identity"}
-    chunks = archive.stream(sources, objects.fetch, objects.CHUNK)
-    return StreamingResponse(_in_threads(chunks), media_type="application/zip", headers=headers)
+app.include_router(files.router)
 
 
 @app.get("/{path:path}", include_in_schema=False)
 def not_found(path: str) -> Response:
     """Return status 404 as JSON for every other path."""
     raise HTTPException(404, "Not found")
-
-
-def disposition(kind: str, name: str) -> str:
-    """Return a Content-Disposition (RFC 6266) with a safe file name.
-
-    :param kind: ``"inline"`` or ``"attachment"``
-    :param name: the last part of an S3 key, which may contain any character
-    """
-    safe = archive.safe_name(name)
-    plain = re.sub(r"[^A-Za-z0-9._ ()-]", "_", safe)
-    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(safe, safe='')}"
-
-
-def _image(place: Place, number: int, item: int | None) -> tuple[StoredImage, str | None]:
-    with create_session(scoped=False) as session:
-        row = xcoms.of_task(session, *place)
-    result = row.result if row else None
-    connection = result.aws_conn_id if result else None
-    if result is not None and item is not None:
-        result = tab.item(result, item)
-    if result is None or number >= len(result.images):
-        raise HTTPException(404, "The task has no such image.")
-    return result.images[number], connection
-
-
-def _caching(image: StoredImage, version: str | None, tag: str) -> dict[str, str]:
-    # Only a URL with the image's hash may be cached without revalidation: another try stores another image.
-    has_hash = version is not None and len(version) >= 16 and image.sha256.startswith(version)
-    age = f"max-age={MAX_AGE}, immutable" if has_hash else "no-cache"
-    return {"ETag": f'"{tag}"', "Cache-Control": f"private, {age}"}
-
-
-def _etag_matches(request: Request, etag: str) -> bool:
-    header = request.headers.get("If-None-Match", "")
-    return header.strip() == "*" or etag in {tag.strip().removeprefix("W/") for tag in header.split(",")}
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while chunk := file.read(objects.CHUNK):
-            yield chunk
-
-
-async def _in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the chunks. Slow clients block no thread: one is used only per read."""
-    while (chunk := await _in_thread(lambda: next(chunks, None))) is not None:
-        yield chunk
-
-
-def _cache() -> thumbnails.ThumbnailCache:
-    global _the_cache
-    if _the_cache is None:
-        settings = Settings.from_airflow_config()
-        _the_cache = thumbnails.ThumbnailCache(settings.thumbnail_directory, settings.thumbnail_cache_bytes)
-    return _the_cache
-
-
-_the_cache: thumbnails.ThumbnailCache | None = None
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    return await anyio.to_thread.run_sync(call, limiter=_s3_threads)

@@ -14,8 +14,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
+import anyio
 from cachetools import TTLCache, cached
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
@@ -31,11 +32,15 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_DOCUMENT = 4 * 1024 * 1024
 """Maximum size of a receipt."""
 CHUNK = 256 * 1024
+S3_THREADS = 8
+"""Maximum threads that wait for S3. They are separate, so that a slow S3 doesn't block Airflow's own routes."""
 CLIENT_TTL = 60.0
 """Seconds for which a client is reused, so that changes to a connection take effect soon."""
 
 # Bounded, because the name comes from an XCom, which may contain any text.
 _CLIENTS: TTLCache[str | None, Any] = TTLCache(maxsize=100, ttl=CLIENT_TTL)
+_threads = anyio.CapacityLimiter(S3_THREADS)
+T = TypeVar("T")
 
 
 class NotServed(Exception):
@@ -242,3 +247,8 @@ def _client(aws_conn_id: str | None) -> Any:
                 "The task's AWS connection cannot be used here ({error}).", error=type(error).__name__
             )
         ) from None
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Call a function that may wait for S3, in one of :data:`S3_THREADS` threads."""
+    return await anyio.to_thread.run_sync(call, limiter=_threads)

@@ -10,23 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 from airflow.models.xcom import XComModel
-from sqlalchemy import BigInteger, Date, Float, Numeric, Text, and_, case, cast, func, literal, select
+from sqlalchemy import BigInteger, Float, Numeric, Text, and_, case, cast, func, literal, select
 
 from airflow_provider_jojokey.cost import NANOS, Costs
+from airflow_provider_jojokey.plugins.days import day_in_sql, day_of
+from airflow_provider_jojokey.plugins.paging import KEYS, inside
 from airflow_provider_jojokey.plugins.xcoms import (
-    KEYS,
     MAX_READ_ELSEWHERE,
     ROWS_AT_ONCE,
     Filter,
     Row,
     conditions,
-    inside,
     is_elsewhere,
     parsed,
     read_results,
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 MAX_ODD = 100
 """Maximum different facts of results that are read row by row."""
-FIRST_YEAR = 2000
-"""Days before this year are computed with the time zone's offset at its start."""
 _TOKENS = ("input_tokens", "output_tokens", "total_tokens")
 _FIELDS = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
 _FACTS = ("version", "state", "model", "billed", "reused")
@@ -172,7 +169,7 @@ def _sum_of_group(group: Any, result: Result, has_amount: bool) -> Sum:
 
 def _groups(session: Session, wanted: Filter) -> Select[Any]:
     """Return a query for the groups: their facts and the sums of their numbers."""
-    day, shift = _day(session, wanted)
+    day, shift = day_in_sql(session, wanted.zone)
     row = _fields(session, wanted, day=day, shift=shift)
     sqlite = session.get_bind().dialect.name == "sqlite"
     nanos: ColumnElement[Any]
@@ -282,56 +279,6 @@ def _flags_on_postgresql(row: Any) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _day(session: Session, wanted: Filter) -> tuple[ColumnElement[Any], ColumnElement[int]]:
-    """Return expressions for a day, and for the number of days to add to it."""
-    timestamp: Any = XComModel.timestamp
-    periods = _offsets(wanted.zone)
-
-    def by_period(value: Any) -> Any:
-        if len(periods) == 1:
-            return value(periods[0][1])
-        *newer, (_, first) = periods
-        return case(*((timestamp >= start, value(offset)) for start, offset in newer), else_=value(first))
-
-    if session.get_bind().dialect.name != "sqlite":
-        utc: Any = func.timezone("UTC", timestamp)
-        return cast(by_period(lambda offset: utc + offset), Date), literal(0)
-    # SQLite's date functions are slow, so compare the time of day with the time at which the zone's day begins.
-    time_of_day = func.substr(timestamp, 12)
-
-    def shift(offset: timedelta) -> Any:
-        begins = str(datetime.min + (-offset % timedelta(days=1)))[11:]
-        if offset > timedelta(0):
-            return case((time_of_day >= begins, 1), else_=0)
-        return case((time_of_day < begins, -1), else_=0) if offset else literal(0)
-
-    return func.substr(timestamp, 1, 10), by_period(shift)
-
-
-@lru_cache(maxsize=100)
-def _offsets(zone: str) -> list[tuple[datetime, timedelta]]:
-    """Return the UTC offsets of a time zone and when each starts, newest first."""
-    info = ZoneInfo(zone)
-    at = datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)
-    found = [(at, _offset(at, info))]
-    end = datetime.now(UTC) + timedelta(days=365)
-    while at < end:
-        after = at + timedelta(days=7)
-        if _offset(after, info) != found[-1][1]:
-            low, high = at, after
-            while high - low > timedelta(seconds=1):
-                middle = low + (high - low) / 2
-                low, high = (low, middle) if _offset(middle, info) != found[-1][1] else (middle, high)
-            start = high.replace(microsecond=0)
-            found.append((start, _offset(start, info)))
-        at = after
-    return found[::-1]
-
-
-def _offset(at: datetime, zone: ZoneInfo) -> timedelta:
-    return at.astimezone(zone).utcoffset() or timedelta(0)
-
-
 def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> Iterator[Sum | None]:
     """Yield the sum of each result; ``None`` for a value that may be a reference to a result.
 
@@ -349,7 +296,7 @@ def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> It
         if values["version"] is None:
             yield None
         elif (result := Result.from_xcom({**values, "images": ()})) is not None:
-            yield _sum_of(result, _day_of(timestamp, wanted), dag_id)
+            yield _sum_of(result, day_of(timestamp, wanted.zone), dag_id)
 
 
 def _summed_fields(session: Session) -> ColumnElement[str]:
@@ -370,14 +317,10 @@ def _sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
     keys = keys.order_by(XComModel.timestamp.desc())
     for read in read_results(read_values(session, keys.limit(MAX_READ_ELSEWHERE))):
         if isinstance(read, Row):
-            yield _sum_of(read.result, _day_of(read.made_at, wanted), read.dag_id)
+            yield _sum_of(read.result, day_of(read.made_at, wanted.zone), read.dag_id)
         elif read is not None:
             yield Sum(unread=1)
     yield Sum(unread=sum(1 for _ in session.execute(keys.offset(MAX_READ_ELSEWHERE))))
-
-
-def _day_of(made_at: datetime, wanted: Filter) -> str:
-    return made_at.astimezone(ZoneInfo(wanted.zone)).date().isoformat()
 
 
 def _sum_of(result: Result, day: str, dag_id: str) -> Sum:

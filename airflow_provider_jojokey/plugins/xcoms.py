@@ -11,34 +11,30 @@ custom XCom backend can store values outside of the database, see
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import (
-    Numeric,
     Text,
     and_,
-    case,
     cast,
     func,
-    inspect,
     literal,
     not_,
     or_,
     select,
-    tuple_,
 )
 from sqlalchemy.orm import defer, lazyload
 
+from airflow_provider_jojokey.plugins import paging
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
+from airflow_provider_jojokey.plugins.paging import KEYS, inside
 from airflow_provider_jojokey.results import PROGRESS_KEY, XCOM_KEY, Result
 from airflow_provider_jojokey.translatable import Translatable
 
@@ -51,9 +47,6 @@ MAX_WORDS = 10
 ROWS_AT_ONCE = 1_000
 MAX_READ_ELSEWHERE = 1_000
 """Maximum results that are read from a custom XCom backend for the sums of one filter."""
-_PRIMARY_KEY = tuple(XComModel.__mapper__.attrs[column.key] for column in inspect(XComModel).primary_key)
-KEYS = tuple(attribute.class_attribute for attribute in _PRIMARY_KEY)
-
 
 STATES = ("failed", "failed_paid", "failed_perhaps_paid", "reused")
 """Values of :attr:`Filter.state`: failed, failed and charged, failed and possibly charged, reused."""
@@ -117,14 +110,6 @@ class Rows:
     why: Translatable | None = None
 
 
-class BadCursor(ValueError):
-    """A cursor that :func:`page` did not return."""
-
-    def __init__(self, message: Translatable) -> None:
-        super().__init__(message)
-        self.message = message
-
-
 def page(
     session: Session,
     wanted: Filter,
@@ -140,25 +125,25 @@ def page(
     shorter than its limit if some rows are not results.
 
     :param limit: maximum number of results to return
-    :param sort: ``"newest"`` first, or ``"tokens"`` for most tokens first
+    :param sort: ``"newest"`` first, or a key of :data:`~airflow_provider_jojokey.plugins.paging.SORTS`
     :param scan: maximum number of rows to read; ``limit`` by default
     :raises BadCursor: if this function did not return the cursor
     """
-    offset = _offset(cursor) if sort == "tokens" else None
+    offset = None if sort == "newest" else paging.offset(cursor)
     scan = max(limit, scan or 0)
     keys = select(*KEYS, XComModel.timestamp).where(*conditions(session, wanted))
     order = [XComModel.timestamp.desc(), *(column.desc() for column in KEYS)]
     if offset is not None:
-        order.insert(0, _whole(session, "usage", "total_tokens").desc())
+        order = [*paging.SORTS[sort](session), *order]
         keys = keys.offset(offset)
     elif cursor is not None:
-        keys = keys.where(_before(*_decoded(cursor)))
+        keys = keys.where(paging.before(cursor))
     # Sort only the keys, and then read the values, which are about a hundred times larger.
     keys = keys.order_by(*order).limit(scan + 1)
     entries = read_values(session, keys, *order)
 
     def after(count: int) -> str:
-        return _encoded(entries[count - 1][0]) if offset is None else str(offset + count)
+        return paging.cursor_of(entries[count - 1][0]) if offset is None else str(offset + count)
 
     rows: list[Row] = []
     unread, why = 0, None
@@ -298,16 +283,6 @@ def _literal(word: str) -> str:
     return word
 
 
-def inside(session: Session, expression: Any) -> Any:
-    """Return an expression that is NULL on SQLite if the value is not valid JSON.
-
-    Python writes NaN, on which SQLite's JSON functions fail.
-    """
-    if session.get_bind().dialect.name != "sqlite":
-        return expression
-    return case((func.json_valid(XComModel.value) == 1, expression))
-
-
 def _of_task(dag_id: str, run_id: str, task_id: str) -> Select[Any]:
     return select(*KEYS).where(
         XComModel.dag_id == dag_id,
@@ -385,51 +360,3 @@ def parsed(text: str | None) -> Any:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _whole(session: Session, *path: str) -> ColumnElement[int]:
-    """Return an expression for the whole number at a path; 0 if it is not one."""
-    value: Any = XComModel.value
-    if session.get_bind().dialect.name == "sqlite":
-        json_path = "$." + ".".join(path)
-        is_whole = inside(session, func.json_type(value, json_path)) == "integer"
-        return case((is_whole, inside(session, func.json_extract(value, json_path))), else_=0)
-    for name in path:
-        value = value[name]
-    text = func.coalesce(cast(value, Text), "null")
-    return case((text.regexp_match("^[0-9]{1,15}$"), cast(text, Numeric(20))), else_=0)
-
-
-def _offset(cursor: str | None) -> int:
-    if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 10):
-        raise BadCursor(Translatable("The cursor is invalid."))
-    return int(cursor or 0)
-
-
-def _before(timestamp: datetime, key: tuple[Any, ...]) -> ColumnElement[bool]:
-    return or_(
-        XComModel.timestamp < timestamp,
-        and_(XComModel.timestamp == timestamp, tuple_(*KEYS) < key),
-    )
-
-
-def _encoded(xcom: XComModel) -> str:
-    key = [getattr(xcom, column.key) for column in KEYS]
-    text = json.dumps([xcom.timestamp.isoformat(), *key], separators=(",", ":"))
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def _decoded(cursor: str) -> tuple[datetime, tuple[Any, ...]]:
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        timestamp, *key = json.loads(text)
-        kinds = [column.type.python_type for column in KEYS]
-        if len(key) != len(kinds) or any(
-            type(part) is not kind for part, kind in zip(key, kinds, strict=True)
-        ):
-            raise BadCursor(Translatable("The cursor is invalid."))
-        if any(abs(part) >= 2**63 if isinstance(part, int) else "\0" in part for part in key):
-            raise BadCursor(Translatable("The cursor is invalid."))
-        return datetime.fromisoformat(timestamp).astimezone(UTC), tuple(key)
-    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
-        raise BadCursor(Translatable("The cursor is invalid.")) from None

@@ -49,12 +49,16 @@ def test_filters_are_chips_that_are_added_and_removed(page: Page, airflow: Airfl
     expect(page.get_by_role("menu")).to_have_count(0)
 
 
-def test_results_are_sorted_by_tokens(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_results_are_sorted_by_tokens_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(4)
     page.get_by_label("Order").select_option("tokens")
     expect(page.locator(CARD).first).to_contain_text("Tile 0")
     assert "sort=tokens" in page.url
+    page.get_by_label("Order").select_option("cost")
+    expect(page.locator(CARD)).to_have_count(4)
+    expect(page.locator(CARD).first).to_contain_text("Tile 0")
+    assert "sort=cost" in page.url
 
 
 def test_selected_images_are_downloaded_as_zip(

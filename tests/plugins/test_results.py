@@ -417,6 +417,35 @@ def test_results_are_filtered_by_model_size_and_part_of_run(server: Server, book
     assert server.totals(model="other")["results"] == 1
 
 
+def test_results_are_sorted_by_cost_within_a_currency(server: Server, book: Book) -> None:
+    def cost(amount: Any, currency: Any = "USD") -> Any:
+        return {
+            "amounts": [{"amount": amount, "currency": currency, "approximate": True}],
+            "unknown": 0,
+        }
+
+    costs: dict[str, Any] = {
+        "two cents": cost("0.02"),
+        "unknown": {"amounts": [], "unknown": 1},
+        "ten dollars": cost("10.0"),
+        "invalid": cost("1e9"),
+        "a number": cost(5),
+        "nine dollars": cost("9.000000001"),
+        "yuan": cost("700.5", "CNY"),
+        "not a cost": "high",
+        "missing": None,
+    }
+    for number, (prompt, value) in enumerate(costs.items()):
+        book.write("a", result(prompt=prompt, cost=value), run_id=f"r{number}", at=NOON + timedelta(number))
+    first = server.results(sort="cost", limit=3)
+    assert prompts(first) == ["yuan", "ten dollars", "nine dollars"]
+    rest = server.results(sort="cost", cursor=first["next"])
+    assert prompts(rest)[0] == "two cents"
+    assert set(prompts(rest)[1:]) == {"unknown", "invalid", "a number", "not a cost", "missing"}
+    assert rest["next"] is None
+    assert server.get(f"{API}/results", params={"sort": "cost", "cursor": "none"}).status_code == 400
+
+
 def test_results_are_sorted_by_tokens(server: Server, book: Book) -> None:
     usages: list[Any] = [
         {"total_tokens": 5},

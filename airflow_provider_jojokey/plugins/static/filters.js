@@ -11,7 +11,7 @@ export const STATES = {
   failed_perhaps_paid: "Failed, perhaps paid",
   reused: "Reused",
 };
-const SORTS = { newest: "Newest first", tokens: "Most tokens first" };
+const SORTS = { newest: "Newest first", cost: "Highest cost first", tokens: "Most tokens first" };
 const SIZES = ["1024x1024", "1024x1536", "1536x1024"];
 // Label and kind of each chip: a choice from a list, a text, a date, or a fixed value that only links set.
 const CHIPS = {

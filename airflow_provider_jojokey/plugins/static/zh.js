@@ -177,6 +177,7 @@ export const zh = {
   "Download as CSV": "下载 CSV",
   "Download as zip": "下载 zip",
   Filter: "筛选",
+  "Highest cost first": "费用最高在前",
   "Most tokens first": "token 最多在前",
   "Newest first": "最新在前",
   "One zip file holds at most {n} images.": "一个 zip 文件最多包含 {n} 张图片。",
