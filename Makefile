@@ -22,6 +22,9 @@ MATRIX_TESTS ?= $(wildcard tests/img2 tests/payments tests/store tests/hooks tes
                 tests/plugins tests/cli tests/test_dependencies.py tests/test_provider_info.py tests/test_imports.py \
                 tests/test_results.py tests/test_markdown.py)
 
+# Airflow compiles 2,000 modules in each process that finds no byte code: ten seconds for each of many processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo ui screenshots test test-long test-matrix test-cluster test-first-hour docs test-docs build kill mutants fuzz check check-schemas coverage release-check \
         format bench test-foreign bench-cluster constraints clean
@@ -55,8 +58,9 @@ screenshots: install ## Take the screenshots of the UI in docs/images with Chrom
 LONG_TESTS := tests/browser tests/kill tests/operators/test_on_postgresql.py tests/test_demo.py
 OWN_TESTS  := tests/cluster tests/foreign tests/docs/test_tutorial.py tests/test_first_hour.py
 
+# Tests wait for timeouts, servers and processes for a quarter of their time: a third process uses it.
 test: install ## Run all tests with real servers, except for the suites below
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(addprefix --ignore ,$(LONG_TESTS) $(OWN_TESTS))
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(addprefix --ignore ,$(LONG_TESTS) $(OWN_TESTS))
 
 test-long: install ## Run the long tests: the UI in Chromium, PostgreSQL, killed processes, make demo
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONG_TESTS)

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.__main__ import main
 from airflow_provider_jojokey.sandbox import Gateway
 from tests.support.buckets import Bucket, moto_bucket
-from tests.support.commands import CommandOutput, Run
+from tests.support.commands import Run, run_in_process
 
 
 @pytest.fixture(scope="session")
@@ -67,13 +67,4 @@ def jojokey(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: str) -> CommandOutput:
-        capfd.readouterr()
-        try:
-            code = main(arguments)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return CommandOutput(code, out, err)
-
-    return run
+    return partial(run_in_process, capfd)

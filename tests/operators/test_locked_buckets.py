@@ -6,17 +6,14 @@ A proxy in front of moto plays the policy: it answers as S3 does to a request th
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+from tests.support.commands import run_in_process
 from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, error
-from tests.support.patience import PATIENCE
 
 KMS = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/posters"}
 ACL = {"ACL": "bucket-owner-full-control"}
@@ -112,28 +109,21 @@ def test_locked_bucket_without_extra_args_costs_nothing(
 
 
 @pytest.mark.parametrize("command", ["check", "generate"])
-def test_cli_opens_a_locked_bucket(gateway: Any, store: Any, locked: Any, command: str) -> None:
+def test_cli_opens_a_locked_bucket(
+    gateway: Any, store: Any, locked: Any, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
     _, extra = locked
     arguments = {
         "check": ["check", "--bucket", "posters"],
         "generate": ["generate", "a fox", "--out", "s3://posters/locked/cli.png"],
     }[command]
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "airflow_provider_jojokey", *arguments, "-o", "json", *more],
-            env=dict(os.environ),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+    refused = run_in_process(capfd, *arguments, "-o", "json")
+    opened = run_in_process(capfd, *arguments, "-o", "json", "--s3-extra-args", json.dumps(extra))
 
-    refused = run()
-    opened = run("--s3-extra-args", json.dumps(extra))
-
-    assert refused.returncode != 0
-    assert "explicit deny" in refused.stdout + refused.stderr, "S3's own words"
-    assert opened.returncode == 0, opened.stderr
+    assert refused.code != 0
+    assert "explicit deny" in refused.out + refused.err, "S3's own words"
+    assert opened.code == 0, opened.err
     assert len(gateway.charges) == (command == "generate")
 
 

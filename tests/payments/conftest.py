@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_jojokey.img2 import download
 from airflow_provider_jojokey.payments import context, generate, receipt_store, usage
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import conditions
@@ -30,6 +31,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten waits that have no setting."""
+    monkeypatch.setattr(download, "WAIT", 0.02)
     monkeypatch.setattr(context, "POLL", 0.02)
     monkeypatch.setattr(context, "LOG_DELAY", 0.0)
     monkeypatch.setattr(usage, "USAGE_RETRY", 0.05)

@@ -20,9 +20,8 @@ import boto3
 import pytest
 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
+from tests.support.buckets import BUCKET, moto_server
 from tests.support.patience import PATIENCE
-
-BUCKET = "posters"
 
 
 @dataclass
@@ -73,6 +72,8 @@ class Airflow:
     def write(self, name: str, content: str) -> Path:
         path = self.folder / name
         path.write_text(textwrap.dedent(content), encoding="utf-8")
+        # Byte code of a file of the same size that was written in the same second would count as current.
+        shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
         return path
 
     def run(self, dag_id: str, body: str, conf: dict[str, Any] | None = None, **dag: Any) -> Run:
@@ -178,20 +179,14 @@ class Store:
 
 @pytest.fixture(scope="session")
 def _stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Store]]:
-    from moto.server import ThreadedMotoServer
-
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    with S3Server(tmp_path_factory.mktemp("s3")) as rclone:
+    with moto_server() as moto, S3Server(tmp_path_factory.mktemp("s3")) as rclone:
         stores = {
-            "moto": _store("moto", f"http://{host}:{port}", "testing", "testing-key", {}),
+            "moto": _store("moto", moto, "testing", "testing-key", {}),
             "rclone": _store(
                 "rclone", rclone.endpoint_url, rclone.access_key, rclone.secret_key, rclone.client_settings
             ),
         }
         yield stores
-    moto.stop()
 
 
 def _store(name: str, endpoint: str, key: str, secret: str, settings: dict[str, Any]) -> Store:

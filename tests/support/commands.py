@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
+from airflow_provider_jojokey.__main__ import main
+
 
 @dataclass(frozen=True)
 class CommandOutput:
@@ -24,3 +28,14 @@ class CommandOutput:
 
 
 Run = Callable[..., CommandOutput]
+
+
+def run_in_process(capfd: pytest.CaptureFixture[str], *arguments: str) -> CommandOutput:
+    """Run a command like ``python -m airflow_provider_jojokey``, without the seconds that a new process imports."""
+    capfd.readouterr()
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capfd.readouterr()
+    return CommandOutput(code, out, err)
