@@ -250,9 +250,7 @@ GenerateImageOperator.partial(task_id="image", s3_bucket="posters", reuse="alway
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_only_missing_images_need_run_budget(
-    airflow: Any, gateway: Any, store: Any, deferrable: bool
-) -> None:
+def test_reused_images_need_no_run_budget(airflow: Any, gateway: Any, store: Any, deferrable: bool) -> None:
     airflow.run("catalogue", CATALOGUE.format(more=""))
 
     more = f"max_images=0, max_images_per_run=1, deferrable={deferrable}"

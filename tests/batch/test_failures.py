@@ -37,7 +37,7 @@ def prompts(gateway: Any) -> list[str]:
     return sorted(record.prompt for record in gateway.charges)
 
 
-def test_permanent_failures_stop_neither_other_items_nor_retry(
+def test_failed_items_keep_others_and_are_not_retried(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     requests = posters(10)

@@ -488,7 +488,7 @@ def _at_random(trial: Trial) -> None:
 
 
 @_accident("killed again and again at random times")
-def _again_and_again(trial: Trial) -> None:
+def _killed_repeatedly(trial: Trial) -> None:
     end: End | None = None
     for _ in range(trial.rng.randint(2, 4)):
         running = trial.start()
@@ -611,7 +611,7 @@ def _trigger_twice_killed(trial: Trial) -> None:
 
 
 @_accident("two come back for a dead attempt at once", race=True)
-def _two_come_back(trial: Trial) -> None:
+def _two_retries_at_once(trial: Trial) -> None:
     step, when, nth = trial.rng.choice([point for point in _ANYWHERE if point[0] not in ("claim", "write")])
     first = trial.start(Act(step, when, nth)).end()
     if first is not None:  # that step does not occur n times

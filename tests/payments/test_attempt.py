@@ -101,7 +101,7 @@ def test_owners_share_run_task_and_try(other: Owner, run: bool, task: bool, same
         assert first.is_try_of(second) is same_try
 
 
-def test_two_version_1_owners_are_compared_by_names() -> None:
+def test_owners_without_task_id_are_compared_by_name() -> None:
     old = replace(ME, ti_id="")
     assert old.is_try_of(old)
     assert not old.is_try_of(replace(old, try_number=1))

@@ -63,7 +63,9 @@ def test_slow_failures_before_lost_response_do_not_pay_twice(
         assert results[-1].billed in ("yes", "unknown")  # type: ignore[union-attr]
 
 
-def test_failed_first_send_says_nothing_about_the_resend(harness: Harness, scripted: ScriptedGateway) -> None:
+def test_log_of_a_failed_send_is_no_proof_about_its_resend(
+    harness: Harness, scripted: ScriptedGateway
+) -> None:
     """The log shows the failure of the first send, with its ID. The resend was billed."""
     harness.connect(host=scripted.url, max_resends=2, max_resend_wait=60)
     scripted.behaviours = [failing(), billed_and_lost]

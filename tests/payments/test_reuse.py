@@ -87,7 +87,7 @@ def test_reuse_never_pays_again_for_recreated_run(harness: Harness) -> None:
     assert (again["reused"], harness.billed) == (False, 2)
 
 
-def test_reuse_never_does_not_pay_after_lost_response_of_try(harness: Harness) -> None:
+def test_reuse_never_does_not_repeat_a_lost_response(harness: Harness) -> None:
     harness.set(longest_generation=300.0)
     harness.fail("a fox [sandbox: reset times=1]", reuse="never")
 

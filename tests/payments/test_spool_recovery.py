@@ -273,7 +273,7 @@ def from_a_backup(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     [from_another_boot, from_unknown_boot, from_another_machine, from_a_backup, lose_folder, lose_spool],
     ids=lambda f: f.__name__,
 )
-def test_unsent_mark_counts_only_where_it_was_written(
+def test_spool_of_another_origin_is_no_proof(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, origin: Any
 ) -> None:
     """A backup of the spool from before the request looks like an attempt that sent nothing."""
@@ -386,7 +386,7 @@ def test_part_of_broken_response_in_spool_is_stored(harness: Harness) -> None:
     assert harness.spooled() == []
 
 
-def test_try_after_reuse_never_counts_dead_try(harness: Harness) -> None:
+def test_usage_includes_a_killed_try_with_reuse_never(harness: Harness) -> None:
     harness.kill(reuse="never")
 
     manifest = harness.run(reuse="never", try_number=2)

@@ -604,11 +604,11 @@ function Items({ task, answer }) {
       Cards,
       null,
       cards.map((card, position) => {
-        const number = (card.index ?? position) + 1;
+        // Errors and the manifest number the items from 0 as well.
         return h(Card, {
           key: card.index ?? position,
           card,
-          title: card.images[0]?.name ?? t("Item {n}", { n: number }),
+          title: card.images[0]?.name ?? t("Item {n}", { n: number(card.index ?? position) }),
           decimals,
           onOpen: show,
           selection,
