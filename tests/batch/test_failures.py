@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_jojokey.batch import limiter, models, worker
-from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.batch.tally import Tally
+from airflow_provider_jojokey.exceptions import JojoKeyContentError, JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.payments import context
 from airflow_provider_jojokey.policies import jojokey
@@ -31,6 +32,17 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "WINDOWS", (0.5, 1.0, 2.0))
     monkeypatch.setattr(models, "FIRST_GAP", 0.1)
     monkeypatch.setattr(models, "LONGEST_GAP", 0.2)
+
+
+@pytest.mark.parametrize("order", [(3, 8, 4), (8, 4, 3), (4, 3, 8)])
+def test_error_names_the_first_item_whatever_ended_first(order: tuple[int, ...]) -> None:
+    tally = Tally(10)
+    for index in order:
+        job: Any = SimpleNamespace(uri=f"s3://posters/{index}.png", request=SimpleNamespace(n=1))
+        tally.fail(index, job, JojoKeyContentError(f"Item {index} was rejected.", billed="no"))
+    (cause,) = tally.causes.values()
+    assert (cause.index, cause.place, cause.count) == (3, "s3://posters/3.png", 3)
+    assert cause.message.startswith("Item 3 was rejected.")
 
 
 def prompts(gateway: Any) -> list[str]:
