@@ -22,6 +22,7 @@ from airflow_provider_jojokey.payments import context
 from airflow_provider_jojokey.policies import jojokey
 from tests.support.campaigns import posters
 from tests.support.loopback import Exchange, Server
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -303,12 +304,19 @@ def test_store_that_rejects_images_stops_the_batch_early(
 
 
 def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
-    gateway.behave(delay=0.5)
-    run = campaign.run("timeout", posters(50), max_in_flight=1, execution_timeout="timedelta(seconds=10)")
+    def time_out() -> None:
+        gateway.wait_for_charges(3, PATIENCE)
+        os.kill(os.getpid(), signal.SIGALRM)  # as Airflow's timer does
+
+    gateway.behave(delay=0.2)
+    timer = threading.Thread(target=time_out)
+    timer.start()
+    run = campaign.run("timeout", posters(50), max_in_flight=1, execution_timeout="timedelta(hours=1)")
+    timer.join()
 
     assert run.state == "failed"
     billed = sum(record.total_tokens for record in gateway.charges)
-    assert 0 < len(gateway.charges) < 50
+    assert 3 <= len(gateway.charges) < 50
     assert run.xcom("usage", "batch")["total_tokens"] == billed
     assert run.xcom("jojokey_images", "batch")["state"] == "failed"
     assert len(campaign.manifest(run)) == len(gateway.charges)
