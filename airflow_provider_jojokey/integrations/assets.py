@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_provider_jojokey.results import storable
 from airflow_provider_jojokey.store.keys import split_uri
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ def asset_of(uri: str) -> Asset | None:
 def _add_extras(context: Any, outlets: Iterable[Any], extra: dict[str, Any], uris: Sequence[str]) -> None:
     from airflow.sdk import Asset, AssetAlias
     from airflow.sdk.definitions.asset import AssetRef
+
+    from airflow_provider_jojokey.results import storable
 
     extra = storable(extra)
     for outlet in outlets:

@@ -16,7 +16,6 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
-from airflow_provider_jojokey.cost import Cost, to_nanos
 from airflow_provider_jojokey.img2.rules import character_problems
 from airflow_provider_jojokey.payments.options import COST_LIMITS, COUNT_LIMITS, ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.store.extra_args import parse_extra_args
@@ -135,6 +134,8 @@ def money(name: str, value: Any) -> Decimal:
 
     :raises ValueError: if it is not a number from 0
     """
+    from airflow_provider_jojokey.cost import Cost, to_nanos
+
     return Cost(to_nanos(name, value), "").amount
 
 

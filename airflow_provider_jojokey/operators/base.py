@@ -16,7 +16,6 @@ from airflow_provider_jojokey.operators.arguments import (
 from airflow_provider_jojokey.operators.templates import TemplatedOperator
 from airflow_provider_jojokey.payments.options import LIMITS
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
-from airflow_provider_jojokey.results import XCOM_KEY, Result, storable
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.operators.stopping import StopSwitch
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.job import Limit
+    from airflow_provider_jojokey.results import Result
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 OPTIONS_AT_PARSING = (
@@ -59,10 +59,8 @@ class ImageOperator(TemplatedOperator):
     _uris: list[str] | None = None
     """The URIs of all images of a batch, unless there are too many. The XCom value lists only the first few."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if getattr(self, "retry_policy", self) is None:
-            self.retry_policy = JojoKeyRetryPolicy()
+    # Airflow wraps the constructor of each class in code that costs about as much as the constructor itself, each time
+    # that a Dag is parsed. So only the operators have one.
 
     @cached_property
     def hook(self) -> JojoKeyHook:
@@ -170,6 +168,8 @@ class ImageOperator(TemplatedOperator):
 
     def _push(self, context: Context, key: str, value: Any) -> None:
         """Push an XCom. Errors are only logged, because a paid image matters more than an XCom."""
+        from airflow_provider_jojokey.results import storable
+
         if not self.do_xcom_push:
             return
         try:
@@ -181,6 +181,8 @@ class ImageOperator(TemplatedOperator):
 
     def _push_result(self, context: Context, result: Result) -> None:
         """Push the XCom for the UI."""
+        from airflow_provider_jojokey.results import XCOM_KEY
+
         self._ui_result = result.to_xcom()
         self._push(context, XCOM_KEY, self._ui_result)
         store = vars(self).get("store")
@@ -188,6 +190,11 @@ class ImageOperator(TemplatedOperator):
             # Airflow calls its API for each link, also for an empty one. A subclass may define a property.
             links = (link for link in self.operator_extra_links if not isinstance(link, S3ConsoleLink))
             vars(self)["operator_extra_links"] = tuple(links)
+
+    def _set_retry_policy(self) -> None:
+        """Let the gateway's errors decide about retries, unless the Dag has its own policy."""
+        if getattr(self, "retry_policy", self) is None:  # Airflow before 3.3 has none
+            self.retry_policy = JojoKeyRetryPolicy()
 
     def _check_literals(self, *more: str) -> None:
         """Check the arguments that are known when the Dag is parsed.

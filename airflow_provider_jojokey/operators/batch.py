@@ -120,6 +120,7 @@ class GenerateImageBatchOperator(ImageOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._set_retry_policy()
         self.requests = requests
         self.max_in_flight = max_in_flight
         self.s3_bucket = s3_bucket

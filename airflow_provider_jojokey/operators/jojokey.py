@@ -12,7 +12,6 @@ from airflow_provider_jojokey.integrations import assets
 from airflow_provider_jojokey.operators.arguments import converted, filled, is_literal
 from airflow_provider_jojokey.operators.base import ImageOperator
 from airflow_provider_jojokey.operators.templates import OPTIONS
-from airflow_provider_jojokey.results import Result, storable
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 
 if TYPE_CHECKING:
@@ -133,6 +132,7 @@ class GenerateImageOperator(ImageOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._set_retry_policy()
         self.prompt = prompt
         self.s3_key = s3_key
         self.s3_bucket = s3_bucket
@@ -260,6 +260,8 @@ class GenerateImageOperator(ImageOperator):
         self.aws_conn_id = None if connection is None else str(connection)
 
     def _succeeded(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
+        from airflow_provider_jojokey.results import Result, storable
+
         self._push(context, "keys", [image["key"] for image in manifest["images"]])
         self._push(context, "usage", manifest["usage"])
         result = Result.from_manifest(manifest, prompt=str(self.prompt), aws_conn_id=self.aws_conn_id)
@@ -276,6 +278,7 @@ class GenerateImageOperator(ImageOperator):
     def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
         from airflow_provider_jojokey.exceptions import JojoKeyFailure
         from airflow_provider_jojokey.payments.receipt import total_usage
+        from airflow_provider_jojokey.results import Result
 
         # Also after a failure: otherwise the sum over the XComs would be lower than the bill.
         self._push(context, "usage", error.usage or total_usage(()))

@@ -47,9 +47,8 @@ class TemplatedOperator(BaseOperator):
     _label_template: str | None = None
     _upstream_values: list[Any] | None = None
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._upstream_arguments: set[str] = set()
+    _upstream_arguments: frozenset[str] = frozenset()
+    """Names of the arguments that come from other tasks."""
 
     def render_template(
         self,
@@ -115,7 +114,7 @@ class TemplatedOperator(BaseOperator):
                 for name, value in arguments.items():
                     if not any(value is template for template in written.values()):
                         self._upstream_values.append(value)
-                        self._upstream_arguments.add(name)
+                        self._upstream_arguments |= {name}
         return self._upstream_values
 
     def _convert_arguments(self, *more: str) -> None:
