@@ -54,6 +54,6 @@ def test_database_tests_pass_on_postgresql() -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=PATIENCE * len(FILES),
         )
     assert run.returncode == 0, run.stdout[-8000:]

@@ -62,6 +62,17 @@ class Airflow:
         run = self.call(f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
         return str(run["dag_run_id"])
 
+    @contextmanager
+    def no_new_tasks(self) -> Iterator[None]:
+        """Let no task start meanwhile: the pool has no slots."""
+        pool = "/api/v2/pools/default_pool"
+        slots = self.call(pool)["slots"]
+        self.call(f"{pool}?update_mask=slots", {"slots": 0}, "PATCH")
+        try:
+            yield
+        finally:
+            self.call(f"{pool}?update_mask=slots", {"slots": slots}, "PATCH")
+
     def wait(self, dag_id: str, run_id: str) -> str:
         """Wait until a run has ended, and return its state."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
