@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_jojokey.exceptions import JojoKeyConnectionError, JojoKeyError
 from airflow_provider_jojokey.hooks.connection import ConnectionSettings
-from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error, Kind
+from airflow_provider_jojokey.img2.errors import Img2Error, Kind
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.lazy import lazy_property
 from airflow_provider_jojokey.payments import clock
@@ -108,14 +108,15 @@ class JojoKeyHook(BaseHook):
         return self._quota_unit
 
     def _ask_quota_unit(self, now: float) -> tuple[QuotaUnit | None, float]:
-        """Return the value and until when it holds. A gateway that could not answer is asked again later."""
+        """Return the value and until when it holds. After an error, the gateway is asked again later."""
         from airflow_provider_jojokey.cost import QuotaUnit
 
         try:
             return QuotaUnit.from_status(self.client.status()), math.inf
         except Img2Error as error:
             log.info("The gateway doesn't report the value of its quota unit: %s", error.summary)
-            return None, now + QUOTA_UNIT_PAUSE if ADVICE[error.kind].transient else math.inf
+            # No error proves that the gateway never reports it: a response may be truncated, or come from a proxy.
+            return None, now + QUOTA_UNIT_PAUSE
 
     @lazy_property
     def client(self) -> Client:

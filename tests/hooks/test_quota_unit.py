@@ -52,27 +52,39 @@ def test_slow_gateway_does_not_block_hooks_of_others(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("status", "later"),
-    [(503, QuotaUnit(Decimal(500_000), "USD")), (404, None)],
-    ids=["outage", "unsupported"],
+    "failure",
+    [(503, b"{}"), (404, b"{}"), (200, STATUS[:-9]), (200, b"<html>"), (401, b"{}")],
+    ids=["outage", "not found", "truncated", "web page", "unauthorized"],
 )
-def test_unit_is_requested_again_after_an_outage(
-    monkeypatch: pytest.MonkeyPatch, status: int, later: QuotaUnit | None
+def test_unit_is_requested_again_after_an_error(
+    monkeypatch: pytest.MonkeyPatch, failure: tuple[int, bytes]
 ) -> None:
     now = 1_000.0
     monkeypatch.setattr(clock, "monotonic", lambda: now)
-    responses = [(status, b"{}"), (200, STATUS), (200, b"{}")]
+    responses = [failure, (200, STATUS), (503, b"{}")]
     with Server(lambda exchange: exchange.answer(*responses.pop(0))) as gateway:
         connect(monkeypatch, "gateway", gateway)
         hook = JojoKeyHook("gateway")
         assert hook.quota_unit is None
         assert hook.quota_unit is None
         assert len(responses) == 2  # the second time, the gateway was not asked
+        for _ in range(2):
+            now += QUOTA_UNIT_PAUSE
+            assert hook.quota_unit == QuotaUnit(Decimal(500_000), "USD")
+        assert len(responses) == 1  # a known unit is not asked for again
+
+
+def test_gateway_that_states_no_unit_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    responses = [(200, b'{"success": true, "data": {}}'), (200, STATUS)]
+    with Server(lambda exchange: exchange.answer(*responses.pop(0))) as gateway:
+        connect(monkeypatch, "gateway", gateway)
+        hook = JojoKeyHook("gateway")
+        assert hook.quota_unit is None
         now += QUOTA_UNIT_PAUSE
-        assert hook.quota_unit == later
-        now += QUOTA_UNIT_PAUSE
-        assert hook.quota_unit == later
-        assert len(responses) == (1 if later else 2)
+        assert hook.quota_unit is None
+    assert len(responses) == 1
 
 
 def test_slow_secrets_backend_does_not_block_hooks_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
