@@ -27,22 +27,27 @@ Number = Annotated[int, Path(ge=0, lt=10_000)]
 Item = Annotated[int | None, Query(ge=0, lt=tab.MAX_PAGES * tab.ITEMS_A_PAGE)]
 
 
+async def one_image(
+    dag_id: DagId, run_id: str, task_id: str, map_index: MapIndex, number: Number, item: Item = None
+) -> archive.Selected:
+    """Return the image that the path and the query name."""
+    return (dag_id, run_id, task_id, map_index), number, item
+
+
+OneImage = Annotated[archive.Selected, Depends(one_image)]
+
+
 @router.get(
     "/images/{dag_id}/{run_id:path}/{task_id}/{map_index}/{number}", dependencies=[Depends(readable_xcom)]
 )
 async def get_image(
     request: Request,
-    dag_id: DagId,
-    run_id: str,
-    task_id: str,
-    map_index: MapIndex,
-    number: Number,
-    item: Item = None,
+    selected: OneImage,
     v: str | None = None,
     download: bool = False,
 ) -> Response:
     """Return the content of an image."""
-    image, aws_conn_id = await in_thread(lambda: _image((dag_id, run_id, task_id, map_index), number, item))
+    image, aws_conn_id = await in_thread(lambda: _image(*selected))
     headers = _caching(image, v, image.sha256)
     if _etag_matches(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -59,17 +64,12 @@ async def get_image(
 )
 async def get_thumbnail(
     request: Request,
-    dag_id: DagId,
-    run_id: str,
-    task_id: str,
-    map_index: MapIndex,
-    number: Number,
-    item: Item = None,
+    selected: OneImage,
     v: str | None = None,
     width: Annotated[int, Query(ge=1, le=10_000)] = thumbnails.WIDTHS[-1],
 ) -> Response:
     """Return a thumbnail of an image as WebP."""
-    image, aws_conn_id = await in_thread(lambda: _image((dag_id, run_id, task_id, map_index), number, item))
+    image, aws_conn_id = await in_thread(lambda: _image(*selected))
     width = thumbnails.nearest_width(width)
     headers = _caching(image, v, f"{image.sha256}-{width}")
     if _etag_matches(request, headers["ETag"]):
