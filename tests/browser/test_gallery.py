@@ -168,6 +168,24 @@ def test_bars_of_two_weeks_are_wide_and_as_high_as_their_cost(
     assert [round(height, 1) for _, height in sizes] == [1.0] * 13 + [0.5]
 
 
+def test_page_that_is_reopened_requests_only_what_it_lacks(page: Page, airflow: Airflow, runs: Runs) -> None:
+    """A change of the language reopens the page, here with the totals or the images still on their way."""
+    images, totals = page.locator(CARD).first, page.locator(".jojokey-totals h2")
+    for early, late, there in (("results", "totals", images), ("totals", "results", totals)):
+        never_answered = re.compile(rf"/api/{late}\?.*dag_id=")
+        page.route(never_answered, lambda _: None)
+        page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
+        expect(there).to_be_visible()
+        page.unroute(never_answered)
+        requests: list[str] = []
+        page.on("request", lambda request, requests=requests: requests.append(request.url))
+        page.evaluate("document.documentElement.lang = 'de'")
+        expect(images).to_be_visible()
+        expect(totals).to_be_visible()
+        assert not any(re.search(rf"/api/{early}\?.*dag_id=", url) for url in requests)
+        assert any(never_answered.search(url) for url in requests)
+
+
 def test_cost_table_and_its_csv_agree_with_the_totals(
     page: Page, airflow: Airflow, runs: Runs, tmp_path: Path
 ) -> None:

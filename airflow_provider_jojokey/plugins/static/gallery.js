@@ -38,9 +38,12 @@ function keep(key, values) {
   if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
 }
 
+// The page can close after the images have arrived and before the totals, so either can be missing.
 function fresh(key) {
   const found = kept.get(key);
-  return found?.cards && Date.now() - found.at < KEPT_FOR ? found : null;
+  if (found && Date.now() - found.at < KEPT_FOR) return found;
+  kept.delete(key);
+  return {};
 }
 
 const NOTHING = {
@@ -50,6 +53,8 @@ const NOTHING = {
   unread: 0,
   why: null,
   unsearched: 0,
+  loading: true,
+  loadingMore: false,
   error: null,
   moreError: null,
 };
@@ -57,7 +62,7 @@ const NOTHING = {
 function useImages(filters) {
   const key = JSON.stringify(filters);
   const [round, setRound] = useState(0);
-  const [state, setState] = useState(() => ({ ...NOTHING, ...fresh(key), of: key, loading: !fresh(key) }));
+  const [state, setState] = useState(() => ({ ...NOTHING, ...fresh(key), of: key }));
   const controller = useRef(new AbortController());
   const busy = useRef(false);
 
@@ -66,30 +71,33 @@ function useImages(filters) {
     const { signal } = controller.current;
     const found = fresh(key);
     busy.current = false;
-    if (found) {
-      setState({ ...NOTHING, ...found, of: key, loading: false });
+    // Load images and totals separately, because totals can take longer. Drop values of another filter, which would
+    // look like values of this one.
+    const show = (values) =>
+      signal.aborted || setState((old) => ({ ...(old.of === key ? old : NOTHING), ...values, of: key }));
+    const load = (asked, valuesOf, failed) =>
+      asked.then(
+        (answer) => {
+          keep(key, { ...valuesOf(answer), at: Date.now() });
+          show(kept.get(key));
+        },
+        (error) => show({ ...failed, error }),
+      );
+    if (found.cards) {
+      show({ ...NOTHING, ...found });
     } else {
       // Keep showing the old results, in gray, until the new ones have arrived.
-      setState((old) => ({ ...old, loading: true, error: null, moreError: null }));
-      // Load images and totals separately, because totals can take longer.
-      const load = (asked, valuesOf) =>
-        asked.then(
-          (answer) => {
-            const values = valuesOf(answer);
-            keep(key, { ...values, at: Date.now() });
-            setState((old) => ({ ...(old.of === key ? old : NOTHING), ...values, of: key }));
-          },
-          // Drop results of another filter, which would look like results of this one.
-          (error) =>
-            signal.aborted ||
-            setState((old) => ({ ...(old.of === key ? old : NOTHING), of: key, loading: false, error })),
-        );
-      load(getResults(filters, null, PAGE, signal), (page) => {
-        const { results: cards, next, unread, unread_why: why, unsearched } = page;
-        return { cards, next, unread, why, unsearched, scroll: 0, loading: false };
-      });
-      load(getTotals(filters, signal), (totals) => ({ totals }));
+      setState((old) => ({ ...old, loading: true, loadingMore: false, error: null, moreError: null }));
+      load(
+        getResults(filters, null, PAGE, signal),
+        (page) => {
+          const { results: cards, next, unread, unread_why: why, unsearched } = page;
+          return { cards, next, unread, why, unsearched, scroll: 0, loading: false };
+        },
+        { loading: false },
+      );
     }
+    if (!found.totals) load(getTotals(filters, signal), (totals) => ({ totals }));
     return () => controller.current.abort();
   }, [key, round]);
 
@@ -181,7 +189,7 @@ function scrollerOf(element) {
 function useScrollPosition(root, key) {
   useLayoutEffect(() => {
     const scroller = scrollerOf(root.current);
-    const top = fresh(key)?.scroll;
+    const top = fresh(key).scroll;
     if (top) scroller.scrollTop = top;
     const onScroll = () => kept.has(key) && keep(key, { scroll: scroller.scrollTop });
     scroller.addEventListener("scroll", onScroll, { passive: true });
