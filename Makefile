@@ -55,14 +55,15 @@ screenshots: install ## Take the screenshots of the UI in docs/images with Chrom
 	@$(BIN)/python scripts/screenshots.py
 
 # `make test` leaves these out. `.ci/run` also runs `make test-long`.
-LONG_TESTS := tests/browser tests/kill tests/operators/test_on_postgresql.py tests/test_demo.py
+LONG_TESTS := tests/browser tests/kill tests/operators/test_on_kill.py tests/operators/test_on_postgresql.py \
+              tests/test_benchmarks.py tests/test_demo.py tests/test_wheel.py
 OWN_TESTS  := tests/cluster tests/foreign tests/docs/test_tutorial.py tests/test_first_hour.py
 
 # Tests wait for timeouts, servers and processes for a quarter of their time: a third process uses it.
 test: install ## Run all tests with real servers, except for the suites below
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(addprefix --ignore ,$(LONG_TESTS) $(OWN_TESTS))
 
-test-long: install ## Run the long tests: the UI in Chromium, PostgreSQL, killed processes, make demo
+test-long: install ## Run the long tests: the UI in Chromium, PostgreSQL, killed processes, benchmarks, make demo, the wheel
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONG_TESTS)
 
 test-matrix: install ## Run the tests that depend on Airflow with each supported version and each installed Python

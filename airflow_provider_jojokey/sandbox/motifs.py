@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -60,83 +60,13 @@ PALETTES = (
 )
 
 _WORDS_FOR_MOTIFS = {
-    "hills": [
-        "mountain",
-        "hill",
-        "sunrise",
-        "sunset",
-        "landscape",
-        "valley",
-        "desert",
-        "dawn",
-        "forest",
-        "summit",
-        "snow",
-        "fox",
-        "山",
-        "日出",
-        "日落",
-        "森林",
-        "风景",
-    ],
-    "waves": [
-        "sea",
-        "ocean",
-        "wave",
-        "river",
-        "water",
-        "lake",
-        "fish",
-        "koi",
-        "rain",
-        "boat",
-        "cloud",
-        "festival",
-        "海",
-        "水",
-        "江",
-        "河",
-        "湖",
-        "鱼",
-        "雨",
-        "浪",
-        "云",
-        "节",
-    ],
-    "orbits": [
-        "space",
-        "moon",
-        "planet",
-        "star",
-        "night",
-        "orbit",
-        "galaxy",
-        "music",
-        "neon",
-        "月",
-        "星",
-        "宇宙",
-        "夜",
-        "太空",
-    ],
-    "tiles": [
-        "product",
-        "tech",
-        "geometric",
-        "data",
-        "city",
-        "modern",
-        "pattern",
-        "abstract",
-        "clean",
-        "garden",
-        "market",
-        "科技",
-        "产品",
-        "城",
-        "数据",
-        "现代",
-    ],
+    "hills": "mountain hill sunrise sunset landscape valley desert dawn forest summit snow fox"
+    " 山 日出 日落 森林 风景",
+    "waves": "sea ocean wave river water lake fish koi rain boat cloud festival"
+    " 海 水 江 河 湖 鱼 雨 浪 云 节",
+    "orbits": "space moon planet star night orbit galaxy music neon 月 星 宇宙 夜 太空",
+    "tiles": "product tech geometric data city modern pattern abstract clean garden market"
+    " 科技 产品 城 数据 现代",
 }
 
 
@@ -145,13 +75,13 @@ def choose(prompt: str, chance: random.Random) -> tuple[Palette, str]:
     text = prompt.lower()
     latin = set("".join(c if c.isalpha() and c.isascii() else " " for c in text).split())
 
-    def score(words: tuple[str, ...] | list[str]) -> int:
+    def score(words: Iterable[str]) -> int:
         return sum(word in latin or word + "s" in latin if word.isascii() else word in text for word in words)
 
-    palettes = [max(score(palette.words), 0) for palette in PALETTES]
+    palettes = [score(palette.words) for palette in PALETTES]
     best = max(palettes)
     palette = chance.choice([p for p, points in zip(PALETTES, palettes, strict=True) if points == best])
-    motifs = {name: score(words) for name, words in _WORDS_FOR_MOTIFS.items()}
+    motifs = {name: score(words.split()) for name, words in _WORDS_FOR_MOTIFS.items()}
     most = max(motifs.values())
     return palette, chance.choice([name for name, points in motifs.items() if points == most])
 
