@@ -1,4 +1,4 @@
-"""One Airflow and one browser for all tests here; a page of its own, logged in, for each."""
+"""Fixtures: one Airflow and one browser for all tests in this folder, and a new page for each test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ARGUMENTS = (
 )
 SIZE = {"width": 1400, "height": 900}
 PATIENCE = 120_000.0
-"""Milliseconds that a computer may take which has other things to do."""
+"""Milliseconds to wait for an element: long, because the machine may be busy."""
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +52,14 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def airflow(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
-    """Airflow, started once; only where there is a browser to look at it."""
+    """Airflow, started once. Without a browser, its tests are skipped."""
     with running_airflow(tmp_path_factory.mktemp("browser")) as airflow:
         yield airflow
 
 
 @pytest.fixture(scope="session")
 def runs(airflow: Airflow) -> Runs:
-    """Runs of the tests' own Dags: of each kind of task one."""
+    """Finished runs of the test Dags, with one task of each kind."""
     made = {
         "album": ("album", airflow.trigger("album")),
         "hostile": ("single", airflow.trigger("single", prompt=HOSTILE)),
@@ -72,7 +72,7 @@ def runs(airflow: Airflow) -> Runs:
 
 @pytest.fixture(scope="session")
 def cookies(airflow: Airflow, browser: Browser) -> Any:
-    """What the browser keeps of a person who has logged in by the form."""
+    """The cookies and the storage of a browser after a login with the form."""
     with browser.new_context() as context:
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
@@ -86,7 +86,7 @@ def cookies(airflow: Airflow, browser: Browser) -> Any:
 
 @pytest.fixture(scope="session")
 def context(browser: Browser, cookies: Any) -> Iterator[BrowserContext]:
-    """One for all pages: the second page finds Airflow's scripts in the cache, as a person's does."""
+    """One browser context for all pages, so that Airflow's scripts are loaded once."""
     context = browser.new_context(
         storage_state=cookies, viewport=SIZE, locale="en-GB", timezone_id="UTC", accept_downloads=True
     )
@@ -109,7 +109,7 @@ def themed(request: pytest.FixtureRequest, browser: Browser, cookies: Any) -> It
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A page of a person who is logged in; no test may leave an error in its console, or run a prompt."""
+    """A page with a login. The test fails if the page logs an error or opens a JavaScript dialog."""
     page = context.new_page()
     wrong: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The gallery's filters, selection, comparison and costs, as a person uses them."""
+"""The gallery's filters, selection, comparison and costs."""
 
 from __future__ import annotations
 

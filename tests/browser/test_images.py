@@ -1,4 +1,4 @@
-"""The tab and the gallery, as a person sees and uses them."""
+"""The tab and the gallery: what they show, and how they react."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def outside(page: Page) -> list[str]:
 
 
 def loaded(page: Page, selector: str) -> int:
-    """Wait until the first such image is decoded, and return its width in pixels."""
+    """Wait until the first matching image is decoded, and return its width in pixels."""
     page.wait_for_function(
         "one => { const image = document.querySelector(one); return image?.complete && image.naturalWidth }",
         arg=selector,
@@ -68,7 +68,7 @@ def test_lightbox_works_by_keyboard_and_returns_focus(page: Page, airflow: Airfl
     dialog = page.get_by_role("dialog", name="Image 1 of 2")
     expect(dialog).to_be_visible()
     assert dialog.get_attribute("aria-modal") == "true"
-    for _ in range(8):  # round and round, never out of it but to the browser's own bar
+    for _ in range(8):  # the focus cycles between the dialog and the browser's own toolbar
         page.keyboard.press("Tab")
         assert page.evaluate(
             "document.activeElement === document.body || !!document.activeElement.closest('dialog')"

@@ -1,4 +1,4 @@
-"""The hook: what a connection may look like, what is sent again and what never is, what a test tells."""
+"""The hook: its connection, the requests that it repeats, and the connection test."""
 
 from __future__ import annotations
 

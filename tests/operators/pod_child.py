@@ -1,8 +1,8 @@
 """Generates images under the conditions of a Kubernetes pod: another user, a read-only root filesystem.
 
-It begins as root in a mount namespace of its own. First it generates one image, which loads all modules: the other
-user may not be allowed to read the interpreter. Then it takes the pod's conditions on and generates the others. Its
-arguments are the spool's volume, the UID, the group of the volume and the permissions of the volume.
+It starts as root in a separate mount namespace. First it generates one image, which loads all modules, because the
+other user might not be able to read the interpreter. Then it enters the pod's conditions and generates the other
+images. Its arguments are the spool's volume, the UID, the group of the volume and the permissions of the volume.
 """
 
 from __future__ import annotations

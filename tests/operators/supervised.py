@@ -1,8 +1,8 @@
 """Runs a Dag as a worker does: each task in a separate process, under Airflow's supervisor.
 
-`dag.test()` runs tasks in its own process and leaves out what a worker's process begins and ends with:
-Airflow's metrics, its span around the task, the flush of both. Its arguments are the Dag's id, its file, the file
-for what came of the run, and the word `instrumented` where OpenTelemetry shall be set up before the worker begins.
+`dag.test()` runs tasks in its own process, without the metrics and the span that Airflow adds to each task in a worker,
+and without sending them at the end. The arguments of this script are the Dag's ID, its file, the file for the outcome
+of the run, and optionally the word `instrumented`, which sets OpenTelemetry up before the worker starts.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from tests.support.loopback import Exchange
 from tests.support.patience import PATIENCE
 from tests.support.scripted import (
     TOKENS,
-    Behaviour,
+    Behavior,
     ScriptedGateway,
     billed_and_broken,
     billed_and_lost,
@@ -49,7 +49,7 @@ def sum_of_receipts(harness: Harness, *keys: str) -> int:
 @pytest.mark.parametrize("seconds", [1, 20, 40, 65, 200])
 @pytest.mark.parametrize("end", [billed_and_lost, billed_and_broken], ids=lambda f: f.__name__)
 def test_slow_failures_before_lost_response_do_not_pay_twice(
-    harness: Harness, scripted: ScriptedGateway, seconds: float, end: Behaviour
+    harness: Harness, scripted: ScriptedGateway, seconds: float, end: Behavior
 ) -> None:
     """The hook resends slow failures. The last request is billed, and its response is lost."""
     harness.connect(host=scripted.url, max_resends=2, max_resend_wait=60)
@@ -127,7 +127,7 @@ def refused(gateway: ScriptedGateway) -> None:
 )
 @pytest.mark.parametrize("end", ENDS, ids=lambda f: f.__name__)
 def test_missing_row_is_not_proof(
-    harness: Harness, scripted: ScriptedGateway, log: Any, end: Behaviour
+    harness: Harness, scripted: ScriptedGateway, log: Any, end: Behavior
 ) -> None:
     log(scripted)
     scripted.behaviours = [end]
@@ -212,7 +212,7 @@ def test_row_of_concurrent_task_is_not_claimed(
     """Two tasks send at once. One request never arrives, the other one is billed and lost."""
     both = threading.Barrier(2)
 
-    def meet(behave: Behaviour) -> Behaviour:
+    def meet(behave: Behavior) -> Behavior:
         def behave_together(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
             both.wait(PATIENCE)
             behave(gateway, exchange, request_id)
@@ -283,7 +283,7 @@ def test_usage_missing_in_response_comes_from_log(harness: Harness, scripted: Sc
 
 @pytest.mark.parametrize("end", [without_usage, billed_and_broken], ids=lambda f: f.__name__)
 def test_usage_from_late_log_is_filled_in_when_cleared(
-    harness: Harness, scripted: ScriptedGateway, end: Behaviour
+    harness: Harness, scripted: ScriptedGateway, end: Behavior
 ) -> None:
     scripted.logs_charges = False
     scripted.behaviours = [end]
@@ -317,7 +317,7 @@ def test_usage_of_deleted_image_stays_in_error(harness: Harness, scripted: Scrip
     [lost, failing(), failing(401, ""), billed_and_broken],
     ids=["lost", "failed", "rejected", "broken"],
 )
-def test_every_error_has_usage(harness: Harness, scripted: ScriptedGateway, end: Behaviour) -> None:
+def test_every_error_has_usage(harness: Harness, scripted: ScriptedGateway, end: Behavior) -> None:
     scripted.behaviours = [good, end]
     harness.run()
 

@@ -40,7 +40,7 @@ def server(
 
 @pytest.fixture
 def book(airflow: Airflow) -> Book:
-    """An empty book: what earlier tests have written is gone."""
+    """Airflow's database without the results of earlier tests."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import delete
@@ -52,5 +52,5 @@ def book(airflow: Airflow) -> Book:
 
 @pytest.fixture
 def dag_id() -> str:
-    """A Dag of this test's own."""
+    """The ID of a Dag that only this test uses."""
     return f"dag_{uuid.uuid4().hex[:8]}"

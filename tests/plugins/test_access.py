@@ -1,4 +1,4 @@
-"""Who may see what."""
+"""Permissions: which users may read which results and images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_A_DAG = (TASK, IMAGE, THUMBNAIL, "/jojokey/api/results?dag_id={dag}", "/jojok
 
 @pytest.fixture(autouse=True)
 def images(book: Book, store: Any) -> None:
-    """One image that all may see, and one that few may."""
+    """An image of a Dag that all users may read, and one of a Dag that few may read."""
     for number, dag_id in enumerate(("open", "secret")):
         data = png_image(("teal", "red")[number])
         store.client.put_object(Bucket=BUCKET, Key=f"{dag_id}.png", Body=data)

@@ -1,4 +1,4 @@
-"""The images' bytes: what is served, with which headers, and what is not."""
+"""The image route: the objects that it serves, and their headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links on a task's Details."""
+"""Links on the *Details* tab of a task."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_bucket_on_aws_has_a_console_link(
     airflow: Any, gateway: Any, store: Any, server: Server, book: Book, dag_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    # The store is reached by what only boto3 knows of, as one on AWS is.
+    # The endpoint is only in boto3's own configuration, so the connection doesn't name it, as on AWS.
     connection = json.loads(json.dumps(store.connection))
     endpoint = connection["extra"].pop("endpoint_url")
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
@@ -127,7 +127,7 @@ def test_console_link_follows_the_aws_partition(partition: str, region: str | No
     ],
 )
 def test_console_link_of_an_access_point_is_right_or_none(bucket: str, expected: str | None) -> None:
-    # The region of the connection may be another one than that of the access point.
+    # The connection's region can differ from that of the access point.
     assert s3_console_url([f"s3://{bucket}/hero.png"], "us-west-2", "aws") == expected
     folder = None if expected is None else f"{expected}&prefix=spring%2F"
     uris = [f"s3://{bucket}/spring/hero-{index}.png" for index in range(2)]

@@ -53,7 +53,7 @@ def test_totals_add_up_exactly_and_keep_currencies_apart(server: Server, book: B
         ({"cost": None, "reused": True, "usage": {}}, Costs()),
         ({"cost": None, "state": "failed", "billed": "no", "usage": {}}, Costs()),
         ({"cost": None, "state": "failed", "billed": "unknown", "usage": {}}, Costs(unknown=1)),
-        ({"cost": {"amounts": [{"amount": 0.1, "currency": "USD"}]}}, Costs(unknown=1)),  # not ours
+        ({"cost": {"amounts": [{"amount": 0.1, "currency": "USD"}]}}, Costs(unknown=1)),  # a float
         ({"cost": Costs((CENT,)).to_json()}, Costs((CENT,))),
     ],
 )
@@ -143,7 +143,7 @@ def test_receipts_gallery_csv_and_ledger_agree_to_the_cent(
     dag_id: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """After a kill, a reuse and a failed paid request. The gateway's own charges is the truth."""
+    """After a kill, a reuse and a failed paid request. The gateway's charges are the reference."""
     runs = [airflow.run(dag_id, RUN) for _ in range(2)]
     assert all(run.tries["killed", -1] == 2 for run in runs)
     assert {run.states["killed", -1] for run in runs} == {"success"}

@@ -1,4 +1,4 @@
-"""The gallery's list: filters, words, pages, values that are no results. On SQLite, and by `make test-long` on PostgreSQL."""
+"""The gallery's list: filters, words, pages, and values that are not results. On SQLite, and by `make test-long` on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_search_requires_every_word(server: Server, book: Book, words: str, foun
 
 
 def test_pages_are_stable_while_rows_arrive(server: Server, book: Book) -> None:
-    for number in range(25):  # several of the same moment
+    for number in range(25):  # seven have the same time
         book.write("old", result(prompt=f"{number}"), run_id=f"r{number}", at=NOON + timedelta(number // 7))
     seen: list[str] = []
     cursor = None
@@ -194,7 +194,7 @@ def test_invalid_results_are_skipped(server: Server, book: Book) -> None:
 
     assert prompts(server.results()) == ["real"]
     assert prompts(server.results(q="real")) == ["real"]
-    assert prompts(server.results(limit=1)) == ["real"]  # pages of nothing are not shown
+    assert prompts(server.results(limit=1)) == ["real"]  # a page without results is skipped
     answer = server.get(f"{API}/dags/forged/runs/r7/tasks/image/-1")
     assert (answer.status_code, answer.json()["result"]) == (200, None)
 
@@ -204,7 +204,7 @@ def test_odd_values_in_a_result_are_handled(server: Server, book: Book) -> None:
     odd: dict[str, Any] = {"prompt": "half \ud83d a character", "usage": usage, "created": -1}
     try:
         book.write("odd", {**result(), **odd, "seconds": float("nan")}, at=NOON)
-    except Exception:  # PostgreSQL does not take it in the first place
+    except Exception:  # PostgreSQL rejects it
         book.write("odd", {**result(), "usage": {"total_tokens": "many", "x_details": 1}}, at=NOON)
     (card,) = server.results()["results"]
     assert card["seconds"] in (None, 9.7)

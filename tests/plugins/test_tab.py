@@ -1,4 +1,4 @@
-"""All there is to tell of one task: attempts, mapped tasks, batches."""
+"""The tab of a task: attempts, mapped tasks, batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thumbnails: made once, kept within bounds, and never of what is too large."""
+"""Thumbnails: each is created once, the cache has a limit, and images that are too large have none."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_transparency_is_kept(server: Server, book: Book, store: Any) -> None:
 def test_thumbnail_is_created_once(server: Server, book: Book, store: Any) -> None:
     put(store, book, png_image("navy", (700, 500)))
     first = server.get(PATH).content
-    store.client.delete_object(Bucket=BUCKET, Key="x.png")  # where nothing is to be had any more
+    store.client.delete_object(Bucket=BUCKET, Key="x.png")  # a second read would fail
     assert server.get(PATH).content == first
     assert server.get(f"{PATH}?width=320").status_code == 404
 
 
 def header_only(width: int, height: int, kind: str) -> bytes:
-    """Return a small file that says it has a great many pixels."""
+    """Return a small file whose header claims too many pixels."""
     if kind == "PNG":
         ihdr = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
         chunks = ((b"IHDR", ihdr), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b""))
@@ -112,7 +112,7 @@ def test_broken_image_is_reported(server: Server, book: Book, store: Any, data: 
 
 
 class Pictures:
-    """Hands out one picture, and counts how often."""
+    """Serves one image, and counts the requests."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -142,7 +142,7 @@ def test_cache_is_bounded_and_keeps_recent_files(tmp_path: Path) -> None:
         cache.get(image(number), None, 320, pictures)
         for path in set(folder.iterdir()) - before:
             os.utime(path, (past + number, past + number))
-        cache.get(image(0), None, 320, pictures)  # used all the time
+        cache.get(image(0), None, 320, pictures)  # so it is always the last one used
         assert kept(folder) <= size * 40
     asked = pictures.asked
     cache.get(image(0), None, 320, pictures)

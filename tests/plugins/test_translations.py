@@ -1,4 +1,4 @@
-"""Every text of the UI and every message of its routes is translated, and no translation is left over."""
+"""Every text of the UI and every message of its routes is translated, and no translation is unused."""
 
 from __future__ import annotations
 

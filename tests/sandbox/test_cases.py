@@ -275,7 +275,7 @@ def test_error_is_configurable(post: Post) -> None:
     assert reply.headers["Retry-After"] == "3"
 
 
-# --- asking for them --------------------------------------------------------------------------------------------
+# --- directives in prompts -----------------------------------------------------------------------------------------
 
 
 def test_directive_with_times_expires(post: Post) -> None:

@@ -223,7 +223,7 @@ def test_free_endpoints_respond(gateway: Gateway, post: Post) -> None:
     assert used == gateway.charges[0].quota
 
 
-# --- looking in from outside ------------------------------------------------------------------------------------
+# --- the sandbox's own routes -----------------------------------------------------------------------------------
 
 
 def test_charges_and_requests_are_served_and_reset(gateway: Gateway, post: Post) -> None:

@@ -1,4 +1,4 @@
-"""A real API server on loopback, people who log in, and rows as Airflow's own models write them."""
+"""A real API server on loopback, its users, and database rows that Airflow's own models write."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ class Book:
             )
             session.add(run)
             session.flush()
-            # Past the model's own check: which names a run may have is a setting, and databases are older than it.
+            # Skip the model's check of the run ID: it depends on a setting, and older rows may not pass it.
             session.execute(update(DagRun.__table__).values(run_id=run_id).where(DagRun.id == run.id))
             session.expire(run)
         return run.id, version

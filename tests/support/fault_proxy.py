@@ -246,7 +246,7 @@ def refuse_if_match(request: Request, forward: Forward) -> Response:
 
 
 def no_conditions(status: int = 501, code: str = "NotImplemented") -> Fault:
-    """A store that rejects conditional writes as something that it does not know."""
+    """A store that rejects conditional writes, because it does not implement them."""
 
     def fault(request: Request, forward: Forward) -> Response:
         if request.method == "PUT" and request.conditions:
@@ -268,12 +268,12 @@ def lose_response(request: Request, forward: Forward) -> Response:
 
 
 def cut_body(after: int = 5) -> Fault:
-    """Reset the connection within the body of the response, be it an object or an error."""
+    """Reset the connection inside the body of the response, which can be an object or an error."""
     return lambda request, forward: replace(forward(request), cut=after)
 
 
 def bare_404(request: Request, forward: Forward) -> Response:
-    """A 404 without a word of S3, as a proxy sends it."""
+    """A 404 without S3's error body, as a proxy sends it."""
     return Response(404)
 
 
@@ -304,7 +304,7 @@ def clock_ahead(seconds: float) -> Fault:
 
 
 def delay(seconds: float) -> Fault:
-    """Hold the response back."""
+    """Delay the response."""
 
     def fault(request: Request, forward: Forward) -> Response:
         response = forward(request)

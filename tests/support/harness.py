@@ -49,7 +49,7 @@ class Host:
     """A worker's machine.
 
     :param name: its host name
-    :param identity: what tells it from other machines of that name
+    :param identity: distinguishes it from other machines with that name
     :param ahead: seconds by which its wall clock is ahead of the others
     """
 

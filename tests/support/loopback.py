@@ -190,7 +190,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority of its own, and a server that it vouches for.
+    """A certificate authority, and a server certificate that it has signed.
 
     :param bundle: the CA's certificate, a file
     :param server: what a TLS server on 127.0.0.1, or localhost, needs

@@ -1,4 +1,4 @@
-"""How long tests wait for something that must happen."""
+"""How long tests wait for an event that must happen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server on loopback, of its own and empty, where the machine has one installed."""
+"""An empty PostgreSQL server on loopback, if PostgreSQL is installed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _free_port() -> int:
 
 
 def _password(folder: Path, password: str, as_user: dict[str, Any]) -> list[str]:
-    """Return initdb's arguments for a user who has one."""
+    """Return initdb's arguments for a user with a password."""
     file = folder / "password"
     file.touch(mode=0o600)
     file.write_text(password)
@@ -109,7 +109,7 @@ def _answers(port: int, password: str | None) -> bool:
 
 def _create_database(name: str, port: int, password: str | None) -> None:
     connection = _connect(port, password)
-    connection.autocommit = True  # no database is made within a transaction
+    connection.autocommit = True  # CREATE DATABASE can't run in a transaction
     with connection.cursor() as cursor:
         cursor.execute(f'CREATE DATABASE "{name}"')
     connection.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.support.loopback import Exchange, Server
 
-Behaviour = Callable[["ScriptedGateway", Exchange, str], None]
+Behavior = Callable[["ScriptedGateway", Exchange, str], None]
 TOKENS = {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}
 
 
@@ -20,13 +20,13 @@ class ScriptedGateway:
     """The gateway; a context manager.
 
     :param png: the image that every good response has
-    :param behaviours: one for each POST; further POSTs get a good response
+    :param behaviors: one for each POST; further POSTs get a good response
     :param log: the rows of the log, to which charges add theirs; ``None``: there is no log
     """
 
-    def __init__(self, png: bytes, *behaviours: Behaviour, log: list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, png: bytes, *behaviors: Behavior, log: list[dict[str, Any]] | None = None) -> None:
         self.png = png
-        self.behaviours = list(behaviours)
+        self.behaviors = list(behaviors)
         self.rows: list[dict[str, Any]] = [] if log is None else log
         self.billed: list[str] = []
         self.logs_charges = True
@@ -68,7 +68,7 @@ class ScriptedGateway:
         if exchange.request.method == "POST":
             with self._lock:
                 request_id = f"request-{next(self._ids)}"
-                behave = self.behaviours.pop(0) if self.behaviours else good
+                behave = self.behaviors.pop(0) if self.behaviors else good
             behave(self, exchange, request_id)
         elif "/api/log/token" in exchange.request.target:
             self.log_reads += 1
@@ -143,7 +143,7 @@ def failing(
     billed: bool = False,
     message: str = "no",
     **headers: str,
-) -> Behaviour:
+) -> Behavior:
     """Respond with an error of the gateway, and log it.
 
     :param then: called before the response, for example to skip time

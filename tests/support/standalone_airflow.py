@@ -28,7 +28,7 @@ ENDED = {"success", "failed"}
 
 @dataclass
 class Airflow:
-    """A running Airflow, asked by its REST API.
+    """A running Airflow, and a client of its REST API.
 
     :param url: where it is served, without a slash at its end
     :param objects: the folder that holds the bucket's objects
@@ -57,14 +57,14 @@ class Airflow:
         until(lambda: self._unpaused(dag_id), f"there is no Dag {dag_id}")
 
     def trigger(self, dag_id: str, **conf: Any) -> str:
-        """Start a run and return its id."""
+        """Start a run and return its ID."""
         self.unpause(dag_id)
         run = self.call(f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
         return str(run["dag_run_id"])
 
     @contextmanager
     def no_new_tasks(self) -> Iterator[None]:
-        """Let no task start meanwhile: the pool has no slots."""
+        """Keep tasks from starting inside the block: the pool has no slots."""
         pool = "/api/v2/pools/default_pool"
         slots = self.call(pool)["slots"]
         self.call(f"{pool}?update_mask=slots", {"slots": 0}, "PATCH")
@@ -84,15 +84,15 @@ class Airflow:
         return f"{self.url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}{mapped}/plugin/jojokey-images"
 
     def question(self, run_id: str, task_id: str) -> str:
-        """Wait until a task of ``poster_approval`` waits for a person, and return the address of its question."""
+        """Wait until a task of ``poster_approval`` needs an answer, and return the URL of its question."""
         path = f"/api/v2/dags/poster_approval/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
-        # Before Airflow 3.3, a task that waits for a person is a deferred one.
+        # Before Airflow 3.3, a task that waits for an answer is a deferred one.
         until(lambda: self.call(path)["state"] in ("awaiting_input", "deferred"), f"{task_id} does not ask")
         return f"{self.url}/dags/poster_approval/runs/{run_id}/tasks/{task_id}/required_actions"
 
     @property
     def gallery(self) -> str:
-        """The address of the gallery."""
+        """The URL of the gallery."""
         return f"{self.url}/plugin/jojokey-gallery"
 
     def _unpaused(self, dag_id: str) -> bool:
@@ -107,7 +107,7 @@ class Airflow:
 
 @dataclass(frozen=True)
 class Runs:
-    """The ids of runs that have ended."""
+    """The IDs of runs that have ended."""
 
     album: str
     hostile: str
@@ -119,7 +119,7 @@ HOSTILE = 'Tea <script>hacked = 1</script><img src=x onerror="hacked = 2"> & "ca
 
 @contextmanager
 def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
-    """Run Airflow with the repository's Dags and those of these tests; people log in with a password.
+    """Run Airflow with the repository's Dags and the test Dags. A login needs a password.
 
     :param home: an empty folder
     :param prefix: the path that it is served under, such as ``/airflow``

@@ -28,7 +28,7 @@ with DAG("album", schedule=None, start_date=datetime(2026, 1, 1)):
 
     @task
     def words() -> str:
-        """Leave no image."""
+        """Return a value that is not a result."""
         return "no image"
 
     words()
