@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -124,6 +124,23 @@ def page(context: BrowserContext) -> Iterator[Page]:
     page.close()
     expected = getattr(page, "expected_errors", ())
     assert [entry for entry in wrong if not any(word in entry for word in expected)] == []
+
+
+@pytest.fixture
+def choose_language(page: Page) -> Iterator[Callable[[str], None]]:
+    """A function that selects a language as Airflow's menu does. Other pages share the selection."""
+
+    def choose(language: str) -> None:
+        page.evaluate(
+            """language => {
+                localStorage.setItem("i18nextLng", language);
+                document.documentElement.lang = language;
+            }""",
+            language,
+        )
+
+    yield choose
+    choose("en")
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import zipfile
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -168,10 +169,15 @@ def test_bars_of_two_weeks_are_wide_and_as_high_as_their_cost(
     assert [round(height, 1) for _, height in sizes] == [1.0] * 13 + [0.5]
 
 
-def test_page_that_is_reopened_requests_only_what_it_lacks(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_page_that_is_reopened_requests_only_what_it_lacks(
+    page: Page, airflow: Airflow, runs: Runs, choose_language: Callable[[str], None]
+) -> None:
     """A change of the language reopens the page, here with the totals or the images still on their way."""
     images, totals = page.locator(CARD).first, page.locator(".jojokey-totals h2")
-    for early, late, there in (("results", "totals", images), ("totals", "results", totals)):
+    for early, late, there, language in (
+        ("results", "totals", images, "de"),
+        ("totals", "results", totals, "fr"),
+    ):
         never_answered = re.compile(rf"/api/{late}\?.*dag_id=")
         page.route(never_answered, lambda _: None)
         page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
@@ -179,7 +185,7 @@ def test_page_that_is_reopened_requests_only_what_it_lacks(page: Page, airflow: 
         page.unroute(never_answered)
         requests: list[str] = []
         page.on("request", lambda request, requests=requests: requests.append(request.url))
-        page.evaluate("document.documentElement.lang = 'de'")
+        choose_language(language)
         expect(images).to_be_visible()
         expect(totals).to_be_visible()
         assert not any(re.search(rf"/api/{early}\?.*dag_id=", url) for url in requests)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.support.standalone_airflow import HOSTILE, Airflow, Runs
@@ -330,18 +332,28 @@ def test_colors_follow_the_airflow_theme(page: Page, airflow: Airflow, runs: Run
     assert colour() != light
 
 
-def test_texts_follow_a_language_that_is_set_later(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_texts_follow_a_language_that_is_set_later(
+    page: Page, airflow: Airflow, runs: Runs, choose_language: Callable[[str], None]
+) -> None:
     for address, english, chinese in (
         (airflow.gallery, "Newest first", "最新在前"),
         (airflow.tab("album", runs.album, "pair"), "Prompt", "提示词"),
     ):
         page.goto(address)
         root = page.locator(".jojokey-root")
-        page.evaluate("document.documentElement.lang = 'en'")
+        choose_language("en")
         expect(root).to_contain_text(english)
-        page.evaluate("document.documentElement.lang = 'zh-CN'")
+        choose_language("zh-CN")
         expect(root).to_contain_text(chinese)
         expect(root).not_to_contain_text(english)
+
+
+@pytest.mark.parametrize("themed", ["dark, Chinese"], indirect=True)
+def test_language_is_known_without_the_lang_attribute(themed: Page, airflow: Airflow, runs: Runs) -> None:
+    """Airflow does not set it if its translations are loaded before it listens for them."""
+    themed.add_init_script("HTMLHtmlElement.prototype.setAttribute = () => {}")
+    themed.goto(airflow.gallery)
+    expect(themed.locator(".jojokey-root")).to_contain_text("最新在前")
 
 
 def test_expired_session_is_reported(

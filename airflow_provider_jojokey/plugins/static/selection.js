@@ -114,7 +114,13 @@ function Comparison({ entries, onClose }) {
     },
     h(
       "div",
-      { className: "jojokey-compared", style: { "--count": entries.length } },
+      {
+        className: "jojokey-compared",
+        style: { "--count": entries.length },
+        tabIndex: 0, // it scrolls
+        role: "group",
+        "aria-label": t("Compare"),
+      },
       entries.map((entry) => {
         const [result, image] = entry;
         return h(
@@ -123,7 +129,7 @@ function Comparison({ entries, onClose }) {
           h("img", { src: safeUrl(image.src), alt: image.name, width: image.width, height: image.height }),
           h(
             "figcaption",
-            { tabIndex: 0, role: "group", "aria-label": image.name },
+            null,
             h("strong", null, image.name),
             result.made_at && h("span", { className: "jojokey-muted" }, h(Time, { iso: result.made_at })),
             h(
