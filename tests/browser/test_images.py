@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from tests.support.standalone_airflow import HOSTILE, Airflow, Runs
 
@@ -59,6 +59,43 @@ def test_tab_shows_a_triggered_poster_by_itself(page: Page, airflow: Airflow) ->
     expect(tab.get_by_text(re.compile(r"in \+ 294 out"))).to_be_visible()
     expect(tab.get_by_role("heading", name="1 Attempt")).to_be_visible()
     expect(tab.get_by_role("row").nth(1)).to_contain_text("Complete")
+
+
+@pytest.mark.parametrize("request_path", ["/jojokey/api/dags/", "/taskInstances/pair"])
+def test_tab_recovers_from_an_outage_by_itself(
+    page: Page, airflow: Airflow, runs: Runs, request_path: str
+) -> None:
+    page.expected_errors = ("ERR_FAILED",)  # type: ignore[attr-defined]
+    page.clock.install()
+    page.route(lambda url: request_path in url, lambda route: route.abort())
+    page.goto(airflow.tab("album", runs.album, "pair"))
+    alert = page.locator(".jojokey-root").get_by_role("alert")
+    expect(alert).to_contain_text("cannot be reached")
+    page.unroute_all()
+    page.clock.run_for(16_000)
+    expect(page.locator(".jojokey-figure img").first).to_be_visible()
+    expect(alert).to_have_count(0)
+
+
+def test_pages_of_a_running_mapped_task_stay_open(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.expected_errors = ("404",)  # type: ignore[attr-defined]
+    def one_a_page(route: Route) -> None:
+        address, _, query = route.request.url.partition("?")
+        answer = route.fetch(url=address).json()
+        first, second = answer["results"]
+        rest = {"results": [second]} if "page=1" in query else {"results": [first], "next_page": 1}
+        route.fulfill(json={**answer, **rest})
+
+    page.clock.install()
+    page.route("**/jojokey/api/dags/**", one_a_page)
+    page.route("**/listMapped*", lambda route: route.fulfill(json={"task_instances": [], "total_entries": 1}))
+    page.goto(airflow.tab("album", runs.album, "mapped"))
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(CARD)).to_have_count(2)
+    with page.expect_response("**/jojokey/api/dags/**"):
+        page.clock.run_for(10_000)
+    expect(page.get_by_role("button", name="Show more")).to_have_count(0)
+    expect(page.locator(CARD)).to_have_count(2)
 
 
 def test_lightbox_works_by_keyboard_and_returns_focus(page: Page, airflow: Airflow, runs: Runs) -> None:

@@ -49,7 +49,10 @@ def test_longest_uri_of_an_asset_fits_into_the_index() -> None:
 def test_database_tests_pass_on_postgresql() -> None:
     with postgres() as url:
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES],
+            [
+                *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+                *("--tb=short", "--show-capture=no", *FILES),  # the logs would hide the assertions
+            ],
             env={**os.environ, "TESTS_DATABASE": url},
             cwd=ROOT,
             capture_output=True,

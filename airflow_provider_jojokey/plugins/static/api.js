@@ -23,6 +23,7 @@ export class ApiError extends Error {
     super(inPlainWords(status));
     this.status = status;
     this.detail = detail;
+    this.mayPass = status === 0 || status >= 500; // a later request can succeed
   }
 }
 
@@ -119,7 +120,7 @@ export function getTask({ dagId, runId, taskId, mapIndex }, query, signal) {
   return get(withQuery(new URL(path, ROUTES), query), signal);
 }
 
-// Return whether the task may still generate images; false if its state is unknown.
+// Return whether the task may still generate images; false if the user may not know.
 export async function isUnderWay({ dagId, runId, taskId, mapIndex }, signal) {
   const [dag, run, task] = [dagId, runId, taskId].map(encodeURIComponent);
   const mapped = mapIndex >= 0 ? `/${mapIndex}` : "";
@@ -128,7 +129,7 @@ export async function isUnderWay({ dagId, runId, taskId, mapIndex }, signal) {
     const { state } = await get(url, signal);
     return STATES_WITH_A_FUTURE.has(state);
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error.name === "AbortError" || error.mayPass) throw error;
     // A mapped task as a whole has no task instance, so check all its mapped instances.
     return mapIndex < 0 && error.status === 404 ? anyUnderWay(dag, run, taskId, signal) : false;
   }
@@ -141,7 +142,7 @@ async function anyUnderWay(dag, run, taskId, signal) {
     for (const state of STATES_WITH_A_FUTURE) if (state) url.searchParams.append("state", state);
     return (await get(url, signal)).total_entries > 0;
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error.name === "AbortError" || error.mayPass) throw error;
     return false;
   }
 }

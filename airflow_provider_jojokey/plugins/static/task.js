@@ -52,16 +52,21 @@ function useTask(task) {
       try {
         // Request the state before the result. In the opposite order, a result written in between would be missed.
         const underWay = await isUnderWay(task, controller.signal);
-        const body = await getTask(task, {}, controller.signal);
-        const now = JSON.stringify(body);
+        const found = { ...(await getTask(task, {}, controller.signal)), underWay };
+        const now = JSON.stringify(found);
         wait = now === seen ? Math.min(LONGEST_WAIT, wait * 1.25) : FIRST_WAIT;
+        // A new object would discard the pages that the user has loaded.
+        if (now !== seen) setAnswer(found);
         seen = now;
-        setAnswer({ ...body, underWay });
         setError(null);
         if (underWay) later();
       } catch (failure) {
         if (controller.signal.aborted) return;
         setError(failure);
+        if (failure.mayPass) {
+          wait = LONGEST_WAIT;
+          later();
+        }
       }
     };
     const later = () => {
