@@ -79,6 +79,7 @@ def test_tab_recovers_from_an_outage_by_itself(
 
 def test_pages_of_a_running_mapped_task_stay_open(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.expected_errors = ("404",)  # type: ignore[attr-defined]
+
     def one_a_page(route: Route) -> None:
         address, _, query = route.request.url.partition("?")
         answer = route.fetch(url=address).json()
