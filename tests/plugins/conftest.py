@@ -39,15 +39,17 @@ def server(
 
 
 @pytest.fixture
-def book(airflow: Airflow) -> Book:
-    """Airflow's database without the results of earlier tests."""
+def book(airflow: Airflow) -> Iterator[Book]:
+    """Airflow's database without the results of earlier tests. Later tests don't find the Dags of this one."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import delete
 
     with create_session() as session:
         session.execute(delete(XComModel))
-    return Book()
+    book = Book()
+    yield book
+    book.remove_dags()
 
 
 @pytest.fixture

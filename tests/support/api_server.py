@@ -27,7 +27,7 @@ from tests.support.airflow import BUCKET, Store
 from tests.support.patience import PATIENCE
 from tests.support.users import USERS
 
-PASSWORD = "of-the-tests"
+PASSWORD = BUNDLE = "of-the-tests"
 _COMMAND = (sys.executable, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--workers", "1")
 
 
@@ -224,6 +224,23 @@ class Book:
             if at is not None:
                 session.execute(update(XComModel).filter_by(key=key, **where).values(timestamp=at))
 
+    def remove_dags(self) -> None:
+        """Remove the Dags: their versions have no serialized Dag, which would break a later run of the same Dag."""
+        from airflow.models.dag import DagModel
+        from airflow.models.dag_version import DagVersion
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+        from sqlalchemy import delete, select
+
+        with create_session() as session:
+            ours = select(DagModel.dag_id).where(DagModel.bundle_name == BUNDLE)
+            for model in (XComModel, TaskInstance, DagRun, DagVersion, DagModel):
+                session.execute(
+                    delete(model).where(model.dag_id.in_(ours)).execution_options(synchronize_session=False)
+                )
+
     def _run(self, session: Any, dag_id: str, run_id: str) -> Any:
         from airflow.models.dag import DagModel
         from airflow.models.dag_version import DagVersion
@@ -232,13 +249,13 @@ class Book:
         from airflow.utils.types import DagRunType
         from sqlalchemy import select, update
 
-        if session.get(DagBundleModel, "of-the-tests") is None:
-            session.add(DagBundleModel(name="of-the-tests"))
+        if session.get(DagBundleModel, BUNDLE) is None:
+            session.add(DagBundleModel(name=BUNDLE))
             session.flush()
         if session.get(DagModel, dag_id) is None:
-            session.add(DagModel(dag_id=dag_id, bundle_name="of-the-tests", fileloc="/nowhere.py"))
+            session.add(DagModel(dag_id=dag_id, bundle_name=BUNDLE, fileloc="/nowhere.py"))
             session.flush()
-            session.add(DagVersion(dag_id=dag_id, version_number=1, bundle_name="of-the-tests"))
+            session.add(DagVersion(dag_id=dag_id, version_number=1, bundle_name=BUNDLE))
             session.flush()
         version = session.scalar(select(DagVersion.id).filter_by(dag_id=dag_id))
         run = session.scalar(select(DagRun).filter_by(dag_id=dag_id, run_id=run_id))
