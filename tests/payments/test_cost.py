@@ -81,7 +81,7 @@ def test_invalid_prices_fail_before_anything_is_sent(
 def test_reply_without_usage_costs_what_the_log_shows(
     on_scripted: Harness, scripted: ScriptedGateway
 ) -> None:
-    scripted.status, scripted.behaviours = STATUS, [without_usage]
+    scripted.status, scripted.behaviors = STATUS, [without_usage]
     manifest = on_scripted.run()
     assert cost_of(manifest) == Costs((CHARGED,))
     attempt = on_scripted.receipt().attempts[0]
@@ -93,7 +93,7 @@ def test_reply_without_usage_costs_what_the_log_shows(
 def test_charge_without_a_unit_is_unknown(
     on_scripted: Harness, scripted: ScriptedGateway, status: dict[str, Any] | None
 ) -> None:
-    scripted.status, scripted.behaviours = status, [without_usage]
+    scripted.status, scripted.behaviors = status, [without_usage]
     assert cost_of(on_scripted.run()) == Costs((LISTED,))  # from the log's tokens
     assert on_scripted.receipt().attempts[0].charge == {"quota": 700}
 
@@ -101,7 +101,7 @@ def test_charge_without_a_unit_is_unknown(
 def test_no_usage_and_no_charge_is_unknown_and_not_0(
     on_scripted: Harness, scripted: ScriptedGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scripted.logs_charges, scripted.behaviours = False, [without_usage]
+    scripted.logs_charges, scripted.behaviors = False, [without_usage]
     with caplog.at_level(logging.INFO):
         manifest = on_scripted.run()
     assert cost_of(manifest) == Costs((), unknown=1)
@@ -111,7 +111,7 @@ def test_no_usage_and_no_charge_is_unknown_and_not_0(
 
 def test_lost_response_costs_what_the_log_shows(on_scripted: Harness, scripted: ScriptedGateway) -> None:
     """Its request ID is in the response's head only, so the charge is known once the log is read with it."""
-    scripted.status, scripted.behaviours = STATUS, [billed_and_lost]
+    scripted.status, scripted.behaviors = STATUS, [billed_and_lost]
     error = on_scripted.fail()
     assert error.billed == "unknown"
     assert error.cost == {"amounts": [], "unknown": 1}
@@ -122,7 +122,7 @@ def test_lost_response_costs_what_the_log_shows(on_scripted: Harness, scripted: 
 
 
 def test_unbilled_request_costs_nothing(on_scripted: Harness, scripted: ScriptedGateway) -> None:
-    scripted.behaviours = [failing()]
+    scripted.behaviors = [failing()]
     error = on_scripted.fail()
     assert (error.billed, error.cost) == ("no", {"amounts": [], "unknown": 0})
     assert on_scripted.receipt().attempts[0].cost is None

@@ -54,7 +54,7 @@ def test_slow_failures_before_lost_response_do_not_pay_twice(
     """The hook resends slow failures. The last request is billed, and its response is lost."""
     harness.connect(host=scripted.url, max_resends=2, max_resend_wait=60)
     slow = failing(then=lambda: harness.time.skip(seconds))
-    scripted.behaviours = [slow, slow, end]
+    scripted.behaviors = [slow, slow, end]
 
     results = harness.run_with_retries()
 
@@ -68,7 +68,7 @@ def test_log_of_a_failed_send_is_no_proof_about_its_resend(
 ) -> None:
     """The log shows the failure of the first send, with its ID. The resend was billed."""
     harness.connect(host=scripted.url, max_resends=2, max_resend_wait=60)
-    scripted.behaviours = [failing(), billed_and_lost]
+    scripted.behaviors = [failing(), billed_and_lost]
 
     results = harness.run_with_retries()
 
@@ -79,7 +79,7 @@ def test_log_of_a_failed_send_is_no_proof_about_its_resend(
 
 def test_nothing_is_resent_after_the_send_window(harness: Harness, scripted: ScriptedGateway) -> None:
     harness.connect(host=scripted.url, max_resends=10, max_resend_wait=60)
-    scripted.behaviours = [failing(then=lambda: harness.time.skip(50)) for _ in range(10)]
+    scripted.behaviors = [failing(then=lambda: harness.time.skip(50)) for _ in range(10)]
 
     harness.fail()
 
@@ -130,7 +130,7 @@ def test_missing_row_is_not_proof(
     harness: Harness, scripted: ScriptedGateway, log: Any, end: Behavior
 ) -> None:
     log(scripted)
-    scripted.behaviours = [end]
+    scripted.behaviors = [end]
 
     results = harness.run_with_retries()
 
@@ -141,7 +141,7 @@ def test_missing_row_is_not_proof(
 
 def test_pruned_row_is_not_proof(harness: Harness, scripted: ScriptedGateway) -> None:
     harness.set(longest_generation=300.0)
-    scripted.behaviours = [billed_and_lost]
+    scripted.behaviors = [billed_and_lost]
     harness.fail()
     scripted.rows.clear()
     harness.time.skip(7200)
@@ -156,7 +156,7 @@ def test_pruned_row_is_not_proof(harness: Harness, scripted: ScriptedGateway) ->
 
 
 def test_charge_row_with_known_id_proves_billed(harness: Harness, scripted: ScriptedGateway) -> None:
-    scripted.behaviours = [billed_and_broken]
+    scripted.behaviors = [billed_and_broken]
 
     error = harness.fail()
 
@@ -169,7 +169,7 @@ def test_charge_row_with_known_id_proves_billed(harness: Harness, scripted: Scri
 def test_late_charge_row_is_found_by_later_try(harness: Harness, scripted: ScriptedGateway) -> None:
     harness.set(longest_generation=300.0)
     scripted.logs_charges = False
-    scripted.behaviours = [failing_in_200]
+    scripted.behaviors = [failing_in_200]
     first = harness.fail()
     assert isinstance(first, exceptions.JojoKeyUnknownOutcomeError)
     scripted.rows.append(row("request-1"))
@@ -190,7 +190,7 @@ def test_failure_row_proves_nothing_while_model_may_work(harness: Harness, scrip
         body = b'{"error":{"message":"busy","code":"server_error"}}'
         exchange.answer(200, body, Content_Type="application/json", X_Oneapi_Request_Id=request_id)
 
-    scripted.behaviours = [error_in_200]
+    scripted.behaviors = [error_in_200]
     harness.fail()
 
     early = harness.fail(try_number=2)
@@ -220,7 +220,7 @@ def test_row_of_concurrent_task_is_not_claimed(
         return behave_together
 
     ends = [billed_and_lost, lost] if first_is_billed else [lost, billed_and_lost]
-    scripted.behaviours = [meet(end) for end in ends]
+    scripted.behaviors = [meet(end) for end in ends]
     harness.store()
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda name: harness.fail(key=f"{name}.png", task=name), ("a", "b")))
@@ -234,7 +234,7 @@ def test_row_of_concurrent_task_is_not_claimed(
 
 
 def test_row_of_task_with_response_is_not_claimed(harness: Harness, scripted: ScriptedGateway) -> None:
-    scripted.behaviours = [lost]
+    scripted.behaviors = [lost]
     harness.fail(key="a.png", task="a")
     harness.run(key="b.png", task="b")
     harness.time.skip(600)
@@ -249,7 +249,7 @@ def test_row_of_task_with_response_is_not_claimed(harness: Harness, scripted: Sc
 def test_rows_of_one_request_count_once(harness: Harness, scripted: ScriptedGateway) -> None:
     """Two channels failed before the charge: three rows with one ID, in any order."""
     scripted.rows += [row("request-1", 5), row("request-1", 5)]
-    scripted.behaviours = [billed_and_broken]
+    scripted.behaviors = [billed_and_broken]
 
     error = harness.fail()
 
@@ -259,7 +259,7 @@ def test_rows_of_one_request_count_once(harness: Harness, scripted: ScriptedGate
 
 
 def test_fitting_row_is_reported_as_hint_only(harness: Harness, scripted: ScriptedGateway) -> None:
-    scripted.behaviours = [billed_and_lost]
+    scripted.behaviors = [billed_and_lost]
 
     harness.run_with_retries()
 
@@ -273,7 +273,7 @@ def test_fitting_row_is_reported_as_hint_only(harness: Harness, scripted: Script
 
 
 def test_usage_missing_in_response_comes_from_log(harness: Harness, scripted: ScriptedGateway) -> None:
-    scripted.behaviours = [without_usage]
+    scripted.behaviors = [without_usage]
 
     manifest = harness.run()
 
@@ -286,7 +286,7 @@ def test_usage_from_late_log_is_filled_in_when_cleared(
     harness: Harness, scripted: ScriptedGateway, end: Behavior
 ) -> None:
     scripted.logs_charges = False
-    scripted.behaviours = [end]
+    scripted.behaviors = [end]
     first = harness.end()
     usage = first["usage"] if isinstance(first, dict) else first.usage
     assert usage is not None
@@ -302,7 +302,7 @@ def test_usage_from_late_log_is_filled_in_when_cleared(
 
 
 def test_usage_of_deleted_image_stays_in_error(harness: Harness, scripted: ScriptedGateway) -> None:
-    scripted.behaviours = [without_usage]
+    scripted.behaviors = [without_usage]
     harness.run()
     harness.delete("fox.png")
 
@@ -318,7 +318,7 @@ def test_usage_of_deleted_image_stays_in_error(harness: Harness, scripted: Scrip
     ids=["lost", "failed", "rejected", "broken"],
 )
 def test_every_error_has_usage(harness: Harness, scripted: ScriptedGateway, end: Behavior) -> None:
-    scripted.behaviours = [good, end]
+    scripted.behaviors = [good, end]
     harness.run()
 
     error = harness.fail("an owl", try_number=2)
@@ -341,7 +341,7 @@ def test_error_of_retrying_proxy_proves_nothing(
 ) -> None:
     harness.connect(host=scripted.url, max_resends=2, max_resend_wait=5)
     message = "litellm.InternalServerError: upstream failed (request id: 20261128)"
-    scripted.behaviours = [
+    scripted.behaviors = [
         failing(status, code, billed=True, message=message, **LITELLM, **also) for _ in range(10)
     ]
 
@@ -357,7 +357,7 @@ def test_id_quoted_in_a_message_identifies_nothing(harness: Harness, scripted: S
     """A proxy without marks copies the gateway's message. Its row is one failed try of several."""
     scripted.rows.append(row("20261128", 5))
     message = "upstream failed (request id: 20261128)"
-    scripted.behaviours = [failing(502, "", billed=True, message=message, Server="proxy")]
+    scripted.behaviors = [failing(502, "", billed=True, message=message, Server="proxy")]
 
     results = harness.run_with_retries()
 
