@@ -23,9 +23,9 @@ def add_filter(page: Page, name: str) -> None:
     page.get_by_role("menuitem", name=name, exact=True).click()
 
 
-def select(page: Page, *numbers: int) -> None:
-    for number in numbers:
-        page.locator(f"{CARD} .jojokey-select input").nth(number).check()
+def select(page: Page, *prompts: str) -> None:
+    for prompt in prompts:
+        page.locator(CARD, has_text=prompt).locator(".jojokey-select input").check()
 
 
 def test_filters_are_chips_that_are_added_and_removed(page: Page, airflow: Airflow, runs: Runs) -> None:
@@ -67,7 +67,7 @@ def test_selected_images_are_downloaded_as_zip(
 ) -> None:
     page.goto(f"{airflow.gallery}?run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(4)
-    select(page, 0, 1, 3)
+    select(page, "A first moon", "A second moon", "Two herons")
     bar = page.get_by_role("region", name="Selected images")
     expect(bar).to_contain_text("4 images selected")
     with page.expect_download() as download:
@@ -84,10 +84,10 @@ def test_selected_images_are_downloaded_as_zip(
 def test_selected_images_are_compared_side_by_side(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?q=moon&run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(2)
-    select(page, 0)
+    select(page, "A first moon")
     compare = page.get_by_role("button", name="Compare")
     expect(compare).to_be_disabled()
-    select(page, 1)
+    select(page, "A second moon")
     compare.click()
     dialog = page.get_by_role("dialog", name="Compare")
     expect(dialog.get_by_role("figure")).to_have_count(2)
@@ -103,7 +103,7 @@ def test_selected_images_are_compared_side_by_side(page: Page, airflow: Airflow,
 
 def test_comparison_says_that_images_share_a_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?q=herons&run_id={runs.album.replace('+', '%2B')}")
-    select(page, 0)
+    select(page, "Two herons")
     page.get_by_role("button", name="Compare").click()
     figures = page.get_by_role("dialog", name="Compare").get_by_role("figure")
     expect(figures).to_have_count(2)
