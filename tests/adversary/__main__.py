@@ -29,7 +29,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help="number of one sequence; prints its steps and log")
     parser.add_argument(
-        "--show", type=int, default=3, help="violations to minimise and print, one of each kind"
+        "--show", type=int, default=3, help="violations to minimize and print, one of each kind"
     )
     parser.add_argument("--mutants", action="store_true", help="run against mutants of the package instead")
     parser.add_argument("--first", action="store_true", help="stop at the first violation, on any store")
@@ -52,7 +52,7 @@ def main() -> int:
         for problem, plan in list(report.first.items())[: args.show]:
             with simulated():
                 small = shrink(plan, lambda plan, problem=problem: problem in run_plan(plan, folder).problems)
-            print(f"\n{problem}: sequence {plan.seed}, minimised\n{trace(small, folder)}")
+            print(f"\n{problem}: sequence {plan.seed}, minimized\n{trace(small, folder)}")
         return 1 if report.violations else 0
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -66,7 +66,7 @@ def run(
     until_violation: bool = False,
     known: bool = False,
 ) -> Report:
-    """Run sequences; their numbers and the seed name them."""
+    """Run sequences, each named by the seed and its number."""
     report = Report(seed, skew)
     began = time.monotonic()
     drawn = (draw(f"{seed}/{number}", skew) for number in range(sequences))

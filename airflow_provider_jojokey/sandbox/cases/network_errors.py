@@ -48,7 +48,7 @@ NETWORK_ERRORS = [
     _cloudflare(504, True, "Cloudflare's connection to the gateway timed out"),
     _cloudflare(520, True, "the response of the gateway was empty or invalid"),
     _cloudflare(521, False, "the gateway refused the connection"),
-    _cloudflare(522, False, "the connection to the gateway timed out, perhaps once open"),
+    _cloudflare(522, False, "the connection to the gateway timed out, possibly after it was opened"),
     _cloudflare(523, False, "the gateway cannot be reached"),
     _cloudflare(524, True, "Cloudflare timed out: the image is generated and charged anyway"),
     _cloudflare(525, False, "the TLS handshake with the gateway failed"),
