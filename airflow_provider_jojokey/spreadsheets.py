@@ -13,6 +13,8 @@ import difflib
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from airflow_provider_jojokey.batch.plan import OPTIONS
@@ -40,6 +42,18 @@ _WESTERN = frozenset("ŠšŽžŒœŸ€‚„…‘’“”–—•™\xa0¡£
     chr(code) for code in range(0xC0, 0x100) if code not in (0xD7, 0xF7)
 }
 """Characters of Windows-1252 beyond ASCII that are usual in Western European text."""
+_ALPHABETS = (
+    "àâæçèéêëîïñôœùûüÿ",
+    "äéöüß",
+    "áçéíïñóúüªº",
+    "àáâãçéêíóôõúüªº",
+    "àèéìíîòóùú",
+    "åäæèéóôöøü",
+    "áèéêëíïóöúü",
+)
+"""Letters beyond ASCII: French, German, Spanish and Catalan, Portuguese, Italian, the Nordic languages, Dutch."""
+MAX_SAMPLE = 10_000
+"""Maximum number of characters that decide whether a file is Chinese."""
 
 
 def read_requests(
@@ -83,7 +97,9 @@ def safe_cell(value: Any) -> Any:
 def decode(content: bytes, encoding: str | None = None) -> str:
     """Return the text of a file that a spreadsheet has written.
 
-    Text that is valid in GB18030 and in Windows-1252 is Windows-1252 if all its words look Western European.
+    Most encodings have no invalid bytes. So a file is Windows-1252 only if all its words look Western European,
+    and GB18030 only if its characters are common in Chinese. Other files are rejected, because prompts with wrong
+    characters would be paid for.
 
     :param encoding: the encoding; by default it is detected
     :raises ValueError: if the encoding is unknown or doesn't fit
@@ -98,16 +114,17 @@ def decode(content: bytes, encoding: str | None = None) -> str:
         return _decoded(content, encoding)
     if _is_damaged_utf8(content):  # as GB18030 it would be valid, and garbled
         raise ValueError("it is UTF-8 with some invalid bytes: save it as CSV UTF-8")
-    for candidate in ("utf-8", "gb18030"):
-        try:
-            text = _decoded(content, candidate)
-        except ValueError:
-            continue
-        western = _western(content) if candidate == "gb18030" else None
-        return text if western is None or not _has_western_words(western) else western
-    if (western := _western(content)) is not None:
+    with suppress(ValueError):
+        return _decoded(content, "utf-8")
+    western = _western(content)
+    if western is not None and _has_western_words(western):
         return western
-    raise ValueError("its encoding is neither UTF-8, UTF-16, GB18030 nor Windows-1252: save it as CSV UTF-8")
+    with suppress(ValueError):
+        if _is_chinese(text := _decoded(content, "gb18030")):
+            return text
+    raise ValueError(
+        "its encoding is neither UTF-8, UTF-16, GB18030 nor Windows-1252: save it as CSV UTF-8, or name its encoding"
+    )
 
 
 def _decoded(content: bytes, encoding: str) -> str:
@@ -140,13 +157,30 @@ def _western(content: bytes) -> str | None:
 
 
 def _has_western_words(text: str) -> bool:
-    """Return whether all words look Western European. GB18030 read as Windows-1252 has capitals inside words."""
+    """Return whether all words look Western European: few accents, of one language, and no capitals inside."""
     for word in _WORD.findall(text):
-        accents = sum(not character.isascii() for character in word)
+        accents = [character for character in word.lower() if not character.isascii()]
         regular = len(word) == 1 or word[1:].islower() or word.isupper()
-        if accents and not (regular and (accents == 1 or 2 * accents <= len(word))):
+        few = 2 * len(accents) <= len(word) + (len(set(accents)) == 1)  # "été" has more than half
+        if accents and not (regular and few and any(set(accents) <= set(letters) for letters in _ALPHABETS)):
             return False
     return True
+
+
+def _is_chinese(text: str) -> bool:
+    """Return whether a third of the characters beyond ASCII are common in simplified Chinese, and none are private.
+
+    Text in Big5, Shift-JIS or a code page of Eastern Europe is often valid GB18030, with rare characters.
+    """
+    found = list(islice((character for character in text if "\x7f" < character < "\U00010000"), MAX_SAMPLE))
+    private = any("\ue000" <= character <= "\uf8ff" for character in found)
+    return not private and 3 * sum(map(_is_common_in_chinese, found)) >= len(found)
+
+
+def _is_common_in_chinese(character: str) -> bool:
+    """Return whether GB 2312 has the character as punctuation, or among the 3,755 most common ones (level 1)."""
+    code = character.encode("gb2312", "ignore")
+    return bool(code) and (code[0] in (0xA1, 0xA3) or 0xB0 <= code[0] <= 0xD7)
 
 
 def _rows(text: str) -> list[list[str]]:

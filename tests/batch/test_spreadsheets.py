@@ -117,15 +117,24 @@ def test_any_cell_survives_a_round_trip(
     assert [request["prompt"] for request in found] == prompts
 
 
+COMMON = bytes(
+    byte for row in range(0xB0, 0xD7) for column in range(0xA1, 0xFF) for byte in (row, column)
+).decode("gb2312")
+"""The most common characters of simplified Chinese."""
+
+
 @given(
     st.lists(
-        st.text(st.characters(codec="gb2312", exclude_categories=["Cc"]), min_size=1, max_size=20),
+        st.tuples(
+            st.text(COMMON + "，。！？《》", min_size=1, max_size=20),
+            st.characters(codec="gb2312", exclude_categories=["Cc"]),
+        ),
         min_size=1,
         max_size=5,
     )
 )
-def test_simplified_chinese_survives_gb18030(words: list[str]) -> None:
-    text = "prompt;s3_key\r\n中文海报;" + ";".join(words)
+def test_simplified_chinese_survives_gb18030(words: list[tuple[str, str]]) -> None:
+    text = "prompt;s3_key\r\n中文海报;" + ";".join(map("".join, words))
     assert decode(text.encode("gb18030")) == text
 
 
@@ -167,6 +176,34 @@ def test_named_encoding_is_used() -> None:
 )
 def test_file_in_unknown_encoding_is_rejected(content: bytes) -> None:
     assert "The CSV file" in refused(content)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "prompt"),
+    [
+        ("cp1250", "Żółty kot na dachu"),
+        ("cp1250", "Kůň ve sněhu"),
+        ("cp1250", "Árvíztűrő tükörfúrógép"),
+        ("cp1251", "Плакат осени в парке"),
+        ("cp1251", "Кот"),
+        ("cp1253", "Ένα κόκκινο"),
+        ("cp1254", "Güneş ışığı"),
+        ("cp1255", "שועל אדום"),
+        ("cp1257", "Raudonas lapė ąžuolas"),
+        ("big5", "一隻紅色的狐狸在雪中"),
+        ("cp932", "赤いキツネが雪の中に"),
+        ("mac_roman", "Déjà vu"),
+    ],
+)
+def test_prompt_is_never_read_in_a_wrong_encoding(encoding: str, prompt: str) -> None:
+    content = f"prompt;s3_key\n{prompt};a.png\n".encode(encoding)
+    assert "name its encoding" in refused(content)
+    assert read_requests(content, encoding=encoding)[0]["prompt"] == prompt
+
+
+@pytest.mark.parametrize("prompt", ["國際會議海報，紅色的狐狸在雪中", "春节快乐 😀", "“A fox”"])
+def test_traditional_characters_and_symbols_survive_gb18030(prompt: str) -> None:
+    assert read_requests(f"prompt;s3_key\n{prompt};a.png\n".encode("gb18030"))[0]["prompt"] == prompt
 
 
 @pytest.mark.parametrize("damage", [b"\xe9", b"\xff", "红".encode()[:2], "红".encode("gb18030")])
