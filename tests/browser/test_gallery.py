@@ -50,6 +50,17 @@ def test_filters_are_chips_that_are_added_and_removed(page: Page, airflow: Airfl
     expect(page.get_by_role("menu")).to_have_count(0)
 
 
+def test_space_stays_when_the_user_pauses_between_words(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.gallery)
+    search = page.get_by_role("searchbox")
+    search.press_sequentially("first ")
+    page.wait_for_url("**?q=first")
+    expect(page.locator(CARD)).to_have_count(1)
+    search.press_sequentially("moon")
+    page.wait_for_url(re.compile(r"\?q=first(\+|%20)moon"))
+    expect(search).to_have_value("first moon")
+
+
 def test_results_are_sorted_by_tokens_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(4)

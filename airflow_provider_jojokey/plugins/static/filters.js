@@ -95,7 +95,8 @@ export function useFilters() {
 export function Typed({ name, value, onChange, ...rest }) {
   const [text, setText] = useState(value);
   const timer = useRef(0);
-  useEffect(() => setText(value), [value]);
+  // Keep a space that the user has just typed before the next word.
+  useEffect(() => setText((old) => (old.trim() === value ? old : value)), [value]);
   useEffect(() => () => clearTimeout(timer.current), []);
   const commit = (now) => {
     clearTimeout(timer.current);
