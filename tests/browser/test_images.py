@@ -193,6 +193,16 @@ def test_failure_of_unknown_cost_looks_the_same_everywhere(page: Page, airflow: 
     expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 perhaps paid")
 
 
+def test_fee_of_a_failed_task_is_shown_with_the_error(page: Page, airflow: Airflow) -> None:
+    run_id = airflow.trigger("single", prompt="A bridge [sandbox: violation_fee]")
+    assert airflow.wait("single", run_id) == "failed"
+
+    page.goto(airflow.tab("single", run_id, "image"))
+    alert = page.get_by_role("alert")
+    expect(alert.locator("strong")).to_have_text("The task failed, and it was charged.")
+    expect(alert).to_contain_text(re.compile(r"Charged in this Dag run: USD\s0\.05\."))
+
+
 def test_failed_request_removes_previous_results(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.expected_errors = ("500",)  # type: ignore[attr-defined]
     page.goto(airflow.gallery)
