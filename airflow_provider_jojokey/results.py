@@ -190,9 +190,10 @@ class Result:
     def paid(self) -> str:
         """Whether anything was paid for this result in its Dag run: ``"yes"``, ``"no"`` or ``"unknown"``.
 
-        An attempt that was not billed may follow one that was, so the tokens count as well.
+        An attempt that was not billed may follow one that was, so tokens and costs count as well. A fee has a cost,
+        but no tokens.
         """
-        if self.usage.get("total_tokens"):
+        if self.usage.get("total_tokens") or (self.cost and any(one.nanos for one in self.cost.amounts)):
             return "yes"
         if self.state == "failed":
             return self.billed or "unknown"

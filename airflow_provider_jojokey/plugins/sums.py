@@ -130,13 +130,13 @@ def _facts_of(text: str | None) -> _Facts:
     values = dict(zip(_FACTS, parsed(common), strict=True))
     if values["version"] is None:
         return _Facts(elsewhere=True)
-    has_tokens, exact_numbers, exact_amount = (flag == _YES for flag in flags)
+    has_tokens, exact_numbers, exact_amount, has_cost = (flag == _YES for flag in flags)
     values["cost"] = parsed(cost)
     amounts = values["cost"].get("amounts") if isinstance(values["cost"], dict) else None
     has_amount = False
     if isinstance(amounts, list) and len(amounts) == 1 and isinstance(amounts[0], dict):
         has_amount = amounts[0].get("amount") == _ANY_AMOUNT
-        amounts[0]["amount"] = "0"
+        amounts[0]["amount"] = "1" if has_cost else "0"
     result = Result.from_xcom(
         {
             **values,
@@ -191,9 +191,10 @@ def _fields(
 ) -> ReadOnlyColumnCollection[str, Any]:
     """Return the columns of a subquery with the fields of each result that are summed, and its facts.
 
-    The facts, by which results are grouped, are text of four lines: three flags (whether there are tokens, whether
-    the numbers can be added up, and whether the amount can), the JSON array of :data:`_FACTS`, the beginning of
-    ``derived_from``, and the cost without its amount. They are NULL on SQLite if the value is not valid JSON.
+    The facts, by which results are grouped, are text of four lines: four flags (whether there are tokens, whether
+    the numbers can be added up, whether the amount can, and whether it is not zero), the JSON array of
+    :data:`_FACTS`, the beginning of ``derived_from``, and the cost without its amount. They are NULL on SQLite if the
+    value is not valid JSON.
 
     :param more: further columns
     """
@@ -244,6 +245,7 @@ def _flags_on_sqlite(row: Any) -> tuple[ColumnElement[bool], ...]:
             (func.length(row.amount) - point).between(1, 9),
             func.trim(row.amount, digits) == ".",
         ),
+        func.trim(row.amount, "0.") != "",
     )
 
 
@@ -276,6 +278,7 @@ def _flags_on_postgresql(row: Any) -> tuple[ColumnElement[bool], ...]:
             point.between(2, 10),
             (func.length(row.amount) - point).between(1, 9),
         ),
+        func.translate(row.amount, "0.", "") != "",
     )
 
 

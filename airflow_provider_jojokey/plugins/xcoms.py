@@ -257,11 +257,12 @@ def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
     # A malformed usage is text that never equals a number.
     tokens = func.coalesce(inside(session, cast(value["usage"]["total_tokens"], Text)), "0")
     billed = func.coalesce(inside(session, value["billed"].as_string()), "unknown")
-    no_tokens = tokens.in_(("0", "null", ""))
+    amount = func.coalesce(inside(session, value[("cost", "amounts", 0, "amount")].as_string()), "0")
+    nothing = and_(
+        tokens.in_(("0", "null", "")), func.replace(func.replace(amount, "0", ""), ".", "").in_(("", "null"))
+    )
     yield (
-        or_(not_(no_tokens), billed == "yes")
-        if state == "failed_paid"
-        else and_(no_tokens, billed == "unknown")
+        or_(not_(nothing), billed == "yes") if state == "failed_paid" else and_(nothing, billed == "unknown")
     )
 
 

@@ -250,6 +250,8 @@ def test_results_are_found_by_state(server: Server, book: Book) -> None:
         "silent": {"state": "failed", "billed": "unknown", "usage": UNPAID},
         "old": {"state": "failed", "usage": None},
         "reused": {"reused": True},
+        "fee": {"state": "failed", "billed": "no", "usage": UNPAID, "cost": FEE},
+        "free": {"state": "failed", "billed": "no", "usage": UNPAID, "cost": NOTHING},
     }
     for name, more in facts.items():
         book.write("a", result(prompt=name, **more), run_id=name)
@@ -257,12 +259,12 @@ def test_results_are_found_by_state(server: Server, book: Book) -> None:
     def found(**query: Any) -> set[str]:
         return set(prompts(server.results(**query)))
 
-    assert found(state="failed") == {"refused", "lost", "again", "silent", "old"}
-    assert found(state="failed_paid") == {"lost", "again"}
+    assert found(state="failed") == {"refused", "lost", "again", "silent", "old", "fee", "free"}
+    assert found(state="failed_paid") == {"lost", "again", "fee"}
     assert found(state="failed_perhaps_paid") == {"silent", "old"}
     assert found(state="reused") == {"reused"}
     assert found(state="failed", q="silent") == {"silent"}
-    assert server.totals(state="failed_paid")["results"] == 2
+    assert server.totals(state="failed_paid")["results"] == 3
     assert server.get(f"{API}/results?state=anything").status_code == 422
 
 
@@ -277,6 +279,8 @@ def test_search_covers_errors_request_ids_and_task_ids(server: Server, book: Boo
 
 
 UNPAID = {"total_tokens": 0}
+FEE = {"amounts": [{"amount": "0.05", "currency": "USD", "approximate": False}], "unknown": 0}
+NOTHING = {"amounts": [{"amount": "0.00", "currency": "USD", "approximate": False}], "unknown": 0}
 
 
 @pytest.mark.parametrize(
@@ -289,6 +293,9 @@ UNPAID = {"total_tokens": 0}
         ({"state": "failed", "billed": "no", "usage": UNPAID}, "no"),
         ({"state": "failed", "billed": "no"}, "yes"),  # an earlier attempt was charged
         ({"state": "failed", "usage": UNPAID}, "unknown"),  # written before "billed" was recorded
+        ({"state": "failed", "billed": "no", "usage": UNPAID, "cost": FEE}, "yes"),  # of an earlier attempt
+        ({"state": "failed", "billed": "unknown", "usage": UNPAID, "cost": FEE}, "yes"),
+        ({"state": "failed", "billed": "no", "usage": UNPAID, "cost": NOTHING}, "no"),
     ],
 )
 def test_result_says_whether_it_was_paid_for(
