@@ -84,7 +84,7 @@ class Sum:
 
 
 COUNTS = ("requests", "images", "input_tokens", "output_tokens", "total_tokens", "unknown")
-MAX_UNREADABLE_LISTED_COLUMNS = (*COUNTS, "cost")
+_COLUMNS = (*COUNTS, "cost")
 
 
 BY: dict[str, Callable[[Attempt, Receipt], str]] = {
@@ -128,7 +128,7 @@ def ledger(options: argparse.Namespace) -> int:
     ]
     if options.output in ("table", "plain"):
         rows = [row for row in rows if row["cost"]]  # it names all currencies
-    show(rows, options.output, (*by, *MAX_UNREADABLE_LISTED_COLUMNS))
+    show(rows, options.output, (*by, *_COLUMNS))
     _say_total(total, receipts, unreadable)
     return FAILED if unreadable else 0
 
