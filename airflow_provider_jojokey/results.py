@@ -193,7 +193,9 @@ class Result:
         An attempt that was not billed may follow one that was, so tokens and costs count as well. A fee has a cost,
         but no tokens.
         """
-        if self.usage.get("total_tokens") or (self.cost and any(amount.nanos for amount in self.cost.amounts)):
+        if self.usage.get("total_tokens") or (
+            self.cost and any(amount.nanos for amount in self.cost.amounts)
+        ):
             return "yes"
         if self.state == "failed":
             return self.billed or "unknown"
