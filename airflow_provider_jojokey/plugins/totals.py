@@ -19,10 +19,9 @@ from airflow_provider_jojokey.plugins.sums import Sum, sums
 from airflow_provider_jojokey.plugins.xcoms import Filter
 from airflow_provider_jojokey.spreadsheets import safe_cell
 
-MIN_TTL = 10.0
-"""Minimum number of seconds for which sums are cached, because an open page requests them often."""
-TTL_FACTOR = 20
-"""Sums are cached for this many times the duration of their computation."""
+TTL_FACTOR = 5
+"""Sums are cached for this many times the duration of their computation: usually for less than a second, so that they
+agree with the images on the same page, and longer if they are expensive."""
 MAX_CACHED = 64
 """Maximum number of filters whose sums are cached."""
 KEYS = ("day", "dag_id", "model")
@@ -60,7 +59,7 @@ def compute_sums(wanted: Filter) -> list[Sum]:
         entries = list(sums(session, wanted))
     ended = time.monotonic()
     with _CACHE_LOCK:
-        _CACHE[wanted] = _CachedSums(ended + max(MIN_TTL, TTL_FACTOR * (ended - started)), entries)
+        _CACHE[wanted] = _CachedSums(ended + TTL_FACTOR * (ended - started), entries)
     return entries
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -179,3 +180,17 @@ def test_receipts_gallery_csv_and_ledger_agree_to_the_cent(
     manifests = [run.xcom("return_value", task)["cost"] for run in runs for task in ("killed", "reused")]
     failed = [run.xcom("jojokey_images", "failed")["cost"] for run in runs]
     assert sum((Costs.from_json(cost) for cost in (*manifests, *failed)), Costs()) == truth
+
+
+def test_sums_include_new_results_soon(book: Book) -> None:
+    from airflow_provider_jojokey.plugins import totals
+    from airflow_provider_jojokey.plugins.xcoms import Filter
+
+    wanted = Filter(frozenset({"soon"}))
+    started = time.monotonic()
+    before = totals.compute_sums(wanted)
+    elapsed = time.monotonic() - started
+    book.write("soon", result(), at=NOON)
+    time.sleep(elapsed * 6)  # sums are cached for five times the duration of their computation
+    after = totals.compute_sums(wanted)
+    assert [sum(entry.results for entry in entries) for entries in (before, after)] == [0, 1]
