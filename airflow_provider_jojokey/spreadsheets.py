@@ -159,7 +159,7 @@ def _western(content: bytes) -> str | None:
 def _has_western_words(text: str) -> bool:
     """Return whether all words look Western European: few accents, of one language, and no capitals inside."""
     for word in _WORD.findall(text):
-        accents = [character for character in word.lower() if not character.isascii()]
+        accents = [letter for letter in word.lower() if letter.isalpha() and not letter.isascii()]
         regular = len(word) == 1 or word[1:].islower() or word.isupper()
         few = 2 * len(accents) <= len(word) + (len(set(accents)) == 1)  # "été" has more than half
         if accents and not (regular and few and any(set(accents) <= set(letters) for letters in _ALPHABETS)):

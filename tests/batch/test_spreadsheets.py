@@ -201,6 +201,13 @@ def test_prompt_is_never_read_in_a_wrong_encoding(encoding: str, prompt: str) ->
     assert read_requests(content, encoding=encoding)[0]["prompt"] == prompt
 
 
+@pytest.mark.parametrize(
+    "prompt", ["½ litre de lait, 1ère qualité", "Rødgrød med fløde på", "“Café” – 5 €", "2º año"]
+)
+def test_words_and_symbols_survive_windows_1252(prompt: str) -> None:
+    assert read_requests(f"prompt;s3_key\n{prompt};a.png\n".encode("cp1252"))[0]["prompt"] == prompt
+
+
 @pytest.mark.parametrize("prompt", ["國際會議海報，紅色的狐狸在雪中", "春节快乐 😀", "“A fox”"])
 def test_traditional_characters_and_symbols_survive_gb18030(prompt: str) -> None:
     assert read_requests(f"prompt;s3_key\n{prompt};a.png\n".encode("gb18030"))[0]["prompt"] == prompt
