@@ -38,7 +38,7 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n|$)', re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\N{FULLWIDTH EQUALS SIGN}", "\N{FULLWIDTH PLUS SIGN}",
             "\N{FULLWIDTH HYPHEN-MINUS}", "\N{FULLWIDTH COMMERCIAL AT}")  # fmt: skip
 _WORD = re.compile(r"\w+")
-_WESTERN = frozenset("ŠšŽžŒœŸ€‚„…‘’“”–—•™\xa0¡£§©«®°»¿½¼") | {  # noqa: RUF001
+_WESTERN = frozenset("ŠšŽžŒœŸ€‚„…‘’“”–—•™\xa0¡£§©«®°»¿½¼ªº·") | {  # noqa: RUF001
     chr(code) for code in range(0xC0, 0x100) if code not in (0xD7, 0xF7)
 }
 """Characters of Windows-1252 beyond ASCII that are usual in Western European text."""
