@@ -84,7 +84,7 @@ function useImages(filters) {
         (error) => show({ ...failed, error }),
       );
     if (found.cards) {
-      show({ ...NOTHING, ...found });
+      show({ ...NOTHING, ...found, loading: false });
     } else {
       // Keep showing the old results, in gray, until the new ones have arrived.
       setState((old) => ({ ...old, loading: true, loadingMore: false, error: null, moreError: null }));
