@@ -27,7 +27,8 @@ from tests.support.airflow import BUCKET, Store
 from tests.support.patience import PATIENCE
 from tests.support.users import USERS
 
-PASSWORD = BUNDLE = "of-the-tests"
+PASSWORD = "of-the-tests"
+BUNDLE = "bundle-of-the-tests"
 _COMMAND = (sys.executable, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--workers", "1")
 
 
