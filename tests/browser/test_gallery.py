@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import threading
 import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -180,6 +181,14 @@ def test_bars_of_two_weeks_are_wide_and_as_high_as_their_cost(
     assert [round(height, 1) for _, height in sizes] == [1.0] * 13 + [0.5]
 
 
+def unanswered_until(released: threading.Event) -> Callable[[Route], None]:
+    def handle(route: Route) -> None:
+        if released.is_set():
+            route.continue_()
+
+    return handle
+
+
 def test_page_that_is_reopened_requests_only_what_it_lacks(
     page: Page, airflow: Airflow, runs: Runs, choose_language: Callable[[str], None]
 ) -> None:
@@ -190,10 +199,12 @@ def test_page_that_is_reopened_requests_only_what_it_lacks(
         ("totals", "results", totals, "fr"),
     ):
         never_answered = re.compile(rf"/api/{late}\?.*dag_id=")
-        page.route(never_answered, lambda _: None)
+        released = threading.Event()
+        # The route stays: without it, the browser would continue the requests that it holds back.
+        page.route(never_answered, unanswered_until(released))
         page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
         expect(there).to_be_visible()
-        page.unroute(never_answered)
+        released.set()
         requests: list[str] = []
         page.on("request", lambda request, requests=requests: requests.append(request.url))
         choose_language(language)
@@ -201,6 +212,7 @@ def test_page_that_is_reopened_requests_only_what_it_lacks(
         expect(totals).to_be_visible()
         assert not any(re.search(rf"/api/{early}\?.*dag_id=", url) for url in requests)
         assert any(never_answered.search(url) for url in requests)
+        page.unroute_all()
 
 
 def test_cost_table_and_its_csv_agree_with_the_totals(
