@@ -61,16 +61,29 @@ def test_tab_shows_a_triggered_poster_by_itself(page: Page, airflow: Airflow) ->
     expect(tab.get_by_role("row").nth(1)).to_contain_text("Complete")
 
 
-@pytest.mark.parametrize("request_path", ["/jojokey/api/dags/", "/taskInstances/pair"])
+@pytest.mark.parametrize(
+    ("request_path", "status", "message"),
+    [
+        ("/jojokey/api/dags/", None, "cannot be reached"),
+        ("/taskInstances/pair", None, "cannot be reached"),
+        ("/taskInstances/pair", 429, "did not answer as expected"),
+    ],
+)
 def test_tab_recovers_from_an_outage_by_itself(
-    page: Page, airflow: Airflow, runs: Runs, request_path: str
+    page: Page, airflow: Airflow, runs: Runs, request_path: str, status: int | None, message: str
 ) -> None:
-    page.expected_errors = ("ERR_FAILED",)  # type: ignore[attr-defined]
+    def fail(route: Route) -> None:
+        if status is None:
+            route.abort()
+        else:
+            route.fulfill(status=status, json={})
+
+    page.expected_errors = ("ERR_FAILED", "429")  # type: ignore[attr-defined]
     page.clock.install()
-    page.route(lambda url: request_path in url, lambda route: route.abort())
+    page.route(lambda url: request_path in url, fail)
     page.goto(airflow.tab("album", runs.album, "pair"))
     alert = page.locator(".jojokey-root").get_by_role("alert")
-    expect(alert).to_contain_text("cannot be reached")
+    expect(alert).to_contain_text(message)
     page.unroute_all()
     page.clock.run_for(16_000)
     expect(page.locator(".jojokey-figure img").first).to_be_visible()
@@ -394,6 +407,18 @@ def test_texts_follow_a_language_that_is_set_later(
         choose_language("zh-CN")
         expect(root).to_contain_text(chinese)
         expect(root).not_to_contain_text(english)
+
+
+@pytest.mark.usefixtures("runs", "choose_language")  # the latter restores the language
+def test_texts_follow_a_language_that_another_tab_selects(page: Page, airflow: Airflow) -> None:
+    page.goto(airflow.gallery)
+    root = page.locator(".jojokey-root")
+    expect(root).to_contain_text("Newest first")
+    other = page.context.new_page()
+    other.goto(f"{airflow.url}/jojokey/static/icon.svg")
+    other.evaluate("localStorage.setItem('i18nextLng', 'zh-CN')")
+    expect(root).to_contain_text("最新在前")
+    other.close()
 
 
 @pytest.mark.parametrize("themed", ["dark, Chinese"], indirect=True)

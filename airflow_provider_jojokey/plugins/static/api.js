@@ -23,7 +23,7 @@ export class ApiError extends Error {
     super(inPlainWords(status));
     this.status = status;
     this.detail = detail;
-    this.mayPass = status === 0 || status >= 500; // a later request can succeed
+    this.mayPass = [0, 408, 429].includes(status) || status >= 500; // a later request can succeed
   }
 }
 

@@ -28,10 +28,15 @@ function useSettled() {
 function useLanguage() {
   const [chosen, setChosen] = useState(language);
   useEffect(() => {
-    const observer = new MutationObserver(() => setChosen(language()));
+    const update = () => setChosen(language());
+    const observer = new MutationObserver(update);
     observer.observe(document.documentElement, { attributes: true, attributeFilter: ["lang"] });
-    setChosen(language());
-    return () => observer.disconnect();
+    globalThis.addEventListener("storage", update); // selected in another tab
+    update();
+    return () => {
+      observer.disconnect();
+      globalThis.removeEventListener("storage", update);
+    };
   }, []);
   return chosen;
 }
