@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+from airflow_provider_jojokey.operators.templates import TemplateFields
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -44,9 +45,8 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
     :param kwargs: the arguments of :class:`GenerateImageOperator`; values from the function take precedence
     """
 
-    template_fields: Sequence[str] = (
-        *DecoratedOperator.template_fields,
-        *GenerateImageOperator.template_fields,
+    template_fields: Sequence[str] = TemplateFields(  # type: ignore[assignment]
+        *DecoratedOperator.template_fields, *GenerateImageOperator.template_fields
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,

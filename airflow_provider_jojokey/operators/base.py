@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ OPTIONS_AT_PARSING = (
     *LIMITS,
 )
 """Arguments that are checked when the Dag is parsed."""
+RETRY_POLICY = JojoKeyRetryPolicy()
 
 
 class ImageOperator(TemplatedOperator):
@@ -46,9 +49,31 @@ class ImageOperator(TemplatedOperator):
     Each operator declares all its arguments itself, for editors, type checkers and the reference.
     """
 
+    s3_bucket: str | None
+    model: str | None
+    size: str
+    quality: str
+    n: int
+    background: str | None
+    output_format: str | None
+    output_compression: int | None
+    moderation: str | None
+    extra_body: Mapping[str, Any] | None
+    stream: bool
+    partial_images: int | None
+    reuse: str
+    on_unknown_outcome: str
+    max_tokens: int | None
+    max_images: int | None
+    max_cost: float | str | Decimal | None
+    max_tokens_per_run: int | None
+    max_images_per_run: int | None
+    max_cost_per_run: float | str | Decimal | None
     jojokey_conn_id: str
     aws_conn_id: str | None
-    s3_extra_args: Any
+    s3_extra_args: Mapping[str, Any] | str | None
+    replace: bool
+
     operator_extra_links = (ImagesLink(), S3ConsoleLink())
     ui_fgcolor = "#2b1a66"
 
@@ -191,10 +216,15 @@ class ImageOperator(TemplatedOperator):
             links = (link for link in self.operator_extra_links if not isinstance(link, S3ConsoleLink))
             vars(self)["operator_extra_links"] = tuple(links)
 
-    def _set_retry_policy(self) -> None:
-        """Let the gateway's errors decide about retries, unless the Dag has its own policy."""
+    def _set_arguments(self, **arguments: Any) -> None:
+        """Set the attributes, and let the gateway's errors decide about retries unless the Dag has its own policy.
+
+        :param arguments: all arguments of the operator that are not Airflow's
+        """
+        # BaseOperator.__setattr__() does nothing else here, and would take a tenth of the constructor's time.
+        vars(self).update(arguments)
         if getattr(self, "retry_policy", self) is None:  # Airflow before 3.3 has none
-            self.retry_policy = JojoKeyRetryPolicy()
+            self.retry_policy = RETRY_POLICY
 
     def _check_literals(self, *more: str) -> None:
         """Check the arguments that are known when the Dag is parsed.
@@ -206,11 +236,11 @@ class ImageOperator(TemplatedOperator):
         literals: dict[str, Any] = {}
         for name in OPTIONS_AT_PARSING:
             value = getattr(self, name, None)
-            if name != "prompt" and is_default(name, value):
+            if value is None:
                 if name == "output_format":  # it decides what other fields may be
                     literals[name] = None
                 continue
-            if not hasattr(self, name) or not is_literal(value):
+            if (name != "prompt" and is_default(name, value)) or not is_literal(value):
                 continue
             if name == "prompt" and str(value).endswith(".prompt"):
                 continue

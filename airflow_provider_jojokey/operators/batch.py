@@ -12,7 +12,7 @@ from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.integrations import assets
 from airflow_provider_jojokey.operators.arguments import is_literal
 from airflow_provider_jojokey.operators.base import ImageOperator
-from airflow_provider_jojokey.operators.templates import OPTIONS
+from airflow_provider_jojokey.operators.templates import OPTIONS, TemplateFields
 from airflow_provider_jojokey.results import (
     MAX_MESSAGE,
     MAX_PROMPT,
@@ -84,9 +84,12 @@ class GenerateImageBatchOperator(ImageOperator):
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
     """
 
-    template_fields: Sequence[str] = ("requests", "max_in_flight", *OPTIONS)
+    template_fields: Sequence[str] = TemplateFields("requests", "max_in_flight", *OPTIONS)  # type: ignore[assignment]
     template_fields_renderers: ClassVar[dict[str, str]] = {"requests": "json", "extra_body": "json"}
     ui_color = "#ded4f7"
+
+    requests: Any
+    max_in_flight: int
 
     def __init__(
         self,
@@ -120,33 +123,34 @@ class GenerateImageBatchOperator(ImageOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._set_retry_policy()
-        self.requests = requests
-        self.max_in_flight = max_in_flight
-        self.s3_bucket = s3_bucket
-        self.model = model
-        self.size = size
-        self.quality = quality
-        self.n = n
-        self.background = background
-        self.output_format = output_format
-        self.output_compression = output_compression
-        self.moderation = moderation
-        self.extra_body = extra_body
-        self.stream = stream
-        self.partial_images = partial_images
-        self.reuse = reuse
-        self.on_unknown_outcome = on_unknown_outcome
-        self.max_tokens = max_tokens
-        self.max_images = max_images
-        self.max_cost = max_cost
-        self.max_tokens_per_run = max_tokens_per_run
-        self.max_images_per_run = max_images_per_run
-        self.max_cost_per_run = max_cost_per_run
-        self.jojokey_conn_id = jojokey_conn_id
-        self.aws_conn_id = aws_conn_id
-        self.s3_extra_args = s3_extra_args
-        self.replace = replace
+        self._set_arguments(
+            requests=requests,
+            max_in_flight=max_in_flight,
+            s3_bucket=s3_bucket,
+            model=model,
+            size=size,
+            quality=quality,
+            n=n,
+            background=background,
+            output_format=output_format,
+            output_compression=output_compression,
+            moderation=moderation,
+            extra_body=extra_body,
+            stream=stream,
+            partial_images=partial_images,
+            reuse=reuse,
+            on_unknown_outcome=on_unknown_outcome,
+            max_tokens=max_tokens,
+            max_images=max_images,
+            max_cost=max_cost,
+            max_tokens_per_run=max_tokens_per_run,
+            max_images_per_run=max_images_per_run,
+            max_cost_per_run=max_cost_per_run,
+            jojokey_conn_id=jojokey_conn_id,
+            aws_conn_id=aws_conn_id,
+            s3_extra_args=s3_extra_args,
+            replace=replace,
+        )
         self._batch: Batch | None = None
         found = []
         if type(max_in_flight) is int and not 1 <= max_in_flight <= MAX_IN_FLIGHT:

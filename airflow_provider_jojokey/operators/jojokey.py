@@ -11,7 +11,7 @@ from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.integrations import assets
 from airflow_provider_jojokey.operators.arguments import converted, filled, is_literal
 from airflow_provider_jojokey.operators.base import ImageOperator
-from airflow_provider_jojokey.operators.templates import OPTIONS
+from airflow_provider_jojokey.operators.templates import OPTIONS, TemplateFields
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 
 if TYPE_CHECKING:
@@ -94,10 +94,14 @@ class GenerateImageOperator(ImageOperator):
     :raises ValueError: when the Dag is parsed, if a literal argument breaks a rule
     """
 
-    template_fields: Sequence[str] = ("prompt", "s3_key", *OPTIONS)
+    template_fields: Sequence[str] = TemplateFields("prompt", "s3_key", *OPTIONS)  # type: ignore[assignment]
     template_ext: Sequence[str] = (".prompt",)
     template_fields_renderers: ClassVar[dict[str, str]] = {"extra_body": "json"}
     ui_color = "#ece7fb"
+
+    prompt: str
+    s3_key: str
+    deferrable: bool
 
     def __init__(
         self,
@@ -132,34 +136,35 @@ class GenerateImageOperator(ImageOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._set_retry_policy()
-        self.prompt = prompt
-        self.s3_key = s3_key
-        self.s3_bucket = s3_bucket
-        self.model = model
-        self.size = size
-        self.quality = quality
-        self.n = n
-        self.background = background
-        self.output_format = output_format
-        self.output_compression = output_compression
-        self.moderation = moderation
-        self.extra_body = extra_body
-        self.stream = stream
-        self.partial_images = partial_images
-        self.reuse = reuse
-        self.on_unknown_outcome = on_unknown_outcome
-        self.max_tokens = max_tokens
-        self.max_images = max_images
-        self.max_cost = max_cost
-        self.max_tokens_per_run = max_tokens_per_run
-        self.max_images_per_run = max_images_per_run
-        self.max_cost_per_run = max_cost_per_run
-        self.jojokey_conn_id = jojokey_conn_id
-        self.aws_conn_id = aws_conn_id
-        self.s3_extra_args = s3_extra_args
-        self.replace = replace
-        self.deferrable = _default_deferrable() if deferrable is None else deferrable
+        self._set_arguments(
+            prompt=prompt,
+            s3_key=s3_key,
+            s3_bucket=s3_bucket,
+            model=model,
+            size=size,
+            quality=quality,
+            n=n,
+            background=background,
+            output_format=output_format,
+            output_compression=output_compression,
+            moderation=moderation,
+            extra_body=extra_body,
+            stream=stream,
+            partial_images=partial_images,
+            reuse=reuse,
+            on_unknown_outcome=on_unknown_outcome,
+            max_tokens=max_tokens,
+            max_images=max_images,
+            max_cost=max_cost,
+            max_tokens_per_run=max_tokens_per_run,
+            max_images_per_run=max_images_per_run,
+            max_cost_per_run=max_cost_per_run,
+            jojokey_conn_id=jojokey_conn_id,
+            aws_conn_id=aws_conn_id,
+            s3_extra_args=s3_extra_args,
+            replace=replace,
+            deferrable=_default_deferrable() if deferrable is None else deferrable,
+        )
         self._check_literals(*self._destination_problems())
 
     def execute(self, context: Context) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_jojokey.operators.arguments import TEXTS, converted, has_template
+from airflow_provider_jojokey.operators.arguments import TEXTS, converted, has_template, is_default
 from airflow_provider_jojokey.payments.options import LIMITS
 
 if TYPE_CHECKING:
@@ -35,9 +35,36 @@ OPTIONS = (
 )
 """Templated arguments that all operators have."""
 
+ALWAYS_SHOWN = ("size", "quality")
+"""Arguments that Airflow's UI shows even if they have their defaults, because they decide what an image costs."""
+
 MAX_LABEL = 250
 """Characters of a mapped task's label in Airflow's database."""
 _LABEL = "{{ task.map_label }}"
+
+
+class TemplateFields:
+    """The names of an operator's templated arguments.
+
+    A class has all of them. An operator has those without their defaults, and :data:`ALWAYS_SHOWN`: Airflow writes each
+    one into the serialized Dag, and renders, validates and stores it in each task.
+
+    :param names: names of the arguments
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __get__(self, operator: BaseOperator | None, owner: type) -> Sequence[str]:
+        if operator is None:
+            return self._names
+        # A template stays in the list if it renders to the default.
+        given: set[str] = vars(operator).setdefault("_given_arguments", set(ALWAYS_SHOWN))
+        for name in self._names:
+            value = getattr(operator, name, None)
+            if value is not None and name not in given and not is_default(name, value):
+                given.add(name)
+        return [name for name in self._names if name in given]
 
 
 class TemplatedOperator(BaseOperator):
