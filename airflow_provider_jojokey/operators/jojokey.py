@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.integrations import assets
 from airflow_provider_jojokey.operators.arguments import converted, filled, is_literal
-from airflow_provider_jojokey.operators.base import ImageOperator
+from airflow_provider_jojokey.operators.base import ImageOperator, imports_without_collection
 from airflow_provider_jojokey.operators.templates import OPTIONS, TemplateFields
 from airflow_provider_jojokey.store.keys import Destination, bucket_problems, key_problems, split
 
@@ -172,11 +172,12 @@ class GenerateImageOperator(ImageOperator):
 
         :raises JojoKeyError: if there are no images; the message says whether you were charged
         """
-        from airflow_provider_jojokey.exceptions import JojoKeyError
-        from airflow_provider_jojokey.img2.estimate import expected_usage
-        from airflow_provider_jojokey.operators.stopping import TaskStopped
-        from airflow_provider_jojokey.payments.generate import Services, generate_images
-        from airflow_provider_jojokey.settings import Settings
+        with imports_without_collection():
+            from airflow_provider_jojokey.exceptions import JojoKeyError
+            from airflow_provider_jojokey.img2.estimate import expected_usage
+            from airflow_provider_jojokey.operators.stopping import TaskStopped
+            from airflow_provider_jojokey.payments.generate import Services, generate_images
+            from airflow_provider_jojokey.settings import Settings
 
         self._record_start()
         self._set_label(context, self.s3_key)
