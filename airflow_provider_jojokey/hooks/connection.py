@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -125,6 +124,8 @@ def _unknown_keys(extra: Iterable[str]) -> Iterator[str]:
     for name in extra:
         if name in _EXTRAS:
             continue
+        import difflib
+
         written = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("-", "_").lower()
         nearest = difflib.get_close_matches(written, _EXTRAS, n=1)
         advice = f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys: {', '.join(_EXTRAS)}."

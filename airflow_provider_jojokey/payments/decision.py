@@ -20,31 +20,24 @@ class Pay:
 
 
 @dataclass(frozen=True, slots=True)
-class Reuse:
+class _AboutAttempt:
+    attempt: Attempt
+
+
+class Reuse(_AboutAttempt):
     """``attempt`` has the requested images."""
 
-    attempt: Attempt
 
-
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(_AboutAttempt):
     """``attempt`` may be in flight in another process."""
 
-    attempt: Attempt
 
-
-@dataclass(frozen=True, slots=True)
-class Reconcile:
+class Reconcile(_AboutAttempt):
     """``attempt`` may have been billed: collect evidence first."""
 
-    attempt: Attempt
 
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(_AboutAttempt):
     """Another task of the same Dag run writes to the same key."""
-
-    attempt: Attempt
 
 
 Decision: TypeAlias = Pay | Reuse | Wait | Reconcile | Conflict
