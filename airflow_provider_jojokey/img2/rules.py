@@ -30,7 +30,7 @@ MAX_PIXELS = 8_294_400
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
-_SIMILAR_TO_SIZE = re.compile(r"\s*([1-9][0-9]{0,5})\s*[x×*X✕]\s*([1-9][0-9]{0,5})\s*(?:px)?\s*")  # noqa: RUF001
+_SIMILAR_TO_SIZE = r"\s*([1-9][0-9]{0,5})\s*[x×*X✕]\s*([1-9][0-9]{0,5})\s*(?:px)?\s*"  # noqa: RUF001
 
 FIELDS = (
     "prompt",
@@ -97,7 +97,7 @@ def _size_problems(size: str, known_model: bool) -> Iterator[str]:
         return
     pixels = parse_size(size)
     if pixels is None:
-        similar = _SIMILAR_TO_SIZE.fullmatch(size)
+        similar = re.fullmatch(_SIMILAR_TO_SIZE, size)
         fix = f"; write {nearest_size(int(similar[1]), int(similar[2]))!r}" if similar else ""
         yield f"size={size[:40]!r} is neither 'auto' nor 'WIDTHxHEIGHT' in pixels with a plain x{fix}"
         return

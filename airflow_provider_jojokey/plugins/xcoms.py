@@ -48,6 +48,8 @@ ROWS_AT_ONCE = 1_000
 MAX_READ_ELSEWHERE = 1_000
 """Maximum results that are read from a custom XCom backend for the sums of one filter."""
 
+MAX_CURRENCIES = 3
+"""Number of amounts of a result that a search by state considers."""
 STATES = ("failed", "failed_paid", "failed_perhaps_paid", "reused")
 """Values of :attr:`Filter.state`: failed, failed and charged, failed and possibly charged, reused."""
 
@@ -257,9 +259,12 @@ def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
     # A malformed usage is text that never equals a number.
     tokens = func.coalesce(inside(session, cast(value["usage"]["total_tokens"], Text)), "0")
     billed = func.coalesce(inside(session, value["billed"].as_string()), "unknown")
-    amount = func.coalesce(inside(session, value[("cost", "amounts", 0, "amount")].as_string()), "0")
+    amounts: ColumnElement[str] = literal("")
+    for number in range(MAX_CURRENCIES):
+        amount = value[("cost", "amounts", number, "amount")].as_string()
+        amounts = amounts + func.coalesce(inside(session, amount), "")
     nothing = and_(
-        tokens.in_(("0", "null", "")), func.replace(func.replace(amount, "0", ""), ".", "").in_(("", "null"))
+        tokens.in_(("0", "null", "")), func.replace(func.replace(amounts, "0", ""), ".", "").in_(("", "null"))
     )
     yield (
         or_(not_(nothing), billed == "yes") if state == "failed_paid" else and_(nothing, billed == "unknown")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 from urllib.parse import quote
 
 RECEIPTS = "_jojokey/"
@@ -17,17 +18,17 @@ MAX_KEY_BYTES = 1024  # S3's limit, in UTF-8
 
 _EXTENSION_OF = {"jpeg": "jpg"}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
-_ARN = re.compile(
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
+# These are compiled on first use, because every parse of a Dag file imports this module.
+_ARN_OF_BUCKET = r"arn:aws[a-z-]*:s3:::([^/:]+)"
+_ARN = (
     r"arn:(?P<partition>aws[a-z-]*):(?P<service>s3|s3-object-lambda|s3-outposts):(?P<region>[a-z0-9-]*):"
     r"(?P<account>[0-9]{12}):(?:outpost[:/](?P<outpost>[A-Za-z0-9-]{1,63})[:/])?"
     r"accesspoint[:/](?P<name>[A-Za-z0-9.-]{1,63})(?![^/])"
 )
-_UNPRINTABLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
-_ARN_OF_BUCKET = re.compile(r"arn:aws[a-z-]*:s3:::([^/:]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class AccessPoint:
+class AccessPoint(NamedTuple):
     """An access point, which S3 accepts instead of a bucket.
 
     :param partition: ``aws``, ``aws-cn`` …
@@ -46,7 +47,7 @@ class AccessPoint:
     @classmethod
     def of(cls, bucket: str) -> AccessPoint | None:
         """Return the access point whose ARN is used as ``bucket``; ``None`` if it is not an access point's ARN."""
-        found = _ARN.fullmatch(bucket)
+        found = re.fullmatch(_ARN, bucket) if bucket.startswith("arn:") else None
         if found is None or bool(found["outpost"]) != (found["service"] == "s3-outposts"):
             return None
         return cls(*found.group("partition", "service", "region", "account", "name"))
@@ -137,7 +138,7 @@ def split(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str]:
 def split_uri(uri: str) -> tuple[str, str]:
     """Return bucket and key of an ``s3://`` URI. The bucket may be an access point's ARN, which contains slashes."""
     path = uri.removeprefix("s3://")
-    arn = _ARN.match(path)
+    arn = re.match(_ARN, path) if path.startswith("arn:") else None
     end = arn.end() if arn and AccessPoint.of(arn[0]) else path.find("/")
     if end < 0:
         return path, ""
@@ -148,10 +149,11 @@ def bucket_problems(bucket: str) -> Iterator[str]:
     """Yield why ``bucket`` is not a valid bucket name."""
     if AccessPoint.of(bucket):
         return
-    if arn := _ARN_OF_BUCKET.fullmatch(bucket):
-        yield f"s3_bucket={bucket[:80]!r} is the ARN of a bucket: pass its name, {arn[1]!r}"
-    elif bucket.startswith("arn:"):
-        yield f"s3_bucket={bucket[:120]!r} is not the ARN of an access point"
+    if bucket.startswith("arn:"):
+        if arn := re.fullmatch(_ARN_OF_BUCKET, bucket):
+            yield f"s3_bucket={bucket[:80]!r} is the ARN of a bucket: pass its name, {arn[1]!r}"
+        else:
+            yield f"s3_bucket={bucket[:120]!r} is not the ARN of an access point"
     elif bucket.startswith("s3://"):
         yield f"s3_bucket={bucket[:80]!r} is a URL: pass the bucket's name alone"
     elif "/" in bucket:

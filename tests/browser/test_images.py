@@ -216,6 +216,27 @@ def test_fee_of_a_failed_task_is_shown_with_the_error(page: Page, airflow: Airfl
     expect(alert).to_contain_text(re.compile(r"Charged in this Dag run: USD\s0\.05\."))
 
 
+@pytest.mark.parametrize(
+    ("billed", "title"),
+    [
+        ("no", "Earlier attempts of it were charged."),
+        ("unknown", "Earlier attempts of it were charged; it is unknown whether the last one was."),
+    ],
+)
+def test_title_of_a_failure_tells_earlier_charges_apart(
+    page: Page, airflow: Airflow, runs: Runs, billed: str, title: str
+) -> None:
+    def answer(route: Route) -> None:
+        document = route.fetch().json()
+        document["result"] |= {"paid": "yes", "billed": billed}
+        route.fulfill(json=document)
+
+    page.route("**/jojokey/api/dags/**", answer)
+    page.goto(airflow.tab("single", runs.refused, "image"))
+
+    expect(page.get_by_role("alert").locator("strong")).to_have_text(f"The task failed. {title}")
+
+
 def test_failed_request_removes_previous_results(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.expected_errors = ("500",)  # type: ignore[attr-defined]
     page.goto(airflow.gallery)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 FILES = (
     "tests/operators/test_database_limits.py",
     "tests/operators/test_assets.py",
+    "tests/plugins/test_money.py",
     "tests/plugins/test_results.py",
 )
 """Tests that write to the database and read from it: JSONB differs from SQLite's text."""

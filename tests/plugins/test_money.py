@@ -81,6 +81,8 @@ ODD = {
     "boolean": {"usage": {"input_tokens": True, "output_tokens": 7, "total_tokens": 7}},
     "derived": {"cost": None, "usage": {}, "derived_from": "s3://posters/a.png"},
     "derived_from_text": {"cost": None, "usage": {}, "derived_from": "elsewhere"},
+    "derived_from_number": {"cost": None, "usage": {}, "derived_from": 5},
+    "derived_from_nothing": {"cost": None, "usage": {}, "derived_from": ""},
     "reused": {"cost": Costs().to_json(), "usage": {}, "reused": True},
     "failed": {"state": "failed", "billed": "yes", "usage": {}, "cost": None, "model": None},
     "lines": {"model": "a\nb"},

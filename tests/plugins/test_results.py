@@ -251,6 +251,7 @@ def test_results_are_found_by_state(server: Server, book: Book) -> None:
         "old": {"state": "failed", "usage": None},
         "reused": {"reused": True},
         "fee": {"state": "failed", "billed": "no", "usage": UNPAID, "cost": FEE},
+        "yuan": {"state": "failed", "billed": "no", "usage": UNPAID, "cost": FEE_IN_YUAN},
         "free": {"state": "failed", "billed": "no", "usage": UNPAID, "cost": NOTHING},
     }
     for name, more in facts.items():
@@ -259,12 +260,12 @@ def test_results_are_found_by_state(server: Server, book: Book) -> None:
     def found(**query: Any) -> set[str]:
         return set(prompts(server.results(**query)))
 
-    assert found(state="failed") == {"refused", "lost", "again", "silent", "old", "fee", "free"}
-    assert found(state="failed_paid") == {"lost", "again", "fee"}
+    assert found(state="failed") == {"refused", "lost", "again", "silent", "old", "fee", "yuan", "free"}
+    assert found(state="failed_paid") == {"lost", "again", "fee", "yuan"}
     assert found(state="failed_perhaps_paid") == {"silent", "old"}
     assert found(state="reused") == {"reused"}
     assert found(state="failed", q="silent") == {"silent"}
-    assert server.totals(state="failed_paid")["results"] == 3
+    assert server.totals(state="failed_paid")["results"] == 4
     assert server.get(f"{API}/results?state=anything").status_code == 422
 
 
@@ -281,6 +282,10 @@ def test_search_covers_errors_request_ids_and_task_ids(server: Server, book: Boo
 UNPAID = {"total_tokens": 0}
 FEE = {"amounts": [{"amount": "0.05", "currency": "USD", "approximate": False}], "unknown": 0}
 NOTHING = {"amounts": [{"amount": "0.00", "currency": "USD", "approximate": False}], "unknown": 0}
+FEE_IN_YUAN = {
+    "amounts": [*NOTHING["amounts"], {"amount": "0.05", "currency": "CNY", "approximate": False}],
+    "unknown": 0,
+}
 
 
 @pytest.mark.parametrize(

@@ -201,8 +201,9 @@ function failedTitle(result) {
   }
   if (result.paid === "no") return t("The task failed. Nothing was charged.");
   if (result.paid === "unknown") return t("The task failed. It is unknown whether it was charged.");
-  return result.billed === "yes"
-    ? t("The task failed, and it was charged.")
+  if (result.billed === "yes") return t("The task failed, and it was charged.");
+  return result.billed === "unknown"
+    ? t("The task failed. Earlier attempts of it were charged; it is unknown whether the last one was.")
     : t("The task failed. Earlier attempts of it were charged.");
 }
 

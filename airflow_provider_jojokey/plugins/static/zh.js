@@ -111,6 +111,8 @@ export const zh = {
     "搜索不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
   "The task failed, and it was charged.": "任务失败，但已计费。",
   "The task failed. Earlier attempts of it were charged.": "任务失败。之前的尝试已计费。",
+  "The task failed. Earlier attempts of it were charged; it is unknown whether the last one was.":
+    "任务失败。之前的尝试已计费；最后一次是否计费未知。",
   "The task failed. It is unknown whether it was charged.": "任务失败。是否计费未知。",
   "The task failed. Nothing was charged.": "任务失败，未计费。",
   "The task has not ended. Its images appear here automatically.": "任务尚未结束。图片生成后会自动显示在这里。",
