@@ -52,6 +52,13 @@ _ALPHABETS = (
     "áèéêëíïóöúü",
 )
 """Letters beyond ASCII: French, German, Spanish and Catalan, Portuguese, Italian, the Nordic languages, Dutch."""
+_SYLLABLES = frozenset(
+    "이다는의에을가고하지도한로를은기사리어시서아자대나정만일인스그부수상보게안원해전주라들제여과구요성장조우비유동소세오진연신마공면"
+    "내있것없모경화문선무국관치생방식업미분할였했습니까위물야저때든음술거말중통더되된적계점용당발심실개외작명회차재약크트드르프레노"
+    "바색빛꽃별달밤낮강산하늘눈봄름울양길새집숲래밝두빨간파란초록흰검림진포터배너광각와으며면서설행운축복추석크리마스품표디자인웃"
+    "커피잔책카케익딸북동쪽왕궁탑절벽홍초콜릿맛햇살창문앉따뜻즐거랑족친휴변섬등항골목통현로봇천"
+)
+"""The most common syllables of Korean."""
 MAX_SAMPLE = 10_000
 """Maximum number of characters that decide whether a file is Chinese."""
 
@@ -120,7 +127,7 @@ def decode(content: bytes, encoding: str | None = None) -> str:
     if western is not None and _has_western_words(western):
         return western
     with suppress(ValueError):
-        if _is_chinese(text := _decoded(content, "gb18030")):
+        if _is_chinese(text := _decoded(content, "gb18030")) and not _is_korean(content):
             return text
     raise ValueError(
         "its encoding is neither UTF-8, UTF-16, GB18030 nor Windows-1252: save it as CSV UTF-8, or name its encoding"
@@ -170,11 +177,29 @@ def _has_western_words(text: str) -> bool:
 def _is_chinese(text: str) -> bool:
     """Return whether a third of the characters beyond ASCII are common in simplified Chinese, and none are private.
 
-    Text in Big5, Shift-JIS or a code page of Eastern Europe is often valid GB18030, with rare characters.
+    Text in Big5, Shift-JIS or a code page of Eastern Europe is often valid GB18030, with rare characters. Kana have the
+    same bytes in GB18030 and in EUC-JP, whose kanji would become other characters.
     """
     found = list(islice((character for character in text if "\x7f" < character < "\U00010000"), MAX_SAMPLE))
     private = any("\ue000" <= character <= "\uf8ff" for character in found)
-    return not private and 3 * sum(map(_is_common_in_chinese, found)) >= len(found)
+    kana = sum("\u3041" <= character <= "\u30fa" for character in found)
+    common = sum(map(_is_common_in_chinese, found))
+    return not private and 10 * kana < max(len(found), 10) and 3 * common >= len(found)
+
+
+def _is_korean(content: bytes) -> bool:
+    """Return whether the content is Korean in code page 949: its letters are syllables, and most of them are common.
+
+    The same bytes are common characters in GB18030. But other common characters are no syllables in code page 949, and
+    Chinese text contains both.
+    """
+    try:
+        text = content.decode("cp949")
+    except UnicodeError:
+        return False
+    letters = [letter for letter in text if letter.isalpha() and not letter.isascii()][:MAX_SAMPLE]
+    syllables = all("\uac00" <= letter <= "\ud7a3" for letter in letters)
+    return syllables and 5 * sum(letter in _SYLLABLES for letter in letters) >= max(3 * len(letters), 1)
 
 
 def _is_common_in_chinese(character: str) -> bool:

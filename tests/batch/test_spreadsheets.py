@@ -192,6 +192,11 @@ def test_file_in_unknown_encoding_is_rejected(content: bytes) -> None:
         ("cp1257", "Raudonas lapė ąžuolas"),
         ("big5", "一隻紅色的狐狸在雪中"),
         ("cp932", "赤いキツネが雪の中に"),
+        ("cp949", "눈 속의 붉은 여우"),
+        ("cp949", "한강의 밤, 불꽃놀이 포스터"),
+        ("cp949", "커피 한 잔과 책"),
+        ("euc_jp", "赤い狐が雪の中に"),
+        ("euc_jp", "桜の木"),
         ("mac_roman", "Déjà vu"),
     ],
 )
@@ -208,7 +213,9 @@ def test_words_and_symbols_survive_windows_1252(prompt: str) -> None:
     assert read_requests(f"prompt;s3_key\n{prompt};a.png\n".encode("cp1252"))[0]["prompt"] == prompt
 
 
-@pytest.mark.parametrize("prompt", ["國際會議海報，紅色的狐狸在雪中", "春节快乐 😀", "“A fox”"])
+@pytest.mark.parametrize(
+    "prompt", ["國際會議海報，紅色的狐狸在雪中", "春节快乐 😀", "“A fox”", "优の良品的海报，干净的白色背景"]
+)
 def test_traditional_characters_and_symbols_survive_gb18030(prompt: str) -> None:
     assert read_requests(f"prompt;s3_key\n{prompt};a.png\n".encode("gb18030"))[0]["prompt"] == prompt
 
