@@ -30,7 +30,9 @@ def pictures(ti: RuntimeTaskInstanceProtocol, task_id: str, map_index: int = -1)
     :param map_index: the map index of that task
     """
     result = Result.from_xcom(ti.xcom_pull(task_ids=task_id, key=XCOM_KEY, map_indexes=map_index))
-    if result is None or not result.images:
+    if result is None:
+        return f"*The task {escape(task_id)} reported no images.*"
+    if not result.images:
         return f"*The task {escape(task_id)} has no images.*"
     prefix = base_path()
     place = (ti.dag_id, ti.run_id, task_id, map_index)

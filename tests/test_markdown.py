@@ -59,7 +59,7 @@ def test_paths_follow_the_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("xcom", [None, {}, {"version": 1, "images": "x"}, {"images": [IMAGE]}])
 def test_body_reports_missing_images(xcom: Any) -> None:
-    assert "has no images" in pictures(TaskInstance(xcom), "candidates")
+    assert "reported no images" in pictures(TaskInstance(xcom), "candidates")
 
 
 def test_feedback_is_shown_literally() -> None:

@@ -151,7 +151,10 @@ def _say_total(total: Sum, receipts: int, unreadable: int) -> None:
         f"{total.total_tokens:,} tokens, cost {total.costs.total}."
     )
     if total.unknown:
-        say(f"jojokey: The cost of {total.unknown:,} requests is unknown and not included.")
+        requests = "1 request was" if total.unknown == 1 else f"{total.unknown:,} requests were"
+        say(
+            f"jojokey: It is unknown whether {requests} billed, or for how many tokens. The sum leaves them out."
+        )
     if unreadable:
         say(f"jojokey: {unreadable:,} receipts can't be read, so the sum is too small.")
 
@@ -161,7 +164,8 @@ def _receipts(
 ) -> Iterator[tuple[str, Receipt | str]]:
     """Yield each key with its receipt, or with the reason why the receipt can't be read.
 
-    Receipts that were last written before ``since`` are skipped, because they list no later requests.
+    Receipts that were last written before ``since`` are skipped, because they list no later requests. S3 reports the
+    time in whole seconds.
 
     :raises JojoKeyStoreError: if the bucket can't be listed
     """
@@ -180,6 +184,7 @@ def _receipts(
         except (ReceiptUnreadable, JojoKeyStoreError) as error:
             return key, str(getattr(error, "message", error)).rstrip(".")
 
+    written_since = None if since is None else since.replace(microsecond=0)
     columns = (SpinnerColumn(), TextColumn("Reading receipts"), MofNCompleteColumn(), TimeElapsedColumn())
     with progress(*columns) as bar, ThreadPoolExecutor(READERS) as readers:
         task = bar.add_task("", total=0)
@@ -195,7 +200,8 @@ def _receipts(
             keys = [
                 entry["Key"]
                 for entry in page.get("Contents", ())
-                if entry["Key"].endswith(".json") and (since is None or entry["LastModified"] >= since)
+                if entry["Key"].endswith(".json")
+                and (written_since is None or entry["LastModified"] >= written_since)
             ]
             listed += len(keys)
             bar.update(task, total=listed)

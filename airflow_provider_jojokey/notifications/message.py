@@ -48,7 +48,7 @@ class Message:
         mapped = f"[{map_index}]" if map_index >= 0 else ""
         name = f"{ti.dag_id}.{ti.task_id}{mapped}"
         if result is None:
-            title = f"{name} has no images"
+            title = f"{name} reported no images"
         elif result.state == "failed":
             title = f"{name} failed: {result.error}"
         else:

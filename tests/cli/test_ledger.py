@@ -135,7 +135,19 @@ def test_ledger_counts_unknown_but_not_unbilled(jojokey: Run, bucket: Bucket) ->
 
     (row,) = output.rows
     assert (row["requests"], row["unknown"], row["total_tokens"]) == (2, 3, 210)
-    assert "The cost of 3 requests is unknown" in output.err
+    assert "It is unknown whether 3 requests were billed, or for how many tokens." in output.err
+
+
+def test_known_fee_without_tokens_has_a_cost_in_the_ledger(jojokey: Run, bucket: Bucket) -> None:
+    fee = Cost(5 * NANOS // 100, "USD", approximate=False)
+    write(bucket, "one.png", replace(COMPLETE, outcome=Outcome.BILLED, usage=None, images=(), cost=fee))
+
+    output = jojokey("ledger", "--bucket", "posters", "-o", "json")
+
+    (row,) = output.rows
+    assert (row["requests"], row["amount"], row["cost_unknown"]) == (1, "0.05", 0)
+    assert "cost USD 0.05." in output.err
+    assert "It is unknown whether 1 request was billed, or for how many tokens." in output.err
 
 
 @pytest.mark.parametrize(

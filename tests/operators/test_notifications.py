@@ -180,9 +180,9 @@ def test_large_result_stays_within_slack_limits() -> None:
 
 
 def test_task_without_result_still_has_a_message() -> None:
-    message = Message("d.t has no images", None, "", ("d", "r", "t", -1))
+    message = Message("d.t reported no images", None, "", ("d", "r", "t", -1))
     assert message.text().splitlines() == [
-        "d.t has no images",
+        "d.t reported no images",
         "/dags/d/runs/r/tasks/t/plugin/jojokey-images",
     ]
     assert "<img" not in message.html()
