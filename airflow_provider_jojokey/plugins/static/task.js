@@ -209,14 +209,14 @@ function failedTitle(result) {
 
 function Failed({ result, underWay }) {
   const tokens = result.usage?.total_tokens ?? 0;
-  // A fee has a cost, but no tokens. The message of a batch names its charge.
+  // A fee has a cost, but no tokens.
   const charged = [
     tokens > 0 && count(tokens, "{n} token", "{n} tokens"),
     (tokens > 0 || result.cost.amounts.length > 0) && cost(result.cost),
   ].filter(Boolean);
   const kept = result.batch ? 0 : result.images.length;
   const next = [
-    !result.batch && charged.length > 0 && t("Charged in this Dag run: {tokens}.", { tokens: charged.join(" · ") }),
+    charged.length > 0 && t("Charged in this Dag run: {tokens}.", { tokens: charged.join(" · ") }),
     kept > 0 && count(kept, "One image had arrived and is kept.", "{n} images had arrived and are kept."),
     underWay && t("The task will try again."),
   ].filter(Boolean);
