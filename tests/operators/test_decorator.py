@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from tests.support.patience import PATIENCE
+from tests.support.rendered import shown
 
 DAG_FILE = """
 import os
@@ -75,19 +76,6 @@ def test_decorated_function_generates_images(airflow: Any, gateway: Any, store: 
     assert run.tries["nothing", -1] == 1  # a retry would not help
     assert shown("decorated", run.run_id, "options")["prompt"] == "an owl"
     assert shown("decorated", run.run_id, "deferred")["prompt"] == "the bear of call 1"
-
-
-def shown(dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
-    """Return the rendered fields that Airflow's UI shows."""
-    from airflow.models.renderedtifields import RenderedTaskInstanceFields
-    from airflow.utils.session import create_session
-    from sqlalchemy import select
-
-    with create_session() as session:
-        where = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id}
-        row = session.scalar(select(RenderedTaskInstanceFields).filter_by(**where))
-        assert row is not None
-        return row.rendered_fields
 
 
 def test_decorator_imports_nothing_heavy() -> None:

@@ -8,7 +8,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
-from tests.operators.test_decorator import shown
+from tests.support.rendered import shown
 
 try:
     from airflow.serialization.serialized_objects import DagSerialization
