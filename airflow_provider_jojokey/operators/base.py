@@ -44,6 +44,9 @@ OPTIONS_AT_PARSING = (
 )
 """Arguments that are checked when the Dag is parsed."""
 RETRY_POLICY = JojoKeyRetryPolicy()
+"""The policy of all operators whose Dag has none."""
+_NO_ARGUMENTS = frozenset({"self", "kwargs", "__class__"})
+"""Local variables of an operator's constructor that are not its own arguments."""
 
 
 @contextmanager
@@ -229,13 +232,13 @@ class ImageOperator(TemplatedOperator):
             links = (link for link in self.operator_extra_links if not isinstance(link, S3ConsoleLink))
             vars(self)["operator_extra_links"] = tuple(links)
 
-    def _set_arguments(self, **arguments: Any) -> None:
+    def _set_arguments(self, given: Mapping[str, Any]) -> None:
         """Set the attributes, and let the gateway's errors decide about retries unless the Dag has its own policy.
 
-        :param arguments: all arguments of the operator that are not Airflow's
+        :param given: the local variables of a constructor that has only set its arguments
         """
         # BaseOperator.__setattr__() does nothing else here, and would take a tenth of the constructor's time.
-        vars(self).update(arguments)
+        vars(self).update((name, value) for name, value in given.items() if name not in _NO_ARGUMENTS)
         if getattr(self, "retry_policy", self) is None:  # Airflow before 3.3 has none
             self.retry_policy = RETRY_POLICY
 

@@ -136,35 +136,8 @@ class GenerateImageOperator(ImageOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._set_arguments(
-            prompt=prompt,
-            s3_key=s3_key,
-            s3_bucket=s3_bucket,
-            model=model,
-            size=size,
-            quality=quality,
-            n=n,
-            background=background,
-            output_format=output_format,
-            output_compression=output_compression,
-            moderation=moderation,
-            extra_body=extra_body,
-            stream=stream,
-            partial_images=partial_images,
-            reuse=reuse,
-            on_unknown_outcome=on_unknown_outcome,
-            max_tokens=max_tokens,
-            max_images=max_images,
-            max_cost=max_cost,
-            max_tokens_per_run=max_tokens_per_run,
-            max_images_per_run=max_images_per_run,
-            max_cost_per_run=max_cost_per_run,
-            jojokey_conn_id=jojokey_conn_id,
-            aws_conn_id=aws_conn_id,
-            s3_extra_args=s3_extra_args,
-            replace=replace,
-            deferrable=_default_deferrable() if deferrable is None else deferrable,
-        )
+        deferrable = _default_deferrable() if deferrable is None else deferrable
+        self._set_arguments(locals())
         self._check_literals(*self._destination_problems())
 
     def execute(self, context: Context) -> dict[str, Any]:

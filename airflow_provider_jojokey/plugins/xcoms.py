@@ -48,8 +48,6 @@ ROWS_AT_ONCE = 1_000
 MAX_READ_ELSEWHERE = 1_000
 """Maximum results that are read from a custom XCom backend for the sums of one filter."""
 
-MAX_CURRENCIES = 3
-"""Number of amounts of a result that a search by state considers."""
 STATES = ("failed", "failed_paid", "failed_perhaps_paid", "reused")
 """Values of :attr:`Filter.state`: failed, failed and charged, failed and possibly charged, reused."""
 
@@ -259,13 +257,9 @@ def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
     # A malformed usage is text that never equals a number.
     tokens = func.coalesce(inside(session, cast(value["usage"]["total_tokens"], Text)), "0")
     billed = func.coalesce(inside(session, value["billed"].as_string()), "unknown")
-    amounts: ColumnElement[str] = literal("")
-    for number in range(MAX_CURRENCIES):
-        amount = value[("cost", "amounts", number, "amount")].as_string()
-        amounts = amounts + func.coalesce(inside(session, amount), "")
-    nothing = and_(
-        tokens.in_(("0", "null", "")), func.replace(func.replace(amounts, "0", ""), ".", "").in_(("", "null"))
-    )
+    # In the JSON of amounts, digits occur only in the amounts.
+    amounts = func.coalesce(inside(session, cast(value[("cost", "amounts")], Text)), "")
+    nothing = and_(tokens.in_(("0", "null", "")), *(not_(amounts.contains(digit)) for digit in "123456789"))
     yield (
         or_(not_(nothing), billed == "yes") if state == "failed_paid" else and_(nothing, billed == "unknown")
     )

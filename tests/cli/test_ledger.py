@@ -138,6 +138,19 @@ def test_ledger_counts_unknown_but_not_unbilled(jojokey: Run, bucket: Bucket) ->
     assert "It is unknown whether 3 requests were billed, or for how many tokens." in output.err
 
 
+def test_ledger_counts_requests_of_the_second_of_the_receipt(jojokey: Run, bucket: Bucket) -> None:
+    late = (datetime.now(UTC) + timedelta(seconds=1)).replace(microsecond=999_999)
+    key = "_jojokey/a.png.json"
+    while bucket.client().list_objects_v2(Bucket="posters").get("KeyCount", 0) == 0 or (
+        bucket.client().head_object(Bucket="posters", Key=key)["LastModified"] < late.replace(microsecond=0)
+    ):
+        write(bucket, "a.png", replace(COMPLETE, started_at=late))
+
+    output = jojokey("ledger", "--bucket", "posters", "--since", late.isoformat(), "-o", "json")
+
+    assert sums(output) == {"spring": 210}
+
+
 def test_known_fee_without_tokens_has_a_cost_in_the_ledger(jojokey: Run, bucket: Bucket) -> None:
     fee = Cost(5 * NANOS // 100, "USD", approximate=False)
     write(bucket, "one.png", replace(COMPLETE, outcome=Outcome.BILLED, usage=None, images=(), cost=fee))

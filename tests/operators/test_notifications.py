@@ -180,7 +180,15 @@ def test_large_result_stays_within_slack_limits() -> None:
 
 
 def test_task_without_result_still_has_a_message() -> None:
-    message = Message("d.t reported no images", None, "", ("d", "r", "t", -1))
+    class TaskInstance:
+        """A task that has pushed no XCom, which doesn't mean that there are no images."""
+
+        dag_id, run_id, task_id, map_index = "d", "r", "t", -1
+
+        def xcom_pull(self, **_: Any) -> None:
+            return None
+
+    message = Message.of({"ti": TaskInstance()})
     assert message.text().splitlines() == [
         "d.t reported no images",
         "/dags/d/runs/r/tasks/t/plugin/jojokey-images",
