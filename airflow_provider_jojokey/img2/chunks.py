@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,11 @@ import urllib3
 READ_BYTES = 512 * 1024
 """Measured: chunks of 16 KiB take three times the CPU; chunks of 1 MiB bring no gain."""
 TLS_RECORD_BYTES = 16 * 1024
+_MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_PLAIN = re.compile(
+    rb"""\s* (?: \{\s*["}] | \[\s*[]["{] | data: | event: | <[!?a-zA-Z] ) | \x89PNG | \xff\xd8\xff | RIFF""", re.VERBOSE
+)
+"""The beginning of JSON, events, a page or an image."""
 
 
 def set_read_timeout(response: requests.Response, seconds: float) -> None:
@@ -36,17 +42,18 @@ def iter_chunks(
         simultaneous responses need the memory of a few
     """
     failure: BaseException | None = None
+    compressed = _is_compressed(response)
     while failure is None:
         # Read only one TLS record while waiting without a slot.
         limit = READ_BYTES if decode_slots is None else TLS_RECORD_BYTES
-        data = response.raw.read1(limit, decode_content=True)
+        data = response.raw.read1(limit, decode_content=compressed)
         if not data:
             return
         with decode_slots or nullcontext():
             gathered = [data]
             while len(data) == TLS_RECORD_BYTES and len(gathered) < READ_BYTES // TLS_RECORD_BYTES:
                 try:
-                    data = response.raw.read1(READ_BYTES, decode_content=True)
+                    data = response.raw.read1(READ_BYTES, decode_content=compressed)
                 except (urllib3.exceptions.HTTPError, OSError) as error:
                     failure = error
                     break
@@ -57,6 +64,25 @@ def iter_chunks(
             yield chunk
             del chunk
     raise failure
+
+
+def _is_compressed(response: requests.Response) -> bool:
+    """Return whether the body is compressed. Some proxies decompress it and keep the header ``Content-Encoding``."""
+    encoding = response.headers.get("Content-Encoding", "").rpartition(",")[2].strip().lower()
+    if encoding in ("", "identity"):
+        return False
+    peek = getattr(getattr(response.raw, "_fp", None), "peek", None)
+    if peek is None:
+        return True
+    try:
+        beginning = peek(16)
+    except TimeoutError as error:
+        raise urllib3.exceptions.ReadTimeoutError(None, None, str(error)) from error  # type: ignore[arg-type]
+    except OSError:
+        return True  # the next read reports the error
+    if (magic := _MAGIC.get(encoding)) is not None:
+        return beginning.startswith(magic[: len(beginning)])
+    return not _PLAIN.match(beginning)
 
 
 def read_beginning(response: requests.Response, limit: int, within: float = 60.0) -> bytes:

@@ -77,6 +77,15 @@ REJECTIONS = {
     *(400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413, 414, 415, 417, 421, 422, 426, 428, 429, 431, 451)
 }
 """Even without the gateway's header, these statuses mean that the request was not processed."""
+EDGE_REJECTIONS = {
+    *(1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 1015, 1016, 1018),
+    *(1020, 1023, 1027, 1033, 1034, 1035, 1036, 1037, 1041, 1106),
+}
+"""Cloudflare's numbers for requests that it does not forward: its DNS, firewall, rate limits and rewrite rules.
+
+Other numbers prove nothing. For example, a Worker that fails (1101, 1102) may have forwarded the request.
+Source: Cloudflare's list of 1xxx errors.
+"""
 FAILURES = {408, 424, 425, 499}
 """4xx statuses that report a failure of the server or its upstream, like 5xx."""
 
@@ -120,8 +129,9 @@ _RELAY_PREFIXES = (
     "x-bifrost-",
     "x-bf-",
 )
-_RELAY_WORDS = re.compile(r"(?:^|[-_])(?:retr(?:y|ies)|retried|attempts?|attempted|fallbacks?)(?:[-_]|$)")
-_NO_RELAY = {"retry-after", "retry-after-ms", "x-retry-after", "x-should-retry", "x-amz-retry-after"}
+_RELAY_WORDS = re.compile(
+    r"(?:^|[-_])(?:(?<!should[-_])retr(?:y(?![-_]after)|ies)|retried|attempts?|attempted|fallbacks?)(?:[-_]|$)"
+)
 _RELAY_MESSAGE = re.compile(r"\blitellm\.|\bLiteLLM\b")
 """The only message that is parsed. It can only make an outcome less certain, never allow a payment."""
 
@@ -132,7 +142,7 @@ def is_relay(headers: Mapping[str, str]) -> bool:
     :param headers: the response's headers, with lower-case names
     """
     return any(
-        name.startswith(_RELAY_PREFIXES) or (name not in _NO_RELAY and _RELAY_WORDS.search(name))
+        name.startswith(_RELAY_PREFIXES) or _RELAY_WORDS.search(name)
         for name in headers
     )
 
@@ -221,7 +231,7 @@ def _kind_of_status(number: int, rule: Rule) -> Kind:
         return Kind.BASE_URL
     if (known := rule.statuses.get(number)) is not None:
         return known
-    rejected = number >= 1000 or number in REJECTIONS or (rule.proves == "all" and number < 500)
+    rejected = number in REJECTIONS | EDGE_REJECTIONS or (rule.proves == "all" and number < 500)
     return rule.rejected if rejected and number not in FAILURES else rule.failed
 
 
@@ -253,9 +263,11 @@ def _classify_success(
             ), "unknown"
         summary = f"{meaning.summary or ADVICE[meaning.kind].summary}, in a response with a status of success"
         return Meaning(meaning.kind, summary, meaning.advice), "yes" if billed == "yes" else "unknown"
-    if _is_html(headers, body):
+    if document is None and _is_html(headers, body):  # some servers label JSON as HTML
+        # A label alone proves nothing: a program that ends early sends an empty body with its default type.
+        is_page = _is_html({}, body) and not is_relay(headers)
         return Meaning(Kind.BASE_URL, "The address returned a web page instead of an API response"), (
-            "unknown" if is_relay(headers) else "no"
+            "no" if is_page else "unknown"
         )
     return Meaning(Kind.REPLY, "JojoKey reported success without an image"), "yes"
 
@@ -294,9 +306,9 @@ def _edge_code(
     if from_edge and (_is_html(headers, body) or not body.strip()):
         if "cf-mitigated" in headers:
             return "1020"
-        page = _EDGE_PAGE.search(body)
-        code = page[1].decode() if page else str(status)
-        return code if len(code) == 4 or code == str(status) else str(status)
+        # A page of the server behind Cloudflare may have an error number of its own, such as one of its database.
+        numbers = (int(found[1]) for found in _EDGE_PAGE.finditer(body))
+        return str(next((number for number in numbers if number in EDGE_REJECTIONS), status))
     return None
 
 

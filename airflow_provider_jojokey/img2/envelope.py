@@ -33,6 +33,8 @@ _BASE64_KEYS = frozenset(BASE64_KEYS)
 _LINK_PLACES = frozenset(LINK_KEYS) | _CONTAINERS
 
 _PREVIEW_WORDS = ("partial", "chunk", "preview")
+_FINISHED = ("succeeded", "completed", "done", "finished")
+"""The endings of events with an image that is part of a set: ``image_generation.partial_succeeded``."""
 
 ValueOf = Callable[[Any], Base64Value | None]
 
@@ -78,7 +80,10 @@ def is_preview(document: Any, event: str = "") -> bool:
     if document.get("partial_image_index") is not None or document.get("partial_image_b64") is not None:
         return True
     names = [event, document.get("type"), document.get("object"), document.get("event")]
-    return any(word in name.lower() for name in names if isinstance(name, str) for word in _PREVIEW_WORDS)
+    names = [name.lower() for name in names if isinstance(name, str)]
+    return any(word in name for name in names for word in _PREVIEW_WORDS) and not any(
+        name.endswith(_FINISHED) for name in names
+    )
 
 
 def find_slots(document: Any, value_of: ValueOf) -> list[Slot]:
@@ -90,6 +95,12 @@ def find_slots(document: Any, value_of: ValueOf) -> list[Slot]:
     slots = [_slot(element, value_of) for element in _elements(document, value_of)]
     _remove_placeholders(document, value_of)
     return slots
+
+
+def is_listed(slot: Slot, document: Any) -> bool:
+    """Return whether a slot is an element of a list in ``document``, as images are and links to documentation aren't."""
+    lists = [value for value in document.values() if isinstance(value, list)] if isinstance(document, dict) else []
+    return any(item is slot.element or (slot.url and item == slot.url) for items in lists for item in items)
 
 
 def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:

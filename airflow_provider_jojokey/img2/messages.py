@@ -67,6 +67,8 @@ def find_failure(document: Any, event: str = "", depth: int = 0) -> Failure | No
     error = document.get("error") or document.get("errors")
     if isinstance(error, list) and error and isinstance(error[0], dict):
         error = {**error[0], "message": message_of(error)}
+    if isinstance(error, dict) and _is_blank(error):
+        error = None
     if isinstance(error, dict):
         return _failure_of(error, message_of(error) or message_of(document), structured=True)
     if error and not isinstance(error, bool):
@@ -140,6 +142,11 @@ def _is_failed(document: Mapping[str, Any], event: str) -> bool:
         if isinstance(status := document.get(name), str) and status.lower() in _FAILED_STATUS:
             return True
     return False
+
+
+def _is_blank(error: Mapping[str, Any]) -> bool:
+    """Return whether an error object says nothing: programs in Go write one if there is no error."""
+    return all(not value or (isinstance(value, str) and value.lower() in _NO_CODE) for value in error.values())
 
 
 def _failure_of(error: Mapping[str, Any], message: str, structured: bool) -> Failure:

@@ -26,7 +26,7 @@ from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, describe_cause, is_disk_error
 from airflow_provider_jojokey.img2.images import Image, ImageFile, ImageHeader, NotAnImage
-from airflow_provider_jojokey.img2.messages import find_task_id
+from airflow_provider_jojokey.img2.messages import find_task_id, message_of
 from airflow_provider_jojokey.img2.redact import clean, public_link
 from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError, ReplyImage
 from airflow_provider_jojokey.img2.request import ImageRequest
@@ -122,7 +122,7 @@ class Receiver:
         complete = decoder.has_all or decoder.document_complete or not (failure or reply.problem)
         disk = failure is not None and is_disk_error(failure)
         if images and complete and not disk and not self._links:
-            return Received(images, reply, tuple(self._warnings(images)))
+            return Received(images, reply, tuple(self._warnings(images, reply)))
         error = self._error(reply, failure, bool(images))
         error.salvaged += images
         error.links += self._links
@@ -205,10 +205,11 @@ class Receiver:
             self._links.append(url)
         return file, ""
 
-    def _warnings(self, images: list[Image]) -> list[str]:
+    def _warnings(self, images: list[Image], reply: Reply) -> list[str]:
         warnings = []
         if len(images) < self.request.n:
-            reason = f": {'; '.join(self._problems)}" if self._problems else "; the gateway gave no reason"
+            reasons = "; ".join(self._problems) or self._clean(message_of(reply.error))
+            reason = f": {reasons}" if reasons else "; the gateway gave no reason"
             warnings.append(f"{len(images)} of {self.request.n} requested images arrived{reason}.")
         elif self._problems:
             warnings.append(f"Part of the response cannot be used: {'; '.join(self._problems)}.")
@@ -232,10 +233,10 @@ class Receiver:
             return self._unusable(reason)
         if isinstance(failure, NoProgress):
             return self._unusable(str(failure), Kind.UNKNOWN_OUTCOME)
-        if not has_images:
+        if not has_images and not self._links:
             if reply.error is not None:
                 return self._from_document(reply.error)
-            if not self._links and (task_id := find_task_id(reply.document)):
+            if (task_id := find_task_id(reply.document)):
                 self.on_fact("task_id", clean(task_id, self.secret))
                 return self._from_document(reply.document)
         if self._problems:

@@ -93,6 +93,7 @@ class ReplyDecoder:
         self._complete: list[Any] = []
         self._preview: Any | None = None
         self._usage: Usage | None = None
+        self._image_usage: Usage | None = None
         self._separate_usage: Usage | None = None
         self._error: Any = None
         self._slot_error: Any = None
@@ -220,7 +221,12 @@ class ReplyDecoder:
                 self._keep_preview(slot)
         elif failure is not None:
             # A link in an error leads to documentation, and an empty element is not an image.
-            slots = [slot for slot in slots if slot.value is not None and slot.value.sink is not None]
+            slots = [
+                slot
+                for slot in slots
+                if (slot.value is not None and slot.value.sink is not None)
+                or (slot.url and envelope.is_listed(slot, document))
+            ]
         if failure is not None and self._error is None:
             self._error = document
         if self.has_all and self._lines.streamed:
@@ -230,7 +236,10 @@ class ReplyDecoder:
                 self._keep_slot(slot)
         usage = find_usage(document)
         if slots and not preview:
-            self._usage = add(self._usage, usage)
+            # new-api repeats the usage of the whole request in the event of each image.
+            repeated = usage is not None and usage == self._image_usage and usage.get("input_tokens")
+            self._usage = self._usage if repeated else add(self._usage, usage)
+            self._image_usage = usage or self._image_usage
         elif not preview:
             self._separate_usage = usage or self._separate_usage
         self._merge(document, bool(slots) and not preview, plain)

@@ -72,20 +72,20 @@ def normalize(usage: Any) -> Usage | None:
     result: Usage = {name: value for name, value in known.items() if value is not None}
     if len(result) < 2 and "total_tokens" not in result:
         return None  # the response was interrupted within the usage: a sum would be too low
-    if "total_tokens" not in result:
+    if not result.get("total_tokens"):
         result["total_tokens"] = sum(result.values())
     if not any(result.values()):
         return None
     for name, names in _DETAILS.items():
-        details: Mapping[str, Any] = next(
-            (usage[alias] for alias in names if isinstance(usage.get(alias), dict)), {}
-        )
-        if not details:
-            continue
-        parts = {part: _whole_number(details.get(part)) for part in _DETAIL_NAMES}
-        if parts := {part: value for part, value in parts.items() if value is not None}:
+        reported = [_parts(usage[alias]) for alias in names if isinstance(usage.get(alias), dict)]
+        if parts := next((parts for parts in reported if any(parts.values())), reported[0] if reported else {}):
             result[name] = parts
     return result
+
+
+def _parts(details: Mapping[str, Any]) -> dict[str, int]:
+    parts = {part: _whole_number(details.get(part)) for part in _DETAIL_NAMES}
+    return {part: value for part, value in parts.items() if value is not None}
 
 
 def add(first: Usage | None, second: Usage | None) -> Usage | None:
@@ -102,10 +102,9 @@ def add(first: Usage | None, second: Usage | None) -> Usage | None:
 
 
 def _first_number(usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    for name in names:
-        if name in usage and (found := _whole_number(usage[name])) is not None:
-            return found
-    return None
+    """Return the first number that is not zero: some gateways write all names, and zero under those they don't use."""
+    found = [number for name in names if (number := _whole_number(usage.get(name))) is not None]
+    return next(filter(None, found), found[0] if found else None)
 
 
 def _whole_number(value: Any) -> int | None:

@@ -9,15 +9,15 @@ the values.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models.xcom import XComModel
 from sqlalchemy import BigInteger, Float, Numeric, Text, and_, case, cast, func, literal, select
 
-from airflow_provider_jojokey.cost import NANOS, Costs
+from airflow_provider_jojokey.cost import NANOS, Cost, Costs
 from airflow_provider_jojokey.plugins.days import day_in_sql, day_of
 from airflow_provider_jojokey.plugins.paging import KEYS, inside
 from airflow_provider_jojokey.plugins.xcoms import (
@@ -53,8 +53,7 @@ MAX_NUMBER = 10**15
 """SQL adds up only numbers below it, of which no sum overflows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sum:
+class Sum(NamedTuple):
     """The sum of results that have the same day, Dag and model.
 
     :param day: day in the filter's time zone
@@ -74,7 +73,7 @@ class Sum:
     failed: int = 0
     paid: str = "no"
     tokens: tuple[int, int, int] = (0, 0, 0)
-    cost: Costs = field(default_factory=Costs)
+    cost: Costs = Costs()
     unread: int = 0
 
 
@@ -94,8 +93,8 @@ def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
             groups, odd = [], None
     for group, facts in groups:
         elsewhere |= facts.elsewhere
-        if facts.exact and facts.result is not None:
-            yield _sum_of_group(group, facts.result, facts.has_amount)
+        if facts.exact and facts.each is not None:
+            yield _sum_of_group(group, facts.each, facts.has_amount)
     if odd is None or odd:
         for total in _sums_of_rows(session, wanted, odd):
             elsewhere |= total is None
@@ -109,13 +108,13 @@ def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
 class _Facts:
     """What the results of a group have in common.
 
-    :param result: a result with these facts; ``None`` if the group contains no results
+    :param each: the sum of one result with these facts; ``None`` if the group contains no results
     :param exact: whether SQL can add up the numbers of the group exactly
     :param has_amount: whether each result has one amount of money
     :param elsewhere: whether the values may be references to results outside of the database
     """
 
-    result: Result | None = None
+    each: Sum | None = None
     exact: bool = True
     has_amount: bool = False
     elsewhere: bool = False
@@ -146,25 +145,31 @@ def _facts_of(text: str | None) -> _Facts:
         }
     )
     exact = exact_numbers and derived in ("", _DERIVED) and (exact_amount if has_amount else not amounts)
-    return _Facts(result, exact, has_amount and result is not None and result.cost is not None)
+    if result is None:
+        return _Facts(exact=exact)
+    return _Facts(_sum_of(result, "", ""), exact, has_amount and result.cost is not None)
 
 
-def _sum_of_group(group: Any, result: Result, has_amount: bool) -> Sum:
-    cost = costs_of(result)
-    amounts = cost.amounts
+def _sum_of_group(group: Any, each: Sum, has_amount: bool) -> Sum:
+    amounts = each.cost.amounts
     if has_amount:
-        amounts = (replace(amounts[0], nanos=int(group.nanos)),)
+        amounts = (Cost(int(group.nanos), amounts[0].currency, amounts[0].approximate),)
     return Sum(
-        day=(date.fromisoformat(str(group.day)) + timedelta(days=group.shift)).isoformat(),
+        day=_shifted(str(group.day), group.shift),
         dag_id=group.dag_id,
-        model=result.model,
+        model=each.model,
         results=group.results,
         images=int(group.images),
-        failed=group.results if result.state == "failed" else 0,
-        paid=result.paid,
+        failed=each.failed * group.results,
+        paid=each.paid,
         tokens=(int(group.input_tokens), int(group.output_tokens), int(group.total_tokens)),
-        cost=Costs(amounts, cost.unknown * group.results),
+        cost=Costs(amounts, each.cost.unknown * group.results),
     )
+
+
+@lru_cache(maxsize=10_000)
+def _shifted(day: str, days: int) -> str:
+    return (date.fromisoformat(day) + timedelta(days=days)).isoformat()
 
 
 def _groups(session: Session, wanted: Filter) -> Select[Any]:

@@ -150,12 +150,9 @@ def _grouped(
 
 
 def _total(entries: list[Sum]) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(COUNTS, 0)
     cost = CostSum()
     for entry in entries:
-        for name, value in zip(
-            COUNTS, (entry.results, entry.images, entry.failed, *entry.tokens), strict=True
-        ):
-            row[name] += value
         cost.add_all(entry.cost)
-    return row | {"cost": cost.total}
+    counts = [(entry.results, entry.images, entry.failed, *entry.tokens) for entry in entries]
+    added = map(sum, zip(*counts, strict=True)) if counts else (0 for _ in COUNTS)
+    return dict(zip(COUNTS, added, strict=True)) | {"cost": cost.total}

@@ -182,7 +182,12 @@ TABLE = [
     Row("200 fee", 200, GATEWAY, gateway_body("no", "violation_fee.x"), Kind.CONTENT, "yes", "violation_fee.x"),
     Row("200 text error", 200, GATEWAY, b'{"error":"busy"}', Kind.UNKNOWN_OUTCOME, "unknown", words=["busy"]),
     Row("200 page", 200, {"Content-Type": "text/html"}, html_page("JojoKey"), Kind.BASE_URL, words=["web page", "JojoKey"]),
-    Row("200 page, gateway", 200, {**GATEWAY, "Content-Type": "Text/HTML"}, b"", Kind.BASE_URL),
+    Row("200 page, gateway", 200, {**GATEWAY, "Content-Type": "Text/HTML"}, html_page("JojoKey"), Kind.BASE_URL),
+    Row("200 empty, labelled HTML", 200, {**GATEWAY, "Content-Type": "text/html"}, b"", Kind.BASE_URL, "unknown"),
+    Row("200 usage, labelled HTML", 200, {**GATEWAY, "Content-Type": "text/html"},
+        b'{"data":[],"usage":{"total_tokens":206}}', Kind.REPLY, "yes"),
+    Row("200 blank error", 200, GATEWAY, b'{"error":{"message":"","type":"","param":"","code":null},"data":[]}',
+        Kind.REPLY, "yes"),
     Row("200 page, unnamed", 200, {}, b"\n <!doctype html>", Kind.BASE_URL),
     Row("200 empty", 200, GATEWAY, b"", Kind.REPLY, "yes", words=["refund"]),
     Row("200 no data", 200, GATEWAY, b'{"created":1}', Kind.REPLY, "yes"),
@@ -203,6 +208,18 @@ TABLE = [
     *cloudflare(1010, Kind.EDGE_BLOCKED),
     *cloudflare(1020, Kind.EDGE_BLOCKED),
     *cloudflare(1015, Kind.RATE_LIMIT, "no", 30.0),
+    *(
+        # A Worker that fails may have forwarded the request.
+        Row(f"cloudflare {number} {name}", 500, headers, body, Kind.UNKNOWN_OUTCOME, "unknown", code)
+        for number in (1019, 1101, 1102, 1104, 1105, 1200, 1999)
+        for name, code, headers, body in (
+            ("json", str(number), {**EDGE, "Content-Type": "application/problem+json"}, cloudflare_body(number)),
+            ("page", "500", {**EDGE, "Content-Type": "text/html"}, html_page(f"Error {number}")),
+            ("text", str(number), {**EDGE, "Content-Type": "text/plain"}, f"error code: {number}".encode()),
+        )
+    ),
+    Row("error of a database behind cloudflare", 500, {**EDGE, "Content-Type": "text/html"},
+        html_page("Error 1213 (40001): Deadlock found"), Kind.UNKNOWN_OUTCOME, "unknown", "500"),
     Row("challenge", 403, {**EDGE, "Content-Type": "text/html", "cf-mitigated": "challenge"}, html_page("Just a moment..."),
         Kind.EDGE_BLOCKED, code="1020"),
     Row("edge 403 without a number", 403, {**EDGE, "Content-Type": "text/html"}, html_page("Attention Required!"),

@@ -7,8 +7,10 @@ server, as it would on the wire.
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -424,10 +426,66 @@ REPORTS = [
         billed="unknown"),  # adrianhajdin/project_ai_mern_image_generation#35
 ]  # fmt: skip
 
+HTML = {**ID, "Content-Type": "text/html; charset=UTF-8"}
+LABELS = [
+    Row("an image, labelled HTML", data(ITEM, usage=USAGE), headers=HTML, tokens=206),
+    Row("a task, labelled HTML", data({"status": "submitted", "task_id": "t1"}), headers=HTML, kind=Kind.REPLY, words="t1"),
+    Row("no image, labelled HTML", data(usage=USAGE), headers=HTML, kind=Kind.REPLY, tokens=206),
+    Row("nothing, labelled HTML", b"", headers=HTML, kind=Kind.BASE_URL, billed="unknown"),
+    Row("a page, labelled HTML", b"<!doctype html><title>JojoKey</title>", headers=HTML, kind=Kind.BASE_URL, billed="no"),
+]  # fmt: skip
+
+ENCODINGS = [
+    *(
+        Row(f"plain {name}, labelled {label}", body, headers={**ID, "Content-Encoding": label}, tokens=206, request=request)
+        for label in ("gzip", "x-gzip", "GZIP", "deflate", "br", "zstd")
+        for name, body, request in (
+            ("JSON", data(ITEM, usage=USAGE), None),
+            ("indented JSON", b" \n" + json.dumps({"data": [ITEM], "usage": USAGE}, indent=2).encode(), None),
+            ("stream", sse(partial(), completed(usage=USAGE)), STREAM),
+        )
+    ),
+    Row("plain words of an error, labelled gzip", error("sensitive_words_detected", "用户敏感词检测不通过"), status=500,
+        headers={**ID, "Content-Encoding": "gzip"}, kind=Kind.CONTENT, billed="no", words="用户敏感词检测不通过"),
+    Row("plain fee, labelled gzip", error("violation_fee.grok.csam"), status=403, headers={**ID, "Content-Encoding": "gzip"},
+        kind=Kind.CONTENT, billed="yes"),
+    Row("plain text, labelled gzip", b"panic", status=500, headers={**ID, "Content-Encoding": "gzip"}, kind=Kind.OVERLOADED,
+        billed="no", words="panic"),
+    Row("gzip", gzip.compress(data(ITEM, usage=USAGE)), headers={**ID, "Content-Encoding": "gzip"}, tokens=206),
+    Row("deflate", zlib.compress(data(ITEM, usage=USAGE)), headers={**ID, "Content-Encoding": "deflate"}, tokens=206),
+    Row("truncated gzip", gzip.compress(data(ITEM, usage=USAGE))[:40], headers={**ID, "Content-Encoding": "gzip"},
+        kind=Kind.REPLY),
+    Row("nothing, labelled gzip", b"", headers={**ID, "Content-Encoding": "gzip"}, kind=Kind.REPLY),
+]  # fmt: skip
+
+BLANK = {"message": "", "type": "", "param": "", "code": None}
+LINK = {"url": "/own/fox.png", "b64_json": ""}
+PART = "image_generation.partial_succeeded"
+SETS = [
+    Row("a blank error beside a link", data(LINK, usage=USAGE, error=BLANK), tokens=206),
+    Row("a blank error beside base64", data(ITEM, usage=USAGE, error=BLANK), tokens=206),
+    Row("an error beside a link", data(LINK, usage=USAGE, error={"message": "1 of 2 was blocked", "code": "x"}),
+        request=ImageRequest("a fox", n=2), tokens=206, words="1 of 2 was blocked"),
+    Row("an error beside a list of links", doc({"data": ["/own/fox.png"], "error": {"message": "1 of 2 was blocked"}}),
+        request=ImageRequest("a fox", n=2), words="1 of 2 was blocked"),
+    Row("an error beside a link that is gone", data({"url": "/own/gone.png"}, error={"message": "1 of 2 was blocked"}),
+        request=ImageRequest("a fox", n=2), kind=Kind.REPLY, words="/own/gone.png"),
+    Row("an error with a link to its documentation", doc({"error": {"message": "no", "code": "x", "url": "/own/fox.png"},
+        "url": "/own/fox.png"}), kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="no"),
+    Row("a part of a set, as a link", sse({"type": PART, "image_index": 0, "url": "/own/fox.png"},
+        {"type": "image_generation.completed", "usage": USAGE}), request=STREAM, tokens=206),
+    Row("a part of a set, as base64", sse({"type": PART, "image_index": 0, "b64_json": B64},
+        {"type": "image_generation.completed", "usage": USAGE}), request=STREAM, tokens=206),
+    Row("a part of a set failed", sse({"type": PART, "image_index": 0, "b64_json": B64}, {"type":
+        "image_generation.partial_failed", "image_index": 1, "error": {"code": "x", "message": "it was blocked"}},
+        {"type": "image_generation.completed", "usage": USAGE}), request=ImageRequest("a fox", n=2, stream=True), tokens=206,
+        words="it was blocked"),
+]  # fmt: skip
+
 TABLES = {
     "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "streams": STREAMS,
     "stream errors": STREAM_ERRORS, "framing": FRAMING, "usage": NORMAL_USAGE, "links": LINKS, "tasks": TASKS, "types": TYPES,
-    "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS, "reports": REPORTS,
+    "labels": LABELS, "encodings": ENCODINGS, "sets": SETS, "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS, "reports": REPORTS,
 }  # fmt: skip
 
 

@@ -121,14 +121,36 @@ def test_stream_is_decoded_byte_by_byte() -> None:
     st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), st.booleans(), st.integers(1, 97)
 )
 def test_several_images_keep_order_and_usage_adds_up(images: list[bytes], first: bool, step: int) -> None:
-    stream = b"".join(event(COMPLETED, image, first=first, usage=USAGE) for image in images)
+    usages = [{"input_tokens": 0 if number else 10, "output_tokens": 200} for number in range(len(images))]
+    stream = b"".join(
+        event(COMPLETED, image, first=first, usage=usage) for image, usage in zip(images, usages, strict=True)
+    )
 
     reply, recorder = decode(stream, list(range(0, len(stream), step)))
 
     assert images_of(reply) == recorder.whole == images
     assert [image.index for image in reply.images] == list(range(len(images)))
-    assert reply.usage["total_tokens"] == 210 * len(images)
-    assert reply.usage["input_tokens_details"]["text_tokens"] == 10 * len(images)
+    assert reply.usage["total_tokens"] == 10 + 200 * len(images)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), st.booleans())
+def test_usage_of_the_request_in_each_event_counts_once(images: list[bytes], first: bool) -> None:
+    stream = b"".join(event(COMPLETED, image, first=first, usage=USAGE) for image in images)
+
+    reply, _ = decode(stream, [])
+
+    assert images_of(reply) == images
+    assert reply.usage == USAGE
+
+
+@pytest.mark.parametrize("name", [True, False], ids=["named event", "unnamed event"])
+@pytest.mark.parametrize("ending", ["partial_succeeded", "partial_image.completed", "chunk.done"])
+def test_finished_part_of_a_set_is_an_image(ending: str, name: bool) -> None:
+    stream = event(PARTIAL, PREVIEW, name=name) + event(f"image_generation.{ending}", IMAGE, name=name)
+
+    reply, recorder = decode(stream)
+
+    assert (images_of(reply), recorder.previews) == ([IMAGE], [PREVIEW])
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["type before the image", "type after the image"])
