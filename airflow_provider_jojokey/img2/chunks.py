@@ -16,7 +16,8 @@ READ_BYTES = 512 * 1024
 TLS_RECORD_BYTES = 16 * 1024
 _MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PLAIN = re.compile(
-    rb"""\s* (?: \{\s*["}] | \[\s*[]["{] | data: | event: | <[!?a-zA-Z] ) | \x89PNG | \xff\xd8\xff | RIFF""", re.VERBOSE
+    rb"""\s* (?: \{\s*["}] | \[\s*[]["{] | data: | event: | <[!?a-zA-Z] ) | \x89PNG | \xff\xd8\xff | RIFF""",
+    re.VERBOSE,
 )
 """The beginning of JSON, events, a page or an image."""
 
@@ -75,7 +76,7 @@ def _is_compressed(response: requests.Response) -> bool:
     if peek is None:
         return True
     try:
-        beginning = peek(16)
+        beginning: bytes = peek(16)
     except TimeoutError as error:
         raise urllib3.exceptions.ReadTimeoutError(None, None, str(error)) from error  # type: ignore[arg-type]
     except OSError:

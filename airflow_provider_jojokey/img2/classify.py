@@ -78,7 +78,26 @@ REJECTIONS = {
 }
 """Even without the gateway's header, these statuses mean that the request was not processed."""
 EDGE_REJECTIONS = {
-    *(1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 1015, 1016, 1018),
+    *(
+        1000,
+        1001,
+        1002,
+        1003,
+        1004,
+        1005,
+        1006,
+        1007,
+        1008,
+        1009,
+        1010,
+        1011,
+        1012,
+        1013,
+        1014,
+        1015,
+        1016,
+        1018,
+    ),
     *(1020, 1023, 1027, 1033, 1034, 1035, 1036, 1037, 1041, 1106),
 }
 """Cloudflare's numbers for requests that it does not forward: its DNS, firewall, rate limits and rewrite rules.
@@ -141,10 +160,7 @@ def is_relay(headers: Mapping[str, str]) -> bool:
 
     :param headers: the response's headers, with lower-case names
     """
-    return any(
-        name.startswith(_RELAY_PREFIXES) or _RELAY_WORDS.search(name)
-        for name in headers
-    )
+    return any(name.startswith(_RELAY_PREFIXES) or _RELAY_WORDS.search(name) for name in headers)
 
 
 def from_response(

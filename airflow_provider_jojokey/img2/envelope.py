@@ -79,8 +79,8 @@ def is_preview(document: Any, event: str = "") -> bool:
         return False
     if document.get("partial_image_index") is not None or document.get("partial_image_b64") is not None:
         return True
-    names = [event, document.get("type"), document.get("object"), document.get("event")]
-    names = [name.lower() for name in names if isinstance(name, str)]
+    kinds = (event, document.get("type"), document.get("object"), document.get("event"))
+    names = [kind.lower() for kind in kinds if isinstance(kind, str)]
     return any(word in name for name in names for word in _PREVIEW_WORDS) and not any(
         name.endswith(_FINISHED) for name in names
     )
@@ -98,8 +98,12 @@ def find_slots(document: Any, value_of: ValueOf) -> list[Slot]:
 
 
 def is_listed(slot: Slot, document: Any) -> bool:
-    """Return whether a slot is an element of a list in ``document``, as images are and links to documentation aren't."""
-    lists = [value for value in document.values() if isinstance(value, list)] if isinstance(document, dict) else []
+    """Return whether a slot is an element of a list in ``document``: images are, links to documentation aren't."""
+    lists = (
+        [value for value in document.values() if isinstance(value, list)]
+        if isinstance(document, dict)
+        else []
+    )
     return any(item is slot.element or (slot.url and item == slot.url) for items in lists for item in items)
 
 

@@ -146,7 +146,9 @@ def _is_failed(document: Mapping[str, Any], event: str) -> bool:
 
 def _is_blank(error: Mapping[str, Any]) -> bool:
     """Return whether an error object says nothing: programs in Go write one if there is no error."""
-    return all(not value or (isinstance(value, str) and value.lower() in _NO_CODE) for value in error.values())
+    return all(
+        not value or (isinstance(value, str) and value.lower() in _NO_CODE) for value in error.values()
+    )
 
 
 def _failure_of(error: Mapping[str, Any], message: str, structured: bool) -> Failure:

@@ -236,7 +236,7 @@ class Receiver:
         if not has_images and not self._links:
             if reply.error is not None:
                 return self._from_document(reply.error)
-            if (task_id := find_task_id(reply.document)):
+            if task_id := find_task_id(reply.document):
                 self.on_fact("task_id", clean(task_id, self.secret))
                 return self._from_document(reply.document)
         if self._problems:

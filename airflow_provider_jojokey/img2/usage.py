@@ -78,7 +78,9 @@ def normalize(usage: Any) -> Usage | None:
         return None
     for name, names in _DETAILS.items():
         reported = [_parts(usage[alias]) for alias in names if isinstance(usage.get(alias), dict)]
-        if parts := next((parts for parts in reported if any(parts.values())), reported[0] if reported else {}):
+        if parts := next(
+            (parts for parts in reported if any(parts.values())), reported[0] if reported else {}
+        ):
             result[name] = parts
     return result
 
