@@ -31,7 +31,8 @@ CAUTION = 0.95
 GROWTH, CYCLE, CYCLE_SECONDS = 0.1, 40, 80.0
 """After ``CYCLE`` accepted requests or ``CYCLE_SECONDS``, a measured rate has grown by this fraction, to find a higher
 limit. It grows with the square of the number or time, whichever is larger: a low rate would otherwise take too long to
-recover, for example when another batch has ended."""
+recover. After a whole cycle it grows with the fourth power: the limit is then higher than measured, for example because
+another batch has ended."""
 SHORT = 1.5
 """Seconds after a rejection in which another one does not contradict the rate: some gateways count per second."""
 CATCH_UP = 10
@@ -277,7 +278,7 @@ class Rate:
         above = (self.high - self.low) * min(1.0, self._given / CATCH_UP)
         seconds = self._last - self._cut_at if self._given else 0.0
         cycles = max(self._given / CYCLE, seconds / CYCLE_SECONDS)
-        return (self.low + above) * (CAUTION + GROWTH * cycles**2)
+        return (self.low + above) * (CAUTION + GROWTH * cycles ** (2 if cycles < 1 else 4))
 
     def reject(
         self, ticket: Ticket, now: float, recent: Sequence[Ticket], fresh: bool, retry_after: float | None

@@ -23,6 +23,11 @@ class Meaning(NamedTuple):
 
 _CHANNEL_FAILED = Meaning(Kind.NO_CHANNEL, "The gateway's channel for this model failed", CHANNEL)
 _KEY_FAILED = Meaning(Kind.NO_CHANNEL, "The key of the gateway's channel was rejected", CHANNEL)
+_SOME_QUOTA = Meaning(
+    Kind.QUOTA,
+    "An account has no quota left: yours, or that of the gateway's channel",
+    "Check your balance in JojoKey's console. If it is not used up, ask JojoKey support to check the channel.",
+)
 _NOT_SET_UP = Meaning(Kind.ACCESS, "The gateway is not set up to serve this model", SETUP)
 
 # Compared without case and punctuation: content_filter and contentFilter are one code.
@@ -70,6 +75,9 @@ PREFIXES: tuple[tuple[str, Meaning], ...] = (
 KEY_CODES = {"invalid_api_key", "authentication_error", "account_deactivated", "invalid_authentication",
              "AuthenticationError", "InvalidApiKey", "Unauthorized", "UNAUTHENTICATED"}  # fmt: skip
 
+# Quota errors of the upstream API. If the gateway relays them, they may be about its channel's account.
+QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+
 
 def meaning_of_codes(failure: Failure, status: int, from_gateway: bool) -> Meaning | None:
     """Return the meaning of a failure's first known code, or ``None``.
@@ -79,8 +87,11 @@ def meaning_of_codes(failure: Failure, status: int, from_gateway: bool) -> Meani
     for code in failure.codes:
         if code == "model_not_found":
             return Meaning(Kind.NO_CHANNEL if status == 503 else Kind.ACCESS)
-        if code in KEY_CODES and from_gateway and failure.type != "new_api_error":
-            return _KEY_FAILED
+        if from_gateway and failure.type != "new_api_error":
+            if code in KEY_CODES:
+                return _KEY_FAILED
+            if code in QUOTA_CODES:
+                return _SOME_QUOTA
         if (meaning := CODES.get(re.sub("[^a-z0-9]", "", code.lower()))) is not None:
             return meaning
         for prefix, meaning in PREFIXES:

@@ -58,6 +58,22 @@ def test_limit_on_concurrent_requests_is_used(limit: int) -> None:
     assert result["share"] <= 0.12
 
 
+@pytest.mark.parametrize(("before", "ratio"), [(0.5, 1.95), (1.0, 1.45)])
+@pytest.mark.parametrize("seed", range(3))
+def test_rate_recovers_when_another_batch_ends(before: float, ratio: float, seed: int) -> None:
+    class Shared(Bucket):
+        def free_at(self, now: float) -> float:
+            if now > 60 and self._rate < 5:
+                super().free_at(60.0)
+                self._rate = 5.0
+            return super().free_at(now)
+
+    result = compare(Case(lambda _: Shared(before, 10), 400, 200, seed=seed))
+
+    assert result["ratio"] <= ratio
+    assert result["share"] <= 0.05
+
+
 def test_two_batches_share_a_limit() -> None:
     first, second = simulate(Case(lambda _: Sliding(120, 60.0, True), 200, 100, batches=2))
 

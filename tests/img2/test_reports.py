@@ -411,7 +411,8 @@ REPORTS = [
         {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}}}), request=STREAM, tokens=206),
     # CookSleep/gpt_image_playground#70: "generating" though it is whole
     Row("a billing limit of the channel's account", error("billing_hard_limit_reached", "Billing hard limit has been reached",
-        type="invalid_request_error", param=None), status=400, headers=ID, kind=Kind.QUOTA, billed="no"),  # dfinke/PowerShellAI#127
+        type="invalid_request_error", param=None), status=400, headers=ID, kind=Kind.QUOTA, billed="no",
+        words="support to check the channel"),  # dfinke/PowerShellAI#127
     Row("an organization that is not verified", error(None, "Your organization must be verified to use the model "
         "`gpt-image-2`.", type="invalid_request_error"), status=403, headers=ID, kind=Kind.ACCESS, billed="no",
         words="must be verified"),  # receptron/mulmocast-app#1090
