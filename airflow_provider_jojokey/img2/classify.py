@@ -280,10 +280,11 @@ def _classify_success(
         summary = f"{meaning.summary or ADVICE[meaning.kind].summary}, in a response with a status of success"
         return Meaning(meaning.kind, summary, meaning.advice), "yes" if billed == "yes" else "unknown"
     if document is None and _is_html(headers, body):  # some servers label JSON as HTML
-        # A label alone proves nothing: a program that ends early sends an empty body with its default type.
-        is_page = _is_html({}, body) and not is_relay(headers)
+        # The gateway serves its console at other paths. A proxy's page may replace an image, and a label alone proves
+        # nothing: a program that ends early sends an empty body with its default type.
+        from_console = headers.get("x-oneapi-request-id") and _is_html({}, body) and not is_relay(headers)
         return Meaning(Kind.BASE_URL, "The address returned a web page instead of an API response"), (
-            "no" if is_page else "unknown"
+            "no" if from_console else "unknown"
         )
     return Meaning(Kind.REPLY, "JojoKey reported success without an image"), "yes"
 
