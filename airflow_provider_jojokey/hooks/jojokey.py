@@ -210,6 +210,7 @@ class JojoKeyHook(BaseHook):
                 raise Img2Error(
                     Kind.UNREACHABLE,
                     "Airflow stopped the task before it sent its request",
+                    billed="no",
                     advice="Clear the task to try again.",
                 )
             return self.client.generate(request, response.open_file, before_send=before_send, on_fact=on_fact)

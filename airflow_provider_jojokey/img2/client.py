@@ -86,7 +86,8 @@ class Client:
         this time, or for twice the expected duration if that is longer, times out
     :param verify: check TLS certificates; a path names a CA bundle
     :param proxy: the proxy's URL; by default, the proxy of the environment
-    :param session: an authenticated session; by default, the client opens one
+    :param session: an authenticated session; by default, the client opens one. Only its own sessions can prove that
+        a failed request was not sent; after an error of another session, it is unknown whether you were charged
     :param decode_slots: a semaphore that limits how many threads decode at once; by default, no limit
     :raises ValueError: if ``base_url`` is not an http(s) URL
     """
@@ -201,7 +202,9 @@ class Client:
         document = self._get("/v1/models")
         rows = document.get("data") if isinstance(document, dict) else None
         if not isinstance(rows, list):
-            raise Img2Error(Kind.BASE_URL, "The response to GET /v1/models is not a list of models")
+            raise Img2Error(
+                Kind.BASE_URL, "The response to GET /v1/models is not a list of models", billed="no"
+            )
         return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
     def token_usage(self) -> dict[str, Any]:
@@ -214,7 +217,7 @@ class Client:
         document = self._get("/api/usage/token/")
         data = document.get("data") if isinstance(document, dict) else None
         if not isinstance(data, dict):
-            raise Img2Error(Kind.BASE_URL, "This gateway does not report a token's usage")
+            raise Img2Error(Kind.BASE_URL, "This gateway does not report a token's usage", billed="no")
         return data
 
     def billing_log(self) -> list[dict[str, Any]]:
@@ -228,7 +231,7 @@ class Client:
         document = self._get("/api/log/token")
         rows = document.get("data") if isinstance(document, dict) else None
         if not isinstance(rows, list):
-            raise Img2Error(Kind.BASE_URL, "This gateway does not report a token's log")
+            raise Img2Error(Kind.BASE_URL, "This gateway does not report a token's log", billed="no")
         return [row for row in rows if isinstance(row, dict)]
 
     def status(self) -> dict[str, Any]:
@@ -239,7 +242,7 @@ class Client:
         document = self._get("/api/status")
         data = document.get("data") if isinstance(document, dict) else None
         if not isinstance(data, dict):
-            raise Img2Error(Kind.BASE_URL, "This gateway does not report its settings")
+            raise Img2Error(Kind.BASE_URL, "This gateway does not report its settings", billed="no")
         return data
 
     def explain_rejected_token(self) -> str | None:
@@ -360,7 +363,9 @@ class Client:
             if not isinstance(document, dict) or document.get("error") or document.get("success") is False:
                 rejection = from_response(response.status_code, response.headers, body, secret=self._secret)
                 if rejection.kind is Kind.REPLY:
-                    raise Img2Error(Kind.BASE_URL, f"The response to GET {path} is not in JojoKey's format")
+                    raise Img2Error(
+                        Kind.BASE_URL, f"The response to GET {path} is not in JojoKey's format", billed="no"
+                    )
                 rejection.billed = "no"
                 raise rejection
             return document

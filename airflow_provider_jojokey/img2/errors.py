@@ -129,7 +129,7 @@ class Img2Error(Exception):
 
     :param kind: the kind of error
     :param summary: what happened, without a full stop; by default the kind's summary
-    :param billed: whether the request was billed: ``"no"``, ``"yes"`` or ``"unknown"``
+    :param billed: whether the request was billed: ``"no"``, which needs proof, ``"yes"`` or ``"unknown"``
     :param detail: the gateway's own message, at most 500 characters, without secrets or image data
     :param status_code: the HTTP status, if there was one
     :param code: the body's ``error.code``, or Cloudflare's error number
@@ -144,7 +144,7 @@ class Img2Error(Exception):
         kind: Kind,
         summary: str = "",
         *,
-        billed: Billed = "no",
+        billed: Billed = "unknown",
         detail: str = "",
         status_code: int | None = None,
         code: str | None = None,

@@ -63,34 +63,30 @@ def from_network_error(error: BaseException, secret: str, paid: bool = True) -> 
     def caused_by(*types: type[BaseException]) -> bool:
         return any(isinstance(cause, types) for cause in found)
 
+    if not transport.failed_before_sending(error):
+        if paid:
+            return Img2Error(
+                Kind.UNKNOWN_OUTCOME, f"The response of JojoKey was lost after sending: {reason}"
+            )
+        return Img2Error(Kind.UNREACHABLE, f"JojoKey did not respond: {reason}", billed="no")
     if caused_by(requests.exceptions.InvalidHeader, UnicodeEncodeError) or (
         type(error) is ValueError and "header" in reason
     ):
-        return Img2Error(Kind.TOKEN, "The token contains invalid characters")
+        return Img2Error(Kind.TOKEN, "The token contains invalid characters", billed="no")
     if caused_by(
         requests.exceptions.InvalidURL,
         requests.exceptions.MissingSchema,
         requests.exceptions.InvalidSchema,
         urllib3.exceptions.LocationParseError,
     ):
-        return Img2Error(Kind.BASE_URL, f"The address of the image API is not valid: {reason}")
-    # A ProxyError alone proves nothing: urllib3 also raises it when a response through a proxy is lost.
-    unsent = any(map(transport.failed_before_sending, found))
-    if unsent and caused_by(requests.exceptions.ProxyError):
-        return Img2Error(Kind.UNREACHABLE, f"The proxy did not let the request through: {reason}")
+        return Img2Error(Kind.BASE_URL, f"The address of the image API is not valid: {reason}", billed="no")
+    if caused_by(requests.exceptions.ProxyError):
+        return Img2Error(
+            Kind.UNREACHABLE, f"The proxy did not let the request through: {reason}", billed="no"
+        )
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         # requests does not wrap errors of the CA bundle, which it reads before it connects.
-        return Img2Error(Kind.TLS, f"The CA bundle cannot be read: {reason}")
-    if caused_by(ssl.SSLCertVerificationError) or (unsent and caused_by(ssl.SSLError)):
-        return Img2Error(Kind.TLS, f"The TLS connection to JojoKey is not trusted: {reason}")
-    if unsent or caused_by(
-        urllib3.exceptions.NewConnectionError,
-        urllib3.exceptions.ConnectTimeoutError,
-        requests.exceptions.ConnectTimeout,
-    ):
-        return Img2Error(Kind.UNREACHABLE, f"JojoKey could not be reached: {reason}")
-    if not paid:
-        return Img2Error(Kind.UNREACHABLE, f"JojoKey did not respond: {reason}")
-    return Img2Error(
-        Kind.UNKNOWN_OUTCOME, f"The response of JojoKey was lost after sending: {reason}", billed="unknown"
-    )
+        return Img2Error(Kind.TLS, f"The CA bundle cannot be read: {reason}", billed="no")
+    if caused_by(ssl.SSLError):
+        return Img2Error(Kind.TLS, f"The TLS connection to JojoKey is not trusted: {reason}", billed="no")
+    return Img2Error(Kind.UNREACHABLE, f"JojoKey could not be reached: {reason}", billed="no")

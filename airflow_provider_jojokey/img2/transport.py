@@ -74,6 +74,10 @@ class BearerAuth(AuthBase):
         return "BearerAuth(sk-…)"
 
 
+_request = threading.local()
+"""``written``: whether this thread's request has been written to a connection, at least in part."""
+
+
 class GatewaySession(requests.Session):
     """A session whose own ``verify`` and ``proxies`` take precedence over the environment.
 
@@ -87,6 +91,15 @@ class GatewaySession(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self._settings: dict[Any, Any] = {}
+
+    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a request. An error reports whether any byte was written, see :func:`failed_before_sending`."""
+        _request.written = False
+        try:
+            return super().request(*args, **kwargs)
+        except Exception as error:
+            error.before_sending = not _request.written  # type: ignore[attr-defined]
+            raise
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """Return the settings for one request."""
@@ -247,9 +260,18 @@ class GatewayAdapter(HTTPAdapter):
         class Tracked:
             sock: Any
             response_class: Any = FinalResponse
+            connecting = False
+
+            def send(self, data: Any) -> None:
+                if self.sock is None:
+                    self.connect()
+                if not self.connecting:  # opening a proxy's tunnel sends none of the request
+                    _request.written = True
+                super().send(data)  # type: ignore[misc]
 
             def connect(self) -> None:
                 aborts = adapter._aborts
+                self.connecting = True
                 try:
                     self.share_tls_context()
                     super().connect()  # type: ignore[misc]
@@ -259,9 +281,8 @@ class GatewayAdapter(HTTPAdapter):
                     # With a proxy, the peer is the proxy, which decides which hosts it reaches.
                     if adapter._public_only and not getattr(self, "proxy", None):
                         require_public(self.sock.getpeername()[0])
-                except Exception as error:
-                    error.before_sending = True  # type: ignore[attr-defined]
-                    raise
+                finally:
+                    self.connecting = False
 
             def share_tls_context(self) -> None:
                 pass
@@ -344,5 +365,8 @@ def abort(session: requests.Session) -> None:
 
 
 def failed_before_sending(error: BaseException) -> bool:
-    """Return whether ``error`` was raised while connecting, so no request was sent."""
+    """Return whether the transport reports that it wrote no byte of the request that failed with ``error``.
+
+    The type of an error proves nothing: a malformed response and an invalid token both raise ``InvalidHeader``.
+    """
     return getattr(error, "before_sending", False)

@@ -1165,6 +1165,77 @@ def test_incomplete_response_head_may_be_billed(before: bytes) -> None:
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 
+HEAD = b"HTTP/1.1 200 OK\r\n"
+BROKEN_HEADS = {
+    "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 12\r\n\r\n{}",
+    "lengths in one header": HEAD + b"Content-Length: 5, 12\r\n\r\n{}",
+    "no status": b"HTTP/1.1 ok\r\n\r\n",
+    "negative status": b"HTTP/1.1 -200 OK\r\n\r\n",
+    "too many headers": HEAD + b"".join(b"X-%d: a\r\n" % n for n in range(200)) + b"\r\n",
+    "endless header": HEAD + b"X: " + b"a" * 70_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("head", BROKEN_HEADS.values(), ids=BROKEN_HEADS)
+@pytest.mark.parametrize("through_proxy", [False, True])
+def test_broken_response_head_may_be_billed(head: bytes, through_proxy: bool) -> None:
+    with Server(lambda exchange: exchange.send(head)) as server:
+        # A proxy receives plain HTTP requests as they are.
+        url, proxy_url = ("http://jojokey.invalid", server.url) if through_proxy else (server.url, None)
+        with Client(TOKEN, url, proxy=proxy_url, read_timeout=10) as client:
+            error = error_of(lambda: client.generate(FOX))
+        assert len(server.requests) == 1
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        requests.exceptions.InvalidHeader("header"),
+        requests.exceptions.InvalidURL("address"),
+        requests.exceptions.InvalidSchema("address"),
+        UnicodeEncodeError("ascii", "ü", 0, 1, "no"),
+        ValueError("Invalid header value"),
+        OSError("no CA bundle"),
+        ConnectionRefusedError("refused"),
+        requests.exceptions.ConnectTimeout("late"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_type_of_error_does_not_prove_that_nothing_was_sent(failure: Exception) -> None:
+    def hook(response: Any, **_: Any) -> None:
+        raise failure
+
+    with raw_server(lambda exchange: exchange.answer(200)) as (server, client):
+        client.session.hooks["response"].append(hook)
+        error = error_of(lambda: client.generate(FOX))
+        assert len(server.requests) == 1
+    assert error.billed == "unknown"
+
+
+def test_request_written_in_part_may_be_billed(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = socket.socket.sendall
+
+    def sendall(self: socket.socket, data: bytes, *args: Any) -> None:
+        if b"/v1/images" not in data:
+            return send(self, data, *args)
+        send(self, data[:20])
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with raw_server(lambda exchange: None) as (_, client):
+        monkeypatch.setattr(socket.socket, "sendall", sendall)
+        error = error_of(lambda: client.generate(FOX))
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+
+
+def test_errors_of_custom_session_may_be_billed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    client = Client(base_url=f"http://127.0.0.1:{port}", session=requests.Session())
+    assert error_of(lambda: client.generate(FOX)).billed == "unknown"
+    assert error_of(client.list_models).billed == "no"
+
+
 def test_reset_after_sending_may_be_billed() -> None:
     with raw_server(lambda exchange: exchange.reset()) as (server, client):
         error = error_of(lambda: client.generate(FOX))

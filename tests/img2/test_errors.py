@@ -540,7 +540,14 @@ def test_message_contains_all_fields() -> None:
         f'Too fast (HTTP 429, code rate, request ID {ID}, cf-ray {RAY}): "slow down". '
         "You may have been charged. Wait."
     )
-    assert str(Img2Error(Kind.QUOTA, "Poor")) == f"Poor. You were not charged. {ADVICE[Kind.QUOTA].todo}"
+    poor = Img2Error(Kind.QUOTA, "Poor", billed="no")
+    assert str(poor) == f"Poor. You were not charged. {ADVICE[Kind.QUOTA].todo}"
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_error_without_proof_may_be_billed(kind: Kind) -> None:
+    error = Img2Error(kind)
+    assert (error.billed, error.is_safe_to_resend) == ("unknown", False)
 
 
 @pytest.mark.parametrize("kind", Kind)
