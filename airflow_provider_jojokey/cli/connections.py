@@ -20,12 +20,12 @@ def image_store(options: argparse.Namespace) -> ImageStore:
     """
     from airflow_provider_jojokey.cli.console import USAGE, CommandFailed
     from airflow_provider_jojokey.settings import Settings
-    from airflow_provider_jojokey.store.extra_args import parse_extra_args
+    from airflow_provider_jojokey.store.extra_args import combined, parse_extra_args
     from airflow_provider_jojokey.store.s3 import ImageStore
 
     try:
         given = parse_extra_args(getattr(options, "s3_extra_args", None), "--s3-extra-args")
-        extra = {**Settings.from_airflow_config().s3_extra_args, **given}
+        extra = combined(Settings.from_airflow_config().s3_extra_args, given)
     except ValueError as error:
         raise CommandFailed(str(error), USAGE) from None
     return ImageStore(options.aws_conn_id, extra_args=extra)

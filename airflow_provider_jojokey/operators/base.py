@@ -181,11 +181,12 @@ class ImageOperator(TemplatedOperator):
         """
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
         from airflow_provider_jojokey.settings import Settings
+        from airflow_provider_jojokey.store.extra_args import combined
         from airflow_provider_jojokey.store.s3 import ImageStore
 
         try:
             own = converted("s3_extra_args", self.s3_extra_args) or {}
-            extra = {**Settings.from_airflow_config().s3_extra_args, **own}
+            extra = combined(Settings.from_airflow_config().s3_extra_args, own)
         except ValueError as error:
             raise JojoKeyRequestError(f"{error}.") from None
         return ImageStore(self.aws_conn_id, connections=connections, extra_args=extra)

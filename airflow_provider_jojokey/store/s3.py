@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.store.conditions import is_condition_failed
 from airflow_provider_jojokey.store.documents import DocumentStore
-from airflow_provider_jojokey.store.extra_args import for_images
+from airflow_provider_jojokey.store.extra_args import for_images, metadata
 from airflow_provider_jojokey.store.s3_errors import client_error, code_of, translate_errors
 
 if TYPE_CHECKING:
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.results import StoredImage
 
 T = TypeVar("T")
-
-MAX_METADATA_VALUE = 180
-"""Bytes. S3 rejects more than 2 KB of metadata in total, and the package writes up to eight values."""
 
 DIGEST, PIXELS, ATTEMPT = "sha256", "pixels", "attempt-id"
 """Metadata names: the image's digest, its width and height, and the attempt that paid for it."""
@@ -295,18 +290,3 @@ def retry_transient(
         reraise=True,
     )
     return retrying(call)
-
-
-_PARTIAL_ESCAPE = re.compile("%[0-9A-F]?$")
-
-
-def metadata(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return ``labels`` as S3 metadata: percent-encoded as ASCII and truncated if too long."""
-    kept = {}
-    for name, value in labels.items():
-        encoded = quote(value, safe=" !#$&'()*+,/:;=?@[]-._~|{}<>^`\"", errors="replace").strip()
-        if len(encoded) > MAX_METADATA_VALUE:
-            encoded = _PARTIAL_ESCAPE.sub("", encoded[: MAX_METADATA_VALUE - 3]) + "..."
-        if encoded:
-            kept[name] = encoded
-    return kept

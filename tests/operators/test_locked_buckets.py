@@ -127,11 +127,36 @@ def test_cli_opens_a_locked_bucket(
     assert len(gateway.charges) == (command == "generate")
 
 
-def test_unusable_parameter_is_an_import_error() -> None:
-    with pytest.raises(ValueError, match="'Body'"):
-        GenerateImageOperator(
-            task_id="image", prompt="a fox", s3_key="s3://b/k.png", s3_extra_args={"Body": "x"}
-        )
+@pytest.mark.parametrize("extra", [{"Body": "x"}, {"Tagging": {"team": "x"}}, {"CacheControl": 3600}])
+def test_unusable_parameter_is_an_import_error(extra: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(extra))):
+        GenerateImageOperator(task_id="image", prompt="a fox", s3_key="s3://b/k.png", s3_extra_args=extra)
+
+
+@pytest.mark.parametrize("body", [SINGLE, SINGLE.replace("{more}", "deferrable=True, {more}"), BATCH])
+@pytest.mark.parametrize(
+    ("setting", "extra"),
+    [
+        ({}, '{"StorageClass": "{{ \'standard-ia\' }}"}'),
+        ({"ObjectLockMode": "GOVERNANCE"}, "{}"),
+        ({"Expires": "tomorrow"}, "{}"),
+    ],
+)
+def test_wrong_parameter_of_images_fails_before_payment(
+    airflow: Any,
+    gateway: Any,
+    store: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+    setting: dict[str, Any],
+    extra: str,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__S3_EXTRA_ARGS", json.dumps(setting))
+
+    run = airflow.run("locked", body.format(more=f"s3_extra_args={extra!r}, retries=2"))
+
+    assert (run.state, run.tries["image", -1]) == ("failed", 1)
+    assert not gateway.requests
 
 
 @pytest.mark.parametrize("name", ["s3_extra_args", "replace"])

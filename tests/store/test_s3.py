@@ -25,7 +25,8 @@ from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.sandbox import S3Server
 from airflow_provider_jojokey.store import conditions
-from airflow_provider_jojokey.store.s3 import MAX_METADATA_VALUE, ImageStore, metadata, retry_transient
+from airflow_provider_jojokey.store.extra_args import MAX_METADATA_VALUE, metadata
+from airflow_provider_jojokey.store.s3 import ImageStore, retry_transient
 from airflow_provider_jojokey.store.s3_client import MAX_BODY_WITHOUT_EXPECT
 from airflow_provider_jojokey.store.s3_errors import translate_errors
 from airflow_provider_jojokey.store.server_clock import ServerClock
