@@ -53,7 +53,11 @@ class ImageStore(DocumentStore):
         doing = f"write s3://{bucket}/{key}"
         with translate_errors(doing):
             condition = self._condition(bucket, None) if only_if_absent else {}
-            if only_if_absent and not condition and (same := self._holds(bucket, key, image)) is not None:
+            if (
+                only_if_absent
+                and not condition
+                and (same := self._holds(bucket, key, image, labels)) is not None
+            ):
                 return same
             try:
                 self._put_image(bucket, key, image, labels, condition)
@@ -63,7 +67,7 @@ class ImageStore(DocumentStore):
                         self._record_support(bucket, if_none_match=False)
                         return self.put_image(bucket, key, image, labels, only_if_absent=True)
                     raise
-                found = self._holds(bucket, key, image)
+                found = self._holds(bucket, key, image, labels)
                 if found is None:
                     raise JojoKeyStoreError(
                         f"S3 rejected the request to {doing} because the object exists, but then reported it missing.",
@@ -95,23 +99,38 @@ class ImageStore(DocumentStore):
         )
         self._etag(response, f"write s3://{bucket}/{key}")
 
-    def _holds(self, bucket: str, key: str, image: Image) -> bool | None:
-        """Return whether the object at ``key`` is ``image``, or ``None`` if it does not exist."""
+    def _holds(self, bucket: str, key: str, image: Image, labels: Mapping[str, str]) -> bool | None:
+        """Return whether the object at ``key`` is this upload, or ``None`` if it does not exist.
 
-        def compare(response: dict[str, Any]) -> bool:
-            if response["ContentLength"] != image.file.size:
+        An object that S3 refuses to read, such as an archived one, counts as another object.
+        """
+        try:
+            found = self._describe(bucket, key)
+            if found is None:
+                return None
+            if int(found["ContentLength"]) != image.file.size:
                 return False
-            digest = hashlib.sha256()
+            known = _labels_of(found)
+            if DIGEST in known:
+                return known[DIGEST] == image.file.sha256 and known.get(ATTEMPT) == labels.get(ATTEMPT)
+            return self._has_content(bucket, key, image)  # some stores drop metadata
+        except JojoKeyStoreError as error:
+            if error.transient or error.status_code in (None, 404):
+                raise
+            return False
+
+    def _has_content(self, bucket: str, key: str, image: Image) -> bool:
+        """Return whether the object at ``key`` has the content of ``image``."""
+        doing = f"read s3://{bucket}/{key}"
+        digest = hashlib.sha256()
+
+        def read(response: dict[str, Any]) -> None:
             for chunk in response["Body"].iter_chunks(1024 * 1024):
                 digest.update(chunk)
-            return digest.hexdigest() == image.file.sha256
 
-        try:
-            return bool(self._request("get_object", compare, Bucket=bucket, Key=key)["Consumed"])
-        except client_error() as error:
-            if code_of(error) == "NoSuchKey":
-                return None
-            raise
+        with translate_errors(doing):
+            self._etag(self._request("get_object", read, Bucket=bucket, Key=key), doing)
+        return digest.hexdigest() == image.file.sha256
 
     def size_of(self, bucket: str, key: str) -> int | None:
         """Return an object's size in bytes, or ``None`` if S3 reports that it does not exist.
@@ -130,8 +149,7 @@ class ImageStore(DocumentStore):
         if found is None or int(found["ContentLength"]) != image.bytes:
             return False
         # Some stores drop metadata. The size alone must then suffice.
-        digest: str = found.get("Metadata", {}).get(DIGEST, image.sha256)
-        return digest == image.sha256
+        return _labels_of(found).get(DIGEST, image.sha256) == image.sha256
 
     def find_image(self, bucket: str, key: str, attempt_id: str) -> tuple[StoredImage, str | None] | None:
         """Return the image at a key and the ID of its request, if its metadata names this attempt.
@@ -148,7 +166,7 @@ class ImageStore(DocumentStore):
                 if code_of(error) in ("404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden"):
                     return None
                 raise
-        labels = response.get("Metadata", {})
+        labels = _labels_of(response)
         width, _, height = labels.get(PIXELS, "").partition("x")
         if labels.get(ATTEMPT) != attempt_id or not (width.isdecimal() and height.isdecimal()):
             return None
@@ -257,6 +275,11 @@ class ImageStore(DocumentStore):
                 **({"Metadata": {}, **self.extra_args} if image else {}),
             )
             self._etag(response, doing)
+
+
+def _labels_of(response: Mapping[str, Any]) -> dict[str, str]:
+    """Return an object's metadata. Some stores return the names as capitalized headers."""
+    return {name.lower(): value for name, value in response.get("Metadata", {}).items()}
 
 
 def retry_transient(

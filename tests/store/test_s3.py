@@ -690,7 +690,7 @@ def test_image_whose_upload_response_was_lost_counts_as_stored(
     store = store_of(client_to(proxy.url, retries={"total_max_attempts": 2}))
     proxy.faults = [times(1, lose_response)]
     assert store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True) is True
-    assert [request.method for request in proxy.requests] == ["PUT", "PUT", "GET"]
+    assert [request.method for request in proxy.requests] == ["PUT", "PUT", "HEAD"]
     assert moto.client().get_object(Bucket=BUCKET, Key=key)["Body"].read() == png
 
 
@@ -723,15 +723,63 @@ def test_contradiction_of_s3_is_transient(proxy: FaultProxy, store: ImageStore, 
     assert failed.transient
 
 
-def test_existing_object_that_cannot_be_read_is_an_error(
-    proxy: FaultProxy, store: ImageStore, key: str, png: bytes
+UNREADABLE = [error(403, "AccessDenied"), error(403, "InvalidObjectState"), error(400, "InvalidRequest")]
+
+
+@pytest.mark.parametrize("response", UNREADABLE)
+@pytest.mark.parametrize("conditions", [True, False])
+def test_existing_object_that_cannot_be_read_is_kept(
+    moto: Bucket,
+    proxy: FaultProxy,
+    store: ImageStore,
+    key: str,
+    png: bytes,
+    response: Response,
+    conditions: bool,
 ) -> None:
-    proxy.faults = [
-        on("PUT", "", answer(error(412, "PreconditionFailed"))),
-        on("GET", "", answer(error(403, "AccessDenied"))),
-    ]
-    failed = error_of(lambda: store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True))
-    assert failed.code == "AccessDenied"
+    moto.client().put_object(Bucket=BUCKET, Key=key, Body=b"other")
+    refused = [on("HEAD", "", answer(error(response.status))), on("GET", "", answer(response))]
+    proxy.faults = refused if conditions else [no_conditions(501), *refused]
+    assert store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True) is False
+    assert moto.client().get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"other"
+
+
+@pytest.mark.parametrize("response", UNREADABLE)
+def test_stored_image_is_recognized_without_reading_it(
+    proxy: FaultProxy, key: str, png: bytes, response: Response
+) -> None:
+    store = store_of(client_to(proxy.url, retries={"total_max_attempts": 2}))
+    labels = {"attempt-id": "1"}
+    proxy.faults = [on("GET", "", answer(response)), times(1, lose_response)]
+    assert store.put_image(BUCKET, key, image_of(png), labels, only_if_absent=True) is True
+    assert store.put_image(BUCKET, key, image_of(png), {"attempt-id": "2"}, only_if_absent=True) is False
+    assert store.put_image(BUCKET, key, image_of(png[:-1] + b"x"), labels, only_if_absent=True) is False
+
+
+@pytest.mark.parametrize("metadata", [{}, {"team": "x"}])
+def test_stored_image_without_metadata_is_compared(
+    moto: Bucket, store: ImageStore, key: str, png: bytes, metadata: dict[str, str]
+) -> None:
+    moto.client().put_object(Bucket=BUCKET, Key=key, Body=png, Metadata=metadata)
+    assert store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True) is True
+    assert store.put_image(BUCKET, key, image_of(png[:-1] + b"x"), {}, only_if_absent=True) is False
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_outage_while_comparing_is_transient(
+    moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str, png: bytes, method: str
+) -> None:
+    moto.client().put_object(Bucket=BUCKET, Key=key, Body=png)
+    proxy.faults = [on(method, "", answer(error(503)))]
+    assert error_of(lambda: store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True)).transient
+
+
+def test_capitalized_metadata_is_recognized(bucket: Bucket, key: str, png: bytes) -> None:
+    store = store_in(bucket)
+    store.put_image(BUCKET, key, image_of(png), {"attempt-id": "1", "request-id": "r"})
+    found = store.find_image(BUCKET, key, "1")
+    assert found is not None
+    assert (found[0].sha256, found[1]) == (hashlib.sha256(png).hexdigest(), "r")
 
 
 def test_put_overwrites(bucket: Bucket, key: str, tmp_path: Path) -> None:
