@@ -191,11 +191,12 @@ def _images(store: Any, bucket: str, prefix: str) -> dict[str, Any]:
 
 def _delete(store: Any, bucket: str, key: str) -> str | None:
     """Delete the object of the check; return its URI if that isn't allowed. Tasks don't need that permission."""
+    from airflow_provider_jojokey.store.extra_args import for_reads
     from airflow_provider_jojokey.store.s3_errors import translate_errors
 
     try:
         with translate_errors(f"delete s3://{bucket}/{key}"):
-            store.client.delete_object(Bucket=bucket, Key=key)
+            store.client.delete_object(Bucket=bucket, Key=key, **for_reads(store.extra_args))
     except JojoKeyError:
         return f"s3://{bucket}/{key}"
     return None

@@ -160,6 +160,7 @@ def get_jojokey_commands() -> list[CLICommand]:
                 default="dag",
             ),
             aws_conn_id,
+            s3_extra_args,
             Arg(
                 ("-o", "--output"),
                 help="Output format (default: table). CSV is for spreadsheets",
@@ -182,7 +183,7 @@ def get_jojokey_commands() -> list[CLICommand]:
         "billed, and the evidence for it. JSON and YAML have all fields.",
         epilog="exit codes: 0 success; 1 no receipt, or it can't be read; 2 invalid arguments; 3 S3 can't be reached",
         func=lazy_load_command("airflow_provider_jojokey.cli.receipts.attempts"),
-        args=(uri, aws_conn_id, ARG_OUTPUT, ARG_VERBOSE),
+        args=(uri, aws_conn_id, s3_extra_args, ARG_OUTPUT, ARG_VERBOSE),
     )
     resolve = ActionCommand(
         name="resolve",
@@ -201,6 +202,7 @@ def get_jojokey_commands() -> list[CLICommand]:
             ),
             Arg(("--attempt",), help="The attempt's ID or its beginning, if there are several", metavar="ID"),
             aws_conn_id,
+            s3_extra_args,
             ARG_OUTPUT,
             ARG_VERBOSE,
         ),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_jojokey.cli.connections import named_or_default
+from airflow_provider_jojokey.cli.connections import image_store, named_or_default
 from airflow_provider_jojokey.cli.console import (
     FAILED,
     USAGE,
@@ -98,15 +98,13 @@ BY: dict[str, Callable[[Attempt, Receipt], str]] = {
 @command
 def ledger(options: argparse.Namespace) -> int:
     """Print the sums; return 1 if a receipt can't be read."""
-    from airflow_provider_jojokey.store.s3 import ImageStore
-
     now = datetime.now(UTC)
     since, until = _moment("--since", options.since, now), _moment("--until", options.until, now)
     bucket = named_or_default(options.bucket, options.aws_conn_id)
     sums: dict[tuple[str, ...], Sum] = {}
     total, unreadable, receipts = Sum(), 0, 0
     by = _groups(options.by)
-    for key, found in _receipts(ImageStore(options.aws_conn_id), bucket, options.prefix, since):
+    for key, found in _receipts(image_store(options), bucket, options.prefix, since):
         if isinstance(found, str):
             unreadable += 1
             if unreadable <= MAX_UNREADABLE_LISTED:
@@ -173,6 +171,7 @@ def _receipts(
 
     from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from airflow_provider_jojokey.store.extra_args import for_reads
     from airflow_provider_jojokey.store.s3_errors import translate_errors
 
     def read(key: str) -> tuple[str, Receipt | str]:
@@ -190,7 +189,9 @@ def _receipts(
         task = bar.add_task("", total=0)
         listed = 0
         pages = iter(
-            store.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=RECEIPTS + prefix)
+            store.client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=RECEIPTS + prefix, **for_reads(store.extra_args)
+            )
         )
         while True:
             with translate_errors(f"list s3://{bucket}/{RECEIPTS}{prefix}"):

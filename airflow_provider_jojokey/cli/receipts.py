@@ -7,6 +7,7 @@ import os
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_jojokey.cli.connections import image_store
 from airflow_provider_jojokey.cli.console import USAGE, CommandFailed, command, say, show
 from airflow_provider_jojokey.store.keys import RECEIPTS, Destination, split
 
@@ -101,7 +102,6 @@ def _receipt_store(options: argparse.Namespace) -> ReceiptStore:
     """
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
     from airflow_provider_jojokey.store.default_bucket import default_bucket
-    from airflow_provider_jojokey.store.s3 import ImageStore
 
     try:
         bucket, key = split(None, options.uri)
@@ -112,7 +112,7 @@ def _receipt_store(options: argparse.Namespace) -> ReceiptStore:
         )
     except ValueError as error:
         raise CommandFailed(f"{options.uri}: {error}", USAGE) from None
-    return ReceiptStore(ImageStore(options.aws_conn_id), destination)
+    return ReceiptStore(image_store(options), destination)
 
 
 def _choose(receipts: ReceiptStore, attempt_id: str | None) -> Attempt:

@@ -22,6 +22,7 @@ from cachetools import TTLCache, cached
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.images import content_type_of
 from airflow_provider_jojokey.results import StoredImage
+from airflow_provider_jojokey.store.extra_args import for_reads, parse_extra_args
 from airflow_provider_jojokey.store.keys import RECEIPTS, split_uri
 from airflow_provider_jojokey.store.s3_client import is_aws
 from airflow_provider_jojokey.store.s3_errors import translate_errors
@@ -193,10 +194,10 @@ def _chunks(image: StoredImage, aws_conn_id: str | None) -> Iterator[bytes]:
 
 
 def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = None) -> Any:
-    client = _client(aws_conn_id)
+    client, more = _client(aws_conn_id), _read_parameters()
     with translate_errors(Translatable("read {uri}", uri=f"s3://{bucket}/{key}")):
         try:
-            response = client.get_object(Bucket=bucket, Key=key)
+            response = client.get_object(Bucket=bucket, Key=key, **more)
         except client.exceptions.ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404", "NoSuchBucket"):
                 raise Missing(
@@ -207,6 +208,22 @@ def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = Non
         response["Body"].close()
         raise _replaced()
     return response["Body"]
+
+
+def _read_parameters() -> dict[str, Any]:
+    """Return the S3 parameters of the settings that reads need. Those of the task are not in its result.
+
+    :raises JojoKeyStoreError: if the setting can't be used
+    """
+    from airflow.providers.common.compat.sdk import conf
+
+    name = "[jojokey] s3_extra_args"
+    try:
+        return for_reads(parse_extra_args(conf.get("jojokey", "s3_extra_args", fallback=""), name))
+    except ValueError:
+        raise JojoKeyStoreError(
+            Translatable("The task's AWS connection cannot be used here ({error}).", error=name)
+        ) from None
 
 
 def _replaced() -> Replaced:

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 READ = frozenset({"ExpectedBucketOwner", "RequestPayer"})
-"""Parameters that S3 also accepts for reads."""
+"""Parameters that S3 also accepts for reads, lists and deletions."""
 EVERY_OBJECT = READ | {
     "ACL",
     "BucketKeyEnabled",

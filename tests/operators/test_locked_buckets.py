@@ -5,12 +5,14 @@ A proxy in front of moto plays the policy: it answers as S3 does to a request th
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 from tests.support.commands import run_in_process
 from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, error
@@ -35,7 +37,7 @@ def requires(header: str, value: str, *methods: str) -> Callable[[Request, Forwa
 POLICIES = {
     "kms": (requires("x-amz-server-side-encryption", "aws:kms", "PUT"), KMS),
     "acl": (requires("x-amz-acl", "bucket-owner-full-control", "PUT"), ACL),
-    "requester pays": (requires("x-amz-request-payer", "requester", "PUT", "GET", "HEAD"), PAYER),
+    "requester pays": (requires("x-amz-request-payer", "requester", "PUT", "GET", "HEAD", "DELETE"), PAYER),
 }
 
 
@@ -125,6 +127,57 @@ def test_cli_opens_a_locked_bucket(
     assert "explicit deny" in refused.out + refused.err, "S3's own words"
     assert opened.code == 0, opened.err
     assert len(gateway.charges) == (command == "generate")
+
+
+@pytest.mark.parametrize("is_setting", [True, False])
+def test_receipts_in_a_locked_bucket_are_shown_and_resolved(
+    gateway: Any,
+    store: Any,
+    locked: Any,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_setting: bool,
+) -> None:
+    uri, extra = "s3://posters/locked/cli.png", json.dumps(locked[1])
+    option = [] if is_setting else ["--s3-extra-args", extra]
+    if is_setting:
+        monkeypatch.setenv("AIRFLOW__JOJOKEY__S3_EXTRA_ARGS", extra)
+    run_in_process(capfd, "generate", "a fox [sandbox: reset times=1]", "--out", uri, *option)
+
+    for command in (
+        ["attempts", uri],
+        ["ledger", "--bucket", "posters"],
+        ["resolve", uri, "--billed"],
+        ["check", "--bucket", "posters"],
+    ):
+        output = run_in_process(capfd, *command, *option, "-o", "json")
+        assert output.code == 0, output.err
+        assert output.rows
+        assert "couldn't be deleted" not in output.out
+
+
+def test_ui_reads_a_locked_bucket(
+    gateway: Any, store: Any, locked: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_jojokey.plugins import objects
+    from airflow_provider_jojokey.results import StoredImage
+
+    uri, extra = "s3://posters/locked/ui.png", json.dumps(locked[1])
+    objects._CLIENTS.clear()
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__S3_EXTRA_ARGS", extra)
+    assert run_in_process(capfd, "generate", "a fox", "--out", uri).code == 0
+    data = store.objects()["locked/ui.png"]
+    image = StoredImage("posters", "locked/ui.png", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    file, _ = objects.fetch(image, "aws_default")
+    with file:
+        assert file.read() == data
+    receipt = objects.document("s3://posters/_jojokey/locked/ui.png.json", "aws_default", suffix=".json")
+    assert json.loads(receipt)["attempts"]
+
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__S3_EXTRA_ARGS", "{")
+    with pytest.raises(JojoKeyStoreError, match=r"\[jojokey\] s3_extra_args"):
+        objects.fetch(image, "aws_default")
 
 
 @pytest.mark.parametrize("extra", [{"Body": "x"}, {"Tagging": {"team": "x"}}, {"CacheControl": 3600}])
