@@ -47,15 +47,25 @@ def _most_tokens(session: Session) -> list[ColumnElement[Any]]:
 
 
 def _highest_cost(session: Session) -> list[ColumnElement[Any]]:
-    """Sort by currency, because amounts in different currencies can't be compared; unknown costs are last."""
+    """Sort by currency, because amounts in different currencies can't be compared; unknown costs are last.
+
+    Amounts are text, not numbers: digits with an optional fraction, see :meth:`Cost.to_json`.
+    """
     amount = inside(session, XComModel.value[_AMOUNT].as_string())
+    quoted = inside(session, cast(XComModel.value[_AMOUNT], Text))
     currency = inside(session, XComModel.value[_CURRENCY].as_string())
     number: ColumnElement[Any]
     if session.get_bind().dialect.name == "sqlite":
         # Its casts never fail, and its regular expressions are slow.
-        is_amount, number = amount.like("%.%"), cast(amount, Float)
+        is_amount = and_(
+            quoted.op("GLOB")('"[0-9]*'),
+            quoted.op("GLOB")('*[0-9]"'),
+            func.trim(quoted, '"0123456789').in_(("", ".")),
+        )
+        number = cast(amount, Float)
     else:
-        is_amount, number = amount.regexp_match(r"^[0-9]{1,15}\.[0-9]{1,9}$"), cast(amount, Numeric(30, 9))
+        is_amount = quoted.regexp_match(r'^"[0-9]{1,12}(\.[0-9]{1,100})?"$')
+        number = cast(amount, Numeric(30, 9))
     return [
         case((and_(is_amount, currency.is_not(None)), 0), else_=1),
         case((is_amount, currency)),

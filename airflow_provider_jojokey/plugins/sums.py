@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models.xcom import XComModel
-from sqlalchemy import BigInteger, Float, Numeric, Text, and_, case, cast, func, literal, select
+from sqlalchemy import BigInteger, Float, Numeric, Text, and_, case, cast, func, literal, or_, select
 
 from airflow_provider_jojokey.cost import NANOS, Cost, Costs
 from airflow_provider_jojokey.plugins.days import day_in_sql, day_of
@@ -245,10 +245,13 @@ def _flags_on_sqlite(row: Any) -> tuple[ColumnElement[bool], ...]:
         row.total_tokens > 0,
         # SQLite sorts all other types after numbers.
         and_(func.trim(row.texts, f"[]{digits},nul") == "", func.max(*numbers) < MAX_NUMBER),
-        and_(
-            point.between(2, 7),
-            (func.length(row.amount) - point).between(1, 9),
-            func.trim(row.amount, digits) == ".",
+        or_(
+            and_(func.length(row.amount).between(1, 6), func.trim(row.amount, digits) == ""),
+            and_(
+                point.between(2, 7),
+                (func.length(row.amount) - point).between(1, 9),
+                func.trim(row.amount, digits) == ".",
+            ),
         ),
         func.trim(row.amount, "0.") != "",
     )
@@ -278,10 +281,13 @@ def _flags_on_postgresql(row: Any) -> tuple[ColumnElement[bool], ...]:
             func.translate(func.concat(*numbers), digits, "") == "",
             *(func.length(number) <= 15 for number in numbers),
         ),
-        and_(
-            func.translate(row.amount, digits, "") == ".",
-            point.between(2, 10),
-            (func.length(row.amount) - point).between(1, 9),
+        or_(
+            and_(func.length(row.amount).between(1, 9), func.translate(row.amount, digits, "") == ""),
+            and_(
+                func.translate(row.amount, digits, "") == ".",
+                point.between(2, 10),
+                (func.length(row.amount) - point).between(1, 9),
+            ),
         ),
         func.translate(row.amount, "0.", "") != "",
     )
