@@ -88,6 +88,11 @@ class Costs:
     amounts: tuple[Cost, ...] = ()
     unknown: int = 0
 
+    @property
+    def charged(self) -> bool:
+        """Whether money was charged: whether any known amount is not 0."""
+        return any(cost.nanos for cost in self.amounts)
+
     def __add__(self, other: Costs) -> Costs:
         total = CostSum()
         total.add_all(self)

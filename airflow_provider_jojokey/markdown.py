@@ -43,9 +43,8 @@ def pictures(ti: RuntimeTaskInstanceProtocol, task_id: str, map_index: int = -1)
     ]
     numbers = [f"**{number + 1}**" for number in range(len(row))]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (numbers, [":---:"] * len(row), row))
-    tokens = result.usage.get("total_tokens")
     cost = f" · {result.cost}" if result.cost else ""
-    cost += f" · {tokens:,} tokens" if isinstance(tokens, int) else ""
+    cost += " · tokens unknown" if result.tokens is None else f" · {result.tokens:,} tokens"
     return f"{table}\n\n[Details]({prefix}{tab_path(*place)}){cost}"
 
 

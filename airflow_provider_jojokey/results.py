@@ -193,13 +193,22 @@ class Result:
         An attempt that was not billed may follow one that was, so tokens and costs count as well. A fee has a cost,
         but no tokens.
         """
-        if self.usage.get("total_tokens") or (
-            self.cost and any(amount.nanos for amount in self.cost.amounts)
-        ):
+        if self.usage.get("total_tokens") or (self.cost and self.cost.charged):
             return "yes"
         if self.state == "failed":
             return self.billed or "unknown"
         return "no" if self.reused or self.derived_from else "yes"
+
+    @property
+    def tokens(self) -> int | None:
+        """The tokens billed; ``None`` if they are unknown.
+
+        ``usage`` is a sum, which is 0 if nothing is known about any of its parts.
+        """
+        total = self.usage.get("total_tokens")
+        if type(total) is int and total > 0:
+            return total
+        return 0 if self.paid == "no" else None
 
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom's value."""

@@ -51,6 +51,16 @@ def test_body_has_the_cost_but_no_prompt_or_s3_link() -> None:
     assert "http" not in body
 
 
+def test_unknown_tokens_are_not_0_in_the_body() -> None:
+    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    manifest = {**MANIFEST, "usage": usage, "cost": Costs(unknown=1).to_json()}
+    result = Result.from_manifest(manifest, prompt="a fox", aws_conn_id=None)
+
+    body = pictures(TaskInstance(result.to_xcom()), "candidates")
+
+    assert body.endswith(" · unknown · tokens unknown")
+
+
 def test_paths_follow_the_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.org/team/airflow/")
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_jojokey import results
+from airflow_provider_jojokey.cost import NANOS, Cost, Costs
 from airflow_provider_jojokey.exceptions import JojoKeyReplyError
 from airflow_provider_jojokey.links import paths
 from airflow_provider_jojokey.results import Result
@@ -54,6 +55,28 @@ def test_failure_names_its_cost_and_received_images() -> None:
     assert len(result.images) == 1
     assert result.message is not None
     assert "broke off" in result.message
+
+
+FEE = Costs((Cost(NANOS // 20, "USD", approximate=False),))
+
+
+@pytest.mark.parametrize(
+    ("facts", "tokens"),
+    [
+        ({"usage": {"total_tokens": 210}}, 210),
+        ({"usage": {"total_tokens": 210}, "state": "failed", "billed": "no"}, 210),  # of an earlier attempt
+        ({"usage": {"total_tokens": 0}}, None),
+        ({"usage": {}}, None),
+        ({"usage": {"total_tokens": 0}, "reused": True}, 0),
+        ({"usage": {"total_tokens": 0}, "derived_from": "s3://b/k"}, 0),
+        ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "no"}, 0),
+        ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "no", "cost": FEE}, None),
+        ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "yes"}, None),
+        ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "unknown"}, None),
+    ],
+)
+def test_tokens_are_unknown_unless_nothing_was_paid(facts: dict[str, Any], tokens: int | None) -> None:
+    assert Result(**{"state": "complete", **facts}).tokens == tokens
 
 
 def test_long_prompt_ends_with_an_ellipsis() -> None:

@@ -25,7 +25,7 @@ MAX_CAUSE = 300
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """An item that was or may have been billed and whose usage is unknown.
+    """An item that was or may have been billed and whose usage or cost is unknown.
 
     :param images: number of paid images
     :param billed: ``"yes"`` or ``"unknown"``
@@ -68,8 +68,8 @@ class Tally:
     """Whether anything was billed."""
     unknown_outcomes: int = 0
     """Number of items for which it is unknown whether they were billed."""
-    without_usage: int = 0
-    """Number of paid images whose usage is unknown."""
+    without_cost: int = 0
+    """Number of paid images whose cost is unknown."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
     cost: Costs = field(default_factory=Costs)
     retry_after: float | None = None
@@ -92,7 +92,9 @@ class Tally:
     @property
     def billed(self) -> Billed:
         """Whether any item was billed."""
-        return "yes" if self.paid or self.tokens else "unknown" if self.unknown_outcomes else "no"
+        if self.paid or self.tokens or self.cost.charged:
+            return "yes"
+        return "unknown" if self.unknown_outcomes else "no"
 
     @property
     def keys(self) -> list[str] | None:
@@ -123,7 +125,7 @@ class Tally:
             self.reused += 1
         else:
             self.made += 1
-            self._pay(len(manifest["images"]), manifest["usage"])
+            self._pay(len(manifest["images"]), manifest.get("cost"))
         self._count(index, manifest["images"], manifest["usage"], manifest.get("cost"))
 
     def fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
@@ -134,7 +136,7 @@ class Tally:
             if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
                 self.retry_after, self.awaits_log = error.retry_after, error.awaits_log
         if error.billed == "yes":
-            self._pay(job.request.n, error.usage)
+            self._pay(job.request.n, error.cost)
         self.unknown_outcomes += error.billed == "unknown"
         known = self.causes.setdefault(type(error).__name__, Cause(index, job.uri, error.message))
         if index < known.index:  # items end in any order
@@ -154,13 +156,13 @@ class Tally:
         self.cost = (self.cost + cost[1]).without(cost[0])
         self.usage = total_usage((self.usage, after))
         self.usage = _minus(self.usage, before)
-        if (after.get("total_tokens") or 0) <= (before.get("total_tokens") or 0):
-            return
+        more_tokens = (after.get("total_tokens") or 0) > (before.get("total_tokens") or 0)
         if item.billed == "unknown":
-            self.paid = True
-            self.unknown_outcomes -= 1
-        elif not before.get("total_tokens"):
-            self.without_usage -= item.images
+            if more_tokens or cost[1].without(cost[0]).charged:
+                self.paid = True
+                self.unknown_outcomes -= 1
+        elif cost[1].amounts and not cost[0].amounts:
+            self.without_cost -= item.images
 
     def progress_line(self, seconds: float, in_flight: int, pace: str) -> str:
         """Return one line about the counts so far.
@@ -174,7 +176,7 @@ class Tally:
         time_left = f", about {duration(left / rate)} left" if rate and left else ""
         return (
             f"{self.done} of {self.total} done: {self.made} made, {self.reused} reused, {self.failed} failed; "
-            f"{in_flight} in flight, {self.tokens:,} tokens, cost {self.cost}, {60 * rate:.1f} a minute{time_left}"
+            f"{in_flight} in flight, {self._tokens}, cost {self.cost}, {60 * rate:.1f} a minute{time_left}"
             f"{f', the gateway accepts {pace}' if pace else ''}"
         )
 
@@ -194,9 +196,9 @@ class Tally:
             for name, cause in causes
         )
         cost = f" ({self.cost})" if self.cost.amounts else ""
-        spent = f"{self.tokens:,} tokens{cost} were billed to this task in this Dag run"
-        if self.without_usage:
-            spent += f", and {self.without_usage:,} paid images have unknown usage"
+        spent = f"{self._tokens}{cost} were billed to this task in this Dag run"
+        if self.without_cost:
+            spent += f", and the cost of {self.without_cost:,} paid images is unknown"
         if self.unknown_outcomes:
             spent += f", and it is unknown whether {self.unknown_outcomes:,} items were billed"
         again = self.retryable + rest
@@ -217,10 +219,16 @@ class Tally:
         error.usage, error.cost = self.usage, self.cost.to_json()
         return error
 
-    def _pay(self, images: int, usage: Mapping[str, Any] | None) -> None:
+    @property
+    def _tokens(self) -> str:
+        if not self.tokens and self.billed != "no":  # paid images without usage, or a fee
+            return "an unknown number of tokens"
+        return f"{self.tokens:,} tokens"
+
+    def _pay(self, images: int, cost: Mapping[str, Any] | None) -> None:
         self.paid = True
-        if not (usage or {}).get("total_tokens"):
-            self.without_usage += images
+        if cost is None or not Costs.from_json(cost).amounts:
+            self.without_cost += images
 
     def _count(
         self,

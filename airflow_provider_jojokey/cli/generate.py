@@ -126,7 +126,8 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
         manifest = generate_images(job, services).manifest
     if manifest["reused"]:
         say("jojokey: Nothing was sent: these images were paid for earlier.")
-    tokens = 0 if manifest["reused"] else manifest["usage"].get("total_tokens")
+    # Paid images have tokens. Their sum is 0 if they are unknown.
+    tokens = 0 if manifest["reused"] else manifest["usage"].get("total_tokens") or None
     cost = Costs() if manifest["reused"] else Costs.from_json(manifest["cost"])
     return [
         _row(

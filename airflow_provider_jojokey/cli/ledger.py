@@ -47,7 +47,7 @@ class Sum:
 
     :param requests: paid requests
     :param images: images that were stored in S3
-    :param unknown: requests for which it is unknown whether they were billed, or how many tokens they used
+    :param unknown: requests of unknown cost for which it is unknown whether they were billed, or for how many tokens
     """
 
     requests: int = 0
@@ -66,7 +66,8 @@ class Sum:
         self.requests += billed
         self.images += len(attempt.images)
         usage = attempt.usage or {}
-        self.unknown += not billed or "total_tokens" not in usage
+        # A fee has a cost, but no tokens.
+        self.unknown += attempt.cost is None and not (billed and usage.get("total_tokens"))
         for name in ("input_tokens", "output_tokens", "total_tokens"):
             value = usage.get(name)
             if isinstance(value, int) and not isinstance(value, bool):

@@ -63,12 +63,11 @@ class Message:
         result = self.result
         if result is None:
             return []
-        tokens = result.usage.get("total_tokens")
         found = [
             ("Prompt", shortened(" ".join(result.prompt.split()), MAX_PROMPT)),
             ("Model", " ".join(filter(None, (result.model, result.size, result.quality)))),
             ("Cost", str(result.cost or "")),
-            ("Tokens billed", f"{tokens:,}" if isinstance(tokens, int) else ""),
+            ("Tokens billed", "unknown" if result.tokens is None else f"{result.tokens:,}"),
             ("Request ID", result.request_id or ""),
             ("Receipt", result.receipt or result.manifest or ""),
             ("Error", result.message or ""),

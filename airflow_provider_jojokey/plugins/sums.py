@@ -76,6 +76,14 @@ class Sum(NamedTuple):
     cost: Costs = Costs()
     unread: int = 0
 
+    @property
+    def unknown_tokens(self) -> int:
+        """Number of results whose tokens are unknown, see :attr:`Result.tokens`.
+
+        All results of one sum have tokens, or none has.
+        """
+        return self.results if self.paid != "no" and not self.tokens[2] else 0
+
 
 def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
     """Yield sums of the results that the filter selects.

@@ -25,7 +25,7 @@ agree with the images on the same page, and longer if they are expensive."""
 MAX_CACHED = 64
 """Maximum number of filters whose sums are cached."""
 KEYS = ("day", "dag_id", "model")
-COUNTS = ("results", "images", "failed", *TOKENS)
+COUNTS = ("results", "images", "failed", *TOKENS, "unknown_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ def totals(entries: list[Sum]) -> dict[str, Any]:
         "failed_paid": failed("yes"),
         "failed_perhaps_paid": failed("unknown"),
         "usage": {name: everything[name] for name in TOKENS},
+        "unknown_tokens": everything["unknown_tokens"],
         "cost": everything["cost"].to_json(),
         "by_day": [{"day": day, **_bar(row)} for (day,), row in sorted(by_day.items())],
         "by_dag": [
@@ -113,7 +114,8 @@ def as_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def as_csv(rows: list[dict[str, Any]]) -> str:
     """Return the rows as CSV in which spreadsheets find no formulas.
 
-    Each currency has a column with exact amounts. Another column says whether the amounts are approximate.
+    Each currency has a column with exact amounts. Another column says whether the amounts are approximate. Tokens
+    that are unknown for all results of a row are empty.
     """
     currencies = sorted({cost.currency for row in rows for cost in row["cost"].amounts})
     out = io.StringIO(newline="")
@@ -126,7 +128,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
         writer.writerow(
             [
                 *(safe_cell(row[name]) for name in KEYS),
-                *(row[name] for name in COUNTS),
+                *("" if name in TOKENS and _unknown(row) else row[name] for name in COUNTS),
                 *(known[currency].amount if currency in known else "" for currency in currencies),
                 "yes" if approximate else "no" if known else "",
                 row["cost"].unknown,
@@ -135,8 +137,17 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
+def _unknown(row: dict[str, Any]) -> bool:
+    return bool(row["unknown_tokens"]) and not row["total_tokens"]
+
+
 def _bar(row: dict[str, Any]) -> dict[str, Any]:
-    return {"tokens": row["total_tokens"], "images": row["images"], "cost": row["cost"].to_json()}
+    return {
+        "tokens": row["total_tokens"],
+        "unknown_tokens": row["unknown_tokens"],
+        "images": row["images"],
+        "cost": row["cost"].to_json(),
+    }
 
 
 def _grouped(
@@ -153,6 +164,8 @@ def _total(entries: list[Sum]) -> dict[str, Any]:
     cost = CostSum()
     for entry in entries:
         cost.add_all(entry.cost)
-    counts = [(entry.results, entry.images, entry.failed, *entry.tokens) for entry in entries]
+    counts = [
+        (entry.results, entry.images, entry.failed, *entry.tokens, entry.unknown_tokens) for entry in entries
+    ]
     added = map(sum, zip(*counts, strict=True)) if counts else (0 for _ in COUNTS)
     return dict(zip(COUNTS, added, strict=True)) | {"cost": cost.total}

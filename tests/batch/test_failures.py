@@ -16,7 +16,8 @@ import pytest
 
 from airflow_provider_jojokey.batch import limiter, models, worker
 from airflow_provider_jojokey.batch.tally import Tally
-from airflow_provider_jojokey.exceptions import JojoKeyContentError, JojoKeyError
+from airflow_provider_jojokey.cost import Cost, Costs
+from airflow_provider_jojokey.exceptions import JojoKeyContentError, JojoKeyError, JojoKeyOverloadedError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.payments import context
 from airflow_provider_jojokey.policies import jojokey
@@ -91,8 +92,38 @@ def test_unknown_usage_of_paid_images_is_reported(
 
     assert error.billed == "yes"
     assert len(gateway.charges) == 4
-    assert "0 tokens were billed to this task in this Dag run" in error.message
-    assert "4 paid images have unknown usage" in error.message
+    assert "an unknown number of tokens were billed to this task in this Dag run" in error.message
+    assert "the cost of 4 paid images is unknown" in error.message
+
+
+def test_known_fee_without_tokens_has_no_unknown_cost(store: Any, gateway: Any) -> None:
+    error = failed(posters(3, prompt="[sandbox: violation_fee] number {}"))
+
+    assert error.billed == "yes"
+    assert "an unknown number of tokens (USD 0.15) were billed to this task in this Dag run" in error.message
+    assert "paid images is unknown" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cost", "billed"),
+    [
+        (0, Costs(), "no"),
+        (0, Costs((Cost(0, "USD", approximate=False),)), "no"),
+        (0, Costs((Cost(1, "USD", approximate=False),)), "yes"),  # a fee of an earlier try
+        (210, Costs(unknown=1), "yes"),
+    ],
+)
+def test_batch_was_billed_if_money_or_tokens_were(tokens: int, cost: Costs, billed: str) -> None:
+    usage = {"input_tokens": 0, "output_tokens": tokens, "total_tokens": tokens}
+    tally = Tally(2)
+    tally.succeed(0, {"reused": True, "images": [], "usage": usage, "cost": cost.to_json()})
+    rejected = JojoKeyOverloadedError("The gateway is overloaded.", sent=True)
+    tally.fail(1, SimpleNamespace(uri="s3://posters/1.png", request=SimpleNamespace(n=1)), rejected)  # type: ignore[arg-type]
+
+    error = tally.error("", "")
+
+    assert (tally.billed, error.billed) == (billed, billed)
+    assert ("Nothing was billed: 0 tokens" in error.message) == (billed == "no")
 
 
 def test_paid_image_that_s3_rejects_is_reported_as_billed(

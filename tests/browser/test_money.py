@@ -15,6 +15,11 @@ RENDER = """async (all) => {
 IN_A_SENTENCE = {"Cost unknown": "unknown", "No cost": "nothing"}
 """Texts that stand alone in the browser, and within a sentence in Python."""
 
+TOKENS = """async (all) => {
+    const { tokens, tokensOf } = await import("./format.js");
+    return [all.map((one) => tokens(...one)), [[0, "no"], [0, "yes"], [0, "unknown"], [5, "yes"]].map((one) => tokensOf(...one))];
+}"""
+
 # Where rounding and the number of decimals change.
 EDGES = [0, 1, 49_999, 50_000, 99_999, 100_000, 149_999, 150_000, 9_949_999, 9_950_000, 10_000_000]
 EDGES += [
@@ -50,3 +55,15 @@ def test_browser_and_python_show_the_same_money(scripts: Page, listed: list[Cost
     assert [(each["currency"], each["approximate"]) for each in sums["amounts"]] == [
         (cost.currency, cost.approximate) for cost in total.amounts
     ]
+
+
+def test_unknown_tokens_are_not_shown_as_0(scripts: Page) -> None:
+    sums, results = scripts.evaluate(TOKENS, [[0, 0], [0, 2], [5, 0], [5, 1], [1_234, 2]])
+    assert sums == [
+        "0 tokens",
+        "Tokens unknown",
+        "5 tokens",
+        "5 tokens + 1 result of unknown tokens",
+        "1,234 tokens + 2 results of unknown tokens",
+    ]
+    assert results == ["0 tokens", "Tokens unknown", "Tokens unknown", "5 tokens"]

@@ -179,6 +179,15 @@ def test_large_result_stays_within_slack_limits() -> None:
     assert "1,234,567" in message.text()
 
 
+@pytest.mark.parametrize(
+    ("billed", "tokens"), [("no", "Tokens billed: 0"), ("unknown", "Tokens billed: unknown")]
+)
+def test_message_says_if_tokens_are_unknown(billed: str, tokens: str) -> None:
+    result = Result("failed", usage={"total_tokens": 0}, billed=billed)
+
+    assert tokens in Message("title", result, "http://x", ("d", "r", "t", -1)).text().splitlines()
+
+
 def test_task_without_result_still_has_a_message() -> None:
     class TaskInstance:
         """A task that has pushed no XCom, which doesn't mean that there are no images."""

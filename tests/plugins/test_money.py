@@ -104,6 +104,39 @@ def test_odd_results_are_summed_as_they_are_shown(server: Server, book: Book, od
         assert tokens == sum(card["usage"][name] for card in cards)
     assert sums["failed_paid"] == sum(card["state"] == "failed" and card["paid"] == "yes" for card in cards)
     assert sums["failed_perhaps_paid"] == 0
+    assert sums["unknown_tokens"] == sum(
+        card["paid"] != "no" and not card["usage"]["total_tokens"] for card in cards
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "tokens", "unknown"),
+    [
+        ([{"usage": {}}, {"usage": {}, "state": "failed", "billed": "unknown"}], "", 2),
+        (
+            [{"usage": {}, "state": "failed", "billed": "no", "cost": Costs((CHARGED,)).to_json()}],
+            "",
+            1,
+        ),  # a fee
+        ([{"usage": {}}, {}], "210", 1),
+        ([{"usage": {}, "reused": True}], "0", 0),
+        ([{"usage": {}, "state": "failed", "billed": "no"}], "0", 0),
+    ],
+)
+def test_unknown_tokens_are_counted_and_never_0(
+    server: Server, book: Book, dag_id: str, facts: list[dict[str, Any]], tokens: str, unknown: int
+) -> None:
+    for number, more in enumerate(facts):
+        book.write(dag_id, result(**more), run_id=f"r{number}", at=NOON)
+
+    sums = server.totals(dag_id=dag_id)
+    (row,) = server.get("/jojokey/api/costs", params={"dag_id": dag_id}).json()["rows"]
+    text = server.get("/jojokey/api/costs.csv", params={"dag_id": dag_id}).content.decode("utf-8-sig")
+
+    (day,), (dag,) = sums["by_day"], sums["by_dag"]
+    assert [part["unknown_tokens"] for part in (sums, day, dag, row)] == [unknown] * 4
+    (line,) = csv.DictReader(io.StringIO(text))
+    assert (line["total_tokens"], line["unknown_tokens"]) == (tokens, str(unknown))
 
 
 TIMES = ("2026-03-07T22:00", "2026-03-08T02:30", "2026-11-01T03:59", "2026-11-01T04:00", "2026-11-01T05:00")

@@ -350,6 +350,7 @@ def test_sums_by_day_and_by_dag_follow_the_filter(server: Server, book: Book) ->
         "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}, "unread": 0,
         "cost": {"amounts": [], "unknown": 0},
     }  # fmt: skip
+        "unknown_tokens": 0,
 
 
 def cost(*amounts: tuple[str, str, bool], unknown: int = 0) -> Any:

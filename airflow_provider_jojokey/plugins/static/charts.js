@@ -1,5 +1,5 @@
 // Two small charts: the cost by day and by Dag, or the tokens if a cost is unknown or there are several currencies.
-import { compact, count, day, localDay } from "./format.js";
+import { compact, count, day, localDay, tokens } from "./format.js";
 import { cost, currencyOf, decimalsOf, sumOf, valueOf } from "./money.js";
 import { h, useMemo } from "./react.js";
 import { t } from "./text.js";
@@ -36,12 +36,13 @@ export function barsOf(byDay, until = "") {
   const unit = span <= MOST_BARS ? "day" : span <= MOST_BARS * 7 ? "week" : "month";
   const bars = new Map();
   for (let start = STARTS[unit](first); start <= last; start = NEXT[unit](start)) {
-    bars.set(start, { start, end: toDay(toTime(NEXT[unit](start)) - A_DAY), tokens: 0, images: 0, costs: [] });
+    bars.set(start, { start, end: toDay(toTime(NEXT[unit](start)) - A_DAY), tokens: 0, unknown_tokens: 0, images: 0, costs: [] });
   }
   for (const one of byDay) {
     const bar = bars.get(STARTS[unit](one.day));
     if (!bar) continue;
     bar.tokens += one.tokens;
+    bar.unknown_tokens += one.unknown_tokens;
     bar.images += one.images;
     bar.costs.push(one.cost);
   }
@@ -60,14 +61,14 @@ const TITLES = {
 function measureOf(rows, unit) {
   const currency = currencyOf(rows.map((one) => one.cost));
   const decimals = decimalsOf(rows.map((one) => one.cost));
-  const tokens = (one) => count(one.tokens, "{n} token", "{n} tokens");
+  const used = (one) => tokens(one.tokens, one.unknown_tokens);
   const money = (one) => cost(one.cost, decimals);
   const images = (one) => count(one.images, "{n} image", "{n} images");
   return {
     title: t(currency ? TITLES[unit].cost : TITLES[unit].tokens, { currency }),
     value: currency ? (one) => valueOf(one.cost) : (one) => one.tokens,
-    text: currency ? money : tokens,
-    details: (one) => [money(one), tokens(one), images(one)].join(" · "),
+    text: currency ? money : used,
+    details: (one) => [money(one), used(one), images(one)].join(" · "),
   };
 }
 
@@ -140,7 +141,12 @@ function ByDag({ byDag, onChange }) {
   const shown = sorted.length > MOST_DAGS ? sorted.slice(0, MOST_DAGS - 1) : sorted;
   const rest = sorted.slice(shown.length);
   const sum = (name) => rest.reduce((all, one) => all + one[name], 0);
-  const others = { tokens: sum("tokens"), images: sum("images"), cost: sumOf(rest.map((one) => one.cost)) };
+  const others = {
+    tokens: sum("tokens"),
+    unknown_tokens: sum("unknown_tokens"),
+    images: sum("images"),
+    cost: sumOf(rest.map((one) => one.cost)),
+  };
   const most = Math.max(value(others), ...shown.map(value)) || 1;
   const row = (key, name, one) =>
     h(

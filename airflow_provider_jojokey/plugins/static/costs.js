@@ -1,6 +1,6 @@
 // The cost by Dag, model and day, as a table and as a CSV file.
 import { costsUrl, getCosts } from "./api.js";
-import { day, number } from "./format.js";
+import { day, number, tokens } from "./format.js";
 import { cost, decimalsOf } from "./money.js";
 import { ButtonLink, Failure, Spinner } from "./parts.js";
 import { h, useEffect, useState } from "./react.js";
@@ -67,7 +67,11 @@ function Rows({ rows, filters }) {
               h("td", null, row.dag_id),
               h("td", null, row.model ?? "–"),
               h("td", { className: "jojokey-number" }, number(row.images)),
-              h("td", { className: "jojokey-number" }, number(row.total_tokens)),
+              h(
+                "td",
+                { className: "jojokey-number", title: tokens(row.total_tokens, row.unknown_tokens) },
+                row.unknown_tokens && !row.total_tokens ? t("Unknown") : number(row.total_tokens),
+              ),
               h("td", { className: "jojokey-number" }, cost(row.cost, decimals)),
             ),
           ),

@@ -23,6 +23,20 @@ export function count(value, one, many) {
   return t(value === 1 ? one : many, { n: number(value) });
 }
 
+// Like costs, tokens that are unknown are not 0. unknown is the number of results whose tokens are unknown.
+export function tokens(known, unknown = 0) {
+  if (!known && unknown) return t("Tokens unknown");
+  const text = count(known ?? 0, "{n} token", "{n} tokens");
+  return unknown
+    ? `${text} + ${count(unknown, "{n} result of unknown tokens", "{n} results of unknown tokens")}`
+    : text;
+}
+
+// The same for one result or attempt.
+export function tokensOf(total, paid) {
+  return tokens(total, total || paid === "no" ? 0 : 1);
+}
+
 // Text is formatted exactly; a float with more than 15 digits is not.
 export function decimal(value, decimals) {
   const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };

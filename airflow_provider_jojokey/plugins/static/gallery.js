@@ -3,7 +3,7 @@ import { getResults, getTotals } from "./api.js";
 import { Charts } from "./charts.js";
 import { CostTable } from "./costs.js";
 import { choicesOf, FilterBar, isFiltered, NO_FILTERS, useFilters } from "./filters.js";
-import { count, exactTime, number, said } from "./format.js";
+import { count, exactTime, number, said, timezone, tokens } from "./format.js";
 import { useLightbox } from "./lightbox.js";
 import { cost, decimalsOf } from "./money.js";
 import { Button, CopyButton, Empty, Failure, Notice, Spinner, useTitle } from "./parts.js";
@@ -300,9 +300,9 @@ function Totals({ totals, onReload, loading, onChange }) {
         { className: "jojokey-muted" },
         [
           cost(totals.cost),
-          count(usage.total_tokens ?? 0, "{n} token", "{n} tokens"),
-          t("{in} in, {out} out", { in: count(usage.input_tokens ?? 0, "{n}", "{n}"), out: count(usage.output_tokens ?? 0, "{n}", "{n}") }),
-        ].join(" · "),
+          tokens(usage.total_tokens, totals.unknown_tokens),
+          usage.total_tokens > 0 && t("{in} in, {out} out", { in: number(usage.input_tokens), out: number(usage.output_tokens) }),
+        ].filter(Boolean).join(" · "),
         h(Failures, { totals, onChange }),
       ),
     ),

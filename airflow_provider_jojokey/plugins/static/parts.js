@@ -210,7 +210,7 @@ export function Badge({ kind, children, title }) {
 }
 
 const FAILED = {
-  yes: ["Failed, paid", "It failed, and tokens were charged for it."],
+  yes: ["Failed, paid", "It failed, and it was charged."],
   unknown: ["Failed, perhaps paid", "It failed, and it is unknown whether it was charged."],
   no: ["Failed", "It failed, and nothing was charged."],
 };
@@ -228,7 +228,7 @@ export function BillBadge({ result, always = false }) {
   if (result.derived_from) {
     return h(Badge, { kind: "muted", title: t("It was made of a paid image, without another payment.") }, t("Derived"));
   }
-  return always && h(Badge, { kind: "success", title: t("These tokens were billed to this task.") }, t("Paid"));
+  return always && h(Badge, { kind: "success", title: t("It was billed to this task.") }, t("Paid"));
 }
 
 export function Time({ iso, relative = false }) {

@@ -1,5 +1,5 @@
 // Cards for results, used in the gallery, for mapped tasks and for batches.
-import { count } from "./format.js";
+import { count, tokensOf } from "./format.js";
 import { cost } from "./money.js";
 import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
@@ -92,11 +92,6 @@ function Pictures({ card, onOpen }) {
   );
 }
 
-function tokensOf(card) {
-  const tokens = card.usage?.total_tokens ?? 0;
-  return tokens || card.paid === "no" ? count(tokens, "{n} token", "{n} tokens") : t("Tokens unknown");
-}
-
 // title distinguishes the card from its neighbors: the Dag in the gallery, the label for mapped tasks.
 export function Card({ card, title, subtitle, decimals, onOpen, selection }) {
   const failed = card.state === "failed" && !card.images.length;
@@ -125,7 +120,7 @@ export function Card({ card, title, subtitle, decimals, onOpen, selection }) {
         "div",
         { className: "jojokey-small jojokey-card-foot" },
         card.made_at && h(Time, { iso: card.made_at, relative: true }),
-        h("span", { title: tokensOf(card) }, cost(card.cost, decimals)),
+        h("span", { title: tokensOf(card.usage?.total_tokens, card.paid) }, cost(card.cost, decimals)),
       ),
     ),
   );

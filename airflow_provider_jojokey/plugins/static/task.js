@@ -1,6 +1,6 @@
 // The tab "Images" of a task instance: its images, their cost and all attempts.
 import { getTask, isUnderWay } from "./api.js";
-import { count, fileSize, number, said, seconds } from "./format.js";
+import { count, fileSize, number, said, seconds, tokens } from "./format.js";
 import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
 import { cost, decimalsOf } from "./money.js";
 import {
@@ -208,12 +208,11 @@ function failedTitle(result) {
 }
 
 function Failed({ result, underWay }) {
-  const tokens = result.usage?.total_tokens ?? 0;
+  const total = result.usage?.total_tokens ?? 0;
   // A fee has a cost, but no tokens.
-  const charged = [
-    tokens > 0 && count(tokens, "{n} token", "{n} tokens"),
-    (tokens > 0 || result.cost.amounts.length > 0) && cost(result.cost),
-  ].filter(Boolean);
+  const charged = total > 0 || result.cost.amounts.some((one) => Number(one.amount) > 0)
+    ? [total > 0 && tokens(total), cost(result.cost)].filter(Boolean)
+    : [];
   const kept = result.batch ? 0 : result.images.length;
   const next = [
     charged.length > 0 && t("Charged in this Dag run: {tokens}.", { tokens: charged.join(" · ") }),
@@ -445,7 +444,7 @@ function Attempts({ attempts, error }) {
               h("td", null, h(Badge, { kind }, t(word))),
               h("td", null, t(BILLED[one.billed] ?? "Unknown")),
               h("td", { className: "jojokey-nowrap" }, cost(one.cost, decimals)),
-              h("td", null, one.usage ? number(one.usage.total_tokens) : "–"),
+              h("td", null, one.usage?.total_tokens || one.billed === "no" ? number(one.usage?.total_tokens) : "–"),
               h("td", null, Number.isFinite(one.seconds) ? seconds(one.seconds) : "–"),
               h("td", null, one.request_id || one.cf_ray ? h("code", null, one.request_id ?? one.cf_ray) : "–"),
               h("td", { className: "jojokey-note" }, [one.error, one.note].filter(Boolean).join(": ") || "–"),

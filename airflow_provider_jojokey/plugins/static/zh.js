@@ -44,7 +44,7 @@ export const zh = {
     "Dag 用 JojoKey 生成的图片及其费用会显示在这里。下面的 Dag 会生成第一张：",
   "It failed, and it is unknown whether it was charged.": "任务失败，是否计费未知。",
   "It failed, and nothing was charged.": "任务失败，未计费。",
-  "It failed, and tokens were charged for it.": "任务失败，但已计费。",
+  "It failed, and it was charged.": "任务失败，但已计费。",
   "It needs a connection jojokey_default with your token, and aws_default for S3.":
     "需要连接 jojokey_default（填写令牌）以及用于 S3 的 aws_default。",
   "Item {n}": "第 {n} 项",
@@ -122,7 +122,7 @@ export const zh = {
   "The totals leave out {n} results, which the XCom backend keeps outside of Airflow's database.":
     "合计不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
   "There is no such task any more.": "此任务已不存在。",
-  "These tokens were billed to this task.": "这些 token 已计入此任务。",
+  "It was billed to this task.": "费用已计入此任务。",
   "This image is no longer in S3: it was moved or deleted.": "此图片已不在 S3 中：已被移动或删除。",
   "This image was overwritten: another object is at its key in S3 now.": "此图片已被覆盖：S3 中该位置现在是另一个对象。",
   "This tab shows the images that a task makes with JojoKey, and what they cost. This task has left none in this Dag run.":
@@ -134,6 +134,8 @@ export const zh = {
   "Cost per day in {currency}": "每日费用（{currency}）",
   "Cost per month in {currency}": "每月费用（{currency}）",
   "Cost per week in {currency}": "每周费用（{currency}）",
+  "{n} result of unknown tokens": "{n} 个结果的 token 未知",
+  "{n} results of unknown tokens": "{n} 个结果的 token 未知",
   "Tokens per Dag": "各 Dag 的 token",
   "Tokens per day": "每日 token",
   "Tokens per month": "每月 token",
