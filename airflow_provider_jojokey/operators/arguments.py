@@ -12,12 +12,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
+from numbers import Number
 from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
 from airflow_provider_jojokey.img2.rules import character_problems
-from airflow_provider_jojokey.payments.options import COST_LIMITS, COUNT_LIMITS, ON_UNKNOWN_OUTCOME, REUSE
+from airflow_provider_jojokey.payments.options import (
+    COST_LIMITS,
+    COUNT_LIMITS,
+    LIMITS,
+    ON_UNKNOWN_OUTCOME,
+    REUSE,
+)
 from airflow_provider_jojokey.store.extra_args import parse_extra_args
 
 TEXTS = (
@@ -50,6 +57,11 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Values for arguments that rendered to nothing."""
 
+_REQUIRED = {
+    "prompt": "describe the image",
+    "s3_key": "end it with a name such as hero.png",
+    "requests": "pass a list of dicts. If it comes from another task, that task has returned nothing",
+}
 _SCALARS = (int, float, Decimal, date, time, UUID, PurePath)
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -81,24 +93,32 @@ def has_template(value: Any) -> bool:
 
 
 def filled(value: Any) -> Any:
-    """Return ``value``, or ``None`` if a template rendered to nothing: ``"{{ params.background }}"``."""
-    if isinstance(value, str) and value.strip() in ("", "None"):
+    """Return ``value``, or ``None`` if it is nothing.
+
+    A template renders to nothing as ``""`` or ``"None"``. Tables of pandas have NaN in their empty cells.
+    """
+    if (isinstance(value, str) and value.strip() in ("", "None")) or is_nan(value):
         return None
     return None if type(value).__module__ == "jinja2.runtime" else value  # undefined, from a native template
+
+
+def is_nan(value: Any) -> bool:
+    """Return whether ``value`` is a number that is not a number."""
+    return isinstance(value, Number) and str(value).lower().lstrip("-") in ("nan", "snan")
 
 
 def converted(name: str, value: Any) -> Any:
     """Return the value of the argument ``name``, converted to its type.
 
     :param value: the rendered value; ``None``, ``""`` and ``"None"`` become the default
-    :raises ValueError: if it can't be converted, or ``prompt`` or ``s3_key`` is empty
+    :raises ValueError: if it can't be converted, or the argument has no default
     """
     convert = _CONVERTERS[name]
+    if name in LIMITS and is_nan(value):  # a limit that was computed wrongly must not be no limit
+        raise ValueError(f"{name} is not a number: {value}")
     value = filled(value)
-    if value is None and name == "prompt":
-        raise ValueError("prompt is empty: describe the image")
-    if value is None and name == "s3_key":
-        raise ValueError("s3_key is empty: end it with a name such as hero.png")
+    if value is None and name in _REQUIRED:
+        raise ValueError(f"{name} is empty: {_REQUIRED[name]}")
     return DEFAULTS.get(name) if value is None else convert(name, value)
 
 
@@ -107,7 +127,7 @@ def text(name: str, value: Any) -> str:
 
     :raises ValueError: if it is anything else, or Airflow's database can't store it
     """
-    if not isinstance(value, (str, *_SCALARS)):
+    if not isinstance(value, (str, *_SCALARS)) or isinstance(value, bool):
         raise ValueError(f"{name} must be text, not {type(value).__name__}")
     written = str.__str__(value) if isinstance(value, str) else str(value)
     for problem in character_problems(name, written):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.operators.arguments import converted
+from airflow_provider_jojokey.operators.arguments import TEXTS, converted
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
+from airflow_provider_jojokey.payments.options import LIMITS
 
 
 @pytest.mark.parametrize(
@@ -17,7 +19,6 @@ from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperato
     [
         ("prompt", 42, "42"),
         ("prompt", 4.5, "4.5"),
-        ("prompt", True, "True"),
         ("s3_key", 20261111, "20261111"),
         ("s3_key", date(2026, 11, 11), "2026-11-11"),
         ("s3_key", PurePosixPath("a/b.png"), "a/b.png"),
@@ -61,6 +62,9 @@ def test_rendered_value_becomes_type_of_argument(name: str, rendered: Any, expec
     [
         ("prompt", "None", "prompt is empty"),
         ("s3_key", None, "s3_key is empty"),
+        ("prompt", True, "prompt must be text, not bool"),
+        ("s3_key", False, "s3_key must be text, not bool"),
+        ("model", True, "model must be text, not bool"),
         ("prompt", {"a": 1}, "prompt must be text, not dict"),
         ("prompt", ["a"], "prompt must be text, not list"),
         ("prompt", b"fox", "prompt must be text, not bytes"),
@@ -80,13 +84,89 @@ def test_rendered_value_becomes_type_of_argument(name: str, rendered: Any, expec
         ("requests", 5, "requests must be a list of dicts, not int"),
         ("requests", "{}", "requests must be a list of dicts, not dict"),
         ("replace", "maybe", "replace must be true or false"),
-        ("s3_extra_args", {"Tagging": "a=\0"}, "NUL"),
+        ("s3_extra_args", {"Tagging": "a=\0"}, "Tagging, which contains"),
+        ("s3_extra_args", {"Metadata": {"a": "\0"}}, "NUL"),
         ("s3_extra_args", 5, "s3_extra_args must be a dict"),
+        ("requests", None, "requests is empty"),
+        ("requests", " ", "requests is empty"),
+        ("requests", "None", "requests is empty"),
     ],
 )
 def test_rendered_value_of_wrong_type_is_rejected(name: str, rendered: Any, reported: str) -> None:
     with pytest.raises(ValueError, match=reported):
         converted(name, rendered)
+
+
+NAN = [float("nan"), -float("nan"), Decimal("nan"), Decimal("sNaN")]
+
+
+@pytest.mark.parametrize("nan", NAN)
+@pytest.mark.parametrize("name", [*TEXTS, "n", "output_compression", "stream", "extra_body", "requests"])
+def test_nan_is_the_same_as_nothing(name: str, nan: Any) -> None:
+    try:
+        expected = converted(name, None)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=str(error)):
+            converted(name, nan)
+    else:
+        assert converted(name, nan) == expected
+
+
+@pytest.mark.parametrize("nan", [*NAN, "nan"])
+@pytest.mark.parametrize("name", LIMITS)
+def test_limit_that_is_nan_is_not_unlimited(name: str, nan: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} "):
+        converted(name, nan)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_batch_without_requests_fails_once_and_unpaid(
+    airflow: Any, gateway: Any, store: Any, native: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = airflow.run(
+        "no_requests",
+        """
+        from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+
+        @task
+        def rows():
+            return None
+        GenerateImageBatchOperator(task_id="image", s3_bucket="posters", requests=rows(), retries=2)
+        GenerateImageBatchOperator(
+            task_id="rendered", s3_bucket="posters", requests="{{ params.nothing }}", retries=2
+        )
+        """,
+        params={"nothing": None},
+        render_template_as_native_obj=native,
+    )
+
+    for task in ("image", "rendered"):
+        assert (run.states[task, -1], run.tries[task, -1]) == ("failed", 1)
+    assert gateway.requests == ()
+    assert "requests is empty" in capfd.readouterr().out
+
+
+def test_empty_cells_of_a_table_are_not_generated(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run(
+        "nan_cells",
+        """
+        from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+
+        rows = '[{"prompt": "x", "s3_key": "x.png", "quality": NaN}, {"prompt": PROMPT, "s3_key": "y.png"}]'
+        for name, prompt in (("empty", "NaN"), ("flag", "true"), ("text", '"y"')):
+            GenerateImageBatchOperator(
+                task_id=name, s3_bucket="posters", requests=rows.replace("PROMPT", prompt), retries=2
+            )
+        """,
+    )
+
+    assert {task: state for (task, _), state in run.states.items()} == {
+        "empty": "failed",
+        "flag": "failed",
+        "text": "success",
+    }
+    assert set(run.tries.values()) == {1}
+    assert {request.prompt for request in gateway.requests} == {"x", "y"}
 
 
 NATIVE = """
