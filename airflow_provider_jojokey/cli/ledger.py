@@ -220,12 +220,13 @@ def _moment(name: str, text: str | None, now: datetime) -> datetime | None:
     """
     if not text:
         return None
-    if ago := _AGO.fullmatch(text):
-        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        if ago := _AGO.fullmatch(text):
+            moment = now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        else:
+            moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise CommandFailed(
             f"{name} {text} is not a date, a time or an age such as 7d or 24h", USAGE
         ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -216,7 +216,15 @@ def test_unreadable_receipt_fails_the_ledger(jojokey: Run, bucket: Bucket) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--since", "yesterday"), ("--until", "7"), ("--bucket", "a b"), ("--by", "dag,hour")]
+    "arguments",
+    [
+        ("--since", "yesterday"),
+        ("--since", "999999d"),
+        ("--until", "999999d"),
+        ("--until", "7"),
+        ("--bucket", "a b"),
+        ("--by", "dag,hour"),
+    ],
 )
 def test_invalid_arguments_are_reported(jojokey: Run, bucket: Bucket, arguments: tuple[str, ...]) -> None:
     output = jojokey("ledger", "--bucket", "posters", *arguments)
