@@ -92,12 +92,16 @@ class ImageStore(DocumentStore):
             Body=image.file.file,
             ContentLength=image.file.size,
             ContentType=image.content_type,
-            Metadata=metadata({**self.extra_args.get("Metadata", {}), **labels, **facts}),
-            **for_images(self.extra_args),
+            **self._image_parameters({**labels, **facts}),
             **checksum,
             **condition,
         )
         self._etag(response, f"write s3://{bucket}/{key}")
+
+    def _image_parameters(self, labels: Mapping[str, str]) -> dict[str, Any]:
+        """Return the additional parameters of an image, with the package's own metadata."""
+        given = self.extra_args.get("Metadata", {})
+        return {**for_images(self.extra_args), "Metadata": metadata({**given, **labels})}
 
     def _holds(self, bucket: str, key: str, image: Image, labels: Mapping[str, str]) -> bool | None:
         """Return whether the object at ``key`` is this upload, or ``None`` if it does not exist.
@@ -272,7 +276,7 @@ class ImageStore(DocumentStore):
                 Key=key,
                 Body=body,
                 ContentType=content_type,
-                **({"Metadata": {}, **self.extra_args} if image else {}),
+                **(self._image_parameters({}) if image else {}),
             )
             self._etag(response, doing)
 

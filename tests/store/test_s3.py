@@ -782,6 +782,17 @@ def test_capitalized_metadata_is_recognized(bucket: Bucket, key: str, png: bytes
     assert (found[0].sha256, found[1]) == (hashlib.sha256(png).hexdigest(), "r")
 
 
+def test_test_object_has_the_parameters_of_an_image(moto: Bucket, key: str, png: bytes) -> None:
+    store = store_in(moto)
+    store.extra_args = {"Metadata": {"team": "équipe 海"}, "CacheControl": "no-cache"}
+    store.put(BUCKET, f"{key}.test", b"", "image/png", image=True)
+    store.put_image(BUCKET, key, image_of(png), {})
+    for name in (f"{key}.test", key):
+        stored = moto.client().head_object(Bucket=BUCKET, Key=name)
+        assert unquote(stored["Metadata"]["team"]) == "équipe 海"
+        assert stored["CacheControl"] == "no-cache"
+
+
 def test_put_overwrites(bucket: Bucket, key: str, tmp_path: Path) -> None:
     store = store_in(bucket)
     store.put(BUCKET, key, b"1", "text/plain")
