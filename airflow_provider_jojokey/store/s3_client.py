@@ -78,6 +78,7 @@ class S3Client:
             try:
                 hook: AwsBaseHook = AwsBaseHook(self.aws_conn_id, client_type="s3")
                 self.connection_extra = hook.conn_config.extra_config
+                _check_credentials(hook.conn_config)
                 agent = f"{hook.config.user_agent_extra or ''} airflow-provider-jojokey/{__version__}".strip()
                 # hook.get_conn() walks through all modules for its user agent, which takes 300 ms of CPU.
                 client = hook.get_session(region_name=hook.region_name).client(
@@ -173,6 +174,16 @@ class S3Client:
     def _sends_checksums(self) -> bool:
         # Stores that reject the checksum headers need "when_required" in the connection.
         return bool(self.client.meta.config.request_checksum_calculation != "when_required")
+
+
+def _check_credentials(settings: Any) -> None:
+    """Check that the credentials are text. botocore would fail at the first request, with a bare ``TypeError``.
+
+    :raises TypeError: if a connection that is written as JSON has a number, for example
+    """
+    for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
+        if not isinstance(value := getattr(settings, name, None), str | None):
+            raise TypeError(f"{name} must be text, not {type(value).__name__}: write it in quotes")
 
 
 def is_aws(endpoint_url: str) -> bool:

@@ -422,10 +422,22 @@ def test_missing_credentials_are_not_transient(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("_no_aws_at_all")
+@pytest.mark.parametrize("name", ["aws_access_key_id", "aws_secret_access_key", "aws_session_token"])
+def test_credentials_that_are_not_text_are_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    keys = {"aws_access_key_id": "someone", "aws_secret_access_key": "secret", name: 1234567890}
+    connect(monkeypatch, keys, login=None, password=None)
+    failed = error_of(lambda: ImageStore("aws_test").client)
+    assert not failed.transient
+    assert f"{name} must be text, not int" in failed.message
+    assert "1234567890" not in failed.message
+
+
+@pytest.mark.usefixtures("_no_aws_at_all")
 @pytest.mark.parametrize(
     "extra",
     [
         {"endpoint_url": "no url at all"},
+        {"aws_session_token": 5},
         {"region_name": "not a region!"},
         {"config_kwargs": {"no_such_option": 1}},
         {"config_kwargs": {"retries": {"mode": "wild"}}},
