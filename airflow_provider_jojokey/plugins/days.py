@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -21,6 +21,11 @@ FIRST_YEAR = 2000
 def day_of(made_at: datetime, zone: str) -> str:
     """Return the day of a time in a time zone, in ISO format."""
     return made_at.astimezone(ZoneInfo(zone)).date().isoformat()
+
+
+def start_of(day: date, zone: str) -> datetime:
+    """Return the time at which a day starts in a time zone: its first midnight or, without one, the jump past it."""
+    return datetime.combine(day, time.min, ZoneInfo(zone))
 
 
 def day_in_sql(session: Session, zone: str) -> tuple[ColumnElement[Any], ColumnElement[int]]:

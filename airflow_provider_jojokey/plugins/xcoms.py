@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, time
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
@@ -34,6 +33,7 @@ from sqlalchemy.orm import defer, lazyload
 
 from airflow_provider_jojokey.plugins import paging
 from airflow_provider_jojokey.plugins.backend import Stored, Unreadable, is_custom, read_all
+from airflow_provider_jojokey.plugins.days import start_of
 from airflow_provider_jojokey.plugins.paging import KEYS, inside
 from airflow_provider_jojokey.results import PROGRESS_KEY, XCOM_KEY, Result
 from airflow_provider_jojokey.translatable import Translatable
@@ -233,9 +233,10 @@ def conditions(session: Session, wanted: Filter) -> Iterator[ColumnElement[bool]
     if wanted.task_id is not None:
         yield XComModel.task_id == wanted.task_id
     if wanted.day_from is not None:
-        yield XComModel.timestamp >= datetime.combine(wanted.day_from, time.min, ZoneInfo(wanted.zone))
-    if wanted.day_to is not None:
-        yield XComModel.timestamp <= datetime.combine(wanted.day_to, time.max, ZoneInfo(wanted.zone))
+        yield XComModel.timestamp >= start_of(wanted.day_from, wanted.zone)
+    if wanted.day_to is not None and wanted.day_to < date.max:
+        # The last time of a day is ambiguous where clocks are set back at midnight. The first time is not.
+        yield XComModel.timestamp < start_of(wanted.day_to + timedelta(days=1), wanted.zone)
     for name in ("model", "size"):
         if (text := getattr(wanted, name)) is not None:
             yield inside(session, XComModel.value[name].as_string()) == text

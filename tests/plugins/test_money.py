@@ -140,10 +140,14 @@ def test_unknown_tokens_are_counted_and_never_0(
 
 
 TIMES = ("2026-03-07T22:00", "2026-03-08T02:30", "2026-11-01T03:59", "2026-11-01T04:00", "2026-11-01T05:00")
+# Santiago sets its clocks back at midnight on 5 April, Cairo on 30 October. Santiago skips midnight on 6 September.
+TIMES += ("2026-04-05T02:30", "2026-04-05T03:30", "2026-04-05T04:00", "2026-09-06T03:59", "2026-09-06T04:00")
+TIMES += ("2026-10-29T20:30", "2026-10-29T21:30", "2026-10-29T22:00")
 
 
 @pytest.mark.parametrize(
-    "zone", ["UTC", "Asia/Shanghai", "America/New_York", "America/Santiago", "Asia/Kathmandu"]
+    "zone",
+    ["UTC", "Asia/Shanghai", "America/New_York", "America/Santiago", "Africa/Cairo", "Asia/Kathmandu"],
 )
 def test_days_follow_the_zone_and_its_summer_time(server: Server, book: Book, zone: str) -> None:
     # New York changes from UTC-5 to UTC-4 on 8 March, and back on 1 November.
@@ -153,6 +157,8 @@ def test_days_follow_the_zone_and_its_summer_time(server: Server, book: Book, zo
     days = Counter(at.astimezone(ZoneInfo(zone)).date().isoformat() for at in times)
     sums = server.totals(dag_id=zone, tz=zone)
     assert {day["day"]: day["images"] for day in sums["by_day"]} == days
+    for day, images in days.items():
+        assert len(server.results(dag_id=zone, tz=zone, day_from=day, day_to=day)["results"]) == images
 
 
 RUN = """

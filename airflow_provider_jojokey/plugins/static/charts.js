@@ -95,6 +95,11 @@ export function Charts({ totals, filters, onChange }) {
   );
 }
 
+// The filter for a bar. A week or a month may start before the current filter, and end after it.
+export function daysOf({ start, end }, { day_from: from, day_to: to }) {
+  return { day_from: from > start ? from : start, day_to: to && to < end ? to : end };
+}
+
 function ByDay({ byDay, filters, onChange }) {
   const { unit, bars } = useMemo(() => barsOf(byDay, filters.day_to), [byDay, filters.day_to]);
   const { title, value, details } = measureOf(bars, unit);
@@ -119,7 +124,7 @@ function ByDay({ byDay, filters, onChange }) {
                 type: "button",
                 className: "jojokey-bar",
                 style: height,
-                onClick: () => onChange({ day_from: bar.start, day_to: bar.end }),
+                onClick: () => onChange(daysOf(bar, filters)),
               },
               text,
             )

@@ -122,8 +122,10 @@ export function Typed({ name, value, onChange, ...rest }) {
 // Days are in the time zone that the user has selected in Airflow.
 const PERIODS = { "Today": 0, "Last 7 days": 6, "Last 30 days": 29 };
 
-function ago(days) {
-  return localDay(Date.now() - days * 86_400_000);
+// Count days, not hours: a day on which the clocks change has 23 or 25.
+export function ago(days, now = Date.now()) {
+  const today = Date.parse(`${localDay(now)}T00:00:00Z`);
+  return new Date(today - days * 86_400_000).toISOString().slice(0, 10);
 }
 
 function Choice({ id, name, value, values, onChange, ...rest }) {
