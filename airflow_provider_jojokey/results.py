@@ -107,7 +107,8 @@ class Result:
     :param error: the exception's class, if the task failed
     :param message: the exception's text
     :param billed: whether the failed request was billed: ``"no"``, ``"yes"`` or ``"unknown"``
-    :param manifest: the ``s3://`` URI of a batch's list of all images
+    :param batch: whether it is a batch, whose images belong to different items
+    :param manifest: the ``s3://`` URI of a batch's list of all images; ``None`` if it could not be stored
     :param budget: what was used of each limit when the task ended, see :meth:`Budget.uses`
     :param derived_from: the ``s3://`` URI of the paid image that these were made of, without another payment
     """
@@ -133,6 +134,7 @@ class Result:
     manifest: str | None = None
     derived_from: str | None = None
     budget: tuple[dict[str, Any], ...] = ()
+    batch: bool = False
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any], *, prompt: str, aws_conn_id: str | None) -> Result:
@@ -197,7 +199,8 @@ class Result:
             return "yes"
         if self.state == "failed":
             return self.billed or "unknown"
-        return "no" if self.reused or self.derived_from else "yes"
+        known = self.cost is not None and not self.cost.unknown  # as for a batch without items
+        return "no" if self.reused or self.derived_from or known else "yes"
 
     @property
     def tokens(self) -> int | None:
@@ -237,6 +240,8 @@ class Result:
                 seconds=float(value["seconds"]) if value.get("seconds") is not None else None,
                 created=_number(value.get("created")),
                 reused=value.get("reused") is True,
+                # Older results of batches have a manifest only.
+                batch=value.get("batch") is True or _text(value.get("manifest")) is not None,
                 budget=budget_of(value.get("budget")),
                 billed=billed if billed in ("no", "yes", "unknown") else None,
                 **{name: _text(value.get(name)) for name in _TEXTS},

@@ -57,6 +57,25 @@ def test_failure_names_its_cost_and_received_images() -> None:
     assert "broke off" in result.message
 
 
+@pytest.mark.parametrize(
+    ("facts", "batch"),
+    [
+        ({}, False),
+        ({"batch": False}, False),
+        ({"batch": "yes"}, False),
+        ({"batch": True}, True),  # its manifest could not be stored
+        ({"manifest": "s3://posters/_jojokey/m.jsonl"}, True),  # written before "batch"
+    ],
+)
+def test_batch_is_recognized_with_and_without_manifest(facts: dict[str, Any], batch: bool) -> None:
+    values = {name: entry for name, entry in value().items() if name != "batch"}
+    result = Result.from_xcom({**values, **facts})
+
+    assert result is not None
+    assert result.batch is batch
+    assert Result.from_xcom(result.to_xcom()) == result
+
+
 FEE = Costs((Cost(NANOS // 20, "USD", approximate=False),))
 
 

@@ -57,7 +57,7 @@ def facts(result: Result) -> dict[str, Any]:
         "message": result.message,
         "billed": result.billed,
         "paid": result.paid,
-        "batch": result.manifest is not None,
+        "batch": result.batch,
         "budget": [_use(use) for use in result.budget],
     }
 

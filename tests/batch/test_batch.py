@@ -13,6 +13,7 @@ import pytest
 
 from airflow_provider_jojokey.batch.manifest import Manifest
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+from airflow_provider_jojokey.results import Result
 from tests.support.campaigns import posters
 
 
@@ -49,6 +50,9 @@ def test_empty_batch_succeeds(campaign: Any, gateway: Any) -> None:
 
     assert run.state == "success"
     assert run.xcom("return_value", "batch")["total"] == 0
+    result = Result.from_xcom(run.xcom("jojokey_images", "batch"))
+    assert result is not None
+    assert (result.batch, result.reused, result.paid) == (True, False, "no")
     assert gateway.requests == ()
 
 

@@ -302,6 +302,7 @@ FEE_IN_YUAN = {
         ({"state": "failed", "billed": "no", "usage": UNPAID, "cost": FEE}, "yes"),  # of an earlier attempt
         ({"state": "failed", "billed": "unknown", "usage": UNPAID, "cost": FEE}, "yes"),
         ({"state": "failed", "billed": "no", "usage": UNPAID, "cost": NOTHING}, "no"),
+        ({"usage": UNPAID, "cost": NOTHING}, "no"),  # a batch without items
     ],
 )
 def test_result_says_whether_it_was_paid_for(

@@ -221,6 +221,13 @@ def test_unreadable_manifest_is_reported(server: Server, book: Book, store: Any)
     assert "longer than" in tab(server, "a")["items_error"]["detail"]
 
 
+def test_batch_without_manifest_is_still_a_batch(server: Server, book: Book) -> None:
+    book.write("a", result(stored_image(png_image(), "0.png"), batch=True, count=40))
+    answer = tab(server, "a")
+    assert answer["result"]["batch"] is True
+    assert answer["items_error"]["detail"].startswith("The list of all images could not be stored.")
+
+
 def test_images_on_aws_have_a_console_link(server: Server, book: Book) -> None:
     entry, two = (stored_image(png_image(), f"2026/hero {number}.png") for number in (0, 1))
     book.write("a", result(entry, aws_conn_id="on_aws"))

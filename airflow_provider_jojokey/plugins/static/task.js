@@ -559,7 +559,8 @@ function Items({ task, answer }) {
   const { result } = answer;
   const [failed, setFailed] = useState(false);
   const [words, setWords] = useState(linkedImage);
-  const query = failed || words ? { failed: failed || "", q: words } : undefined;
+  // Without a list, there are only the result's own images.
+  const query = !answer.items_error && (failed || words) ? { failed: failed || "", q: words } : undefined;
   const pages = usePages(task, answer, "items", query);
   const served = useMemo(() => new Map(result.images.map((image) => [image.uri, image])), [result]);
   const cards = useMemo(() => {
@@ -571,7 +572,7 @@ function Items({ task, answer }) {
   }, [pages.rows, served]);
   const selection = useSelection();
   const [show, dialog] = useLightbox(cards, { onNearEnd: pages.load, selection });
-  useLinked(query && pages.known ? cards : NO_ROWS, show);
+  useLinked(pages.known ? cards : NO_ROWS, show);
   const decimals = decimalsOf(cards.map((card) => card.cost));
   return h(
     "div",

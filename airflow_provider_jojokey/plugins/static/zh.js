@@ -235,6 +235,7 @@ export const zh = {
     "缩略图需要支持 WebP 的 Pillow，API 服务器的 Pillow 不支持。",
   "The image has more than {limit} pixels, so it is not decoded here.": "图片超过 {limit} 像素，此处不解码。",
   "The image cannot be decoded.": "图片无法解码。",
+  "The list of all images could not be stored. These are the first ones.": "无法保存全部图片的列表。以下是最先的几张。",
   "The cursor is invalid.": "游标无效。",
   "Check the AWS connection's endpoint, region and credentials, and whether this host can reach S3.":
     "请检查 AWS 连接的端点、区域和凭据，以及此主机能否访问 S3。",
