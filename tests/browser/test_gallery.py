@@ -215,6 +215,40 @@ def test_page_that_is_reopened_requests_only_what_it_lacks(
         page.unroute_all()
 
 
+def test_refresh_reloads_the_open_cost_table(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
+    page.get_by_text("Cost by Dag, model and day").click()
+    images = page.locator(".jojokey-costs tbody td").nth(3)
+    expect(images).to_have_text("18")
+
+    def grown(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["rows"][0]["images"] = 19
+        route.fulfill(json=answer)
+
+    page.route("**/api/costs?*", grown)
+    page.get_by_role("button", name="Refresh").click()
+    expect(images).to_have_text("19")
+
+
+def test_days_follow_a_time_zone_that_is_selected_later(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?run_id={runs.album.replace('+', '%2B')}")
+    expect(page.locator(CARD)).to_have_count(4)
+    # As Airflow's own menu does it.
+    for event in ("local-storage", "storage"):
+        zone = {"local-storage": "Pacific/Auckland", "storage": "Europe/Berlin"}[event]
+        with page.expect_request(lambda request, zone=zone: f"tz={zone.replace('/', '%2F')}" in request.url):
+            page.evaluate(
+                """([event, zone]) => {
+                    localStorage.setItem("timezone", JSON.stringify(zone));
+                    dispatchEvent(new StorageEvent(event, { key: "timezone" }));
+                }""",
+                [event, zone],
+            )
+        expect(page.locator(CARD)).to_have_count(4)
+    page.evaluate("localStorage.removeItem('timezone')")
+
+
 def test_cost_table_and_its_csv_agree_with_the_totals(
     page: Page, airflow: Airflow, runs: Runs, tmp_path: Path
 ) -> None:

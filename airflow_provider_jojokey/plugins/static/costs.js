@@ -8,7 +8,8 @@ import { t } from "./text.js";
 
 const SHOWN = 200;
 
-export function CostTable({ filters }) {
+// reloads is a number that changes when the totals are loaded again, which the table must agree with.
+export function CostTable({ filters, reloads }) {
   const [open, setOpen] = useState(false);
   const [round, setRound] = useState(0);
   const [state, setState] = useState({});
@@ -21,7 +22,7 @@ export function CostTable({ filters }) {
       (error) => controller.signal.aborted || setState({ error }),
     );
     return () => controller.abort();
-  }, [open, round, JSON.stringify(filters)]);
+  }, [open, round, reloads, JSON.stringify(filters)]);
   return h(
     "details",
     { className: "jojokey-fold", onToggle: (event) => setOpen(event.target.open) },

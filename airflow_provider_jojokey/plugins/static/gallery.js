@@ -60,7 +60,7 @@ const NOTHING = {
 };
 
 function useImages(filters) {
-  const key = JSON.stringify(filters);
+  const key = JSON.stringify([filters, timezone()]); // the same dates are other days in another time zone
   const [round, setRound] = useState(0);
   const [state, setState] = useState(() => ({ ...NOTHING, ...fresh(key), of: key }));
   const controller = useRef(new AbortController());
@@ -220,7 +220,7 @@ export function Gallery() {
     !first && h(Totals, { totals, onReload: reload, loading, onChange: change }),
     error && h(Failure, { error, onRetry: reload }),
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
-    !nothing && totals && totals.results > 0 && h(CostTable, { filters, key: images.key }),
+    !nothing && totals && totals.results > 0 && h(CostTable, { filters, reloads: images.round, key: images.key }),
     missing && !loading && h(Missing, images),
     fresher > 0 &&
       h(

@@ -1,6 +1,7 @@
 // The bundle for both apps of the plugin: the tab of a task and the page in the navigation. Airflow imports it as
 // an ES module once per page load and stores the component under the app's name. Both apps have the same name, so
 // one component serves both and distinguishes them by its props.
+import { timezone } from "./format.js";
 import { Gallery } from "./gallery.js";
 import { h, useEffect, useLocation, useNavigate, useState } from "./react.js";
 import { TaskImages } from "./task.js";
@@ -24,30 +25,37 @@ function useSettled() {
   return ready;
 }
 
-// Airflow sets the language when it has loaded its own translations, which can be after the first rendering.
-function useLanguage() {
-  const [chosen, setChosen] = useState(language);
+function selectedNow() {
+  return JSON.stringify([language(), timezone()]);
+}
+
+// The selected language and time zone. Airflow sets the language when it has loaded its own translations, which can be
+// after the first rendering.
+function useSelected() {
+  const [chosen, setChosen] = useState(selectedNow);
   useEffect(() => {
-    const update = () => setChosen(language());
+    const update = () => setChosen(selectedNow());
     const observer = new MutationObserver(update);
     observer.observe(document.documentElement, { attributes: true, attributeFilter: ["lang"] });
     globalThis.addEventListener("storage", update); // selected in another tab
+    globalThis.addEventListener("local-storage", update); // Airflow's own event for its time zone, in this tab
     update();
     return () => {
       observer.disconnect();
       globalThis.removeEventListener("storage", update);
+      globalThis.removeEventListener("local-storage", update);
     };
   }, []);
   return chosen;
 }
 
 function Images({ dagId, runId, taskId, mapIndex }) {
-  const chosen = useLanguage();
+  const chosen = useSelected();
   if (!useSettled()) return null;
   if (dagId && runId && taskId) {
     const index = Number.parseInt(mapIndex ?? "-1", 10);
     const task = { dagId, runId, taskId, mapIndex: Number.isNaN(index) ? -1 : index };
-    // The key makes React discard the state of the previous task, and the texts in the previous language.
+    // The key makes React discard the state of the previous task, and the texts and days of another language and time zone.
     return h(TaskImages, { key: JSON.stringify([task, chosen]), ...task });
   }
   return h(Gallery, { key: chosen });
