@@ -311,6 +311,25 @@ def test_tab_without_images_explains_itself(page: Page, airflow: Airflow, runs: 
     expect(page.locator(".jojokey-root")).to_contain_text("This tab shows the images that a task makes")
 
 
+def test_killed_batch_shows_what_it_had_reported(page: Page, airflow: Airflow, runs: Runs) -> None:
+    def killed(route: Route) -> None:
+        answer = route.fetch().json()
+        amount = {"amount": "3", "currency": "USD", "approximate": True}
+        answer["progress"] = {
+            "at": "2026-03-14T12:00:00+00:00", "total": 1000, "done": 500, "failed": 2, "images": 498,
+            "tokens": 105_000, "cost": {"amounts": [amount], "unknown": 0},
+        }  # fmt: skip
+        route.fulfill(json=answer)
+
+    page.route("**/jojokey/api/dags/**", killed)
+    page.goto(airflow.tab("album", runs.album, "words"))
+
+    root = page.locator(".jojokey-root")
+    expect(root.get_by_role("heading", name="The batch ended without a report")).to_be_visible()
+    expect(root).to_contain_text(re.compile(r"500 of 1,000 items · 498 images · 2 failed · ≈\sUSD\s3.00"))
+    expect(root).not_to_contain_text("none")
+
+
 def test_tab_shows_mapped_image_or_all_batch_items(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "mapped", 1))
     expect(page.locator(".jojokey-figure img")).to_have_attribute("alt", "A second moon")

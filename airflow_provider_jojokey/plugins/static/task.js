@@ -100,7 +100,7 @@ export function TaskImages({ dagId, runId, taskId, mapIndex }) {
   else if (answer.results?.length || answer.unread > 0) content = h(Mapped, { task, answer });
   else if (answer.result) content = h(One, { task, answer });
   else if (answer.underWay) content = h(Working, { progress: answer.progress });
-  else content = h(Nothing);
+  else content = answer.progress ? h(Ended, { progress: answer.progress }) : h(Nothing);
 
   return h(
     "section",
@@ -121,11 +121,26 @@ function Working({ progress }) {
   );
 }
 
-// What a running batch has reported.
+// A batch whose process was killed leaves its last progress, but no result.
+function Ended({ progress }) {
+  return h(
+    Empty,
+    { icon: "warning", title: t("The batch ended without a report") },
+    h(Progress, { progress }),
+    h(
+      "p",
+      null,
+      t("This is what it had reported until then. Clear the task to get the rest: images that are in S3 are not paid for again."),
+    ),
+  );
+}
+
+// What a batch has reported while it ran.
 function Progress({ progress }) {
-  const { total, done, failed } = progress;
+  const { total, done, failed, images } = progress;
   const facts = [
     t("{done} of {total} items", { done: number(done), total: number(total) }),
+    images > 0 && count(images, "{n} image", "{n} images"),
     failed > 0 && t("{n} failed", { n: number(failed) }),
     cost(progress.cost),
   ];
@@ -144,7 +159,7 @@ function Nothing() {
       "p",
       null,
       t(
-        "This tab shows the images that a task makes with JojoKey, and what they cost. This task has left none in this Dag run.",
+        "This tab shows the images that a task makes with JojoKey, and what they cost. This task has reported none in this Dag run.",
       ),
     ),
   );

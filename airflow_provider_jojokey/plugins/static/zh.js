@@ -81,6 +81,9 @@ export const zh = {
   "Trigger on the page of the run offers: Trigger again with this config": "运行页面上的“触发”提供“使用此配置再次触发”",
   Progress: "进度",
   "The batch is running": "批次正在运行",
+  "The batch ended without a report": "批次已结束，但没有提交报告",
+  "This is what it had reported until then. Clear the task to get the rest: images that are in S3 are not paid for again.":
+    "以上是它在此之前报告的情况。清除该任务即可生成其余图片：已存入 S3 的图片不会再次付费。",
   "{done} of {total} items": "{done} / {total} 项",
   "Previous image": "上一张",
   Prompt: "提示词",
@@ -125,8 +128,8 @@ export const zh = {
   "It was billed to this task.": "费用已计入此任务。",
   "This image is no longer in S3: it was moved or deleted.": "此图片已不在 S3 中：已被移动或删除。",
   "This image was overwritten: another object is at its key in S3 now.": "此图片已被覆盖：S3 中该位置现在是另一个对象。",
-  "This tab shows the images that a task makes with JojoKey, and what they cost. This task has left none in this Dag run.":
-    "此标签页显示任务用 JojoKey 生成的图片及其费用。本次 Dag 运行中，此任务没有留下图片。",
+  "This tab shows the images that a task makes with JojoKey, and what they cost. This task has reported none in this Dag run.":
+    "此标签页显示任务用 JojoKey 生成的图片及其费用。本次 Dag 运行中，此任务没有报告图片。",
   To: "结束日期",
   Tokens: "Token",
   "Tokens unknown": "token 未知",
