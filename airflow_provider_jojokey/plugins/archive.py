@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.plugins.cards import Place
@@ -28,6 +28,7 @@ Selected = tuple[Place, int, int | None]
 """A task, the number of the image in its result, and for a batch the line in its manifest."""
 Source = tuple[StoredImage, str | None]
 """An image, and the AWS connection that reads it."""
+_SHA256 = re.compile("[0-9a-f]{1,64}")
 
 
 class BadSelection(ValueError):
@@ -38,14 +39,17 @@ class BadSelection(ValueError):
         self.message = message
 
 
-def selected(text: str) -> Selected:
-    """Parse ``dag/run/task/map index/number[?item=line]``.
+def selected(text: str) -> tuple[Selected, str]:
+    """Parse ``dag/run/task/map index/number[?v=version&item=line]``.
 
     Parts are percent-encoded, except for slashes in the run ID.
 
+    :return: the image's place and its version, the beginning of its hash; empty for any version
     :raises BadSelection: if the text has another format
     """
-    path, _, line = text.partition("?item=")
+    path, _, query = text.partition("?")
+    values = dict(parse_qsl(query))
+    line, version = values.pop("item", ""), values.pop("v", "")
     dag_id, *run_id, task_id, map_index, number = (
         map(unquote, path.split("/")) if path.count("/") > 3 else [""] * 5
     )
@@ -53,10 +57,12 @@ def selected(text: str) -> Selected:
     if (
         not (dag_id and task_id and all(re.fullmatch(r"[0-9]{1,9}", part) for part in numbers))
         or "\0" in text
+        or values
+        or (version and not _SHA256.fullmatch(version))
     ):
         raise BadSelection(Translatable("The selection contains something that is not an image."))
     place = (dag_id, "/".join(run_id), task_id, int(map_index))
-    return place, int(number), int(line) if line else None
+    return (place, int(number), int(line) if line else None), version
 
 
 def check(sources: Sequence[Source]) -> None:
@@ -76,16 +82,21 @@ def check(sources: Sequence[Source]) -> None:
 
 
 def stream(
-    sources: Iterable[Source], fetch: Callable[[StoredImage, str | None], tuple[BinaryIO, str]], chunk: int
+    sources: Iterable[Source],
+    fetch: Callable[[StoredImage, str | None], tuple[BinaryIO, str]],
+    chunk: int,
+    replaced: Iterable[StoredImage] = (),
 ) -> Iterator[bytes]:
-    """Yield the zip file. It contains a list of images that S3 did not return.
+    """Yield the zip file. It contains a list of images that were replaced or that S3 did not return.
 
     :param fetch: function that downloads, verifies and opens an image
     :param chunk: bytes to read at a time
+    :param replaced: images in place of the ones that the user selected
     """
     from zipstream import ZipStream
 
-    archive, names, left_out = ZipStream(), Names(), []
+    archive, names = ZipStream(), Names()
+    left_out = [f"{image.uri}: The image was replaced after you selected it." for image in replaced]
     for image, aws_conn_id in sources:
         try:
             file, _ = fetch(image, aws_conn_id)

@@ -117,6 +117,7 @@ def image_card(image: StoredImage, number: int, place: Place, item: int | None =
         "bytes": image.bytes,
         "content_type": image.content_type,
         "uri": image.uri,
+        "key": image.key,
         "name": image.name,
         "src": source,
         "thumbnail": _url("thumbnails", image, number, place, item),

@@ -87,15 +87,18 @@ async def get_zip(
 ) -> Response:
     """Return several images as one zip file.
 
-    Each ``image`` is the part of an image's URL after ``/images/``.
+    Each ``image`` is the part of an image's URL after ``/images/``. If it has a version, and the task has stored
+    another image since, the zip file names the image instead of containing it.
     """
     selected = [archive.selected(path) for path in dict.fromkeys(image)]
-    if any(place[0] not in readable for place, _, _ in selected):
+    if any(place[0] not in readable for (place, _, _), _ in selected):
         raise HTTPException(403, "Forbidden")
-    sources = await in_thread(lambda: [_image(*selection) for selection in selected])
+    found = await in_thread(lambda: [(_image(*selection), version) for selection, version in selected])
+    sources = [source for source, version in found if source[0].sha256.startswith(version)]
+    replaced = [image for (image, _), version in found if not image.sha256.startswith(version)]
     archive.check(sources)
     headers = {"Content-Disposition": disposition("attachment", "images.zip"), "Content-Encoding": "identity"}
-    chunks = archive.stream(sources, objects.fetch, objects.CHUNK)
+    chunks = archive.stream(sources, objects.fetch, objects.CHUNK, replaced)
     return StreamingResponse(_in_threads(chunks), media_type="application/zip", headers=headers)
 
 

@@ -93,6 +93,25 @@ def test_selected_images_are_downloaded_as_zip(
     expect(bar).to_have_count(0)
 
 
+def test_selection_that_is_too_large_for_a_zip_says_so(page: Page, airflow: Airflow, runs: Runs) -> None:
+    def large(route: Route) -> None:
+        answer = route.fetch().json()
+        for card in answer["results"]:
+            for image in card["images"]:
+                image["bytes"] = 300 * 2**20
+        route.fulfill(json=answer)
+
+    page.route("**/api/results*", large)
+    page.goto(f"{airflow.gallery}?q=moon&run_id={runs.album.replace('+', '%2B')}")
+    expect(page.locator(CARD)).to_have_count(2)
+    bar = page.get_by_role("region", name="Selected images")
+    select(page, "A first moon")
+    expect(bar.get_by_role("link", name="Download as zip")).to_be_visible()
+    select(page, "A second moon")
+    expect(bar).to_contain_text("One zip file holds at most 536.9 MB.")
+    expect(bar.get_by_role("link", name="Download as zip")).to_have_count(0)
+
+
 def test_selected_images_are_compared_side_by_side(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?q=moon&run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(2)
@@ -139,6 +158,28 @@ def test_back_closes_the_dialog_and_a_link_opens_it(page: Page, airflow: Airflow
 
     page.goto(link)
     expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
+
+
+def test_link_opens_its_image_among_equal_file_names(page: Page, airflow: Airflow, runs: Runs) -> None:
+    def renamed(route: Route) -> None:
+        answer = route.fetch().json()
+        for card in (answer["result"], *answer["items"]):
+            for image in card["images"]:
+                image["name"] = "front.png"
+        route.fulfill(json=answer)
+
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.route("**/jojokey/api/dags/**", renamed)
+    page.goto(airflow.tab("album", runs.album, "batch"))
+    page.locator(f"{CARD} button.jojokey-picture").nth(2).click()
+    dialog = page.locator(DIALOG)
+    caption = dialog.locator(".jojokey-lightbox-text p")
+    expect(caption).to_have_text("Tile 2")
+    dialog.get_by_role("button", name="Copy a link to this image").click()
+    expect(dialog.get_by_text("Copied")).to_be_attached()
+
+    page.goto(page.evaluate("navigator.clipboard.readText()"))
+    expect(caption).to_have_text("Tile 2")
 
 
 def test_new_results_are_announced_and_shown(page: Page, airflow: Airflow, runs: Runs) -> None:

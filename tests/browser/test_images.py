@@ -112,6 +112,28 @@ def test_pages_of_a_running_mapped_task_stay_open(page: Page, airflow: Airflow, 
     expect(page.locator(CARD)).to_have_count(2)
 
 
+def test_open_image_stays_while_results_come_and_go(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.expected_errors = ("404",)  # type: ignore[attr-defined]
+    ended: list[int] = [1]  # the mapped tasks that have a result
+
+    def some(route: Route) -> None:
+        answer = route.fetch().json()
+        results = [card for card in answer["results"] if card["map_index"] in ended]
+        route.fulfill(json={**answer, "results": results, "unread": 1})
+
+    page.clock.install()
+    page.route("**/jojokey/api/dags/**", some)
+    page.route("**/listMapped*", lambda route: route.fulfill(json={"task_instances": [], "total_entries": 1}))
+    page.goto(airflow.tab("album", runs.album, "mapped"))
+    page.locator(f"{CARD} button.jojokey-picture").click()
+    caption = page.locator(".jojokey-lightbox-text p")
+    expect(caption).to_have_text("A second moon")
+    for ended[:], label in (([0, 1], "Image 2 of 2"), ([0], "Image"), ([1], "Image 1 of 1")):
+        page.clock.run_for(20_000)
+        expect(page.get_by_role("dialog", name=label, exact=True)).to_be_visible()
+        expect(caption).to_have_text("A second moon")
+
+
 def test_lightbox_works_by_keyboard_and_returns_focus(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "pair"))
     first = page.locator(".jojokey-figure-button").first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from typing import Any
@@ -31,6 +32,11 @@ def selection(dag_id: str, number: int = 0, run_id: str = "manual__1") -> str:
 
 def download(server: Server, *selected: str, user: str = "admin") -> Any:
     return server.get("/jojokey/zip", user, params={"image": selected})
+
+
+def zipped(answer: Any) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as made:
+        return {name: made.read(name) for name in made.namelist()}
 
 
 def test_zip_holds_the_selected_images_byte_for_byte(server: Server, book: Book, store: Any) -> None:
@@ -64,6 +70,24 @@ def test_zip_lists_images_that_are_gone(server: Server, book: Book, store: Any) 
         )
 
 
+def test_zip_names_images_that_were_replaced(server: Server, book: Book, store: Any) -> None:
+    def version(data: bytes) -> str:
+        return f"?v={hashlib.sha256(data).hexdigest()[:16]}"
+
+    red, _ = put(store, book, "a", "fox.png", "owl.png")
+    blue = png_image("blue")
+    old = [selection("a") + version(red), selection("a", 1) + "?v="]
+    assert zipped(download(server, *old)).keys() == {"fox.png", "owl.png"}
+    store.client.put_object(Bucket=BUCKET, Key="fox.png", Body=blue)
+    owl = stored_image(png_image("green"), "owl.png")
+    book.write("a", result(stored_image(blue, "fox.png"), owl))
+
+    files = zipped(download(server, *old))
+    assert files.keys() == {"owl.png", archive.LEFT_OUT}
+    assert files[archive.LEFT_OUT].decode().startswith(f"s3://{BUCKET}/fox.png: The image was replaced")
+    assert zipped(download(server, selection("a") + version(blue))) == {"fox.png": blue}
+
+
 def test_zip_needs_permission_for_every_dag(server: Server, book: Book, store: Any) -> None:
     put(store, book, "mine", "x.png")
     put(store, book, "secret", "y.png")
@@ -75,7 +99,16 @@ def test_zip_needs_permission_for_every_dag(server: Server, book: Book, store: A
 def test_zip_refuses_what_names_no_image_and_what_is_too_much(server: Server, book: Book, store: Any) -> None:
     image = stored_image(png_image(), "x.png", bytes=archive.MAX_BYTES // 2 + 1)
     book.write("a", result(image, image))
-    for wrong in ("", "x", "a/b/c", "a/run/image/x/0", "a/run/image/-1/zero", "a/run/image/-1/0?item=-2"):
+    place = "a/run/image/-1/0"
+    queries = ("?item=-2", "?item=1&item=x", "?v=x", "?v=AB", f"?v={'0' * 65}", "?download=1", "?v=a?item=1")
+    for wrong in (
+        "",
+        "x",
+        "a/b/c",
+        "a/run/image/x/0",
+        "a/run/image/-1/zero",
+        *(place + query for query in queries),
+    ):
         assert download(server, wrong).status_code == 400, wrong
     assert download(server, selection("a", 2)).status_code == 404
     too_large = download(server, selection("a"), selection("a", 1))

@@ -64,13 +64,12 @@ function withQuery(url, query) {
   return url;
 }
 
-// The route identifies each image by the path of the image's URL after /images/.
+// The route identifies each image, in the version that the user has seen, by the image's URL after /images/.
 export function zipUrl(images) {
   const url = new URL("../zip", ROUTES);
   for (const { src } of images) {
     const image = new URL(src, document.baseURI);
-    const item = image.searchParams.get("item");
-    url.searchParams.append("image", image.pathname.split("/jojokey/images/").pop() + (item ? `?item=${item}` : ""));
+    url.searchParams.append("image", image.pathname.split("/jojokey/images/").pop() + image.search);
   }
   return url.href;
 }

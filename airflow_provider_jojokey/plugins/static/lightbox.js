@@ -18,19 +18,14 @@ function captionOf(result, image) {
   return result.batch ? image.name : result.prompt;
 }
 
-function slidesOf(result, linked) {
-  return result.images.filter(isServed).map((image) => ({
-    ...image,
-    result,
-    prompt: captionOf(result, image),
-    href: linked ? result.href : null,
-  }));
+function slideOf(result, image, linked) {
+  return { ...image, result, prompt: captionOf(result, image), href: linked ? result.href : null };
 }
 
 // Return the URL of the task's tab that opens this image.
 function linkTo(slide) {
   const url = new URL(safeUrl(slide.result.href ?? globalThis.location.pathname));
-  url.searchParams.set("image", slide.name);
+  url.searchParams.set("image", slide.key);
   return url.href;
 }
 
@@ -50,19 +45,15 @@ export function enlarge(result, image, position, all) {
 export function useLightbox(cards, { linked = false, onNearEnd, selection } = {}) {
   const [open, setOpen] = useState(null);
   const slides = useMemo(
-    () => (open === null ? [] : cards.flatMap((card) => slidesOf(card, linked))),
+    () =>
+      open === null
+        ? []
+        : cards.flatMap((card) => card.images.filter(isServed).map((image) => slideOf(card, image, linked))),
     [open === null, cards],
   );
-  const show = useCallback(
-    (card, position) => {
-      const before = cards.slice(0, cards.indexOf(card)).flatMap((one) => one.images.filter(isServed));
-      setOpen(before.length + position);
-    },
-    [cards],
-  );
+  const show = useCallback((card, image) => setOpen(slideOf(card, image, linked)), [linked]);
   const close = useCallback(() => setOpen(null), []);
-  const dialog =
-    open !== null && slides.length > 0 && h(Lightbox, { slides, start: open, onClose: close, onNearEnd, selection });
+  const dialog = open !== null && h(Lightbox, { slides, open, onMove: setOpen, onClose: close, onNearEnd, selection });
   return [show, dialog];
 }
 
@@ -82,11 +73,12 @@ export function useProblem(src) {
   return { words: problem?.src === src ? problem.words : null, onError, retry, round };
 }
 
-function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
-  const [at, setAt] = useState(start);
-  const slide = slides[at];
+// The open image stays open if other results arrive before it, or if its own result is replaced.
+function Lightbox({ slides, open, onMove, onClose, onNearEnd, selection }) {
+  const at = slides.findIndex((one) => one.src === open.src);
+  const slide = slides[at] ?? open;
   const last = slides.length - 1;
-  const src = slide && safeUrl(slide.src);
+  const src = safeUrl(slide.src);
   const problem = useProblem(src);
   const [loaded, setLoaded] = useState(null);
 
@@ -94,10 +86,11 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
     const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity };
     if (!(event.key in steps)) return;
     event.preventDefault();
-    setAt((now) => Math.min(last, Math.max(0, now + steps[event.key])));
+    if (at >= 0) onMove(slides[Math.min(last, Math.max(0, at + steps[event.key]))]);
   };
 
   useEffect(() => {
+    if (at < 0) return;
     if (at >= last - 2) onNearEnd?.();
     // Preload the neighboring images.
     for (const neighbour of [slides[at + 1], slides[at - 1]]) {
@@ -105,15 +98,14 @@ function Lightbox({ slides, start, onClose, onNearEnd, selection }) {
     }
   }, [at, last]);
 
-  if (!slide) return null;
+  const navigable = at >= 0 && slides.length > 1;
   const step = (icon, label, to) =>
-    slides.length > 1 &&
-    h(Button, { icon, label, variant: "ghost", disabled: !slides[to], onClick: () => setAt(to) });
+    navigable && h(Button, { icon, label, variant: "ghost", disabled: !slides[to], onClick: () => onMove(slides[to]) });
   return h(
     Modal,
     {
-      label: t("Image {n} of {all}", { n: at + 1, all: slides.length }),
-      head: slides.length > 1 ? `${at + 1} / ${slides.length}` : "",
+      label: at < 0 ? t("Image") : t("Image {n} of {all}", { n: at + 1, all: slides.length }),
+      head: navigable ? `${at + 1} / ${slides.length}` : "",
       onClose,
       onKeys,
     },

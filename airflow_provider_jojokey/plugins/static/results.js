@@ -83,7 +83,7 @@ function Pictures({ card, onOpen }) {
           type: "button",
           className: "jojokey-picture",
           "aria-label": enlarge(card, image, position, shown.length),
-          onClick: () => onOpen(card, position),
+          onClick: () => onOpen(card, image),
         },
         thumbnail,
         more > 0 && position === last && h("span", { className: "jojokey-row jojokey-more", "aria-hidden": true }, `+${more}`),

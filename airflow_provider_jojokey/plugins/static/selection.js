@@ -8,8 +8,9 @@ import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js
 import { t } from "./text.js";
 
 const MOST_COMPARED = 4;
-// The limit of the route (archive.MAX_IMAGES).
+// The limits of the route (archive.MAX_IMAGES, archive.MAX_BYTES). The browser doesn't show errors of downloads.
 const MOST_IN_A_ZIP = 50;
+const MOST_BYTES_IN_A_ZIP = 512 * 1024 * 1024;
 
 // Entries are pairs of a result and one of its images. Images that the routes don't serve can't be selected.
 export function useSelection() {
@@ -57,6 +58,10 @@ export function SelectionBar({ selection }) {
   const entries = [...selection.chosen.values()];
   if (!entries.length) return null;
   const bytes = entries.reduce((sum, [, image]) => sum + (image.bytes ?? 0), 0);
+  const tooMany =
+    entries.length > MOST_IN_A_ZIP
+      ? t("One zip file holds at most {n} images.", { n: number(MOST_IN_A_ZIP) })
+      : bytes > MOST_BYTES_IN_A_ZIP && t("One zip file holds at most {size}.", { size: fileSize(MOST_BYTES_IN_A_ZIP) });
   const comparable = entries.length > 1 && entries.length <= MOST_COMPARED;
   return h(
     "div",
@@ -79,13 +84,13 @@ export function SelectionBar({ selection }) {
         },
         t("Compare"),
       ),
-      entries.length <= MOST_IN_A_ZIP
-        ? h(
+      tooMany
+        ? h("span", null, tooMany)
+        : h(
             ButtonLink,
             { href: zipUrl(entries.map(([, image]) => image)), download: "images.zip", icon: "download", variant: "solid" },
             t("Download as zip"),
-          )
-        : h("span", null, t("One zip file holds at most {n} images.", { n: number(MOST_IN_A_ZIP) })),
+          ),
       h(Button, { icon: "close", variant: "ghost", label: t("Clear the selection"), onClick: selection.clear }),
     ),
     comparing && h(Comparison, { entries, onClose: () => setComparing(false) }),

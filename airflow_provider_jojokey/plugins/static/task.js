@@ -30,6 +30,8 @@ import { t } from "./text.js";
 
 const FIRST_WAIT = 2500;
 const LONGEST_WAIT = 15000;
+// Maximum characters of a search for items.
+const MOST_SEARCHED = 200;
 // Maximum characters of a prompt in a result.
 const MOST_OF_A_PROMPT = 2000;
 
@@ -183,7 +185,7 @@ function One({ task, answer }) {
             "div",
             { className: "jojokey-figures" },
             result.images.map((image, position) =>
-              h(Figure, { key: image.number, image, position, result, selection, onOpen: () => show(result, position) }),
+              h(Figure, { key: image.number, image, position, result, selection, onOpen: () => show(result, image) }),
             ),
           ),
     h(Facts, { result, console }),
@@ -194,7 +196,7 @@ function One({ task, answer }) {
   );
 }
 
-// A link to an image has the image's name in its URL. The dialog opens when the image is loaded.
+// A link to an image has the image's key in its URL. The dialog opens when the image is loaded.
 function linkedImage() {
   return new URLSearchParams(globalThis.location.search).get("image") ?? "";
 }
@@ -202,11 +204,13 @@ function linkedImage() {
 function useLinked(cards, show) {
   const done = useRef(false);
   useEffect(() => {
-    const name = linkedImage();
-    const card = name && !done.current && cards.find((one) => one.images.some((image) => image.name === name));
-    if (!card) return;
+    const key = linkedImage();
+    const entries = key && !done.current ? cards.flatMap(entriesOf) : [];
+    // Links of earlier versions have only the name.
+    const entry = entries.find(([, image]) => image.key === key) ?? entries.find(([, image]) => image.name === key);
+    if (!entry) return;
     done.current = true;
-    show(card, card.images.filter((image) => image.src).findIndex((image) => image.name === name));
+    show(...entry);
   }, [cards]);
 }
 
@@ -573,7 +577,7 @@ function galleryOf({ dagId, runId, taskId }) {
 function Items({ task, answer }) {
   const { result } = answer;
   const [failed, setFailed] = useState(false);
-  const [words, setWords] = useState(linkedImage);
+  const [words, setWords] = useState(() => linkedImage().slice(-MOST_SEARCHED));
   // Without a list, there are only the result's own images.
   const query = !answer.items_error && (failed || words) ? { failed: failed || "", q: words } : undefined;
   const pages = usePages(task, answer, "items", query);
@@ -606,7 +610,7 @@ function Items({ task, answer }) {
             value: words,
             placeholder: t("Search items"),
             "aria-label": t("Words of an item's prompt, key, request ID or error"),
-            maxLength: 200,
+            maxLength: MOST_SEARCHED,
             onChange: (change) => setWords(change.item),
           }),
           h(
