@@ -14,6 +14,7 @@ from airflow_provider_jojokey.results import shortened
 if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.job import ImageJob
+    from airflow_provider_jojokey.store.keys import Destination
 
 PLACE = ("s3_bucket", "s3_key")
 CHOICES = {"reuse": REUSE, "on_unknown_outcome": ON_UNKNOWN_OUTCOME}
@@ -65,7 +66,6 @@ class Plan:
     def _job(self, item: Any) -> ImageJob:
         from airflow_provider_jojokey.img2.request import ImageRequest
         from airflow_provider_jojokey.payments.job import ImageJob
-        from airflow_provider_jojokey.store.keys import Destination
 
         if not isinstance(item, Mapping):
             raise ValueError(f"it must be a dict with prompt and s3_key, not {type(item).__name__}")
@@ -82,17 +82,26 @@ class Plan:
         values = {name: converted(name, values.get(name)) for name in OPTIONS}
         values["prompt"] = values["prompt"].strip()
         request = ImageRequest(**{name: values[name] for name in FIELDS})
-        bucket = values["s3_bucket"] if filled(item.get("s3_bucket")) is not None else None
         return ImageJob(
             request=request,
-            destination=Destination.parse(
-                bucket, values["s3_key"], request.n, lambda: self.defaults.get("s3_bucket")
-            ),
+            destination=destination_of(item, self.defaults.get("s3_bucket"), request.n),
             owner=self.owner,
             reuse=values["reuse"],
             on_unknown_outcome=values["on_unknown_outcome"],
             replace=self.replace,
         )
+
+
+def destination_of(item: Mapping[str, Any], default_bucket: str | None, n: int) -> Destination:
+    """Return the destination of an item, regardless of its other options.
+
+    :param n: number of images
+    :raises ValueError: if it is not valid
+    """
+    from airflow_provider_jojokey.store.keys import Destination
+
+    bucket = converted("s3_bucket", filled(item.get("s3_bucket")))
+    return Destination.parse(bucket, converted("s3_key", item["s3_key"]), n, lambda: default_bucket)
 
 
 def format_problems(problems: Sequence[tuple[int, str]], total: int) -> str:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
 from airflow_provider_jojokey.batch.recorder import Recorder
-from airflow_provider_jojokey.batch.spent import sum_spent
 from airflow_provider_jojokey.batch.tally import Tally, duration
 from airflow_provider_jojokey.batch.worker import Failed, NeedsTicket, Turn, Workers, quiet_threads
 from airflow_provider_jojokey.exceptions import (
@@ -41,6 +40,7 @@ from airflow_provider_jojokey.payments.amount import Amount
 from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Services, generate_images
+from airflow_provider_jojokey.payments.totals import sum_spent
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -119,6 +119,8 @@ class Batch:
         self.stopped = False
         self.closed: JojoKeyError | None = None
         """Why the batch stopped sending. Paid images are still reused."""
+        self.manifest = manifest
+        self.settings = settings
         self._hook = hook
         self._budget = budget
         self._services = Services(

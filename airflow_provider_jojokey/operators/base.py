@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.operators.stopping import StopSwitch
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.job import Limit
+    from airflow_provider_jojokey.payments.totals import Billed
     from airflow_provider_jojokey.results import Result
+    from airflow_provider_jojokey.store.keys import Destination
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 OPTIONS_AT_PARSING = (
@@ -45,6 +48,8 @@ OPTIONS_AT_PARSING = (
 """Arguments that are checked when the Dag is parsed."""
 RETRY_POLICY = JojoKeyRetryPolicy()
 """The policy of all operators whose Dag has none."""
+READING = 30.0
+"""Seconds within which a failed task reads from its receipts what it was billed."""
 _NO_ARGUMENTS = frozenset({"self", "kwargs", "__class__"})
 """Local variables of an operator's constructor that are not its own arguments."""
 
@@ -161,6 +166,32 @@ class ImageOperator(TemplatedOperator):
             try_number=ti.try_number,
         )
 
+    def _destinations(self) -> Iterator[Destination]:
+        """Yield the destinations of all items, whether or not the rest of their arguments is valid.
+
+        :raises Exception: if an argument cannot be used
+        """
+        raise NotImplementedError
+
+    def _billed_so_far(self, context: Context, sent: bool) -> Billed | None:
+        """Return what the task was billed in its Dag run, over all tries; ``None`` if that is not known.
+
+        :param sent: whether this try may have sent a request
+        """
+        from airflow_provider_jojokey.payments.totals import Billed, billed_so_far
+
+        owner = self._owner(context)
+        if owner.try_number <= 1 and not sent:
+            return Billed()
+        if self._stop_switch.requested:
+            return None  # the process must end soon
+        try:
+            destinations = list(self._destinations())
+            return billed_so_far(self.store, iter(destinations), len(destinations), owner, READING)
+        except Exception as error:  # must not hide the error that the task fails with
+            self.log.warning("What this task was billed in earlier tries is not known: %s", error)
+            return None
+
     def _limits(self) -> tuple[Limit, Limit]:
         """Return the limits of the task and of the Dag run.
 
@@ -220,6 +251,17 @@ class ImageOperator(TemplatedOperator):
             self.log.exception(
                 "Could not store the XCom %r. The images and receipts in S3 are complete.", key
             )
+
+    def _push_failure(self, context: Context, result: Result) -> None:
+        """Push the XComs of a failed task: without them, the sum over the XComs would be lower than the bill.
+
+        :param result: without ``usage`` if that is not known
+        """
+        if result.usage:
+            self._push(context, "usage", result.usage)
+        elif result.billed == "no":  # by this try; earlier ones are not known
+            result = replace(result, billed="unknown")
+        self._push_result(context, result)
 
     def _push_result(self, context: Context, result: Result) -> None:
         """Push the XCom for the UI."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.integrations import assets
-from airflow_provider_jojokey.operators.arguments import is_literal
+from airflow_provider_jojokey.operators.arguments import converted, is_literal
 from airflow_provider_jojokey.operators.base import ImageOperator
 from airflow_provider_jojokey.operators.templates import OPTIONS, TemplateFields
 from airflow_provider_jojokey.results import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.budget import Budget
+    from airflow_provider_jojokey.store.keys import Destination
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 MAX_IN_FLIGHT = 1000
@@ -152,54 +154,22 @@ class GenerateImageBatchOperator(ImageOperator):
         :raises JojoKeyError: if an item has no images; the message counts the errors by class, and says what
             was spent and what a retry does
         """
-        from airflow_provider_jojokey.batch import previous
         from airflow_provider_jojokey.batch.heap import limit_malloc_arenas
-        from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
-        from airflow_provider_jojokey.batch.runner import Batch
         from airflow_provider_jojokey.operators.stopping import TaskStopped
-        from airflow_provider_jojokey.payments.amount import Amount, estimate
-        from airflow_provider_jojokey.payments.receipt import total_usage
-        from airflow_provider_jojokey.settings import Settings
 
         limit_malloc_arenas()
         self._set_label(context)
-        self._convert_arguments("requests", "max_in_flight", "stream", "partial_images")
-        owner, switch = self._owner(context), self._stop_switch
-        plan, buckets = self._plan(owner)
-        total = len(plan.items)
-        settings = Settings.from_airflow_config()
-        place = (buckets[0], manifest_key(owner)) if buckets else None
-        budget = self._budget(owner, total, buckets)
-        wanted = sum((estimate(job, self.hook.prices) for _, job in plan.jobs()), Amount())
-        self.log.info("%d items, about %s, at most %d in flight", total, wanted, self._in_flight())
-        manifest = Manifest(settings.spool_directory, total)
-        self._batch = batch = Batch(
-            plan,
-            total,
-            hook=self.hook,
-            store=self.store,
-            settings=settings,
-            manifest=manifest,
-            max_in_flight=self._in_flight(),
-            aws_conn_id=self.aws_conn_id,
-            budget=budget,
-        )
-        try:
-            self._create_clients()
+        switch = self._stop_switch
+        with ExitStack() as ending:
+            ending.callback(switch.end)
             try:
-                with switch.interruptible():
-                    if place:
-                        if owner.try_number > 1:
-                            batch.previous = previous.load(self.store, *place, settings.spool_directory)
-                        self._preflight(buckets, place)
-                    if total:
-                        batch.preflight()
-                    batch.load_spent(wanted)
+                plan, batch, place = self._prepare(self._owner(context), ending)
             except TaskStopped:
-                self._push(context, "usage", total_usage(()))
-                raise switch.error() from None
-            except BaseException:  # also a timeout
-                self._push(context, "usage", total_usage(()))
+                error = switch.error()
+                self._report_unstarted(context, error)
+                raise error from None
+            except BaseException as error:  # also a timeout
+                self._report_unstarted(context, error)
                 raise
             uri = None
             try:
@@ -207,18 +177,15 @@ class GenerateImageBatchOperator(ImageOperator):
                     tally = batch.run()
                 self._settle(batch)
                 self.log.info(batch.summary())
-                uri = self._store_manifest(manifest, place, settings.upload_patience)
+                uri = self._store_manifest(batch.manifest, place, batch.settings.upload_patience)
             except BaseException as interruption:
                 # Such as a timeout, which may also come after the last image: report the usage so far.
                 try:
                     self._settle(batch)
-                    uri = self._store_manifest(manifest, place, timeout=0.0)
+                    uri = self._store_manifest(batch.manifest, place, timeout=0.0)
                 finally:
                     self._report(context, plan, batch.tally, uri, interruption)
                 raise
-        finally:
-            manifest.close()
-            switch.end()
         return self._ended(context, plan, tally, uri, batch.stopped)
 
     def on_kill(self) -> None:
@@ -231,6 +198,68 @@ class GenerateImageBatchOperator(ImageOperator):
         self._stop_switch.request(self.hook if "hook" in vars(self) else None)
 
     # Before anything is sent
+
+    def _prepare(self, owner: Owner, ending: ExitStack) -> tuple[Plan, Batch, tuple[str, str] | None]:
+        """Return the checked items, the batch, and the manifest's bucket and key, if there are items.
+
+        :param ending: closes the manifest
+        :raises JojoKeyError: if the batch can't start
+        """
+        from airflow_provider_jojokey.batch import previous
+        from airflow_provider_jojokey.batch.manifest import Manifest, manifest_key
+        from airflow_provider_jojokey.batch.runner import Batch
+        from airflow_provider_jojokey.payments.amount import Amount, estimate
+        from airflow_provider_jojokey.settings import Settings
+
+        self._convert_arguments("requests", "max_in_flight", "stream", "partial_images")
+        plan, buckets = self._plan(owner)
+        total = len(plan.items)
+        settings = Settings.from_airflow_config()
+        place = (buckets[0], manifest_key(owner)) if buckets else None
+        budget = self._budget(owner, total, buckets)
+        wanted = sum((estimate(job, self.hook.prices) for _, job in plan.jobs()), Amount())
+        self.log.info("%d items, about %s, at most %d in flight", total, wanted, self._in_flight())
+        manifest = Manifest(settings.spool_directory, total)
+        ending.callback(manifest.close)
+        self._batch = batch = Batch(
+            plan,
+            total,
+            hook=self.hook,
+            store=self.store,
+            settings=settings,
+            manifest=manifest,
+            max_in_flight=self._in_flight(),
+            aws_conn_id=self.aws_conn_id,
+            budget=budget,
+        )
+        self._create_clients()
+        with self._stop_switch.interruptible():
+            if place:
+                if owner.try_number > 1:
+                    batch.previous = previous.load(self.store, *place, settings.spool_directory)
+                self._preflight(buckets, place)
+            if total:
+                batch.preflight()
+            batch.load_spent(wanted)
+        return plan, batch, place
+
+    def _destinations(self) -> Iterator[Destination]:
+        from airflow_provider_jojokey.batch.plan import destination_of
+
+        bucket = converted("s3_bucket", self.s3_bucket) or self._default_bucket()
+        for item in self.requests:
+            yield destination_of(item, bucket, 1)  # all images of an item share one receipt
+
+    def _report_unstarted(self, context: Context, error: BaseException) -> None:
+        """Push what earlier tries were billed, after a failure that no item is to blame for."""
+        billed = self._billed_so_far(context, sent=False)
+        message = shortened(str(error), MAX_MESSAGE)
+        result = Result(
+            "failed", error=type(error).__name__, message=message, aws_conn_id=self.aws_conn_id, billed="no"
+        )
+        if billed is not None:
+            result = replace(result, usage=billed.usage, cost=billed.cost)
+        self._push_failure(context, result)
 
     def _plan(self, owner: Owner) -> tuple[Plan, list[str]]:
         """Return the checked items and their buckets, with the manifest's bucket first.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.integrations import assets
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.exceptions import JojoKeyError
     from airflow_provider_jojokey.img2.request import ImageRequest
     from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
+    from airflow_provider_jojokey.payments.generate import Generated
     from airflow_provider_jojokey.payments.job import ImageJob
 
 __all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
@@ -147,41 +148,21 @@ class GenerateImageOperator(ImageOperator):
         """
         with imports_without_collection():
             from airflow_provider_jojokey.exceptions import JojoKeyError
-            from airflow_provider_jojokey.img2.estimate import expected_usage
             from airflow_provider_jojokey.operators.stopping import TaskStopped
-            from airflow_provider_jojokey.payments.generate import Services, generate_images
-            from airflow_provider_jojokey.settings import Settings
 
         self._record_start()
         self._set_label(context, self.s3_key)
-        self._convert_arguments("prompt", "s3_key", "stream", "partial_images")
-        job = self._job(context)
-        request = job.request
-        usage = expected_usage(request)
-        self.log.info(
-            "Generating %d of %s %s, about %s tokens (%s): %s",
-            request.n,
-            request.size,
-            request.quality,
-            f"{usage['total_tokens']:,}",
-            self.hook.prices.cost_of(usage),
-            self._short_prompt(),
-        )
-        if self.deferrable:
-            self._defer(job)
-        services = Services(
-            self.hook, self.store, Settings.from_airflow_config(), on_send=self._stop_switch.record_send
-        )
         try:
-            self._create_clients()
-            with self._stop_switch.interruptible():
-                generated = generate_images(job, services)
+            job = self._job(context)
+            generated = None if self.deferrable else self._generate(job)
         except JojoKeyError as error:
             raise self._failed(context, error) from None
         except TaskStopped:
             raise self._failed(context, self._stop_switch.error()) from None
         finally:
             self._stop_switch.end()
+        if generated is None:
+            self._defer(job)
         return self._succeeded(context, generated.manifest)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -196,13 +177,27 @@ class GenerateImageOperator(ImageOperator):
         self._set_label(context, self.s3_key)
         if event and "manifest" in event:
             return self._succeeded(context, event["manifest"])
-        raise self._failed(context, JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT))
+        error = JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT)
+        # An earlier run of the trigger may have sent a request.
+        raise self._failed(context, error, sent=True)
 
     def _job(self, context: Context) -> ImageJob:
+        from airflow_provider_jojokey.img2.estimate import expected_usage
         from airflow_provider_jojokey.payments.job import ImageJob
 
+        self._convert_arguments("prompt", "s3_key", "stream", "partial_images")
         request = self._request()
         task_limit, run_limit = self._limits()
+        usage = expected_usage(request)
+        self.log.info(
+            "Generating %d of %s %s, about %s tokens (%s): %s",
+            request.n,
+            request.size,
+            request.quality,
+            f"{usage['total_tokens']:,}",
+            self.hook.prices.cost_of(usage),
+            self._short_prompt(),
+        )
         return ImageJob(
             request=request,
             destination=self._destination(request.n),
@@ -214,7 +209,18 @@ class GenerateImageOperator(ImageOperator):
             replace=self.replace,
         )
 
-    def _defer(self, job: ImageJob) -> None:
+    def _generate(self, job: ImageJob) -> Generated:
+        with imports_without_collection():
+            from airflow_provider_jojokey.payments.generate import Services, generate_images
+            from airflow_provider_jojokey.settings import Settings
+
+        settings = Settings.from_airflow_config()
+        services = Services(self.hook, self.store, settings, on_send=self._stop_switch.record_send)
+        self._create_clients()
+        with self._stop_switch.interruptible():
+            return generate_images(job, services)
+
+    def _defer(self, job: ImageJob) -> NoReturn:
         from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
         timeout = self.execution_timeout
@@ -254,18 +260,23 @@ class GenerateImageOperator(ImageOperator):
                 self.log.exception("Could not write the asset events.")
         return manifest
 
-    def _failed(self, context: Context, error: JojoKeyError) -> JojoKeyError:
+    def _failed(self, context: Context, error: JojoKeyError, sent: bool = False) -> JojoKeyError:
+        """Report a failure, and return the error to raise.
+
+        :param sent: whether this try may have sent a request, apart from what the error and the switch show
+        """
         from airflow_provider_jojokey.exceptions import JojoKeyFailure
-        from airflow_provider_jojokey.payments.receipt import total_usage
         from airflow_provider_jojokey.results import Result
 
-        # Also after a failure: otherwise the sum over the XComs would be lower than the bill.
-        self._push(context, "usage", error.usage or total_usage(()))
+        if error.usage is None:
+            billed = self._billed_so_far(context, sent or error.sent or self._stop_switch.sent)
+            if billed is not None:
+                error = error.changed(usage=billed.usage, cost=billed.cost.to_json())
         options = {name: getattr(self, name) for name in ("model", "size", "quality")}
         result = Result.from_error(
             error, prompt=str(self.prompt), aws_conn_id=self.aws_conn_id, options=options
         )
-        self._push_result(context, result)
+        self._push_failure(context, result)
         self._set_label(context, self.s3_key, paid=True)
         if self.reuse == "never" and not isinstance(error, JojoKeyFailure):
             return error.changed(retry=PAYS_AGAIN)
@@ -297,6 +308,9 @@ class GenerateImageOperator(ImageOperator):
             return Destination.parse(self.s3_bucket, self.s3_key, n, self._default_bucket)
         except ValueError as error:
             raise JojoKeyRequestError(f"The S3 destination is not valid: {error}.") from None
+
+    def _destinations(self) -> Iterator[Destination]:
+        yield self._destination(1)  # all images share one receipt
 
     def _destination_problems(self) -> list[str]:
         """Return the problems of literal values of s3_bucket and s3_key."""

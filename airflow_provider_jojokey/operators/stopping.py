@@ -65,6 +65,11 @@ class StopSwitch:
         finally:
             self._interruptible = False
 
+    @property
+    def sent(self) -> bool:
+        """Whether a paid request may have been sent."""
+        return self._sent
+
     def end(self) -> None:
         """Record that the task has ended, so that it is not interrupted any more."""
         self._ended.set()

@@ -1,0 +1,165 @@
+"""A try that fails before it sends anything reports what earlier tries were billed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_jojokey.cost import Costs
+from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
+from airflow_provider_jojokey.results import XCOM_KEY, Result
+from tests.support.campaigns import posters
+from tests.support.fault_proxy import FaultProxy, answer, error, on
+
+FOX = {"prompt": "a fox", "s3_key": "fox.png"}
+NOTHING = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+
+
+@pytest.fixture
+def s3(store: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    with FaultProxy(store.connection["extra"]["endpoint_url"]) as front:
+        extra = {**store.connection["extra"], "endpoint_url": front.url}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store.connection, "extra": extra}))
+        yield front
+
+
+def run(arguments: dict[str, Any], try_number: int) -> tuple[dict[str, Any], str]:
+    """Run a try, and return its XComs and its error."""
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        dag_id="dag", run_id="monday", task_id="task", map_index=-1, try_number=try_number, id=f"ti-{try_number}",
+        xcom_push=pushed.__setitem__,
+    )  # fmt: skip
+    kind: Any = GenerateImageBatchOperator if "requests" in arguments else GenerateImageOperator
+    failure = ""
+    try:
+        kind(task_id="task", s3_bucket="posters", **arguments).execute({"ti": ti})
+    except JojoKeyError as caught:
+        failure = str(caught)
+    return pushed, failure
+
+
+def without_token(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    connection = json.loads(os.environ["AIRFLOW_CONN_JOJOKEY_DEFAULT"])
+    monkeypatch.setenv("AIRFLOW_CONN_JOJOKEY_DEFAULT", json.dumps({**connection, "password": ""}))
+    return {}
+
+
+def with_wrong_size(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"size": "{{ wrong }}"}
+
+
+def with_wrong_limit(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"max_tokens": "{{ wrong }}"}
+
+
+def with_locked_manifest(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    s3.faults = [on("PUT", "/batches/", answer(error(403, "AccessDenied")))]
+    return {}
+
+
+def with_invalid_item(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"requests": [*posters(3), {"prompt": "", "s3_key": "new.png"}]}
+
+
+Change = Callable[[FaultProxy, pytest.MonkeyPatch], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change"),
+    [
+        *[(FOX, change) for change in (without_token, with_wrong_size, with_wrong_limit)],
+        *[
+            ({"requests": posters(3)}, change)
+            for change in (
+                without_token, with_wrong_size, with_wrong_limit, with_locked_manifest, with_invalid_item
+            )
+        ],
+    ],
+)  # fmt: skip
+def test_early_failure_reports_earlier_bill(
+    gateway: Any, s3: FaultProxy, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], change: Change
+) -> None:
+    first, failure = run(arguments, 1)
+    assert not failure
+
+    pushed, failure = run({**arguments, **change(s3, monkeypatch)}, 2)
+
+    assert failure
+    billed = sum(charge.total_tokens for charge in gateway.charges)
+    assert pushed["usage"]["total_tokens"] == first["usage"]["total_tokens"] == billed > 0
+    result = Result.from_xcom(pushed[XCOM_KEY])
+    assert result is not None
+    assert (result.state, result.paid, result.usage) == ("failed", "yes", pushed["usage"])
+    assert str(result.cost) == str(Costs.from_json(first[XCOM_KEY]["cost"]))
+
+
+@pytest.mark.parametrize("arguments", [FOX, {"requests": posters(3)}])
+@pytest.mark.parametrize("change", [without_token, with_wrong_size, with_wrong_limit])
+def test_first_try_that_fails_early_reports_zero(
+    gateway: Any, s3: FaultProxy, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], change: Change
+) -> None:
+    pushed, failure = run({**arguments, **change(s3, monkeypatch)}, 1)
+
+    assert failure
+    assert pushed["usage"] == NOTHING
+    result = Result.from_xcom(pushed[XCOM_KEY])
+    assert result is not None
+    assert (result.state, result.paid) == ("failed", "no")
+
+
+@pytest.mark.parametrize("arguments", [FOX, {"requests": posters(3)}])
+@pytest.mark.parametrize("change", [without_token, with_wrong_size])
+def test_bill_that_cannot_be_read_is_not_reported_as_zero(
+    gateway: Any, s3: FaultProxy, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], change: Change
+) -> None:
+    run(arguments, 1)
+    changed = change(s3, monkeypatch)
+    s3.faults = [answer(error(403, "AccessDenied"))]
+
+    pushed, failure = run({**arguments, **changed}, 2)
+
+    assert failure
+    assert "usage" not in pushed
+    result = Result.from_xcom(pushed[XCOM_KEY])
+    assert result is not None
+    assert (result.paid, result.usage, result.cost) == ("unknown", {}, None)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{**FOX, "s3_key": "{{ }}/"}, {"requests": [*posters(2), {"prompt": "x"}]}]
+)
+def test_bill_of_invalid_destination_is_unknown(
+    gateway: Any, s3: FaultProxy, arguments: dict[str, Any]
+) -> None:
+    pushed, failure = run(arguments, 2)
+
+    assert failure
+    assert "usage" not in pushed
+    assert pushed[XCOM_KEY]["billed"] == "unknown"
+
+
+def test_event_without_result_does_not_report_zero(gateway: Any, s3: FaultProxy) -> None:
+    s3.faults = [answer(error(403, "AccessDenied"))]
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        dag_id="dag",
+        run_id="monday",
+        task_id="task",
+        map_index=-1,
+        try_number=1,
+        xcom_push=pushed.__setitem__,
+    )
+    operator = GenerateImageOperator(task_id="task", s3_bucket="posters", **FOX)
+
+    with pytest.raises(JojoKeyError):
+        operator.execute_complete({"ti": ti}, {})  # type: ignore[typeddict-item]
+
+    assert "usage" not in pushed
+    assert pushed[XCOM_KEY]["billed"] == "unknown"
