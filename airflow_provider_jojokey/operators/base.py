@@ -252,6 +252,27 @@ class ImageOperator(TemplatedOperator):
                 "Could not store the XCom %r. The images and receipts in S3 are complete.", key
             )
 
+    def _report_interruption(self, context: Context, error: BaseException, **request: Any) -> None:
+        """Push what the task was billed so far, if it ended without the result of a request.
+
+        :param request: fields of the result that describe the request
+        """
+        from airflow_provider_jojokey.results import MAX_MESSAGE, Result, shortened
+
+        sent = self._stop_switch.sent
+        billed = self._billed_so_far(context, sent)
+        result = Result(
+            state="failed",
+            aws_conn_id=self.aws_conn_id,
+            error=type(error).__name__,
+            message=shortened(str(error), MAX_MESSAGE),
+            billed="unknown" if sent else "no",
+            usage={} if billed is None else billed.usage,
+            cost=None if billed is None else billed.cost,
+            **request,
+        )
+        self._push_failure(context, result)
+
     def _push_failure(self, context: Context, result: Result) -> None:
         """Push the XComs of a failed task: without them, the sum over the XComs would be lower than the bill.
 

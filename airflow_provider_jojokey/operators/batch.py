@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -166,10 +165,10 @@ class GenerateImageBatchOperator(ImageOperator):
                 plan, batch, place = self._prepare(self._owner(context), ending)
             except TaskStopped:
                 error = switch.error()
-                self._report_unstarted(context, error)
+                self._report_interruption(context, error)
                 raise error from None
             except BaseException as error:  # also a timeout
-                self._report_unstarted(context, error)
+                self._report_interruption(context, error)
                 raise
             uri = None
             try:
@@ -249,17 +248,6 @@ class GenerateImageBatchOperator(ImageOperator):
         bucket = converted("s3_bucket", self.s3_bucket) or self._default_bucket()
         for item in self.requests:
             yield destination_of(item, bucket, 1)  # all images of an item share one receipt
-
-    def _report_unstarted(self, context: Context, error: BaseException) -> None:
-        """Push what earlier tries were billed, after a failure that no item is to blame for."""
-        billed = self._billed_so_far(context, sent=False)
-        message = shortened(str(error), MAX_MESSAGE)
-        result = Result(
-            "failed", error=type(error).__name__, message=message, aws_conn_id=self.aws_conn_id, billed="no"
-        )
-        if billed is not None:
-            result = replace(result, usage=billed.usage, cost=billed.cost)
-        self._push_failure(context, result)
 
     def _plan(self, owner: Owner) -> tuple[Plan, list[str]]:
         """Return the checked items and their buckets, with the manifest's bucket first.

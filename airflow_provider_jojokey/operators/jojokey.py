@@ -149,21 +149,27 @@ class GenerateImageOperator(ImageOperator):
         with imports_without_collection():
             from airflow_provider_jojokey.exceptions import JojoKeyError
             from airflow_provider_jojokey.operators.stopping import TaskStopped
+            from airflow_provider_jojokey.results import MAX_PROMPT, shortened
 
         self._record_start()
         self._set_label(context, self.s3_key)
         try:
             job = self._job(context)
-            generated = None if self.deferrable else self._generate(job)
+            if not self.deferrable:
+                return self._succeeded(context, self._generate(job).manifest)
         except JojoKeyError as error:
             raise self._failed(context, error) from None
         except TaskStopped:
             raise self._failed(context, self._stop_switch.error()) from None
+        except BaseException as interruption:  # such as a timeout, perhaps after the request was sent
+            options = {name: getattr(self, name) for name in ("model", "size", "quality")}
+            self._report_interruption(
+                context, interruption, prompt=shortened(str(self.prompt), MAX_PROMPT), **options
+            )
+            raise
         finally:
             self._stop_switch.end()
-        if generated is None:
-            self._defer(job)
-        return self._succeeded(context, generated.manifest)
+        self._defer(job)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger fires.

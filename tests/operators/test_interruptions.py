@@ -1,0 +1,129 @@
+"""A task with one image that a timeout or an unexpected error interrupts reports what it may have cost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowTaskTimeout
+
+from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+from airflow_provider_jojokey.results import XCOM_KEY, Result
+from tests.support.patience import PATIENCE
+
+INTERRUPTIONS = [AirflowTaskTimeout, KeyboardInterrupt, SystemExit, RuntimeError]
+
+
+@contextmanager
+def raised_in_main_thread(error: type[BaseException], when: Any) -> Iterator[None]:
+    """Raise an error in the main thread as soon as ``when()`` returns, as Airflow's timeouts do."""
+
+    def interrupt(*_: object) -> None:
+        raise error("interrupted")
+
+    def wait() -> None:
+        when()
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        signal.signal(signal.SIGALRM, before)
+
+
+def execute(pushed: dict[str, Any], try_number: int = 1) -> None:
+    ti = SimpleNamespace(
+        dag_id="dag", run_id="monday", task_id="task", map_index=-1, try_number=try_number, id=f"ti-{try_number}",
+        xcom_push=pushed.__setitem__,
+    )  # fmt: skip
+    GenerateImageOperator(
+        task_id="task", s3_bucket="posters", prompt="a fox", s3_key="fox.png", on_unknown_outcome="regenerate"
+    ).execute({"ti": ti})  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS)
+def test_interrupted_request_may_have_been_billed(
+    gateway: Any, store: Any, error: type[BaseException]
+) -> None:
+    gateway.behave("hang")
+    pushed: dict[str, Any] = {}
+
+    with (
+        pytest.raises(error),
+        raised_in_main_thread(error, lambda: gateway.wait_for_request(timeout=PATIENCE)),
+    ):
+        execute(pushed)
+
+    result = Result.from_xcom(pushed[XCOM_KEY])
+    assert result is not None
+    assert (result.state, result.paid, result.error) == ("failed", "unknown", error.__name__)
+    assert (result.prompt, result.size) == ("a fox", "1024x1024")
+    assert result.cost is not None
+    assert result.cost.unknown == 1
+    assert pushed["usage"]["total_tokens"] == 0  # like all requests whose outcome is unknown
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS)
+def test_interruption_before_sending_is_not_billed(
+    gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(self: GenerateImageOperator) -> None:
+        raise error("interrupted")
+
+    monkeypatch.setattr(GenerateImageOperator, "_create_clients", fail)
+    pushed: dict[str, Any] = {}
+
+    with pytest.raises(error):
+        execute(pushed)
+
+    assert (pushed[XCOM_KEY]["billed"], pushed["usage"]["total_tokens"]) == ("no", 0)
+
+
+def test_interruption_after_payment_reports_tokens(
+    gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: GenerateImageOperator, context: Any, manifest: Any) -> None:
+        raise AirflowTaskTimeout("interrupted")
+
+    monkeypatch.setattr(GenerateImageOperator, "_succeeded", fail)
+    pushed: dict[str, Any] = {}
+
+    with pytest.raises(AirflowTaskTimeout):
+        execute(pushed)
+
+    (charge,) = gateway.charges
+    assert pushed["usage"]["total_tokens"] == charge.total_tokens
+    assert pushed[XCOM_KEY]["usage"] == pushed["usage"]
+
+
+def test_timeout_in_airflow_reports_possible_charge(airflow: Any, gateway: Any, store: Any) -> None:
+    gateway.behave("hang")
+
+    def time_out() -> None:
+        gateway.wait_for_request(timeout=PATIENCE)
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    timer = threading.Thread(target=time_out)
+    timer.start()
+    run = airflow.run(
+        "late",
+        """
+        GenerateImageOperator(task_id="image", prompt="a fox", s3_bucket="posters", s3_key="late.png",
+            execution_timeout=timedelta(hours=1))
+        """,
+    )
+    timer.join()
+
+    assert run.states["image", -1] == "failed"
+    assert run.xcom(XCOM_KEY)["billed"] == "unknown"
+    assert run.xcom("usage")["total_tokens"] == 0
