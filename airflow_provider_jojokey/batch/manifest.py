@@ -44,9 +44,16 @@ class Manifest:
 
     def add(self, index: int, line: Mapping[str, Any]) -> None:
         """Write the result of one item, which replaces an earlier one."""
-        self._begins[index] = self._lines.seek(0, 2)
         data = json.dumps({"index": index, **line}, ensure_ascii=False, separators=(",", ":"))
+        begin = self._lines.seek(0, 2)
         self._lines.write(data.encode("utf-8", "backslashreplace") + b"\n")
+        self._begins[index] = begin
+
+    def line(self, index: int) -> dict[str, Any]:
+        """Return the result of an item that has one."""
+        self._lines.seek(self._begins[index])
+        line: dict[str, Any] = json.loads(self._lines.readline())
+        return line
 
     def in_order(self) -> IO[bytes]:
         """Return a new file with the lines in the items' order."""

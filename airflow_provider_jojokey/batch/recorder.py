@@ -51,7 +51,7 @@ class Recorder:
         images, missing_usage = generated.manifest["images"], bool(generated.receipt.missing_usage(job.owner))
         self._tally.succeed(index, generated.manifest)
         if missing_usage:
-            self._unsettled.append(Unsettled(job, len(images)))
+            self._unsettled.append(Unsettled(index, job, len(images)))
         result = Result.from_manifest(
             generated.manifest, prompt=job.request.prompt, aws_conn_id=self._aws_conn_id
         )
@@ -66,8 +66,10 @@ class Recorder:
     def failed(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         """Record an item that lacks some or all of its images."""
         self._tally.fail(index, job, error)
-        if error.billed != "no":
-            self._unsettled.append(Unsettled(job, job.request.n, error.billed))
+        if (
+            error.billed != "no" and not error.spool
+        ):  # the receipt does not list a response that waits in the spool
+            self._unsettled.append(Unsettled(index, job, job.request.n))
         request = job.request
         options = {name: getattr(request, name) for name in ("model", "size", "quality")}
         result = Result.from_error(
@@ -77,21 +79,25 @@ class Recorder:
         self._manifest.add(index, line)
 
     def settle_usage(self, services: Services) -> None:
-        """Look up the usage of items whose responses did not report it.
+        """Look up the usage of items whose responses did not report it, and write their lines again.
 
         :param services: with a gateway log that has not been read yet, so that one read is enough
         """
         for item in self._unsettled:
-            job = item.job
+            owner = item.job.owner
             try:
-                context = Context(job, services)
-                receipt = context.receipts.read()
-                settled = settle_usage(context, receipt)
-                self._tally.settle(
-                    item,
-                    receipt.usage_of(job.owner),
-                    settled.usage_of(job.owner),
-                    (receipt.cost_of(job.owner), settled.cost_of(job.owner)),
-                )
+                context = Context(item.job, services)
+                receipt = settle_usage(context, context.receipts.read())
             except JojoKeyError as error:
-                log.warning("The usage of %s is not known yet: %s", job.uri, error.message)
+                log.warning("The usage of %s is not known yet: %s", item.job.uri, error.message)
+                continue
+            before = self._manifest.line(item.index)
+            after = {**before, "usage": receipt.usage_of(owner), "cost": receipt.cost_of(owner).to_json()}
+            if before["state"] == "complete":
+                settled = not receipt.missing_usage(owner)
+                after |= {"receipt_etag": context.receipts.etag, "settled": settled}
+            elif before["billed"] == "unknown":
+                after["billed"] = receipt.billed_to(owner)
+            # An interruption in between leaves the sum too low. In the other order, the next call would count it twice.
+            self._manifest.add(item.index, after)
+            self._tally.settle(item, before, after)

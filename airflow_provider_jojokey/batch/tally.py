@@ -25,15 +25,14 @@ MAX_CAUSE = 300
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """An item that was or may have been billed and whose usage or cost is unknown.
+    """An item that was or may have been billed and whose usage or cost may be unknown.
 
     :param images: number of paid images
-    :param billed: ``"yes"`` or ``"unknown"``
     """
 
+    index: int
     job: ImageJob
     images: int
-    billed: str = "yes"
 
 
 @dataclass(slots=True)
@@ -144,24 +143,20 @@ class Tally:
         known.count += 1
         self._count(index, error.images or [], error.usage, error.cost)
 
-    def settle(
-        self, item: Unsettled, before: Mapping[str, Any], after: Mapping[str, Any], cost: tuple[Costs, Costs]
-    ) -> None:
+    def settle(self, item: Unsettled, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Count usage and costs that became known after an item had ended.
 
-        :param before: the usage that was counted for its task and key
-        :param after: the usage that is known now
-        :param cost: the costs that were counted, and those that are known now
+        :param before: the manifest's line that was counted
+        :param after: the line as it is now
         """
-        self.cost = (self.cost + cost[1]).without(cost[0])
-        self.usage = total_usage((self.usage, after))
-        self.usage = _minus(self.usage, before)
-        more_tokens = (after.get("total_tokens") or 0) > (before.get("total_tokens") or 0)
-        if item.billed == "unknown":
-            if more_tokens or cost[1].without(cost[0]).charged:
-                self.paid = True
-                self.unknown_outcomes -= 1
-        elif cost[1].amounts and not cost[0].amounts:
+        spent, known = _costs(before["cost"]), _costs(after["cost"])
+        self.cost = (self.cost + known).without(spent)
+        self.usage = _minus(total_usage((self.usage, after["usage"])), before["usage"])
+        if before["billed"] == "unknown":
+            self.unknown_outcomes -= after["billed"] != "unknown"
+            if after["billed"] == "yes":
+                self._pay(item.images, after["cost"])
+        elif known.amounts and not spent.amounts:
             self.without_cost -= item.images
 
     def progress_line(self, seconds: float, in_flight: int, pace: str) -> str:
@@ -238,7 +233,7 @@ class Tally:
         cost: Mapping[str, Any] | None,
     ) -> None:
         self.images += len(images)
-        self.cost += Costs() if cost is None else Costs.from_json(cost)
+        self.cost += _costs(cost)
         self.usage = total_usage((self.usage, usage))
         if images:
             self.first[index] = images
@@ -248,6 +243,10 @@ class Tally:
             self._uris[index] = [image["uri"] for image in images]
             if self.images > MAX_KEYS:
                 self._uris = None
+
+
+def _costs(cost: Mapping[str, Any] | None) -> Costs:
+    return Costs() if cost is None else Costs.from_json(cost)
 
 
 def _minus(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:

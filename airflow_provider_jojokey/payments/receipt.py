@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from airflow_provider_jojokey.cost import Costs, sum_of
+from airflow_provider_jojokey.img2.errors import Billed
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
 from airflow_provider_jojokey.translatable import Translatable
 
@@ -86,6 +87,11 @@ class Receipt:
     def cost_of(self, owner: Owner) -> Costs:
         """Return what ``owner``'s task has cost in its Dag run, over all tries."""
         return sum_of(attempt.cost for attempt in self.attempts_of(owner) if attempt.may_cost)
+
+    def billed_to(self, owner: Owner) -> Billed:
+        """Return whether ``owner``'s task was billed in its Dag run, over all tries."""
+        known = {attempt.billed for attempt in self.attempts_of(owner)}
+        return "unknown" if "unknown" in known else "yes" if "yes" in known else "no"
 
     def missing_usage(self, owner: Owner) -> list[Attempt]:
         """Return the attempts of ``owner``'s task that may have cost money and whose usage can be looked up."""

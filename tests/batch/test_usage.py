@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.sandbox import accounts
@@ -88,6 +89,39 @@ def test_batch_settles_broken_responses_with_one_read(
     assert pushed["usage"]["total_tokens"] == in_receipts(store) == billed(gateway) > 0
     assert log.reads <= 2  # while it runs, and at its end
     assert "unknown usage" not in error.message
+
+
+def lines(store: Any) -> list[dict[str, Any]]:
+    (manifest,) = (body for key, body in store.objects("_jojokey/batches/").items() if key.endswith(".jsonl"))
+    return [json.loads(line) for line in manifest.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ("no_usage", "no_usage"),
+        ("no_usage", "not_an_image", "violation_fee"),
+        ("truncated truncate_after=0", "reset", "violation_fee"),
+        ("empty_body", "no_usage", "moderation_blocked"),
+    ],
+)
+def test_lines_of_settled_items_add_up_to_the_total(
+    run_batch: Any, gateway: Any, store: Any, log: LateLog, cases: tuple[str, ...]
+) -> None:
+    pushed, _ = run_batch(mixed(*cases))
+
+    written = lines(store)
+    assert len(written) == 6
+    assert sum(line["usage"].get("total_tokens", 0) for line in written) == pushed["usage"]["total_tokens"]
+    costs = sum((Costs.from_json(line["cost"]) for line in written if line["cost"]), Costs())
+    assert costs == Costs.from_json(pushed["jojokey_images"]["cost"])
+    for line in written:
+        owned = json.loads(store.objects()[f"_jojokey/posters/{line['index']:03}.png.json"])["attempts"]
+        assert line["usage"]["total_tokens"] == sum((a["usage"] or {}).get("total_tokens", 0) for a in owned)
+        if line["state"] == "failed":
+            assert line["billed"] == owned[-1]["billed"]
+        else:
+            assert line["settled"] is True
 
 
 def test_batch_settles_truncated_responses(run_batch: Any, gateway: Any, store: Any, log: LateLog) -> None:
