@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from airflow_provider_jojokey.store.spool_directory import default_root
 UPLOAD_PATIENCE = 600.0
 LONGEST_GENERATION = 300.0
 THUMBNAIL_CACHE_BYTES = 512 * 1024 * 1024
+MAX_SECONDS = 1_000_000_000
+MAX_BYTES = 1_000_000_000_000_000
 
 
 def _thumbnail_directory() -> Path:
@@ -48,26 +51,54 @@ class Settings:
     def from_airflow_config(cls) -> Settings:
         """Read Airflow's configuration.
 
-        :raises ValueError: if ``s3_extra_args`` can't be used
-        :raises AirflowConfigException: if a number is invalid
+        :raises JojoKeyRequestError: if a setting can't be used
         """
+        from airflow_provider_jojokey.exceptions import JojoKeyRequestError
+
+        try:
+            return cls._read()
+        except ValueError as error:
+            raise JojoKeyRequestError(f"{error}.") from None
+
+    @classmethod
+    def _read(cls) -> Settings:
         from airflow.providers.common.compat.sdk import conf
 
         directory = conf.get("jojokey", "spool_directory", fallback="")
         thumbnails = conf.get("jojokey", "thumbnail_directory", fallback="")
         return cls(
             spool_directory=Path(directory).expanduser() if directory else default_root(),
-            spool_max_age=conf.getfloat("jojokey", "spool_max_age", fallback=MAX_AGE),
-            upload_patience=conf.getfloat("jojokey", "upload_patience", fallback=UPLOAD_PATIENCE),
-            longest_generation=conf.getfloat("jojokey", "longest_generation", fallback=LONGEST_GENERATION),
+            spool_max_age=_number("spool_max_age", MAX_AGE),
+            upload_patience=_number("upload_patience", UPLOAD_PATIENCE),
+            longest_generation=_number("longest_generation", LONGEST_GENERATION),
             thumbnail_directory=Path(thumbnails).expanduser() if thumbnails else _thumbnail_directory(),
             s3_extra_args=parse_extra_args(
                 conf.get("jojokey", "s3_extra_args", fallback=""), "[jojokey] s3_extra_args"
             ),
-            thumbnail_cache_bytes=conf.getint(
-                "jojokey", "thumbnail_cache_bytes", fallback=THUMBNAIL_CACHE_BYTES
+            thumbnail_cache_bytes=int(
+                _number("thumbnail_cache_bytes", THUMBNAIL_CACHE_BYTES, limit=MAX_BYTES)
             ),
         )
+
+
+def _number(name: str, default: float, limit: int = MAX_SECONDS) -> float:
+    """Return a number of the settings.
+
+    :param limit: the largest possible value, which means no limit
+    :raises ValueError: if it is not a number from 0 to ``limit``
+    """
+    from airflow.providers.common.compat.sdk import conf
+
+    written = conf.get("jojokey", name, fallback="").strip()
+    try:
+        number = float(written or default)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= limit:
+        raise ValueError(
+            f"[jojokey] {name} must be a number from 0 to {limit}, not {written[:40]!r}; for no limit, write {limit}"
+        )
+    return number
 
 
 def configured_prices() -> Prices:

@@ -18,9 +18,11 @@ import jsonschema
 import pytest
 
 import airflow_provider_jojokey
+from airflow_provider_jojokey.exceptions import JojoKeyRequestError
 from airflow_provider_jojokey.get_provider_info import DISTRIBUTION, get_provider_info
 from airflow_provider_jojokey.hooks import connection as connection_module
 from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
+from airflow_provider_jojokey.settings import Settings
 from tests.support.patience import PATIENCE
 
 INFO = get_provider_info()
@@ -178,3 +180,36 @@ def test_lowest_versions_are_tested() -> None:
     lowest = dict(requirement.split(">=") for requirement in allowed)
     untested = {name: low for name, low in lowest.items() if not f"{tested[name]}.".startswith(f"{low}.")}
     assert not untested
+
+
+NUMBERS = {
+    "spool_max_age": 604_800.0,
+    "upload_patience": 600.0,
+    "longest_generation": 300.0,
+    "thumbnail_cache_bytes": 536_870_912,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "1e300", "ten", "5 min", "0x10"])
+def test_number_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(f"AIRFLOW__JOJOKEY__{name.upper()}", text)
+    with pytest.raises(JojoKeyRequestError, match=rf"\[jojokey\] {name} must be a number from 0") as caught:
+        Settings.from_airflow_config()
+    largest = caught.value.message.partition("for no limit, write ")[2].partition(".")[0]
+    monkeypatch.setenv(f"AIRFLOW__JOJOKEY__{name.upper()}", largest)
+    assert getattr(Settings.from_airflow_config(), name) == int(largest)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(("text", "expected"), [("0", 0), ("1e3", 1000), (" 90 ", 90), ("", None)])
+def test_number_of_a_setting_is_used(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: float | None
+) -> None:
+    monkeypatch.setenv(f"AIRFLOW__JOJOKEY__{name.upper()}", text)
+    assert getattr(Settings.from_airflow_config(), name) == (NUMBERS[name] if expected is None else expected)
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    settings = Settings.from_airflow_config()
+    assert {name: getattr(settings, name) for name in NUMBERS} == NUMBERS

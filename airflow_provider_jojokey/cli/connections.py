@@ -17,15 +17,16 @@ def image_store(options: argparse.Namespace) -> ImageStore:
     """Return the S3 store of ``--aws-conn-id``, with ``--s3-extra-args`` added to the settings.
 
     :raises CommandFailed: if a parameter can't be used
+    :raises JojoKeyRequestError: if a setting can't be used
     """
     from airflow_provider_jojokey.cli.console import USAGE, CommandFailed
     from airflow_provider_jojokey.settings import Settings
     from airflow_provider_jojokey.store.extra_args import combined, parse_extra_args
     from airflow_provider_jojokey.store.s3 import ImageStore
 
+    defaults = Settings.from_airflow_config().s3_extra_args
     try:
-        given = parse_extra_args(getattr(options, "s3_extra_args", None), "--s3-extra-args")
-        extra = combined(Settings.from_airflow_config().s3_extra_args, given)
+        extra = combined(defaults, parse_extra_args(options.s3_extra_args, "--s3-extra-args"))
     except ValueError as error:
         raise CommandFailed(str(error), USAGE) from None
     return ImageStore(options.aws_conn_id, extra_args=extra)

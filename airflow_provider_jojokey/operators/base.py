@@ -208,16 +208,16 @@ class ImageOperator(TemplatedOperator):
     def _image_store(self, connections: int | None = None) -> ImageStore:
         """Return the S3 store with the task's and the worker's additional parameters.
 
-        :raises JojoKeyRequestError: if a parameter can't be used
+        :raises JojoKeyRequestError: if a parameter or a setting can't be used
         """
         from airflow_provider_jojokey.exceptions import JojoKeyRequestError
         from airflow_provider_jojokey.settings import Settings
         from airflow_provider_jojokey.store.extra_args import combined
         from airflow_provider_jojokey.store.s3 import ImageStore
 
+        defaults = Settings.from_airflow_config().s3_extra_args
         try:
-            own = converted("s3_extra_args", self.s3_extra_args) or {}
-            extra = combined(Settings.from_airflow_config().s3_extra_args, own)
+            extra = combined(defaults, converted("s3_extra_args", self.s3_extra_args) or {})
         except ValueError as error:
             raise JojoKeyRequestError(f"{error}.") from None
         return ImageStore(self.aws_conn_id, connections=connections, extra_args=extra)

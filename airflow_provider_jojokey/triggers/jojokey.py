@@ -143,8 +143,8 @@ class GenerateImageTrigger(BaseTrigger):
         from airflow_provider_jojokey.store.s3 import ImageStore
 
         store = ImageStore(self.aws_conn_id, extra_args=self.s3_extra_args)
-        services = Services(self.hook, store, Settings.from_airflow_config(), on_send=self._record_send)
         try:
+            services = Services(self.hook, store, Settings.from_airflow_config(), on_send=self._record_send)
             self._set_default_bucket()
             generated = generate_images(ImageJob.from_json(self.job), services)
         except JojoKeyError as error:

@@ -119,6 +119,27 @@ def test_limit_that_is_nan_is_not_unlimited(name: str, nan: Any) -> None:
         converted(name, nan)
 
 
+def test_wrong_setting_fails_once_and_unpaid(
+    airflow: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__LONGEST_GENERATION", "nan")
+    run = airflow.run(
+        "wrong_setting",
+        """
+        from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+
+        item = {"prompt": "x", "s3_key": "x.png"}
+        GenerateImageOperator(task_id="image", s3_bucket="posters", retries=2, **item)
+        GenerateImageOperator(task_id="deferred", s3_bucket="posters", retries=2, deferrable=True, **item)
+        GenerateImageBatchOperator(task_id="batch", s3_bucket="posters", retries=2, requests=[item])
+        """,
+    )
+
+    assert set(run.states.values()) == {"failed"}
+    assert set(run.tries.values()) == {1}
+    assert gateway.requests == ()
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_batch_without_requests_fails_once_and_unpaid(
     airflow: Any, gateway: Any, store: Any, native: bool, capfd: pytest.CaptureFixture[str]
