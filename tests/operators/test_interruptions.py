@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -42,12 +43,13 @@ def raised_in_main_thread(error: type[BaseException], when: Any) -> Iterator[Non
 
 
 def execute(pushed: dict[str, Any], try_number: int = 1) -> None:
+    run_id = uuid.uuid4().hex  # the tests of a process share its spool
     ti = SimpleNamespace(
-        dag_id="dag", run_id="monday", task_id="task", map_index=-1, try_number=try_number, id=f"ti-{try_number}",
+        dag_id="dag", run_id=run_id, task_id="task", map_index=-1, try_number=try_number, id=f"ti-{try_number}",
         xcom_push=pushed.__setitem__,
     )  # fmt: skip
     GenerateImageOperator(
-        task_id="task", s3_bucket="posters", prompt="a fox", s3_key="fox.png", on_unknown_outcome="regenerate"
+        task_id="task", s3_bucket="posters", prompt="a fox", s3_key=f"{run_id}.png"
     ).execute({"ti": ti})  # type: ignore[typeddict-item]
 
 
