@@ -49,6 +49,10 @@ class Manifest:
         self._lines.write(data.encode("utf-8", "backslashreplace") + b"\n")
         self._begins[index] = begin
 
+    def has(self, index: int) -> bool:
+        """Return whether an item has a result."""
+        return self._begins[index] != NO_LINE
+
     def line(self, index: int) -> dict[str, Any]:
         """Return the result of an item that has one."""
         self._lines.seek(self._begins[index])

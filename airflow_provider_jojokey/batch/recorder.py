@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_jojokey.batch.tally import Unsettled
 from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.payments import errors
 from airflow_provider_jojokey.payments.context import Context
 from airflow_provider_jojokey.payments.usage import settle_usage
 from airflow_provider_jojokey.results import Result
@@ -65,11 +66,25 @@ class Recorder:
 
     def failed(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         """Record an item that lacks some or all of its images."""
-        self._tally.fail(index, job, error)
+        self._fail(index, job, error)
         if (
             error.billed != "no" and not error.spool
         ):  # the receipt does not list a response that waits in the spool
             self._unsettled.append(Unsettled(index, job, job.request.n))
+
+    def unrecorded(self, index: int, job: ImageJob) -> None:
+        """Record an item whose request was sent, and whose outcome is not known in time."""
+        self._fail(index, job, errors.unrecorded())
+
+    def not_started(self, index: int, job: ImageJob) -> None:
+        """Record an item that was not sent, because the batch was stopped. The tally counts it as the rest."""
+        self._add_failure(index, job, errors.stopped())
+
+    def _fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
+        self._tally.fail(index, job, error)
+        self._add_failure(index, job, error)
+
+    def _add_failure(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         request = job.request
         options = {name: getattr(request, name) for name in ("model", "size", "quality")}
         result = Result.from_error(

@@ -148,7 +148,7 @@ class Batch:
         self._busy = 0
         self._held_until = 0.0
         """Time until which no item is dispatched, because S3 does not respond."""
-        self._sent: set[int] = set()
+        self._sent: dict[int, ImageJob] = {}
         """Items that have sent a request and whose outcome is not counted yet."""
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
@@ -222,6 +222,7 @@ class Batch:
                         self._wait(delay)
                 finally:
                     self._drain()
+                    self._record_rest()
         finally:
             self._workers.keep(0)
 
@@ -322,7 +323,7 @@ class Batch:
         def on_send() -> None:
             assert turn.ticket is not None
             turn.ticket.sent_at = time.monotonic()
-            self._sent.add(turn.index)
+            self._sent[turn.index] = turn.job
 
         services = replace(
             self._services,
@@ -380,7 +381,7 @@ class Batch:
                 self._workers.keep(self._busy)
 
     def _handle_outcome(self, turn: Turn, outcome: Generated | JojoKeyError) -> None:
-        self._sent.discard(turn.index)
+        self._sent.pop(turn.index, None)
         slowed = isinstance(outcome, JojoKeyError) and self.closed is None and self._slow_down(turn, outcome)
         if turn.ticket is not None:
             self.limiter.release(turn.ticket)  # no effect if the request was rejected
@@ -465,7 +466,19 @@ class Batch:
             self._wait_for_all(lambda: time.monotonic() >= (late if self._sent else soon))
         if self._sent:
             log.error("Could not record %d requests in time. A retry reconciles them.", len(self._sent))
-            self.tally.unknown_outcomes += len(self._sent)
+            for index, job in self._sent.items():
+                self._recorder.unrecorded(index, job)
+
+    def _record_rest(self) -> None:
+        """Record the items that have no result, because the batch was stopped.
+
+        Otherwise, a reader of the manifest would not know that they are missing.
+        """
+        if self.tally.done == self.tally.total:
+            return
+        for index, job in self._plan.jobs():
+            if not (self.manifest.has(index) or self._is_unchanged(index, job)):
+                self._recorder.not_started(index, job)
 
     def _wait_for_all(self, give_up: Callable[[], bool]) -> None:
         while self._busy and not give_up():

@@ -84,6 +84,11 @@ class Tally:
         return self.made + self.reused + self.failed
 
     @property
+    def complete(self) -> bool:
+        """Whether all items have all of their images."""
+        return self.done == self.total and not self.failed
+
+    @property
     def tokens(self) -> int:
         """Tokens billed to the task in its Dag run."""
         return int(self.usage["total_tokens"])
@@ -175,11 +180,11 @@ class Tally:
             f"{f', the gateway accepts {pace}' if pace else ''}"
         )
 
-    def error(self, end: str, where: str) -> JojoKeyBatchError:
+    def error(self, end: str, manifest: str | None) -> JojoKeyBatchError:
         """Return the error for a batch with failed or missing items.
 
         :param end: why it ended early, if it did
-        :param where: the location of its manifest
+        :param manifest: the URI of its manifest
         """
         rest = self.total - self.done
         counts = [f"{self.made} made", f"{self.reused} reused", f"{self.failed} failed"]
@@ -190,6 +195,7 @@ class Tally:
             f"{shortened(cause.message, MAX_CAUSE)})"
             for name, cause in causes
         )
+        listed += ". " if listed else ""
         cost = f" ({self.cost})" if self.cost.amounts else ""
         spent = f"{self._tokens}{cost} were billed to this task in this Dag run"
         if self.without_cost:
@@ -202,8 +208,8 @@ class Tally:
         todo = f"A retry may help {'all' if again == missing else again} of them." if again else ""
         lack = "items has no images" if missing == 1 else "items have no images"
         error = kind(
-            f"{missing} of {self.total} {lack} ({', '.join(counts)}){end}. {listed}. "
-            f"All images that were received are in S3{where}.",
+            f"{missing} of {self.total} {lack} ({', '.join(counts)}){end}. {listed}"
+            f"All images that were received are in S3{f', listed in {manifest}' if manifest else ''}.",
             todo,
             reason=spent,
             retry_after=self.retry_after,

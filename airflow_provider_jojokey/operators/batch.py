@@ -46,6 +46,7 @@ DECODE_SLOTS = 8
 S3_CONNECTIONS = 32
 """More would take memory without need: an upload takes milliseconds, an image takes seconds."""
 RESULT_VERSION = 1
+MAX_REASON = 200
 
 
 class GenerateImageBatchOperator(ImageOperator):
@@ -367,11 +368,9 @@ class GenerateImageBatchOperator(ImageOperator):
     def _ended(
         self, context: Context, plan: Plan, tally: Tally, uri: str | None, stopped: bool
     ) -> dict[str, Any]:
-        complete = tally.done == tally.total and not tally.failed
         error = None
-        if not complete:
-            end = ", because Airflow stopped the task" if stopped else ""
-            error = tally.error(end, f", listed in {uri}" if uri else "")
+        if not tally.complete:
+            error = tally.error(", because Airflow stopped the task" if stopped else "", uri)
         try:
             self._report(context, plan, tally, uri, error)
         except BaseException as interruption:
@@ -425,11 +424,21 @@ class GenerateImageBatchOperator(ImageOperator):
             reused=0 < tally.total == tally.reused,
             aws_conn_id=self.aws_conn_id,
             error=type(error).__name__ if error else None,
-            message=shortened(str(error), MAX_MESSAGE) if error else None,
+            message=shortened(_message(tally, uri, error), MAX_MESSAGE) if error else None,
             billed=tally.billed if error else None,
             manifest=uri,
             budget=budget_of(self._batch.uses if self._batch else ()),
         )
+
+
+def _message(tally: Tally, uri: str | None, error: BaseException) -> str:
+    """Return the text of an error. An interruption such as a timeout does not say what is missing."""
+    from airflow_provider_jojokey.exceptions import JojoKeyError
+
+    if tally.complete or isinstance(error, JojoKeyError):
+        return str(error)
+    reason = shortened(str(error), MAX_REASON) or type(error).__name__
+    return str(tally.error(f", because the task was interrupted ({reason})", uri))
 
 
 _IN_FLIGHT = f"max_in_flight must be a whole number from 1 to {MAX_IN_FLIGHT:,}, not {{}}"

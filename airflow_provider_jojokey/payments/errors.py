@@ -79,6 +79,16 @@ def stopped() -> JojoKeyError:
     return JojoKeyError("Airflow stopped the task before it sent its request.")
 
 
+def unrecorded() -> JojoKeyError:
+    """Return the error for a request that was sent, and whose outcome could not be recorded in time."""
+    return JojoKeyUnknownOutcomeError(
+        "S3 did not respond in time to record its request.",
+        "Clear the task: it first stores the images that were received on this host.",
+        billed="unknown",
+        sent=True,
+    )
+
+
 def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
     """Return ``error`` with the task's usage and images, if the receipt is known."""
     if not context.receipts.is_known and not isinstance(error, (JojoKeyStoreError, JojoKeyReceiptError)):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyUnknownOutcomeError
+from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.payments import errors
 from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
 from airflow_provider_jojokey.results import storable
@@ -116,7 +116,7 @@ class GenerateImageTrigger(BaseTrigger):
                 end = time.monotonic() + DEADLINE_RECORDING
             if end is not None and time.monotonic() >= end:
                 work.cancel()  # in case it still waits for a thread
-                return _timed_out(_unrecorded() if self._sent else errors.stopped())
+                return _timed_out(errors.unrecorded() if self._sent else errors.stopped())
             await asyncio.wait({future}, timeout=POLL)
         outcome = future.result()
         return _timed_out(JojoKeyError.from_json(outcome["error"])) if "error" in outcome else outcome
@@ -171,15 +171,6 @@ class GenerateImageTrigger(BaseTrigger):
 def _timed_out(error: JojoKeyError) -> dict[str, Any]:
     what = f"The execution_timeout of the deferred task has passed. {error.what}"
     return {"error": error.changed(what=what).to_json()}
-
-
-def _unrecorded() -> JojoKeyError:
-    return JojoKeyUnknownOutcomeError(
-        "S3 did not respond in time to record its request.",
-        "Clear the task: it first stores the images that were received on this host.",
-        billed="unknown",
-        sent=True,
-    )
 
 
 @cache

@@ -351,8 +351,46 @@ def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
     billed = sum(record.total_tokens for record in gateway.charges)
     assert 3 <= len(gateway.charges) < 50
     assert run.xcom("usage", "batch")["total_tokens"] == billed
-    assert run.xcom("jojokey_images", "batch")["state"] == "failed"
-    assert len(campaign.manifest(run)) == len(gateway.charges)
+    made, missing = len(gateway.charges), 50 - len(gateway.charges)
+    result = run.xcom("jojokey_images", "batch")
+    assert (result["state"], result["error"]) == ("failed", "AirflowTaskTimeout")
+    assert (
+        f"{missing} of 50 items have no images ({made} made, 0 reused, 0 failed, {missing} not started)"
+        in result["message"]
+    )
+    assert "Timeout" in result["message"]
+    lines = campaign.manifest(run)
+    assert [line["index"] for line in lines] == list(range(50))
+    rest = [line for line in lines if line["state"] == "failed"]
+    assert len(rest) == missing
+    assert {(line["billed"], line["retryable"], len(line["images"])) for line in rest} == {("no", True, 0)}
+
+
+def test_stopped_retry_keeps_lines_of_completed_items(campaign: Any, gateway: Any) -> None:
+    """A stopped retry must not list images as missing that an earlier try has stored."""
+    requests = posters(6)
+    requests[5]["prompt"] = "[sandbox: no_channel] a poster"
+    pushed: dict[str, Any] = {}
+
+    def execute(try_number: int, stop: bool) -> None:
+        ti = SimpleNamespace(
+            dag_id="dag", run_id="monday", task_id="batch", map_index=-1, try_number=try_number,
+            xcom_push=pushed.__setitem__,
+        )  # fmt: skip
+        operator = GenerateImageBatchOperator(task_id="batch", s3_bucket="posters", requests=requests)
+        operator._preflight = lambda *_: operator._batch.stop() if stop else None  # type: ignore[assignment, method-assign, union-attr]
+        with pytest.raises(JojoKeyError):
+            operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+
+    execute(1, stop=False)
+    billed = pushed["usage"]
+    execute(2, stop=True)
+
+    body = campaign.store.objects("_jojokey/batches/dag/monday/batch.jsonl").popitem()[1]
+    states = [json.loads(line)["state"] for line in body.splitlines()]
+    assert states == ["complete"] * 5 + ["failed"]
+    assert pushed["usage"] == billed
+    assert "5 reused, 0 failed, 1 not started" in pushed["jojokey_images"]["message"]
 
 
 def test_timeout_after_the_last_image_reports_what_was_spent(
