@@ -106,6 +106,8 @@ class Recorder:
             except JojoKeyError as error:
                 log.warning("The usage of %s is not known yet: %s", item.job.uri, error.message)
                 continue
+            if services.budget is not None:
+                services.budget.settle(item.job, receipt, claimed=False)
             before = self._manifest.line(item.index)
             after = {**before, "usage": receipt.usage_of(owner), "cost": receipt.cost_of(owner).to_json()}
             if before["state"] == "complete":

@@ -40,7 +40,7 @@ from airflow_provider_jojokey.payments.amount import Amount
 from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Services, generate_images
-from airflow_provider_jojokey.payments.totals import sum_spent
+from airflow_provider_jojokey.payments.totals import spent_by_job
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -277,12 +277,12 @@ class Batch:
         if self._budget is None:
             return
         jobs = (job for _, job in self._plan.jobs())
-        total = sum_spent(
+        counted = spent_by_job(
             self._services.store, jobs, self.tally.total, self._budget.prices, lambda: self.stopped
         )
-        self._budget.start(total, wanted)
-        if total.images:
-            log.info("This task has spent %s in this Dag run so far.", total)
+        self._budget.start(counted, wanted)
+        if self._budget.spent.images:
+            log.info("This task has spent %s in this Dag run so far.", self._budget.spent)
 
     def settle(self) -> None:
         """Look up missing usage and update the budget. Call this after :meth:`run`."""

@@ -54,7 +54,9 @@ class Budget:
         self._run_limit = run_limit
         self._run = run if run_limit else None
         self._spent = spent
-        self._reserved: dict[str, tuple[Amount, Amount]] = {}
+        self._counted: dict[str, Amount] = {}
+        """What :attr:`spent` contains for each job, as its receipt showed it last."""
+        self._reserved: dict[str, Amount] = {}
         self._committed = Amount()
         """The entry of this task in the Dag run's object: at least what it has spent and reserved."""
         self._wanted = Amount()
@@ -65,17 +67,19 @@ class Budget:
         """Return a budget without limits."""
         return cls(Limit(), Limit(), None)
 
-    def start(self, spent: Amount, wanted: Amount | None = None) -> None:
+    def start(self, counted: dict[str, Amount], wanted: Amount | None = None) -> None:
         """Set what the task has spent before its jobs start.
 
+        :param counted: what each job has spent, by its URI
         :param wanted: the estimated cost of all jobs, to reserve the cost of several jobs at once
         """
-        self._spent = spent
-        self._wanted = spent + (wanted or Amount())
+        self._counted = counted
+        self._spent = sum(counted.values(), Amount())
+        self._wanted = self._spent + (wanted or Amount())
 
     @property
     def spent(self) -> Amount:
-        """What the task has spent on jobs that have ended."""
+        """What the task has spent, without reservations."""
         return self._spent or Amount()
 
     def reserve(self, job: ImageJob, receipt: Receipt, permit: Callable[[], None]) -> None:
@@ -88,36 +92,33 @@ class Budget:
         """
         if not (self._task_limit or self._run_limit):
             return
-        about, before = estimate(job, self.prices), spent_on(receipt, job, self.prices)
+        about = estimate(job, self.prices)
         with self._changed:
-            if (earlier := self._reserved.pop(job.uri, None)) is not None:
-                before = earlier[1]  # keep the first value; settle() adds what was spent since
-            self._spent = before if self._spent is None else self._spent
+            self._reserved.pop(job.uri, None)
+            self._count(job, spent_on(receipt, job, self.prices))
             while not self._has_room(about):
                 others = bool(self._reserved)
                 if not others or not (self.spent + about).fits(self._task_limit):
                     raise self._exceeded_error(about)
                 self._changed.wait(RECHECK)
                 permit()
-            self._reserved[job.uri] = (about, before)
+            self._reserved[job.uri] = about
 
     def settle(self, job: ImageJob, receipt: Receipt | None, claimed: bool) -> None:
-        """Replace the reservation of an ended job by its actual cost.
+        """Replace the reservation of an ended job by its actual cost, or correct what was counted for it.
 
         :param receipt: the job's receipt; ``None`` if it is unknown
         :param claimed: whether the job may have been paid for in this run; if so, and the receipt is unknown,
             the reserved amount counts as spent
         """
+        if not (self._task_limit or self._run_limit):
+            return
         with self._changed:
-            about, before = self._reserved.pop(job.uri, (None, Amount()))
-            if about is not None:
-                unknown = before + about if claimed else before
-                after = unknown if receipt is None else spent_on(receipt, job, self.prices)
-                self._spent = self.spent + after - before
-            elif self._spent is None and receipt is not None:
-                self._spent = spent_on(
-                    receipt, job, self.prices
-                )  # replaces the reservation of a try that died
+            about = self._reserved.pop(job.uri, None)
+            if receipt is not None:
+                self._count(job, spent_on(receipt, job, self.prices))
+            elif about is not None and claimed:
+                self._count(job, self._counted.get(job.uri, Amount()) + about)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -152,8 +153,13 @@ class Budget:
             if getattr(limit, unit) is not None
         ]
 
+    def _count(self, job: ImageJob, amount: Amount) -> None:
+        """Replace what was counted for a job. Its receipt may change in the meantime, also by other processes."""
+        self._spent = self.spent - self._counted.get(job.uri, Amount()) + amount
+        self._counted[job.uri] = amount
+
     def _has_room(self, about: Amount) -> bool:
-        reserved = sum((amount for amount, _ in self._reserved.values()), self.spent + about)
+        reserved = sum(self._reserved.values(), self.spent + about)
         if not reserved.fits(self._task_limit):
             return False
         if self._run is None or reserved <= self._committed:

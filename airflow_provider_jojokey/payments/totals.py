@@ -40,20 +40,25 @@ class Billed:
         return Billed(total_usage((self.usage, other.usage)), self.cost + other.cost)
 
 
-def sum_spent(
+def spent_by_job(
     store: ImageStore, jobs: Iterator[ImageJob], total: int, prices: Prices, stopped: Callable[[], bool]
-) -> Amount:
-    """Return what was spent on these jobs in earlier tries of their task.
+) -> dict[str, Amount]:
+    """Return what earlier tries of a task have spent on each of its jobs, by the job's URI.
 
     :param total: number of jobs
     :param stopped: whether the batch has been stopped
     :raises JojoKeyError: if a receipt cannot be read
     """
+    counted: dict[str, Amount] = {}
 
     def spent(job: ImageJob) -> Amount:
-        return spent_on(ReceiptStore(store, job.destination).read(), job, prices)
+        amount = spent_on(ReceiptStore(store, job.destination).read(), job, prices)
+        if amount != Amount():  # most jobs of a large batch have none
+            counted[job.uri] = amount
+        return amount
 
-    return _add_up(jobs, spent, Amount(), min(store.connections or 1, total), stopped)
+    _add_up(jobs, spent, Amount(), min(store.connections or 1, total), stopped)
+    return counted
 
 
 def billed_so_far(

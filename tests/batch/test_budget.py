@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 from airflow_provider_jojokey.payments.amount import Amount, estimate
-from airflow_provider_jojokey.payments.attempt import Owner
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner, Worker
 from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.job import ImageJob, Limit, parse_limits
 from airflow_provider_jojokey.payments.receipt import Receipt
@@ -427,6 +428,49 @@ def test_sent_job_without_a_receipt_counts_as_reserved() -> None:
     budget.settle(image_job, None, claimed=True)
 
     assert budget.spent == Amount(150, 1) + estimate(image_job)
+
+
+def receipt_with(job: ImageJob, outcome: Outcome, tokens: int | None = None) -> Receipt:
+    """Return a receipt with one attempt of the job's task."""
+    now = datetime.now(UTC)
+    worker = Worker("host", 1, 0.0)
+    usage = None if tokens is None else {"total_tokens": tokens}
+    attempt = Attempt("a" * 32, "f", job.owner, worker, now, now, outcome=outcome, usage=usage)
+    return receipt_of(job).with_attempt(attempt)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.OPEN, Outcome.UNKNOWN, Outcome.BILLED, Outcome.COMPLETE])
+def test_payment_of_another_process_counts_after_a_failed_claim(outcome: Outcome) -> None:
+    image_job = job(1)
+    budget = Budget(Limit(images=1), Limit(), None)
+    budget.reserve(image_job, receipt_of(image_job), permit)
+
+    with pytest.raises(JojoKeyBudgetError):
+        budget.reserve(image_job, receipt_with(image_job, outcome), permit)
+
+
+def test_claims_that_cost_nothing_do_not_count() -> None:
+    jobs = [job(number) for number in range(4)]
+    budget = Budget(Limit(images=4), Limit(), None)
+    budget.start({image_job.uri: estimate(image_job) for image_job in jobs})
+
+    for image_job in jobs:
+        budget.reserve(image_job, receipt_with(image_job, Outcome.NOT_BILLED), permit)
+        budget.settle(image_job, receipt_with(image_job, Outcome.COMPLETE, 200), claimed=True)
+
+    assert (budget.spent.images, budget.spent.tokens) == (4, 800)
+
+
+@pytest.mark.parametrize("again", [1, 3])
+def test_recovered_image_replaces_its_estimate(again: int) -> None:
+    recovered, other = job(1), job(2)
+    budget = Budget(Limit(tokens=10_000), Limit(), None)
+    budget.start({recovered.uri: estimate(recovered), other.uri: Amount(50, 1)})
+
+    for _ in range(again):
+        budget.settle(recovered, receipt_with(recovered, Outcome.COMPLETE, 500), claimed=False)
+
+    assert budget.spent.tokens == 550
 
 
 def test_limits_are_numbers_or_numeric_strings() -> None:
