@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_jojokey.img2.rules import FIELDS
+from airflow_provider_jojokey.operators.arguments import filled
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 from airflow_provider_jojokey.operators.templates import TemplateFields
 
@@ -88,7 +89,7 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
         return manifest
 
     def _options(self, returned: Any) -> Mapping[str, Any]:
-        """Check and return the function's options.
+        """Check and return the function's options, except empty ones: the decorator's own values apply.
 
         :raises JojoKeyRequestError: if there is no prompt, or an unknown option
         """
@@ -107,11 +108,12 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
                 f"{name} returned the unknown options {', '.join(unknown)}. It may return "
                 f"{', '.join(OPTIONS)}."
             )
-        if self.s3_key is AT_RUN_TIME and "s3_key" not in returned:
+        given = {option: value for option, value in returned.items() if filled(value) is not None}
+        if self.s3_key is AT_RUN_TIME and "s3_key" not in given:
             raise JojoKeyRequestError(
                 f"s3_key is missing: pass it to @task.jojokey_image, or return it from {name}."
             )
-        return returned
+        return {"prompt": returned["prompt"], **given}
 
 
 def jojokey_image_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

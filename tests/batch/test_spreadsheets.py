@@ -127,7 +127,10 @@ COMMON = bytes(
     st.lists(
         st.tuples(
             st.text(COMMON + "，。！？《》", min_size=1, max_size=20),
-            st.characters(codec="gb2312", exclude_categories=["Cc"]),
+            # A few characters with a kana may be Japanese.
+            st.characters(codec="gb2312", exclude_categories=["Cc"]).filter(
+                lambda c: not "\u3041" <= c <= "\u30fa"
+            ),
         ),
         min_size=1,
         max_size=5,

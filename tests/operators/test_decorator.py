@@ -49,6 +49,15 @@ with DAG("decorated", schedule=None, params={"animal": "fox"}):
     def unknown_option():
         return {"prompt": "x", "jojokey_conn_id": "other"}
 
+    @task.jojokey_image(s3_bucket="posters", s3_key="kept.{ext}", size="1024x640", n=2, output_format="jpeg")
+    def empty():
+        return {"prompt": "a hare", "s3_key": "", "size": None, "n": float("nan"), "output_format": "None"}
+
+    @task.jojokey_image(s3_bucket="posters", retries=3)
+    def no_key():
+        return {"prompt": "x", "s3_key": None}
+
+    empty(), no_key()
     plain(animal="{{ params.animal }}"), options(), deferred(), mapped.expand(animal=animals()), nothing(), unknown_option()
 """
 
@@ -57,12 +66,12 @@ def test_decorated_function_generates_images(airflow: Any, gateway: Any, store: 
     run = airflow.run_file("decorated", airflow.write("decorated.py", DAG_FILE))
 
     failed = {task for (task, _), state in run.states.items() if state != "success"}
-    assert failed == {"nothing", "unknown_option"}
+    assert failed == {"nothing", "unknown_option", "no_key"}
     prompts = sorted(request.prompt for request in gateway.requests)
     # The function's arguments are templates; its return value is not.
     assert "a fox beside {{ 1 + 1 }} a fox" in prompts
     assert prompts == sorted(
-        ["a fox beside {{ 1 + 1 }} a fox", "an owl", "the bear of call 1", "a cat", "a dog"]
+        ["a fox beside {{ 1 + 1 }} a fox", "an owl", "the bear of call 1", "a cat", "a dog", "a hare"]
     )
     assert run.xcom("keys", "plain") == ["fox.png"]
     assert run.xcom("keys", "options") == ["owl-0.jpg", "owl-1.jpg"]
@@ -73,7 +82,10 @@ def test_decorated_function_generates_images(airflow: Any, gateway: Any, store: 
     assert run.xcom("jojokey_images", "deferred")["prompt"] == "the bear of call 1"
     assert [run.xcom("keys", "mapped", index) for index in (0, 1)] == [["cat.png"], ["dog.png"]]
     assert [run.labels["mapped", index] for index in (0, 1)] == ["cat.png", "dog.png"]
-    assert run.tries["nothing", -1] == 1  # a retry would not help
+    assert run.xcom("keys", "empty") == ["kept-0.jpg", "kept-1.jpg"]
+    (hare,) = [request for request in gateway.requests if request.prompt == "a hare"]
+    assert hare.body["size"] == "1024x640"
+    assert (run.tries["nothing", -1], run.tries["no_key", -1]) == (1, 1)  # a retry would not help
     assert shown("decorated", run.run_id, "options")["prompt"] == "an owl"
     assert shown("decorated", run.run_id, "deferred")["prompt"] == "the bear of call 1"
 
