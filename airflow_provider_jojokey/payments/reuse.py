@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 def images_exist(context: Context, attempt: Attempt, receipt: Receipt) -> bool:
     """Return whether a complete attempt's images are in S3 as they were stored.
 
-    :raises JojoKeyReceiptError: if they are not and this task has paid for them, so a person must decide
-        whether to pay again
+    :raises JojoKeyReceiptError: if they are not and this Dag run has paid for them, perhaps under another map index, so
+        a person must decide whether to pay again
     :raises JojoKeyStoreError: if S3 does not respond
     """
     problem = _problem(context, attempt, receipt)
-    if problem and attempt.owner.is_task_of(context.job.owner):
+    if problem and attempt.owner.is_run_of(context.job.owner):
         raise errors.missing_image(problem)
     return not problem
 

@@ -136,11 +136,13 @@ def test_shared_key_of_different_items_conflicts_when_cleared(harness: Harness) 
     assert harness.billed == 1
 
 
-def test_deleted_image_is_not_paid_again(harness: Harness) -> None:
-    harness.run()
+@pytest.mark.parametrize(("before", "after"), [(-1, -1), (2, 2), (2, 1), (0, 5)])
+@pytest.mark.parametrize("reuse", ["run", "always"])
+def test_deleted_image_is_not_paid_again(harness: Harness, before: int, after: int, reuse: str) -> None:
+    harness.run(map_index=before)
     harness.delete("fox.png")
 
-    error = harness.fail(try_number=2)
+    error = harness.fail(map_index=after, try_number=2, reuse=reuse)
 
     assert isinstance(error, exceptions.JojoKeyReceiptError)
     assert "is missing or has changed" in error.message
