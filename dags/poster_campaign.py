@@ -94,7 +94,7 @@ def write_report(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any
                 item["index"],
                 item["state"],
                 keys,
-                usage.get("total_tokens", 0),
+                usage.get("total_tokens") or ("" if cost.unknown else 0),
                 str(cost),
                 str(amount.amount) if amount else "",
                 amount.currency if amount else "",
