@@ -75,7 +75,7 @@ class BearerAuth(AuthBase):
 
 
 _request = threading.local()
-"""``written``: whether this thread's request has been written to a connection, at least in part."""
+"""``written``: whether this thread's request may have been written to a connection, at least in part."""
 
 
 class GatewaySession(requests.Session):
@@ -100,6 +100,11 @@ class GatewaySession(requests.Session):
         except Exception as error:
             error.before_sending = not _request.written  # type: ignore[attr-defined]
             raise
+
+    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a prepared request."""
+        _request.written = True  # unless its adapter reports that nothing was written
+        return super().send(*args, **kwargs)
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """Return the settings for one request."""
@@ -210,6 +215,11 @@ class GatewayAdapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, socket_options=KEEP_ALIVE, **kwargs)
         manager.pool_classes_by_scheme = self._pool_classes()
         return manager
+
+    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a prepared request. Its connection reports when it writes the first bytes."""
+        _request.written = False
+        return super().send(*args, **kwargs)
 
     def preconnect(self, session: requests.Session, url: str, connect_timeout: float) -> None:
         """Open a connection in another thread, for the next request to use if it follows soon.
@@ -364,9 +374,11 @@ def abort(session: requests.Session) -> None:
             adapter.abort()
 
 
-def failed_before_sending(error: BaseException) -> bool:
+def failed_before_sending(error: BaseException) -> bool | None:
     """Return whether the transport reports that it wrote no byte of the request that failed with ``error``.
+
+    ``None`` means that another session raised it, which reports nothing and may have retried.
 
     The type of an error proves nothing: a malformed response and an invalid token both raise ``InvalidHeader``.
     """
-    return getattr(error, "before_sending", False)
+    return getattr(error, "before_sending", None)
