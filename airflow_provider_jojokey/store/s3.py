@@ -106,35 +106,41 @@ class ImageStore(DocumentStore):
     def _holds(self, bucket: str, key: str, image: Image, labels: Mapping[str, str]) -> bool | None:
         """Return whether the object at ``key`` is this upload, or ``None`` if it does not exist.
 
-        An object that S3 refuses to read, such as an archived one, counts as another object.
+        An object that S3 neither returns nor describes counts as another object.
         """
-        try:
-            found = self._describe(bucket, key)
-            if found is None:
-                return None
-            if int(found["ContentLength"]) != image.file.size:
+        size, digest, attempt = image.file.size, image.file.sha256, labels.get(ATTEMPT)
+
+        def compare(response: dict[str, Any]) -> bool:
+            known = _labels_of(response)
+            if int(response["ContentLength"]) != size:
                 return False
-            known = _labels_of(found)
             if DIGEST in known:
-                return known[DIGEST] == image.file.sha256 and known.get(ATTEMPT) == labels.get(ATTEMPT)
-            return self._has_content(bucket, key, image)  # some stores drop metadata
-        except JojoKeyStoreError as error:
-            if error.transient or error.status_code in (None, 404):
-                raise
-            return False
+                return known[DIGEST] == digest and known.get(ATTEMPT) == attempt
+            content = hashlib.sha256()  # some stores drop metadata
+            for chunk in response["Body"].iter_chunks(1024 * 1024) if "Body" in response else ():
+                content.update(chunk)
+            return content.hexdigest() == digest
 
-    def _has_content(self, bucket: str, key: str, image: Image) -> bool:
-        """Return whether the object at ``key`` has the content of ``image``."""
-        doing = f"read s3://{bucket}/{key}"
-        digest = hashlib.sha256()
+        def read() -> bool | None:
+            with translate_errors(f"read s3://{bucket}/{key}"):
+                try:
+                    return bool(self._request("get_object", compare, Bucket=bucket, Key=key)["Consumed"])
+                except client_error() as error:
+                    if code_of(error) == "NoSuchKey":
+                        return None
+                    raise
 
-        def read(response: dict[str, Any]) -> None:
-            for chunk in response["Body"].iter_chunks(1024 * 1024):
-                digest.update(chunk)
+        def describe() -> bool | None:
+            found = self._describe(bucket, key)
+            return None if found is None else compare(found)
 
-        with translate_errors(doing):
-            self._etag(self._request("get_object", read, Bucket=bucket, Key=key), doing)
-        return digest.hexdigest() == image.file.sha256
+        for look in (read, describe):  # S3 describes archived objects, but does not return them
+            try:
+                return look()
+            except JojoKeyStoreError as error:
+                if error.transient or error.status_code in (None, 404):
+                    raise
+        return False
 
     def size_of(self, bucket: str, key: str) -> int | None:
         """Return an object's size in bytes, or ``None`` if S3 reports that it does not exist.

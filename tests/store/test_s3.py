@@ -702,7 +702,7 @@ def test_image_whose_upload_response_was_lost_counts_as_stored(
     store = store_of(client_to(proxy.url, retries={"total_max_attempts": 2}))
     proxy.faults = [times(1, lose_response)]
     assert store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True) is True
-    assert [request.method for request in proxy.requests] == ["PUT", "PUT", "HEAD"]
+    assert [request.method for request in proxy.requests] == ["PUT", "PUT", "GET"]
     assert moto.client().get_object(Bucket=BUCKET, Key=key)["Body"].read() == png
 
 
@@ -777,12 +777,13 @@ def test_stored_image_without_metadata_is_compared(
     assert store.put_image(BUCKET, key, image_of(png[:-1] + b"x"), {}, only_if_absent=True) is False
 
 
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("refused", [[], ["GET"]], ids=["GET", "HEAD"])
 def test_outage_while_comparing_is_transient(
-    moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str, png: bytes, method: str
+    moto: Bucket, proxy: FaultProxy, store: ImageStore, key: str, png: bytes, refused: list[str]
 ) -> None:
     moto.client().put_object(Bucket=BUCKET, Key=key, Body=png)
-    proxy.faults = [on(method, "", answer(error(503)))]
+    proxy.faults = [on(method, "", answer(error(403, "AccessDenied"))) for method in refused]
+    proxy.faults += [on(method, "", answer(error(503))) for method in ("GET", "HEAD")]
     assert error_of(lambda: store.put_image(BUCKET, key, image_of(png), {}, only_if_absent=True)).transient
 
 
