@@ -176,4 +176,4 @@ def test_batch_without_a_log_never_exceeds_the_bill(
 
     assert error is not None
     assert pushed["usage"]["total_tokens"] == in_receipts(store) < billed(gateway)
-    assert "unknown usage" in error.message
+    assert "the cost of 1 paid images is unknown" in error.message

@@ -149,7 +149,7 @@ def batch(failure: JojoKeyError, failed: int) -> JojoKeyError:
     tally.usage["total_tokens"] = 318 * tally.made
     for index in range(17, 17 + failed):
         tally.fail(index, job("spring/oslo.png"), failure)
-    return tally.error("", f", listed in {MANIFEST}")
+    return tally.error("", MANIFEST)
 
 
 NO_CHANNEL = response(
