@@ -29,17 +29,22 @@ def s3(store: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
         yield front
 
 
-def run(arguments: dict[str, Any], try_number: int) -> tuple[dict[str, Any], str]:
-    """Run a try, and return its XComs and its error."""
-    pushed: dict[str, Any] = {}
-    ti = SimpleNamespace(
+def task_instance(pushed: dict[str, Any], try_number: int) -> Any:
+    return SimpleNamespace(
         dag_id="dag", run_id="monday", task_id="task", map_index=-1, try_number=try_number, id=f"ti-{try_number}",
         xcom_push=pushed.__setitem__,
     )  # fmt: skip
+
+
+def run(arguments: dict[str, Any], try_number: int) -> tuple[dict[str, Any], str]:
+    """Run a try, and return its XComs and its error."""
+    pushed: dict[str, Any] = {}
     kind: Any = GenerateImageBatchOperator if "requests" in arguments else GenerateImageOperator
     failure = ""
     try:
-        kind(task_id="task", s3_bucket="posters", **arguments).execute({"ti": ti})
+        kind(task_id="task", s3_bucket="posters", **arguments).execute(
+            {"ti": task_instance(pushed, try_number)}
+        )
     except JojoKeyError as caught:
         failure = str(caught)
     return pushed, failure
@@ -148,18 +153,10 @@ def test_bill_of_invalid_destination_is_unknown(
 def test_event_without_result_does_not_report_zero(gateway: Any, s3: FaultProxy) -> None:
     s3.faults = [answer(error(403, "AccessDenied"))]
     pushed: dict[str, Any] = {}
-    ti = SimpleNamespace(
-        dag_id="dag",
-        run_id="monday",
-        task_id="task",
-        map_index=-1,
-        try_number=1,
-        xcom_push=pushed.__setitem__,
-    )
     operator = GenerateImageOperator(task_id="task", s3_bucket="posters", **FOX)
 
     with pytest.raises(JojoKeyError):
-        operator.execute_complete({"ti": ti}, {})  # type: ignore[typeddict-item]
+        operator.execute_complete({"ti": task_instance(pushed, 1)}, {})
 
     assert "usage" not in pushed
     assert pushed[XCOM_KEY]["billed"] == "unknown"
