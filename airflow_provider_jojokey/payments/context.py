@@ -149,8 +149,11 @@ class Context:
     def is_alive(self, attempt: Attempt) -> bool:
         """Return whether an attempt's process may still be working on it.
 
-        Another host may have recorded an attempt as lost while its process on this host still receives images.
+        A triggerer goes on running when an attempt of it has ended, so the process table is not enough. And
+        another host may have recorded an attempt as lost while its process on this host still receives images.
         """
+        if self.spool_of(attempt).has_ended:
+            return False
         if attempt.outcome is Outcome.OPEN:
             return liveness.may_be_alive(attempt, self.now(), self.store.clock)
         return attempt.outcome is not Outcome.COMPLETE and liveness.runs_here(attempt)

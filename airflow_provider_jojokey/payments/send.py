@@ -50,6 +50,7 @@ def claim_and_send(context: Context, attempt: Attempt) -> Receipt | None:
         return None
     finally:
         liveness.end(attempt)
+        spool.mark_ended()
 
 
 def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: float) -> Receipt:

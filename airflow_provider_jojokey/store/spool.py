@@ -13,6 +13,7 @@ Each attempt has a folder. It contains marks, which record the attempt's progres
 ``0.preview``       A preview of an image that did not arrive.
 ``0.bin``           Data that was received as an image but has no known image type.
 ``reply.json``      The response is complete. Lists its images and its usage.
+``ended``           The process no longer works on the attempt, although it may still be running.
 ==================  ===================================================================================
 
 The marks are evidence: if ``intent.json`` is in place, undamaged and from the current boot, the attempt has sent
@@ -65,6 +66,7 @@ _STAMP = "stamp"
 _SENDING = "sending.json"
 _SENDS = "sends"
 _FACTS = "facts"
+_ENDED = "ended"
 
 _cleaned: dict[Path, float] = {}
 
@@ -195,6 +197,16 @@ class Spool:
     def exists(self) -> bool:
         """Whether the folder exists."""
         return self.folder.is_dir()
+
+    def mark_ended(self) -> None:
+        """Record that the process has stopped working on the attempt. Without a folder, do nothing."""
+        with suppress(OSError):  # without the mark, other processes wait until this process ends
+            (self.folder / _ENDED).touch()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this folder proves that the process has stopped working on the attempt."""
+        return (self.folder / _ENDED).exists()
 
     # --- received data -------------------------------------------------------------------------------------------
 

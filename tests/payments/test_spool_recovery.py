@@ -102,6 +102,26 @@ def test_retry_stores_part_of_broken_response(unconditional: Harness, s3: S3Serv
     assert harness.spooled() == []
 
 
+def test_other_process_stores_images_while_the_first_one_still_runs(
+    unconditional: Harness, s3: S3Server
+) -> None:
+    """The first process is a triggerer: it goes on with other tasks."""
+    first = unconditional
+    first.set(upload_patience=0.1)
+    first.gateway.behave(delay=0.3)
+    helper = when_asked(first.gateway, s3.stop)
+    first.fail()
+    helper.join()
+    s3.start()
+
+    manifest = first.in_other_process().run(try_number=2)
+
+    assert manifest["reused"] is True
+    assert first.posts == 1
+    assert first.read("fox.png")
+    assert first.outcomes() == ["complete"]
+
+
 def test_full_disk_does_not_prevent_upload(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

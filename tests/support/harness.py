@@ -154,6 +154,10 @@ class Harness:
         other.settings = replace(self.settings, spool_directory=other.spools)
         return other
 
+    def in_other_process(self) -> Harness:
+        """Return the harness of another process on the real machine, while this one goes on running."""
+        return replace(self, host=Host(hosts.host_name(), hosts.host_identity()))
+
     def store(self) -> ImageStore:
         store = ImageStore("aws_default")
         client = _clients.get(self.bucket.endpoint_url)
@@ -216,6 +220,8 @@ class Harness:
         """Run one try that is killed right after its whole response has arrived."""
         with pytest.raises(Killed):
             self.run(*job, hook=DiesAfterResponse(), **more)
+        for mark in self.spools.glob("*/*/ended"):  # a killed process leaves none
+            mark.unlink()
 
     def run_with_retries(self, *job: Any, retries: int = 3, first: int = 1, **more: Any) -> list[Result]:
         """Run all tries as Airflow does, and return how each of them ended.
