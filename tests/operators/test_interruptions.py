@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,19 +23,30 @@ from tests.support.patience import PATIENCE
 INTERRUPTIONS = [AirflowTaskTimeout, KeyboardInterrupt, SystemExit, RuntimeError]
 
 
+def interrupt_request(gateway: Any) -> None:
+    """Send the signal of Airflow's timeouts as soon as the main thread waits for the gateway's response.
+
+    Before that, it may hold a lock of the test's own servers, which an error raised at this moment would not release.
+    """
+    gateway.wait_for_request(timeout=PATIENCE)
+    main = threading.main_thread().ident
+    assert main is not None
+    until = time.monotonic() + PATIENCE
+    while sys._current_frames()[main].f_code.co_name != "readinto":
+        assert time.monotonic() < until, "the main thread does not wait for the response"
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGALRM)
+
+
 @contextmanager
-def raised_in_main_thread(error: type[BaseException], when: Any) -> Iterator[None]:
-    """Raise an error in the main thread as soon as ``when()`` returns, as Airflow's timeouts do."""
+def raised_in_request(error: type[BaseException], gateway: Any) -> Iterator[None]:
+    """Raise an error in the main thread while it waits for a response, as Airflow's timeouts do."""
 
     def interrupt(*_: object) -> None:
         raise error("interrupted")
 
-    def wait() -> None:
-        when()
-        os.kill(os.getpid(), signal.SIGALRM)
-
     before = signal.signal(signal.SIGALRM, interrupt)
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=interrupt_request, args=(gateway,))
     thread.start()
     try:
         yield
@@ -60,10 +73,7 @@ def test_interrupted_request_may_have_been_billed(
     gateway.behave("hang")
     pushed: dict[str, Any] = {}
 
-    with (
-        pytest.raises(error),
-        raised_in_main_thread(error, lambda: gateway.wait_for_request(timeout=PATIENCE)),
-    ):
+    with pytest.raises(error), raised_in_request(error, gateway):
         execute(pushed)
 
     result = Result.from_xcom(pushed[XCOM_KEY])
@@ -110,12 +120,7 @@ def test_interruption_after_payment_reports_tokens(
 
 def test_timeout_in_airflow_reports_possible_charge(airflow: Any, gateway: Any, store: Any) -> None:
     gateway.behave("hang")
-
-    def time_out() -> None:
-        gateway.wait_for_request(timeout=PATIENCE)
-        os.kill(os.getpid(), signal.SIGALRM)
-
-    timer = threading.Thread(target=time_out)
+    timer = threading.Thread(target=interrupt_request, args=(gateway,))
     timer.start()
     run = airflow.run(
         "late",

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-PATIENCE = 600.0
+PATIENCE = 300.0
 """Seconds that a process, a server or Airflow may take on a busy machine. Only a failing test waits that long."""
