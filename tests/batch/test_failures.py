@@ -9,7 +9,6 @@ import re
 import signal
 import threading
 import uuid
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,12 +24,6 @@ from airflow_provider_jojokey.policies import jojokey
 from tests.support.campaigns import posters
 from tests.support.loopback import Exchange, Server
 from tests.support.patience import PATIENCE
-
-
-@pytest.fixture(autouse=True)
-def _own_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Other tests leave images of the same keys in the spool, which a retry would check first."""
-    monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path / "spool"))
 
 
 @pytest.fixture(autouse=True)

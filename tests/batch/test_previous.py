@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,9 +55,7 @@ class Tries:
 
 
 @pytest.fixture
-def tries(store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tries:
-    # Images of another test in the spool, with the same keys, would cause more requests.
-    monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path / "spool"))
+def tries(store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch) -> Tries:
     return Tries(monkeypatch)
 
 

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -56,14 +55,13 @@ def raised_in_request(error: type[BaseException], gateway: Any) -> Iterator[None
 
 
 def execute(pushed: dict[str, Any], try_number: int = 1) -> None:
-    run_id = uuid.uuid4().hex  # the tests of a process share its spool
     ti = SimpleNamespace(
-        dag_id="dag", run_id=run_id, task_id="task", map_index=-1, try_number=try_number, id=f"ti-{try_number}",
+        dag_id="dag", run_id="monday", task_id="task", map_index=-1, try_number=try_number, id=f"ti-{try_number}",
         xcom_push=pushed.__setitem__,
     )  # fmt: skip
-    GenerateImageOperator(
-        task_id="task", s3_bucket="posters", prompt="a fox", s3_key=f"{run_id}.png"
-    ).execute({"ti": ti})  # type: ignore[typeddict-item]
+    GenerateImageOperator(task_id="task", s3_bucket="posters", prompt="a fox", s3_key="fox.png").execute(
+        {"ti": ti}
+    )  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize("error", INTERRUPTIONS)

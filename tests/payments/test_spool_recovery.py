@@ -102,9 +102,7 @@ def test_retry_stores_part_of_broken_response(unconditional: Harness, s3: S3Serv
     assert harness.spooled() == []
 
 
-def test_other_process_stores_images_while_the_first_one_still_runs(
-    unconditional: Harness, s3: S3Server
-) -> None:
+def test_another_process_stores_images_of_a_running_one(unconditional: Harness, s3: S3Server) -> None:
     """The first process is a triggerer: it goes on with other tasks."""
     first = unconditional
     first.set(upload_patience=0.1)

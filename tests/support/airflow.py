@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,28 +205,35 @@ def _store(name: str, endpoint: str, key: str, secret: str, settings: dict[str, 
     return Store(name, client, {"conn_type": "aws", "login": key, "password": secret, "extra": extra})
 
 
-def _chosen(stores: dict[str, Store], name: str, monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = stores[name]
-    for listed in store.client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        store.client.delete_object(Bucket=BUCKET, Key=listed["Key"])
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(store.connection))
-    return store
+@pytest.fixture
+def _choose(
+    _stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str], Store]:
+    """Return a function that empties a store. The spool is empty too: it belongs to the keys in the store."""
+
+    def choose(name: str) -> Store:
+        store = _stores[name]
+        for listed in store.client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+            store.client.delete_object(Bucket=BUCKET, Key=listed["Key"])
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(store.connection))
+        monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", str(tmp_path / "spool"))
+        return store
+
+    return choose
 
 
 @pytest.fixture(params=["moto", "rclone"])
-def any_store(
-    request: pytest.FixtureRequest, _stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
-) -> Store:
+def any_store(request: pytest.FixtureRequest, _choose: Callable[[str], Store]) -> Store:
     """Each kind of store in turn, with and without conditional writes."""
-    return _chosen(_stores, request.param, monkeypatch)
+    return _choose(request.param)
 
 
 @pytest.fixture
-def store(_stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> Store:
-    return _chosen(_stores, "moto", monkeypatch)
+def store(_choose: Callable[[str], Store]) -> Store:
+    return _choose("moto")
 
 
 @pytest.fixture
-def plain_store(_stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> Store:
+def plain_store(_choose: Callable[[str], Store]) -> Store:
     """A store of plain files, without conditional writes."""
-    return _chosen(_stores, "rclone", monkeypatch)
+    return _choose("rclone")
