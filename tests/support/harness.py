@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -29,9 +29,9 @@ from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
 from airflow_provider_jojokey.settings import Settings
 from airflow_provider_jojokey.store import host as hosts
+from airflow_provider_jojokey.store import server_clock
 from airflow_provider_jojokey.store.keys import Destination
 from airflow_provider_jojokey.store.s3 import ImageStore
-from airflow_provider_jojokey.store.server_clock import ServerClock
 from tests.support.buckets import Bucket
 from tests.support.patience import PATIENCE
 
@@ -75,7 +75,7 @@ def simulate_hosts(patch: pytest.MonkeyPatch) -> Time:
     """
     time = Time()
     worker, machine, now = liveness._worker, hosts.machine_id, clock.now
-    s3_now, monotonic = ServerClock.now, clock.monotonic
+    date, monotonic = server_clock._parsed_date, clock.monotonic
 
     def worker_here(pid: int) -> Any:
         here = _this_host.get()
@@ -92,15 +92,15 @@ def simulate_hosts(patch: pytest.MonkeyPatch) -> Time:
         here = _this_host.get()
         return now() + timedelta(seconds=time.passed + (here.ahead if here else 0.0))
 
-    def s3_now_here(self: Any) -> datetime:
-        skipped = timedelta(seconds=time.passed if self.known else 0.0)
-        return s3_now(self) + skipped
+    def date_here(headers: Mapping[str, str]) -> float | None:
+        sent = date(headers)
+        return None if sent is None else sent + time.passed
 
     patch.setattr(liveness, "_worker", worker_here)
     patch.setattr(hosts, "machine_id", machine_here)
     patch.setattr(clock, "now", now_here)
     patch.setattr(clock, "monotonic", lambda: monotonic() + time.passed)
-    patch.setattr(ServerClock, "now", s3_now_here)
+    patch.setattr(server_clock, "_parsed_date", date_here)
     return time
 
 
