@@ -85,29 +85,29 @@ def stream(
     sources: Iterable[Source],
     fetch: Callable[[StoredImage, str | None], tuple[BinaryIO, str]],
     chunk: int,
-    replaced: Iterable[StoredImage] = (),
+    left_out: Iterable[str] = (),
 ) -> Iterator[bytes]:
-    """Yield the zip file. It contains a list of images that were replaced or that S3 did not return.
+    """Yield the zip file. It contains a list of the images that it leaves out.
 
     :param fetch: function that downloads, verifies and opens an image
     :param chunk: bytes to read at a time
-    :param replaced: images in place of the ones that the user selected
+    :param left_out: lines for that list, to which images that S3 does not return are added
     """
     from zipstream import ZipStream
 
     archive, names = ZipStream(), Names()
-    left_out = [f"{image.uri}: The image was replaced after you selected it." for image in replaced]
+    missing = list(left_out)
     for image, aws_conn_id in sources:
         try:
             file, _ = fetch(image, aws_conn_id)
         except (NotServed, JojoKeyStoreError) as error:
-            left_out.append(f"{image.uri}: {error.what if isinstance(error, JojoKeyStoreError) else error}")
+            missing.append(f"{image.uri}: {error.what if isinstance(error, JojoKeyStoreError) else error}")
             continue
         with file:
             archive.add(iter(lambda file=file: file.read(chunk), b""), names.of(image.name), size=image.bytes)  # type: ignore[misc]
             yield from archive.file()
-    if left_out:
-        archive.add("\n".join(left_out) + "\n", names.of(LEFT_OUT))
+    if missing:
+        archive.add("\n".join(missing) + "\n", names.of(LEFT_OUT))
     yield from archive.finalize()
 
 

@@ -21,6 +21,7 @@ from airflow_provider_jojokey.settings import Settings
 
 MAX_AGE = 24 * 3600
 """Seconds for which a browser may cache an image."""
+NO_IMAGE = "The task has no such image."
 
 router = APIRouter()
 Number = Annotated[int, Path(ge=0, lt=10_000)]
@@ -87,18 +88,28 @@ async def get_zip(
 ) -> Response:
     """Return several images as one zip file.
 
-    Each ``image`` is the part of an image's URL after ``/images/``. If it has a version, and the task has stored
-    another image since, the zip file names the image instead of containing it.
+    Each ``image`` is the part of an image's URL after ``/images/``. The zip file names selected images that the task
+    has replaced or no longer has. If it has none of them, the status is 404.
     """
     selected = [archive.selected(path) for path in dict.fromkeys(image)]
     if any(place[0] not in readable for (place, _, _), _ in selected):
         raise HTTPException(403, "Forbidden")
-    found = await in_thread(lambda: [(_image(*selection), version) for selection, version in selected])
-    sources = [source for source, version in found if source[0].sha256.startswith(version)]
-    replaced = [image for (image, _), version in found if not image.sha256.startswith(version)]
+    found = await in_thread(lambda: [_find(*selection) for selection, _ in selected])
+    if not any(found):
+        raise HTTPException(404, NO_IMAGE)
+    sources: list[archive.Source] = []
+    left_out: list[str] = []
+    for source, ((place, number, _), version) in zip(found, selected, strict=True):
+        if source is None:
+            task = " / ".join(str(part) for part in place if part != -1)
+            left_out.append(f"{task}, image {number + 1}: {NO_IMAGE}")
+        elif source[0].sha256.startswith(version):
+            sources.append(source)
+        else:
+            left_out.append(f"{source[0].uri}: The image was replaced after you selected it.")
     archive.check(sources)
     headers = {"Content-Disposition": disposition("attachment", "images.zip"), "Content-Encoding": "identity"}
-    chunks = archive.stream(sources, objects.fetch, objects.CHUNK, replaced)
+    chunks = archive.stream(sources, objects.fetch, objects.CHUNK, left_out)
     return StreamingResponse(_in_threads(chunks), media_type="application/zip", headers=headers)
 
 
@@ -113,7 +124,14 @@ def disposition(kind: str, name: str) -> str:
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(safe, safe='')}"
 
 
-def _image(place: Place, number: int, item: int | None) -> tuple[StoredImage, str | None]:
+def _image(place: Place, number: int, item: int | None) -> archive.Source:
+    source = _find(place, number, item)
+    if source is None:
+        raise HTTPException(404, NO_IMAGE)
+    return source
+
+
+def _find(place: Place, number: int, item: int | None) -> archive.Source | None:
     with create_session(scoped=False) as session:
         row = xcoms.of_task(session, *place)
     result = row.result if row else None
@@ -121,7 +139,7 @@ def _image(place: Place, number: int, item: int | None) -> tuple[StoredImage, st
     if result is not None and item is not None:
         result = tab.item(result, item)
     if result is None or number >= len(result.images):
-        raise HTTPException(404, "The task has no such image.")
+        return None
     return result.images[number], connection
 
 

@@ -88,6 +88,20 @@ def test_zip_names_images_that_were_replaced(server: Server, book: Book, store: 
     assert zipped(download(server, selection("a") + version(blue))) == {"fox.png": blue}
 
 
+def test_zip_names_images_that_the_task_no_longer_has(server: Server, book: Book, store: Any) -> None:
+    red, _ = put(store, book, "a", "fox.png", "owl.png")
+    book.write("a", result(stored_image(red, "fox.png")))  # another try made one image less
+
+    files = zipped(download(server, selection("a", 1), selection("a"), selection("a", run_id="gone")))
+
+    assert files["fox.png"] == red
+    assert files[archive.LEFT_OUT].decode().splitlines() == [
+        "a / manual__1 / image, image 2: The task has no such image.",
+        "a / gone / image, image 1: The task has no such image.",
+    ]
+    assert download(server, selection("a", 1), selection("a", run_id="gone")).status_code == 404
+
+
 def test_zip_needs_permission_for_every_dag(server: Server, book: Book, store: Any) -> None:
     put(store, book, "mine", "x.png")
     put(store, book, "secret", "y.png")
