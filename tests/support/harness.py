@@ -126,7 +126,7 @@ class Harness:
 
     def connect(self, token: str | None = None, host: str | None = None, **extra: Any) -> None:
         """Write the two Airflow connections."""
-        patient = {"connect_timeout": 2, "read_timeout": 5, "max_resends": 0, "max_resend_wait": 1}
+        patient = {"connect_timeout": 2, "read_timeout": 30, "max_resends": 0, "max_resend_wait": 1}
         self.connection = {**patient, **self.connection, **extra}
         jojokey = {
             "conn_type": "jojokey",
