@@ -6,6 +6,7 @@ Results go to standard output in Airflow's formats. Everything else goes to stan
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import re
@@ -25,6 +26,10 @@ FAILED, USAGE, RETRYABLE, BILLED = 1, 2, 3, 4
 """Exit codes: see the help of ``airflow jojokey generate``."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class OutputFailed(Exception):
+    """Standard output doesn't accept the result, for example because the disk is full."""
 
 
 class CommandFailed(Exception):
@@ -51,12 +56,13 @@ def command(function: Callable[[argparse.Namespace], int | None]) -> Callable[[a
                 code = function(options)
         except CommandFailed as error:
             fail(str(error), error.code)
+        except OutputFailed as error:
+            fail(str(error), FAILED)
         except JojoKeyError as error:
             fail(error.message, code_of(error))
         except KeyboardInterrupt:
             fail("Interrupted.", 130)
         except BrokenPipeError:  # the reader, such as head, has closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise SystemExit(0) from None
         if code:
             raise SystemExit(code)
@@ -95,12 +101,18 @@ def show(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str] 
     :param output: ``table``, ``json``, ``yaml``, ``plain`` or ``csv``
     :param columns: the columns of ``table`` and ``plain``; other formats contain all. JSON and YAML keep the types
         of numbers
+    :raises OutputFailed: if standard output doesn't accept them
+    :raises BrokenPipeError: if the reader has closed the pipe
     """
     from airflow.cli.simple_table import AirflowConsole
     from rich.markup import escape
 
+    class ResultConsole(AirflowConsole):
+        def on_broken_pipe(self) -> None:  # by default, rich exits with code 1, which means "not billed"
+            raise BrokenPipeError
+
     with _results():
-        console = AirflowConsole()
+        console = ResultConsole()
         if output in ("json", "yaml"):
             data: Any = [dict(row) for row in rows]
             (console.print_as_json if output == "json" else console.print_as_yaml)(data)
@@ -166,10 +178,20 @@ def _only_results_on_stdout() -> Iterator[None]:
 
     Several of Airflow's libraries log to standard output. Only redirecting the file descriptor affects all of them.
     """
-    global _stdout
+    global _stdout, _messages
+    # A stream that the shell has closed, as with >&-, is None. Its descriptor may belong to another file by now.
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        _messages = sys.stderr.fileno()
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        yield
+        return
     sys.stdout.flush()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have the characters of a key
+        sys.stdout.reconfigure(errors="backslashreplace")
     _stdout = os.dup(1)
-    os.dup2(2, 1)
+    os.dup2(_messages, 1)
     try:
         yield
     finally:
@@ -180,6 +202,7 @@ def _only_results_on_stdout() -> Iterator[None]:
 
 
 _stdout: int | None = None
+_messages = 2
 
 
 @contextmanager
@@ -192,8 +215,21 @@ def _results() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OutputFailed(f"The result can't be written to standard output: {error.strerror}.") from None
     finally:
-        os.dup2(2, 1)
+        os.dup2(_messages, 1)
+
+
+def _discard_output() -> None:
+    """Drop output that could not be written. Otherwise it would be written to standard error later."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_jojokey.cli.connections import image_store, jojokey_hook
 from airflow_provider_jojokey.cli.console import (
     BILLED,
+    FAILED,
     CommandFailed,
+    OutputFailed,
     code_of,
     command,
     cost_fields,
@@ -50,7 +52,14 @@ def generate(options: argparse.Namespace) -> None:
     hook = jojokey_hook(options.jojokey_conn_id)
     request = _request(options, hook)
     store = _to_s3 if options.out.startswith("s3://") else _to_disk
-    show(store(options, hook, request), options.output, TABLE_COLUMNS)
+    rows = store(options, hook, request)
+    try:
+        show(rows, options.output, TABLE_COLUMNS)
+    except OutputFailed as error:
+        paid = "The images were" if len(rows) > 1 else "The image was"
+        listed = ", ".join(row["image"] for row in rows)
+        code = FAILED if all(row["reused"] for row in rows) else BILLED
+        raise CommandFailed(f"{error} {paid} paid for and stored: {listed}", code) from None
 
 
 def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:

@@ -8,7 +8,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.cli.connections import image_store
-from airflow_provider_jojokey.cli.console import USAGE, CommandFailed, command, say, show
+from airflow_provider_jojokey.cli.console import USAGE, CommandFailed, OutputFailed, command, say, show
 from airflow_provider_jojokey.store.keys import RECEIPTS, Destination, split
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ def resolve(options: argparse.Namespace) -> None:
     changed = receipt.attempt(attempt.id)
     if changed is None or changed.resolution != statement:
         raise CommandFailed("Another process changed the receipt at the same time. Run the command again")
-    show([_row(changed)], options.output, TABLE_COLUMNS)
+    try:
+        show([_row(changed)], options.output, TABLE_COLUMNS)
+    except OutputFailed as error:
+        say(f"jojokey: It was recorded. {error}")
     if options.billed and not changed.usage:
         hint = "" if changed.request_id else " Pass --request-id to have its usage read from the gateway log."
         say(f"jojokey: The next run of the task adds its usage, if the gateway log shows it.{hint}")

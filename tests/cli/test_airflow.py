@@ -61,6 +61,51 @@ def test_exit_code_reaches_the_shell(world: Sandbox) -> None:
     assert [row["check"] for row in json.loads(output.stdout) if row["state"] == "failed"] == ["bucket"]
 
 
+def generate_in_shell(world: Sandbox, redirection: str, *arguments: str, **environment: str) -> Any:
+    """Run ``generate`` with a redirection of the shell."""
+    command = (sys.executable, "-m", "airflow_provider_jojokey", "generate", *arguments)
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'"$@" {redirection}', "bash", *command],
+        env={**os.environ, **world.environment(), "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_result_on_a_full_disk_does_not_look_unbilled(world: Sandbox) -> None:
+    command = ("A full disk", "--out", "s3://posters/full.png", "--output", "json")
+    paid = generate_in_shell(world, ">/dev/full", *command)
+    reused = generate_in_shell(world, ">/dev/full", *command)
+
+    assert (paid.returncode, reused.returncode) == (4, 1), paid.stderr
+    assert "No space left on device. The image was paid for and stored: s3://posters/full.png" in paid.stderr
+    assert "Traceback" not in paid.stderr + reused.stderr
+
+
+@pytest.mark.parametrize("output", ["json", "plain"])
+@pytest.mark.parametrize("redirection", ["| true", ">&-", ">&- 2>&-"])
+def test_result_that_nobody_reads_is_a_success(world: Sandbox, output: str, redirection: str) -> None:
+    done = generate_in_shell(
+        world, redirection, "A red fox", "--out", "s3://posters/unread.png", "--output", output
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("output", ["table", "plain"])
+def test_terminal_without_the_characters_of_a_key_shows_codes(world: Sandbox, output: str) -> None:
+    place = "s3://posters/\N{FOX FACE}.png"
+    done = generate_in_shell(world, "", "A red fox", "--out", place, "-o", output, PYTHONIOENCODING="ascii")
+
+    assert done.returncode == 0, done.stderr
+    assert "s3://posters/\\U0001f98a.png" in done.stdout
+
+
 def test_connection_in_the_database_is_found(
     world: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
