@@ -6,6 +6,7 @@ import getpass
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
@@ -65,8 +66,8 @@ def generate(options: argparse.Namespace) -> None:
 def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:
     from airflow_provider_jojokey.img2.request import ImageRequest
 
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     try:
+        prompt = _standard_input() if options.prompt == "-" else options.prompt
         return ImageRequest(
             prompt.strip(),
             model=options.model or hook.settings.default_model,
@@ -81,6 +82,19 @@ def _request(options: argparse.Namespace, hook: JojoKeyHook) -> ImageRequest:
         )
     except ValueError as error:
         raise JojoKeyRequestError(f"The request is invalid: {error}.") from None
+
+
+def _standard_input() -> str:
+    """Return the prompt from standard input.
+
+    :raises ValueError: if there is none
+    """
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not valid {error.encoding}") from None
 
 
 @contextmanager
@@ -198,13 +212,9 @@ def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageReque
         destination = Destination("disk", name, request.n)
     except ValueError:
         raise JojoKeyRequestError(f"{options.out!r} is not a file name.") from None
-    if not options.overwrite:
-        for index in range(request.n):
-            for extension in EXTENSIONS:
-                if os.path.lexists(path := folder / destination.key_for(index, extension)):
-                    raise JojoKeyRequestError(
-                        f"{path} already exists.", "Choose another name, or use --overwrite."
-                    )
+    for index in range(request.n):
+        for extension in EXTENSIONS:
+            _check_target(folder / destination.key_for(index, extension), options.overwrite)
     try:
         # On the target's disk, so that images can be linked. This also checks that the folder is writable.
         spool = Path(tempfile.mkdtemp(prefix=".jojokey-", dir=folder))
@@ -263,17 +273,44 @@ def _closing(generation: Generation) -> Iterator[None]:
         generation.close()
 
 
+def _check_target(path: Path, overwrite: bool) -> None:
+    """Check before the payment that an image can get this name.
+
+    :raises JojoKeyRequestError: if not
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:  # for example, the name is too long
+        raise JojoKeyRequestError(f"{path} can't be written: {error.strerror}.") from None
+    if stat.S_ISDIR(mode):
+        raise JojoKeyRequestError(f"{path} is a folder.", "Choose another name.")
+    if not overwrite:
+        raise JojoKeyRequestError(f"{path} already exists.", "Choose another name, or use --overwrite.")
+
+
 def _folder_and_name(out: str, request: ImageRequest, overwrite: bool) -> tuple[Path, str]:
     """Return an existing folder and a file name. If ``out`` is a folder, choose a name that no file there has."""
-    path = Path(out).expanduser()
-    if not (path.is_dir() or out.endswith(("/", os.sep))):
-        if not path.parent.is_dir():
+    try:
+        path = Path(out).expanduser()
+        is_folder = path.is_dir()
+        in_folder = is_folder or path.parent.is_dir()
+    except RuntimeError:  # ~name without such a user
+        raise JojoKeyRequestError(f"The folder {out.partition('/')[0]} doesn't exist.") from None
+    except OSError as error:
+        raise JojoKeyRequestError(f"{out} can't be written: {error.strerror}.") from None
+    if not (is_folder or out.endswith(("/", os.sep))):
+        if not in_folder:
             raise JojoKeyRequestError(f"The folder {path.parent} doesn't exist.")
         return path.parent, path.name
-    if not path.is_dir():
+    if not is_folder:
         raise JojoKeyRequestError(f"The folder {path} doesn't exist.")
     slug = re.sub(r"[^\w]+", "-", request.prompt.lower())[:40].strip("-_") or "image"
-    taken = [entry.name.rpartition(".")[0] for entry in path.iterdir()]
+    try:
+        taken = [entry.name.rpartition(".")[0] for entry in path.iterdir()]
+    except OSError as error:
+        raise JojoKeyRequestError(f"{path} can't be read: {error.strerror}.") from None
     name, number = slug, 1
     while (
         any(stem == name or re.fullmatch(re.escape(name) + r"-\d", stem) for stem in taken) and not overwrite
@@ -284,7 +321,20 @@ def _folder_and_name(out: str, request: ImageRequest, overwrite: bool) -> tuple[
 
 
 def _place(received: Path, target: Path, overwrite: bool) -> Path:
-    """Move an image to its target. If another file has appeared there, use the next free name."""
+    """Move an image to its target. If another file has appeared there, use the next free name.
+
+    :raises CommandFailed: if the image has to stay where it is
+    """
+    try:
+        return _moved(received, target, overwrite)
+    except OSError as error:
+        raise CommandFailed(
+            f"The image was paid for. It stays in {received}, because {target} can't be written: {error.strerror}.",
+            BILLED,
+        ) from None
+
+
+def _moved(received: Path, target: Path, overwrite: bool) -> Path:
     if overwrite:
         return received.replace(target)
     for number in range(1, 1000):

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,12 +186,75 @@ def test_images_of_a_broken_response_are_kept(
     assert kept.read_bytes() == png
 
 
-@pytest.mark.parametrize("place", ["nowhere/fox.png", "nowhere/", "/proc/fox.png"])
-def test_unwritable_directory_costs_nothing(jojokey: Run, gateway: Gateway, place: str) -> None:
+@pytest.mark.parametrize(
+    "place",
+    [
+        "nowhere/fox.png",
+        "nowhere/",
+        "/proc/fox.png",
+        "~nosuchuser/fox.png",
+        f"{'fox' * 100}.png",
+        f"{'f' * 253}.{{ext}}",
+    ],
+)
+def test_unwritable_place_costs_nothing(jojokey: Run, gateway: Gateway, place: str) -> None:
     output = jojokey("generate", "A red fox", "--out", place)
 
     assert output.code == 1
     assert "Nothing was sent or billed" in output.err
+    assert gateway.requests == ()
+
+
+def test_folder_with_the_name_of_an_image_costs_nothing(
+    jojokey: Run, gateway: Gateway, tmp_path: Path
+) -> None:
+    (tmp_path / "fox-1.png").mkdir()
+
+    output = jojokey("generate", "A red fox", "-n", "2", "--out", "fox.png", "--overwrite")
+
+    assert output.code == 1
+    assert "fox-1.png is a folder. Nothing was sent or billed" in output.err
+    assert gateway.requests == ()
+
+
+def test_image_that_cannot_be_moved_is_kept_and_named(
+    jojokey: Run, gateway: Gateway, tmp_path: Path, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+
+    generate = JojoKeyHook.generate
+
+    def make_folder_meanwhile(*arguments: Any) -> Any:
+        (tmp_path / "fox.png").mkdir()
+        return generate(*arguments)
+
+    monkeypatch.setattr(JojoKeyHook, "generate", make_folder_meanwhile)
+
+    output = jojokey("generate", "A red fox", "--out", "fox.png", "--overwrite")
+
+    assert output.code == 4
+    assert "fox.png can't be written: Is a directory" in output.err
+    (kept,) = tmp_path.glob(".jojokey-*/*.image")
+    assert kept.read_bytes() == png
+    assert str(kept.relative_to(tmp_path)) in output.err
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (None, "standard input is closed"),
+        (io.TextIOWrapper(io.BytesIO(b"A red fox\xff"), "utf-8"), "standard input is not valid utf-8"),
+    ],
+)
+def test_unreadable_standard_input_costs_nothing(
+    jojokey: Run, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, stream: Any, words: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stream)
+
+    output = jojokey("generate", "-", "--out", "fox.png")
+
+    assert output.code == 1
+    assert words in output.err
     assert gateway.requests == ()
 
 
