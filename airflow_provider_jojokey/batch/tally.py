@@ -129,6 +129,8 @@ class Tally:
             self.reused += 1
         else:
             self.made += 1
+        # An earlier try may have paid for reused images.
+        if not manifest["reused"] or _costs(manifest.get("cost")).unknown:
             self._pay(len(manifest["images"]), manifest.get("cost"))
         self._count(index, manifest["images"], manifest["usage"], manifest.get("cost"))
 
@@ -199,9 +201,11 @@ class Tally:
         cost = f" ({self.cost})" if self.cost.amounts else ""
         spent = f"{self._tokens}{cost} were billed to this task in this Dag run"
         if self.without_cost:
-            spent += f", and the cost of {self.without_cost:,} paid images is unknown"
+            images = "1 paid image" if self.without_cost == 1 else f"{self.without_cost:,} paid images"
+            spent += f", and the cost of {images} is unknown"
         if self.unknown_outcomes:
-            spent += f", and it is unknown whether {self.unknown_outcomes:,} items were billed"
+            items = "1 item was" if self.unknown_outcomes == 1 else f"{self.unknown_outcomes:,} items were"
+            spent += f", and it is unknown whether {items} billed"
         again = self.retryable + rest
         kind = JojoKeyBatchError if again else JojoKeyBatchFailure
         missing = self.failed + rest

@@ -101,7 +101,7 @@ def test_known_fee_without_tokens_has_no_unknown_cost(store: Any, gateway: Any) 
 
     assert error.billed == "yes"
     assert "an unknown number of tokens (USD 0.15) were billed to this task in this Dag run" in error.message
-    assert "paid images is unknown" not in error.message
+    assert "is unknown" not in error.message
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,30 @@ def test_late_log_is_settled_when_the_task_is_cleared(
     assert second["usage"]["total_tokens"] == in_receipts(store) == billed(gateway)
 
 
+def test_cost_of_reused_images_is_unknown_until_the_log_shows_it(
+    run_batch: Any, log: LateLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = mixed("no_usage", "moderation_blocked")[:3]
+    log.written = False
+    _, first = run_batch(requests)
+    _, second = run_batch(requests, try_number=2)
+    settle = GenerateImageBatchOperator._settle
+
+    def settle_with_log(self: Any, batch: Any) -> None:
+        log.written = True
+        settle(self, batch)
+
+    monkeypatch.setattr(GenerateImageBatchOperator, "_settle", settle_with_log)
+    _, third = run_batch(requests, try_number=3)
+
+    for error in (first, second):
+        assert error is not None
+        assert ", and the cost of 1 paid image is unknown" in error.message
+    assert third is not None
+    assert "paid image" not in third.message
+    assert {error.billed for error in (first, second, third) if error} == {"yes"}
+
+
 def test_two_lost_responses_never_claim_the_same_charge(
     run_batch: Any, gateway: Any, store: Any, log: LateLog
 ) -> None:
@@ -176,4 +200,4 @@ def test_batch_without_a_log_never_exceeds_the_bill(
 
     assert error is not None
     assert pushed["usage"]["total_tokens"] == in_receipts(store) < billed(gateway)
-    assert "the cost of 1 paid images is unknown" in error.message
+    assert "the cost of 1 paid image is unknown" in error.message
