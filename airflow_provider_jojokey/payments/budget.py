@@ -122,13 +122,17 @@ class Budget:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Replace the task's reservation in the Dag run by what it has spent. Errors are only logged."""
+        """Replace the task's reservation in the Dag run by what it has spent. Errors are only logged.
+
+        A job that has not ended, because the task was stopped, may have been billed: its reservation stays.
+        """
         with self._changed:
             if self._run is None or self._spent is None:
                 return
+            own = sum(self._reserved.values(), self._spent)
             try:
-                self._run.commit(self._spent, Limit())
-                self._committed = self._spent
+                self._run.commit(own, Limit())
+                self._committed = own
             except JojoKeyError as error:
                 log.warning("The Dag run's budget still contains this task's reservation: %s", error.message)
 

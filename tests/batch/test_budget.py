@@ -449,6 +449,20 @@ def test_payment_of_another_process_counts_after_a_failed_claim(outcome: Outcome
         budget.reserve(image_job, receipt_with(image_job, outcome), permit)
 
 
+def test_request_that_is_still_in_flight_stays_in_run_budget(store: Any, gateway: Any) -> None:
+    done, in_flight = job(1), job(2)
+    own = RunBudget(ImageStore("aws_default"), "posters", done.owner)
+    budget = Budget(Limit(), Limit(images=10), own, Amount())
+    for image_job in (done, in_flight):
+        budget.reserve(image_job, receipt_of(image_job), permit)
+    budget.settle(done, receipt_with(done, Outcome.COMPLETE, 200), claimed=True)
+
+    budget.close()  # the task must end before the second request has
+
+    assert total_committed(store).images == 2
+    assert total_committed(store).tokens == 200 + estimate(in_flight).tokens
+
+
 def test_claims_that_cost_nothing_do_not_count() -> None:
     jobs = [job(number) for number in range(4)]
     budget = Budget(Limit(images=4), Limit(), None)
