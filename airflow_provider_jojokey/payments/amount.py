@@ -64,10 +64,14 @@ def estimate(job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
 
 
 def spent_on(receipt: Receipt, job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
-    """Return what a task has spent on a job in its Dag run. Attempts of unknown cost count as estimated."""
-    spent, about = Amount(), estimate(job, prices)
+    """Return what a task has spent on a job in its Dag run. Attempts of unknown cost count as estimated.
+
+    The estimate is that of the job's request, for the number of images that the attempt has asked for.
+    """
+    spent, of_job = Amount(), estimate(job, prices)
     for attempt in receipt.attempts_of(job.owner):
         if attempt.may_cost:
+            about = _for_images(of_job, attempt.requested or of_job.images)
             tokens = (attempt.usage or {}).get("total_tokens")
             known = tokens if isinstance(tokens, int) and tokens else about.tokens
             cost = attempt.cost
@@ -76,3 +80,9 @@ def spent_on(receipt: Receipt, job: ImageJob, prices: Prices = PUBLISHED) -> Amo
             nanos = about.cost if cost is None else cost.nanos
             spent += Amount(known, max(len(attempt.images), about.images), nanos, prices.currency)
     return spent
+
+
+def _for_images(about: Amount, images: int) -> Amount:
+    return Amount(
+        about.tokens * images // about.images, images, about.cost * images // about.images, about.currency
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError, JojoKeyReceiptError
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
-from airflow_provider_jojokey.payments.amount import Amount, estimate
+from airflow_provider_jojokey.payments.amount import Amount, estimate, spent_on
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner, Worker
 from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.job import ImageJob, Limit, parse_limits
@@ -461,6 +462,17 @@ def test_request_that_is_still_in_flight_stays_in_run_budget(store: Any, gateway
 
     assert total_committed(store).images == 2
     assert total_committed(store).tokens == 200 + estimate(in_flight).tokens
+
+
+def test_lost_request_counts_the_images_that_it_asked_for() -> None:
+    larger = replace(job(1), request=ImageRequest("a fox", quality="low", n=10))
+    lost = receipt_with(larger, Outcome.UNKNOWN)
+    lost = replace(lost, attempts=(replace(lost.attempts[0], requested=10),))
+
+    spent = spent_on(lost, job(1))  # the item of the next try is smaller
+
+    assert spent.images == 10
+    assert spent.tokens >= estimate(larger).tokens
 
 
 def test_claims_that_cost_nothing_do_not_count() -> None:
