@@ -94,8 +94,8 @@ def _add_extras(context: Any, outlets: Iterable[Any], extra: dict[str, Any], uri
         if not isinstance(outlet, AssetAlias):
             event.extra.update(extra)
             continue
-        # Each asset is one image, so leave out the usage of all of them: it would be counted several times.
-        rest = {name: value for name, value in extra.items() if name not in ("uris", "usage")}
+        # Each asset is one image, so leave out what all of them have cost: it would be counted several times.
+        rest = {name: value for name, value in extra.items() if name not in ("uris", "usage", "cost")}
         for uri in uris:
             try:
                 asset = asset_of(uri)
