@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from airflow_provider_jojokey import exceptions
+from airflow_provider_jojokey.batch.tally import Tally
+from airflow_provider_jojokey.cost import PUBLISHED, Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from tests.docs.blocks import PAGES, ROOT
 from tests.docs.error_samples import SAMPLES
@@ -163,3 +165,14 @@ def test_figures_match_benchmarks() -> None:
         (sentence,) = re.findall(r"^.*(?:bare sockets|\u88f8).*\n?.*", (ROOT / name).read_text("utf-8"), re.M)
         assert f" {ours} " in sentence
         assert f" {float(others):.0f} " in sentence
+
+
+def test_page_on_campaigns_shows_the_line_of_the_log() -> None:
+    usage = {"input_tokens": 5_280, "output_tokens": 103_488, "total_tokens": 108_768}
+    cost = PUBLISHED.cost_of(usage)
+    assert cost is not None
+    tally = Tally(1000, made=528, usage=usage, cost=Costs((cost,)))
+
+    line = tally.progress_line(30.003, 64, "")
+
+    assert f"\n{line}\n" in (ROOT / "docs" / "campaigns.md").read_text(encoding="utf-8")
