@@ -111,7 +111,12 @@ class Limiter:
             if isinstance(model, Window) and ready_at - now > 2 * self._confirmation:
                 self._start_again(now)  # the window may end later than expected
                 self._opening = True
-            if model is not None and ready_at - now > 0.8 * model.spacing and self._may_raise(model, now):
+            if (
+                model is not None
+                and self._not_before <= now  # else the gateway has requested the wait, not the model
+                and ready_at - now > 0.8 * model.spacing
+                and self._may_raise(model, now)
+            ):
                 return 0.0
             waits.append(ready_at - now)
         return max(0.0, *waits)
@@ -151,6 +156,7 @@ class Limiter:
         fresh = self._slow_down(ticket, now, retry_after)
         if not self._models:
             self._models = [Concurrency(), *map(Window, models.WINDOWS), Rate()]
+            self._clean_since = now
         for model in self._models:
             model.reject(ticket, now, self._recent, fresh, retry_after)
         if fresh:

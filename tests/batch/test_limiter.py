@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
 from benchmarks.limiter import Bucket, Case, Concurrent, Fixed, Gateway, Sliding, compare, simulate
@@ -234,3 +237,54 @@ def test_campaign_ends_with_any_kind_of_limit(make: Callable[..., Gateway], seed
 
     assert result["ratio"] < float("inf")
     assert result["share"] <= 0.5
+
+
+EVENTS = st.one_of(
+    st.tuples(st.just("wait"), st.sampled_from([0.01, 0.2, 1.0, 5.0, 30.0, 200.0])),
+    st.tuples(st.just("send"), st.sampled_from([0.0, 0.02, 2.0])),
+    st.tuples(st.sampled_from(["succeed", "cancel"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["reject", "overload"]), st.integers(0, 9), st.sampled_from([None, 0.0, 0.5, 7.0, 90.0])),
+)  # fmt: skip
+
+
+@given(st.lists(EVENTS, max_size=60))
+@settings(max_examples=300)
+def test_any_sequence_of_responses_leaves_a_next_request(events: list[tuple[Any, ...]]) -> None:
+    limiter, now, open_tickets, paused_until = Limiter(64), 0.0, [], 0.0
+
+    def check() -> float:
+        delay = limiter.delay(now)
+        assert delay >= 0
+        assert delay > 0 or now >= paused_until
+        assert limiter.in_flight == len(open_tickets)
+        assert str(limiter) is not None
+        return delay
+
+    for kind, value, *more in events:
+        if kind == "wait":
+            now += value
+        elif kind == "send":
+            while (delay := check()) and delay <= 5:
+                now += delay
+            if delay == 0:
+                open_tickets.append(limiter.acquire(now))
+                open_tickets[-1].sent_at = now + value
+        elif open_tickets:
+            ticket = open_tickets.pop(value % len(open_tickets))
+            if kind == "succeed":
+                limiter.release(ticket)
+            elif kind == "cancel":
+                ticket.sent_at = None
+                limiter.release(ticket)
+            else:
+                now = max(now, ticket.sent_at or now)
+                (limiter.rejected if kind == "reject" else limiter.overloaded)(ticket, now, *more)
+                paused_until = max(paused_until, now + (more[0] or 0.0))
+        check()
+
+    while open_tickets:
+        limiter.release(open_tickets.pop())
+    end = now + 400
+    while delay := check():
+        now += delay
+        assert now < end, "nothing is in flight, and nothing may be sent"
