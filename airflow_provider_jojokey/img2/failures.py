@@ -19,7 +19,10 @@ NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, http.
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and all errors it wraps as cause, context, reason or argument."""
+    """Yield ``error`` and all errors it wraps as cause, reason or argument.
+
+    Not its context: if the caller handles an error of another request meanwhile, that error is the context of this one.
+    """
     seen: set[int] = set()
     todo: list[Any] = [error]
     while todo:
@@ -27,7 +30,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         if isinstance(cause, BaseException) and id(cause) not in seen:
             seen.add(id(cause))
             yield cause
-            todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
+            todo += [cause.__cause__, getattr(cause, "reason", None), *cause.args]
 
 
 def describe_cause(error: BaseException) -> str:

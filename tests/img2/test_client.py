@@ -1213,6 +1213,25 @@ def test_type_of_error_does_not_prove_that_nothing_was_sent(failure: Exception) 
     assert error.billed == "unknown"
 
 
+def test_lost_response_after_unsent_request_may_be_billed() -> None:
+    """The error of the first request is the context of all errors that are raised while it is handled."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with raw_server(lambda exchange: exchange.reset()) as (server, client):
+        error = unsent = None
+        try:
+            Client(TOKEN, f"http://127.0.0.1:{port}").generate(FOX)
+        except Img2Error as caught:
+            unsent = caught
+            error = error_of(lambda: client.generate(FOX))
+        assert len(server.requests) == 1
+    assert unsent is not None
+    assert error is not None
+    assert unsent.billed == "no"
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+    assert "refused" not in str(error)
+
+
 def test_request_written_in_part_may_be_billed(monkeypatch: pytest.MonkeyPatch) -> None:
     send = socket.socket.sendall
 
