@@ -228,6 +228,12 @@ def test_batch_without_manifest_is_still_a_batch(server: Server, book: Book) -> 
     assert answer["items_error"]["detail"].startswith("The list of all images could not be stored.")
 
 
+@pytest.mark.parametrize(("state", "problem"), [("complete", False), ("failed", True)])
+def test_batch_without_items_has_no_list(server: Server, book: Book, state: str, problem: bool) -> None:
+    book.write("a", result(batch=True, count=0, state=state))
+    assert bool(tab(server, "a")["items_error"]) is problem
+
+
 def test_images_on_aws_have_a_console_link(server: Server, book: Book) -> None:
     entry, two = (stored_image(png_image(), f"2026/hero {number}.png") for number in (0, 1))
     book.write("a", result(entry, aws_conn_id="on_aws"))
