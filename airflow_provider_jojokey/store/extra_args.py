@@ -188,11 +188,14 @@ def _time(value: Any) -> datetime:
             try:
                 found = parse(value.strip())
                 break
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
     if not isinstance(found, datetime):
         raise ValueError(f"must be a time such as 2027-01-31T08:00:00Z, not {str(value)[:40]!r}")
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    try:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except OverflowError:  # S3's client writes it in UTC, which would fail after payment
+        raise ValueError(f"must be a time before the year 10000 in UTC, not {str(value)[:40]!r}") from None
 
 
 def _tags(value: Any) -> str:

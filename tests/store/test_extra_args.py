@@ -108,6 +108,8 @@ def test_value_that_boto3_cannot_send_is_rejected(name: str, value: Any) -> None
         ("StorageClass", "standard_ia"),
         ("Expires", "tomorrow"),
         ("Expires", "2027-13-01"),
+        ("Expires", "Mon, 01 Jan 99999999999999 00:00:00 GMT"),
+        ("Expires", "9999-12-31T23:59:59-12:00"),
         ("ObjectLockRetainUntilDate", "soon"),
         ("ObjectLockMode", "governance"),
         ("ObjectLockLegalHoldStatus", "on"),
