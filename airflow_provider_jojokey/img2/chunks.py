@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import time
 from collections.abc import Iterator
@@ -79,8 +80,12 @@ def _is_compressed(response: requests.Response) -> bool:
         beginning: bytes = peek(16)
     except TimeoutError as error:
         raise urllib3.exceptions.ReadTimeoutError(None, None, str(error)) from error  # type: ignore[arg-type]
-    except OSError:
-        return True  # the next read reports the error
+    except (
+        OSError,
+        http.client.HTTPException,
+        OverflowError,
+    ) as error:  # the next read would not report all of them
+        raise urllib3.exceptions.ProtocolError("Connection broken", error) from error
     if (magic := _MAGIC.get(encoding)) is not None:
         return beginning.startswith(magic[: len(beginning)])
     return not _PLAIN.match(beginning)

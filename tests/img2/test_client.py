@@ -1188,6 +1188,26 @@ def test_broken_response_head_may_be_billed(head: bytes, through_proxy: bool) ->
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 
+@pytest.mark.parametrize(("status", "billed"), [(200, "yes"), (500, "no")])
+@pytest.mark.parametrize("size", [b"a" * 70_000, b"f" * 16], ids=["endless size", "huge size"])
+def test_broken_first_chunk_of_compressed_body_is_reported(size: bytes, status: int, billed: str) -> None:
+    head = b"HTTP/1.1 %d OK\r\nX-Oneapi-Request-Id: 2026\r\nContent-Encoding: gzip\r\n" % status
+    body = b"Transfer-Encoding: chunked\r\n\r\n" + size + b"\r\nx"
+    with raw_server(lambda exchange: exchange.send(head + body)) as (_, client):
+        assert error_of(lambda: client.generate(FOX)).billed == billed
+        assert error_of(client.list_models).billed == "no"
+
+
+def test_reset_before_compressed_body_is_reported() -> None:
+    def answer(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n")
+        time.sleep(0.3)
+        exchange.reset()
+
+    with raw_server(answer) as (_, client):
+        assert "was interrupted" in str(error_of(lambda: client.generate(FOX)))
+
+
 @pytest.mark.parametrize(
     "failure",
     [
