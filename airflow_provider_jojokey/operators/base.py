@@ -186,7 +186,9 @@ class ImageOperator(TemplatedOperator):
         if self._stop_switch.requested:
             return None  # the process must end soon
         try:
-            destinations = list(self._destinations())
+            # A key that several items have by mistake has one receipt, which must count once.
+            by_receipt = {(item.bucket, item.receipt_key): item for item in self._destinations()}
+            destinations = list(by_receipt.values())
             return billed_so_far(self.store, iter(destinations), len(destinations), owner, READING)
         except Exception as error:  # must not hide the error that the task fails with
             self.log.warning("What this task was billed in earlier tries is not known: %s", error)

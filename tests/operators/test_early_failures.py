@@ -76,6 +76,10 @@ def with_invalid_item(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[s
 Change = Callable[[FaultProxy, pytest.MonkeyPatch], dict[str, Any]]
 
 
+def with_repeated_item(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"requests": [*posters(3), *posters(3)]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "change"),
     [
@@ -83,7 +87,8 @@ Change = Callable[[FaultProxy, pytest.MonkeyPatch], dict[str, Any]]
         *[
             ({"requests": posters(3)}, change)
             for change in (
-                without_token, with_wrong_size, with_wrong_limit, with_locked_manifest, with_invalid_item
+                without_token, with_wrong_size, with_wrong_limit, with_locked_manifest, with_invalid_item,
+                with_repeated_item,
             )
         ],
     ],
