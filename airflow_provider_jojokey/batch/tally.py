@@ -98,7 +98,7 @@ class Tally:
         """Whether any item was billed."""
         if self.paid or self.tokens or self.cost.charged:
             return "yes"
-        return "unknown" if self.unknown_outcomes else "no"
+        return "unknown" if self.unknown_outcomes or self.cost.unknown else "no"
 
     @property
     def keys(self) -> list[str] | None:

@@ -282,8 +282,8 @@ class ImageOperator(TemplatedOperator):
         """
         if result.usage:
             self._push(context, "usage", result.usage)
-        elif result.billed == "no":  # by this try; earlier ones are not known
-            result = replace(result, billed="unknown")
+        if result.billed == "no" and (not result.usage or (result.cost is not None and result.cost.unknown)):
+            result = replace(result, billed="unknown")  # not by this try, but perhaps by earlier ones
         self._push_result(context, result)
 
     def _push_result(self, context: Context, result: Result) -> None:

@@ -109,6 +109,7 @@ def test_known_fee_without_tokens_has_no_unknown_cost(store: Any, gateway: Any) 
     [
         (0, Costs(), "no"),
         (0, Costs((Cost(0, "USD", approximate=False),)), "no"),
+        (0, Costs(unknown=1), "unknown"),
         (0, Costs((Cost(1, "USD", approximate=False),)), "yes"),  # a fee of an earlier try
         (210, Costs(unknown=1), "yes"),
     ],
