@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.integrations import assets
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.operators.batch import GenerateImageBatchOperator
     from airflow_provider_jojokey.payments.generate import Generated
     from airflow_provider_jojokey.payments.job import ImageJob
+    from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
 __all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
 
@@ -157,6 +158,7 @@ class GenerateImageOperator(ImageOperator):
             job = self._job(context)
             if not self.deferrable:
                 return self._succeeded(context, self._generate(job).manifest)
+            trigger = self._trigger(job)
         except JojoKeyError as error:
             raise self._failed(context, error) from None
         except TaskStopped:
@@ -169,7 +171,7 @@ class GenerateImageOperator(ImageOperator):
             raise
         finally:
             self._stop_switch.end()
-        self._defer(job)
+        self.defer(trigger=trigger, method_name="execute_complete")
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Resume after the trigger fires.
@@ -226,16 +228,13 @@ class GenerateImageOperator(ImageOperator):
         with self._stop_switch.interruptible():
             return generate_images(job, services)
 
-    def _defer(self, job: ImageJob) -> NoReturn:
+    def _trigger(self, job: ImageJob) -> GenerateImageTrigger:
         from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
 
         timeout = self.execution_timeout
         deadline = None if timeout is None else self._began + timeout.total_seconds()
-        self.defer(
-            trigger=GenerateImageTrigger(
-                job.to_json(), self.jojokey_conn_id, self.aws_conn_id, self.store.extra_args, deadline
-            ),
-            method_name="execute_complete",
+        return GenerateImageTrigger(
+            job.to_json(), self.jojokey_conn_id, self.aws_conn_id, self.store.extra_args, deadline
         )
 
     def _resume(self, job: dict[str, Any]) -> None:
