@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.integrations import assets
 from airflow_provider_jojokey.operators.arguments import converted, is_literal
-from airflow_provider_jojokey.operators.base import ImageOperator
+from airflow_provider_jojokey.operators.base import ImageOperator, text_of
 from airflow_provider_jojokey.operators.templates import OPTIONS, TemplateFields
 from airflow_provider_jojokey.results import (
     MAX_MESSAGE,
@@ -436,8 +436,8 @@ def _message(tally: Tally, uri: str | None, error: BaseException) -> str:
     from airflow_provider_jojokey.exceptions import JojoKeyError
 
     if tally.complete or isinstance(error, JojoKeyError):
-        return str(error)
-    reason = shortened(str(error), MAX_REASON) or type(error).__name__
+        return text_of(error)
+    reason = shortened(text_of(error), MAX_REASON) or type(error).__name__
     return str(tally.error(f", because the task was interrupted ({reason})", uri))
 
 

@@ -132,3 +132,18 @@ def test_timeout_in_airflow_reports_possible_charge(airflow: Any, gateway: Any, 
     assert run.states["image", -1] == "failed"
     assert run.xcom(XCOM_KEY)["billed"] == "unknown"
     assert run.xcom("usage")["total_tokens"] == 0
+
+
+def test_text_of_other_errors_is_stored_without_secrets(
+    gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: GenerateImageOperator) -> None:
+        raise RuntimeError("failed: https://s3.example/x?X-Amz-Signature=abcdef sk-0123456789abcdef")
+
+    monkeypatch.setattr(GenerateImageOperator, "_create_clients", fail)
+    pushed: dict[str, Any] = {}
+
+    with pytest.raises(RuntimeError):
+        execute(pushed)
+
+    assert pushed[XCOM_KEY]["message"] == "failed: https://s3.example/x sk-…"
