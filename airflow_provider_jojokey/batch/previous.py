@@ -56,6 +56,7 @@ class Previous:
     def __init__(
         self, lines: IO[bytes], listed: dict[tuple[str, str], Listed], spool_directory: Path
     ) -> None:
+        self._file = lines
         self._lines = _parsed(lines)
         self._listed = listed
         self._spool_directory = spool_directory
@@ -73,6 +74,11 @@ class Previous:
         if line is None or line["index"] != index or not self._proves(line, job, host):
             return None
         return line
+
+    def from_the_start(self) -> Iterator[dict[str, Any]]:
+        """Yield all lines of the manifest. After this, :meth:`unchanged` finds nothing more."""
+        self._line = None
+        return _parsed(self._file)
 
     def _proves(self, line: dict[str, Any], job: ImageJob, host: str) -> bool:
         try:

@@ -76,9 +76,23 @@ class Recorder:
         """Record an item whose request was sent, and whose outcome is not known in time."""
         self._fail(index, job, errors.unrecorded())
 
-    def not_started(self, index: int, job: ImageJob) -> None:
-        """Record an item that was not sent, because the batch was stopped. The tally counts it as the rest."""
-        self._add_failure(index, job, errors.stopped())
+    def not_started(self, index: int, job: ImageJob, earlier: Mapping[str, Any] | None) -> None:
+        """Record an item that was not sent, because the batch was stopped. The tally counts it as the rest.
+
+        :param earlier: the line of the item with this number in the manifest of an earlier try, if there is one
+        """
+        result = Result.from_xcom(earlier)
+        if result is None or result.receipt not in (None, job.destination.uri(job.destination.receipt_key)):
+            result = None  # it is about another item
+        error = errors.stopped()
+        if result is not None:
+            error.billed = result.paid  # type: ignore[assignment]
+            error.usage = result.usage or None
+            error.cost = None if result.cost is None else result.cost.to_json()
+        elif job.owner.try_number > 1:
+            error.billed = "unknown"  # an earlier try may have paid for it
+        self._tally.not_started(job, error)
+        self._add_failure(index, job, error)
 
     def _fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         self._tally.fail(index, job, error)

@@ -477,8 +477,16 @@ class Batch:
         if self.tally.done == self.tally.total:
             return
         for index, job in self._plan.jobs():
-            if not (self.manifest.has(index) or self._is_unchanged(index, job)):
-                self._recorder.not_started(index, job)
+            if not self.manifest.has(index):
+                self._is_unchanged(index, job)
+        earlier = iter(()) if self.previous is None else self.previous.from_the_start()
+        line = next(earlier, None)
+        for index, job in self._plan.jobs():
+            while line is not None and line["index"] < index:
+                line = next(earlier, None)
+            if not self.manifest.has(index):
+                found = line is not None and line["index"] == index
+                self._recorder.not_started(index, job, line if found else None)
 
     def _wait_for_all(self, give_up: Callable[[], bool]) -> None:
         while self._busy and not give_up():

@@ -141,14 +141,17 @@ class Tally:
             self.retryable += 1
             if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
                 self.retry_after, self.awaits_log = error.retry_after, error.awaits_log
-        if error.billed == "yes":
-            self._pay(job.request.n, error.cost)
-        self.unknown_outcomes += error.billed == "unknown"
+        self._bill(job, error)
         known = self.causes.setdefault(type(error).__name__, Cause(index, job.uri, error.message))
         if index < known.index:  # items end in any order
             known.index, known.place, known.message = index, job.uri, error.message
         known.count += 1
         self._count(index, error.images or [], error.usage, error.cost)
+
+    def not_started(self, job: ImageJob, error: JojoKeyError) -> None:
+        """Count what an item that this try has not started was billed in earlier tries."""
+        self._bill(job, error)
+        self._add(error.usage, error.cost)
 
     def settle(self, item: Unsettled, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Count usage and costs that became known after an item had ended.
@@ -230,10 +233,19 @@ class Tally:
             return "an unknown number of tokens"
         return f"{self.tokens:,} tokens"
 
+    def _bill(self, job: ImageJob, error: JojoKeyError) -> None:
+        if error.billed == "yes":
+            self._pay(job.request.n, error.cost)
+        self.unknown_outcomes += error.billed == "unknown"
+
     def _pay(self, images: int, cost: Mapping[str, Any] | None) -> None:
         self.paid = True
         if cost is None or not Costs.from_json(cost).amounts:
             self.without_cost += images
+
+    def _add(self, usage: Mapping[str, Any] | None, cost: Mapping[str, Any] | None) -> None:
+        self.cost += _costs(cost)
+        self.usage = total_usage((self.usage, usage))
 
     def _count(
         self,
@@ -243,8 +255,7 @@ class Tally:
         cost: Mapping[str, Any] | None,
     ) -> None:
         self.images += len(images)
-        self.cost += _costs(cost)
-        self.usage = total_usage((self.usage, usage))
+        self._add(usage, cost)
         if images:
             self.first[index] = images
             while len(self.first) > MAX_LISTED:

@@ -367,10 +367,15 @@ def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
     assert {(line["billed"], line["retryable"], len(line["images"])) for line in rest} == {("no", True, 0)}
 
 
-def test_stopped_retry_keeps_lines_of_completed_items(campaign: Any, gateway: Any) -> None:
-    """A stopped retry must not list images as missing that an earlier try has stored."""
+@pytest.mark.parametrize(
+    ("case", "billed"), [("no_channel", "no"), ("not_an_image", "yes"), ("reset", "unknown")]
+)
+def test_stopped_retry_keeps_what_earlier_tries_did(
+    campaign: Any, gateway: Any, case: str, billed: str
+) -> None:
+    """A stopped retry must not list images as missing that an earlier try has stored, nor forget what one cost."""
     requests = posters(6)
-    requests[5]["prompt"] = "[sandbox: no_channel] a poster"
+    requests[5]["prompt"] = f"[sandbox: {case}] a poster"
     pushed: dict[str, Any] = {}
 
     def execute(try_number: int, stop: bool) -> None:
@@ -384,13 +389,15 @@ def test_stopped_retry_keeps_lines_of_completed_items(campaign: Any, gateway: An
             operator.execute({"ti": ti})  # type: ignore[typeddict-item]
 
     execute(1, stop=False)
-    billed = pushed["usage"]
+    usage, cost = pushed["usage"], pushed["jojokey_images"]["cost"]
     execute(2, stop=True)
 
     body = campaign.store.objects("_jojokey/batches/dag/monday/batch.jsonl").popitem()[1]
-    states = [json.loads(line)["state"] for line in body.splitlines()]
-    assert states == ["complete"] * 5 + ["failed"]
-    assert pushed["usage"] == billed
+    lines = [json.loads(line) for line in body.splitlines()]
+    assert [line["state"] for line in lines] == ["complete"] * 5 + ["failed"]
+    assert lines[5]["billed"] == billed
+    assert (pushed["usage"], pushed["jojokey_images"]["cost"]) == (usage, cost)
+    assert ("whether 1 items were billed" in pushed["jojokey_images"]["message"]) == (billed == "unknown")
     assert "5 reused, 0 failed, 1 not started" in pushed["jojokey_images"]["message"]
 
 
