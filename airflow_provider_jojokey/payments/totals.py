@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -112,10 +113,10 @@ def _add_up(
     # A thread pool would wait for its threads even if S3 does not respond.
     for number in range(threads):
         threading.Thread(target=add_up, name=f"jojokey-receipts-{number}", daemon=True).start()
-    total = zero
+    total, end = zero, None if within is None else time.monotonic() + within
     try:
         for _ in range(threads):
-            found = sums.get(timeout=within)
+            found = sums.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
             if isinstance(found, BaseException):
                 raise found
             total += found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
+from airflow_provider_jojokey.payments import totals
 from airflow_provider_jojokey.results import XCOM_KEY, Result
 from tests.support.campaigns import posters
 from tests.support.fault_proxy import FaultProxy, answer, error, on
@@ -73,11 +76,11 @@ def with_invalid_item(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[s
     return {"requests": [*posters(3), {"prompt": "", "s3_key": "new.png"}]}
 
 
-Change = Callable[[FaultProxy, pytest.MonkeyPatch], dict[str, Any]]
-
-
 def with_repeated_item(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"requests": [*posters(3), *posters(3)]}
+
+
+Change = Callable[[FaultProxy, pytest.MonkeyPatch], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
@@ -165,3 +168,46 @@ def test_event_without_result_does_not_report_zero(gateway: Any, s3: FaultProxy)
 
     assert "usage" not in pushed
     assert pushed[XCOM_KEY]["billed"] == "unknown"
+
+
+@pytest.mark.parametrize("change", [without_token, with_wrong_size])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {**FOX, "prompt": "a fox [sandbox: reset times=1]"},
+        {"requests": [{**FOX, "prompt": "a fox [sandbox: reset times=1]"}]},
+    ],
+)
+def test_early_failure_after_unknown_outcome_is_not_free(
+    gateway: Any, s3: FaultProxy, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], change: Change
+) -> None:
+    first, failure = run(arguments, 1)
+    assert first[XCOM_KEY]["billed"] == "unknown", failure
+
+    pushed, failure = run({**arguments, **change(s3, monkeypatch)}, 2)
+
+    assert failure
+    assert pushed["usage"] == NOTHING
+    assert pushed[XCOM_KEY]["billed"] == "unknown"
+
+
+def test_error_before_deferral_is_reported(gateway: Any, s3: FaultProxy) -> None:
+    """S3 needs both parameters of a lock, which is known when the task has both its own and the settings'."""
+    pushed, failure = run({**FOX, "deferrable": True, "s3_extra_args": {"ObjectLockMode": "GOVERNANCE"}}, 1)
+
+    assert "needs both" in failure
+    assert pushed["usage"] == NOTHING
+    assert (pushed[XCOM_KEY]["state"], pushed[XCOM_KEY]["billed"]) == ("failed", "no")
+
+
+def test_time_limit_of_reading_is_for_all_readers() -> None:
+    """Each reader would otherwise have the whole time after the one before it."""
+    end = threading.Event()
+
+    def read(number: int) -> int:
+        end.wait(0.3 * number)
+        return number
+
+    with pytest.raises(queue.Empty):
+        totals._add_up(iter(range(1, 9)), read, 0, 8, lambda: False, within=0.5)
+    end.set()
