@@ -105,6 +105,8 @@ EDGE_REJECTIONS = {
 Other numbers prove nothing. For example, a Worker that fails (1101, 1102) may have forwarded the request.
 Source: Cloudflare's list of 1xxx errors.
 """
+HTTP_EDGE_FAILED = 530
+"""The 5xx status of Cloudflare's own errors with a four-digit number."""
 FAILURES = {408, 424, 425, 499}
 """4xx statuses that report a failure of the server or its upstream, like 5xx."""
 
@@ -324,6 +326,9 @@ def _edge_code(
         if "cf-mitigated" in headers:
             return "1020"
         # A page of the server behind Cloudflare may have an error number of its own, such as one of its database.
+        # Cloudflare's pages for requests that it does not forward have a 4xx status or 530.
+        if 500 <= status != HTTP_EDGE_FAILED:
+            return str(status)
         numbers = (int(found[1]) for found in _EDGE_PAGE.finditer(body))
         return str(next((number for number in numbers if number in EDGE_REJECTIONS), status))
     return None

@@ -221,6 +221,8 @@ TABLE = [
     ),
     Row("error of a database behind cloudflare", 500, {**EDGE, "Content-Type": "text/html"},
         html_page("Error 1213 (40001): Deadlock found"), Kind.UNKNOWN_OUTCOME, "unknown", "500"),
+    Row("MySQL's 1020 behind cloudflare", 500, {**EDGE, "Content-Type": "text/html"},
+        html_page("Error 1020 (HY000): Record has changed since last read"), Kind.UNKNOWN_OUTCOME, "unknown", "500"),
     Row("challenge", 403, {**EDGE, "Content-Type": "text/html", "cf-mitigated": "challenge"}, html_page("Just a moment..."),
         Kind.EDGE_BLOCKED, code="1020"),
     Row("edge 403 without a number", 403, {**EDGE, "Content-Type": "text/html"}, html_page("Attention Required!"),
