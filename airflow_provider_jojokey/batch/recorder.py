@@ -31,13 +31,19 @@ class Recorder:
     :param tally: the counts
     :param manifest: receives a line per item
     :param aws_conn_id: the AWS connection, which the UI uses to show the images
+    :param is_retry: whether an earlier try may have paid for items
     """
 
-    def __init__(self, tally: Tally, manifest: Manifest, aws_conn_id: str | None) -> None:
+    def __init__(
+        self, tally: Tally, manifest: Manifest, aws_conn_id: str | None, is_retry: bool = False
+    ) -> None:
         self._tally = tally
         self._manifest = manifest
         self._aws_conn_id = aws_conn_id
+        self._is_retry = is_retry
         self._unsettled: list[Unsettled] = []
+        self._stopped: dict[str, dict[str, Any]] = {}
+        """The lines of items that were not started, by whether they were billed, without the items' own fields."""
 
     def unchanged(self, index: int, line: Mapping[str, Any]) -> None:
         """Record an item that an earlier try has completed.
@@ -76,23 +82,26 @@ class Recorder:
         """Record an item whose request was sent, and whose outcome is not known in time."""
         self._fail(index, job, errors.unrecorded())
 
-    def not_started(self, index: int, job: ImageJob, earlier: Mapping[str, Any] | None) -> None:
+    def not_started(self, index: int, shown: Mapping[str, Any], earlier: Result | None, images: int) -> None:
         """Record an item that was not sent, because the batch was stopped. The tally counts it as the rest.
 
-        :param earlier: the line of the item with this number in the manifest of an earlier try, if there is one
+        There may be many, and a stopped task must end soon.
+
+        :param shown: the item's options that its result shows
+        :param earlier: the result of the item in an earlier try, which may have paid for it
+        :param images: number of requested images
         """
-        result = Result.from_xcom(earlier)
-        if result is None or result.receipt not in (None, job.destination.uri(job.destination.receipt_key)):
-            result = None  # it is about another item
-        error = errors.stopped()
-        if result is not None:
-            error.billed = result.paid  # type: ignore[assignment]
-            error.usage = result.usage or None
-            error.cost = None if result.cost is None else result.cost.to_json()
-        elif job.owner.try_number > 1:
-            error.billed = "unknown"  # an earlier try may have paid for it
-        self._tally.not_started(job, error)
-        self._add_failure(index, job, error)
+        usage = dict(earlier.usage) if earlier is not None else {}
+        cost = earlier.cost.to_json() if earlier is not None and earlier.cost is not None else None
+        billed = earlier.paid if earlier is not None else "unknown" if self._is_retry else "no"
+        facts = {"usage": usage, "cost": cost, "receipt": None if earlier is None else earlier.receipt}
+        if billed not in self._stopped:
+            error = errors.stopped()
+            error.billed = billed  # type: ignore[assignment]
+            result = Result.from_error(error, prompt="", aws_conn_id=self._aws_conn_id)
+            self._stopped[billed] = {**result.to_xcom(), "retryable": True}
+        self._tally.not_started(billed, images, usage, cost)
+        self._manifest.add(index, {**self._stopped[billed], **shown, **facts})
 
     def _fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         self._tally.fail(index, job, error)

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
@@ -41,6 +42,7 @@ from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Services, generate_images
 from airflow_provider_jojokey.payments.totals import spent_by_job
+from airflow_provider_jojokey.results import Result
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -67,6 +69,8 @@ MAX_DISPATCHED = 100
 MAX_TRIES = 3
 """Maximum number of sends of an item that fails without being billed. Rate limits don't count."""
 DRAIN_POLL = 0.2
+PROVING = 5.0
+"""Seconds within which a stopped batch looks for items that an earlier try has completed."""
 LOG_INTERVAL = 60.0
 """Seconds between two reads of the gateway log, which allows about 20 in 20 minutes."""
 
@@ -114,7 +118,7 @@ class Batch:
         budget: Budget | None = None,
     ) -> None:
         self.tally = Tally(total)
-        self._recorder = Recorder(self.tally, manifest, aws_conn_id)
+        self._recorder = Recorder(self.tally, manifest, aws_conn_id, is_retry=plan.owner.try_number > 1)
         self.limiter = Limiter(max_in_flight)
         self.stopped = False
         self.closed: JojoKeyError | None = None
@@ -476,17 +480,26 @@ class Batch:
         """
         if self.tally.done == self.tally.total:
             return
-        for index, job in self._plan.jobs():
-            if not self.manifest.has(index):
+        if self.previous is not None:
+            until = time.monotonic() + PROVING
+            for index, job in chain(tuple(self._retries), self._fresh):
+                if time.monotonic() >= until:
+                    log.warning(
+                        "There is no time to look for all images of the earlier try. They are not lost."
+                    )
+                    break
                 self._is_unchanged(index, job)
         earlier = iter(()) if self.previous is None else self.previous.from_the_start()
         line = next(earlier, None)
-        for index, job in self._plan.jobs():
+        for index, item, shown in self._plan.shown():
             while line is not None and line["index"] < index:
                 line = next(earlier, None)
-            if not self.manifest.has(index):
-                found = line is not None and line["index"] == index
-                self._recorder.not_started(index, job, line if found else None)
+            if self.manifest.has(index):
+                continue
+            found = Result.from_xcom(line) if line is not None and line["index"] == index else None
+            if found is not None and found.receipt not in (None, self._plan.receipt_of(item)):
+                found = None  # it is about another item
+            self._recorder.not_started(index, shown, found, self._plan.images_of(item))
 
     def _wait_for_all(self, give_up: Callable[[], bool]) -> None:
         while self._busy and not give_up():

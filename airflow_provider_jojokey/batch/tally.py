@@ -141,17 +141,20 @@ class Tally:
             self.retryable += 1
             if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
                 self.retry_after, self.awaits_log = error.retry_after, error.awaits_log
-        self._bill(job, error)
+        self._bill(error.billed, job.request.n, error.cost)
         known = self.causes.setdefault(type(error).__name__, Cause(index, job.uri, error.message))
         if index < known.index:  # items end in any order
             known.index, known.place, known.message = index, job.uri, error.message
         known.count += 1
         self._count(index, error.images or [], error.usage, error.cost)
 
-    def not_started(self, job: ImageJob, error: JojoKeyError) -> None:
+    def not_started(
+        self, billed: str, images: int, usage: Mapping[str, Any], cost: Mapping[str, Any] | None
+    ) -> None:
         """Count what an item that this try has not started was billed in earlier tries."""
-        self._bill(job, error)
-        self._add(error.usage, error.cost)
+        if billed != "no" or usage or cost:
+            self._bill(billed, images, cost)
+            self._add(usage, cost)
 
     def settle(self, item: Unsettled, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Count usage and costs that became known after an item had ended.
@@ -233,10 +236,10 @@ class Tally:
             return "an unknown number of tokens"
         return f"{self.tokens:,} tokens"
 
-    def _bill(self, job: ImageJob, error: JojoKeyError) -> None:
-        if error.billed == "yes":
-            self._pay(job.request.n, error.cost)
-        self.unknown_outcomes += error.billed == "unknown"
+    def _bill(self, billed: str, images: int, cost: Mapping[str, Any] | None) -> None:
+        if billed == "yes":
+            self._pay(images, cost)
+        self.unknown_outcomes += billed == "unknown"
 
     def _pay(self, images: int, cost: Mapping[str, Any] | None) -> None:
         self.paid = True

@@ -15,12 +15,16 @@ from typing import Any
 import pytest
 
 from airflow_provider_jojokey.batch import limiter, models, worker
+from airflow_provider_jojokey.batch.plan import Plan
 from airflow_provider_jojokey.batch.tally import Tally
 from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.exceptions import JojoKeyContentError, JojoKeyError, JojoKeyOverloadedError
+from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.payments import context
+from airflow_provider_jojokey.payments.attempt import Owner
 from airflow_provider_jojokey.policies import jojokey
+from airflow_provider_jojokey.results import MAX_PROMPT, shortened
 from tests.support.campaigns import posters
 from tests.support.loopback import Exchange, Server
 from tests.support.patience import PATIENCE
@@ -399,6 +403,55 @@ def test_stopped_retry_keeps_what_earlier_tries_did(
     assert (pushed["usage"], pushed["jojokey_images"]["cost"]) == (usage, cost)
     assert ("whether 1 items were billed" in pushed["jojokey_images"]["message"]) == (billed == "unknown")
     assert "5 reused, 0 failed, 1 not started" in pushed["jojokey_images"]["message"]
+
+
+def test_stopped_retry_knows_no_bill_without_a_manifest(store: Any, gateway: Any) -> None:
+    """An earlier try that was killed has written none."""
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        dag_id="dag", run_id=uuid.uuid4().hex, task_id="batch", map_index=-1, try_number=2,
+        xcom_push=pushed.__setitem__,
+    )  # fmt: skip
+    operator = GenerateImageBatchOperator(task_id="batch", s3_bucket="posters", requests=posters(3))
+    operator._preflight = lambda *_: operator._batch.stop()  # type: ignore[assignment, method-assign, union-attr]
+
+    with pytest.raises(JojoKeyError, match="whether 3 items were billed"):
+        operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+
+    assert pushed["jojokey_images"]["billed"] == "unknown"
+    body = store.objects("_jojokey/batches/").popitem()[1]
+    assert [json.loads(line)["billed"] for line in body.splitlines()] == ["unknown"] * 3
+
+
+def test_shown_options_of_items_are_those_of_their_jobs() -> None:
+    items = [
+        {"prompt": " a fox\n", "s3_key": "a.png"},
+        {"prompt": "x" * 3000, "s3_key": "s3://other/b.png", "size": "1024x640", "n": "2", "quality": "low"},
+        {"prompt": 7, "s3_key": "c-{index}.{ext}", "model": "None", "size": "", "n": float("nan")},
+    ]
+    owner = Owner(ti_id="", dag_id="dag", run_id="run", task_id="batch", map_index=-1, try_number=1)
+    defaults = {
+        "s3_bucket": "posters",
+        "model": "gpt-image-2",
+        "size": "1024x1024",
+        "quality": "high",
+        "n": 3,
+    }
+    plan = Plan(
+        items, {**dict.fromkeys(FIELDS), "reuse": "run", "on_unknown_outcome": "fail", **defaults}, owner
+    )
+
+    for (index, item, shown), (number, job) in zip(plan.shown(), plan.jobs(), strict=True):
+        request, destination = job.request, job.destination
+        assert (index, item) == (number, items[number])
+        assert shown == {
+            "prompt": shortened(request.prompt, MAX_PROMPT),
+            "model": request.model,
+            "size": request.size,
+            "quality": request.quality,
+        }
+        assert plan.images_of(item) == request.n
+        assert plan.receipt_of(item) == destination.uri(destination.receipt_key)
 
 
 def test_timeout_after_the_last_image_reports_what_was_spent(
