@@ -1275,6 +1275,15 @@ def test_errors_of_custom_session_may_be_billed() -> None:
     assert error_of(client.list_models).billed == "no"
 
 
+def test_lost_response_of_another_adapter_may_be_billed() -> None:
+    """A user mounts an adapter with other TLS settings, for example. It does not report what it has written."""
+    with raw_server(lambda exchange: exchange.reset()) as (server, client):
+        client.session.mount("http://", requests.adapters.HTTPAdapter())
+        error = error_of(lambda: client.generate(FOX))
+        assert len(server.requests) == 1
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+
+
 def test_reset_after_sending_may_be_billed() -> None:
     with raw_server(lambda exchange: exchange.reset()) as (server, client):
         error = error_of(lambda: client.generate(FOX))

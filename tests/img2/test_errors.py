@@ -183,6 +183,8 @@ TABLE = [
     Row("200 text error", 200, GATEWAY, b'{"error":"busy"}', Kind.UNKNOWN_OUTCOME, "unknown", words=["busy"]),
     Row("200 page", 200, {"Content-Type": "text/html"}, html_page("Scanning"), Kind.BASE_URL, "unknown", words=["web page", "Scan"]),
     Row("200 page, gateway", 200, {**GATEWAY, "Content-Type": "Text/HTML"}, html_page("JojoKey"), Kind.BASE_URL),
+    Row("200 page, gateway behind a proxy that retries", 200, {**GATEWAY, "x-litellm-attempted-retries": "1"},
+        html_page("JojoKey"), Kind.BASE_URL, "unknown"),
     Row("200 empty, labelled HTML", 200, {**GATEWAY, "Content-Type": "text/html"}, b"", Kind.BASE_URL, "unknown"),
     Row("200 usage, labelled HTML", 200, {**GATEWAY, "Content-Type": "text/html"},
         b'{"data":[],"usage":{"total_tokens":206}}', Kind.REPLY, "yes"),
