@@ -144,7 +144,7 @@ def _bucket(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     key = f"{RECEIPTS}{prefix}.check-{uuid.uuid4().hex}"
-    store = image_store(options)
+    store = image_store(options, stores_images=True)
     try:
         if store.read(bucket, key) is not None:
             raise JojoKeyStoreError(f"s3://{bucket}/{key} exists, although its name is random.")

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.store.s3 import ImageStore
 
 
-def image_store(options: argparse.Namespace) -> ImageStore:
+def image_store(options: argparse.Namespace, *, stores_images: bool) -> ImageStore:
     """Return the S3 store of ``--aws-conn-id``, with ``--s3-extra-args`` added to the settings.
 
+    :param stores_images: whether the command stores images. Otherwise, the setting of an object lock doesn't matter,
+        and may have ended
     :raises CommandFailed: if a parameter can't be used
     :raises JojoKeyRequestError: if a setting can't be used
     """
@@ -26,7 +28,8 @@ def image_store(options: argparse.Namespace) -> ImageStore:
 
     defaults = Settings.from_airflow_config().s3_extra_args
     try:
-        extra = combined(defaults, parse_extra_args(options.s3_extra_args, "--s3-extra-args"))
+        given = parse_extra_args(options.s3_extra_args, "--s3-extra-args")
+        extra = combined(defaults, given) if stores_images else {**defaults, **given}
     except ValueError as error:
         raise CommandFailed(str(error), USAGE) from None
     return ImageStore(options.aws_conn_id, extra_args=extra)

@@ -133,7 +133,7 @@ def _to_s3(options: argparse.Namespace, hook: JojoKeyHook, request: ImageRequest
         )
     except ValueError as error:
         raise JojoKeyRequestError(f"The location in S3 is invalid: {error}.") from None
-    store = image_store(options)
+    store = image_store(options, stores_images=True)
     if not options.overwrite:
         _reject_existing_objects(options, hook, request, store, destination)
     job = ImageJob(

@@ -105,7 +105,7 @@ def ledger(options: argparse.Namespace) -> int:
     sums: dict[tuple[str, ...], Sum] = {}
     total, unreadable, receipts = Sum(), 0, 0
     by = _groups(options.by)
-    for key, found in _receipts(image_store(options), bucket, options.prefix, since):
+    for key, found in _receipts(image_store(options, stores_images=False), bucket, options.prefix, since):
         if isinstance(found, str):
             unreadable += 1
             if unreadable <= MAX_UNREADABLE_LISTED:

@@ -115,7 +115,7 @@ def _receipt_store(options: argparse.Namespace) -> ReceiptStore:
         )
     except ValueError as error:
         raise CommandFailed(f"{options.uri}: {error}", USAGE) from None
-    return ReceiptStore(image_store(options), destination)
+    return ReceiptStore(image_store(options, stores_images=False), destination)
 
 
 def _choose(receipts: ReceiptStore, attempt_id: str | None) -> Attempt:

@@ -48,6 +48,19 @@ def sums(output: CommandOutput, by: str = "dag") -> dict[str, int]:
     return {row[by]: row["total_tokens"] for row in output.rows}
 
 
+def test_ended_object_lock_does_not_prevent_reading(
+    jojokey: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(bucket, "k.png", replace(COMPLETE, outcome=Outcome.UNKNOWN, billed="unknown", images=()))
+    lock = '{"ObjectLockMode": "GOVERNANCE", "ObjectLockRetainUntilDate": "2020-01-01T00:00:00Z"}'
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__S3_EXTRA_ARGS", lock)
+
+    assert jojokey("ledger", "--bucket", "posters").code == 0
+    assert jojokey("attempts", "s3://posters/k.png").code == 0
+    assert jojokey("resolve", "s3://posters/k.png", "--not-billed").code == 0
+    assert "is in the past" in jojokey("generate", "A fox", "--out", "s3://posters/new.png").err
+
+
 def test_ledger_total_matches_the_bill(jojokey: Run, gateway: Gateway, bucket: Bucket) -> None:
     for name in ("a", "b", "b"):
         jojokey("generate", f"A fox, {name}", "--out", f"s3://posters/{name}.png")
