@@ -15,7 +15,7 @@ import pytest
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
-from airflow_provider_jojokey.payments import totals
+from airflow_provider_jojokey.payments import errors, totals
 from airflow_provider_jojokey.results import XCOM_KEY, Result
 from tests.support.campaigns import posters
 from tests.support.fault_proxy import FaultProxy, answer, error, on
@@ -168,6 +168,18 @@ def test_event_without_result_does_not_report_zero(gateway: Any, s3: FaultProxy)
 
     assert "usage" not in pushed
     assert pushed[XCOM_KEY]["billed"] == "unknown"
+
+
+def test_trigger_that_ran_twice_reports_the_first_bill(gateway: Any, s3: FaultProxy) -> None:
+    """Both runs belong to the first try of the task."""
+    first, _ = run(FOX, 1)
+    pushed: dict[str, Any] = {}
+    operator = GenerateImageOperator(task_id="task", s3_bucket="posters", **FOX)
+
+    with pytest.raises(JojoKeyError):
+        operator.execute_complete({"ti": task_instance(pushed, 1)}, {"error": errors.stopped().to_json()})
+
+    assert pushed["usage"] == first["usage"] != NOTHING
 
 
 @pytest.mark.parametrize("change", [without_token, with_wrong_size])
