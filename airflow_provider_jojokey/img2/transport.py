@@ -94,12 +94,15 @@ class GatewaySession(requests.Session):
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send a request. An error reports whether any byte was written, see :func:`failed_before_sending`."""
+        outer = getattr(_request, "written", False)  # of a request whose hook sends this one
         _request.written = False
         try:
             return super().request(*args, **kwargs)
         except Exception as error:
             error.before_sending = not _request.written  # type: ignore[attr-defined]
             raise
+        finally:
+            _request.written = outer
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send a prepared request."""

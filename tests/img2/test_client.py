@@ -1252,6 +1252,17 @@ def test_lost_response_after_unsent_request_may_be_billed() -> None:
     assert "refused" not in str(error)
 
 
+@pytest.mark.parametrize("get", [requests.get, lambda url: Client(TOKEN, url).session.get(url)])
+def test_error_in_response_hook_may_be_billed(get: Callable[[str], Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with raw_server(lambda exchange: exchange.answer(200)) as (server, client):
+        client.session.hooks["response"].append(lambda response, **_: get(url))
+        error = error_of(lambda: client.generate(FOX))
+        assert len(server.requests) == 1
+    assert error.billed == "unknown"
+
+
 def test_request_written_in_part_may_be_billed(monkeypatch: pytest.MonkeyPatch) -> None:
     send = socket.socket.sendall
 
