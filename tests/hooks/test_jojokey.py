@@ -545,3 +545,12 @@ def test_token_over_plain_http_logs_a_warning(connect: Connect, caplog: pytest.L
     caplog.set_level(logging.WARNING)
     connect(host="http://jojokey.example.com").get_conn()
     assert "unencrypted" in caplog.text
+
+
+def test_request_after_a_stop_is_neither_sent_nor_billed(hook: JojoKeyHook, gateway: Gateway) -> None:
+    hook.stopping.set()
+
+    error = error_of(lambda: hook.generate(FOX))
+
+    assert error.billed == "no"
+    assert gateway.requests == ()
