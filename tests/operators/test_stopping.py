@@ -284,6 +284,22 @@ def test_batch_whose_claims_hang_ends(start: Any, gateway: Any, s3: FrontOfS3) -
     assert gateway.requests == ()
 
 
+def test_batch_whose_uploads_hang_counts_possible_charges(start: Any, gateway: Any, s3: FrontOfS3) -> None:
+    s3.hangs = lambda method, path: path.endswith("/0.png") and method == "PUT"
+    requests = [{"prompt": f"{number}", "s3_key": f"late/{number}.png"} for number in range(2)]
+    task = start(batch=True, requests=requests, limit=2.0, max_in_flight=1)
+    assert s3.hung.wait(PATIENCE)
+
+    end = end_of(task, 2 + SOON)
+
+    (charge,) = gateway.charges
+    assert charge.total_tokens > 0
+    assert end["billed"] == "unknown"
+    message = end["pushed"]["jojokey_images"]["message"]
+    assert "0 made, 0 reused, 1 failed, 1 not started" in message
+    assert "it is unknown whether 1 items were billed" in message
+
+
 def test_batch_whose_manifest_hangs_reports_its_usage(start: Any, gateway: Any, s3: FrontOfS3) -> None:
     seen: list[str] = []
 
