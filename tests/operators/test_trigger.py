@@ -43,6 +43,23 @@ async def cancel(task: asyncio.Task[Any]) -> None:
         await asyncio.wait_for(task, PATIENCE)
 
 
+def test_wrong_setting_of_the_triggerer_is_an_event(
+    trigger: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception would leave the task without the reason, and Airflow would retry it."""
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__UPLOAD_PATIENCE", "long")
+
+    async def run() -> Any:
+        async for event in trigger.run():
+            return event
+
+    error = asyncio.run(run()).payload["error"]
+
+    assert error["class"] == "JojoKeyRequestError"
+    assert "upload_patience" in error["what"]
+    assert gateway.requests == ()
+
+
 def test_cancelled_trigger_does_not_resend(trigger: Any, gateway: Any, store: Any) -> None:
     gateway.behave("no_channel", times=1, retry_after=1)
 
