@@ -113,7 +113,7 @@ def test_known_fee_without_tokens_has_no_unknown_cost(store: Any, gateway: Any) 
     [
         (0, Costs(), "no"),
         (0, Costs((Cost(0, "USD", approximate=False),)), "no"),
-        (0, Costs(unknown=1), "unknown"),
+        (0, Costs(unknown=1), "yes"),  # of a reused image
         (0, Costs((Cost(1, "USD", approximate=False),)), "yes"),  # a fee of an earlier try
         (210, Costs(unknown=1), "yes"),
     ],
@@ -401,7 +401,7 @@ def test_stopped_retry_keeps_what_earlier_tries_did(
     assert [line["state"] for line in lines] == ["complete"] * 5 + ["failed"]
     assert lines[5]["billed"] == billed
     assert (pushed["usage"], pushed["jojokey_images"]["cost"]) == (usage, cost)
-    assert ("whether 1 items were billed" in pushed["jojokey_images"]["message"]) == (billed == "unknown")
+    assert ("whether 1 item was billed" in pushed["jojokey_images"]["message"]) == (billed == "unknown")
     assert "5 reused, 0 failed, 1 not started" in pushed["jojokey_images"]["message"]
 
 

@@ -297,7 +297,7 @@ def test_batch_whose_uploads_hang_counts_possible_charges(start: Any, gateway: A
     assert end["billed"] == "unknown"
     message = end["pushed"]["jojokey_images"]["message"]
     assert "0 made, 0 reused, 1 failed, 1 not started" in message
-    assert "it is unknown whether 1 items were billed" in message
+    assert "it is unknown whether 1 item was billed" in message
 
 
 def test_batch_whose_manifest_hangs_reports_its_usage(start: Any, gateway: Any, s3: FrontOfS3) -> None:
