@@ -66,7 +66,11 @@ def from_network_error(error: BaseException, secret: str, paid: bool = True) -> 
     def caused_by(*types: type[BaseException]) -> bool:
         return any(isinstance(cause, types) for cause in found)
 
-    if not transport.failed_before_sending(error):
+    unsent = transport.failed_before_sending(error)
+    if unsent is False:
+        # urllib3 raises these two only while it connects, and our sessions don't retry. Other types prove nothing.
+        unsent = caused_by(urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+    if not unsent:
         if paid:
             return Img2Error(
                 Kind.UNKNOWN_OUTCOME, f"The response of JojoKey was lost after sending: {reason}"

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,8 +75,28 @@ class BearerAuth(AuthBase):
         return "BearerAuth(sk-…)"
 
 
+@dataclass
+class _Progress:
+    """How far a request has come.
+
+    :param written: whether it may have been written to a connection, at least in part
+    :param answered: whether a response has arrived, so that an error comes from a hook or a redirect
+    """
+
+    written: bool = False
+    answered: bool = False
+
+
 _request = threading.local()
-"""``written``: whether this thread's request may have been written to a connection, at least in part."""
+"""``progress``: that of this thread's request."""
+
+
+def _progress() -> _Progress:
+    return getattr(_request, "progress", None) or _Progress()
+
+
+def _note_response(response: requests.Response, **_: Any) -> None:
+    _progress().answered = True
 
 
 class GatewaySession(requests.Session):
@@ -91,22 +112,23 @@ class GatewaySession(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self._settings: dict[Any, Any] = {}
+        self.hooks["response"].append(_note_response)
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send a request. An error reports whether any byte was written, see :func:`failed_before_sending`."""
-        outer = getattr(_request, "written", False)  # of a request whose hook sends this one
-        _request.written = False
+        outer = getattr(_request, "progress", None)  # of a request whose hook sends this one
+        _request.progress = progress = _Progress()
         try:
             return super().request(*args, **kwargs)
         except Exception as error:
-            error.before_sending = not _request.written  # type: ignore[attr-defined]
+            error.before_sending = None if progress.answered else not progress.written  # type: ignore[attr-defined]
             raise
         finally:
-            _request.written = outer
+            _request.progress = outer
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send a prepared request."""
-        _request.written = True  # unless its adapter reports that nothing was written
+        _progress().written = True  # unless its adapter reports that nothing was written
         return super().send(*args, **kwargs)
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
@@ -221,7 +243,7 @@ class GatewayAdapter(HTTPAdapter):
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send a prepared request. Its connection reports when it writes the first bytes."""
-        _request.written = False
+        _progress().written = False
         return super().send(*args, **kwargs)
 
     def preconnect(self, session: requests.Session, url: str, connect_timeout: float) -> None:
@@ -279,7 +301,7 @@ class GatewayAdapter(HTTPAdapter):
                 if self.sock is None:
                     self.connect()
                 if not self.connecting:  # opening a proxy's tunnel sends none of the request
-                    _request.written = True
+                    _progress().written = True
                 super().send(data)  # type: ignore[misc]
 
             def connect(self) -> None:
@@ -380,7 +402,8 @@ def abort(session: requests.Session) -> None:
 def failed_before_sending(error: BaseException) -> bool | None:
     """Return whether the transport reports that it wrote no byte of the request that failed with ``error``.
 
-    ``None`` means that another session raised it, which reports nothing and may have retried.
+    ``None`` means that the transport knows nothing about it: another session raised it, which may have retried, or it
+    was raised after a response had arrived.
 
     The type of an error proves nothing: a malformed response and an invalid token both raise ``InvalidHeader``.
     """
