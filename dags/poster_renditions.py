@@ -53,14 +53,14 @@ def rendered(poster: Any, channel: str, params: dict[str, Any], logo: Any | None
     box = cropped(poster.size, (width, height), (params["focal_x"], params["focal_y"]))
     picture = poster.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     margin = min(width, height) // 20
-    if params["headline"]:
+    if headline := " ".join((params["headline"] or "").split()):  # Pillow can't measure several lines
         draw = ImageDraw.Draw(picture)
         font = ImageFont.load_default(size=min(width, height) // 12)
-        while font.size > 8 and draw.textlength(params["headline"], font) > width - 2 * margin:
+        while font.size > 8 and draw.textlength(headline, font) > width - 2 * margin:
             font = ImageFont.load_default(size=font.size * 0.9)
         draw.text(
             (margin, margin),
-            params["headline"],
+            headline,
             "white",
             font,
             stroke_width=int(font.size // 16),

@@ -146,6 +146,16 @@ def test_renditions_are_made_from_one_paid_poster(shipped: Any, gateway: Any, st
     assert result["aws_conn_id"] == run.xcom("jojokey_images", "poster")["aws_conn_id"] == "aws_default"
 
 
+@pytest.mark.parametrize("headline", ["Spring\nis here", "\n", "\N{FOX FACE}", "x" * 500, None])
+def test_any_headline_of_the_form_is_drawn(headline: str | None) -> None:
+    module = runpy.run_path(str(DAGS / "poster_renditions.py"))
+    params = {"focal_x": 0.5, "focal_y": 0.5, "headline": headline}
+
+    drawn = module["rendered"](Image.new("RGB", (96, 64)), "newsletter", params, None)
+
+    assert Image.open(io.BytesIO(drawn)).size == module["CHANNELS"]["newsletter"][:2]
+
+
 @pytest.mark.parametrize(
     ("target", "focus", "box"),
     [
