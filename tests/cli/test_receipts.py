@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_jojokey.cli import receipts
+from airflow_provider_jojokey.cli.console import OutputFailed
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.sandbox import Gateway
@@ -80,6 +82,21 @@ def test_not_billed_statement_lets_the_image_be_paid(
     assert (first.resolution["billed"], first.resolution["note"]) == ("no", "ticket 12")
     assert first.resolution["by"]
     assert first.resolution["at"]
+
+
+def test_statement_that_cannot_be_printed_is_recorded(
+    jojokey: Run, lost: CommandOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: Any) -> None:
+        raise OutputFailed("The result can't be written to standard output: No space left on device.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(receipts, "show", full_disk)
+        output = jojokey("resolve", URI, "--not-billed")
+
+    assert output.code == 0
+    assert "It was recorded. The result can't be written" in output.err
+    assert jojokey("attempts", URI, "--output", "json").rows[0]["outcome"] == "not_billed"
 
 
 def test_billed_statement_keeps_the_image_unpaid(jojokey: Run, lost: CommandOutput, gateway: Gateway) -> None:
