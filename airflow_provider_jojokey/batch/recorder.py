@@ -94,6 +94,8 @@ class Recorder:
         usage = dict(earlier.usage) if earlier is not None else {}
         cost = earlier.cost.to_json() if earlier is not None and earlier.cost is not None else None
         billed = earlier.paid if earlier is not None else "unknown" if self._is_retry else "no"
+        if earlier is None and self._is_retry:
+            self._tally.earlier_unknown = True
         facts = {"usage": usage, "cost": cost, "receipt": None if earlier is None else earlier.receipt}
         if billed not in self._stopped:
             error = errors.stopped()

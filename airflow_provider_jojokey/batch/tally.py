@@ -67,6 +67,8 @@ class Tally:
     """Whether anything was billed."""
     unknown_outcomes: int = 0
     """Number of items for which it is unknown whether they were billed."""
+    earlier_unknown: bool = False
+    """Whether earlier tries may have been billed for items that this one has not started. The sum is then unknown."""
     without_cost: int = 0
     """Number of paid images whose cost is unknown."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
@@ -227,7 +229,8 @@ class Tally:
             billed=self.billed,
             sent=True,
         )
-        error.usage, error.cost = self.usage, self.cost.to_json()
+        if not self.earlier_unknown:
+            error.usage, error.cost = self.usage, self.cost.to_json()
         return error
 
     @property

@@ -404,7 +404,8 @@ class GenerateImageBatchOperator(ImageOperator):
         self._set_label(context, paid=True)
         if tally.keys is not None and (error is None or tally.images):
             self._push(context, "keys", tally.keys)
-        self._push(context, "usage", tally.usage)
+        if not tally.earlier_unknown:
+            self._push(context, "usage", tally.usage)
         self._uris = tally.uris
         self._push_result(context, self._result(plan, tally, uri, error))
 
@@ -418,8 +419,8 @@ class GenerateImageBatchOperator(ImageOperator):
             model=first.model if first else None,
             size=first.size if first else None,
             quality=first.quality if first else None,
-            usage=tally.usage,
-            cost=tally.cost,
+            usage={} if tally.earlier_unknown else tally.usage,
+            cost=None if tally.earlier_unknown else tally.cost,
             batch=True,
             reused=0 < tally.total == tally.reused,
             aws_conn_id=self.aws_conn_id,

@@ -415,10 +415,16 @@ def test_stopped_retry_knows_no_bill_without_a_manifest(store: Any, gateway: Any
     operator = GenerateImageBatchOperator(task_id="batch", s3_bucket="posters", requests=posters(3))
     operator._preflight = lambda *_: operator._batch.stop()  # type: ignore[assignment, method-assign, union-attr]
 
-    with pytest.raises(JojoKeyError, match="whether 3 items were billed"):
+    with pytest.raises(JojoKeyError, match="whether 3 items were billed") as caught:
         operator.execute({"ti": ti})  # type: ignore[typeddict-item]
 
+    assert caught.value.usage is None
+    assert "usage" not in pushed
     assert pushed["jojokey_images"]["billed"] == "unknown"
+    assert (pushed["jojokey_images"].get("usage"), pushed["jojokey_images"].get("cost")) in [
+        ({}, None),
+        (None, None),
+    ]
     body = store.objects("_jojokey/batches/").popitem()[1]
     assert [json.loads(line)["billed"] for line in body.splitlines()] == ["unknown"] * 3
 
