@@ -321,7 +321,7 @@ def test_store_that_rejects_images_stops_the_batch_early(
         request = exchange.request
         if request.method == "PUT" and "/_jojokey/" not in request.target:
             return exchange.answer(403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
-        upstream = http.client.HTTPConnection(address)
+        upstream = http.client.HTTPConnection(address, timeout=PATIENCE)
         upstream.request(request.method, request.target, request.body, request.headers)
         answer = upstream.getresponse()
         body = answer.read()
@@ -473,7 +473,7 @@ def test_timeout_after_the_last_image_reports_what_was_spent(
             manifests.append(request.target)
             if len(manifests) == 2:  # the first is written before any image
                 os.kill(os.getpid(), signal.SIGALRM)  # as Airflow's timer does
-        upstream = http.client.HTTPConnection(address)
+        upstream = http.client.HTTPConnection(address, timeout=PATIENCE)
         upstream.request(request.method, request.target, request.body, request.headers)
         answer = upstream.getresponse()
         body = answer.read()
