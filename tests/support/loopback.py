@@ -105,6 +105,7 @@ class Server:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
+                connection.settimeout(PATIENCE)  # __exit__ waits for its thread
                 self.connections += 1
                 self._open.append(connection)
                 thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
@@ -157,13 +158,13 @@ def proxy(credentials: str | None = None) -> Iterator[Server]:
             return
         if request.method == "CONNECT":
             host, _, port = request.target.partition(":")
-            with socket.create_connection((host, int(port))) as onward:
+            with socket.create_connection((host, int(port)), PATIENCE) as onward:
                 exchange.send(b"HTTP/1.1 200 Established\r\n\r\n")
                 _join(exchange.socket, onward)
             return
         found = re.fullmatch(r"http://([^:/]+):(\d+)(/.*)", request.target)
         assert found, request.target
-        with socket.create_connection((found[1], int(found[2]))) as onward:
+        with socket.create_connection((found[1], int(found[2])), PATIENCE) as onward:
             lines = [f"{name}: {value}" for name, value in request.headers.items()]
             head = "\r\n".join([f"{request.method} {found[3]} HTTP/1.1", *lines])
             onward.sendall(head.encode("latin-1") + b"\r\n\r\n" + request.body)
