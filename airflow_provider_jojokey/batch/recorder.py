@@ -17,6 +17,8 @@ from airflow_provider_jojokey.results import Result
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
+    from airflow_provider_jojokey.batch.plan import Plan
+    from airflow_provider_jojokey.batch.previous import Previous
     from airflow_provider_jojokey.batch.tally import Tally
     from airflow_provider_jojokey.payments.context import Services
     from airflow_provider_jojokey.payments.generate import Generated
@@ -82,15 +84,26 @@ class Recorder:
         """Record an item whose request was sent, and whose outcome is not known in time."""
         self._fail(index, job, errors.unrecorded())
 
-    def not_started(self, index: int, shown: Mapping[str, Any], earlier: Result | None, images: int) -> None:
-        """Record an item that was not sent, because the batch was stopped. The tally counts it as the rest.
+    def not_started(self, plan: Plan, previous: Previous | None) -> None:
+        """Record the items without a result, because the batch was stopped. The tally counts them as the rest.
 
-        There may be many, and a stopped task must end soon.
+        There may be many, and a stopped task must end soon, so this creates no jobs.
 
-        :param shown: the item's options that its result shows
-        :param earlier: the result of the item in an earlier try, which may have paid for it
-        :param images: number of requested images
+        :param previous: the manifest of an earlier try, which may have paid for items
         """
+        earlier = iter(()) if previous is None else previous.from_the_start()
+        line = next(earlier, None)
+        for index, item, shown in plan.shown():
+            while line is not None and line["index"] < index:
+                line = next(earlier, None)
+            if self._manifest.has(index):
+                continue
+            found = Result.from_xcom(line) if line is not None and line["index"] == index else None
+            if found is not None and found.receipt not in (None, plan.receipt_of(item)):
+                found = None  # it is about another item
+            self._not_started(index, shown, found, plan.images_of(item))
+
+    def _not_started(self, index: int, shown: Mapping[str, Any], earlier: Result | None, images: int) -> None:
         usage = dict(earlier.usage) if earlier is not None else {}
         cost = earlier.cost.to_json() if earlier is not None and earlier.cost is not None else None
         billed = earlier.paid if earlier is not None else "unknown" if self._is_retry else "no"

@@ -42,7 +42,6 @@ from airflow_provider_jojokey.payments.budget import Budget
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.generate import Generated, ImageJob, Services, generate_images
 from airflow_provider_jojokey.payments.totals import spent_by_job
-from airflow_provider_jojokey.results import Result
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -489,17 +488,7 @@ class Batch:
                     )
                     break
                 self._is_unchanged(index, job)
-        earlier = iter(()) if self.previous is None else self.previous.from_the_start()
-        line = next(earlier, None)
-        for index, item, shown in self._plan.shown():
-            while line is not None and line["index"] < index:
-                line = next(earlier, None)
-            if self.manifest.has(index):
-                continue
-            found = Result.from_xcom(line) if line is not None and line["index"] == index else None
-            if found is not None and found.receipt not in (None, self._plan.receipt_of(item)):
-                found = None  # it is about another item
-            self._recorder.not_started(index, shown, found, self._plan.images_of(item))
+        self._recorder.not_started(self._plan, self.previous)
 
     def _wait_for_all(self, give_up: Callable[[], bool]) -> None:
         while self._busy and not give_up():
