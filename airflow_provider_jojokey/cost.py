@@ -23,6 +23,7 @@ ABOUT = "≈"
 
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,100})?")
+_SMALL = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?[eE]-[0-9]{1,3}")
 _PRICES = ("text_input", "image_input", "image_output")
 _WANTED = "a JSON object with currency (such as USD), text_input, image_input and image_output"
 
@@ -275,6 +276,8 @@ def to_nanos(name: str, value: Any) -> int:
     :raises ValueError: if the value is anything else
     """
     nanos = -1
+    if isinstance(value, str) and _SMALL.fullmatch(text := value.strip()):
+        value = Decimal(text)  # a template writes 0.00001 as 1e-05
     if isinstance(value, str):
         if _NUMBER.fullmatch(text := value.strip()):
             whole, _, decimals = text.partition(".")  # a Fraction is much slower

@@ -134,6 +134,7 @@ def test_amounts_of_nine_decimals_are_exact(amount: Decimal) -> None:
 )
 def test_amounts_are_read_as_written(value: Any, nanos: int) -> None:
     assert to_nanos("max_cost", value) == nanos
+    assert to_nanos("max_cost", f" {value}\n") == nanos  # as a template writes it
 
 
 @given(st.floats(0, 10**6), st.integers(0, 10**8), st.integers(0, 10**8))
