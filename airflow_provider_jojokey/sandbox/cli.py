@@ -269,7 +269,7 @@ def _print_charges(options: argparse.Namespace) -> int:
             "quality": row["quality"],
             "n": row["n"],
             "tokens": row["total_tokens"],
-            "US$": f"{row['cost_usd']:.4f}",
+            "USD": f"{row['cost_usd']:.4f}",
             "delivered": row["delivered"],
             "prompt": row["prompt"][:60],
         }
@@ -279,7 +279,7 @@ def _print_charges(options: argparse.Namespace) -> int:
     cost = sum(row["cost_usd"] for row in billed)
     tokens = sum(row["total_tokens"] for row in billed)
     requests = "1 billed request" if len(billed) == 1 else f"{len(billed)} billed requests"
-    _write(_console(), f"\n{requests}, {tokens:,} tokens, US$ {cost:.4f}")
+    _write(_console(), f"\n{requests}, {tokens:,} tokens, USD {cost:.4f}")
     return 0
 
 
