@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import airflow  # noqa: F401  # now: its log handler keeps the standard output of this moment, not that of a test
 import pytest
 
 from airflow_provider_jojokey.__main__ import main
