@@ -129,7 +129,9 @@ def migrate(shared: Path) -> None:
     with (shared / "airflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if template.exists():
-            shutil.copy(template, own)
+            # Not a copy of the file: a test without this fixture may have opened the database, which uses a WAL.
+            with closing(sqlite3.connect(template)) as source, closing(sqlite3.connect(own)) as target:
+                source.backup(target)
             return
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
         if Path(own).is_file():  # otherwise it is the URL of a server
