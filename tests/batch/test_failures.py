@@ -25,6 +25,7 @@ from airflow_provider_jojokey.payments import context
 from airflow_provider_jojokey.payments.attempt import Owner
 from airflow_provider_jojokey.policies import jojokey
 from airflow_provider_jojokey.results import MAX_PROMPT, shortened
+from tests.support.alarms import alarm_when
 from tests.support.campaigns import posters
 from tests.support.loopback import Exchange, Server
 from tests.support.patience import PATIENCE
@@ -342,15 +343,9 @@ def test_store_that_rejects_images_stops_the_batch_early(
 
 
 def test_timeout_reports_what_was_spent(campaign: Any, gateway: Any) -> None:
-    def time_out() -> None:
-        gateway.wait_for_charges(3, PATIENCE)
-        os.kill(os.getpid(), signal.SIGALRM)  # as Airflow's timer does
-
     gateway.behave(delay=0.2)
-    timer = threading.Thread(target=time_out)
-    timer.start()
-    run = campaign.run("timeout", posters(50), max_in_flight=1, execution_timeout="timedelta(hours=1)")
-    timer.join()
+    with alarm_when(lambda: gateway.wait_for_charges(3, PATIENCE)):
+        run = campaign.run("timeout", posters(50), max_in_flight=1, execution_timeout="timedelta(hours=1)")
 
     assert run.state == "failed"
     billed = sum(record.total_tokens for record in gateway.charges)

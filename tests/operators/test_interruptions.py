@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,24 +13,9 @@ from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 from airflow_provider_jojokey.results import XCOM_KEY, Result
-from tests.support.patience import PATIENCE
+from tests.support.alarms import alarm_when, wait_until_reading
 
 INTERRUPTIONS = [AirflowTaskTimeout, KeyboardInterrupt, SystemExit, RuntimeError]
-
-
-def interrupt_request(gateway: Any) -> None:
-    """Send the signal of Airflow's timeouts as soon as the main thread waits for the gateway's response.
-
-    Before that, it may hold a lock of the test's own servers, which an error raised at this moment would not release.
-    """
-    gateway.wait_for_request(timeout=PATIENCE)
-    main = threading.main_thread().ident
-    assert main is not None
-    until = time.monotonic() + PATIENCE
-    while sys._current_frames()[main].f_code.co_name != "readinto":
-        assert time.monotonic() < until, "the main thread does not wait for the response"
-        time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGALRM)
 
 
 @contextmanager
@@ -45,12 +26,10 @@ def raised_in_request(error: type[BaseException], gateway: Any) -> Iterator[None
         raise error("interrupted")
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    thread = threading.Thread(target=interrupt_request, args=(gateway,))
-    thread.start()
     try:
-        yield
+        with alarm_when(lambda: wait_until_reading(gateway)):
+            yield
     finally:
-        thread.join()
         signal.signal(signal.SIGALRM, before)
 
 
@@ -118,16 +97,14 @@ def test_interruption_after_payment_reports_tokens(
 
 def test_timeout_in_airflow_reports_possible_charge(airflow: Any, gateway: Any, store: Any) -> None:
     gateway.behave("hang")
-    timer = threading.Thread(target=interrupt_request, args=(gateway,))
-    timer.start()
-    run = airflow.run(
-        "late",
-        """
-        GenerateImageOperator(task_id="image", prompt="a fox", s3_bucket="posters", s3_key="late.png",
-            execution_timeout=timedelta(hours=1))
-        """,
-    )
-    timer.join()
+    with alarm_when(lambda: wait_until_reading(gateway)):
+        run = airflow.run(
+            "late",
+            """
+            GenerateImageOperator(task_id="image", prompt="a fox", s3_bucket="posters", s3_key="late.png",
+                execution_timeout=timedelta(hours=1))
+            """,
+        )
 
     assert run.states["image", -1] == "failed"
     assert run.xcom(XCOM_KEY)["billed"] == "unknown"
