@@ -156,7 +156,6 @@ class Limiter:
         fresh = self._slow_down(ticket, now, retry_after)
         if not self._models:
             self._models = [Concurrency(), *map(Window, models.WINDOWS), Rate()]
-            self._clean_since = now
         for model in self._models:
             model.reject(ticket, now, self._recent, fresh, retry_after)
         if fresh:

@@ -128,7 +128,7 @@ class _Bounded:
 
     def raise_bound(self, first: bool) -> bool:
         """Allow more after a while without rejections, and return whether one more may be sent now."""
-        if self.bound < 1 or self.bound == math.inf:
+        if not 1 <= self.bound < math.inf:  # without a rejection there is no bound
             return False
         self._safe = self.bound
         self.bound += 1 if first else max(2, min(8, int(0.25 * self.bound)))

@@ -53,8 +53,10 @@ class Plan:
             yield index, self._job(item)
 
     def shown(self) -> Iterator[tuple[int, Any, dict[str, Any]]]:
-        """Yield each item's number, the item, and the options that its result shows. Takes a hundredth of the time of
-        :meth:`jobs`, whose checks must have succeeded."""
+        """Yield each item's number, the item, and the options that its result shows.
+
+        This takes a hundredth of the time of :meth:`jobs`, whose checks must have succeeded.
+        """
         for index, item in enumerate(self.items):
             values = {name: item.get(name) for name in SHOWN}
             values = {

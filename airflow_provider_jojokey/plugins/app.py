@@ -272,9 +272,8 @@ def _task(place: Place, page: int, wanted: tab.Wanted) -> dict[str, Any]:
     if row.result.manifest is not None:
         answer["items"], answer["next_page"], problem = tab.items(row, page, wanted)
         answer["items_error"] = problem and problem.to_json()
-    elif row.result.batch and (
-        row.result.count or row.result.state == "failed"
-    ):  # one without items has no list
+    elif row.result.batch and (row.result.count or row.result.state == "failed"):
+        # A batch without items has no list.
         problem = Translatable("The list of all images could not be stored. These are the first ones.")
         answer["items_error"] = problem.to_json()
     return answer

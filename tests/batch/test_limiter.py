@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
+from airflow_provider_jojokey.batch.models import Concurrency, Window
 from benchmarks.limiter import Bucket, Case, Concurrent, Fixed, Gateway, Sliding, compare, simulate
 
 FAST, SLOW = (0.03, 0.05), (0.1, 0.25)
@@ -237,6 +238,14 @@ def test_campaign_ends_with_any_kind_of_limit(make: Callable[..., Gateway], seed
 
     assert result["ratio"] < float("inf")
     assert result["share"] <= 0.5
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_model_without_a_bound_is_not_raised(first: bool) -> None:
+    """After an outage, the models are new, and no rejection has set their bounds."""
+    for model in (Concurrency(), Window(5.0)):
+        assert model.raise_bound(first) is False
+        assert model.bound == float("inf")
 
 
 EVENTS = st.one_of(

@@ -62,14 +62,18 @@ def test_interrupted_request_may_have_been_billed(
     assert pushed["usage"]["total_tokens"] == 0  # like all requests whose outcome is unknown
 
 
+def fail_before_sending(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(self: GenerateImageOperator) -> None:
+        raise error
+
+    monkeypatch.setattr(GenerateImageOperator, "_create_clients", fail)
+
+
 @pytest.mark.parametrize("error", INTERRUPTIONS)
 def test_interruption_before_sending_is_not_billed(
     gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    def fail(self: GenerateImageOperator) -> None:
-        raise error("interrupted")
-
-    monkeypatch.setattr(GenerateImageOperator, "_create_clients", fail)
+    fail_before_sending(monkeypatch, error("interrupted"))
     pushed: dict[str, Any] = {}
 
     with pytest.raises(error):
@@ -114,10 +118,8 @@ def test_timeout_in_airflow_reports_possible_charge(airflow: Any, gateway: Any, 
 def test_text_of_other_errors_is_stored_without_secrets(
     gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: GenerateImageOperator) -> None:
-        raise RuntimeError("failed: https://s3.example/x?X-Amz-Signature=abcdef sk-0123456789abcdef")
-
-    monkeypatch.setattr(GenerateImageOperator, "_create_clients", fail)
+    text = "failed: https://s3.example/x?X-Amz-Signature=abcdef sk-0123456789abcdef"
+    fail_before_sending(monkeypatch, RuntimeError(text))
     pushed: dict[str, Any] = {}
 
     with pytest.raises(RuntimeError):
