@@ -21,7 +21,17 @@ from fastapi.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
-from airflow_provider_jojokey.plugins import archive, backend, files, objects, tab, thumbnails, totals, xcoms
+from airflow_provider_jojokey.plugins import (
+    archive,
+    backend,
+    files,
+    kept_sums,
+    objects,
+    tab,
+    thumbnails,
+    totals,
+    xcoms,
+)
 from airflow_provider_jojokey.plugins.access import DagId, MapIndex, ReadableDags, readable_xcom
 from airflow_provider_jojokey.plugins.cards import Place, card, progress_card
 from airflow_provider_jojokey.plugins.files import disposition
@@ -209,9 +219,9 @@ async def get_costs_as_csv(wanted: Wanted) -> Response:
 
 async def _from_sums(wanted: xcoms.Filter, function: Callable[[list[Sum]], T]) -> T:
     """Return what ``function`` makes of the sums. Thousands of them take too long for the event loop."""
-    sums = totals.cached_sums(wanted)
+    sums = kept_sums.cached_sums(wanted)
     if sums is None:
-        sums = await anyio.to_thread.run_sync(totals.compute_sums, wanted, limiter=_sums_thread)
+        sums = await anyio.to_thread.run_sync(kept_sums.compute_sums, wanted, limiter=_sums_thread)
     return await anyio.to_thread.run_sync(function, sums)
 
 

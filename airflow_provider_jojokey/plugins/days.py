@@ -28,6 +28,12 @@ def start_of(day: date, zone: str) -> datetime:
     return datetime.combine(day, time.min, ZoneInfo(zone))
 
 
+@lru_cache(maxsize=10_000)
+def shifted(day: str, days: int) -> str:
+    """Return the day that is some days later, in ISO format."""
+    return (date.fromisoformat(day) + timedelta(days=days)).isoformat()
+
+
 def day_in_sql(session: Session, zone: str) -> tuple[ColumnElement[Any], ColumnElement[int]]:
     """Return expressions for the day on which a row was written, and for the number of days to add to it."""
     timestamp: Any = XComModel.timestamp

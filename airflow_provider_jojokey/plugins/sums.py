@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +17,7 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import BigInteger, Float, Numeric, Text, and_, case, cast, func, literal, or_, select
 
 from airflow_provider_jojokey.cost import NANOS, Cost, Costs
-from airflow_provider_jojokey.plugins.days import day_in_sql, day_of
+from airflow_provider_jojokey.plugins.days import day_in_sql, day_of, shifted
 from airflow_provider_jojokey.plugins.paging import KEYS, inside
 from airflow_provider_jojokey.plugins.xcoms import (
     MAX_READ_ELSEWHERE,
@@ -63,6 +62,7 @@ class Sum(NamedTuple):
     :param tokens: input, output and total tokens
     :param cost: a result without a cost that was, or may have been, paid for counts as one unknown cost
     :param unread: number of results outside of the database that weren't read; they count only here
+    :param elsewhere: whether the values may be references to results outside of the database; they are not summed
     """
 
     day: str = ""
@@ -75,6 +75,7 @@ class Sum(NamedTuple):
     tokens: tuple[int, int, int] = (0, 0, 0)
     cost: Costs = Costs()
     unread: int = 0
+    elsewhere: bool = False
 
     @property
     def unknown_tokens(self) -> int:
@@ -85,31 +86,28 @@ class Sum(NamedTuple):
         return self.results if self.paid != "no" and not self.tokens[2] else 0
 
 
-def sums(session: Session, wanted: Filter) -> Iterator[Sum]:
-    """Yield sums of the results that the filter selects.
+def can_group(session: Session) -> bool:
+    """Whether SQL can group the results in this database."""
+    return session.get_bind().dialect.name in ("postgresql", "sqlite")
 
-    Of values that a custom backend stores outside of the database, only the newest :data:`MAX_READ_ELSEWHERE` are
-    read.
-    """
-    elsewhere = False
+
+def stored_sums(session: Session, wanted: Filter) -> Iterator[Sum]:
+    """Yield sums of the results in the database that the filter selects."""
     odd: set[str] | None = None
     groups: list[tuple[Any, _Facts]] = []
-    if session.get_bind().dialect.name in ("postgresql", "sqlite"):
+    if can_group(session):
         groups = [(group, _facts_of(group.facts)) for group in session.execute(_groups(session, wanted))]
         odd = {group.facts for group, facts in groups if not facts.exact}
         if len(odd) > MAX_ODD:
             groups, odd = [], None
     for group, facts in groups:
-        elsewhere |= facts.elsewhere
         if facts.exact and facts.each is not None:
             yield _sum_of_group(group, facts.each, facts.has_amount)
     if odd is None or odd:
-        for total in _sums_of_rows(session, wanted, odd):
-            elsewhere |= total is None
-            if total is not None:
-                yield total
-    if elsewhere:
-        yield from _sums_elsewhere(session, wanted)
+        yield from _sums_of_rows(session, wanted, odd)
+
+
+_ELSEWHERE = Sum(elsewhere=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +117,22 @@ class _Facts:
     :param each: the sum of one result with these facts; ``None`` if the group contains no results
     :param exact: whether SQL can add up the numbers of the group exactly
     :param has_amount: whether each result has one amount of money
-    :param elsewhere: whether the values may be references to results outside of the database
     """
 
     each: Sum | None = None
     exact: bool = True
     has_amount: bool = False
-    elsewhere: bool = False
 
 
 @lru_cache(maxsize=1_000)
 def _facts_of(text: str | None) -> _Facts:
     """Parse the text of :func:`_facts`; on SQLite, it is ``None`` if a value is not valid JSON."""
     if text is None:
-        return _Facts(elsewhere=True)
+        return _Facts(_ELSEWHERE)
     flags, common, derived, cost = text.split("\n")
     values = dict(zip(_FACTS, parsed(common), strict=True))
     if values["version"] is None:
-        return _Facts(elsewhere=True)
+        return _Facts(_ELSEWHERE)
     has_tokens, exact_numbers, exact_amount, has_cost = (flag == _YES for flag in flags)
     values["cost"] = parsed(cost)
     amounts = values["cost"].get("amounts") if isinstance(values["cost"], dict) else None
@@ -163,21 +159,17 @@ def _sum_of_group(group: Any, each: Sum, has_amount: bool) -> Sum:
     if has_amount:
         amounts = (Cost(int(group.nanos), amounts[0].currency, amounts[0].approximate),)
     return Sum(
-        day=_shifted(str(group.day), group.shift),
+        day=shifted(str(group.day), group.shift),
         dag_id=group.dag_id,
         model=each.model,
-        results=group.results,
+        results=each.results * group.results,
         images=int(group.images),
         failed=each.failed * group.results,
         paid=each.paid,
         tokens=(int(group.input_tokens), int(group.output_tokens), int(group.total_tokens)),
         cost=Costs(amounts, each.cost.unknown * group.results),
+        elsewhere=each.elsewhere,
     )
-
-
-@lru_cache(maxsize=10_000)
-def _shifted(day: str, days: int) -> str:
-    return (date.fromisoformat(day) + timedelta(days=days)).isoformat()
 
 
 def _groups(session: Session, wanted: Filter) -> Select[Any]:
@@ -301,8 +293,8 @@ def _flags_on_postgresql(row: Any) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> Iterator[Sum | None]:
-    """Yield the sum of each result; ``None`` for a value that may be a reference to a result.
+def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> Iterator[Sum]:
+    """Yield the sum of each result.
 
     :param only: facts of the results to read; ``None`` for all
     """
@@ -316,7 +308,7 @@ def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> It
     for timestamp, dag_id, text in session.execute(query.execution_options(yield_per=ROWS_AT_ONCE)):
         values = dict(zip(_FIELDS, parsed(text) or [None] * len(_FIELDS), strict=True))
         if values["version"] is None:
-            yield None
+            yield _ELSEWHERE._replace(day=day_of(timestamp, wanted.zone), dag_id=dag_id)
         elif (result := Result.from_xcom({**values, "images": ()})) is not None:
             yield _sum_of(result, day_of(timestamp, wanted.zone), dag_id)
 
@@ -333,7 +325,11 @@ def _summed_fields(session: Session) -> ColumnElement[str]:
     return cast(func.json_array(*(func.json_extract(value, f"$.{name}") for name in _FIELDS)), Text)
 
 
-def _sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
+def sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
+    """Yield the sums of results that a custom backend stores outside of the database.
+
+    Only the newest :data:`MAX_READ_ELSEWHERE` are read.
+    """
     keys = select(*KEYS, XComModel.timestamp, XComModel.dag_id)
     keys = keys.where(*conditions(session, wanted), is_elsewhere(session))
     keys = keys.order_by(XComModel.timestamp.desc())

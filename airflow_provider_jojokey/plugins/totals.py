@@ -4,63 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-from airflow.utils.session import create_session
-from cachetools import TLRUCache
 
 from airflow_provider_jojokey.cost import CostSum
 from airflow_provider_jojokey.plugins.cards import TOKENS
-from airflow_provider_jojokey.plugins.sums import Sum, sums
-from airflow_provider_jojokey.plugins.xcoms import Filter
+from airflow_provider_jojokey.plugins.sums import Sum
 from airflow_provider_jojokey.spreadsheets import safe_cell
 
-TTL_FACTOR = 5
-"""Sums are cached for this many times the duration of their computation: usually for less than a second, so that they
-agree with the images on the same page, and longer if they are expensive."""
-MAX_CACHED = 64
-"""Maximum number of filters whose sums are cached."""
 KEYS = ("day", "dag_id", "model")
 COUNTS = ("results", "images", "failed", *TOKENS, "unknown_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class _CachedSums:
-    expires: float
-    sums: list[Sum]
-
-
-_CACHE: TLRUCache[Filter, _CachedSums] = TLRUCache(
-    maxsize=MAX_CACHED, ttu=lambda _filter, cached, _now: cached.expires
-)
-_CACHE_LOCK = threading.Lock()
-
-
-def cached_sums(wanted: Filter) -> list[Sum] | None:
-    """Return the sums from the cache; ``None`` if they are not in it."""
-    with _CACHE_LOCK:
-        cached = _CACHE.get(wanted)
-    return None if cached is None else cached.sums
-
-
-def compute_sums(wanted: Filter) -> list[Sum]:
-    """Return the sums. Compute them if they are not cached.
-
-    This is slow if there are many results, so callers run only one computation at a time.
-    """
-    if (entries := cached_sums(wanted)) is not None:  # another request may have just computed them
-        return entries
-    started = time.monotonic()
-    with create_session(scoped=False) as session:
-        entries = list(sums(session, wanted))
-    ended = time.monotonic()
-    with _CACHE_LOCK:
-        _CACHE[wanted] = _CachedSums(ended + TTL_FACTOR * (ended - started), entries)
-    return entries
 
 
 def totals(entries: list[Sum]) -> dict[str, Any]:

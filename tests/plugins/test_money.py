@@ -224,14 +224,14 @@ def test_receipts_gallery_csv_and_ledger_agree_to_the_cent(
 
 
 def test_sums_include_new_results_soon(book: Book) -> None:
-    from airflow_provider_jojokey.plugins import totals
+    from airflow_provider_jojokey.plugins import kept_sums
     from airflow_provider_jojokey.plugins.xcoms import Filter
 
     wanted = Filter(frozenset({"soon"}))
     started = time.monotonic()
-    before = totals.compute_sums(wanted)
+    before = kept_sums.compute_sums(wanted)
     elapsed = time.monotonic() - started
     book.write("soon", result(), at=NOON)
     time.sleep(elapsed * 6)  # sums are cached for five times the duration of their computation
-    after = totals.compute_sums(wanted)
+    after = kept_sums.compute_sums(wanted)
     assert [sum(entry.results for entry in entries) for entries in (before, after)] == [0, 1]

@@ -1,0 +1,134 @@
+"""Sums of results, kept from one request to the next.
+
+Airflow never changes an XCom in place: it deletes the row and inserts another one, with a new time. So the number of
+results of a Dag on a day and the sum of their times show whether the sums of that day have changed. The database
+compares them in a tenth of the time that adding up takes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from airflow.models.xcom import XComModel
+from airflow.utils.session import create_session
+from cachetools import LRUCache, TLRUCache
+from sqlalchemy import BigInteger, cast, func, select
+
+from airflow_provider_jojokey.plugins.days import day_in_sql, shifted
+from airflow_provider_jojokey.plugins.sums import Sum, can_group, stored_sums, sums_elsewhere
+from airflow_provider_jojokey.plugins.xcoms import Filter, conditions
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+TTL_FACTOR = 5
+"""Sums are returned without a query for this many times the duration of their computation: usually for less than a
+second, so that they agree with the images on the same page, and longer if they are expensive."""
+MAX_CACHED = 64
+"""Maximum number of filters whose sums are returned without a query."""
+MAX_ZONES = 4
+"""Maximum number of time zones whose sums are kept."""
+MAX_DAYS = 200_000
+"""Maximum number of days and Dags whose sums are kept for each time zone."""
+
+_Key = tuple[str, str]
+"""Dag and day."""
+_Mark = tuple[int, int]
+"""Number of results, and the sum of their times within the minute, in microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedSums:
+    expires: float
+    sums: list[Sum]
+
+
+_CACHE: TLRUCache[Filter, _CachedSums] = TLRUCache(
+    maxsize=MAX_CACHED, ttu=lambda _filter, cached, _now: cached.expires
+)
+_KEPT: LRUCache[str, dict[_Key, tuple[_Mark, list[Sum]]]] = LRUCache(maxsize=MAX_ZONES)
+_LOCK = threading.Lock()
+
+
+def cached_sums(wanted: Filter) -> list[Sum] | None:
+    """Return the sums from the cache; ``None`` if they are not in it."""
+    with _LOCK:
+        cached = _CACHE.get(wanted)
+    return None if cached is None else cached.sums
+
+
+def compute_sums(wanted: Filter) -> list[Sum]:
+    """Return the sums. Compute them if they are not cached.
+
+    This is slow if there are many results, so callers run only one computation at a time.
+    """
+    if (entries := cached_sums(wanted)) is not None:  # another request may have just computed them
+        return entries
+    started = time.monotonic()
+    with create_session(scoped=False) as session:
+        stored = list(
+            _kept(session, wanted) if _has_whole_days(session, wanted) else stored_sums(session, wanted)
+        )
+        entries = [entry for entry in stored if not entry.elsewhere]
+        if len(entries) < len(stored):
+            entries += sums_elsewhere(session, wanted)
+    ended = time.monotonic()
+    with _LOCK:
+        _CACHE[wanted] = _CachedSums(ended + TTL_FACTOR * (ended - started), entries)
+    return entries
+
+
+def _has_whole_days(session: Session, wanted: Filter) -> bool:
+    """Whether the filter selects all results of its Dags on its days."""
+    only_days = Filter(wanted.dag_ids, day_from=wanted.day_from, day_to=wanted.day_to, zone=wanted.zone)
+    return wanted == only_days and can_group(session)
+
+
+def _kept(session: Session, wanted: Filter) -> Iterator[Sum]:
+    """Yield the sums of whole days. Compute those that have changed, and of their Dags all later ones."""
+    marks = _marks(session, wanted)
+    with _LOCK:
+        kept = _KEPT.setdefault(wanted.zone, {})
+    if len(kept) > MAX_DAYS:
+        kept.clear()
+    # A result that arrives now may be in the sums but not in the marks: then these sums are computed again next time.
+    current = {key: kept[key][1] for key, mark in marks.items() if key in kept and kept[key][0] == mark}
+    if changed := marks.keys() - current.keys():
+        dag_ids = frozenset(dag_id for dag_id, _ in changed)
+        first = min(day for _, day in changed)
+        fresh: dict[_Key, list[Sum]] = {key: [] for key in marks if key[0] in dag_ids and key[1] >= first}
+        for entry in stored_sums(
+            session, replace(wanted, dag_ids=dag_ids, day_from=date.fromisoformat(first))
+        ):
+            if (key := (entry.dag_id, entry.day)) in fresh:
+                fresh[key].append(entry)
+        kept.update({key: (marks[key], entries) for key, entries in fresh.items()})
+        current |= fresh
+    for entries in current.values():
+        yield from entries
+
+
+def _marks(session: Session, wanted: Filter) -> dict[_Key, _Mark]:
+    """Return what changes when the results of a Dag and day change."""
+    day, shift = day_in_sql(session, wanted.zone)
+    timestamp: Any = XComModel.timestamp
+    if session.get_bind().dialect.name == "sqlite":
+        within_minute: Any = cast(func.replace(func.substr(timestamp, 18), ".", ""), BigInteger)
+    else:
+        within_minute = func.date_part("microseconds", timestamp)
+    rows = select(XComModel.dag_id, day.label("day"), shift.label("shift"), within_minute.label("times"))
+    row = rows.where(*conditions(session, wanted)).subquery().c
+    key = (row.dag_id, row.day, row.shift)
+    marks: dict[_Key, _Mark] = {}
+    for dag_id, day, shift, count, times in session.execute(
+        select(*key, func.count(), func.sum(row.times)).group_by(*key)
+    ):
+        at = (dag_id, shifted(str(day), shift))
+        known = marks.get(at, (0, 0))
+        marks[at] = (known[0] + count, known[1] + int(times))
+    return marks
