@@ -2,7 +2,7 @@
 
 Airflow never changes an XCom in place: it deletes the row and inserts another one, with a new time. So the number of
 results of a Dag on a day and the sum of their times show whether the sums of that day have changed. The database
-compares them in a tenth of the time that adding up takes.
+finds that out in a tenth of the time that adding up takes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from cachetools import LRUCache, TLRUCache
-from sqlalchemy import BigInteger, cast, func, select
+from sqlalchemy import BigInteger, LargeBinary, Text, cast, func, literal_column, select
 
 from airflow_provider_jojokey.plugins.days import day_in_sql, shifted
-from airflow_provider_jojokey.plugins.sums import Sum, can_group, stored_sums, sums_elsewhere
+from airflow_provider_jojokey.plugins.sums import Sum, can_group, fence, stored_sums, sums_elsewhere
 from airflow_provider_jojokey.plugins.xcoms import Filter, conditions
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ MAX_DAYS = 200_000
 
 _Key = tuple[str, str]
 """Dag and day."""
-_Mark = tuple[int, int]
-"""Number of results, and the sum of their times within the minute, in microseconds."""
+_Mark = tuple[int, int, int]
+"""Number of results, and sums of their times within the minute and of their sizes or transactions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +118,22 @@ def _marks(session: Session, wanted: Filter) -> dict[_Key, _Mark]:
     day, shift = day_in_sql(session, wanted.zone)
     timestamp: Any = XComModel.timestamp
     if session.get_bind().dialect.name == "sqlite":
-        within_minute: Any = cast(func.replace(func.substr(timestamp, 18), ".", ""), BigInteger)
+        time_of_row: Any = cast(func.replace(func.substr(timestamp, 18), ".", ""), BigInteger)
+        version: Any = func.length(cast(XComModel.value, LargeBinary))  # counting characters is slow
     else:
-        within_minute = func.date_part("microseconds", timestamp)
-    rows = select(XComModel.dag_id, day.label("day"), shift.label("shift"), within_minute.label("times"))
-    row = rows.where(*conditions(session, wanted)).subquery().c
+        time_of_row = func.date_part("microseconds", timestamp)
+        # The ID of the transaction that wrote the row: a restored row may have the time of another one.
+        version = cast(cast(literal_column(f"{XComModel.__tablename__}.xmin"), Text), BigInteger)
+    columns = {"day": day, "shift": shift, "time": time_of_row, "version": version}
+    rows = select(XComModel.dag_id, *(column.label(name) for name, column in columns.items()))
+    row = fence(session, rows.where(*conditions(session, wanted)))
     key = (row.dag_id, row.day, row.shift)
+    query = select(*key, func.count(), func.sum(row.time), func.sum(row.version)).group_by(*key)
     marks: dict[_Key, _Mark] = {}
-    for dag_id, day, shift, count, times in session.execute(
-        select(*key, func.count(), func.sum(row.times)).group_by(*key)
-    ):
+    for dag_id, day, shift, *sums in session.execute(query):
         at = (dag_id, shifted(str(day), shift))
-        known = marks.get(at, (0, 0))
-        marks[at] = (known[0] + count, known[1] + int(times))
+        count, times, versions = (
+            known + int(added) for known, added in zip(marks.get(at, (0, 0, 0)), sums, strict=True)
+        )
+        marks[at] = (count, times, versions)
     return marks

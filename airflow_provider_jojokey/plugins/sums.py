@@ -8,13 +8,15 @@ the values.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models.xcom import XComModel
-from sqlalchemy import BigInteger, Float, Numeric, Text, and_, case, cast, func, literal, or_, select
+from sqlalchemy import BigInteger, Boolean, Float, Numeric, Text, and_, case, cast, func, literal, or_, select
+from sqlalchemy.dialects.postgresql import JSONB
 
 from airflow_provider_jojokey.cost import NANOS, Cost, Costs
 from airflow_provider_jojokey.plugins.days import day_in_sql, day_of, shifted
@@ -41,7 +43,8 @@ MAX_ODD = 100
 """Maximum different facts of results that are read row by row."""
 _TOKENS = ("input_tokens", "output_tokens", "total_tokens")
 _FIELDS = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
-_FACTS = ("version", "state", "model", "billed", "reused")
+_USUAL = {"version": 1, "state": "complete", "billed": None, "reused": False}
+"""Facts of most results, which are compared at once."""
 _NUMBERS = {name: f"usage.{name}" for name in _TOKENS} | {"images": "count"}
 _DERIVED = "s3://"
 """The beginning of ``derived_from``."""
@@ -126,15 +129,16 @@ class _Facts:
 
 @lru_cache(maxsize=1_000)
 def _facts_of(text: str | None) -> _Facts:
-    """Parse the text of :func:`_facts`; on SQLite, it is ``None`` if a value is not valid JSON."""
+    """Parse the text of :func:`_fields`; on SQLite, it is ``None`` if a value is not valid JSON."""
     if text is None:
         return _Facts(_ELSEWHERE)
-    flags, common, derived, cost = text.split("\n")
-    values = dict(zip(_FACTS, parsed(common), strict=True))
+    flags, model, cost, common, *others = text.split("\n", 4)
+    values = dict(_USUAL) if common == "" else dict(zip(_USUAL, parsed(common), strict=True))
     if values["version"] is None:
         return _Facts(_ELSEWHERE)
+    derived = "".join(others)
     has_tokens, exact_numbers, exact_amount, has_cost = (flag == _YES for flag in flags)
-    values["cost"] = parsed(cost)
+    values |= {"model": parsed(model), "cost": parsed(cost)}
     amounts = values["cost"].get("amounts") if isinstance(values["cost"], dict) else None
     has_amount = False
     if isinstance(amounts, list) and len(amounts) == 1 and isinstance(amounts[0], dict):
@@ -176,17 +180,8 @@ def _groups(session: Session, wanted: Filter) -> Select[Any]:
     """Return a query for the groups: their facts and the sums of their numbers."""
     day, shift = day_in_sql(session, wanted.zone)
     row = _fields(session, wanted, day=day, shift=shift)
-    sqlite = session.get_bind().dialect.name == "sqlite"
-    nanos: ColumnElement[Any]
-    if sqlite:  # a float is exact enough for the amounts that have the flag
-        nanos = cast(func.round(cast(row.amount, Float) * NANOS), BigInteger)
-    else:
-        nanos = cast(row.amount, Numeric) * NANOS
-    numbers = {name: row[name] if sqlite else cast(row[name], BigInteger) for name in _NUMBERS}
-    added = [
-        func.coalesce(func.sum(case((func.substr(row.facts, position, 1) == _YES, number))), 0).label(name)
-        for position, name, number in (*((2, *number) for number in numbers.items()), (3, "nanos", nanos))
-    ]
+    numbers = {name: case((row.can_add, row[name])) for name in _NUMBERS} | {"nanos": row.nanos}
+    added = (func.coalesce(func.sum(number), 0).label(name) for name, number in numbers.items())
     key = (row.day, row.shift, row.dag_id, row.facts)
     return select(*key, func.count().label("results"), *added).group_by(*key)
 
@@ -194,32 +189,40 @@ def _groups(session: Session, wanted: Filter) -> Select[Any]:
 def _fields(
     session: Session, wanted: Filter, **more: ColumnElement[Any]
 ) -> ReadOnlyColumnCollection[str, Any]:
-    """Return the columns of a subquery with the fields of each result that are summed, and its facts.
+    """Return the columns of a subquery with the numbers of each result that are summed, and its facts.
 
-    The facts, by which results are grouped, are text of four lines: four flags (whether there are tokens, whether
-    the numbers can be added up, whether the amount can, and whether it is not zero), the JSON array of
-    :data:`_FACTS`, the beginning of ``derived_from``, and the cost without its amount. They are NULL on SQLite if the
-    value is not valid JSON.
+    The facts, by which results are grouped, are lines of text: four flags (whether there are tokens, whether the
+    numbers can be added up, whether the amount can, and whether it is not zero), the JSON of the model and of the cost
+    without its amount, and an empty line for usual results. For others, the JSON array of the values in :data:`_USUAL`
+    and the beginning of ``derived_from`` follow instead. They are NULL on SQLite if the value is not valid JSON.
 
     :param more: further columns
     """
     sqlite = session.get_bind().dialect.name == "sqlite"
     values = _extract_on_sqlite(session) if sqlite else _extract_on_postgresql()
     columns = [column.label(name) for name, column in {**more, **values}.items()]
-    row = _fence(sqlite, select(XComModel.dag_id, *columns).where(*conditions(session, wanted)))
-    flags = _flags_on_sqlite(row) if sqlite else _flags_on_postgresql(row)
-    facts: ColumnElement[Any] = literal("")
-    for flag in flags:
-        facts = facts + case((flag, _YES), else_="-")
+    row = fence(session, select(XComModel.dag_id, *columns).where(*conditions(session, wanted)))
     without_amount = func.replace(row.cost, '"' + func.coalesce(row.amount, "-") + '"', f'"{_ANY_AMOUNT}"')
-    for line in (row.common, func.coalesce(row.derived, ""), func.coalesce(without_amount, "null")):
-        facts = facts + "\n" + line
-    names = ("dag_id", *more, "amount", *_NUMBERS)
-    return _fence(sqlite, select(facts.label("facts"), *(row[name] for name in names)))
+    lines = (
+        func.coalesce(row.model, "null") + "\n" + func.coalesce(without_amount, "null") + "\n" + row.common
+    )
+    values = _numbers_on_sqlite(row) if sqlite else _numbers_on_postgresql(row)
+    values |= {"lines": lines, **{name: row[name] for name in ("dag_id", *more)}}
+    row = fence(session, select(*(column.label(name) for name, column in values.items())))
+    can_add = _can_add_on_sqlite(row) if sqlite else _can_add_on_postgresql(row)
+    facts: ColumnElement[Any] = literal("")
+    for flag in (row.total_tokens > 0, can_add, row.nanos.is_not(None), row.nanos > 0):
+        facts = facts + case((flag, _YES), else_="-")
+    facts = facts + "\n" + row.lines
+    names = ("dag_id", *more, *_NUMBERS, "nanos")
+    return fence(
+        session, select(facts.label("facts"), can_add.label("can_add"), *(row[name] for name in names))
+    )
 
 
-def _fence(sqlite: bool, query: Select[Any]) -> ReadOnlyColumnCollection[str, Any]:
+def fence(session: Session, query: Select[Any]) -> ReadOnlyColumnCollection[str, Any]:
     """Return the columns of a subquery that the database evaluates once a row, not once for each use."""
+    sqlite = session.get_bind().dialect.name == "sqlite"
     return (query.limit(-1) if sqlite else query.offset(0)).subquery().c
 
 
@@ -227,70 +230,87 @@ def _extract_on_sqlite(session: Session) -> dict[str, ColumnElement[Any]]:
     def extract(*paths: str) -> Any:
         return func.json_extract(XComModel.value, *(f"$.{path}" for path in paths))
 
+    def kind(path: str) -> Any:
+        return func.coalesce(func.json_type(XComModel.value, f"$.{path}"), "null")
+
+    # Building an array takes several times as long as extracting values.
+    is_usual = and_(
+        extract("version") == _USUAL["version"],
+        extract("state") == _USUAL["state"],
+        kind("reused") == "false",
+        kind("billed") == "null",
+        kind("derived_from") == "null",
+    )
+    derived = func.coalesce(func.substr(extract("derived_from"), 1, len(_DERIVED)), "")
     values = {
-        "common": cast(extract(*_FACTS), Text),
+        "common": case((is_usual, ""), else_=cast(extract(*_USUAL), Text) + "\n" + derived),
+        "model": func.json_quote(extract("model")),
         "cost": extract("cost"),
         "amount": extract("cost.amounts[0].amount"),
-        "derived": func.substr(extract("derived_from"), 1, len(_DERIVED)),
-        "texts": extract(*_NUMBERS.values()),
+        "whole": and_(*(kind(path).in_(("integer", "null")) for path in _NUMBERS.values())),
         **{name: func.coalesce(extract(path), 0) for name, path in _NUMBERS.items()},
     }
     return {name: inside(session, value) for name, value in values.items()}
 
 
-def _flags_on_sqlite(row: Any) -> tuple[ColumnElement[bool], ...]:
-    numbers = [row[name] for name in _NUMBERS]
+def _numbers_on_sqlite(row: Any) -> dict[str, ColumnElement[Any]]:
     point, digits = func.instr(row.amount, "."), "0123456789"
-    return (
-        row.total_tokens > 0,
-        # SQLite sorts all other types after numbers.
-        and_(func.trim(row.texts, f"[]{digits},nul") == "", func.max(*numbers) < MAX_NUMBER),
-        or_(
-            and_(func.length(row.amount).between(1, 6), func.trim(row.amount, digits) == ""),
-            and_(
-                point.between(2, 7),
-                (func.length(row.amount) - point).between(1, 9),
-                func.trim(row.amount, digits) == ".",
-            ),
+    is_exact = or_(
+        and_(func.length(row.amount).between(1, 6), func.trim(row.amount, digits) == ""),
+        and_(
+            point.between(2, 7),
+            (func.length(row.amount) - point).between(1, 9),
+            func.trim(row.amount, digits) == ".",
         ),
-        func.trim(row.amount, "0.") != "",
     )
+    nanos = cast(func.round(cast(row.amount, Float) * NANOS), BigInteger)  # a float is exact enough for these
+    return {name: row[name] for name in ("whole", *_NUMBERS)} | {"nanos": case((is_exact, nanos))}
+
+
+def _can_add_on_sqlite(row: Any) -> ColumnElement[bool]:
+    numbers = [row[name] for name in _NUMBERS]
+    return and_(row.whole, func.min(*numbers) >= 0, func.max(*numbers) < MAX_NUMBER)
 
 
 def _extract_on_postgresql() -> dict[str, ColumnElement[Any]]:
     value = XComModel.value
-    numbers = {name: value[tuple(path.split("."))] for name, path in _NUMBERS.items()}
+    usual = cast(literal(json.dumps(_USUAL | {"derived_from": None})), JSONB)
+    array = cast(func.jsonb_build_array(*(value[name] for name in _USUAL)), Text)
+    derived = func.coalesce(func.substr(value["derived_from"].as_string(), 1, len(_DERIVED)), "")
+    usage = value["usage"]
     return {
-        "common": cast(func.jsonb_build_array(*(value[name] for name in _FACTS)), Text),
+        # Building an array takes several times as long as comparing values.
+        "common": case((value.op("@>", return_type=Boolean())(usual), ""), else_=array + "\n" + derived),
+        "model": cast(value["model"], Text),
         "cost": cast(value["cost"], Text),
         "amount": value[("cost", "amounts", 0, "amount")].as_string(),
-        "derived": func.substr(value["derived_from"].as_string(), 1, len(_DERIVED)),
-        "texts": cast(func.jsonb_build_array(*numbers.values()), Text),
-        **{name: number.as_string() for name, number in numbers.items()},
+        **{name: usage[name] for name in _TOKENS},
+        "images": value["count"],
     }
 
 
-def _flags_on_postgresql(row: Any) -> tuple[ColumnElement[bool], ...]:
+def _numbers_on_postgresql(row: Any) -> dict[str, ColumnElement[Any]]:
+    def number(value: Any) -> ColumnElement[Any]:
+        kind = func.coalesce(func.jsonb_typeof(value), "null")
+        return case((kind == "number", cast(value, Numeric)), (kind == "null", 0))
+
     # translate() deletes characters. Regular expressions are several times slower.
-    numbers = [func.coalesce(row[name], "") for name in _NUMBERS]
-    point, digits = func.strpos(row.amount, "."), "0123456789"
-    return (
-        func.coalesce(row.total_tokens, "0") != "0",
-        and_(
-            func.translate(row.texts, f"{digits}[], nul", "") == "",
-            func.translate(func.concat(*numbers), digits, "") == "",
-            *(func.length(number) <= 15 for number in numbers),
-        ),
-        or_(
-            and_(func.length(row.amount).between(1, 9), func.translate(row.amount, digits, "") == ""),
-            and_(
-                func.translate(row.amount, digits, "") == ".",
-                point.between(2, 10),
-                (func.length(row.amount) - point).between(1, 9),
-            ),
-        ),
-        func.translate(row.amount, "0.", "") != "",
+    others = func.translate(row.amount, "0123456789", "")
+    point = func.strpos(row.amount, ".")
+    is_exact = or_(
+        and_(others == ".", point.between(2, 10), (func.length(row.amount) - point).between(1, 9)),
+        and_(others == "", func.length(row.amount).between(1, 9)),
     )
+    nanos = case((is_exact, cast(row.amount, Numeric) * NANOS))
+    return {name: number(row[name]) for name in _NUMBERS} | {"nanos": nanos}
+
+
+def _can_add_on_postgresql(row: Any) -> ColumnElement[bool]:
+    numbers = [row[name] for name in _NUMBERS]
+    is_whole = (
+        func.scale(numbers[0] + numbers[1] + numbers[2] + numbers[3]) == 0
+    )  # NULL if one is not a number
+    return and_(is_whole, func.least(*numbers) >= 0, func.greatest(*numbers) < MAX_NUMBER)
 
 
 def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> Iterator[Sum]:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 FILES = (
     "tests/operators/test_database_limits.py",
     "tests/operators/test_assets.py",
+    "tests/plugins/test_kept_sums.py",
     "tests/plugins/test_money.py",
     "tests/plugins/test_results.py",
 )
