@@ -97,7 +97,7 @@ def test_kept_sums_equal_new_ones_after_any_change(book: Book, zone: str, steps:
             at = FIRST + timedelta(hours=hours, microseconds=number + 1)
             book.write(dags[dag], value, run_id=f"r{run}", at=at)
         days = [None if day is None else date(2026, 3, day) for day in (first, last)]
-        wanted = Filter(frozenset(dags[one] for one in chosen), day_from=days[0], day_to=days[1], zone=zone)
+        wanted = Filter(frozenset(dags[each] for each in chosen), day_from=days[0], day_to=days[1], zone=zone)
         found = kept(wanted)
         before = dict(kept_sums._KEPT)
         assert found == anew(wanted)
