@@ -15,7 +15,21 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models.xcom import XComModel
-from sqlalchemy import BigInteger, Boolean, Float, Numeric, Text, and_, case, cast, func, literal, or_, select
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Float,
+    Numeric,
+    Text,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from airflow_provider_jojokey.cost import NANOS, Cost, Costs
@@ -222,8 +236,10 @@ def _fields(
 
 def fence(session: Session, query: Select[Any]) -> ReadOnlyColumnCollection[str, Any]:
     """Return the columns of a subquery that the database evaluates once a row, not once for each use."""
-    sqlite = session.get_bind().dialect.name == "sqlite"
-    return (query.limit(-1) if sqlite else query.offset(0)).subquery().c
+    if session.get_bind().dialect.name == "sqlite":
+        return query.limit(-1).subquery().c
+    # As text, it needs no conversion to bigint: only then does PostgreSQL consider parallel workers.
+    return query.offset(literal_column("'0'")).subquery().c
 
 
 def _extract_on_sqlite(session: Session) -> dict[str, ColumnElement[Any]]:
@@ -233,7 +249,6 @@ def _extract_on_sqlite(session: Session) -> dict[str, ColumnElement[Any]]:
     def kind(path: str) -> Any:
         return func.coalesce(func.json_type(XComModel.value, f"$.{path}"), "null")
 
-    # Building an array takes several times as long as extracting values.
     is_usual = and_(
         extract("version") == _USUAL["version"],
         extract("state") == _USUAL["state"],
@@ -307,10 +322,8 @@ def _numbers_on_postgresql(row: Any) -> dict[str, ColumnElement[Any]]:
 
 def _can_add_on_postgresql(row: Any) -> ColumnElement[bool]:
     numbers = [row[name] for name in _NUMBERS]
-    is_whole = (
-        func.scale(numbers[0] + numbers[1] + numbers[2] + numbers[3]) == 0
-    )  # NULL if one is not a number
-    return and_(is_whole, func.least(*numbers) >= 0, func.greatest(*numbers) < MAX_NUMBER)
+    decimals = func.scale(numbers[0] + numbers[1] + numbers[2] + numbers[3])  # NULL if one is not a number
+    return and_(decimals == 0, func.least(*numbers) >= 0, func.greatest(*numbers) < MAX_NUMBER)
 
 
 def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> Iterator[Sum]:
