@@ -111,13 +111,14 @@ def can_group(session: Session) -> bool:
 def stored_sums(session: Session, wanted: Filter) -> Iterator[Sum]:
     """Yield sums of the results in the database that the filter selects."""
     odd: set[str] | None = None
-    groups: list[tuple[Any, _Facts]] = []
+    groups: list[tuple[Any, ...]] = []
     if can_group(session):
-        groups = [(group, _facts_of(group.facts)) for group in session.execute(_groups(session, wanted))]
-        odd = {group.facts for group, facts in groups if not facts.exact}
+        groups = [tuple(group) for group in session.execute(_groups(session, wanted))]
+        odd = {facts for _, _, _, facts, *_ in groups if not _facts_of(facts).exact}
         if len(odd) > MAX_ODD:
             groups, odd = [], None
-    for group, facts in groups:
+    for group in groups:
+        facts = _facts_of(group[3])
         if facts.exact and facts.each is not None:
             yield _sum_of_group(group, facts.each, facts.has_amount)
     if odd is None or odd:
@@ -172,26 +173,28 @@ def _facts_of(text: str | None) -> _Facts:
     return _Facts(_sum_of(result, "", ""), exact, has_amount and result.cost is not None)
 
 
-def _sum_of_group(group: Any, each: Sum, has_amount: bool) -> Sum:
+def _sum_of_group(group: tuple[Any, ...], each: Sum, has_amount: bool) -> Sum:
+    """Return the sum of a row of :func:`_groups`, in which each result adds ``each`` except for the numbers."""
+    day, shift, dag_id, _, results, input_tokens, output_tokens, total_tokens, images, nanos = group
     amounts = each.cost.amounts
     if has_amount:
-        amounts = (Cost(int(group.nanos), amounts[0].currency, amounts[0].approximate),)
+        amounts = (Cost(int(nanos), amounts[0].currency, amounts[0].approximate),)
     return Sum(
-        day=shifted(str(group.day), group.shift),
-        dag_id=group.dag_id,
+        day=shifted(str(day), shift),
+        dag_id=dag_id,
         model=each.model,
-        results=each.results * group.results,
-        images=int(group.images),
-        failed=each.failed * group.results,
+        results=each.results * results,
+        images=int(images),
+        failed=each.failed * results,
         paid=each.paid,
-        tokens=(int(group.input_tokens), int(group.output_tokens), int(group.total_tokens)),
-        cost=Costs(amounts, each.cost.unknown * group.results),
+        tokens=(int(input_tokens), int(output_tokens), int(total_tokens)),
+        cost=Costs(amounts, each.cost.unknown * results),
         elsewhere=each.elsewhere,
     )
 
 
 def _groups(session: Session, wanted: Filter) -> Select[Any]:
-    """Return a query for the groups: their facts and the sums of their numbers."""
+    """Return a query for the groups: day and its shift, Dag, facts, number of results, sums of numbers and nanos."""
     day, shift = day_in_sql(session, wanted.zone)
     row = _fields(session, wanted, day=day, shift=shift)
     numbers = {name: case((row.can_add, row[name])) for name in _NUMBERS} | {"nanos": row.nanos}
