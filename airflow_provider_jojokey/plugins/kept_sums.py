@@ -31,10 +31,10 @@ TTL_FACTOR = 5
 second, so that they agree with the images on the same page, and longer if they are expensive."""
 MAX_CACHED = 64
 """Maximum number of filters whose sums are returned without a query."""
-MAX_ZONES = 4
+MAX_ZONES = 3
 """Maximum number of time zones whose sums are kept."""
-MAX_DAYS = 200_000
-"""Maximum number of days and Dags whose sums are kept for each time zone."""
+MAX_DAYS = 30_000
+"""Number of days, times Dags, whose sums are kept for each time zone: about 30 MiB. More are added up each time."""
 
 _Key = tuple[str, str]
 """Dag and day."""
@@ -92,6 +92,9 @@ def _has_whole_days(session: Session, wanted: Filter) -> bool:
 def _kept(session: Session, wanted: Filter) -> Iterator[Sum]:
     """Yield the sums of whole days. Compute those that have changed, and of their Dags all later ones."""
     marks = _marks(session, wanted)
+    if len(marks) > MAX_DAYS:
+        yield from stored_sums(session, wanted)
+        return
     with _LOCK:
         kept = _KEPT.setdefault(wanted.zone, {})
     if len(kept) > MAX_DAYS:

@@ -144,3 +144,23 @@ def test_users_get_the_sums_of_their_dags_only(book: Book, dag_id: str) -> None:
     assert kept(Filter(frozenset({dag_id, f"{dag_id}_secret"})))["results"] == 2
     assert kept(Filter(frozenset({dag_id})))["results"] == 1
     assert kept(Filter(frozenset()))["results"] == 0
+
+
+def test_kept_sums_are_bounded(book: Book, dag_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_jojokey.plugins import kept_sums
+    from airflow_provider_jojokey.plugins.xcoms import Filter
+
+    monkeypatch.setattr(kept_sums, "MAX_DAYS", 3)
+    kept_sums._KEPT.clear()
+    for day in range(5):
+        book.write(dag_id, VALUES[0], run_id=f"r{day}", at=FIRST + timedelta(days=day))
+    for day in range(14, 19):
+        assert (
+            kept(Filter(frozenset({dag_id}), day_from=date(2026, 3, day), day_to=date(2026, 3, day)))[
+                "results"
+            ]
+            == 1
+        )
+        assert len(kept_sums._KEPT["UTC"]) <= 3 + 1
+    assert kept(Filter(frozenset({dag_id})))["results"] == 5
+    assert len(kept_sums._KEPT["UTC"]) <= 3 + 1
