@@ -197,7 +197,9 @@ def _groups(session: Session, wanted: Filter) -> Select[Any]:
     """Return a query for the groups: day and its shift, Dag, facts, number of results, sums of numbers and nanos."""
     day, shift = day_in_sql(session, wanted.zone)
     row = _fields(session, wanted, day=day, shift=shift)
-    numbers = {name: case((row.can_add, row[name])) for name in _NUMBERS} | {"nanos": row.nanos}
+    numbers = {name: case((row.can_add, cast(row[name], BigInteger))) for name in _NUMBERS} | {
+        "nanos": row.nanos
+    }
     added = (func.coalesce(func.sum(number), 0).label(name) for name, number in numbers.items())
     key = (row.day, row.shift, row.dag_id, row.facts)
     return select(*key, func.count().label("results"), *added).group_by(*key)
@@ -249,23 +251,13 @@ def _extract_on_sqlite(session: Session) -> dict[str, ColumnElement[Any]]:
     def extract(*paths: str) -> Any:
         return func.json_extract(XComModel.value, *(f"$.{path}" for path in paths))
 
-    def kind(path: str) -> Any:
-        return func.coalesce(func.json_type(XComModel.value, f"$.{path}"), "null")
-
-    is_usual = and_(
-        extract("version") == _USUAL["version"],
-        extract("state") == _USUAL["state"],
-        kind("reused") == "false",
-        kind("billed") == "null",
-        kind("derived_from") == "null",
-    )
     derived = func.coalesce(func.substr(extract("derived_from"), 1, len(_DERIVED)), "")
     values = {
-        "common": case((is_usual, ""), else_=cast(extract(*_USUAL), Text) + "\n" + derived),
+        "common": cast(extract(*_USUAL), Text) + "\n" + derived,
         "model": func.json_quote(extract("model")),
         "cost": extract("cost"),
         "amount": extract("cost.amounts[0].amount"),
-        "whole": and_(*(kind(path).in_(("integer", "null")) for path in _NUMBERS.values())),
+        "whole": func.trim(extract(*_NUMBERS.values()), "[]0123456789,nul") == "",
         **{name: func.coalesce(extract(path), 0) for name, path in _NUMBERS.items()},
     }
     return {name: inside(session, value) for name, value in values.items()}
@@ -319,7 +311,7 @@ def _numbers_on_postgresql(row: Any) -> dict[str, ColumnElement[Any]]:
         and_(others == ".", point.between(2, 10), (func.length(row.amount) - point).between(1, 9)),
         and_(others == "", func.length(row.amount).between(1, 9)),
     )
-    nanos = case((is_exact, cast(row.amount, Numeric) * NANOS))
+    nanos = case((is_exact, cast(cast(row.amount, Numeric) * NANOS, BigInteger)))
     return {name: number(row[name]) for name in _NUMBERS} | {"nanos": nanos}
 
 
