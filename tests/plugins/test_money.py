@@ -82,6 +82,7 @@ ODD = {
     "derived": {"cost": None, "usage": {}, "derived_from": "s3://posters/a.png"},
     "derived_from_text": {"cost": None, "usage": {}, "derived_from": "elsewhere"},
     "derived_from_number": {"cost": None, "usage": {}, "derived_from": 5},
+    "derived_from_lines": {"cost": None, "usage": {}, "derived_from": "a\nb\nc"},
     "derived_from_nothing": {"cost": None, "usage": {}, "derived_from": ""},
     "reused": {"cost": Costs().to_json(), "usage": {}, "reused": True},
     "failed": {"state": "failed", "billed": "yes", "usage": {}, "cost": None, "model": None},
