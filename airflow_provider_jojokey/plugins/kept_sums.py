@@ -131,12 +131,13 @@ def _marks(session: Session, wanted: Filter) -> dict[_Key, _Mark]:
     rows = select(XComModel.dag_id, *(column.label(name) for name, column in columns.items()))
     row = fence(session, rows.where(*conditions(session, wanted)))
     key = (row.dag_id, row.day, row.shift)
-    query = select(*key, func.count(), func.sum(row.time), func.sum(row.version)).group_by(*key)
+    versions = func.coalesce(func.sum(row.version), 0)  # a row can have no value
+    query = select(*key, func.count(), func.sum(row.time), versions).group_by(*key)
     marks: dict[_Key, _Mark] = {}
     for dag_id, day, shift, *sums in session.execute(query):
         at = (dag_id, shifted(str(day), shift))
-        count, times, versions = (
+        count, times, version = (
             known + int(added) for known, added in zip(marks.get(at, (0, 0, 0)), sums, strict=True)
         )
-        marks[at] = (count, times, versions)
+        marks[at] = (count, times, version)
     return marks

@@ -146,6 +146,16 @@ def test_users_get_the_sums_of_their_dags_only(book: Book, dag_id: str) -> None:
     assert kept(Filter(frozenset()))["results"] == 0
 
 
+def test_row_without_a_value_adds_nothing(book: Book, dag_id: str) -> None:
+    from sqlalchemy import null
+
+    from airflow_provider_jojokey.plugins.xcoms import Filter
+
+    book.write(dag_id, null(), run_id="empty", at=FIRST)
+    book.write(dag_id, VALUES[0], at=FIRST + timedelta(days=1))
+    assert kept(Filter(frozenset({dag_id})))["results"] == 1
+
+
 def test_kept_sums_are_bounded(book: Book, dag_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_jojokey.plugins import kept_sums
     from airflow_provider_jojokey.plugins.xcoms import Filter
