@@ -151,7 +151,8 @@ check-schemas: install ## Check .github/ and docker-compose.yaml against their J
 
 # Tracing each line of Airflow and boto3 as well doubles the time of a test, so `make test` doesn't measure the coverage.
 coverage: install ## Check that the tests of the payment path and the API client cover 95 % of its lines and branches
-	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report=term tests/img2 tests/payments
+	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report=term \
+	    tests/img2 tests/payments tests/operators/test_early_failures.py
 
 release-check: ## List what a release still needs: repository, changelog section, tag
 	@$(PYTHON) scripts/repository.py --tag "$(TAG)"

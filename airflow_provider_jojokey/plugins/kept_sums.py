@@ -1,8 +1,10 @@
 """Sums of results, kept from one request to the next.
 
-Airflow never changes an XCom in place: it deletes the row and inserts another one, with a new time. So the number of
-results of a Dag on a day and the sum of their times show whether the sums of that day have changed. The database
-finds that out in a tenth of the time that adding up takes.
+Three numbers show whether the results of a Dag on a day have changed: how many there are, and the sums of their
+times and versions. The database finds them in a fraction of the time that adding up takes. A task's XCom is a new
+row with a new time. On PostgreSQL, a row's version is the transaction that wrote it, so any change shows. On
+SQLite it is the size of the value, because there is nothing better: before Airflow 3.3, an XCom that a user edits
+keeps its time. So sums are not kept longer than :data:`MAX_AGE`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
-from cachetools import LRUCache, TLRUCache
+from cachetools import TLRUCache, TTLCache
 from sqlalchemy import BigInteger, LargeBinary, Text, cast, func, literal_column, select
 
 from airflow_provider_jojokey.plugins.days import day_in_sql, shifted
@@ -36,10 +38,13 @@ MAX_ZONES = 3
 MAX_DAYS = 30_000
 """Number of days, times Dags, whose sums are kept for each time zone: about 30 MiB. More are added up each time."""
 
+MAX_AGE = 600.0
+"""Maximum time in seconds for which the sums of a time zone are kept."""
+
 _Key = tuple[str, str]
 """Dag and day."""
 _Mark = tuple[int, int, int]
-"""Number of results, and sums of their times within the minute and of their sizes or transactions."""
+"""Number of results, and sums of their times within the minute and of their versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class _CachedSums:
 _CACHE: TLRUCache[Filter, _CachedSums] = TLRUCache(
     maxsize=MAX_CACHED, ttu=lambda _filter, cached, _now: cached.expires
 )
-_KEPT: LRUCache[str, dict[_Key, tuple[_Mark, list[Sum]]]] = LRUCache(maxsize=MAX_ZONES)
+_KEPT: TTLCache[str, dict[_Key, tuple[_Mark, list[Sum]]]] = TTLCache(MAX_ZONES, MAX_AGE)
 _LOCK = threading.Lock()
 
 
@@ -125,7 +130,6 @@ def _marks(session: Session, wanted: Filter) -> dict[_Key, _Mark]:
         version: Any = func.length(cast(XComModel.value, LargeBinary))  # counting characters is slow
     else:
         time_of_row = func.date_part("microseconds", timestamp)
-        # The ID of the transaction that wrote the row: a restored row may have the time of another one.
         version = cast(cast(literal_column(f"{XComModel.__tablename__}.xmin"), Text), BigInteger)
     columns = {"day": day, "shift": shift, "time": time_of_row, "version": version}
     rows = select(XComModel.dag_id, *(column.label(name) for name, column in columns.items()))
