@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+
+from msgspec import Struct
 
 NANOS = 10**9
 """Nanos in one unit of a currency."""
@@ -28,8 +29,7 @@ _PRICES = ("text_input", "image_input", "image_output")
 _WANTED = "a JSON object with currency (such as USD), text_input, image_input and image_output"
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Struct, frozen=True):
     """An amount of money.
 
     :param nanos: billionths of the currency's unit
@@ -78,8 +78,7 @@ class Cost:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
+class Costs(Struct, frozen=True):
     """The total cost of several requests.
 
     :param amounts: one cost for each currency, sorted by currency
@@ -170,8 +169,7 @@ def sum_of(costs: Iterable[Cost | None]) -> Costs:
     return total.total
 
 
-@dataclass(frozen=True, slots=True)
-class Prices:
+class Prices(Struct, frozen=True):
     """Prices of a million tokens, in nanos of the currency's unit.
 
     :param currency: three letters (ISO 4217)
@@ -208,8 +206,7 @@ PUBLISHED = Prices("USD", text_input=5 * NANOS, image_input=8 * NANOS, image_out
 """The published list prices of gpt-image-2."""
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaUnit:
+class QuotaUnit(Struct, frozen=True):
     """The value of quota, the unit in which the gateway charges, in a currency.
 
     :param per_unit: quota that equals one unit of the currency

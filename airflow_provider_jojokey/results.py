@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from airflow_provider_jojokey.cost import Costs
 
@@ -33,8 +35,7 @@ MAX_LIMITS = 6
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
+class StoredImage(Struct, frozen=True):
     """One image in S3.
 
     :param bytes: its size
@@ -89,8 +90,7 @@ class StoredImage:
         return image
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """What one task generated, or failed to.
 
     :param state: ``"complete"`` or ``"failed"``
@@ -215,9 +215,9 @@ class Result:
 
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom's value."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["cost"] = self.cost.to_json() if self.cost else None
-        return {"version": VERSION, **values, "images": [image.to_json() for image in self.images]}
+        cost = self.cost.to_json() if self.cost else None
+        images = [image.to_json() for image in self.images]
+        return {"version": VERSION, **asdict(self), "cost": cost, "images": images}
 
     @classmethod
     def from_xcom(cls, value: Any) -> Result | None:

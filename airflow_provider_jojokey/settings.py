@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from airflow_provider_jojokey.cost import PUBLISHED, Prices, parse_prices
 from airflow_provider_jojokey.store.extra_args import parse_extra_args
@@ -25,8 +26,7 @@ def _thumbnail_directory() -> Path:
     return root.with_name(f"{root.name}-thumbnails")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """The settings for all tasks of a worker.
 
     :param spool_directory: where received images stay until S3 confirms them

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import airflow_provider_jojokey
 from tests.support.modules import AIRFLOW_ITSELF, HEAVY, modules_after, within
 
 
@@ -43,6 +46,16 @@ def test_dag_file_imports_little_of_this_package(airflows_own: set[str]) -> None
     own = within(added, ("airflow_provider_jojokey",))
     for part in ("sandbox", "plugins", "img2.client", "img2.reply", "img2.transport", "store.s3"):
         assert not any(name.startswith(f"airflow_provider_jojokey.{part}") for name in own)
+
+
+def test_classes_that_tasks_import_are_no_dataclasses() -> None:
+    folder = Path(airflow_provider_jojokey.__file__).parent
+    found = {
+        str(file.relative_to(folder)) for file in folder.rglob("*.py") if "@dataclass" in file.read_text()
+    }
+    assert {name for name in found if name.split("/")[0] not in ("sandbox", "plugins", "cli")} == {
+        "img2/request.py"  # users may vary a request with dataclasses.replace()
+    }
 
 
 def test_api_client_works_without_airflow() -> None:

@@ -112,7 +112,7 @@ def test_form_fields_match_the_hook() -> None:
     assert (
         set(CONNECTION["conn-fields"]) == set(connection_module._EXTRAS) == set(connection_module._EXPECTED)
     )
-    settings = set(ConnectionSettings.__dataclass_fields__)
+    settings = set(ConnectionSettings.__struct_fields__)
     assert set(CONNECTION["conn-fields"]) == settings - {"token", "host", "warnings"}
 
 

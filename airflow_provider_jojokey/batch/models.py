@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 WINDOWS = (5.0, 10.0, 20.0, 30.0, 60.0)
 """Window lengths in seconds. The rate model covers shorter and longer ones."""
@@ -39,8 +40,7 @@ CATCH_UP = 10
 """Accepted requests after which the highest plausible rate is tried."""
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
+class Ticket(Struct, eq=False):
     """Permission to send one request.
 
     :param given_at: time at which it was issued

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.arguments import converted, filled
@@ -29,8 +30,7 @@ MAX_LISTED_PROBLEMS = 20
 MAX_PROBLEM = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """A batch's items.
 
     :param items: any sequence of dicts, read one by one

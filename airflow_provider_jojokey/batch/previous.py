@@ -16,10 +16,11 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.store import spool
@@ -36,8 +37,7 @@ PAGES, KEYS_PER_PAGE = 10, 1000
 """Pages to list beyond those that the keys need, in case the bucket contains many other objects."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Struct, frozen=True):
     """An object in a listing."""
 
     size: int

@@ -14,9 +14,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.batch.limiter import Limiter, Ticket
 from airflow_provider_jojokey.batch.recorder import Recorder

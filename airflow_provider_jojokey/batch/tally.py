@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
+from msgspec import Struct, field
 
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyBatchError, JojoKeyBatchFailure, JojoKeyError
@@ -23,8 +23,7 @@ MAX_KEYS = 100
 MAX_CAUSE = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Unsettled:
+class Unsettled(Struct, frozen=True):
     """An item that was or may have been billed and whose usage or cost may be unknown.
 
     :param images: number of paid images
@@ -35,8 +34,7 @@ class Unsettled:
     images: int
 
 
-@dataclass(slots=True)
-class Cause:
+class Cause(Struct):
     """One class of errors among the failed items.
 
     :param index: the first item that failed with it
@@ -50,8 +48,7 @@ class Cause:
     count: int = 0
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """Counts and sums over a batch's items.
 
     :param total: number of items

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.limiter import Ticket
@@ -29,8 +30,7 @@ SAME_WARNINGS = 10
 """Times that a warning from one place is logged."""
 
 
-@dataclass(slots=True, eq=False)
-class Turn:
+class Turn(Struct, eq=False):
     """One item that a thread processes.
 
     :param index: the item's number
@@ -51,8 +51,7 @@ class NeedsTicket:
     """A thread waits for permission to send."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """A request has failed, and its thread is still recording the failure."""
 
     error: JojoKeyError

@@ -7,9 +7,10 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.exceptions import JojoKeyConnectionError
 from airflow_provider_jojokey.img2.request import DEFAULT_MODEL
@@ -23,8 +24,7 @@ _logged: set[tuple[str, str]] = set()
 """The warnings about connections that this process has logged."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class ConnectionSettings:
+class ConnectionSettings(Struct, frozen=True):
     """The settings in an Airflow connection of type ``jojokey``.
 
     :param token: the JojoKey token
@@ -51,6 +51,12 @@ class ConnectionSettings:
     proxy: str | None = None
     price_per_million: Prices | None = None
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # without the token
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
 
     @classmethod
     def of(cls, connection: Any) -> ConnectionSettings:

@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import requests
+from msgspec import Struct
 
 from airflow_provider_jojokey.img2 import addresses, chunks, transport
 from airflow_provider_jojokey.img2.classify import from_response, is_relay
@@ -43,8 +43,7 @@ FREE_CALL_TIMEOUT = 10.0
 BeforeSend = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(Struct, frozen=True):
     """The result of one paid request.
 
     :param images: the images, complete and checked; fewer than requested if ``warnings`` says so

@@ -9,8 +9,9 @@ gateway echoes could be taken for the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.img2.base64_value import Base64Value
 from airflow_provider_jojokey.img2.splitter import Path
@@ -39,8 +40,7 @@ _FINISHED = ("succeeded", "completed", "done", "finished")
 ValueOf = Callable[[Any], Base64Value | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """One element of a response that should be an image.
 
     :param value: its decoded base64

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
+
+from msgspec import Struct
 
 Billed = Literal["no", "yes", "unknown"]
 
@@ -32,8 +33,7 @@ class Kind(StrEnum):
     REPLY = "reply"
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
+class Advice(Struct, frozen=True):
     """The summary and remedy of one kind of error.
 
     :param summary: what happened, without a full stop

@@ -12,9 +12,10 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from msgspec import Struct
 
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 """No image of 8,294,400 pixels is larger. The limit protects the disk."""
@@ -141,8 +142,7 @@ class ImageFile:
         self.file.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Struct, frozen=True):
     """One complete image.
 
     :param index: its position in the response, from 0

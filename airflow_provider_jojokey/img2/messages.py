@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 MAX_DEPTH = 6
 MAX_MESSAGES = 5
@@ -32,8 +33,7 @@ _FAILED_STATUS = {"failed", "failure", "error", "cancelled", "canceled", "expire
 _FAILED_TYPE = re.compile(r"(?:^|[._-])(?:error|failed|failure|incomplete)$", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """An error that a JSON document reports.
 
     :param message: the gateway's message, not yet redacted

@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import requests
+from msgspec import Struct, field
 
 from airflow_provider_jojokey.img2 import chunks
 from airflow_provider_jojokey.img2.classify import from_response
@@ -45,8 +45,7 @@ class NoProgress(Exception):
     """The response continues without image data."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """A response with at least one usable image.
 
     :param images: the images, checked
@@ -59,8 +58,7 @@ class Received:
     warnings: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Receiver:
+class Receiver(Struct, eq=False):
     """Receives the response to one request. Not reusable.
 
     :param response: a response with a status of success and an unread body
@@ -88,6 +86,12 @@ class Receiver:
     _problems: list[str] = field(default_factory=list)
     _links: list[str] = field(default_factory=list)
     _beginning: bytes = b""
+
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # without the secret
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
 
     def receive(self) -> Received:
         """Return the images and facts of the response.

@@ -8,8 +8,9 @@ what a document means: finished images, a preview, an error, or facts such as th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from airflow_provider_jojokey.img2 import envelope
 from airflow_provider_jojokey.img2.base64_value import Base64Value, Sink
@@ -24,8 +25,7 @@ __all__ = ["MAX_TEXT_BYTES", "MAX_VALUES", "Reply", "ReplyDecoder", "ReplyError"
 _FACTS = ("created", "created_at", "model", "size", "quality", "background", "output_format")
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyImage:
+class ReplyImage(Struct, frozen=True):
     """One element of ``data`` in the response.
 
     :param index: its position, from 0
@@ -42,8 +42,7 @@ class ReplyImage:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """The decoded content of a response.
 
     :param document: the JSON document, without base64; for several documents, their merged facts

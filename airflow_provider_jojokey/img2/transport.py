@@ -12,11 +12,11 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from msgspec import Struct
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.utils import select_proxy
@@ -75,8 +75,7 @@ class BearerAuth(AuthBase):
         return "BearerAuth(sk-…)"
 
 
-@dataclass
-class _Progress:
+class _Progress(Struct):
     """How far a request has come.
 
     :param written: whether it may have been written to a connection, at least in part

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.links.paths import image_path, tab_path, thumbnail_path
 from airflow_provider_jojokey.results import XCOM_KEY, Result, shortened
@@ -21,8 +22,7 @@ MAX_SLACK_TEXT = 3000
 """Maximum number of characters in one Slack block."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """A task's result, formatted for mail and chat.
 
     :param title: one line with the task and its outcome

@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink, names_endpoint

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.cost import PUBLISHED, Cost, Prices
 from airflow_provider_jojokey.img2.estimate import expected_usage
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.receipt import Receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(Struct, frozen=True):
     """Tokens, images and money.
 
     :param cost: nanos of the currency's unit

@@ -11,11 +11,13 @@ news about an attempt ("no response") could overwrite better evidence ("images s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from types import NoneType
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from airflow_provider_jojokey.cost import Cost, Prices
 from airflow_provider_jojokey.results import StoredImage
@@ -84,8 +86,7 @@ class IllegalTransition(ValueError):
     """An event that contradicts what is known about the attempt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Struct, frozen=True):
     """The task that an attempt belongs to.
 
     :param try_number: the task's try, from 1
@@ -119,8 +120,7 @@ class Owner:
         return self.is_task_of(other) and self.try_number == other.try_number
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
+class Worker(Struct, frozen=True):
     """The process that makes an attempt.
 
     :param host: the host's name, for display
@@ -138,8 +138,7 @@ class Worker:
     identity: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """One attempt to pay for images.
 
     :param id: 32 hex digits
@@ -246,6 +245,7 @@ class Attempt:
         values: dict[str, Any] = {}
         for name, value in asdict(self).items():
             values[name] = value.isoformat() if isinstance(value, datetime) else value
+        values["owner"], values["worker"] = asdict(self.owner), asdict(self.worker)
         values["images"] = [image.to_json() for image in self.images]
         values["preview"] = self.preview.to_json() if self.preview else None
         values["cost"] = self.cost.to_json() if self.cost else None
@@ -299,8 +299,7 @@ def _charged(charge: Mapping[str, Any] | None) -> Cost | None:
 
 
 def _known(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(cls)}
-    return {name: value for name, value in values.items() if name in names}
+    return {name: value for name, value in values.items() if name in cls.__struct_fields__}
 
 
 def _texts(values: Any) -> list[str]:

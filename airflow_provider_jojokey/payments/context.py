@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.img2.estimate import duration_factor
@@ -41,8 +42,7 @@ LOG_DELAY = 60.0
 """Seconds within which the gateway logs a finished request. It relays the response first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+class Services(Struct, frozen=True):
     """The services that a job uses. The jobs of a batch share them.
 
     :param hook: the JojoKey hook
@@ -70,8 +70,7 @@ class Services:
     resend: bool = True
 
 
-@dataclass
-class Context:
+class Context(Struct, dict=True, eq=False):
     """The state of one job in the payment path.
 
     :param job: the job

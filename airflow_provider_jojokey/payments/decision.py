@@ -7,36 +7,35 @@ decides again, until the decision is to reuse images or to pay.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
 from airflow_provider_jojokey.payments.receipt import Receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Pay:
+class Pay(Struct, frozen=True):
     """Nothing prevents a payment."""
 
 
-@dataclass(frozen=True, slots=True)
-class _AboutAttempt:
+class _AboutAttempt(Struct, frozen=True):
     attempt: Attempt
 
 
-class Reuse(_AboutAttempt):
+class Reuse(_AboutAttempt, frozen=True):
     """``attempt`` has the requested images."""
 
 
-class Wait(_AboutAttempt):
+class Wait(_AboutAttempt, frozen=True):
     """``attempt`` may be in flight in another process."""
 
 
-class Reconcile(_AboutAttempt):
+class Reconcile(_AboutAttempt, frozen=True):
     """``attempt`` may have been billed: collect evidence first."""
 
 
-class Conflict(_AboutAttempt):
+class Conflict(_AboutAttempt, frozen=True):
     """Another task of the same Dag run writes to the same key."""
 
 

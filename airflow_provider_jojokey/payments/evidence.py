@@ -10,8 +10,9 @@ This module does no I/O.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.payments.attempt import Event
 
@@ -25,8 +26,7 @@ CHARGE_DELAY = 600.0
 """Seconds after the response within which the gateway logs the charge. It logs failures at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedRequest:
+class LoggedRequest(Struct, frozen=True):
     """One request in the gateway log: all rows with its ID.
 
     The gateway writes a row for each channel that failed, and one for the charge.
@@ -49,8 +49,7 @@ class LoggedRequest:
     quota: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What is known about one attempt without a usable response.
 
     :param stated: what a person stated: ``"yes"`` or ``"no"``
@@ -81,8 +80,7 @@ class Facts:
     others: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What the facts prove.
 
     :param event: ``PROVEN_BILLED``, ``PROVEN_UNBILLED`` or ``LOST``

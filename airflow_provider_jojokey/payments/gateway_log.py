@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from airflow_provider_jojokey.img2.errors import Img2Error
 from airflow_provider_jojokey.payments import clock
@@ -20,8 +21,7 @@ MAX_AGE = 1.0
 """Seconds for which a copy of the log counts as current."""
 
 
-@dataclass
-class GatewayLog:
+class GatewayLog(Struct, dict=True, eq=False):
     """The gateway log as one process sees it. Threads may share it.
 
     :param fetch: returns the rows, see :meth:`Client.billing_log`

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
 from airflow_provider_jojokey.integrations.telemetry import observe
@@ -38,8 +39,7 @@ CONFLICT_PAUSE = 0.05
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Generated:
+class Generated(Struct, frozen=True):
     """The generated or reused images.
 
     :param receipt: the receipt as it is now

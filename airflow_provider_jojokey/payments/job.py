@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from airflow_provider_jojokey.cost import to_nanos
 from airflow_provider_jojokey.img2.request import ImageRequest
@@ -12,8 +15,7 @@ from airflow_provider_jojokey.payments.attempt import Attempt, Owner
 from airflow_provider_jojokey.store.keys import Destination
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """A spending limit. ``None`` means unlimited.
 
     :param tokens: billed tokens
@@ -65,8 +67,7 @@ def _given(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip() in ("", "None") else value
 
 
-@dataclass(frozen=True, slots=True)
-class ImageJob:
+class ImageJob(Struct, frozen=True):
     """One request for images, and the settings that decide whether it may be paid.
 
     :param request: the images
@@ -107,7 +108,12 @@ class ImageJob:
     def to_json(self) -> dict[str, Any]:
         """Return the job for another process."""
         limits = {"task_limit": self.task_limit.to_json(), "run_limit": self.run_limit.to_json()}
-        return {**asdict(self), **limits}
+        parts = {
+            "request": dataclasses.asdict(self.request),
+            "destination": asdict(self.destination),
+            "owner": asdict(self.owner),
+        }
+        return {**asdict(self), **parts, **limits}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ImageJob:

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.cost import Costs, sum_of
 from airflow_provider_jojokey.img2.errors import Billed
@@ -37,8 +39,7 @@ class ReceiptUnreadable(ValueError):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(Struct, frozen=True):
     """The requests and payments for the images at one key.
 
     :param bucket: the images' bucket

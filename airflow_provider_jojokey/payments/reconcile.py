@@ -8,9 +8,10 @@ the evidence proves. It never treats missing data as evidence: without proof, th
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.cost import sum_of
 from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError

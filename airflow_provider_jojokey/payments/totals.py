@@ -6,8 +6,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+from msgspec import Struct, field
 
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.payments.amount import Amount, spent_on
@@ -30,8 +31,7 @@ Item = TypeVar("Item")
 Sum = TypeVar("Sum", bound=_Sum)
 
 
-@dataclass(frozen=True, slots=True)
-class Billed:
+class Billed(Struct, frozen=True):
     """The tokens billed to a task, and what they cost, as far as its receipts show it."""
 
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))

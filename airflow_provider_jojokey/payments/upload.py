@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.payments.attempt import Attempt
@@ -30,8 +31,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Uploader:
+class Uploader(Struct, frozen=True):
     """Uploads the images of one job.
 
     :param job: the job

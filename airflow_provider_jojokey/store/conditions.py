@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.store.s3_errors import code_of, status_of
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
+class Conditions(Struct, frozen=True):
     """The result of :meth:`ImageStore.verify_conditional_writes`.
 
     :param verified: whether only one of two conditional writers wins
@@ -21,8 +22,7 @@ class Conditions:
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
-class ConditionSupport:
+class ConditionSupport(Struct, frozen=True):
     """The conditional writes that one bucket supports, as far as known.
 
     :param if_none_match: whether the store obeys ``If-None-Match: *``; ``None`` if unknown

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import quote
+
+from msgspec import Struct
 
 RECEIPTS = "_jojokey/"
 """The prefix of the receipts. Images are not allowed there."""
@@ -53,8 +54,7 @@ class AccessPoint(NamedTuple):
         return cls(*found.group("partition", "service", "region", "account", "name"))
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(Struct, frozen=True):
     """The bucket and keys of a request's images.
 
     :param bucket: the bucket's name

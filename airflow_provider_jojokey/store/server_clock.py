@@ -5,14 +5,14 @@ from __future__ import annotations
 import email.utils
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.payments import clock
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
+class _Sample(Struct, frozen=True):
     """One reading of S3's clock.
 
     :param date: seconds since 1970

@@ -34,9 +34,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from airflow_provider_jojokey.img2.images import Image, ImageFile, NotAnImage
 from airflow_provider_jojokey.store import host
@@ -71,8 +72,7 @@ _ENDED = "ended"
 _cleaned: dict[Path, float] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Spool:
+class Spool(Struct, frozen=True):
     """The folder of one attempt.
 
     :param folder: its path

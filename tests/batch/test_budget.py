@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError, JojoKeyReceiptError
 from airflow_provider_jojokey.img2.request import ImageRequest

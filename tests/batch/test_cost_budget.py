@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.cost import NANOS, PUBLISHED, Cost, parse_prices
 from airflow_provider_jojokey.exceptions import JojoKeyBudgetError

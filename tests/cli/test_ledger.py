@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.cli.ledger import IN_MEMORY, _receipts
 from airflow_provider_jojokey.cost import NANOS, PUBLISHED, Cost

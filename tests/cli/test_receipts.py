@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.cli import receipts
 from airflow_provider_jojokey.cli.console import OutputFailed

@@ -15,6 +15,7 @@ import pytest
 import requests
 from airflow.exceptions import AirflowNotFoundException
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from rich.pretty import pretty_repr
 
 from airflow_provider_jojokey import exceptions as errors
 from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
@@ -235,7 +236,9 @@ def test_invalid_base_url_is_rejected(connect: Connect, host: str, port: int | N
 
 
 def test_settings_hide_the_token(connect: Connect) -> None:
-    assert TOKEN not in repr(connect().settings)
+    settings = connect().settings
+    assert settings.token == TOKEN
+    assert not any(TOKEN in shown([settings]) for shown in (repr, str, pretty_repr))
 
 
 def test_get_conn_is_an_authenticated_session(gateway: Gateway, hook: JojoKeyHook) -> None:

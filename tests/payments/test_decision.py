@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner
 from airflow_provider_jojokey.payments.decision import Conflict, Decision, Pay, Reconcile, Reuse, Wait, decide

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.payments.attempt import Event
 from airflow_provider_jojokey.payments.evidence import (

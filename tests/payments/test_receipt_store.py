@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock, receipt_store

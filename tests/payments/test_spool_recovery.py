@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
+from msgspec.structs import replace
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore

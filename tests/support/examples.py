@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Owner, Worker
 from airflow_provider_jojokey.payments.receipt import Receipt

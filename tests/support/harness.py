@@ -18,6 +18,7 @@ from zlib import crc32
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
+from msgspec import structs
 
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyUnknownOutcomeError
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
@@ -82,7 +83,7 @@ def simulate_hosts(patch: pytest.MonkeyPatch) -> Time:
         if here is None:
             return worker(pid)
         own_pid = pid + 1 + crc32(here.identity.encode()) % 1000  # each machine has its own process table
-        return replace(worker(pid), host=here.name, identity=here.identity, pid=own_pid)
+        return structs.replace(worker(pid), host=here.name, identity=here.identity, pid=own_pid)
 
     def machine_here() -> str:
         here = _this_host.get()
@@ -139,7 +140,7 @@ class Harness:
 
     def set(self, **settings: Any) -> None:
         """Change the worker's settings."""
-        self.settings = replace(self.settings, **settings)
+        self.settings = structs.replace(self.settings, **settings)
 
     def on(self, name: str, identity: str = "", ahead: float = 0.0) -> Harness:
         """Return the harness of another worker, with a spool of its own.
@@ -151,7 +152,7 @@ class Harness:
         other = replace(
             self, spools=self.spools.with_name(f"spool-{identity}"), host=Host(name, identity, ahead)
         )
-        other.settings = replace(self.settings, spool_directory=other.spools)
+        other.settings = structs.replace(self.settings, spool_directory=other.spools)
         return other
 
     def in_other_process(self) -> Harness:
