@@ -66,6 +66,17 @@ class Plan(Struct, frozen=True):
             texts = {name: None if value is None else str(value) for name, value in values.items()}
             yield index, item, {**texts, "prompt": shortened(str(values["prompt"]).strip(), MAX_PROMPT)}
 
+    def common(self) -> dict[str, str | None]:
+        """Return the first item's prompt, and the other shown options if all items have the same."""
+        found: dict[str, dict[str | None, None]] = {name: {} for name in SHOWN}
+        for _, _, options in self.shown():
+            for name, values in found.items():
+                if len(values) < 2:
+                    values[options[name]] = None
+        prompts = found.pop("prompt")
+        common = {name: next(iter(values)) if len(values) == 1 else None for name, values in found.items()}
+        return {"prompt": next(iter(prompts), None), **common}
+
     def receipt_of(self, item: Mapping[str, Any]) -> str:
         """Return the URI of an item's receipt."""
         destination = destination_of(item, self.defaults.get("s3_bucket"), 1)

@@ -15,7 +15,6 @@ from airflow_provider_jojokey.operators.base import ImageOperator, text_of
 from airflow_provider_jojokey.operators.templates import OPTIONS, TemplateFields
 from airflow_provider_jojokey.results import (
     MAX_MESSAGE,
-    MAX_PROMPT,
     PROGRESS_KEY,
     Result,
     StoredImage,
@@ -410,15 +409,15 @@ class GenerateImageBatchOperator(ImageOperator):
         self._push_result(context, self._result(plan, tally, uri, error))
 
     def _result(self, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None) -> Result:
-        first = next((job.request for _, job in plan.jobs()), None)
+        common = plan.common()
         return Result(
             state="failed" if error else "complete",
             images=tuple(StoredImage.from_json(image) for image in tally.listed),
             count=tally.images,
-            prompt=shortened(first.prompt, MAX_PROMPT) if first else "",
-            model=first.model if first else None,
-            size=first.size if first else None,
-            quality=first.quality if first else None,
+            prompt=common["prompt"] or "",
+            model=common["model"],
+            size=common["size"],
+            quality=common["quality"],
             usage={} if tally.earlier_unknown else tally.usage,
             cost=None if tally.earlier_unknown else tally.cost,
             batch=True,

@@ -4,11 +4,12 @@ Three numbers show whether the results of a Dag on a day have changed: how many 
 times and versions. The database finds them in a fraction of the time that adding up takes. A task's XCom is a new
 row with a new time. On PostgreSQL, a row's version is the transaction that wrote it, so any change shows. On
 SQLite it is the size of the value, because there is nothing better: before Airflow 3.3, an XCom that a user edits
-keeps its time. So sums are not kept longer than :data:`MAX_AGE`.
+keeps its time. So on SQLite, sums are not kept longer than :data:`MAX_AGE_ON_SQLITE`.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
-from cachetools import TLRUCache, TTLCache
+from cachetools import TLRUCache
 from sqlalchemy import BigInteger, LargeBinary, Text, cast, func, literal_column, select
 
 from airflow_provider_jojokey.plugins.days import day_in_sql, shifted
@@ -38,8 +39,8 @@ MAX_ZONES = 3
 MAX_DAYS = 30_000
 """Number of days, times Dags, whose sums are kept for each time zone: about 30 MiB. More are added up each time."""
 
-MAX_AGE = 600.0
-"""Maximum time in seconds for which the sums of a time zone are kept."""
+MAX_AGE_ON_SQLITE = 600.0
+"""Maximum time in seconds for which the sums of a time zone are kept on SQLite."""
 
 _Key = tuple[str, str]
 """Dag and day."""
@@ -56,7 +57,10 @@ class _CachedSums:
 _CACHE: TLRUCache[Filter, _CachedSums] = TLRUCache(
     maxsize=MAX_CACHED, ttu=lambda _filter, cached, _now: cached.expires
 )
-_KEPT: TTLCache[str, dict[_Key, tuple[_Mark, list[Sum]]]] = TTLCache(MAX_ZONES, MAX_AGE)
+_KEPT: TLRUCache[tuple[str, float], dict[_Key, tuple[_Mark, list[Sum]]]] = TLRUCache(
+    maxsize=MAX_ZONES, ttu=lambda key, _kept, now: now + key[1]
+)
+"""By time zone and maximum age."""
 _LOCK = threading.Lock()
 
 
@@ -100,8 +104,9 @@ def _kept(session: Session, wanted: Filter) -> Iterator[Sum]:
     if len(marks) > MAX_DAYS:
         yield from stored_sums(session, wanted)
         return
+    max_age = MAX_AGE_ON_SQLITE if session.get_bind().dialect.name == "sqlite" else math.inf
     with _LOCK:
-        kept = _KEPT.setdefault(wanted.zone, {})
+        kept = _KEPT.setdefault((wanted.zone, max_age), {})
     if len(kept) > MAX_DAYS:
         kept.clear()
     # A result that arrives now may be in the sums but not in the marks: then these sums are computed again next time.

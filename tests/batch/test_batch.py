@@ -56,6 +56,18 @@ def test_empty_batch_succeeds(campaign: Any, gateway: Any) -> None:
     assert gateway.requests == ()
 
 
+@pytest.mark.parametrize("item", [{}, {"size": "1536x1024"}, {"model": "gpt-image-3"}, {"quality": "high"}])
+def test_result_shows_options_that_all_items_have(campaign: Any, gateway: Any, item: dict[str, str]) -> None:
+    other = {"prompt": "an owl", "s3_key": "posters/owl.png", **item}
+    run = campaign.run("options", [*posters(2), other])
+
+    result = Result.from_xcom(run.xcom("jojokey_images", "batch"))
+    assert result is not None
+    assert result.prompt == "a poster, number 0"
+    same = {"model": "gpt-image-2", "size": "1024x1024", "quality": "low"}
+    assert {name: getattr(result, name) for name in same} == same | dict.fromkeys(item)
+
+
 def test_log_shows_cost_before_and_after(
     campaign: Any, gateway: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import pytest
+from msgspec.structs import force_setattr
 
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.payments.attempt import Owner
@@ -140,7 +141,7 @@ def test_timeout_ends_a_request_in_flight(trigger: Any, gateway: Any, store: Any
 
 def test_timeout_prevents_a_resend(trigger: Any, gateway: Any, store: Any) -> None:
     gateway.behave("rate_limited", retry_after=40)
-    object.__setattr__(trigger.hook.settings, "max_resend_wait", 60.0)
+    force_setattr(trigger.hook.settings, "max_resend_wait", 60.0)
 
     event = run(trigger, 4)
 

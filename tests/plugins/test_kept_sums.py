@@ -64,6 +64,13 @@ def kept(wanted: Any) -> dict[str, Any]:
     return totals.totals(kept_sums.compute_sums(wanted))
 
 
+def days_kept(zone: str) -> dict[Any, Any]:
+    """Return the sums that are kept, by Dag and day."""
+    from airflow_provider_jojokey.plugins import kept_sums
+
+    return next(days for (name, _), days in kept_sums._KEPT.items() if name == zone)
+
+
 def anew(wanted: Any) -> dict[str, Any]:
     from airflow_provider_jojokey.plugins import kept_sums
 
@@ -137,13 +144,24 @@ def test_result_edited_in_place_is_noticed_in_time(book: Book, dag_id: str, amou
         same_size_on_sqlite = amount < 10 * NANOS and session.get_bind().dialect.name == "sqlite"
     if same_size_on_sqlite:
         assert kept(wanted) == first
-        kept_sums._KEPT.expire(time.monotonic() + kept_sums.MAX_AGE)
+        kept_sums._KEPT.expire(time.monotonic() + kept_sums.MAX_AGE_ON_SQLITE)
     assert kept(wanted)["cost"] == edited["cost"]
+
+
+def test_sums_are_kept_without_a_limit_where_any_change_shows(book: Book, dag_id: str) -> None:
+    from airflow.settings import engine
+
+    from airflow_provider_jojokey.plugins import kept_sums
+    from airflow_provider_jojokey.plugins.xcoms import Filter
+
+    book.write(dag_id, VALUES[0], at=FIRST)
+    anew(Filter(frozenset({dag_id})))
+    kept_sums._KEPT.expire(time.monotonic() + kept_sums.MAX_AGE_ON_SQLITE)
+    assert len(kept_sums._KEPT) == (0 if engine.dialect.name == "sqlite" else 1)
 
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_only_changed_days_are_added_up_again(book: Book, dag_id: str, zone: str) -> None:
-    from airflow_provider_jojokey.plugins import kept_sums
     from airflow_provider_jojokey.plugins.xcoms import Filter
 
     for day in range(5):
@@ -154,10 +172,10 @@ def test_only_changed_days_are_added_up_again(book: Book, dag_id: str, zone: str
         assert kept(wanted) == kept(replace(wanted, day_to=date(2027, 1, 1))) == first
     assert [statement for statement in unchanged if "json" in statement] == []
 
-    before = {key: entries for key, (_, entries) in kept_sums._KEPT[zone].items() if key[0] == dag_id}
+    before = {key: entries for key, (_, entries) in days_kept(zone).items() if key[0] == dag_id}
     book.write(dag_id, VALUES[0], run_id="r5", at=FIRST + timedelta(days=3, seconds=1))
     assert kept(wanted)["results"] == 6
-    again = {key for key, entries in before.items() if kept_sums._KEPT[zone][key][1] is not entries}
+    again = {key for key, entries in before.items() if days_kept(zone)[key][1] is not entries}
     assert again == set(sorted(before)[3:])
 
 
@@ -192,6 +210,6 @@ def test_kept_sums_are_bounded(book: Book, dag_id: str, monkeypatch: pytest.Monk
     wanted = Filter(frozenset({dag_id}))
     for day in (date(2026, 3, number) for number in range(14, 19)):
         assert kept(replace(wanted, day_from=day, day_to=day))["results"] == 1
-        assert len(kept_sums._KEPT["UTC"]) <= 3 + 1
+        assert len(days_kept("UTC")) <= 3 + 1
     assert kept(wanted)["results"] == 5
-    assert len(kept_sums._KEPT["UTC"]) <= 3 + 1
+    assert len(days_kept("UTC")) <= 3 + 1
