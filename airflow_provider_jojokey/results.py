@@ -28,7 +28,8 @@ MAX_PROMPT = 2_000
 """Maximum length of the prompt in the XCom. The receipt contains the whole prompt."""
 MAX_LISTED = 12
 """Maximum number of a batch's images in the XCom. The manifest in S3 lists all."""
-MAX_MESSAGE = 1_000
+MAX_MESSAGE = 2_000
+"""Maximum length of an error in the XCom."""
 MAX_LIMITS = 6
 """Limits of a task and of its Dag run: on tokens, images and money each."""
 

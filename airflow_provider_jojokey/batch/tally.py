@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 MAX_KEYS = 100
 """Maximum number of images for which a batch pushes ``keys``. The manifest lists more."""
-MAX_CAUSE = 300
+MAX_CAUSES = 6
+"""Maximum number of causes in an error's text."""
+MAX_CAUSE, LEAST_OF_CAUSE, ALL_CAUSES = 300, 120, 900
+"""Characters of a cause's message in an error's text: at most, at least, and in total."""
 
 
 class Unsettled(Struct, frozen=True):
@@ -35,7 +38,7 @@ class Unsettled(Struct, frozen=True):
 
 
 class Cause(Struct):
-    """One class of errors among the failed items.
+    """One class of errors among the failed items, all of which were billed or none.
 
     :param index: the first item that failed with it
     :param place: that item's ``s3://`` URI
@@ -72,7 +75,8 @@ class Tally(Struct):
     cost: Costs = field(default_factory=Costs)
     retry_after: float | None = None
     awaits_log: bool = False
-    causes: dict[str, Cause] = field(default_factory=dict)
+    causes: dict[tuple[str, str], Cause] = field(default_factory=dict)
+    """By the exception's class and ``billed``."""
     first: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """The images of the first few items that have any, by the item's number."""
     _uris: dict[int, list[str]] | None = field(default_factory=dict)
@@ -141,7 +145,8 @@ class Tally(Struct):
             if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
                 self.retry_after, self.awaits_log = error.retry_after, error.awaits_log
         self._bill(error.billed, job.request.n, error.cost)
-        known = self.causes.setdefault(type(error).__name__, Cause(index, job.uri, error.message))
+        key = (type(error).__name__, error.billed)
+        known = self.causes.setdefault(key, Cause(index, job.uri, error.message))
         if index < known.index:  # items end in any order
             known.index, known.place, known.message = index, job.uri, error.message
         known.count += 1
@@ -196,12 +201,7 @@ class Tally(Struct):
         rest = self.total - self.done
         counts = [f"{self.made} made", f"{self.reused} reused", f"{self.failed} failed"]
         counts += [f"{rest} not started"] if rest else []
-        causes = sorted(self.causes.items(), key=lambda cause: -cause[1].count)
-        listed = "; ".join(
-            f"{cause.count} {name} (first item {cause.index}, {shortened(cause.place, 200)}: "
-            f"{shortened(cause.message, MAX_CAUSE)})"
-            for name, cause in causes
-        )
+        listed = "; ".join(self._listed_causes())
         listed += ". " if listed else ""
         cost = f" ({self.cost})" if self.cost.amounts else ""
         spent = f"{self._tokens}{cost} were billed to this task in this Dag run"
@@ -229,6 +229,17 @@ class Tally(Struct):
         if not self.earlier_unknown:
             error.usage, error.cost = self.usage, self.cost.to_json()
         return error
+
+    def _listed_causes(self) -> Iterator[str]:
+        """Yield a text for each cause, the most frequent first. If there are many, each text is shorter."""
+        causes = sorted(self.causes.items(), key=lambda cause: (-cause[1].count, cause[1].index))
+        listed, others = causes[:MAX_CAUSES], causes[MAX_CAUSES:]
+        length = max(LEAST_OF_CAUSE, min(MAX_CAUSE, ALL_CAUSES // max(1, len(listed))))
+        for (name, _), cause in listed:
+            place, message = shortened(cause.place, 200), shortened(cause.message, length)
+            yield f"{cause.count} {name} (first item {cause.index}, {place}: {message})"
+        if others:
+            yield f"{sum(cause.count for _, cause in others)} with other errors"
 
     @property
     def _tokens(self) -> str:

@@ -13,18 +13,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_jojokey.batch import limiter, models, worker
 from airflow_provider_jojokey.batch.plan import Plan
-from airflow_provider_jojokey.batch.tally import Tally
+from airflow_provider_jojokey.batch.tally import Cause, Tally
 from airflow_provider_jojokey.cost import Cost, Costs
-from airflow_provider_jojokey.exceptions import JojoKeyContentError, JojoKeyError, JojoKeyOverloadedError
+from airflow_provider_jojokey.exceptions import (
+    JojoKeyBatchFailure,
+    JojoKeyContentError,
+    JojoKeyError,
+    JojoKeyOverloadedError,
+)
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.payments import context
 from airflow_provider_jojokey.payments.attempt import Owner
 from airflow_provider_jojokey.policies import jojokey
-from airflow_provider_jojokey.results import MAX_PROMPT, shortened
+from airflow_provider_jojokey.results import MAX_MESSAGE, MAX_PROMPT, shortened
 from tests.support.alarms import alarm_when
 from tests.support.campaigns import posters
 from tests.support.loopback import Exchange, Server
@@ -50,6 +57,36 @@ def test_error_names_the_first_item_whatever_ended_first(order: tuple[int, ...])
     (cause,) = tally.causes.values()
     assert (cause.index, cause.place, cause.count) == (3, "s3://posters/3.png", 3)
     assert cause.message.startswith("Item 3 was rejected.")
+
+
+def test_error_separates_items_by_what_they_cost() -> None:
+    tally = Tally(3)
+    for index, billed in enumerate(("no", "yes", "no")):
+        job: Any = SimpleNamespace(uri=f"s3://posters/{index}.png", request=SimpleNamespace(n=1))
+        tally.fail(index, job, JojoKeyContentError("It was rejected.", billed=billed, sent=True))
+    text = tally.error("", None).message
+    assert (
+        "2 JojoKeyContentError (first item 0, s3://posters/0.png: It was rejected. Nothing was billed.)"
+        in text
+    )
+    assert (
+        "1 JojoKeyContentError (first item 1, s3://posters/1.png: It was rejected. You were charged.)" in text
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(causes=st.integers(1, 40), length=st.integers(0, 5_000))
+def test_error_fits_into_the_result_whatever_the_causes(causes: int, length: int) -> None:
+    tally = Tally(50_000, made=50_000 - causes, failed=causes, paid=True, unknown_outcomes=causes)
+    for index in range(causes):
+        tally.causes[f"JojoKeyOther{index}Error", "yes"] = Cause(
+            index, f"s3://posters/{index:08}.png", "x" * length, 1
+        )
+    text = str(tally.error("", f"s3://posters/_jojokey/batches/{'campaign' * 10}.jsonl"))
+    assert len(text) < MAX_MESSAGE
+    assert text.endswith(JojoKeyBatchFailure.retry)
+    counted = [int(count) for count in re.findall(r"(\d+) (?:JojoKeyOther|with other errors)", text)]
+    assert sum(counted) == causes
 
 
 def prompts(gateway: Any) -> list[str]:

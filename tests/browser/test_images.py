@@ -225,7 +225,7 @@ def test_failure_of_unknown_cost_looks_the_same_everywhere(page: Page, airflow: 
     page.goto(f"{airflow.gallery}?run_id={quote(run_id)}")
     expect(page.locator(f"{CARD} .jojokey-badge")).to_have_text("Failed, perhaps paid")
     expect(page.locator(f"{CARD} .jojokey-card-foot")).to_contain_text("Cost unknown")
-    expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 perhaps paid")
+    expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 of them perhaps paid")
 
 
 def test_fee_of_a_failed_task_is_shown_with_the_error(page: Page, airflow: Airflow) -> None:

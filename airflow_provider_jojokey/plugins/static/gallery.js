@@ -338,8 +338,8 @@ function Missing({ unread, why, unsearched, totals }) {
 function Failures({ totals, onChange }) {
   const numbers = [
     ["failed", t("{n} failed", { n: number(totals.failed) })],
-    ["failed_paid", t("{n} paid", { n: number(totals.failed_paid) })],
-    ["failed_perhaps_paid", t("{n} perhaps paid", { n: number(totals.failed_perhaps_paid) })],
+    ["failed_paid", t("{n} of them paid", { n: number(totals.failed_paid) })],
+    ["failed_perhaps_paid", t("{n} of them perhaps paid", { n: number(totals.failed_perhaps_paid) })],
   ].filter(([state]) => totals[state] > 0);
   return numbers.map(([state, text]) => [
     " · ",

@@ -215,12 +215,18 @@ const FAILED = {
   no: ["Failed", "It failed, and nothing was charged."],
 };
 
+const PARTLY_FAILED = {
+  yes: ["Partly failed, paid", "Some items failed, and the task was charged."],
+  unknown: ["Partly failed, perhaps paid", "Some items failed, and it is unknown whether the task was charged."],
+  no: ["Partly failed", "Some items failed, and nothing was charged."],
+};
+
 // Show whether a result was paid for. Successful, paid results are the normal case and have no badge.
 export function BillBadge({ result, always = false }) {
   if (result.state === "failed") {
-    const [word, title] = FAILED[result.paid] ?? FAILED.unknown;
-    const partly = result.batch && result.count > 0;
-    return h(Badge, { kind: "failed", title: t(title) }, t(partly ? "Partly failed" : word));
+    const words = result.batch && result.count > 0 ? PARTLY_FAILED : FAILED;
+    const [word, title] = words[result.paid] ?? words.unknown;
+    return h(Badge, { kind: "failed", title: t(title) }, t(word));
   }
   if (result.reused) {
     return h(Badge, { kind: "muted", title: t("An earlier attempt had paid for it: nothing was billed again.") }, t("Reused"));
