@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import NamedTuple
 from urllib.parse import quote
 
 from msgspec import Struct
@@ -29,7 +28,7 @@ _ARN = (
 )
 
 
-class AccessPoint(NamedTuple):
+class AccessPoint(Struct, frozen=True):
     """An access point, which S3 accepts instead of a bucket.
 
     :param partition: ``aws``, ``aws-cn`` …
