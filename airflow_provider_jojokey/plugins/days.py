@@ -34,9 +34,19 @@ def shifted(day: str, days: int) -> str:
     return (date.fromisoformat(day) + timedelta(days=days)).isoformat()
 
 
+def can_group(session: Session) -> bool:
+    """Whether SQL can group results by day in this database."""
+    return session.get_bind().dialect.name in ("postgresql", "sqlite")
+
+
 def day_in_sql(session: Session, zone: str) -> tuple[ColumnElement[Any], ColumnElement[int]]:
-    """Return expressions for the day on which a row was written, and for the number of days to add to it."""
+    """Return expressions for the day on which a row was written, and for the number of days to add to it.
+
+    Where SQL has no functions for them, the day is the time at which the row was written.
+    """
     timestamp: Any = XComModel.timestamp
+    if not can_group(session):
+        return timestamp, literal(0)
     periods = _offsets(zone)
 
     def by_period(value: Any) -> Any:

@@ -22,8 +22,8 @@ from airflow.utils.session import create_session
 from cachetools import TLRUCache
 from sqlalchemy import BigInteger, LargeBinary, Text, cast, func, literal_column, select
 
-from airflow_provider_jojokey.plugins.days import day_in_sql, shifted
-from airflow_provider_jojokey.plugins.sums import Sum, can_group, fence, stored_sums, sums_elsewhere
+from airflow_provider_jojokey.plugins.days import can_group, day_in_sql, shifted
+from airflow_provider_jojokey.plugins.sums import Sum, fence, stored_sums, sums_elsewhere
 from airflow_provider_jojokey.plugins.xcoms import Filter, conditions
 
 if TYPE_CHECKING:

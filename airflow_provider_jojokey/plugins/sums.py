@@ -1,9 +1,10 @@
-"""Sums of results: SQL adds up the usual results, Python the others.
+"""Sums of results.
 
-Reading 100,000 results one by one takes seconds, so the database groups them by everything that is not a number to
-add up, and adds up the numbers of each group. A group whose numbers SQL can't add up exactly, such as amounts with
-more than nine decimals or text instead of numbers, is read row by row. Either way, :class:`Result` interprets
-the values.
+Interpreting 100,000 results one by one takes seconds, so the usual ones are grouped by everything that is not a number
+to add up, and only the numbers of each group are added up. PostgreSQL does that in SQL, with parallel workers. For
+other databases, Python reads the values and does it: SQLite's JSON functions need twice the time. Results that
+can't be added up exactly like this, such as amounts with more than nine decimals or text instead of numbers, are read
+one by one. Either way, :class:`Result` interprets the values.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +20,6 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import (
     BigInteger,
     Boolean,
-    Float,
     Numeric,
     Text,
     and_,
@@ -35,6 +36,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from airflow_provider_jojokey.cost import NANOS, Cost, Costs
 from airflow_provider_jojokey.plugins.days import day_in_sql, day_of, shifted
 from airflow_provider_jojokey.plugins.paging import KEYS, inside
+from airflow_provider_jojokey.plugins.usual import read_usual
 from airflow_provider_jojokey.plugins.xcoms import (
     MAX_READ_ELSEWHERE,
     ROWS_AT_ONCE,
@@ -56,7 +58,6 @@ if TYPE_CHECKING:
 MAX_ODD = 100
 """Maximum different facts of results that are read row by row."""
 _TOKENS = ("input_tokens", "output_tokens", "total_tokens")
-_FIELDS = ("version", "state", "model", "count", "usage", "cost", "billed", "reused", "derived_from")
 _USUAL = {"version": 1, "state": "complete", "billed": None, "reused": False}
 """Facts of most results, which are compared at once."""
 _NUMBERS = {name: f"usage.{name}" for name in _TOKENS} | {"images": "count"}
@@ -103,16 +104,11 @@ class Sum(NamedTuple):
         return self.results if self.paid != "no" and not self.tokens[2] else 0
 
 
-def can_group(session: Session) -> bool:
-    """Whether SQL can group the results in this database."""
-    return session.get_bind().dialect.name in ("postgresql", "sqlite")
-
-
 def stored_sums(session: Session, wanted: Filter) -> Iterator[Sum]:
     """Yield sums of the results in the database that the filter selects."""
     odd: set[str] | None = None
     groups: list[tuple[Any, ...]] = []
-    if can_group(session):
+    if session.get_bind().dialect.name == "postgresql":
         groups = [tuple(group) for group in session.execute(_groups(session, wanted))]
         odd = {facts for _, _, _, facts, *_ in groups if not _facts_of(facts).exact}
         if len(odd) > MAX_ODD:
@@ -143,10 +139,8 @@ class _Facts:
 
 
 @lru_cache(maxsize=1_000)
-def _facts_of(text: str | None) -> _Facts:
-    """Parse the text of :func:`_fields`; on SQLite, it is ``None`` if a value is not valid JSON."""
-    if text is None:
-        return _Facts(_ELSEWHERE)
+def _facts_of(text: str) -> _Facts:
+    """Parse the text of :func:`_fields`."""
     flags, model, cost, common, *others = text.split("\n", 4)
     values = dict(_USUAL) if common == "" else dict(zip(_USUAL, parsed(common), strict=True))
     if values["version"] is None:
@@ -213,22 +207,19 @@ def _fields(
     The facts, by which results are grouped, are lines of text: four flags (whether there are tokens, whether the
     numbers can be added up, whether the amount can, and whether it is not zero), the JSON of the model and of the cost
     without its amount, and an empty line for usual results. For others, the JSON array of the values in :data:`_USUAL`
-    and the beginning of ``derived_from`` follow instead. They are NULL on SQLite if the value is not valid JSON.
+    and the beginning of ``derived_from`` follow instead.
 
     :param more: further columns
     """
-    sqlite = session.get_bind().dialect.name == "sqlite"
-    values = _extract_on_sqlite(session) if sqlite else _extract_on_postgresql()
-    columns = [column.label(name) for name, column in {**more, **values}.items()]
+    columns = [column.label(name) for name, column in {**more, **_extracted()}.items()]
     row = fence(session, select(XComModel.dag_id, *columns).where(*conditions(session, wanted)))
     without_amount = func.replace(row.cost, '"' + func.coalesce(row.amount, "-") + '"', f'"{_ANY_AMOUNT}"')
     lines = (
         func.coalesce(row.model, "null") + "\n" + func.coalesce(without_amount, "null") + "\n" + row.common
     )
-    values = _numbers_on_sqlite(row) if sqlite else _numbers_on_postgresql(row)
-    values |= {"lines": lines, **{name: row[name] for name in ("dag_id", *more)}}
+    values = {**_numbers(row), "lines": lines, **{name: row[name] for name in ("dag_id", *more)}}
     row = fence(session, select(*(column.label(name) for name, column in values.items())))
-    can_add = _can_add_on_sqlite(row) if sqlite else _can_add_on_postgresql(row)
+    can_add = _can_add(row)
     facts: ColumnElement[Any] = literal("")
     for flag in (row.total_tokens > 0, can_add, row.nanos.is_not(None), row.nanos > 0):
         facts = facts + case((flag, _YES), else_="-")
@@ -247,42 +238,7 @@ def fence(session: Session, query: Select[Any]) -> ReadOnlyColumnCollection[str,
     return query.offset(literal_column("'0'")).subquery().c
 
 
-def _extract_on_sqlite(session: Session) -> dict[str, ColumnElement[Any]]:
-    def extract(*paths: str) -> Any:
-        return func.json_extract(XComModel.value, *(f"$.{path}" for path in paths))
-
-    derived = func.coalesce(func.substr(extract("derived_from"), 1, len(_DERIVED)), "")
-    values = {
-        "common": cast(extract(*_USUAL), Text) + "\n" + derived,
-        "model": func.json_quote(extract("model")),
-        "cost": extract("cost"),
-        "amount": extract("cost.amounts[0].amount"),
-        "whole": func.trim(extract(*_NUMBERS.values()), "[]0123456789,nul") == "",
-        **{name: func.coalesce(extract(path), 0) for name, path in _NUMBERS.items()},
-    }
-    return {name: inside(session, value) for name, value in values.items()}
-
-
-def _numbers_on_sqlite(row: Any) -> dict[str, ColumnElement[Any]]:
-    point, digits = func.instr(row.amount, "."), "0123456789"
-    is_exact = or_(
-        and_(func.length(row.amount).between(1, 6), func.trim(row.amount, digits) == ""),
-        and_(
-            point.between(2, 7),
-            (func.length(row.amount) - point).between(1, 9),
-            func.trim(row.amount, digits) == ".",
-        ),
-    )
-    nanos = cast(func.round(cast(row.amount, Float) * NANOS), BigInteger)  # a float is exact enough for these
-    return {name: row[name] for name in ("whole", *_NUMBERS)} | {"nanos": case((is_exact, nanos))}
-
-
-def _can_add_on_sqlite(row: Any) -> ColumnElement[bool]:
-    numbers = [row[name] for name in _NUMBERS]
-    return and_(row.whole, func.min(*numbers) >= 0, func.max(*numbers) < MAX_NUMBER)
-
-
-def _extract_on_postgresql() -> dict[str, ColumnElement[Any]]:
+def _extracted() -> dict[str, ColumnElement[Any]]:
     value = XComModel.value
     usual = cast(literal(json.dumps(_USUAL | {"derived_from": None})), JSONB)
     array = cast(func.jsonb_build_array(*(value[name] for name in _USUAL)), Text)
@@ -299,7 +255,7 @@ def _extract_on_postgresql() -> dict[str, ColumnElement[Any]]:
     }
 
 
-def _numbers_on_postgresql(row: Any) -> dict[str, ColumnElement[Any]]:
+def _numbers(row: Any) -> dict[str, ColumnElement[Any]]:
     def number(value: Any) -> ColumnElement[Any]:
         kind = func.coalesce(func.jsonb_typeof(value), "null")
         return case((kind == "number", cast(value, Numeric)), (kind == "null", 0))
@@ -315,42 +271,88 @@ def _numbers_on_postgresql(row: Any) -> dict[str, ColumnElement[Any]]:
     return {name: number(row[name]) for name in _NUMBERS} | {"nanos": nanos}
 
 
-def _can_add_on_postgresql(row: Any) -> ColumnElement[bool]:
+def _can_add(row: Any) -> ColumnElement[bool]:
     numbers = [row[name] for name in _NUMBERS]
     decimals = func.scale(numbers[0] + numbers[1] + numbers[2] + numbers[3])  # NULL if one is not a number
     return and_(decimals == 0, func.least(*numbers) >= 0, func.greatest(*numbers) < MAX_NUMBER)
 
 
 def _sums_of_rows(session: Session, wanted: Filter, only: set[str] | None) -> Iterator[Sum]:
-    """Yield the sum of each result.
+    """Yield sums that Python adds up.
 
     :param only: facts of the results to read; ``None`` for all
     """
+    value: Any = cast(XComModel.value, Text)
+    day, shift = day_in_sql(session, wanted.zone)
     if only is None:
-        query = select(XComModel.timestamp, XComModel.dag_id, _summed_fields(session).label("fields"))
-        query = query.where(*conditions(session, wanted))
+        query = select(day, shift, XComModel.dag_id, value).where(*conditions(session, wanted))
     else:
-        timestamp: Any = XComModel.timestamp
-        row = _fields(session, wanted, timestamp=timestamp, fields=_summed_fields(session))
-        query = select(row.timestamp, row.dag_id, row.fields).where(row.facts.in_(sorted(only)))
-    for timestamp, dag_id, text in session.execute(query.execution_options(yield_per=ROWS_AT_ONCE)):
-        values = dict(zip(_FIELDS, parsed(text) or [None] * len(_FIELDS), strict=True))
-        if values["version"] is None:
-            yield _ELSEWHERE._replace(day=day_of(timestamp, wanted.zone), dag_id=dag_id)
-        elif (result := Result.from_xcom({**values, "images": ()})) is not None:
-            yield _sum_of(result, day_of(timestamp, wanted.zone), dag_id)
+        row = _fields(session, wanted, day=day, shift=shift, value=value)
+        query = select(row.day, row.shift, row.dag_id, row.value).where(row.facts.in_(sorted(only)))
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for day, shift, dag_id, text in session.execute(query.execution_options(yield_per=ROWS_AT_ONCE)):
+        if (usual := read_usual(text)) is not None:
+            facts, numbers = usual
+            added = groups.setdefault((day, shift, dag_id, facts), [0] * (1 + len(numbers)))
+            added[0] += 1
+            for index, number in enumerate(numbers, 1):
+                added[index] += number
+            continue
+        values = parsed(text)
+        at = {"day": _day(day, shift, wanted.zone), "dag_id": dag_id}
+        if values is not None and (not isinstance(values, dict) or values.get("version") is None):
+            yield _ELSEWHERE._replace(**at)
+        elif (result := _without_images(values)) is not None:
+            yield _sum_of(result, **at)
+    for (day, shift, dag_id, facts), added in groups.items():
+        each = _sum_of_one(*facts)
+        group = (_day(day, shift, wanted.zone), 0, dag_id, facts, *added)
+        yield _sum_of_group(group, each, bool(each.cost.amounts))
 
 
-def _summed_fields(session: Session) -> ColumnElement[str]:
-    """Return an expression for a JSON array of :data:`_FIELDS`, about a tenth of each value."""
-    value = XComModel.value
-    dialect = session.get_bind().dialect.name
-    if dialect == "postgresql":
-        return cast(func.jsonb_build_array(*(value[name] for name in _FIELDS)), Text)
-    extracted = func.json_extract(value, *(f"$.{name}" for name in _FIELDS))
-    if dialect == "sqlite":
-        return cast(inside(session, extracted), Text)
-    return cast(func.json_array(*(func.json_extract(value, f"$.{name}") for name in _FIELDS)), Text)
+@lru_cache(maxsize=1_000)
+def _sum_of_one(
+    state: str,
+    model: str | None,
+    billed: str | None,
+    reused: bool | None,
+    derived: bool,
+    has_tokens: bool,
+    cost: tuple[Any, ...] | None,
+) -> Sum:
+    """Return the sum of one result with these facts.
+
+    :param cost: unknown costs and, if there is an amount, its currency, whether it is approximate, and whether it is
+        more than 0
+    """
+    values: dict[str, Any] = {
+        "version": 1,
+        "state": state,
+        "model": model,
+        "billed": billed,
+        "reused": reused,
+    }
+    values |= {"usage": {"total_tokens": int(has_tokens)}, "derived_from": _DERIVED if derived else None}
+    if cost is not None:
+        unknown, *amount = cost
+        amounts = []
+        if amount:
+            currency, approximate, positive = amount
+            amounts = [{"amount": str(int(positive)), "currency": currency, "approximate": approximate}]
+        values["cost"] = {"amounts": amounts, "unknown": unknown}
+    result = _without_images(values)
+    if result is None:
+        raise AssertionError("a usual result is not a result")
+    return _sum_of(result, "", "")
+
+
+def _without_images(values: Any) -> Result | None:
+    return Result.from_xcom({**values, "images": ()}) if isinstance(values, dict) else None
+
+
+def _day(day: Any, shift: int, zone: str) -> str:
+    """Return the day of a row whose day and shift are those of :func:`day_in_sql`."""
+    return day_of(day, zone) if isinstance(day, datetime) else shifted(str(day), shift)
 
 
 def sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
@@ -359,7 +361,9 @@ def sums_elsewhere(session: Session, wanted: Filter) -> Iterator[Sum]:
     Only the newest :data:`MAX_READ_ELSEWHERE` are read.
     """
     keys = select(*KEYS, XComModel.timestamp, XComModel.dag_id)
-    keys = keys.where(*conditions(session, wanted), is_elsewhere(session))
+    # Values that are not valid JSON for SQLite, for example because of NaN, are sums of rows.
+    is_valid = inside(session, literal(1)) == 1
+    keys = keys.where(*conditions(session, wanted), is_valid, is_elsewhere(session))
     keys = keys.order_by(XComModel.timestamp.desc())
     for read in read_results(read_values(session, keys.limit(MAX_READ_ELSEWHERE))):
         if isinstance(read, Row):

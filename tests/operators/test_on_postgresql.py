@@ -22,6 +22,7 @@ FILES = (
     "tests/operators/test_database_limits.py",
     "tests/operators/test_assets.py",
     "tests/plugins/test_kept_sums.py",
+    "tests/plugins/test_sums.py",
     "tests/plugins/test_money.py",
     "tests/plugins/test_results.py",
 )
