@@ -57,7 +57,7 @@ screenshots: install ## Take the screenshots of the UI in docs/images with Chrom
 # `make test` leaves these out. `.ci/run` also runs `make test-long`.
 LONG_TESTS := tests/browser tests/kill tests/operators/test_on_kill.py tests/operators/test_on_postgresql.py \
               tests/test_benchmarks.py tests/test_demo.py tests/test_wheel.py
-OWN_TESTS  := tests/cluster tests/foreign tests/docs/test_tutorial.py tests/test_first_hour.py
+OWN_TESTS  := tests/cluster tests/foreign tests/docs/test_reference.py tests/docs/test_tutorial.py tests/test_first_hour.py
 
 # Tests wait for timeouts, servers and processes for a quarter of their time: a third process uses it.
 test: install ## Run all tests with real servers, except for the suites below
@@ -80,8 +80,8 @@ test-first-hour: install ## Test make demo and make ui in both orders, with a re
 docs: .venvs/docs/installed ## Build the documentation in site/. Broken links are errors
 	@NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/mkdocs build --quiet --strict
 
-test-docs: install docs ## Run the commands of the tutorial in a new environment (two minutes)
-	$(BIN)/python -m pytest tests/docs/test_tutorial.py
+test-docs: install docs ## Check the reference, and run the commands of the tutorial in a new environment (two minutes)
+	$(BIN)/python -m pytest tests/docs/test_reference.py tests/docs/test_tutorial.py
 
 build: install .venvs/release/installed ## Build and check wheel, sdist and SBOM in dist/
 	@rm -rf dist .venvs/user

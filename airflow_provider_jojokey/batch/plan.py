@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.arguments import converted, filled
@@ -13,6 +13,7 @@ from airflow_provider_jojokey.payments.options import ON_UNKNOWN_OUTCOME, REUSE
 from airflow_provider_jojokey.results import MAX_PROMPT, shortened
 
 if TYPE_CHECKING:
+    from airflow_provider_jojokey.img2.request import ImageRequest
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.job import ImageJob
     from airflow_provider_jojokey.store.keys import Destination
@@ -30,6 +31,24 @@ MAX_LISTED_PROBLEMS = 20
 MAX_PROBLEM = 300
 
 
+class Common(Struct):
+    """The first item's prompt, and the other shown options if all items have the same.
+
+    It is known before anything is sent: items from a mapped task are read from Airflow's API server, one by one.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, request: ImageRequest) -> None:
+        """Compare one item with the earlier ones."""
+        if not self.options:
+            self.options = {name: getattr(request, name) for name in SHOWN}
+            self.options["prompt"] = shortened(request.prompt, MAX_PROMPT)
+        for name in SHOWN[1:]:
+            if self.options[name] != getattr(request, name):
+                self.options[name] = None
+
+
 class Plan(Struct, frozen=True):
     """A batch's items.
 
@@ -37,12 +56,14 @@ class Plan(Struct, frozen=True):
     :param defaults: options for all items that don't set them
     :param owner: the task of the batch
     :param replace: see :class:`ImageJob`
+    :param common: the options of the items that were added to it
     """
 
     items: Sequence[Any]
     defaults: Mapping[str, Any]
     owner: Owner
     replace: bool = False
+    common: Common = field(default_factory=Common)
 
     def jobs(self) -> Iterator[tuple[int, ImageJob]]:
         """Yield each item's number, from 0, and its job.
@@ -65,17 +86,6 @@ class Plan(Struct, frozen=True):
             }
             texts = {name: None if value is None else str(value) for name, value in values.items()}
             yield index, item, {**texts, "prompt": shortened(str(values["prompt"]).strip(), MAX_PROMPT)}
-
-    def common(self) -> dict[str, str | None]:
-        """Return the first item's prompt, and the other shown options if all items have the same."""
-        found: dict[str, dict[str | None, None]] = {name: {} for name in SHOWN}
-        for _, _, options in self.shown():
-            for name, values in found.items():
-                if len(values) < 2:
-                    values[options[name]] = None
-        prompts = found.pop("prompt")
-        common = {name: next(iter(values)) if len(values) == 1 else None for name, values in found.items()}
-        return {"prompt": next(iter(prompts), None), **common}
 
     def receipt_of(self, item: Mapping[str, Any]) -> str:
         """Return the URI of an item's receipt."""

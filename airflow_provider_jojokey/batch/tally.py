@@ -22,8 +22,10 @@ MAX_KEYS = 100
 """Maximum number of images for which a batch pushes ``keys``. The manifest lists more."""
 MAX_CAUSES = 6
 """Maximum number of causes in an error's text."""
-MAX_CAUSE, LEAST_OF_CAUSE, ALL_CAUSES = 300, 120, 900
-"""Characters of a cause's message in an error's text: at most, at least, and in total."""
+MAX_PLACE, MAX_CAUSE = 200, 300
+"""Maximum number of characters of a cause's URI and message in an error's text."""
+LEAST_OF_CAUSE, ALL_CAUSES = 200, 1_350
+"""Characters of a cause in an error's text, and of all causes, the manifest's URI and why the batch ended early."""
 
 
 class Unsettled(Struct, frozen=True):
@@ -201,7 +203,7 @@ class Tally(Struct):
         rest = self.total - self.done
         counts = [f"{self.made} made", f"{self.reused} reused", f"{self.failed} failed"]
         counts += [f"{rest} not started"] if rest else []
-        listed = "; ".join(self._listed_causes())
+        listed = "; ".join(self._listed_causes(ALL_CAUSES - len(end) - len(manifest or "")))
         listed += ". " if listed else ""
         cost = f" ({self.cost})" if self.cost.amounts else ""
         spent = f"{self._tokens}{cost} were billed to this task in this Dag run"
@@ -230,14 +232,19 @@ class Tally(Struct):
             error.usage, error.cost = self.usage, self.cost.to_json()
         return error
 
-    def _listed_causes(self) -> Iterator[str]:
-        """Yield a text for each cause, the most frequent first. If there are many, each text is shorter."""
+    def _listed_causes(self, room: int) -> Iterator[str]:
+        """Yield a text for each cause, the most frequent first. If there are many, each text is shorter.
+
+        :param room: number of characters of all texts
+        """
         causes = sorted(self.causes.items(), key=lambda cause: (-cause[1].count, cause[1].index))
-        listed, others = causes[:MAX_CAUSES], causes[MAX_CAUSES:]
-        length = max(LEAST_OF_CAUSE, min(MAX_CAUSE, ALL_CAUSES // max(1, len(listed))))
+        number = max(1, min(MAX_CAUSES, room // LEAST_OF_CAUSE))
+        listed, others = causes[:number], causes[number:]
         for (name, _), cause in listed:
-            place, message = shortened(cause.place, 200), shortened(cause.message, length)
-            yield f"{cause.count} {name} (first item {cause.index}, {place}: {message})"
+            begin = f"{cause.count} {name} (first item {cause.index}, "
+            left = max(LEAST_OF_CAUSE, room // len(listed)) - len(f"{begin}: ); ")
+            place = shortened(cause.place, min(MAX_PLACE, left // 3))
+            yield f"{begin}{place}: {shortened(cause.message, min(MAX_CAUSE, left - len(place)))})"
         if others:
             yield f"{sum(cause.count for _, cause in others)} with other errors"
 

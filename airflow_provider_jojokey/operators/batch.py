@@ -216,7 +216,10 @@ class GenerateImageBatchOperator(ImageOperator):
         settings = Settings.from_airflow_config()
         place = (buckets[0], manifest_key(owner)) if buckets else None
         budget = self._budget(owner, total, buckets)
-        wanted = sum((estimate(job, self.hook.prices) for _, job in plan.jobs()), Amount())
+        wanted = Amount()
+        for _, job in plan.jobs():
+            wanted += estimate(job, self.hook.prices)
+            plan.common.add(job.request)
         self.log.info("%d items, about %s, at most %d in flight", total, wanted, self._in_flight())
         manifest = Manifest(settings.spool_directory, total)
         ending.callback(manifest.close)
@@ -409,15 +412,15 @@ class GenerateImageBatchOperator(ImageOperator):
         self._push_result(context, self._result(plan, tally, uri, error))
 
     def _result(self, plan: Plan, tally: Tally, uri: str | None, error: BaseException | None) -> Result:
-        common = plan.common()
+        common = plan.common.options
         return Result(
             state="failed" if error else "complete",
             images=tuple(StoredImage.from_json(image) for image in tally.listed),
             count=tally.images,
-            prompt=common["prompt"] or "",
-            model=common["model"],
-            size=common["size"],
-            quality=common["quality"],
+            prompt=common.get("prompt", ""),
+            model=common.get("model"),
+            size=common.get("size"),
+            quality=common.get("quality"),
             usage={} if tally.earlier_unknown else tally.usage,
             cost=None if tally.earlier_unknown else tally.cost,
             batch=True,

@@ -6,13 +6,17 @@ import hashlib
 import json
 import os
 import re
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_provider_jojokey.batch.manifest import Manifest
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
+from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.results import Result
 from tests.support.campaigns import posters
 
@@ -66,6 +70,33 @@ def test_result_shows_options_that_all_items_have(campaign: Any, gateway: Any, i
     assert result.prompt == "a poster, number 0"
     same = {"model": "gpt-image-2", "size": "1024x1024", "quality": "low"}
     assert {name: getattr(result, name) for name in same} == same | dict.fromkeys(item)
+
+
+def test_items_are_not_read_again_once_all_are_paid(store: Any, gateway: Any) -> None:
+    """Items from a mapped task are read from Airflow's API server, one by one."""
+
+    class Items(Sequence[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            found = posters(3)[index]
+            charges.append(len(gateway.charges))
+            return found
+
+        def __len__(self) -> int:
+            return 3
+
+    charges: list[int] = []
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        dag_id="dag", run_id=uuid.uuid4().hex, task_id="batch", map_index=-1, try_number=1,
+        xcom_push=pushed.__setitem__,
+    )  # fmt: skip
+    operator = GenerateImageBatchOperator(task_id="batch", s3_bucket="posters", requests=Items())
+    operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+
+    assert len(gateway.charges) == 3
+    assert charges
+    assert 3 not in charges
+    assert pushed["jojokey_images"]["prompt"] == "a poster, number 0"
 
 
 def test_log_shows_cost_before_and_after(

@@ -27,11 +27,12 @@ from airflow_provider_jojokey.exceptions import (
     JojoKeyOverloadedError,
 )
 from airflow_provider_jojokey.img2.rules import FIELDS
+from airflow_provider_jojokey.operators.batch import MAX_REASON
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.payments import context
 from airflow_provider_jojokey.payments.attempt import Owner
 from airflow_provider_jojokey.policies import jojokey
-from airflow_provider_jojokey.results import MAX_MESSAGE, MAX_PROMPT, shortened
+from airflow_provider_jojokey.results import MAX_MESSAGE, MAX_PROMPT, Result, shortened
 from tests.support.alarms import alarm_when
 from tests.support.campaigns import posters
 from tests.support.loopback import Exchange, Server
@@ -74,19 +75,44 @@ def test_error_separates_items_by_what_they_cost() -> None:
     )
 
 
-@settings(max_examples=50, deadline=None)
-@given(causes=st.integers(1, 40), length=st.integers(0, 5_000))
-def test_error_fits_into_the_result_whatever_the_causes(causes: int, length: int) -> None:
-    tally = Tally(50_000, made=50_000 - causes, failed=causes, paid=True, unknown_outcomes=causes)
+@settings(max_examples=300, deadline=None)
+@given(
+    causes=st.integers(1, 40),
+    length=st.integers(0, 5_000),
+    key=st.integers(1, 900),
+    names=st.integers(1, 209),
+    reason=st.integers(0, MAX_REASON),
+)
+def test_error_fits_into_the_result_whatever_the_causes(
+    causes: int, length: int, key: int, names: int, reason: int
+) -> None:
+    costs = Costs((Cost(10**15, "CNY"), Cost(10**15, "USD")))
+    tally = Tally(50_000, made=50_000 - causes, failed=causes, paid=True, unknown_outcomes=causes, cost=costs)
+    tally.without_cost = 50_000
     for index in range(causes):
-        tally.causes[f"JojoKeyOther{index}Error", "yes"] = Cause(
-            index, f"s3://posters/{index:08}.png", "x" * length, 1
+        tally.causes[f"JojoKeyUnknownOutcome{index}Error", "yes"] = Cause(
+            49_900 + index, f"s3://posters/{'k' * key}.png", "x" * length, 1
         )
-    text = str(tally.error("", f"s3://posters/_jojokey/batches/{'campaign' * 10}.jsonl"))
+    end = f", because the task was interrupted ({'r' * reason})" if reason else ""
+    names_of_run = "/".join(["n" * names] * 3)
+    text = str(tally.error(end, f"s3://{'b' * 63}/_jojokey/batches/{names_of_run}.jsonl"))
     assert len(text) < MAX_MESSAGE
     assert text.endswith(JojoKeyBatchFailure.retry)
-    counted = [int(count) for count in re.findall(r"(\d+) (?:JojoKeyOther|with other errors)", text)]
+    counted = [int(count) for count in re.findall(r"(\d+) (?:JojoKeyUnknown|with other errors)", text)]
     assert sum(counted) == causes
+
+
+def test_error_ends_with_the_advice_if_keys_are_long() -> None:
+    tally = Tally(4)
+    for index, billed in enumerate(("no", "yes", "unknown")):
+        uri = f"s3://posters/{'campaign/' * 12}{index}.png"
+        job: Any = SimpleNamespace(uri=uri, request=SimpleNamespace(n=1))
+        for kind in (JojoKeyContentError, JojoKeyOverloadedError):
+            tally.fail(index, job, kind("It failed. " * 30, billed=billed, sent=True))
+    error = tally.error("", f"s3://posters/_jojokey/batches/{'campaign' * 10}.jsonl")
+    result = Result.from_error(error, prompt="", aws_conn_id=None)
+    assert result.message == str(error)
+    assert result.message.endswith(error.retry)
 
 
 def prompts(gateway: Any) -> list[str]:
