@@ -119,6 +119,11 @@ class Recorder:
         self._manifest.add(index, {**self._stopped[billed], **shown, **facts})
 
     def _fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
+        if self._is_retry and error.usage is None and not error.spool:
+            # The receipt could not be read, so what earlier tries were billed for this item is unknown.
+            self._tally.earlier_unknown = True
+            if error.billed == "no":
+                error = error.changed(billed="unknown")
         self._tally.fail(index, job, error)
         self._add_failure(index, job, error)
 

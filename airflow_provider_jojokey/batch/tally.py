@@ -68,7 +68,8 @@ class Tally(Struct):
     unknown_outcomes: int = 0
     """Number of items for which it is unknown whether they were billed."""
     earlier_unknown: bool = False
-    """Whether earlier tries may have been billed for items that this one has not started. The sum is then unknown."""
+    """Whether earlier tries may have been billed for items that this one has not started, or whose receipts it can't
+    read. The sum is then unknown."""
     without_cost: int = 0
     """Number of paid images whose cost is unknown."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))

@@ -201,3 +201,18 @@ def test_batch_without_a_log_never_exceeds_the_bill(
     assert error is not None
     assert pushed["usage"]["total_tokens"] == in_receipts(store) < billed(gateway)
     assert "the cost of 1 paid image is unknown" in error.message
+
+
+def test_unreadable_receipt_hides_what_a_retry_was_billed(run_batch: Any, gateway: Any, store: Any) -> None:
+    requests = mixed("not_an_image")[:3]
+    run_batch(requests)
+    store.client.put_object(Bucket="posters", Key="_jojokey/posters/001.png.json", Body=b"damaged")
+
+    pushed, error = run_batch(requests, try_number=2)
+
+    assert error is not None
+    assert len(gateway.requests) == 3
+    assert "unknown whether 1 item was billed" in error.message
+    assert "usage" not in pushed  # the sum of all usage XComs would be lower than the bill
+    assert pushed["jojokey_images"]["cost"] is None
+    assert [line["billed"] for line in lines(store)] == ["yes", "unknown", None]
