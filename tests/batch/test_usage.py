@@ -12,6 +12,7 @@ import pytest
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import accounts
 from tests.support.campaigns import posters
 
@@ -216,3 +217,40 @@ def test_unreadable_receipt_hides_what_a_retry_was_billed(run_batch: Any, gatewa
     assert "usage" not in pushed  # the sum of all usage XComs would be lower than the bill
     assert pushed["jojokey_images"]["cost"] is None
     assert [line["billed"] for line in lines(store)] == ["yes", "unknown", None]
+
+
+def test_cleared_batch_of_unknown_usage_is_not_shown_as_free(
+    run_batch: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "shows_log", False)
+    requests = posters(1, prompt="[sandbox: no_usage] {}")
+    results = [
+        Result.from_xcom(run_batch(requests, try_number=number)[0]["jojokey_images"]) for number in (1, 2)
+    ]
+
+    assert len(gateway.charges) == 1
+    assert [result and (result.reused, result.paid, result.tokens) for result in results] == [
+        (False, "yes", None),
+        (True, "yes", None),
+    ]
+
+
+def test_item_that_may_have_cost_money_before_is_not_free(
+    run_batch: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "shows_log", False)
+    requests = posters(1, on_unknown_outcome="regenerate")
+    gateway.behave("reset", times=1)
+    gateway.behave("moderation_blocked")
+    run_batch(requests)
+    run_batch(requests, try_number=2)
+
+    (line,) = lines(store)
+    result = Result.from_xcom(line)
+    assert result is not None
+    assert (line["billed"], result.cost, result.paid, result.tokens) == (
+        "no",
+        Costs(unknown=1),
+        "unknown",
+        None,
+    )
