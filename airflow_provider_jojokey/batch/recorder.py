@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_jojokey.batch.tally import Unsettled
+from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.payments import errors
 from airflow_provider_jojokey.payments.context import Context
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.job import ImageJob
 
 log = logging.getLogger(__name__)
+
+UNKNOWN_COST = Costs(unknown=1)
+"""The cost of an item that was, or may have been, billed, and whose receipt is not known."""
 
 
 class Recorder:
@@ -109,6 +113,8 @@ class Recorder:
         billed = earlier.paid if earlier is not None else "unknown" if self._is_retry else "no"
         if earlier is None and self._is_retry:
             self._tally.earlier_unknown = True
+        if cost is None and billed != "no":
+            cost = UNKNOWN_COST.to_json()
         facts = {"usage": usage, "cost": cost, "receipt": None if earlier is None else earlier.receipt}
         if billed not in self._stopped:
             error = errors.stopped()
@@ -124,6 +130,8 @@ class Recorder:
             self._tally.earlier_unknown = True
             if error.billed == "no":
                 error = error.changed(billed="unknown")
+        if error.cost is None and error.billed != "no":
+            error = error.changed(cost=UNKNOWN_COST.to_json())
         self._tally.fail(index, job, error)
         self._add_failure(index, job, error)
 

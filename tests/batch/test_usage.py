@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from airflow_provider_jojokey.batch.manifest import Manifest
+from airflow_provider_jojokey.batch.recorder import Recorder
+from airflow_provider_jojokey.batch.tally import Tally
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+from airflow_provider_jojokey.payments.attempt import Owner
+from airflow_provider_jojokey.payments.job import ImageJob
 from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import accounts
+from airflow_provider_jojokey.store.keys import Destination
 from tests.support.campaigns import posters
 
 
@@ -254,3 +262,13 @@ def test_item_that_may_have_cost_money_before_is_not_free(
         "unknown",
         None,
     )
+
+
+def test_request_that_was_not_recorded_has_an_unknown_cost(tmp_path: Path) -> None:
+    tally, manifest = Tally(1), Manifest(tmp_path, 1)
+    job = ImageJob(ImageRequest("a fox"), Destination("posters", "fox.png"), Owner("dag", "run", "batch"))
+
+    Recorder(tally, manifest, None).unrecorded(0, job)
+
+    assert tally.cost == Costs.from_json(manifest.line(0)["cost"]) == Costs(unknown=1)
+    assert Costs.from_json(tally.error("", None).cost) == Costs(unknown=1)
