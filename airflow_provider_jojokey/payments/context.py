@@ -138,6 +138,7 @@ class Context(Struct, dict=True, eq=False):
             started_at=now,
             lease_until=now + timedelta(seconds=self._lease),
             clock=self.store.clock,
+            model=self.job.request.model,
             requested=self.job.request.n,
         )
 
