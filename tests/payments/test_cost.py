@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.cost import Cost, Costs
+from airflow_provider_jojokey.integrations import telemetry
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.results import Result
 from tests.support.harness import Harness
@@ -170,3 +172,32 @@ def test_damaged_cost_makes_a_receipt_unreadable(on_scripted: Harness, cost: Any
     document["attempts"][0]["cost"] = cost
     with pytest.raises(ValueError, match="not a receipt"):
         Receipt.from_json(json.dumps(document).encode())
+
+
+class Counters:
+    """Counts metrics by name, and ignores those that are not counters."""
+
+    def __init__(self) -> None:
+        self.values: Counter[str] = Counter()
+
+    def incr(self, name: str, count: int, **_: Any) -> None:
+        self.values[name] += count
+
+    def gauge(self, *_: Any, **__: Any) -> None: ...
+
+    def timing(self, *_: Any, **__: Any) -> None: ...
+
+
+@pytest.mark.parametrize("case", ["ok", "no_usage", "not_an_image", "violation_fee"])
+def test_cost_metric_counts_each_charge_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    counters = Counters()
+    monkeypatch.setattr(telemetry, "_stats", lambda: counters)
+    for try_number in (1, 2):
+        harness.end(f"[sandbox: {case}] a fox", try_number=try_number)
+
+    costs = [attempt.cost for attempt in harness.receipt().attempts]
+    assert counters.values[telemetry.COST] == sum(cost.nanos // 1000 for cost in costs if cost) > 0
+    tokens = counters.values[telemetry.INPUT_TOKENS] + counters.values[telemetry.OUTPUT_TOKENS]
+    assert tokens == harness.tokens
