@@ -16,6 +16,7 @@ from airflow_provider_jojokey.batch.tally import Tally
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.integrations.lineage import lineage_of
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.payments.attempt import Owner
 from airflow_provider_jojokey.payments.job import ImageJob
@@ -272,3 +273,16 @@ def test_request_that_was_not_recorded_has_an_unknown_cost(tmp_path: Path) -> No
 
     assert tally.cost == Costs.from_json(manifest.line(0)["cost"]) == Costs(unknown=1)
     assert Costs.from_json(tally.error("", None).cost) == Costs(unknown=1)
+
+
+@pytest.mark.parametrize(("case", "tokens"), [("no_usage", None), ("moderation_blocked", 0)])
+def test_unknown_tokens_are_not_0_in_the_lineage(
+    run_batch: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, case: str, tokens: int | None
+) -> None:
+    monkeypatch.setattr(gateway, "shows_log", False)
+    pushed, _ = run_batch(posters(1, prompt=f"[sandbox: {case}] {{}}"))
+
+    facet = lineage_of(pushed["jojokey_images"]).run_facets["jojokey"]
+
+    assert (facet.inputTokens, facet.outputTokens, facet.totalTokens) == (tokens,) * 3
+    assert Costs.from_json(facet.cost) == Costs(unknown=len(gateway.charges))
