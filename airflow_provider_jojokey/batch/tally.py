@@ -61,6 +61,8 @@ class Tally(Struct):
     made: int = 0
     reused: int = 0
     failed: int = 0
+    partial: int = 0
+    """Number of failed items that have some of their images."""
     retryable: int = 0
     images: int = 0
     paid: bool = False
@@ -141,6 +143,7 @@ class Tally(Struct):
     def fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         """Count an item that lacks some or all of its images."""
         self.failed += 1
+        self.partial += 0 < len(error.images or ()) < job.request.n
         if not isinstance(error, AirflowFailException):
             self.retryable += 1
             if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
@@ -217,6 +220,8 @@ class Tally(Struct):
         missing = self.failed + rest
         todo = f"A retry may help {'all' if again == missing else again} of them." if again else ""
         lack = "items has no images" if missing == 1 else "items have no images"
+        if self.partial:
+            lack = "items lacks some images" if missing == 1 else "items lack some or all of their images"
         error = kind(
             f"{missing} of {self.total} {lack} ({', '.join(counts)}){end}. {listed}"
             f"All images that were received are in S3{f', listed in {manifest}' if manifest else ''}.",
