@@ -14,7 +14,7 @@ from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.payments import errors
 from airflow_provider_jojokey.payments.context import Context
 from airflow_provider_jojokey.payments.usage import settle_usage
-from airflow_provider_jojokey.results import Result
+from airflow_provider_jojokey.results import MAX_MESSAGE, Result, shortened
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -82,7 +82,7 @@ class Recorder:
         if (
             error.billed != "no" and not error.spool
         ):  # the receipt does not list a response that waits in the spool
-            self._unsettled.append(Unsettled(index, job, job.request.n))
+            self._unsettled.append(Unsettled(index, job, job.request.n, error))
 
     def unrecorded(self, index: int, job: ImageJob) -> None:
         """Record an item whose request was sent, and whose outcome is not known in time."""
@@ -141,8 +141,7 @@ class Recorder:
         result = Result.from_error(
             error, prompt=request.prompt, aws_conn_id=self._aws_conn_id, options=options
         )
-        line = {**result.to_xcom(), "retryable": not isinstance(error, AirflowFailException)}
-        self._manifest.add(index, line)
+        self._manifest.add(index, {**result.to_xcom(), **_failure(error)})
 
     def settle_usage(self, services: Services) -> None:
         """Look up the usage of items whose responses did not report it, and write their lines again.
@@ -166,6 +165,19 @@ class Recorder:
                 after |= {"receipt_etag": context.receipts.etag, "settled": settled}
             elif before["billed"] == "unknown":
                 after["billed"] = receipt.billed_to(owner)
+                if after["billed"] == "yes" and item.error is not None and item.error.billed == "unknown":
+                    proven = errors.proven_billed(item.error, item.job)
+                    self._tally.prove(item.index, item.job, proven)
+                    after |= _failure(proven)
             # An interruption in between leaves the sum too low. In the other order, the next call would count it twice.
             self._manifest.add(item.index, after)
             self._tally.settle(item, before, after)
+
+
+def _failure(error: JojoKeyError) -> dict[str, Any]:
+    """Return what the line of a failed item says about its error."""
+    return {
+        "error": type(error).__name__,
+        "message": shortened(str(error), MAX_MESSAGE),
+        "retryable": not isinstance(error, AirflowFailException),
+    }

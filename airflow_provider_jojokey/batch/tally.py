@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyBatchError, JojoKeyBatchFailure, JojoKeyError
@@ -22,6 +23,8 @@ MAX_KEYS = 100
 """Maximum number of images for which a batch pushes ``keys``. The manifest lists more."""
 MAX_CAUSES = 6
 """Maximum number of causes in an error's text."""
+MAX_PLACE = 200
+"""Maximum characters of a URI in an error's text."""
 MAX_CAUSE, LEAST_OF_CAUSE, ALL_CAUSES = 300, 120, 900
 """Characters of a cause's message in an error's text: at most, at least, and in total."""
 
@@ -30,11 +33,13 @@ class Unsettled(Struct, frozen=True):
     """An item that was or may have been billed and whose usage or cost may be unknown.
 
     :param images: number of paid images
+    :param error: the error, if the item failed
     """
 
     index: int
     job: ImageJob
     images: int
+    error: JojoKeyError | None = None
 
 
 class Cause(Struct):
@@ -79,7 +84,9 @@ class Tally(Struct):
     retry_after: float | None = None
     awaits_log: bool = False
     causes: dict[tuple[str, str], Cause] = field(default_factory=dict)
-    """By the exception's class and ``billed``."""
+    """By the exception's class and ``billed``, without the items in :attr:`unproven`."""
+    unproven: dict[int, tuple[str, Cause]] = field(default_factory=dict)
+    """Failed items for which it is unknown whether they were billed: the exception's class and the cause by number."""
     first: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """The images of the first few items that have any, by the item's number."""
     _uris: dict[int, list[str]] | None = field(default_factory=dict)
@@ -149,12 +156,22 @@ class Tally(Struct):
             if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
                 self.retry_after, self.awaits_log = error.retry_after, error.awaits_log
         self._bill(error.billed, job.request.n, error.cost)
-        key = (type(error).__name__, error.billed)
-        known = self.causes.setdefault(key, Cause(index, job.uri, error.message))
-        if index < known.index:  # items end in any order
-            known.index, known.place, known.message = index, job.uri, error.message
-        known.count += 1
+        name, cause = type(error).__name__, Cause(index, job.uri, error.message, 1)
+        if error.billed == "unknown":
+            cause.place, cause.message = (
+                shortened(cause.place, MAX_PLACE),
+                shortened(cause.message, MAX_CAUSE),
+            )
+            self.unproven[index] = name, cause
+        else:
+            _add_cause(self.causes, (name, error.billed), cause)
         self._count(index, error.images or [], error.usage, error.cost)
+
+    def prove(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
+        """Replace the error of a failed item, because it is known now whether the item was billed."""
+        name, _ = self.unproven.pop(index)
+        _add_cause(self.causes, (type(error).__name__, error.billed), Cause(index, job.uri, error.message, 1))
+        self.retryable -= name != type(error).__name__ and isinstance(error, AirflowFailException)
 
     def not_started(
         self, billed: str, images: int, usage: Mapping[str, Any], cost: Mapping[str, Any] | None
@@ -238,11 +255,14 @@ class Tally(Struct):
 
     def _listed_causes(self) -> Iterator[str]:
         """Yield a text for each cause, the most frequent first. If there are many, each text is shorter."""
-        causes = sorted(self.causes.items(), key=lambda cause: (-cause[1].count, cause[1].index))
+        found = {key: replace(cause) for key, cause in self.causes.items()}
+        for name, cause in self.unproven.values():
+            _add_cause(found, (name, "unknown"), replace(cause))
+        causes = sorted(found.items(), key=lambda cause: (-cause[1].count, cause[1].index))
         listed, others = causes[:MAX_CAUSES], causes[MAX_CAUSES:]
         length = max(LEAST_OF_CAUSE, min(MAX_CAUSE, ALL_CAUSES // max(1, len(listed))))
         for (name, _), cause in listed:
-            place, message = shortened(cause.place, 200), shortened(cause.message, length)
+            place, message = shortened(cause.place, MAX_PLACE), shortened(cause.message, length)
             yield f"{cause.count} {name} (first item {cause.index}, {place}: {message})"
         if others:
             yield f"{sum(cause.count for _, cause in others)} with other errors"
@@ -284,6 +304,15 @@ class Tally(Struct):
             self._uris[index] = [image["uri"] for image in images]
             if self.images > MAX_KEYS:
                 self._uris = None
+
+
+def _add_cause(causes: dict[tuple[str, str], Cause], key: tuple[str, str], cause: Cause) -> None:
+    """Add failed items to the others with the same class of errors."""
+    known = causes.setdefault(key, cause)
+    if known is not cause:
+        if cause.index < known.index:  # items end in any order
+            known.index, known.place, known.message = cause.index, cause.place, cause.message
+        known.count += cause.count
 
 
 def _costs(cost: Mapping[str, Any] | None) -> Costs:

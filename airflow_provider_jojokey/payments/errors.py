@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_jojokey.payments.context import Context
     from airflow_provider_jojokey.payments.evidence import Verdict
+    from airflow_provider_jojokey.payments.job import ImageJob
 
 
 def conflict(context: Context, other: Attempt) -> JojoKeyError:
@@ -87,6 +88,16 @@ def unrecorded() -> JojoKeyError:
         billed="unknown",
         sent=True,
     )
+
+
+def proven_billed(error: JojoKeyError, job: ImageJob) -> JojoKeyError:
+    """Return an error of unknown charge for a request whose receipt shows by now that it was billed."""
+    kind = type(error)
+    if isinstance(error, JojoKeyUnknownOutcomeError) and not (
+        job.on_unknown_outcome == "regenerate" or job.reuse == "never"
+    ):
+        kind = JojoKeyAlreadyBilledError  # a retry would find the charge
+    return error.changed(kind, billed="yes", reason="", retry_after=None, awaits_log=False)
 
 
 def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:

@@ -286,3 +286,26 @@ def test_unknown_tokens_are_not_0_in_the_lineage(
 
     assert (facet.inputTokens, facet.outputTokens, facet.totalTokens) == (tokens,) * 3
     assert Costs.from_json(facet.cost) == Costs(unknown=len(gateway.charges))
+
+
+def test_charge_that_is_found_at_the_end_changes_the_error(
+    run_batch: Any, gateway: Any, store: Any, log: LateLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = GenerateImageBatchOperator._settle
+    log.written = False
+
+    def settle_with_log(self: Any, batch: Any) -> None:
+        log.written = True
+        settle(self, batch)
+
+    monkeypatch.setattr(GenerateImageBatchOperator, "_settle", settle_with_log)
+    _, error = run_batch(mixed("truncated truncate_after=0", "reset", "truncated truncate_after=0"))
+
+    assert error is not None
+    written = lines(store)
+    assert [line["billed"] for line in written[::2]] == ["yes", "unknown", "yes"]
+    for line in written[::2]:
+        charged = "You were charged" if line["billed"] == "yes" else "You may have been charged"
+        assert charged in line["message"]
+    assert "2 JojoKeyReplyError (first item 0" in error.message
+    assert error.message.count("You may have been charged") == 1
