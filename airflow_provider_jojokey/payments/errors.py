@@ -106,6 +106,8 @@ def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
         with suppress(JojoKeyError):
             context.receipts.read()
     receipt, job = context.receipts.last, context.job
+    if error.billed == "unknown" and context.receipts.is_known and receipt.billed_to(job.owner) == "yes":
+        error = proven_billed(error, job)  # the gateway log shows the charge by now
     images = [
         image.to_json()
         for attempt in receipt.attempts_of(job.owner)
