@@ -194,14 +194,16 @@ class Result(Struct, frozen=True):
         """Whether anything was paid for this result in its Dag run: ``"yes"``, ``"no"`` or ``"unknown"``.
 
         An attempt that was not billed may follow one that was, so tokens and costs count as well. A fee has a cost,
-        but no tokens.
+        but no tokens. If a cost is unknown, an earlier attempt was, or may have been, billed.
         """
         if self.usage.get("total_tokens") or (self.cost and self.cost.charged):
             return "yes"
+        unknown = self.cost is not None and self.cost.unknown > 0
         if self.state == "failed":
-            return self.billed or "unknown"
-        known = self.cost is not None and not self.cost.unknown  # as for a batch without items
-        return "no" if self.reused or self.derived_from or known else "yes"
+            return "unknown" if unknown and self.billed == "no" else self.billed or "unknown"
+        if self.cost is None:
+            return "no" if self.reused or self.derived_from else "yes"
+        return "yes" if unknown else "no"
 
     @property
     def tokens(self) -> int | None:

@@ -74,7 +74,8 @@ def report(manifest: str, folder: str) -> dict[str, Any]:
 def write_report(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any]:
     """Write a CSV file with the keys and the cost of each item; return the totals.
 
-    The file starts with a byte order mark: without it, Excel doesn't read it as UTF-8.
+    If an item has costs in several currencies, each further one gets a row of its own, with the amount only. The file
+    starts with a byte order mark: without it, Excel doesn't read it as UTF-8.
     """
     from airflow_provider_jojokey.cost import Costs, CostSum
     from airflow_provider_jojokey.spreadsheets import safe_cell
@@ -102,6 +103,8 @@ def write_report(manifest: Any, s3: Any, bucket: str, key: str) -> dict[str, Any
                 item["prompt"],
             ]
             table.writerow([safe_cell(cell) for cell in cells])
+            for other in cost.amounts[1:]:
+                table.writerow([item["index"], "", "", "", "", str(other.amount), other.currency, "", ""])
             items, missing = items + 1, missing + (item["state"] != "complete")
             tokens += usage.get("total_tokens", 0)
             total.add_all(cost)

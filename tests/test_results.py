@@ -87,9 +87,15 @@ FEE = Costs((Cost(NANOS // 20, "USD", approximate=False),))
         ({"usage": {"total_tokens": 0}}, None),
         ({"usage": {}}, None),
         ({"usage": {"total_tokens": 0}, "reused": True}, 0),
+        ({"usage": {"total_tokens": 0}, "reused": True, "cost": Costs()}, 0),
+        (
+            {"usage": {"total_tokens": 0}, "reused": True, "cost": Costs(unknown=1)},
+            None,
+        ),  # paid for by an earlier try
         ({"usage": {"total_tokens": 0}, "derived_from": "s3://b/k"}, 0),
         ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "no"}, 0),
         ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "no", "cost": FEE}, None),
+        ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "no", "cost": Costs(unknown=1)}, None),
         ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "yes"}, None),
         ({"usage": {"total_tokens": 0}, "state": "failed", "billed": "unknown"}, None),
     ],

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_jojokey.batch.tally import Unsettled
+from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.payments import errors
 from airflow_provider_jojokey.payments.context import Context
 from airflow_provider_jojokey.payments.usage import settle_usage
-from airflow_provider_jojokey.results import Result
+from airflow_provider_jojokey.results import MAX_MESSAGE, Result, shortened
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.manifest import Manifest
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.job import ImageJob
 
 log = logging.getLogger(__name__)
+
+UNKNOWN_COST = Costs(unknown=1)
+"""The cost of an item that was, or may have been, billed, and whose receipt is not known."""
 
 
 class Recorder:
@@ -78,7 +82,8 @@ class Recorder:
         if (
             error.billed != "no" and not error.spool
         ):  # the receipt does not list a response that waits in the spool
-            self._unsettled.append(Unsettled(index, job, job.request.n))
+            # A copy has no traceback, which would keep the frames of its request in memory.
+            self._unsettled.append(Unsettled(index, job, job.request.n, error.changed()))
 
     def unrecorded(self, index: int, job: ImageJob) -> None:
         """Record an item whose request was sent, and whose outcome is not known in time."""
@@ -109,6 +114,8 @@ class Recorder:
         billed = earlier.paid if earlier is not None else "unknown" if self._is_retry else "no"
         if earlier is None and self._is_retry:
             self._tally.earlier_unknown = True
+        if cost is None and billed != "no":
+            cost = UNKNOWN_COST.to_json()
         facts = {"usage": usage, "cost": cost, "receipt": None if earlier is None else earlier.receipt}
         if billed not in self._stopped:
             error = errors.stopped()
@@ -119,6 +126,13 @@ class Recorder:
         self._manifest.add(index, {**self._stopped[billed], **shown, **facts})
 
     def _fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
+        if self._is_retry and error.usage is None and not error.spool:
+            # The receipt could not be read, so what earlier tries were billed for this item is unknown.
+            self._tally.earlier_unknown = True
+            if error.billed == "no":
+                error = error.changed(billed="unknown")
+        if error.cost is None and error.billed != "no":
+            error = error.changed(cost=UNKNOWN_COST.to_json())
         self._tally.fail(index, job, error)
         self._add_failure(index, job, error)
 
@@ -128,8 +142,7 @@ class Recorder:
         result = Result.from_error(
             error, prompt=request.prompt, aws_conn_id=self._aws_conn_id, options=options
         )
-        line = {**result.to_xcom(), "retryable": not isinstance(error, AirflowFailException)}
-        self._manifest.add(index, line)
+        self._manifest.add(index, {**result.to_xcom(), **_failure(error)})
 
     def settle_usage(self, services: Services) -> None:
         """Look up the usage of items whose responses did not report it, and write their lines again.
@@ -153,6 +166,19 @@ class Recorder:
                 after |= {"receipt_etag": context.receipts.etag, "settled": settled}
             elif before["billed"] == "unknown":
                 after["billed"] = receipt.billed_to(owner)
+                if after["billed"] == "yes" and item.error is not None and item.error.billed == "unknown":
+                    proven = errors.proven_billed(item.error, item.job)
+                    self._tally.prove(item.index, item.job, proven)
+                    after |= _failure(proven)
             # An interruption in between leaves the sum too low. In the other order, the next call would count it twice.
             self._manifest.add(item.index, after)
             self._tally.settle(item, before, after)
+
+
+def _failure(error: JojoKeyError) -> dict[str, Any]:
+    """Return what the line of a failed item says about its error."""
+    return {
+        "error": type(error).__name__,
+        "message": shortened(str(error), MAX_MESSAGE),
+        "retryable": not isinstance(error, AirflowFailException),
+    }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyBatchError, JojoKeyBatchFailure, JojoKeyError
@@ -32,11 +33,13 @@ class Unsettled(Struct, frozen=True):
     """An item that was or may have been billed and whose usage or cost may be unknown.
 
     :param images: number of paid images
+    :param error: the error, if the item failed
     """
 
     index: int
     job: ImageJob
     images: int
+    error: JojoKeyError | None = None
 
 
 class Cause(Struct):
@@ -63,6 +66,8 @@ class Tally(Struct):
     made: int = 0
     reused: int = 0
     failed: int = 0
+    partial: int = 0
+    """Number of failed items that have some of their images."""
     retryable: int = 0
     images: int = 0
     paid: bool = False
@@ -70,7 +75,8 @@ class Tally(Struct):
     unknown_outcomes: int = 0
     """Number of items for which it is unknown whether they were billed."""
     earlier_unknown: bool = False
-    """Whether earlier tries may have been billed for items that this one has not started. The sum is then unknown."""
+    """Whether earlier tries may have been billed for items that this one has not started, or whose receipts it can't
+    read. The sum is then unknown."""
     without_cost: int = 0
     """Number of paid images whose cost is unknown."""
     usage: dict[str, Any] = field(default_factory=lambda: total_usage(()))
@@ -78,7 +84,9 @@ class Tally(Struct):
     retry_after: float | None = None
     awaits_log: bool = False
     causes: dict[tuple[str, str], Cause] = field(default_factory=dict)
-    """By the exception's class and ``billed``."""
+    """By the exception's class and ``billed``, without the items in :attr:`unproven`."""
+    unproven: dict[int, tuple[str, Cause]] = field(default_factory=dict)
+    """Failed items for which it is unknown whether they were billed: the exception's class and the cause by number."""
     first: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """The images of the first few items that have any, by the item's number."""
     _uris: dict[int, list[str]] | None = field(default_factory=dict)
@@ -142,17 +150,25 @@ class Tally(Struct):
     def fail(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         """Count an item that lacks some or all of its images."""
         self.failed += 1
+        self.partial += 0 < len(error.images or ()) < job.request.n
         if not isinstance(error, AirflowFailException):
             self.retryable += 1
             if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
                 self.retry_after, self.awaits_log = error.retry_after, error.awaits_log
         self._bill(error.billed, job.request.n, error.cost)
-        key = (type(error).__name__, error.billed)
-        known = self.causes.setdefault(key, Cause(index, job.uri, error.message))
-        if index < known.index:  # items end in any order
-            known.index, known.place, known.message = index, job.uri, error.message
-        known.count += 1
+        name = type(error).__name__
+        cause = Cause(index, shortened(job.uri, MAX_PLACE), shortened(error.message, MAX_CAUSE), 1)
+        if error.billed == "unknown":
+            self.unproven[index] = name, cause
+        else:
+            _add_cause(self.causes, (name, error.billed), cause)
         self._count(index, error.images or [], error.usage, error.cost)
+
+    def prove(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
+        """Replace the error of a failed item, because it is known now whether the item was billed."""
+        name, _ = self.unproven.pop(index)
+        _add_cause(self.causes, (type(error).__name__, error.billed), Cause(index, job.uri, error.message, 1))
+        self.retryable -= name != type(error).__name__ and isinstance(error, AirflowFailException)
 
     def not_started(
         self, billed: str, images: int, usage: Mapping[str, Any], cost: Mapping[str, Any] | None
@@ -218,6 +234,8 @@ class Tally(Struct):
         missing = self.failed + rest
         todo = f"A retry may help {'all' if again == missing else again} of them." if again else ""
         lack = "items has no images" if missing == 1 else "items have no images"
+        if self.partial:
+            lack = "items lacks some images" if missing == 1 else "items lack some or all of their images"
         error = kind(
             f"{missing} of {self.total} {lack} ({', '.join(counts)}){end}. {listed}"
             f"All images that were received are in S3{f', listed in {manifest}' if manifest else ''}.",
@@ -237,7 +255,10 @@ class Tally(Struct):
 
         :param room: number of characters of all texts
         """
-        causes = sorted(self.causes.items(), key=lambda cause: (-cause[1].count, cause[1].index))
+        found = {key: replace(cause) for key, cause in self.causes.items()}
+        for name, cause in self.unproven.values():
+            _add_cause(found, (name, "unknown"), replace(cause))
+        causes = sorted(found.items(), key=lambda cause: (-cause[1].count, cause[1].index))
         number = max(1, min(MAX_CAUSES, room // LEAST_OF_CAUSE))
         listed, others = causes[:number], causes[number:]
         for (name, _), cause in listed:
@@ -285,6 +306,15 @@ class Tally(Struct):
             self._uris[index] = [image["uri"] for image in images]
             if self.images > MAX_KEYS:
                 self._uris = None
+
+
+def _add_cause(causes: dict[tuple[str, str], Cause], key: tuple[str, str], cause: Cause) -> None:
+    """Add failed items to the others with the same class of errors."""
+    known = causes.setdefault(key, cause)
+    if known is not cause:
+        if cause.index < known.index:  # items end in any order
+            known.index, known.place, known.message = cause.index, cause.place, cause.message
+        known.count += cause.count
 
 
 def _costs(cost: Mapping[str, Any] | None) -> Costs:

@@ -88,10 +88,17 @@ COUNTS = ("requests", "images", "input_tokens", "output_tokens", "total_tokens",
 _COLUMNS = (*COUNTS, "cost")
 
 
+def _requested_model(attempt: Attempt, receipt: Receipt) -> str | None:
+    """Return the model that an attempt requested, if the receipt has its request: it has only the latest one."""
+    if attempt.fingerprint != receipt.attempts[-1].fingerprint:
+        return None
+    return str(receipt.request.get("model") or "") or None
+
+
 BY: dict[str, Callable[[Attempt, Receipt], str]] = {
     "dag": lambda attempt, receipt: attempt.owner.dag_id,
     "day": lambda attempt, receipt: attempt.started_at.astimezone(UTC).date().isoformat(),
-    "model": lambda attempt, receipt: attempt.model or str(receipt.request.get("model") or "unknown"),
+    "model": lambda attempt, receipt: attempt.model or _requested_model(attempt, receipt) or "unknown",
     "run": lambda attempt, receipt: f"{attempt.owner.dag_id} {attempt.owner.run_id}",
 }
 

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.openlineage.facet import (
 )
 from airflow.providers.openlineage.extractors import OperatorLineage
 
+from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.store.keys import split_uri
 
 SCHEMA = "JojoKeyRunFacet-1-0-0.json"
@@ -32,7 +33,7 @@ class JojoKeyRunFacet(RunFacet):
     :param reused: whether an earlier attempt had paid for them
     :param inputTokens: input tokens billed to the task in its Dag run
     :param outputTokens: output tokens billed to the task in its Dag run
-    :param totalTokens: tokens billed to the task in its Dag run
+    :param totalTokens: tokens billed to the task in its Dag run; these three are ``None`` if they are unknown
     :param cost: what the task has cost in its Dag run, as in the manifest; ``None`` if it is not recorded
     :param seconds: duration of the request
     :param requestId: the gateway's request ID
@@ -93,7 +94,9 @@ def _dataset(uri: str, image: Mapping[str, Any] | None) -> OutputDataset:
 
 
 def _facet(result: Mapping[str, Any]) -> JojoKeyRunFacet:
-    usage = result.get("usage") or {}
+    known = Result.from_xcom(result)
+    # The sum is 0 if nothing is known about any of its parts.
+    usage = {} if known is None or known.tokens is None else known.usage
     facts: dict[str, Any] = {name: result.get(name) for name in _COPIED_FIELDS}
     return JojoKeyRunFacet(
         images=result["count"],

@@ -64,7 +64,10 @@ class Message(Struct, frozen=True):
         if result is None:
             return []
         found = [
-            ("Prompt", shortened(" ".join(result.prompt.split()), MAX_PROMPT)),
+            (
+                "Prompt of the first item" if result.batch else "Prompt",
+                shortened(" ".join(result.prompt.split()), MAX_PROMPT),
+            ),
             ("Model", " ".join(filter(None, (result.model, result.size, result.quality)))),
             ("Cost", str(result.cost or "")),
             ("Tokens billed", "unknown" if result.tokens is None else f"{result.tokens:,}"),

@@ -158,6 +158,7 @@ class Attempt(Struct, frozen=True):
     :param images: the images that it stored
     :param preview: the stored preview of an image that never arrived
     :param kept: URIs of everything else that was kept: links, task IDs, unknown image types
+    :param model: the model that responded, or until then the requested one
     :param requested: number of images that the request asks for
     :param sends: the time of each send
     :param warnings: what differs from the request, a sentence each: missing images, another size or format

@@ -110,9 +110,14 @@ class Context(Struct, dict=True, eq=False):
         return self.services.log or GatewayLog(self.services.hook.client.billing_log)
 
     def note_bill(self, attempt: Attempt, usage: Mapping[str, Any] | None) -> None:
-        """Report usage that has just been recorded for an attempt, and its cost, as metrics."""
+        """Report usage that has just been recorded for an attempt, and its cost, as metrics.
+
+        A fee has a cost, but no usage.
+
+        :param attempt: the attempt as it was before
+        """
         recorded = self.receipts.last.attempt(attempt.id)
-        self.observer.billed(usage, recorded.cost if recorded and usage else None)
+        self.observer.billed(usage, recorded.cost if recorded and attempt.cost is None else None)
 
     def valued(self, charge: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return a charge of the gateway log with its worth in money, if the gateway states that."""
@@ -138,6 +143,7 @@ class Context(Struct, dict=True, eq=False):
             started_at=now,
             lease_until=now + timedelta(seconds=self._lease),
             clock=self.store.clock,
+            model=self.job.request.model,
             requested=self.job.request.n,
         )
 

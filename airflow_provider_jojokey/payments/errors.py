@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_jojokey.payments.context import Context
     from airflow_provider_jojokey.payments.evidence import Verdict
+    from airflow_provider_jojokey.payments.job import ImageJob
 
 
 def conflict(context: Context, other: Attempt) -> JojoKeyError:
@@ -89,12 +90,24 @@ def unrecorded() -> JojoKeyError:
     )
 
 
+def proven_billed(error: JojoKeyError, job: ImageJob) -> JojoKeyError:
+    """Return an error of unknown charge for a request whose receipt shows by now that it was billed."""
+    kind = type(error)
+    if isinstance(error, JojoKeyUnknownOutcomeError) and not (
+        job.on_unknown_outcome == "regenerate" or job.reuse == "never"
+    ):
+        kind = JojoKeyAlreadyBilledError  # a retry would find the charge
+    return error.changed(kind, billed="yes", reason="", retry_after=None, awaits_log=False)
+
+
 def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
     """Return ``error`` with the task's usage and images, if the receipt is known."""
     if not context.receipts.is_known and not isinstance(error, (JojoKeyStoreError, JojoKeyReceiptError)):
         with suppress(JojoKeyError):
             context.receipts.read()
     receipt, job = context.receipts.last, context.job
+    if error.billed == "unknown" and context.receipts.is_known and receipt.billed_to(job.owner) == "yes":
+        error = proven_billed(error, job)  # the gateway log shows the charge by now
     images = [
         image.to_json()
         for attempt in receipt.attempts_of(job.owner)

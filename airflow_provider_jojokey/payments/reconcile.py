@@ -223,7 +223,7 @@ def complete(
                 ended_at=context.now(),
                 usage=generation.usage or attempt.usage,
                 images=images,
-                model=generation.model or (job.request.model if wanted else None),
+                model=generation.model or attempt.model or (job.request.model if wanted else None),
                 size=generation.size or (job.request.size if wanted else None),
                 quality=generation.quality or (job.request.quality if wanted else None),
                 created=generation.created,

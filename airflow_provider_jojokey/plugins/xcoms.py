@@ -262,9 +262,12 @@ def _has_state(session: Session, state: str) -> Iterator[ColumnElement[bool]]:
     # In the JSON of amounts, digits occur only in the amounts.
     amounts = func.coalesce(inside(session, cast(value[("cost", "amounts")], Text)), "")
     nothing = and_(tokens.in_(("0", "null", "")), *(not_(amounts.contains(digit)) for digit in "123456789"))
-    yield (
-        or_(not_(nothing), billed == "yes") if state == "failed_paid" else and_(nothing, billed == "unknown")
-    )
+    if state == "failed_paid":
+        yield or_(not_(nothing), billed == "yes")
+        return
+    unknown = func.coalesce(inside(session, cast(value[("cost", "unknown")], Text)), "0")
+    earlier = and_(billed == "no", unknown.not_in(("0", "null", "")))
+    yield and_(nothing, or_(billed == "unknown", earlier))
 
 
 def _has_word(session: Session, word: str) -> ColumnElement[bool]:

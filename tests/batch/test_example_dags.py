@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import runpy
 import shutil
 from decimal import Decimal
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from airflow_provider_jojokey.cost import PUBLISHED, sum_of
+from airflow_provider_jojokey.cost import NANOS, PUBLISHED, Cost, Costs, sum_of
 from airflow_provider_jojokey.results import Result
 from tests.support.airflow import dags_of
 
@@ -81,6 +82,27 @@ def test_campaign_from_s3_reports_missing_images_and_fails(
     assert rows[0]["prompt"] == "'=1+1"
     assert rows[1]["error"] == "JojoKeyContentError"
     assert "雨夜" in rows[1]["prompt"]
+
+
+def test_campaign_report_lists_the_amounts_of_all_currencies(store: Any) -> None:
+    """A gateway that displays yuan charges a fee in yuan; the tokens of the next attempt have a price in dollars."""
+    costs = Costs((Cost(7 * NANOS, "CNY", approximate=False), Cost(NANOS // 50, "USD")))
+    line = Result("complete", cost=costs, usage={"total_tokens": 210}).to_xcom()
+    manifest = io.BytesIO(b"\n".join(json.dumps({"index": index, **line}).encode() for index in range(2)))
+    write_report = runpy.run_path(str(DAGS / "poster_campaign.py"))["write_report"]
+
+    summary = write_report(manifest, store.client, "posters", "report.csv")
+
+    rows = list(csv.DictReader(io.StringIO(store.objects("report.csv")["report.csv"].decode("utf-8-sig"))))
+    amounts = [(row["item"], row["currency"], row["amount"], row["tokens"]) for row in rows]
+    assert amounts == [
+        ("0", "CNY", "7", "210"),
+        ("0", "USD", "0.02", ""),
+        ("1", "CNY", "7", "210"),
+        ("1", "USD", "0.02", ""),
+    ]
+    assert (summary["items"], summary["missing"], summary["tokens"]) == (2, 0, 420)
+    assert summary["cost"] == str(costs + costs)
 
 
 def test_campaign_with_misspelled_column_fails_before_sending(

@@ -149,6 +149,29 @@ def test_failed_items_keep_others_and_are_not_retried(
     assert (shown["state"], shown["error"], shown["count"]) == ("failed", "JojoKeyBatchFailure", 7)
 
 
+@pytest.mark.parametrize(
+    ("failing", "text"),
+    [
+        (["truncated truncate_after=2"], "1 of 3 items lacks some images (2 made"),
+        (
+            ["truncated truncate_after=2", "not_an_image"],
+            "2 of 3 items lack some or all of their images (1 made",
+        ),
+        (["not_an_image"], "1 of 3 items has no images (2 made"),
+    ],
+)
+def test_error_of_items_with_some_images_denies_none(
+    store: Any, gateway: Any, failing: list[str], text: str
+) -> None:
+    requests = posters(3, n=3)
+    for index, request in enumerate(requests):
+        request["s3_key"] = f"posters/{index}-{{index}}.png"
+    for request, case in zip(requests, failing, strict=False):
+        request["prompt"] = f"[sandbox: {case}] a poster"
+
+    assert text in failed(requests).message
+
+
 def test_unknown_usage_of_paid_images_is_reported(
     store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from airflow_provider_jojokey.batch.manifest import Manifest
+from airflow_provider_jojokey.batch.recorder import Recorder
+from airflow_provider_jojokey.batch.tally import Tally
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.img2.request import ImageRequest
+from airflow_provider_jojokey.integrations.lineage import lineage_of
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
+from airflow_provider_jojokey.payments.attempt import Owner
+from airflow_provider_jojokey.payments.job import ImageJob
+from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import accounts
+from airflow_provider_jojokey.store.keys import Destination
 from tests.support.campaigns import posters
 
 
@@ -201,3 +211,101 @@ def test_batch_without_a_log_never_exceeds_the_bill(
     assert error is not None
     assert pushed["usage"]["total_tokens"] == in_receipts(store) < billed(gateway)
     assert "the cost of 1 paid image is unknown" in error.message
+
+
+def test_unreadable_receipt_hides_what_a_retry_was_billed(run_batch: Any, gateway: Any, store: Any) -> None:
+    requests = mixed("not_an_image")[:3]
+    run_batch(requests)
+    store.client.put_object(Bucket="posters", Key="_jojokey/posters/001.png.json", Body=b"damaged")
+
+    pushed, error = run_batch(requests, try_number=2)
+
+    assert error is not None
+    assert len(gateway.requests) == 3
+    assert "unknown whether 1 item was billed" in error.message
+    assert "usage" not in pushed  # the sum of all usage XComs would be lower than the bill
+    assert pushed["jojokey_images"]["cost"] is None
+    assert [line["billed"] for line in lines(store)] == ["yes", "unknown", None]
+
+
+def test_cleared_batch_of_unknown_usage_is_not_shown_as_free(
+    run_batch: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "shows_log", False)
+    requests = posters(1, prompt="[sandbox: no_usage] {}")
+    results = [
+        Result.from_xcom(run_batch(requests, try_number=number)[0]["jojokey_images"]) for number in (1, 2)
+    ]
+
+    assert len(gateway.charges) == 1
+    assert [result and (result.reused, result.paid, result.tokens) for result in results] == [
+        (False, "yes", None),
+        (True, "yes", None),
+    ]
+
+
+def test_item_that_may_have_cost_money_before_is_not_free(
+    run_batch: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "shows_log", False)
+    requests = posters(1, on_unknown_outcome="regenerate")
+    gateway.behave("reset", times=1)
+    gateway.behave("moderation_blocked")
+    run_batch(requests)
+    run_batch(requests, try_number=2)
+
+    (line,) = lines(store)
+    result = Result.from_xcom(line)
+    assert result is not None
+    assert (line["billed"], result.cost, result.paid, result.tokens) == (
+        "no",
+        Costs(unknown=1),
+        "unknown",
+        None,
+    )
+
+
+def test_request_that_was_not_recorded_has_an_unknown_cost(tmp_path: Path) -> None:
+    tally, manifest = Tally(1), Manifest(tmp_path, 1)
+    job = ImageJob(ImageRequest("a fox"), Destination("posters", "fox.png"), Owner("dag", "run", "batch"))
+
+    Recorder(tally, manifest, None).unrecorded(0, job)
+
+    assert tally.cost == Costs.from_json(manifest.line(0)["cost"]) == Costs(unknown=1)
+    assert Costs.from_json(tally.error("", None).cost) == Costs(unknown=1)
+
+
+@pytest.mark.parametrize(("case", "tokens"), [("no_usage", None), ("moderation_blocked", 0)])
+def test_unknown_tokens_are_not_0_in_the_lineage(
+    run_batch: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, case: str, tokens: int | None
+) -> None:
+    monkeypatch.setattr(gateway, "shows_log", False)
+    pushed, _ = run_batch(posters(1, prompt=f"[sandbox: {case}] {{}}"))
+
+    facet = lineage_of(pushed["jojokey_images"]).run_facets["jojokey"]
+
+    assert (facet.inputTokens, facet.outputTokens, facet.totalTokens) == (tokens,) * 3
+    assert Costs.from_json(facet.cost) == Costs(unknown=len(gateway.charges))
+
+
+def test_charge_that_is_found_at_the_end_changes_the_error(
+    run_batch: Any, gateway: Any, store: Any, log: LateLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = GenerateImageBatchOperator._settle
+    log.written = False
+
+    def settle_with_log(self: Any, batch: Any) -> None:
+        log.written = True
+        settle(self, batch)
+
+    monkeypatch.setattr(GenerateImageBatchOperator, "_settle", settle_with_log)
+    _, error = run_batch(mixed("truncated truncate_after=0", "reset", "truncated truncate_after=0"))
+
+    assert error is not None
+    written = lines(store)
+    assert [line["billed"] for line in written[::2]] == ["yes", "unknown", "yes"]
+    for line in written[::2]:
+        charged = "You were charged" if line["billed"] == "yes" else "You may have been charged"
+        assert charged in line["message"]
+    assert "2 JojoKeyReplyError (first item 0" in error.message
+    assert error.message.count("You may have been charged") == 1

@@ -102,6 +102,30 @@ def test_ledger_groups_by(jojokey: Run, bucket: Bucket, by: str, names: list[str
     assert sorted(sums(output, by).values()) == [210, 420]
 
 
+def test_failed_requests_count_for_the_model_they_asked_for(
+    jojokey: Run, connect: Callable[..., None], bucket: Bucket, png: bytes
+) -> None:
+    with Gateway(image=png, models=("gpt-image-2", "gpt-image-9")) as gateway:
+        connect(gateway.token, gateway.url)
+        for prompt, model in (("[sandbox: not_an_image] a fox", "gpt-image-9"), ("A fox", "gpt-image-2")):
+            jojokey("generate", prompt, "--model", model, "--out", "s3://posters/fox.png")
+        charged = {record.model: record.total_tokens for record in gateway.charges}
+
+    output = jojokey("ledger", "--bucket", "posters", "--by", "model", "-o", "json")
+
+    assert sums(output, "model") == charged
+    assert len(charged) == 2
+
+
+def test_request_that_a_receipt_no_longer_has_names_no_model(jojokey: Run, bucket: Bucket) -> None:
+    earlier = replace(COMPLETE, fingerprint="earlier", model=None)
+    write(bucket, "k.png", earlier, replace(COMPLETE, id="1" * 32, model=None))
+
+    output = jojokey("ledger", "--bucket", "posters", "--by", "model", "-o", "json")
+
+    assert sums(output, "model") == {"asked-for": 210, "unknown": 210}
+
+
 def test_each_currency_has_its_own_row(jojokey: Run, bucket: Bucket) -> None:
     write(
         bucket,

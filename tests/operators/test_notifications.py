@@ -188,6 +188,15 @@ def test_message_says_if_tokens_are_unknown(billed: str, tokens: str) -> None:
     assert tokens in Message("title", result, "http://x", ("d", "r", "t", -1)).text().splitlines()
 
 
+def test_message_of_a_batch_says_whose_prompt_it_shows() -> None:
+    def lines(**facts: Any) -> list[str]:
+        result = Result("complete", prompt="a fox", **facts)
+        return Message("title", result, "http://x", ("d", "r", "t", -1)).text().splitlines()
+
+    assert "Prompt: a fox" in lines()
+    assert "Prompt of the first item: a fox" in lines(batch=True, count=7)
+
+
 def test_task_without_result_still_has_a_message() -> None:
     class TaskInstance:
         """A task that has pushed no XCom, which doesn't mean that there are no images."""

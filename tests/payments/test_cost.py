@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,11 @@ from msgspec.structs import replace
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.cost import Cost, Costs
+from airflow_provider_jojokey.integrations import telemetry
+from airflow_provider_jojokey.payments import usage
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.results import Result
+from airflow_provider_jojokey.sandbox import accounts
 from tests.support.harness import Harness
 from tests.support.scripted import ScriptedGateway, billed_and_lost, failing, without_usage
 
@@ -170,3 +174,53 @@ def test_damaged_cost_makes_a_receipt_unreadable(on_scripted: Harness, cost: Any
     document["attempts"][0]["cost"] = cost
     with pytest.raises(ValueError, match="not a receipt"):
         Receipt.from_json(json.dumps(document).encode())
+
+
+class Counters:
+    """Counts metrics by name, and ignores those that are not counters."""
+
+    def __init__(self) -> None:
+        self.values: Counter[str] = Counter()
+
+    def incr(self, name: str, count: int, **_: Any) -> None:
+        self.values[name] += count
+
+    def gauge(self, *_: Any, **__: Any) -> None: ...
+
+    def timing(self, *_: Any, **__: Any) -> None: ...
+
+
+@pytest.mark.parametrize("case", ["ok", "no_usage", "not_an_image", "violation_fee"])
+def test_cost_metric_counts_each_charge_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    counters = Counters()
+    monkeypatch.setattr(telemetry, "_stats", lambda: counters)
+    for try_number in (1, 2):
+        harness.end(f"[sandbox: {case}] a fox", try_number=try_number)
+
+    costs = [attempt.cost for attempt in harness.receipt().attempts]
+    assert counters.values[telemetry.COST] == sum(cost.nanos // 1000 for cost in costs if cost) > 0
+    tokens = counters.values[telemetry.INPUT_TOKENS] + counters.values[telemetry.OUTPUT_TOKENS]
+    assert tokens == harness.tokens
+
+
+def test_charge_that_the_log_shows_late_changes_the_error(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read = [], accounts.token_log
+
+    def late_log(account: Any, records: Any) -> Any:
+        reads.append(account)
+        return read(account, records if len(reads) > 1 else ())
+
+    monkeypatch.setattr(accounts, "token_log", late_log)
+    monkeypatch.setattr(usage, "USAGE_RETRY", 1.5)
+
+    error = harness.fail("[sandbox: truncated truncate_after=0] a fox")
+
+    assert harness.outcomes() == ["billed"]
+    assert error.usage is not None
+    assert error.usage["total_tokens"] == harness.tokens > 0
+    assert error.billed == "yes"
+    assert "You were charged" in error.message

@@ -254,6 +254,12 @@ def test_results_are_found_by_state(server: Server, book: Book) -> None:
         "fee": {"state": "failed", "billed": "no", "usage": UNPAID, "cost": FEE},
         "yuan": {"state": "failed", "billed": "no", "usage": UNPAID, "cost": FEE_IN_YUAN},
         "free": {"state": "failed", "billed": "no", "usage": UNPAID, "cost": NOTHING},
+        "earlier": {
+            "state": "failed",
+            "billed": "no",
+            "usage": UNPAID,
+            "cost": {"amounts": [], "unknown": 1},
+        },
     }
     for name, more in facts.items():
         book.write("a", result(prompt=name, **more), run_id=name)
@@ -261,9 +267,11 @@ def test_results_are_found_by_state(server: Server, book: Book) -> None:
     def found(**query: Any) -> set[str]:
         return set(prompts(server.results(**query)))
 
-    assert found(state="failed") == {"refused", "lost", "again", "silent", "old", "fee", "yuan", "free"}
+    assert found(state="failed") == {
+        "refused", "lost", "again", "silent", "old", "fee", "yuan", "free", "earlier",
+    }  # fmt: skip
     assert found(state="failed_paid") == {"lost", "again", "fee", "yuan"}
-    assert found(state="failed_perhaps_paid") == {"silent", "old"}
+    assert found(state="failed_perhaps_paid") == {"silent", "old", "earlier"}
     assert found(state="reused") == {"reused"}
     assert found(state="failed", q="silent") == {"silent"}
     assert server.totals(state="failed_paid")["results"] == 4
