@@ -73,6 +73,8 @@ class JojoKeyError(AirflowException):
         """What the task has cost in its Dag run so far, as in the manifest, if known."""
         self.images: list[dict[str, Any]] | None = None
         """Images that were received despite the error and are in S3, as in the manifest."""
+        self.missing: list[str] = []
+        """URIs of images that were stored but are no longer in S3."""
         self.requested: int | None = None
         """Number of images that were requested."""
         self.kept: list[str] = []

@@ -33,16 +33,19 @@ def conflict(context: Context, other: Attempt) -> JojoKeyError:
     )
 
 
-def missing_image(problem: str) -> JojoKeyError:
+def missing_image(problem: str, uris: list[str]) -> JojoKeyError:
     """Return the error for an image that this Dag run has paid for but that is no longer in S3.
 
     :param problem: what happened to it, without a full stop
+    :param uris: the images that are known to be lost
     """
-    return JojoKeyReceiptError(
+    error = JojoKeyReceiptError(
         f"This Dag run has paid for its image, but {problem}.",
         "Restore the object, or clear the task with reuse='never' to pay for a new image. A date or run ID in "
         "s3_key keeps runs from overwriting each other.",
     )
+    error.missing = uris
+    return error
 
 
 def unusable_spool(directory: Path, error: OSError) -> JojoKeyError:
@@ -113,6 +116,7 @@ def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
         for attempt in receipt.attempts_of(job.owner)
         if attempt.fingerprint == context.fingerprint
         for image in attempt.images
+        if image.uri not in error.missing
     ]
     usage = receipt.usage_of(job.owner) if context.receipts.is_known else None
     cost = receipt.cost_of(job.owner).to_json() if context.receipts.is_known else None

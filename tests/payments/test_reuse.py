@@ -146,6 +146,8 @@ def test_deleted_image_is_not_paid_again(harness: Harness, before: int, after: i
 
     assert isinstance(error, exceptions.JojoKeyReceiptError)
     assert "is missing or has changed" in error.message
+    assert "received and stored" not in error.message
+    assert not error.images
     assert "reuse='never'" in error.message
     assert harness.billed == 1
 

@@ -216,9 +216,9 @@ const FAILED = {
 };
 
 const PARTLY_FAILED = {
-  yes: ["Partly failed, paid", "Some items failed, and the task was charged."],
-  unknown: ["Partly failed, perhaps paid", "Some items failed, and it is unknown whether the task was charged."],
-  no: ["Partly failed", "Some items failed, and nothing was charged."],
+  yes: ["Partly failed, paid", "It failed, but has stored images, and it was charged."],
+  unknown: ["Partly failed, perhaps paid", "It failed, but has stored images, and it is unknown whether it was charged."],
+  no: ["Partly failed", "It failed, but has stored images, and nothing was charged."],
 };
 
 // Show whether a result was paid for. Successful, paid results are the normal case and have no badge.

@@ -216,7 +216,7 @@ function useLinked(cards, show) {
 
 function failedTitle(result) {
   if (result.batch && result.count > 0) {
-    return count(result.count, "One image was made; other items failed.", "{n} images were made; other items failed.");
+    return count(result.count, "The task failed. One image is stored.", "The task failed. {n} images are stored.");
   }
   if (result.paid === "no") return t("The task failed. Nothing was charged.");
   if (result.paid === "unknown") return t("The task failed. It is unknown whether it was charged.");
