@@ -16,6 +16,7 @@ from msgspec import Struct, field
 from msgspec.structs import asdict
 
 from airflow_provider_jojokey.cost import Costs
+from airflow_provider_jojokey.img2.rules import unstorable
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.exceptions import JojoKeyError
@@ -32,8 +33,6 @@ MAX_MESSAGE = 2_000
 """Maximum length of an error in the XCom."""
 MAX_LIMITS = 6
 """Limits of a task and of its Dag run: on tokens, images and money each."""
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class StoredImage(Struct, frozen=True):
@@ -274,7 +273,7 @@ def storable(value: Any) -> Any:
     of at most 64 bits.
     """
     if isinstance(value, str):
-        return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+        return re.sub("[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value) if unstorable(value) else value
     if isinstance(value, Mapping):
         return {storable(key): storable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -28,7 +28,6 @@ MAX_RATIO = 3
 MIN_PIXELS = 655_360
 MAX_PIXELS = 8_294_400
 
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 _SIMILAR_TO_SIZE = r"\s*([1-9][0-9]{0,5})\s*[x×*X✕]\s*([1-9][0-9]{0,5})\s*(?:px)?\s*"  # noqa: RUF001
 
@@ -129,10 +128,22 @@ def character_problems(name: str, value: Any) -> Iterator[str]:
             waiting += [*item.keys(), *item.values()]
         elif isinstance(item, (list, tuple)):
             waiting += item
-        elif isinstance(item, str) and (found := _UNSTORABLE.search(item)):
-            kind = "a NUL character" if found[0] == "\0" else "an unpaired surrogate"
-            yield f"{name} contains {kind} (U+{ord(found[0]):04X}), which databases can't store: remove it"
+        elif isinstance(item, str) and (found := unstorable(item)):
+            kind = "a NUL character" if found == "\0" else "an unpaired surrogate"
+            yield f"{name} contains {kind} (U+{ord(found):04X}), which databases can't store: remove it"
             return
+
+
+def unstorable(text: str) -> str:
+    """Return a NUL character or an unpaired surrogate of a text; empty if it has none.
+
+    Each parse of a Dag file imports this module, and compiling a regular expression with surrogates is slow.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return "\0" if "\0" in text else ""
 
 
 def _prompt_problems(value: Any) -> Iterator[str]:

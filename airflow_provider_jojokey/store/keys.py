@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
+from airflow_provider_jojokey.img2.rules import unstorable
+
 RECEIPTS = "_jojokey/"
 """The prefix of the receipts. Images are not allowed there."""
 
@@ -18,7 +20,7 @@ MAX_KEY_BYTES = 1024  # S3's limit, in UTF-8
 
 _EXTENSION_OF = {"jpeg": "jpg"}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
-_UNPRINTABLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
+_CONTROL = re.compile("[\0-\x1f\x7f]")
 # These are compiled on first use, because every parse of a Dag file imports this module.
 _ARN_OF_BUCKET = r"arn:aws[a-z-]*:s3:::([^/:]+)"
 _ARN = (
@@ -169,7 +171,7 @@ def key_problems(key: str) -> Iterator[str]:
         yield f"s3_key={key[:80]!r} has an empty, '.' or '..' part, which S3 tools cannot address"
     elif key.startswith(RECEIPTS):
         yield f"s3_key={key[:80]!r} starts with {RECEIPTS}, which is reserved for receipts"
-    if _UNPRINTABLE.search(key):
+    if _CONTROL.search(key) or unstorable(key):
         yield "s3_key contains control characters or unpaired surrogates"
     if len(key.encode(errors="replace")) > MAX_KEY_BYTES - len(RECEIPTS) - 64:
         yield f"s3_key is too long: S3 allows {MAX_KEY_BYTES:,} bytes, including the receipt's prefix and suffix"
