@@ -32,10 +32,12 @@ class Airflow:
 
     :param url: where it is served, without a slash at its end
     :param objects: the folder that holds the bucket's objects
+    :param log: the log of all components
     """
 
     url: str
     objects: Path
+    log: Path
     _token: str = field(default="", repr=False)
 
     def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
@@ -88,6 +90,12 @@ class Airflow:
         path = f"/api/v2/dags/poster_approval/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
         # Before Airflow 3.3, a task that waits for an answer is a deferred one.
         until(lambda: self.call(path)["state"] in ("awaiting_input", "deferred"), f"{task_id} does not ask")
+        # Airflow fails a task that is answered before the scheduler has noticed that its process has ended.
+        event = (
+            "executor event with state success for task instance TaskInstanceKey(dag_id='poster_approval', "
+        )
+        event += f"task_id='{task_id}', run_id='{run_id}'"
+        until(lambda: event in self.log.read_text(errors="replace"), f"the process of {task_id} does not end")
         return f"{self.url}/dags/poster_approval/runs/{run_id}/tasks/{task_id}/required_actions"
 
     @property
@@ -144,7 +152,9 @@ def running_airflow(home: Path, prefix: str = "") -> Iterator[Airflow]:
         }
         with standalone(environment, home / "airflow.log"):
             airflow = Airflow(
-                environment["AIRFLOW__API__BASE_URL"], home / "world" / "s3" / sandbox.buckets[0]
+                environment["AIRFLOW__API__BASE_URL"],
+                home / "world" / "s3" / sandbox.buckets[0],
+                home / "airflow.log",
             )
             airflow.log_in()
             yield airflow
