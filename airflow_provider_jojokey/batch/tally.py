@@ -43,7 +43,7 @@ class Unsettled(Struct, frozen=True):
 
 
 class Cause(Struct):
-    """One class of errors among the failed items, all of which were billed or none.
+    """One class of errors among the failed items with the same ``billed``.
 
     :param index: the first item that failed with it
     :param place: that item's ``s3://`` URI
@@ -165,8 +165,13 @@ class Tally(Struct):
         self._count(index, error.images or [], error.usage, error.cost)
 
     def prove(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
-        """Replace the error of a failed item, because it is known now whether the item was billed."""
-        name, _ = self.unproven.pop(index)
+        """Replace the error of a failed item, because it is known now whether the item was billed.
+
+        An interruption can follow, and then the next call does nothing.
+        """
+        if (known := self.unproven.pop(index, None)) is None:
+            return
+        name, _ = known
         _add_cause(self.causes, (type(error).__name__, error.billed), Cause(index, job.uri, error.message, 1))
         self.retryable -= name != type(error).__name__ and isinstance(error, AirflowFailException)
 

@@ -75,6 +75,16 @@ def test_error_separates_items_by_what_they_cost() -> None:
     )
 
 
+def test_charge_proven_again_after_an_interruption_counts_once() -> None:
+    tally = Tally(1)
+    job: Any = SimpleNamespace(uri="s3://posters/0.png", request=SimpleNamespace(n=1))
+    error = JojoKeyContentError("It was lost.", billed="unknown", sent=True)
+    tally.fail(0, job, error)
+    for _ in range(2):
+        tally.prove(0, job, error.changed(billed="yes"))
+    assert [(cause.count, cause.index) for cause in tally.causes.values()] == [(1, 0)]
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     causes=st.integers(1, 40),

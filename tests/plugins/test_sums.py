@@ -81,6 +81,21 @@ USUAL = st.fixed_dictionaries(
 """Facts of usual results, any of which can decide whether a bare result was paid for."""
 
 
+def test_result_with_nan_counts_once(book: Book) -> None:
+    from airflow_provider_jojokey.plugins import kept_sums, totals
+    from airflow_provider_jojokey.plugins.xcoms import Filter
+
+    dag_id = f"nan_{uuid.uuid4().hex[:8]}"
+    try:
+        book.write(dag_id, {**result(), "seconds": float("nan")}, run_id="nan", at=NOON)
+    except Exception:  # PostgreSQL rejects it
+        book.write(dag_id, result(), run_id="nan", at=NOON)
+    book.write(
+        dag_id, "s3://elsewhere/5", run_id="elsewhere", at=NOON
+    )  # its presence makes the sums read values
+    assert totals.totals(kept_sums.compute_sums(Filter(frozenset({dag_id}))))["results"] == 1
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(BASES, USUAL | ODD), min_size=1, max_size=8))
 def test_sums_equal_the_sum_of_each_result(book: Book, given_results: list[tuple[Any, Any]]) -> None:
