@@ -41,6 +41,8 @@ LONGEST_CLEAN = 60.0
 """Maximum seconds without a rejection before a higher rate is tried, unless the gateway's window is longer."""
 PROVEN = 10
 """Accepted requests after which a model counts as proven. It is then preferred to others with the same misses."""
+UNMEASURED, UNPROVEN, TRUSTED = (1, 0.5), (1, 1.0), (4, 2.0)
+"""Requests after a rejection whose outcome may be unknown: a number at first, then a fraction of those accepted."""
 SOON = 5.0
 """Seconds within which a request in flight is expected to end."""
 ACCEPTED_BEFORE_RAISE = 25
@@ -106,8 +108,8 @@ class Limiter:
         waits = [self._not_before - now, self._ramp_delay(now)]
         if self._models:
             self._forget_old(now)
-            waits.append(self._start_delay(now))
             model, ready_at = self._followed(now)
+            waits.append(self._start_delay(model, now))
             if isinstance(model, Window) and ready_at - now > 2 * self._confirmation:
                 self._start_again(now)  # the window may end later than expected
                 self._opening = True
@@ -213,7 +215,7 @@ class Limiter:
         """
         since, clean = now - self._clean_since, model.period * self._clean_periods
         if self._clean_accepted < ACCEPTED_BEFORE_RAISE * self._clean_periods:
-            clean = max(clean, LONGEST_CLEAN * self._clean_periods)
+            clean = max(clean, model.longest_period * self._clean_periods)
         else:
             clean = min(clean, max(model.period, LONGEST_CLEAN))
         if since <= clean or now - self._raised_at <= 2 * self._confirmation:
@@ -275,24 +277,28 @@ class Limiter:
         self._started_at = now
         self._tried = self._accepted = 0
 
-    def _start_delay(self, now: float) -> float:
-        """Return the seconds to wait for the outcome of earlier requests, while the followed model is unproven.
+    def _start_delay(self, model: Model | None, now: float) -> float:
+        """Return the seconds to wait for the outcome of earlier requests after a rejection.
 
-        After a rejection, one request goes first. Then as many follow as have been accepted.
+        One request goes first, or a few if the followed model is proven. Then the requests whose outcome is unknown
+        are limited by those accepted since, so that a wrong model costs few rejections.
         """
-        if self._cut_at == -math.inf:
+        if model is None or self._cut_at == -math.inf:
             return 0.0
         if not self._tried and not self._clean_accepted:
             return self._cut_at + REJECTED_WAIT * min(60.0, self._cut_at - self._last_accepted) - now
-        if self._tried < max(1, self._accepted):
+        if not model.measured:
+            first, fraction = UNMEASURED
+        elif model.hits < PROVEN or self._opening:
+            first, fraction = UNPROVEN
+        else:
+            first, fraction = TRUSTED
+        if self._tried < max(first, fraction * self._accepted):
             return 0.0
-        model, _ = self._followed(now)
-        if model is None or (model.hits >= PROVEN and not self._opening):
-            return 0.0
-        first = next((ticket for ticket in self._undecided if ticket.given_at >= self._started_at), None)
-        if first is None or first.sent_at is None:
+        oldest = next((ticket for ticket in self._undecided if ticket.given_at >= self._started_at), None)
+        if oldest is None or oldest.sent_at is None:
             return POLL
-        return max(POLL / 10, first.sent_at + self._confirmation - now)
+        return max(POLL / 10, oldest.sent_at + self._confirmation - now)
 
     @property
     def _confirmation(self) -> float:

@@ -18,6 +18,8 @@ from msgspec import Struct
 
 WINDOWS = (5.0, 10.0, 20.0, 30.0, 60.0)
 """Window lengths in seconds. The rate model covers shorter and longer ones."""
+CLEAN_WINDOWS = 3
+"""Windows without a rejection after which more is allowed, even if few requests were accepted in them."""
 MARGIN = 0.03
 """Seconds added to a window, besides one percent of it, because requests take different times to arrive."""
 TOLERANCE = 0.9
@@ -29,11 +31,13 @@ GAP_SHRINKS = 0.75
 """Factor by which the gap shrinks with each accepted request."""
 CAUTION = 0.95
 """Fraction of a measured rate at which requests are sent after a rejection."""
-GROWTH, CYCLE, CYCLE_SECONDS = 0.1, 40, 80.0
-"""After ``CYCLE`` accepted requests or ``CYCLE_SECONDS``, a measured rate has grown by this fraction, to find a higher
-limit. It grows with the square of the number or time, whichever is larger: a low rate would otherwise take too long to
-recover. After a whole cycle it grows with the fourth power: the limit is then higher than measured, for example because
-another batch has ended."""
+GROWTH, CYCLE, CYCLE_SECONDS = 0.1, 40, 60.0
+"""Within ``CYCLE`` requests or ``CYCLE_SECONDS``, whichever is shorter, a measured rate grows by this fraction, with
+the square of the time, to find a higher limit."""
+DOUBLING, DOUBLING_SECONDS, DOUBLINGS = 6, 10.0, 6
+"""If nothing was rejected for a whole cycle, the limit is higher than measured, for example because another batch has
+ended. The rate then doubles in ``DOUBLING_SECONDS`` or ``DOUBLING`` requests, whichever is longer. The time counts:
+a rate that grows with the number of requests would grow without bound before a rejection arrives."""
 SHORT = 1.5
 """Seconds after a rejection in which another one does not contradict the rate: some gateways count per second."""
 CATCH_UP = 10
@@ -101,6 +105,13 @@ class Model(Protocol):
 
     period: float
     """Seconds without a rejection after which more may be allowed; ``inf`` if the model grows by itself."""
+    longest_period: float
+    """The same if few requests were accepted in that time."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether it can predict when a request is accepted."""
+        ...
 
     @property
     def spacing(self) -> float:
@@ -114,6 +125,8 @@ class _Bounded:
     """A model with a bound on a count."""
 
     period: float
+    longest_period = 60.0
+    measured = True
 
     def __init__(self) -> None:
         self.misses, self.hits = 0.0, 0
@@ -159,6 +172,7 @@ class Window(_Bounded):
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = self.period = seconds
+        self.longest_period = min(self.longest_period, CLEAN_WINDOWS * seconds)
         self._began = -math.inf
         """Requests before this time don't count, because the gateway has begun a new window."""
 
@@ -239,7 +253,7 @@ class Rate:
     rate. If it was not empty in between, or discards unused tokens, the latest requests show the rate.
     """
 
-    period = spacing = math.inf
+    period = longest_period = spacing = math.inf
 
     def __init__(self) -> None:
         self.misses, self.hits = 0.0, 0
@@ -274,11 +288,20 @@ class Rate:
         return self._last + (gap if self._given else max(gap, min(self._backoff * gap, LONGEST_GAP)))
 
     @property
+    def measured(self) -> bool:
+        """Whether a rate has been measured."""
+        return self.low > 0
+
+    @property
     def _rate(self) -> float:
         above = (self.high - self.low) * min(1.0, self._given / CATCH_UP)
+        measured = self.low + above
         seconds = self._last - self._cut_at if self._given else 0.0
-        cycles = max(self._given / CYCLE, seconds / CYCLE_SECONDS)
-        return (self.low + above) * (CAUTION + GROWTH * cycles ** (2 if cycles < 1 else 4))
+        cycle = min(CYCLE_SECONDS, CYCLE / measured)
+        if seconds < cycle:
+            return measured * (CAUTION + GROWTH * (seconds / cycle) ** 2)
+        doublings = (seconds - cycle) / max(DOUBLING_SECONDS, DOUBLING / measured)
+        return measured * (CAUTION + GROWTH) * 2 ** min(DOUBLINGS, doublings)
 
     def reject(
         self, ticket: Ticket, now: float, recent: Sequence[Ticket], fresh: bool, retry_after: float | None

@@ -54,6 +54,15 @@ def test_token_bucket_is_used_at_its_rate(rate: float) -> None:
     assert result["share"] <= 0.15
 
 
+@pytest.mark.parametrize("seed", [2, 4])
+@pytest.mark.parametrize("tells", [False, True], ids=["silent", "retry_after"])
+def test_full_bucket_is_not_taken_for_its_rate(tells: bool, seed: int) -> None:
+    result = compare(Case(lambda _: Bucket(2.0, 120, tells), 400, 200, (20.0, 60.0), SLOW, seed=seed))
+
+    assert result["ratio"] <= 1.1
+    assert result["share"] <= 0.15
+
+
 @pytest.mark.parametrize("limit", [5, 20, 60])
 def test_limit_on_concurrent_requests_is_used(limit: int) -> None:
     result = compare(Case(lambda _: Concurrent(limit), 300, 200))
@@ -62,7 +71,7 @@ def test_limit_on_concurrent_requests_is_used(limit: int) -> None:
     assert result["share"] <= 0.12
 
 
-@pytest.mark.parametrize(("before", "ratio"), [(0.5, 1.95), (1.0, 1.45)])
+@pytest.mark.parametrize(("before", "ratio"), [(0.5, 1.55), (1.0, 1.35)])
 @pytest.mark.parametrize("seed", range(3))
 def test_rate_recovers_when_another_batch_ends(before: float, ratio: float, seed: int) -> None:
     class Shared(Bucket):
@@ -76,6 +85,13 @@ def test_rate_recovers_when_another_batch_ends(before: float, ratio: float, seed
 
     assert result["ratio"] <= ratio
     assert result["share"] <= 0.05
+
+
+def test_starved_batch_recovers_when_the_other_ends() -> None:
+    result = compare(Case(lambda _: Sliding(40, 10.0), 200, 100, batches=2, stagger=7.0))
+
+    assert result["ratio"] <= 1.5
+    assert result["share"] <= 0.12
 
 
 def test_two_batches_share_a_limit() -> None:
