@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_jojokey.batch.tally import Unsettled
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.integrations.telemetry import metrics_of
 from airflow_provider_jojokey.payments import errors
 from airflow_provider_jojokey.payments.context import Context
 from airflow_provider_jojokey.payments.usage import settle_usage
@@ -152,7 +153,7 @@ class Recorder:
         for item in self._unsettled:
             owner = item.job.owner
             try:
-                context = Context(item.job, services)
+                context = Context(item.job, services, metrics_of(item.job))
                 receipt = settle_usage(context, context.receipts.read())
             except JojoKeyError as error:
                 log.warning("The usage of %s is not known yet: %s", item.job.uri, error.message)

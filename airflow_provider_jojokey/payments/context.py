@@ -97,7 +97,7 @@ class Context(Struct, dict=True, eq=False):
         self.settings = self.services.settings
         self.stopping = self.services.hook.stopping
         self.prices = self.services.hook.prices
-        self.receipts = ReceiptStore(self.store, self.job.destination, self.prices)
+        self.receipts = ReceiptStore(self.store, self.job.destination, self.prices, self._observe_bill)
         self.uploader = Uploader(self.job, self.store, self.settings, self.stopping, self.observer)
         try:
             self.spool_id = spool_directory.prepare(self.settings.spool_directory)
@@ -109,15 +109,12 @@ class Context(Struct, dict=True, eq=False):
         """The gateway log."""
         return self.services.log or GatewayLog(self.services.hook.client.billing_log)
 
-    def note_bill(self, attempt: Attempt, usage: Mapping[str, Any] | None) -> None:
-        """Report usage that has just been recorded for an attempt, and its cost, as metrics.
-
-        A fee has a cost, but no usage.
-
-        :param attempt: the attempt as it was before
-        """
-        recorded = self.receipts.last.attempt(attempt.id)
-        self.observer.billed(usage, recorded.cost if recorded and attempt.cost is None else None)
+    def _observe_bill(self, before: Attempt | None, recorded: Attempt) -> None:
+        """Report usage and a cost that an update has added to the receipt as metrics. A fee has no usage."""
+        known = before is not None and (before.usage or {}).get("total_tokens")
+        cost = recorded.cost if before is None or before.cost is None else None
+        if recorded.may_cost:
+            self.observer.billed(None if known else recorded.usage, cost)
 
     def valued(self, charge: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return a charge of the gateway log with its worth in money, if the gateway states that."""

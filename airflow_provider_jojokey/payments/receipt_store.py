@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +41,19 @@ class ReceiptStore:
     :param store: S3
     :param destination: the images' bucket and key
     :param prices: what usage costs; without them, only a charge shows a cost
+    :param on_update: called after an update with the attempt as S3 had it before, and as it is now
     """
 
-    def __init__(self, store: ImageStore, destination: Destination, prices: Prices | None = None) -> None:
+    def __init__(
+        self,
+        store: ImageStore,
+        destination: Destination,
+        prices: Prices | None = None,
+        on_update: Callable[[Attempt | None, Attempt], None] = lambda before, now: None,
+    ) -> None:
         self._store = store
         self._prices = prices
+        self._on_update = on_update
         self.bucket = destination.bucket
         self.key = destination.receipt_key
         self._empty = Receipt(bucket=destination.bucket, key=destination.key)
@@ -155,13 +163,15 @@ class ReceiptStore:
                 )
                 return receipt
             changed = stored.after(event, **facts).priced(self._prices, stored)
-            if changed == receipt.attempt(attempt.id):
+            before = receipt.attempt(attempt.id)
+            if changed == before:
                 return receipt
-            if self._write(receipt.with_attempt(changed)) and self.verified:
-                return self.last
-            receipt = self.read()
-            if receipt.attempt(attempt.id) == changed:
-                return receipt  # also if the response to this write was lost
+            # The receipt has the change, too, if the response to this write was lost.
+            recorded = self._write(receipt.with_attempt(changed)) and self.verified
+            receipt = self.last if recorded else self.read()
+            if recorded or receipt.attempt(attempt.id) == changed:
+                self._on_update(before, changed)
+                return receipt
             clock.pause(random.uniform(0, 0.05 * (1 + conflicts)))
         raise JojoKeyStoreError(
             f"Other processes wrote to {self.uri} {MAX_CONFLICTS} times while this one tried to write.",

@@ -95,8 +95,6 @@ def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
             **salvaged,
             **found,
         )
-        if attempt.usage is None:
-            context.note_bill(attempt, found.get("usage"))
     spool.discard()
     return verdict
 
@@ -242,7 +240,6 @@ def complete(
         raise error.changed(billed="yes", sent=True, spool=str(spool.folder), **facts) from None
     finally:
         generation.close()
-    context.note_bill(attempt, generation.usage)
     spool.discard()
     return receipt
 

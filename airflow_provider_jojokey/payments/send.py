@@ -172,7 +172,6 @@ def _failed(
         receipt = context.uploader.retry(
             lambda: context.receipts.update(attempt, verdict.event, **facts | {"error": type(error).__name__})
         )
-        context.note_bill(attempt, facts["usage"])
         spool.discard()
     except (JojoKeyStoreError, JojoKeyReceiptError) as failure:
         if arrived := spool.complete_images():

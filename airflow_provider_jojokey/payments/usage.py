@@ -57,7 +57,6 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                     charge=context.valued(None if logged.quota is None else {"quota": logged.quota}),
                 )
                 receipt = retry_transient(update, timeout=OUTAGE_TIMEOUT, stopping=context.stopping)
-                context.note_bill(attempt, logged.usage)
         except (Img2Error, JojoKeyError) as error:
             log.info("The usage of an earlier request is not known yet: %s", error)
             break

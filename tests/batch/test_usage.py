@@ -24,6 +24,7 @@ from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import accounts
 from airflow_provider_jojokey.store.keys import Destination
 from tests.support.campaigns import posters
+from tests.support.metrics import Counters
 
 
 class LateLog:
@@ -43,6 +44,20 @@ class LateLog:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> LateLog:
     return LateLog(monkeypatch)
+
+
+@pytest.fixture
+def settled_late(log: LateLog, monkeypatch: pytest.MonkeyPatch) -> LateLog:
+    """The gateway log, without rows until a batch looks up missing usage at its end."""
+    settle = GenerateImageBatchOperator._settle
+    log.written = False
+
+    def settle_with_log(self: Any, batch: Any) -> None:
+        log.written = True
+        settle(self, batch)
+
+    monkeypatch.setattr(GenerateImageBatchOperator, "_settle", settle_with_log)
+    return log
 
 
 @pytest.fixture
@@ -275,6 +290,15 @@ def test_request_that_was_not_recorded_has_an_unknown_cost(tmp_path: Path) -> No
     assert Costs.from_json(tally.error("", None).cost) == Costs(unknown=1)
 
 
+def test_usage_that_is_found_at_the_end_counts_in_the_metrics(
+    run_batch: Any, gateway: Any, settled_late: LateLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = Counters.enabled(monkeypatch)
+    run_batch(mixed("no_usage", "not_an_image", "violation_fee"))
+
+    assert counters.tokens == billed(gateway) > 0
+
+
 @pytest.mark.parametrize(("case", "tokens"), [("no_usage", None), ("moderation_blocked", 0)])
 def test_unknown_tokens_are_not_0_in_the_lineage(
     run_batch: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, case: str, tokens: int | None
@@ -289,16 +313,8 @@ def test_unknown_tokens_are_not_0_in_the_lineage(
 
 
 def test_charge_that_is_found_at_the_end_changes_the_error(
-    run_batch: Any, gateway: Any, store: Any, log: LateLog, monkeypatch: pytest.MonkeyPatch
+    run_batch: Any, store: Any, settled_late: LateLog
 ) -> None:
-    settle = GenerateImageBatchOperator._settle
-    log.written = False
-
-    def settle_with_log(self: Any, batch: Any) -> None:
-        log.written = True
-        settle(self, batch)
-
-    monkeypatch.setattr(GenerateImageBatchOperator, "_settle", settle_with_log)
     _, error = run_batch(mixed("truncated truncate_after=0", "reset", "truncated truncate_after=0"))
 
     assert error is not None

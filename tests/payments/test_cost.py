@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +14,13 @@ from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.integrations import telemetry
 from airflow_provider_jojokey.payments import usage
+from airflow_provider_jojokey.payments.attempt import Event
 from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import accounts
 from tests.support.harness import Harness
+from tests.support.metrics import Counters
 from tests.support.scripted import ScriptedGateway, billed_and_lost, failing, without_usage
 
 STATUS = {"quota_per_unit": 500_000, "quota_display_type": "USD"}
@@ -176,33 +178,39 @@ def test_damaged_cost_makes_a_receipt_unreadable(on_scripted: Harness, cost: Any
         Receipt.from_json(json.dumps(document).encode())
 
 
-class Counters:
-    """Counts metrics by name, and ignores those that are not counters."""
-
-    def __init__(self) -> None:
-        self.values: Counter[str] = Counter()
-
-    def incr(self, name: str, count: int, **_: Any) -> None:
-        self.values[name] += count
-
-    def gauge(self, *_: Any, **__: Any) -> None: ...
-
-    def timing(self, *_: Any, **__: Any) -> None: ...
-
-
 @pytest.mark.parametrize("case", ["ok", "no_usage", "not_an_image", "violation_fee"])
 def test_cost_metric_counts_each_charge_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    counters = Counters()
-    monkeypatch.setattr(telemetry, "_stats", lambda: counters)
+    counters = Counters.enabled(monkeypatch)
     for try_number in (1, 2):
         harness.end(f"[sandbox: {case}] a fox", try_number=try_number)
 
     costs = [attempt.cost for attempt in harness.receipt().attempts]
     assert counters.values[telemetry.COST] == sum(cost.nanos // 1000 for cost in costs if cost) > 0
-    tokens = counters.values[telemetry.INPUT_TOKENS] + counters.values[telemetry.OUTPUT_TOKENS]
-    assert tokens == harness.tokens
+    assert counters.tokens == harness.tokens
+
+
+def test_tokens_from_the_log_and_the_spool_count_once(
+    harness: Harness, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One host's process dies with the response. Another host reads the log before the first one goes on."""
+    counters = Counters.enabled(monkeypatch)
+    first, second = harness.on("first"), harness.on("second")
+    harness.connect(host=scripted.url)
+    first.kill()
+    harness.time.skip(3600)
+    receipts = ReceiptStore(harness.store(), harness.job().destination)
+    (attempt,) = receipts.read().attempts
+    receipts.update(attempt, Event.STATED_BILLED, request_id="request-1", ended_at=receipts.now())
+    second.fail(try_number=2)
+
+    assert counters.tokens == scripted.tokens > 0
+    first.run(try_number=3)
+
+    assert harness.outcomes() == ["complete"]
+    assert counters.tokens == scripted.tokens
+    assert counters.values[telemetry.COST] == LISTED.nanos // 1000
 
 
 def test_charge_that_the_log_shows_late_changes_the_error(
