@@ -50,6 +50,9 @@ class Budget:
         prices: Prices = PUBLISHED,
     ) -> None:
         self.prices = prices
+        self._nothing = Amount(
+            currency=prices.currency
+        )  # without it, the costs of other tasks would be left out
         self._task_limit = task_limit
         self._run_limit = run_limit
         self._run = run if run_limit else None
@@ -74,13 +77,13 @@ class Budget:
         :param wanted: the estimated cost of all jobs, to reserve the cost of several jobs at once
         """
         self._counted = counted
-        self._spent = sum(counted.values(), Amount())
+        self._spent = sum(counted.values(), self._nothing)
         self._wanted = self._spent + (wanted or Amount())
 
     @property
     def spent(self) -> Amount:
         """What the task has spent, without reservations."""
-        return self._spent or Amount()
+        return self._spent or self._nothing
 
     def reserve(self, job: ImageJob, receipt: Receipt, permit: Callable[[], None]) -> None:
         """Reserve the cost of a job. If there is no room, wait for other jobs: they may cost less than reserved.

@@ -107,7 +107,7 @@ class RunBudget:
             if limit.cost is not None:
                 self._check_currencies(own)
             fits = self.total(own).fits(limit)
-            if fits and tasks.get(self._own, Amount()) == own:
+            if fits and tasks.get(self._own, Amount(currency=own.currency)) == own:
                 return True  # also if the response to an earlier write was lost
             if not fits and fresh:
                 return False

@@ -94,6 +94,21 @@ def test_tasks_of_a_dag_run_share_its_cost_limit(airflow: Any, gateway: Any, sto
     assert {entry["currency"] for entry in entries.values()} == {"USD"}
 
 
+def test_task_that_spent_nothing_reports_the_money_of_its_run(store: Any, gateway: Any) -> None:
+    runs = [RunBudget(ImageStore("aws_default"), "posters", Owner("dag", "run", task)) for task in ("a", "b")]
+    limit = Limit(cost=8_000_000)
+    first, second = (Budget(Limit(), limit, run) for run in runs)
+    first.reserve(job(), Receipt("posters", "0.png"), lambda: None)
+
+    with pytest.raises(
+        JojoKeyBudgetError, match=r"spent or reserved 207 tokens and 1 image \(≈ USD 0\.0059\)"
+    ):
+        second.reserve(job(1), Receipt("posters", "1.png"), lambda: None)
+
+    (used,) = (use["used"] for use in second.uses() if use["scope"] == "run")
+    assert used == estimate(job()).cost
+
+
 @pytest.mark.parametrize("operator", [GenerateImageOperator, GenerateImageBatchOperator])
 @pytest.mark.parametrize("name", ["max_cost", "max_cost_per_run"])
 @pytest.mark.parametrize("value", BAD, ids=str)
