@@ -116,11 +116,20 @@ class Context(Struct, dict=True, eq=False):
         if recorded.may_cost:
             self.observer.billed(None if known else recorded.usage, cost)
 
-    def valued(self, charge: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Return a charge of the gateway log with its worth in money, if the gateway states that."""
-        unit = self.services.hook.quota_unit if charge else None
-        cost = None if unit is None or charge is None else unit.cost_of(charge.get("quota"))
-        if charge is None or cost is None:
+    def valued(self, quota: int | None, recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return a charge of the gateway log with its worth in money, if the gateway states that.
+
+        A worth that is recorded stays: the gateway's exchange rate changes, but not what was paid.
+
+        :param quota: the charge; ``None`` if the log doesn't show it
+        :param recorded: the charge that the receipt shows
+        """
+        if quota is None or (recorded and recorded.get("quota") == quota and "amount" in recorded):
+            return recorded
+        charge: dict[str, Any] = {"quota": quota}
+        unit = self.services.hook.quota_unit
+        cost = None if unit is None else unit.cost_of(quota)
+        if cost is None:
             return charge
         worth = cost.to_json()
         return {**charge, "amount": worth["amount"], "currency": worth["currency"]}

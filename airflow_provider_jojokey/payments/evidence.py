@@ -87,7 +87,7 @@ class Verdict(Struct, frozen=True):
     :param reason: the evidence, without a full stop
     :param final: whether looking again cannot change it
     :param usage: the billed tokens, if the log proves them
-    :param charge: what was charged, if the log proves it
+    :param quota: what was charged, if the log proves it
     :param hint: a request in the log that matches only by time; not evidence
     """
 
@@ -95,7 +95,7 @@ class Verdict(Struct, frozen=True):
     reason: str
     final: bool = True
     usage: dict[str, int] | None = None
-    charge: dict[str, Any] | None = None
+    quota: int | None = None
     hint: dict[str, Any] | None = None
 
 
@@ -104,8 +104,7 @@ def judge(facts: Facts) -> Verdict:
     request = _logged_request(facts)
     bill: dict[str, Any] = {}
     if request is not None and request.charged:
-        charge = None if request.quota is None else {"quota": request.quota}
-        bill = {"usage": request.usage, "charge": charge}
+        bill = {"usage": request.usage, "quota": request.quota}
     if facts.stated == "yes":
         return Verdict(Event.STATED_BILLED, "a person recorded that it was billed", **bill)
     if facts.images:

@@ -161,7 +161,7 @@ def examine(
         "note": verdict.reason or None,
         "request_id": request_id,
         "usage": attempt.usage or verdict.usage,
-        "charge": context.valued(verdict.charge) or attempt.charge,
+        "charge": context.valued(verdict.quota, attempt.charge),
         "hint": verdict.hint or attempt.hint,
         "sends": attempt.sends or tuple(send["at"] for send in spool.sends()),
     }

@@ -53,8 +53,8 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                     attempt,
                     Event.PROVEN_BILLED if unknown else Event.DETAIL,
                     expected=attempt,
-                    usage=logged.usage,
-                    charge=context.valued(None if logged.quota is None else {"quota": logged.quota}),
+                    usage=logged.usage or attempt.usage,
+                    charge=context.valued(logged.quota, attempt.charge),
                 )
                 receipt = retry_transient(update, timeout=OUTAGE_TIMEOUT, stopping=context.stopping)
         except (Img2Error, JojoKeyError) as error:

@@ -21,9 +21,10 @@ from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import accounts
 from tests.support.harness import Harness
 from tests.support.metrics import Counters
-from tests.support.scripted import ScriptedGateway, billed_and_lost, failing, without_usage
+from tests.support.scripted import ScriptedGateway, billed_and_broken, billed_and_lost, failing, without_usage
 
 STATUS = {"quota_per_unit": 500_000, "quota_display_type": "USD"}
+YUAN = {"quota_per_unit": 500_000, "quota_display_type": "CNY", "usd_exchange_rate": 7}
 LISTED = Cost(5_930_000, "USD")  # 10 tokens of text at $5, and 196 of an image at $30 a million
 CHARGED = Cost(1_400_000, "USD", approximate=False)  # 700 of quota
 PRICES = {"currency": "CNY", "text_input": 0, "image_input": 0, "image_output": 100}
@@ -149,6 +150,22 @@ def test_recorded_cost_stays_when_prices_change(on_scripted: Harness, scripted: 
     assert cost_of(on_scripted.run(try_number=3)) == Costs((LISTED,))
     attempt = on_scripted.receipt().attempts[0]
     assert attempt.priced(None, attempt).cost == LISTED
+
+
+@pytest.mark.parametrize("later", [{**YUAN, "usd_exchange_rate": 8}, STATUS, None])
+def test_recorded_charge_keeps_its_worth_if_the_rate_changes(
+    on_scripted: Harness, scripted: ScriptedGateway, later: dict[str, Any] | None
+) -> None:
+    scripted.status, scripted.behaviors = YUAN, [billed_and_broken]
+    error = on_scripted.fail()
+    (attempt,) = on_scripted.receipt().attempts
+    assert attempt.cost == Cost(9_800_000, "CNY", approximate=False)
+
+    scripted.status = later
+    again = on_scripted.fail(try_number=2)
+
+    assert again.cost == error.cost == {"amounts": [attempt.cost.to_json()], "unknown": 0}
+    assert on_scripted.receipt().attempts[0].charge == attempt.charge
 
 
 def test_different_currencies_are_not_added_up(on_scripted: Harness, scripted: ScriptedGateway) -> None:

@@ -96,7 +96,7 @@ def test_unknown_is_final_once_the_model_has_finished(case: str, finished: bool)
 def test_charge_brings_usage_and_quota() -> None:
     verdict = judge(facts(row("R"), request_id="R"))
     assert verdict.usage == {"input_tokens": 10, "output_tokens": 200, "total_tokens": 210}
-    assert verdict.charge == {"quota": 4200}
+    assert verdict.quota == 4200
 
 
 def test_images_with_known_id_bring_usage_from_the_log() -> None:
