@@ -7,6 +7,9 @@ which of these objects are unchanged. Only both together prove that an item is c
 * each of its images has the size from the manifest, and is not newer than the receipt, which is written after the
   images.
 
+The item's tokens and cost come from the manifest, too. If another version has written them in another form, or not at
+all, the manifest proves nothing.
+
 Without this proof, the task reads the item's receipt and checks its images, as for any other item.
 """
 
@@ -23,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 from msgspec import Struct
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.store import spool
 from airflow_provider_jojokey.store.keys import RECEIPTS
 
@@ -93,14 +97,20 @@ class Previous:
                 and line["receipt_etag"].strip('"') == receipt.etag
                 and line["fingerprint"] == job.request.fingerprint(host)
                 and all(self._is_unchanged(image, receipt) for image in line["images"])
+                and type(line["usage"]["total_tokens"]) is int
+                and (result := Result.from_xcom(line)) is not None
+                and result.cost is not None
                 and not spool.attempts_in(self._spool_directory, job.uri)
             )
         except (KeyError, TypeError, AttributeError, OSError):
             return False
 
     def _is_unchanged(self, image: dict[str, Any], receipt: Listed) -> bool:
-        found = self._listed.get((image["bucket"], image["key"]))
-        return found is not None and found.size == image["bytes"] and found.modified <= receipt.modified
+        bucket, key = image["bucket"], image["key"]
+        found = self._listed.get((bucket, key))
+        if found is None or image["uri"] != f"s3://{bucket}/{key}":
+            return False
+        return bool(found.size == image["bytes"] and found.modified <= receipt.modified)
 
 
 def load(store: ImageStore, bucket: str, key: str, folder: Path) -> Previous | None:

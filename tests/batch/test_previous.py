@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from airflow_provider_jojokey.store.s3 import ImageStore
 from tests.support.campaigns import posters
 
 ITEMS = 30
+DELETED = "deleted"
 
 
 class Tries:
@@ -178,3 +180,44 @@ def test_reuse_never_pays_again_in_a_retry(tries: Tries, gateway: Any) -> None:
 
     assert result["made"] == 5
     assert len(gateway.charges) == 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"usage": DELETED},
+        {"usage": None},
+        {"usage": "many"},
+        {"cost": DELETED},
+        {"cost": None},
+        {"cost": 7},
+        {"cost": {"amounts": [{"amount": 1}], "unknown": 0}},
+        {"version": 99},
+        {"images": [{}]},
+        {"reused": DELETED, "state": "unknown"},
+        {"receipt": None},
+        {"settled": None},
+        {"uri": DELETED},
+    ],
+    ids=str,
+)
+def test_line_of_another_version_is_checked_in_a_retry(
+    tries: Tries, store: Any, gateway: Any, change: dict[str, Any]
+) -> None:
+    items = posters(3)
+    first = tries.run(items)
+    (key,) = (key for key in store.objects("_jojokey/batches/") if key.endswith(".jsonl"))
+    lines = [json.loads(line) for line in store.objects(key)[key].splitlines()]
+    for name, value in change.items():
+        changed = lines[1]["images"][0] if name == "uri" else lines[1]
+        if value == DELETED:
+            del changed[name]
+        else:
+            changed[name] = value
+    store.client.put_object(Bucket="posters", Key=key, Body="\n".join(map(json.dumps, lines)).encode())
+
+    again = tries.run(items)
+
+    assert (again["reused"], again["failed"]) == (3, 0)
+    assert (again["usage"], again["cost"]) == (first["usage"], first["cost"])
+    assert len(gateway.charges) == 3
