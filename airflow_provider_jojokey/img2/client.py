@@ -184,7 +184,7 @@ class Client:
         return Generation(
             images=received.images,
             usage=received.reply.usage,
-            created=created if isinstance(created, int) else None,
+            created=created if type(created) is int else None,
             model=_str_field(document, "model") or request.model,
             size=_str_field(document, "size") or request.size,
             quality=_str_field(document, "quality") or request.quality,

@@ -55,6 +55,7 @@ class Event(StrEnum):
     """A person states that it was not billed, or was refunded."""
 
 
+_OPTIONAL_TEXTS = ("model", "size", "quality", "request_id", "cf_ray", "code", "error", "note")
 _TEXT_LISTS = ("kept", "sends", "warnings")
 _BILLED = {"no", "yes", "unknown"}
 _AFTER: Mapping[Event, tuple[Outcome, str]] = {
@@ -312,7 +313,9 @@ def _texts(values: Any) -> list[str]:
 
 
 def _check_types(attempt: Attempt) -> None:
-    """Check the fields that decisions use. Otherwise a damaged receipt would fail in the middle of a payment.
+    """Check the fields that decisions, results and the ledger use.
+
+    Otherwise a damaged receipt would fail in the middle of a payment, or its cost would be missing in the UI.
 
     :raises ValueError: if a value has the wrong type
     """
@@ -320,7 +323,7 @@ def _check_types(attempt: Attempt) -> None:
     texts = [attempt.id, attempt.fingerprint, attempt.clock]
     texts += [owner.dag_id, owner.run_id, owner.task_id, owner.ti_id]
     texts += [worker.host, worker.spool, worker.identity]
-    texts += [] if attempt.request_id is None else [attempt.request_id]
+    texts += [text for name in _OPTIONAL_TEXTS if (text := getattr(attempt, name)) is not None]
     counts = [owner.map_index + 1, owner.try_number, worker.pid]
     counts += [] if attempt.requested is None else [attempt.requested]
     if not all(isinstance(text, str) for text in texts):
@@ -329,3 +332,7 @@ def _check_types(attempt: Attempt) -> None:
         raise ValueError("a count has the wrong type, or is out of range")
     if isinstance(worker.started, bool) or not 0 <= worker.started < float("inf"):
         raise ValueError("the start of the process is not a time")
+    if not isinstance(attempt.created, (int, NoneType)):
+        raise ValueError("created is not a whole number")
+    if attempt.seconds is not None and not 0 <= attempt.seconds < float("inf"):
+        raise ValueError("seconds is not a duration")

@@ -182,5 +182,5 @@ def _add(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             if isinstance(details := total.setdefault(name, {}), dict):
                 _add(details, value)
-        elif isinstance(value, int) and not isinstance(value, bool) and isinstance(total.get(name, 0), int):
+        elif type(value) is int and value >= 0 and isinstance(total.get(name, 0), int):
             total[name] = total.get(name, 0) + value

@@ -248,7 +248,10 @@ HOSTILE: list[tuple[str, Any]] = [
     *[("preview", value) for value in ("x", 7, {"key": "fox.png"}, ["x"])],
     *[("sends", value) for value in ("2026", 7, {"at": 1}, ["noon"], ["2026-07-30T12:00:00"], [None], [7])],
     *[("kept", value) for value in ("s3://posters/x", 7, [None], [{}])],
-    *[("request_id", value) for value in (7, [], {})],
+    *[(name, 7) for name in ("model", "size", "quality", "cf_ray", "code", "error", "note")],
+    *[(name, value) for name in ("model", "request_id") for value in (7, [], {}, True)],
+    *[("created", value) for value in ("1", 1.5, [])],
+    *[("seconds", value) for value in ("1", float("nan"), -1, [], {})],
     *[("requested", value) for value in ("1", 1.5, True, [], -1)],
     *[("clock", value) for value in (None, 7, [])],
 ]  # fmt: skip

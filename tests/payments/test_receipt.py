@@ -125,7 +125,8 @@ def test_missing_usage_lists_attempts_to_look_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", [None, {}, {"total_tokens": "5"}, {"total_tokens": True}, {"total_tokens": {}}]
+    "odd",
+    [None, {}, {"total_tokens": "5"}, {"total_tokens": True}, {"total_tokens": {}}, {"total_tokens": -1}],
 )
 def test_odd_usage_adds_nothing(odd: Any) -> None:
     total = total_usage((odd, {"total_tokens": 2}))
