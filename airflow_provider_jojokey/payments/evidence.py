@@ -29,7 +29,7 @@ CHARGE_DELAY = 600.0
 class LoggedRequest(Struct, frozen=True):
     """One request in the gateway log: all rows with its ID.
 
-    The gateway writes a row for each channel that failed, and one for the charge.
+    The gateway writes a row for each channel that failed, and one for each charge.
 
     :param request_id: the gateway's ID
     :param charged: whether there is a row for a charge
@@ -199,28 +199,28 @@ def group_log(rows: Iterable[Mapping[str, Any]]) -> list[LoggedRequest]:
 
 
 def _grouped(request_id: str, rows: Sequence[Mapping[str, Any]]) -> LoggedRequest:
-    charge = next((row for row in rows if row.get("type") == CONSUMED), None)
+    charges = [row for row in rows if row.get("type") == CONSUMED]
     ended = max(_number(row.get("created_at")) for row in rows)
     # A row is written when its request ends. It states how long the request took.
     began = min(_number(row.get("created_at")) - _number(row.get("use_time")) for row in rows)
-    names = [row.get("model_name") for row in (charge, *rows) if row is not None]
-    quota = None if charge is None else charge.get("quota")
+    names = [row.get("model_name") for row in (*charges, *rows)]
+    quotas = [quota for row in charges if type(quota := row.get("quota")) is int]
     return LoggedRequest(
         request_id=request_id,
-        charged=charge is not None,
+        charged=bool(charges),
         model=next((name for name in names if isinstance(name, str)), ""),
         began=began,
         ended=ended,
-        usage=None if charge is None else _usage(charge),
-        quota=quota if isinstance(quota, int) and not isinstance(quota, bool) else None,
+        usage=_usage(charges),
+        quota=sum(quotas) if quotas and len(quotas) == len(charges) else None,
     )
 
 
-def _usage(row: Mapping[str, Any]) -> dict[str, int] | None:
-    tokens = {
-        "input_tokens": int(_number(row.get("prompt_tokens"))),
-        "output_tokens": int(_number(row.get("completion_tokens"))),
-    }
+def _usage(charges: Iterable[Mapping[str, Any]]) -> dict[str, int] | None:
+    tokens = {"input_tokens": 0, "output_tokens": 0}
+    for row in charges:
+        tokens["input_tokens"] += max(0, int(_number(row.get("prompt_tokens"))))
+        tokens["output_tokens"] += max(0, int(_number(row.get("completion_tokens"))))
     total = sum(tokens.values())
     return {**tokens, "total_tokens": total} if total else None
 

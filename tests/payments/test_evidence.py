@@ -142,6 +142,16 @@ def test_rows_with_one_request_id_are_one_request() -> None:
     assert (request.charged, request.ended) == (True, SENT + 30)
 
 
+def test_charges_with_one_request_id_are_added_up() -> None:
+    (request,) = group_log([row("R", FAILED), row("R"), row("R", quota=300, prompt_tokens=5)])
+    assert request.quota == 4200 + 300
+    assert request.usage == {"input_tokens": 10 + 5, "output_tokens": 200 + 200, "total_tokens": 415}
+
+    (request,) = group_log([row("R"), row("R", quota="many", completion_tokens=-7)])
+    assert request.quota is None
+    assert request.usage == {"input_tokens": 20, "output_tokens": 200, "total_tokens": 220}
+
+
 ODD = st.one_of(
     st.none(), st.booleans(), st.text(max_size=5), st.floats(), st.integers(), st.lists(st.none())
 )
