@@ -327,13 +327,11 @@ def _costs(cost: Mapping[str, Any] | None) -> Costs:
 
 
 def _minus(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``total`` without ``usage``, which is part of it."""
+    """Return ``total`` without ``usage``, which is part of it except for details that other parts don't have."""
     result = dict(total)
-    for name, value in usage.items():
-        if isinstance(value, Mapping):
-            result[name] = _minus(result.get(name) or {}, value)
-        elif isinstance(value, int):
-            result[name] = result.get(name, 0) - value
+    for name in result.keys() & usage.keys():
+        value = usage[name]
+        result[name] = _minus(result[name], value) if isinstance(value, Mapping) else result[name] - value
     return result
 
 

@@ -170,17 +170,28 @@ def _without_old_unbilled(attempts: list[Attempt]) -> tuple[Attempt, ...]:
 
 
 def total_usage(usages: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """Return the sum of several ``usage`` objects, including details; the three totals are always present."""
+    """Return the sum of several ``usage`` objects; the three totals are always present.
+
+    Details, such as the number of text tokens, are added up only if all of the tokens have them, because their sum
+    would be too low otherwise: the gateway log has none.
+    """
+    given = [usage for usage in usages if usage]
     total: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-    for usage in usages:
-        _add(total, usage or {})
+    for usage in given:
+        _add(total, usage)
+    with_tokens = [usage for usage in given if usage.get("total_tokens")]
+    for name in with_tokens[0] if with_tokens else ():
+        details = [usage.get(name) for usage in with_tokens]
+        parts = [part for part in details if isinstance(part, Mapping)]
+        if len(parts) == len(details):
+            sums: dict[str, Any] = {}
+            for part in parts:
+                _add(sums, part)
+            total[name] = {kind: count for kind, count in sums.items() if all(kind in part for part in parts)}
     return total
 
 
-def _add(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
-    for name, value in usage.items():
-        if isinstance(value, Mapping):
-            if isinstance(details := total.setdefault(name, {}), dict):
-                _add(details, value)
-        elif type(value) is int and value >= 0 and isinstance(total.get(name, 0), int):
+def _add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
+    for name, value in counts.items():
+        if type(value) is int and value >= 0 and isinstance(total.get(name, 0), int):
             total[name] = total.get(name, 0) + value

@@ -325,3 +325,15 @@ def test_charge_that_is_found_at_the_end_changes_the_error(
         assert charged in line["message"]
     assert "2 JojoKeyReplyError (first item 0" in error.message
     assert error.message.count("You may have been charged") == 1
+
+
+def test_sum_of_a_batch_has_no_details_of_some_items_only(
+    run_batch: Any, gateway: Any, settled_late: LateLog
+) -> None:
+    """The gateway log, which completes one of the responses, has no details."""
+    pushed, _ = run_batch(mixed("no_usage"))
+
+    assert pushed["usage"]["total_tokens"] == billed(gateway)
+    assert "input_tokens_details" not in pushed["usage"]
+    again, _ = run_batch(posters(6)[3:], try_number=2)
+    assert again["usage"]["input_tokens_details"]["text_tokens"] == again["usage"]["input_tokens"] > 0

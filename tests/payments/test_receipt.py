@@ -131,3 +131,24 @@ def test_missing_usage_lists_attempts_to_look_up() -> None:
 def test_odd_usage_adds_nothing(odd: Any) -> None:
     total = total_usage((odd, {"total_tokens": 2}))
     assert total["total_tokens"] == 2
+
+
+DETAILED = {"total_tokens": 3, "input_tokens_details": {"text_tokens": 2, "image_tokens": 1}}
+
+
+@pytest.mark.parametrize(
+    ("other", "details"),
+    [
+        (DETAILED, {"text_tokens": 4, "image_tokens": 2}),
+        ({"total_tokens": 0}, {"text_tokens": 2, "image_tokens": 1}),
+        ({"total_tokens": 9}, None),
+        ({"total_tokens": 9, "input_tokens_details": []}, None),
+        ({"total_tokens": 9, "input_tokens_details": {"text_tokens": 9}}, {"text_tokens": 11}),
+    ],
+)
+def test_details_are_added_up_only_if_all_tokens_have_them(other: Any, details: Any) -> None:
+    for usages in ((DETAILED, other), (other, DETAILED)):
+        assert total_usage(usages).get("input_tokens_details") == details
+        step_by_step = total_usage((total_usage(usages), {"total_tokens": 0}))
+        assert step_by_step.get("input_tokens_details") == details
+    assert "input_tokens_details" not in total_usage((DETAILED, {"total_tokens": 9}, DETAILED))
