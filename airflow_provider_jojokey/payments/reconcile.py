@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from airflow_provider_jojokey.cost import sum_of
-from airflow_provider_jojokey.exceptions import JojoKeyReceiptError, JojoKeyStoreError
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
 from airflow_provider_jojokey.payments import adopt, clock, evidence, gateway_log
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
 from airflow_provider_jojokey.payments.evidence import Facts, Verdict
-from airflow_provider_jojokey.payments.receipt import Receipt, total_usage
+from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.payments.upload import close
 from airflow_provider_jojokey.store import spool as spools
 
@@ -233,15 +232,26 @@ def complete(
             )
         )
     except (JojoKeyStoreError, JojoKeyReceiptError) as error:
-        usage = total_usage((receipt.usage_of(job.owner), generation.usage))
-        cost = receipt.without([attempt.id]).cost_of(job.owner)
-        cost += sum_of([context.prices.cost_of(generation.usage)])
-        facts: dict[str, Any] = {"usage": usage, "cost": cost.to_json()}
-        raise error.changed(billed="yes", sent=True, spool=str(spool.folder), **facts) from None
+        raise in_spool(context, attempt, generation.usage, receipt, error) from None
     finally:
         generation.close()
     spool.discard()
     return receipt
+
+
+def in_spool(
+    context: Context, attempt: Attempt, usage: dict[str, Any] | None, receipt: Receipt, error: JojoKeyError
+) -> JojoKeyError:
+    """Return an error for received images that are not in S3 yet, with what the task was billed so far.
+
+    :param usage: of their response, if it is known
+    :param receipt: the receipt, which doesn't list the response
+    """
+    before, owner = receipt.attempt(attempt.id) or attempt, context.job.owner
+    billed = replace(before, outcome=Outcome.BILLED, usage=usage or before.usage)
+    receipt = receipt.with_attempt(billed.priced(context.prices, before))
+    facts: dict[str, Any] = {"usage": receipt.usage_of(owner), "cost": receipt.cost_of(owner).to_json()}
+    return error.changed(billed="yes", sent=True, spool=str(context.spool_of(attempt).folder), **facts)
 
 
 def replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> frozenset[str] | None:

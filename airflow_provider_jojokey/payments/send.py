@@ -20,7 +20,13 @@ from airflow_provider_jojokey.payments.attempt import Attempt, Event
 from airflow_provider_jojokey.payments.context import SEND_DEADLINE
 from airflow_provider_jojokey.payments.evidence import Verdict
 from airflow_provider_jojokey.payments.receipt import Receipt
-from airflow_provider_jojokey.payments.reconcile import complete, examine, recover_response, replaceable_keys
+from airflow_provider_jojokey.payments.reconcile import (
+    complete,
+    examine,
+    in_spool,
+    recover_response,
+    replaceable_keys,
+)
 from airflow_provider_jojokey.payments.upload import close
 
 if TYPE_CHECKING:
@@ -176,8 +182,8 @@ def _failed(
     except (JojoKeyStoreError, JojoKeyReceiptError) as failure:
         if arrived := spool.complete_images():
             close(*arrived)
-            return failure.changed(
-                what=f"{error.what} {failure.what}", billed="yes", sent=True, spool=str(spool.folder)
+            return in_spool(context, attempt, error.usage, receipt, failure).changed(
+                what=f"{error.what} {failure.what}"
             )
         log.error("Could not update the receipt: %s", failure.message)
     stored = receipt.attempt(attempt.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -15,13 +16,22 @@ from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.integrations import telemetry
 from airflow_provider_jojokey.payments import usage
 from airflow_provider_jojokey.payments.attempt import Event
-from airflow_provider_jojokey.payments.receipt import Receipt
+from airflow_provider_jojokey.payments.receipt import Receipt, total_usage
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import accounts
+from tests.support import fault_proxy
+from tests.support.fault_proxy import FaultProxy, on
 from tests.support.harness import Harness
 from tests.support.metrics import Counters
-from tests.support.scripted import ScriptedGateway, billed_and_broken, billed_and_lost, failing, without_usage
+from tests.support.scripted import (
+    TOKENS,
+    ScriptedGateway,
+    billed_and_broken,
+    billed_and_lost,
+    failing,
+    without_usage,
+)
 
 STATUS = {"quota_per_unit": 500_000, "quota_display_type": "USD"}
 YUAN = {"quota_per_unit": 500_000, "quota_display_type": "CNY", "usd_exchange_rate": 7}
@@ -208,19 +218,23 @@ def test_cost_metric_counts_each_charge_once(
     assert counters.tokens == harness.tokens
 
 
-def test_tokens_from_the_log_and_the_spool_count_once(
-    harness: Harness, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One host's process dies with the response. Another host reads the log before the first one goes on."""
-    counters = Counters.enabled(monkeypatch)
-    first, second = harness.on("first"), harness.on("second")
-    harness.connect(host=scripted.url)
+def killed_and_found_in_the_log(first: Harness, second: Harness) -> None:
+    """One host's process dies with the response. Another host finds its usage in the gateway log."""
     first.kill()
-    harness.time.skip(3600)
-    receipts = ReceiptStore(harness.store(), harness.job().destination)
+    first.time.skip(3600)
+    receipts = ReceiptStore(first.store(), first.job().destination)
     (attempt,) = receipts.read().attempts
     receipts.update(attempt, Event.STATED_BILLED, request_id="request-1", ended_at=receipts.now())
     second.fail(try_number=2)
+
+
+def test_tokens_from_the_log_and_the_spool_count_once(
+    harness: Harness, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = Counters.enabled(monkeypatch)
+    first, second = harness.on("first"), harness.on("second")
+    harness.connect(host=scripted.url)
+    killed_and_found_in_the_log(first, second)
 
     assert counters.tokens == scripted.tokens > 0
     first.run(try_number=3)
@@ -228,6 +242,45 @@ def test_tokens_from_the_log_and_the_spool_count_once(
     assert harness.outcomes() == ["complete"]
     assert counters.tokens == scripted.tokens
     assert counters.values[telemetry.COST] == LISTED.nanos // 1000
+
+
+@pytest.fixture
+def proxy(harness: Harness) -> Iterator[FaultProxy]:
+    with FaultProxy(harness.bucket.endpoint_url) as proxy:
+        harness.bucket = dataclasses.replace(harness.bucket, endpoint_url=proxy.url)
+        harness.connect()
+        yield proxy
+
+
+UNAVAILABLE = fault_proxy.answer(fault_proxy.error(503, "ServiceUnavailable"))
+
+
+def test_error_of_an_image_in_the_spool_names_earlier_costs(harness: Harness, proxy: FaultProxy) -> None:
+    harness.set(upload_patience=0.1)
+    harness.run(reuse="never", n=2)
+    (earlier,) = harness.receipt("fox.png").attempts
+    proxy.faults = [on("PUT", "/fox-", UNAVAILABLE)]
+
+    error = harness.fail("a fox [sandbox: truncated]", reuse="never", n=2, try_number=2)
+
+    assert (error.billed, error.usage) == ("yes", total_usage([earlier.usage]))
+    assert Costs.from_json(error.cost) == Costs((earlier.cost,), unknown=1)
+
+
+def test_error_of_an_image_in_the_spool_counts_its_tokens_once(
+    harness: Harness, proxy: FaultProxy, scripted: ScriptedGateway
+) -> None:
+    """The receipt shows its usage already, from the gateway log."""
+    harness.set(upload_patience=0.1)
+    first, second = harness.on("first"), harness.on("second")
+    harness.connect(host=scripted.url)
+    killed_and_found_in_the_log(first, second)
+    proxy.faults = [on("PUT", "/fox.png", UNAVAILABLE)]
+
+    error = first.fail(try_number=3)
+
+    assert error.spool
+    assert (error.usage, Costs.from_json(error.cost)) == (TOKENS, Costs((LISTED,)))
 
 
 def test_charge_that_the_log_shows_late_changes_the_error(
