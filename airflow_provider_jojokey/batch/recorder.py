@@ -80,9 +80,8 @@ class Recorder:
     def failed(self, index: int, job: ImageJob, error: JojoKeyError) -> None:
         """Record an item that lacks some or all of its images."""
         self._fail(index, job, error)
-        if (
-            error.billed != "no" and not error.spool
-        ):  # the receipt does not list a response that waits in the spool
+        unknown = error.billed != "no" or (error.cost and Costs.from_json(error.cost).unknown)
+        if unknown and not error.spool:  # the receipt does not list a response that waits in the spool
             # A copy has no traceback, which would keep the frames of its request in memory.
             self._unsettled.append(Unsettled(index, job, job.request.n, error.changed()))
 

@@ -196,7 +196,7 @@ class Tally(Struct):
             self.unknown_outcomes -= after["billed"] != "unknown"
             if after["billed"] == "yes":
                 self._pay(item.images, after["cost"])
-        elif known.amounts and not spent.amounts:
+        elif before["billed"] != "no" and known.amounts and not spent.amounts:
             self.without_cost -= item.images
 
     def progress_line(self, seconds: float, in_flight: int, pace: str) -> str:

@@ -327,6 +327,24 @@ def test_charge_that_is_found_at_the_end_changes_the_error(
     assert error.message.count("You may have been charged") == 1
 
 
+def test_usage_of_an_earlier_try_is_found_after_a_rejection(
+    run_batch: Any, gateway: Any, store: Any, log: LateLog, request: pytest.FixtureRequest
+) -> None:
+    log.written = False
+    run_batch(posters(2, prompt="[sandbox: truncated truncate_after=0] {}"))
+    request.getfixturevalue("settled_late")
+
+    pushed, error = run_batch(posters(2, prompt="[sandbox: moderation_blocked] {}"), try_number=2)
+
+    assert error is not None
+    assert pushed["usage"]["total_tokens"] == billed(gateway) > 0
+    assert sum(line["usage"]["total_tokens"] for line in lines(store)) == billed(gateway)
+    assert error.cost == pushed["jojokey_images"]["cost"]
+    assert Costs.from_json(error.cost).unknown == 0
+    assert [line["billed"] for line in lines(store)] == ["no", "no"]
+    assert "paid image" not in error.message
+
+
 def test_sum_of_a_batch_has_no_details_of_some_items_only(
     run_batch: Any, gateway: Any, settled_late: LateLog
 ) -> None:
