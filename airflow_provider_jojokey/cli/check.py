@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -79,6 +80,8 @@ def _balance(hook: JojoKeyHook, request: ImageRequest) -> dict[str, Any]:
     if usage.get("unlimited_quota") is True:
         return _row("balance", OK, "the token has no limit, so the balance of the account applies")
     available, used = usage.get("total_available"), usage.get("total_used")
+    if isinstance(available, float) and not math.isfinite(available):
+        available = None
     if not isinstance(available, (int, float)) or isinstance(available, bool):
         return _row("balance", UNKNOWN, "this gateway doesn't report the balance of the token")
     unit = hook.quota_unit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,34 @@ def test_check_estimates_the_images_that_the_balance_pays_for(
     connect(price_per_million={"currency": "CNY", "text_input": 1, "image_input": 1, "image_output": 1})
     # Yuan and dollars are not compared.
     assert detail(jojokey("check", "-o", "json"), "balance") == "USD 100.00 left, USD 0.00 used"
+
+
+@pytest.mark.parametrize(
+    ("reported", "state"),
+    [
+        ("NaN", "unknown"),
+        ("Infinity", "unknown"),
+        ("1e30", "unknown"),
+        ("1" + "0" * 400, "unknown"),
+        ('"5"', "unknown"),
+        ("-5", "failed"),
+    ],
+)
+def test_check_of_an_odd_balance_does_not_fail(
+    jojokey: Run, gateway: Gateway, connect: Connect, reported: str, state: str
+) -> None:
+    def odd(request: Request, forward: Forward) -> Response:
+        response = forward(request)
+        if "/api/usage/token" not in request.target:
+            return response
+        body = b'{"data": {"total_available": ' + reported.encode() + b', "total_used": 1}}'
+        return replace(response, headers={"content-type": "application/json"}, body=body)
+
+    with FaultProxy(gateway.url, odd) as proxy:
+        connect(host=proxy.url)
+        output = jojokey("check", "-o", "json")
+
+    assert states(output)["balance"] == state
 
 
 @pytest.mark.parametrize("options", [("--size", "1x1"), ("--size", "huge")])
