@@ -1,10 +1,10 @@
 // Format numbers, sizes and times for display. Times are in the time zone that the user has selected in Airflow.
-import { language, t } from "./text.js";
+import { locale, t } from "./text.js";
 
 const KILO = 1000;
 
 export function number(value) {
-  return new Intl.NumberFormat(language()).format(value ?? 0);
+  return new Intl.NumberFormat(locale()).format(value ?? 0);
 }
 
 // Translate a message of the server. Its values may be messages as well.
@@ -16,7 +16,7 @@ export function said(message) {
 }
 
 export function compact(value) {
-  return new Intl.NumberFormat(language(), { notation: "compact", maximumSignificantDigits: 3 }).format(value ?? 0);
+  return new Intl.NumberFormat(locale(), { notation: "compact", maximumSignificantDigits: 3 }).format(value ?? 0);
 }
 
 export function count(value, one, many) {
@@ -40,14 +40,14 @@ export function tokensOf(total, paid) {
 // Text is formatted exactly; a float with more than 15 digits is not.
 export function decimal(value, decimals) {
   const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
-  return new Intl.NumberFormat(language(), digits).format(value);
+  return new Intl.NumberFormat(locale(), digits).format(value);
 }
 
 export function fileSize(bytes) {
   if (!Number.isFinite(bytes)) return "";
   const units = ["byte", "kilobyte", "megabyte", "gigabyte"];
   const power = Math.min(units.length - 1, bytes < KILO ? 0 : Math.floor(Math.log(bytes) / Math.log(KILO)));
-  return new Intl.NumberFormat(language(), {
+  return new Intl.NumberFormat(locale(), {
     style: "unit",
     unit: units[power],
     unitDisplay: power ? "short" : "long",
@@ -56,7 +56,7 @@ export function fileSize(bytes) {
 }
 
 export function seconds(value) {
-  return new Intl.NumberFormat(language(), {
+  return new Intl.NumberFormat(locale(), {
     style: "unit",
     unit: "second",
     unitDisplay: "narrow",
@@ -100,7 +100,7 @@ const STEPS = [
 export function relativeTime(iso, now = Date.now()) {
   let value = (new Date(iso).getTime() - now) / 1000;
   if (Number.isNaN(value)) return "";
-  const format = new Intl.RelativeTimeFormat(language(), { numeric: "auto" });
+  const format = new Intl.RelativeTimeFormat(locale(), { numeric: "auto" });
   for (const [unit, size] of STEPS) {
     // A number of seconds would be outdated immediately.
     if (unit === "second" && Math.abs(value) < 45) return t("just now");
@@ -112,7 +112,7 @@ export function relativeTime(iso, now = Date.now()) {
 
 // Format a date such as 2026-11-23. Use UTC for both steps, because another time zone could shift the date.
 export function day(text, options = { day: "numeric", month: "short" }) {
-  return new Intl.DateTimeFormat(language(), { ...options, timeZone: "UTC" }).format(new Date(`${text}T00:00:00Z`));
+  return new Intl.DateTimeFormat(locale(), { ...options, timeZone: "UTC" }).format(new Date(`${text}T00:00:00Z`));
 }
 
 export function shortened(text, length = 120) {

@@ -12,11 +12,19 @@ function selected() {
 }
 
 export function language() {
-  const chosen = selected() || document.documentElement.lang || "en";
-  return chosen === "en" ? "en-GB" : chosen;
+  return selected() || document.documentElement.lang || "en";
+}
+
+function isChinese() {
+  return /^zh(-CN|-Hans)?$/i.test(language());
+}
+
+// The locale of dates, numbers and units is that of the texts around them: "1.536 tokens" would be misread.
+export function locale() {
+  return isChinese() ? language() : "en-GB";
 }
 
 export function t(text, values = {}) {
-  const translated = /^zh(-CN|-Hans)?$/i.test(language()) ? (zh[text] ?? text) : text;
+  const translated = isChinese() ? (zh[text] ?? text) : text;
   return translated.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
