@@ -7,6 +7,7 @@ file stores them uncompressed.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 from urllib.parse import parse_qsl, unquote
@@ -21,7 +22,10 @@ MAX_IMAGES = 50
 MAX_BYTES = 512 * 1024 * 1024
 """Maximum total size of the images in one zip file."""
 LEFT_OUT = "not included.txt"
-MAX_NAME = 150
+MAX_NAME, MAX_NAME_BYTES = 150, 240
+"""Maximum length of a file name: in characters, and in bytes of UTF-8, of which file systems allow 255."""
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"*/:<>?\\|]')
+"""Characters that a file system rejects, control characters, and those that reverse the direction of text."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 Selected = tuple[Place, int, int | None]
@@ -112,7 +116,7 @@ def stream(
 
 
 class Names:
-    """Unique file names for one folder, also on case-insensitive file systems."""
+    """Unique file names for one folder, also on file systems that ignore case or the form of accents."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()
@@ -123,10 +127,10 @@ class Names:
         stem, dot, ending = name.rpartition(".")
         stem, ending = (stem, dot + ending) if stem else (name, "")
         unique, number = name, 1
-        while unique.casefold() in self._used:
+        while _folded(unique) in self._used:
             number += 1
             unique = f"{stem} ({number}){ending}"
-        self._used.add(unique.casefold())
+        self._used.add(_folded(unique))
         return unique
 
 
@@ -135,6 +139,11 @@ def safe_name(name: str) -> str:
 
     :param name: the last part of an S3 key, which may contain any character
     """
-    safe = re.sub(r'[\x00-\x1f\x7f"*/:<>?\\|]', "_", name).strip(". ")[-MAX_NAME:] or "image"
-    safe = f"_{safe}" if _RESERVED.match(safe) else safe
-    return safe.encode("utf-8", "replace").decode()
+    shortened = _UNSAFE.sub("_", name).strip(". ")[-MAX_NAME:].encode("utf-8", "replace")[-MAX_NAME_BYTES:]
+    safe = shortened.decode("utf-8", "ignore").strip(". ") or "image"
+    return f"_{safe}" if _RESERVED.match(safe) else safe
+
+
+def _folded(name: str) -> str:
+    """Return what is equal for two names that some file systems don't distinguish."""
+    return unicodedata.normalize("NFC", name.casefold())

@@ -139,3 +139,22 @@ def test_file_names_are_safe_on_every_system() -> None:
         for name in ("a.png", "A.png", "a.png", "CON.png", "..", "x:y?.png", ".hidden", "x" * 300)
     ]
     assert given == ["a.png", "A (2).png", "a (3).png", "_CON.png", "image", "x_y_.png", "hidden", "x" * 150]
+
+
+def test_long_names_in_any_script_can_be_unpacked() -> None:
+    names = archive.Names()
+    for letter in ("海", "é", "\N{ARTIST PALETTE}", "\ud800"):
+        for _ in range(2):
+            name = names.of(letter * 300 + ".png")
+            assert name.endswith(("png", "(2).png"))
+            assert len(name.encode()) <= 255
+
+
+def test_names_hide_nothing_and_never_replace_another() -> None:
+    names = archive.Names()
+    assert names.of("photo\u202egnp.exe") == "photo_gnp.exe"
+    assert names.of("a\x85b\u2028c\u200f.png") == "a_b_c_.png"
+    # macOS stores both spellings under one name.
+    assert names.of("\u00e9.png") == "\u00e9.png"
+    assert names.of("e\u0301.png") == "e\u0301 (2).png"
+    assert archive.safe_name("x" * 10 + "." + " " * 5 + "y" * 149) == "y" * 149
