@@ -133,6 +133,22 @@ def test_connection_in_the_database_is_found(
     assert '"valid, with access to 1 model"' in done.stdout
 
 
+@pytest.mark.parametrize("command", ["", "attempts", "check", "generate", "ledger", "resolve"])
+def test_help_fits_80_columns_and_names_the_setting(world: Sandbox, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *COMMAND, *filter(None, [command]), "--help"],
+        env={**os.environ, **world.environment(), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    long = [line for line in done.stdout.splitlines() if len(line) > 80]
+    assert [line for line in long if "Output format. Allowed values:" not in line] == []  # Airflow's own text
+    words = " ".join(done.stdout.split())
+    assert not command or ("(default: the setting s3_extra_args)" in words and "exit codes: 0 " in words)
+
+
 def test_definition_imports_nothing_heavy() -> None:
     loaded = modules_after("import airflow_provider_jojokey.cli.definition")
 
