@@ -311,6 +311,52 @@ def test_batch_images_have_their_own_captions(page: Page, airflow: Airflow, runs
 
 
 def test_items_of_a_batch_are_reviewed_one_after_another(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_batch_image_has_no_prompt_of_another_item(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?dag_id=album&q=Tile&run_id={quote(runs.album)}")
+    page.locator(f"{CARD} button.jojokey-picture").nth(1).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("button", name="Copy the S3 location")).to_be_visible()
+    expect(dialog.get_by_role("button", name="Copy the prompt")).to_have_count(0)
+    dialog.get_by_label("Select").check()
+    page.keyboard.press("ArrowRight")
+    dialog.get_by_label("Select").check()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Compare").click()
+    figures = page.get_by_role("dialog", name="Compare").get_by_role("figure")
+    expect(figures).to_have_count(2)
+    expect(figures.nth(1)).to_contain_text("tile-2.png")
+    expect(figures.nth(1)).not_to_contain_text("Tile 0")
+
+
+def test_checkerboard_is_behind_transparent_images(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?q=herons&run_id={quote(runs.album)}")
+    thumbnail = page.locator(f"{CARD} img").first
+    expect(thumbnail).to_have_css("background-size", "20px 20px")
+    # It ends where the picture ends.
+    width, height = thumbnail.evaluate("image => [image.offsetWidth, image.offsetHeight]")
+    assert width == pytest.approx(height, abs=1)
+    thumbnail.click()
+    opened = page.get_by_role("dialog").locator("img")
+    expect(opened).to_have_css("background-size", "20px 20px")
+    expect(opened).to_have_css("background-repeat", "repeat")
+
+
+def test_comparison_says_why_an_image_is_missing(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.expected_errors = ("502",)  # type: ignore[attr-defined]
+    page.route(
+        "**/jojokey/images/**", lambda route: route.fulfill(status=502, json={"detail": "", "reason": "s3"})
+    )
+    page.goto(f"{airflow.gallery}?q=herons&run_id={quote(runs.album)}")
+    page.locator(f"{CARD} .jojokey-select input").check()
+    page.get_by_role("button", name="Compare").click()
+    figures = page.get_by_role("dialog", name="Compare").get_by_role("figure")
+    for number in range(2):
+        expect(figures.nth(number)).to_contain_text("S3 does not answer as expected now.")
+    page.unroute("**/jojokey/images/**")
+    figures.first.get_by_role("button", name="Try again").click()
+    expect(figures.first.locator("img")).to_be_visible()
+
+
     page.goto(airflow.tab("album", runs.album, "batch"))
     expect(page.locator(CARD)).to_have_count(14)
     page.locator(f"{CARD} button.jojokey-picture").nth(4).click()

@@ -1,25 +1,15 @@
 // A dialog that displays one image as large as possible, with navigation through all images.
-import { problemOf } from "./api.js";
 import { Modal } from "./dialog.js";
-import { fileSize, shortened } from "./format.js";
+import { fileSize } from "./format.js";
 import { cost, ofAll } from "./money.js";
+import { altOf, Broken, captionOf, isServed, promptOf, useProblem } from "./pictures.js";
 import { SelectBox } from "./selection.js";
 import { AppLink, Button, ButtonLink, CopyButton, safeUrl } from "./parts.js";
 import { h, useCallback, useEffect, useMemo, useState } from "./react.js";
 import { t } from "./text.js";
 
-// The routes serve only the first images of a batch; others have only an S3 URI.
-export function isServed(image) {
-  return Boolean(image.src);
-}
-
-// The first images of a batch belong to different items, whose prompts are not in the result. Use the file name.
-function captionOf(result, image) {
-  return result.batch ? image.name : result.prompt;
-}
-
 function slideOf(result, image, linked) {
-  return { ...image, result, prompt: captionOf(result, image), href: linked ? result.href : null };
+  return { ...image, result, href: linked ? result.href : null };
 }
 
 // Return the URL of the task's tab that opens this image.
@@ -27,10 +17,6 @@ function linkTo(slide) {
   const url = new URL(safeUrl(slide.result.href ?? globalThis.location.pathname));
   url.searchParams.set("image", slide.key);
   return url.href;
-}
-
-export function altOf(result, image) {
-  return shortened(captionOf(result, image), 150) || t("An image without a prompt");
 }
 
 // Give each button a unique label, even if several images have the same prompt.
@@ -57,26 +43,11 @@ export function useLightbox(cards, { linked = false, onNearEnd, selection } = {}
   return [show, dialog];
 }
 
-// Return the error message for an image that the browser could not display, and a function to retry.
-export function useProblem(src) {
-  const [problem, setProblem] = useState(null);
-  const [round, setRound] = useState(0);
-  useEffect(() => setProblem(null), [src]);
-  const onError = useCallback(async () => {
-    const words = await problemOf(safeUrl(src));
-    setProblem({ src, words });
-  }, [src]);
-  const retry = useCallback(() => {
-    setProblem(null);
-    setRound((one) => one + 1);
-  }, []);
-  return { words: problem?.src === src ? problem.words : null, onError, retry, round };
-}
-
 // The open image stays open if other results arrive before it, or if its own result is replaced.
 function Lightbox({ slides, open, onMove, onClose, onNearEnd, selection }) {
   const at = slides.findIndex((one) => one.src === open.src);
   const slide = slides[at] ?? open;
+  const prompt = promptOf(slide.result);
   const last = slides.length - 1;
   const src = safeUrl(slide.src);
   const problem = useProblem(src);
@@ -114,20 +85,16 @@ function Lightbox({ slides, open, onMove, onClose, onNearEnd, selection }) {
       { className: "jojokey-stage" },
       step("left", t("Previous image"), at - 1),
       problem.words !== null
-        ? h(
-            "div",
-            { className: "jojokey-stack jojokey-stage-broken" },
-            h("p", { role: "alert" }, problem.words),
-            h(Button, { icon: "reload", onClick: problem.retry }, t("Try again")),
-          )
+        ? h(Broken, { problem, className: "jojokey-stage-broken" })
         : h("img", {
             key: `${src} ${problem.round}`,
             src,
-            alt: shortened(slide.prompt, 150) || t("An image without a prompt"),
+            alt: altOf(slide.result, slide),
             width: slide.width,
             height: slide.height,
             // Show the thumbnail until the image is loaded. Later it would show through transparent images.
-            style: loaded === src ? undefined : { backgroundImage: `url("${safeUrl(slide.thumbnail)}")` },
+            className: loaded === src ? undefined : "jojokey-loading",
+            style: { "--thumbnail": `url("${safeUrl(slide.thumbnail)}")` },
             onLoad: () => setLoaded(src),
             onError: problem.onError,
           }),
@@ -139,7 +106,7 @@ function Lightbox({ slides, open, onMove, onClose, onNearEnd, selection }) {
       h(
         "div",
         { className: "jojokey-small jojokey-lightbox-text" },
-        h("p", { dir: "auto" }, slide.prompt),
+        h("p", { dir: "auto" }, captionOf(slide.result, slide)),
         h(
           "span",
           { className: "jojokey-muted" },
@@ -157,7 +124,7 @@ function Lightbox({ slides, open, onMove, onClose, onNearEnd, selection }) {
             { to: slide.href, replace: true, className: "jojokey-button jojokey-button-outline", onClick: onClose },
             t("Open task"),
           ),
-        slide.prompt && h(CopyButton, { text: slide.prompt, label: t("Copy the prompt") }, t("Copy the prompt")),
+        prompt && h(CopyButton, { text: prompt, label: t("Copy the prompt") }, t("Copy the prompt")),
         h(CopyButton, { text: linkTo(slide), icon: "link", label: t("Copy a link to this image") }),
         h(CopyButton, { text: slide.uri, label: t("Copy the S3 location") }),
         h(ButtonLink, { href: slide.download, download: slide.name, icon: "download", variant: "solid" }, t("Download")),

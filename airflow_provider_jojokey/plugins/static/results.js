@@ -1,9 +1,10 @@
 // Cards for results, used in the gallery, for mapped tasks and for batches.
 import { count, tokensOf } from "./format.js";
 import { cost } from "./money.js";
-import { altOf, enlarge, isServed, useProblem } from "./lightbox.js";
+import { enlarge } from "./lightbox.js";
 import { AppLink, BillBadge, CopyButton, Icon, safeUrl, Time } from "./parts.js";
-import { h } from "./react.js";
+import { altOf, isServed, useProblem } from "./pictures.js";
+import { h, useState } from "./react.js";
 import { entriesOf, SelectBox } from "./selection.js";
 import { t } from "./text.js";
 
@@ -23,6 +24,8 @@ function sized(thumbnail, width) {
 
 function Thumbnail({ image, alt }) {
   const problem = useProblem(sized(image.thumbnail, WIDTHS[0]));
+  const [loaded, setLoaded] = useState(false);
+  const ratio = image.height && image.width / image.height; // results of other tasks may have no size
   if (problem.words !== null) {
     return h(
       "span",
@@ -37,8 +40,11 @@ function Thumbnail({ image, alt }) {
     alt,
     width: image.width,
     height: image.height,
+    className: loaded ? "jojokey-loaded" : undefined,
+    style: ratio > 0 ? { "--ratio": ratio, objectFit: "fill" } : undefined,
     loading: "lazy",
     decoding: "async",
+    onLoad: () => setLoaded(true),
     onError: problem.onError,
   });
 }

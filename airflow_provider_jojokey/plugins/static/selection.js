@@ -4,6 +4,7 @@ import { Modal } from "./dialog.js";
 import { count, fileSize, number } from "./format.js";
 import { cost, decimalsOf, ofAll } from "./money.js";
 import { Button, ButtonLink, safeUrl, Time } from "./parts.js";
+import { Broken, promptOf, useProblem } from "./pictures.js";
 import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js";
 import { t } from "./text.js";
 
@@ -98,7 +99,7 @@ export function SelectionBar({ selection }) {
 }
 
 const FACTS = {
-  Prompt: ([result]) => result.prompt,
+  Prompt: ([result]) => promptOf(result),
   Model: ([result]) => result.model,
   Size: ([, image]) => `${image.width} × ${image.height}`,
   Quality: ([result]) => result.quality,
@@ -106,6 +107,14 @@ const FACTS = {
   Cost: ([result], decimals) => ofAll(result, cost(result.cost, decimals)),
   Run: ([result]) => result.run_id,
 };
+
+function Compared({ image }) {
+  const src = safeUrl(image.src);
+  const problem = useProblem(src);
+  if (problem.words !== null) return h(Broken, { problem, className: "jojokey-stage-broken" });
+  const { width, height } = image;
+  return h("img", { key: problem.round, src, alt: image.name, width, height, onError: problem.onError });
+}
 
 function Comparison({ entries, onClose }) {
   const decimals = decimalsOf(entries.map(([result]) => result.cost));
@@ -131,7 +140,7 @@ function Comparison({ entries, onClose }) {
         return h(
           "figure",
           { key: image.src, className: "jojokey-stack" },
-          h("img", { src: safeUrl(image.src), alt: image.name, width: image.width, height: image.height }),
+          h(Compared, { image }),
           h(
             "figcaption",
             null,

@@ -1,7 +1,7 @@
 // The tab "Images" of a task instance: its images, their cost and all attempts.
 import { getTask, isUnderWay } from "./api.js";
 import { count, fileSize, number, said, seconds, tokens } from "./format.js";
-import { altOf, enlarge, useLightbox, useProblem } from "./lightbox.js";
+import { enlarge, useLightbox } from "./lightbox.js";
 import { cost, decimalsOf } from "./money.js";
 import {
   AppLink,
@@ -22,6 +22,7 @@ import {
   Time,
   useTitle,
 } from "./parts.js";
+import { altOf, Broken, useProblem } from "./pictures.js";
 import { h, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./react.js";
 import { Typed } from "./filters.js";
 import { Card, Cards, keyOf } from "./results.js";
@@ -252,13 +253,7 @@ function Figure({ image, position, result, selection, onOpen }) {
     "figure",
     { className: "jojokey-stack jojokey-figure" },
     problem.words !== null
-      ? h(
-          "div",
-          { className: "jojokey-stack jojokey-figure-broken", role: "alert" },
-          h(Icon, { name: "warning" }),
-          problem.words,
-          h(Button, { icon: "reload", onClick: problem.retry }, t("Try again")),
-        )
+      ? h(Broken, { problem, className: "jojokey-figure-broken" })
       : h(
           "button",
           {
