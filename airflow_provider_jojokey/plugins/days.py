@@ -24,8 +24,11 @@ def day_of(made_at: datetime, zone: str) -> str:
 
 
 def start_of(day: date, zone: str) -> datetime:
-    """Return the time at which a day starts in a time zone: its first midnight or, without one, the jump past it."""
-    return datetime.combine(day, time.min, ZoneInfo(zone))
+    """Return the time at which a day starts in a time zone: its first midnight or, without one, the jump past it.
+
+    The first day of the calendar starts with it, because databases store UTC, which has no earlier time.
+    """
+    return max(datetime.combine(day, time.min, ZoneInfo(zone)), datetime.min.replace(tzinfo=UTC))
 
 
 @lru_cache(maxsize=10_000)

@@ -51,6 +51,31 @@ def test_filters_are_chips_that_are_added_and_removed(page: Page, airflow: Airfl
     expect(page.get_by_role("menu")).to_have_count(0)
 
 
+def test_typed_date_is_one_step_and_its_chip_stays(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.gallery)
+    add_filter(page, "From")
+    asked: list[str] = []
+    page.on(
+        "request",
+        lambda request: asked.append(request.url) if "/api/results?day_from" in request.url else None,
+    )
+    page.keyboard.type("01022026", delay=400)
+    page.wait_for_url(re.compile(r"day_from=2026-0[12]-0[12]$"))
+    assert len(asked) == 1
+    page.reload()
+    chip = page.get_by_label("From", exact=True)
+    chip.focus()
+    page.keyboard.press("Backspace")
+    page.wait_for_url(re.compile("jojokey-gallery$"))
+    expect(chip).to_be_focused()
+    page.keyboard.type("03")
+    page.wait_for_url(re.compile("day_from=2026-"))
+    page.go_back()
+    page.wait_for_url(re.compile("day_from=2026-"))
+    page.go_back()
+    page.wait_for_url(re.compile("jojokey-gallery$"))
+
+
 def test_space_stays_when_the_user_pauses_between_words(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.gallery)
     search = page.get_by_role("searchbox")

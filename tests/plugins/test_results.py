@@ -90,6 +90,10 @@ def test_filters_by_utc_days_inclusively(server: Server, book: Book) -> None:
     assert prompts(server.results(day_to="2026-03-13")) == ["before"]
     assert prompts(server.results(day_from="0001-01-01", day_to="9999-12-31"))
     assert prompts(server.results(day_from="0002-01-01", day_to="9999-12-31", tz="America/Santiago"))
+    for zone in ("Asia/Shanghai", "America/Santiago"):
+        assert prompts(server.results(day_from="0001-01-01", day_to="9999-12-30", tz=zone))
+        assert server.totals(day_from="0001-01-01", tz=zone)["results"] == 4
+        assert server.results(day_to="0001-01-01", tz=zone)["results"] == []
     assert server.get(f"{API}/results?day_from=yesterday").status_code == 422
 
 

@@ -27,12 +27,14 @@ const CHIPS = {
 };
 const NAMES = ["q", ...Object.keys(CHIPS)];
 export const NO_FILTERS = Object.fromEntries(NAMES.map((name) => [name, ""]));
-const TYPED = new Set(["q", "run"]);
+const TYPED = new Set(["q", "run", "day_from", "day_to"]);
 const WAIT_FOR_TYPING = 350;
 
+// While a year is typed, a date input reports the years 0002, 0020 and 0202.
+const isDay = (value) => /^[1-9]\d{3}-\d\d-\d\d$/.test(value);
 const VALID = {
-  day_from: (value) => /^\d{4}-\d\d-\d\d$/.test(value),
-  day_to: (value) => /^\d{4}-\d\d-\d\d$/.test(value),
+  day_from: isDay,
+  day_to: isDay,
   state: (value) => value in STATES,
   sort: (value) => value in SORTS && value !== "newest",
 };
@@ -100,7 +102,8 @@ export function Typed({ name, value, onChange, ...rest }) {
   useEffect(() => () => clearTimeout(timer.current), []);
   const commit = (now) => {
     clearTimeout(timer.current);
-    if (now.trim() !== value) onChange({ [name]: now.trim() });
+    const wanted = now.trim();
+    if (wanted !== value && (!wanted || VALID[name]?.(wanted) !== false)) onChange({ [name]: wanted });
   };
   return h("input", {
     ...rest,
@@ -147,13 +150,12 @@ function Chip({ name, filters, choices, isNew, onChange, onRemove }) {
     choice: () => h(Choice, { ...common, values: choices[name] }),
     text: () => h(Typed, { ...common, type: "text" }),
     date: () =>
-      h("input", {
+      h(Typed, {
         ...common,
         type: "date",
         min: name === "day_to" ? filters.day_from || undefined : undefined,
         max: name === "day_from" ? filters.day_to || undefined : undefined,
         title: t("A day in the time zone {zone}", { zone: timezone() }),
-        onChange: (event) => onChange({ [name]: event.target.value }),
       }),
     fixed: () => h("output", { id, title: value }, value),
   };
@@ -175,6 +177,7 @@ export function FilterBar({ filters, choices, onChange }) {
   const [added, setAdded] = useState([]);
   const menu = useRef(null);
   const shown = Object.keys(CHIPS).filter((name) => filters[name] || added.includes(name));
+  const keep = (name) => setAdded((names) => (names.includes(name) ? names : [...names, name]));
   const remove = (name) => {
     setAdded((names) => names.filter((one) => one !== name));
     onChange({ [name]: "" });
@@ -187,7 +190,7 @@ export function FilterBar({ filters, choices, onChange }) {
   const items = [
     ...Object.entries(CHIPS)
       .filter(([name, [, kind]]) => kind !== "fixed" && !shown.includes(name))
-      .map(([name, [label]]) => [t(label), () => setAdded((names) => [...names, name])]),
+      .map(([name, [label]]) => [t(label), () => keep(name)]),
     ...Object.entries(PERIODS).map(([name, days]) => [t(name), () => onChange({ day_from: ago(days), day_to: "" })]),
   ];
   const sorts = Object.entries(SORTS).map(([name, text]) => [name, t(text)]);
@@ -209,7 +212,18 @@ export function FilterBar({ filters, choices, onChange }) {
       }),
     ),
     shown.map((name) =>
-      h(Chip, { key: name, name, filters, choices, isNew: added.includes(name), onChange, onRemove: () => remove(name) }),
+      h(Chip, {
+        key: name,
+        name,
+        filters,
+        choices,
+        isNew: added.includes(name),
+        onChange: (values) => {
+          keep(name); // it stays while it is edited, even if it is empty in between
+          onChange(values);
+        },
+        onRemove: () => remove(name),
+      }),
     ),
     h(Menu, { label: t("Filter"), icon: "plus", items, button: menu }),
     (isFiltered(filters) || added.length > 0) &&
