@@ -202,8 +202,12 @@ async def get_totals(wanted: Wanted) -> Any:
 @app.get("/api/costs")
 async def get_costs(wanted: Wanted) -> Any:
     """Return the cost of the filtered results, with a row for each day, Dag and model."""
-    rows = await _from_sums(wanted, lambda sums: totals.as_json(totals.costs(sums)[:MAX_COSTS]))
-    return AsciiJSONResponse({"rows": rows})
+
+    def answer(sums: list[Sum]) -> dict[str, Any]:
+        rows = totals.costs(sums)
+        return {"rows": totals.as_json(rows[:MAX_COSTS]), "count": len(rows)}
+
+    return AsciiJSONResponse(await _from_sums(wanted, answer))
 
 
 @app.get("/api/costs.csv")

@@ -82,7 +82,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
             [
                 *(safe_cell(row[name]) for name in KEYS),
                 *("" if name in TOKENS and _unknown(row) else row[name] for name in COUNTS),
-                *(known[currency].amount if currency in known else "" for currency in currencies),
+                *(f"{known[currency].amount:f}" if currency in known else "" for currency in currencies),
                 "yes" if approximate else "no" if known else "",
                 row["cost"].unknown,
             ]

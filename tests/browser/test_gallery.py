@@ -231,6 +231,7 @@ def test_bars_of_two_weeks_are_wide_and_as_high_as_their_cost(
             {**totals["by_day"][-1], "cost": cost, "day": f"{today - timedelta(ago)}"} for ago in range(14)
         ]
         days[0]["cost"] = {"amounts": [{**cost["amounts"][0], "amount": "0.5"}], "unknown": 0}
+        days[1]["images"] = 0  # all requests failed
         route.fulfill(json={**totals, "by_day": days[::-1]})
 
     page.route("**/api/totals*", spread)
@@ -286,15 +287,18 @@ def test_refresh_reloads_the_open_cost_table(page: Page, airflow: Airflow, runs:
     page.get_by_text("Cost by Dag, model and day").click()
     images = page.locator(".jojokey-costs tbody td").nth(3)
     expect(images).to_have_text("18")
+    more = page.get_by_text("The CSV file has all 12,345 rows.")
+    expect(more).to_have_count(0)
 
     def grown(route: Route) -> None:
-        answer = route.fetch().json()
+        answer = {**route.fetch().json(), "count": 12_345}
         answer["rows"][0]["images"] = 19
         route.fulfill(json=answer)
 
     page.route("**/api/costs?*", grown)
     page.get_by_role("button", name="Refresh").click()
     expect(images).to_have_text("19")
+    expect(more).to_be_visible()
 
 
 def test_days_follow_a_time_zone_that_is_selected_later(page: Page, airflow: Airflow, runs: Runs) -> None:

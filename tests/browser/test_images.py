@@ -224,6 +224,7 @@ def test_failure_of_unknown_cost_looks_the_same_everywhere(page: Page, airflow: 
     expect(page.locator(".jojokey-table .jojokey-badge").first).to_have_text("Failed, perhaps paid")
     page.goto(f"{airflow.gallery}?run_id={quote(run_id)}")
     expect(page.locator(f"{CARD} .jojokey-badge")).to_have_text("Failed, perhaps paid")
+    expect(page.locator(CARD)).to_contain_text("No image is stored")
     expect(page.locator(f"{CARD} .jojokey-card-foot")).to_contain_text("Cost unknown")
     expect(page.locator(".jojokey-totals")).to_contain_text("1 failed · 1 of them perhaps paid")
 

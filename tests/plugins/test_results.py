@@ -378,14 +378,15 @@ def test_costs_are_exact_sums_by_day_dag_and_model(server: Server, book: Book) -
     write("1", "a", cost(("0.1", "USD", True)))
     write("2", "a", cost(("0.2", "USD", False), unknown=1))
     write("3", "a", cost(("0.7", "CNY", False), ("0.000000001", "USD", False)))
-    write("4", "=b", cost(("2.5", "USD", False)), day=1, model="-model")
+    write("4", "=b", cost(("0.000000001", "USD", False)), day=1, model="-model")
     write("5", "a", "nonsense")
     write("6", "a", None, reused=True, usage={})
     write("7", "a", cost(), reused=True, usage={})
 
-    everything = cost(("0.7", "CNY", False), ("2.800000001", "USD", True), unknown=2)
+    everything = cost(("0.7", "CNY", False), ("0.300000002", "USD", True), unknown=2)
     assert server.totals()["cost"] == everything
     answer = server.get(f"{API}/costs").json()
+    assert answer["count"] == 2
     assert [(row["day"], row["dag_id"], row["model"], row["results"]) for row in answer["rows"]] == [
         ("2026-03-15", "=b", "-model", 1),
         ("2026-03-14", "a", "gpt-image-2", 6),
@@ -396,7 +397,7 @@ def test_costs_are_exact_sums_by_day_dag_and_model(server: Server, book: Book) -
     header, first, second = download.content.decode("utf-8-sig").splitlines()
     assert header.endswith("cost_CNY,cost_USD,approximate,requests_of_unknown_cost")
     assert first.startswith("2026-03-15,'=b,'-model,1,0,0,")
-    assert first.endswith(",,2.5,no,0")
+    assert first.endswith(",,0.000000001,no,0")
     assert second.endswith(",0.7,0.300000001,yes,2")
 
 

@@ -46,7 +46,7 @@ export function barsOf(byDay, until = "") {
     bar.images += one.images;
     bar.costs.push(one.cost);
   }
-  return { unit, bars: [...bars.values()].map(({ costs, ...bar }) => ({ ...bar, cost: sumOf(costs) })) };
+  return { unit, bars: [...bars.values()].map(({ costs, ...bar }) => ({ ...bar, hasResults: costs.length > 0, cost: sumOf(costs) })) };
 }
 
 const WITH_YEAR = { day: "numeric", month: "short", year: "numeric" };
@@ -116,7 +116,7 @@ function ByDay({ byDay, filters, onChange }) {
       bars.map((bar) => {
         const text = h("span", null, h("strong", null, nameOf(bar, unit)), details(bar));
         const height = { "--height": `${value(bar) ? Math.max(1.5, (value(bar) / most) * 100) : 0}%` };
-        return bar.images
+        return bar.hasResults // failed ones have no images
           ? h(
               "button",
               {

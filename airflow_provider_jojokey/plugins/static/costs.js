@@ -18,7 +18,7 @@ export function CostTable({ filters, reloads }) {
     const controller = new AbortController();
     setState({});
     getCosts(filters, controller.signal).then(
-      ({ rows }) => setState({ rows }),
+      ({ rows, count }) => setState({ rows, count }),
       (error) => controller.signal.aborted || setState({ error }),
     );
     return () => controller.abort();
@@ -29,11 +29,11 @@ export function CostTable({ filters, reloads }) {
     h("summary", null, t("Cost by Dag, model and day")),
     open && !state.rows && !state.error && h(Spinner, { label: t("Loading …") }),
     state.error && h(Failure, { error: state.error, onRetry: () => setRound((one) => one + 1) }),
-    state.rows && h(Rows, { rows: state.rows, filters }),
+    state.rows && h(Rows, { ...state, filters }),
   );
 }
 
-function Rows({ rows, filters }) {
+function Rows({ rows, count, filters }) {
   const shown = rows.slice(0, SHOWN);
   const decimals = decimalsOf(shown.map((row) => row.cost));
   return h(
@@ -79,7 +79,7 @@ function Rows({ rows, filters }) {
         ),
       ),
     ),
-    rows.length > SHOWN &&
-      h("p", { className: "jojokey-muted" }, t("The CSV file has all {n} rows.", { n: number(rows.length) })),
+    count > shown.length &&
+      h("p", { className: "jojokey-muted" }, t("The CSV file has all {n} rows.", { n: number(count) })),
   );
 }

@@ -54,11 +54,13 @@ function Pictures({ card, onOpen }) {
   const shown = card.images.filter(isServed).slice(0, card.count > 1 ? IN_A_MOSAIC : 1);
   if (!shown.length) {
     const failed = card.state === "failed";
+    // An image that was, or may have been, charged may have been generated.
+    const none = card.paid === "no" ? t("No image was generated") : t("No image is stored");
     return h(
       "div",
       { className: "jojokey-pictures jojokey-stack jojokey-pictures-none" },
       h(Icon, { name: failed ? "warning" : "image" }),
-      h("span", null, failed ? t("No image was generated") : card.images.length ? t("Stored in S3") : t("No image")),
+      h("span", null, failed ? none : card.images.length ? t("Stored in S3") : t("No image")),
       card.images.length > 0 && h(CopyButton, { text: card.images[0].uri, label: t("Copy the S3 location") }),
     );
   }

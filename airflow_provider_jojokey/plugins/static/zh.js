@@ -65,6 +65,7 @@ export const zh = {
   "Next image": "下一张",
   No: "否",
   "No image": "没有图片",
+  "No image is stored": "没有存储图片",
   "No image was generated": "没有生成图片",
   "No images": "没有图片",
   "No images match these filters": "没有符合筛选条件的图片",
