@@ -78,8 +78,10 @@ def add_round(number: int) -> tuple[GenerateImageOperator, Any]:
 
 @task(trigger_rule="none_failed_min_one_success")
 def publish(bucket: str) -> str:
-    """Copy the chosen poster to the public prefix; return its location."""
+    """Copy the chosen poster to the public prefix, and show it in the tab; return its location."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    from airflow_provider_jojokey.results import XCOM_KEY, Result, StoredImage
 
     ti = get_current_context()["ti"]
     for number in range(ROUNDS, 0, -1):
@@ -88,11 +90,24 @@ def publish(bucket: str) -> str:
             break
     else:
         raise ValueError("No poster was chosen.")
-    keys = ti.xcom_pull(task_ids=f"round_{number}.candidates", key="keys")
-    key = keys[CHOICES.index(answer["chosen_options"][0])]
-    public = "public/" + key.removeprefix("approval/")
-    S3Hook().copy_object(key, public, source_bucket_name=bucket, dest_bucket_name=bucket)
-    return f"s3://{bucket}/{public}"
+    candidates = Result.from_xcom(ti.xcom_pull(task_ids=f"round_{number}.candidates", key=XCOM_KEY))
+    if candidates is None:
+        raise ValueError(f"Round {number} has no images.")
+    chosen = candidates.images[CHOICES.index(answer["chosen_options"][0])]
+    key = "public/" + chosen.key.removeprefix("approval/")
+    s3 = S3Hook()
+    s3.copy_object(chosen.key, key, source_bucket_name=chosen.bucket, dest_bucket_name=bucket)
+    published = StoredImage.from_json({**chosen.to_json(), "bucket": bucket, "key": key})
+    result = Result(
+        state="complete",
+        images=(published,),
+        count=1,
+        prompt=candidates.prompt,
+        derived_from=chosen.uri,
+        aws_conn_id=s3.aws_conn_id,
+    )
+    ti.xcom_push(key=XCOM_KEY, value=result.to_xcom())
+    return published.uri
 
 
 with DAG(

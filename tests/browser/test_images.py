@@ -311,7 +311,6 @@ def test_batch_images_have_their_own_captions(page: Page, airflow: Airflow, runs
     expect(page.get_by_role("heading", name="Items of the batch")).to_be_visible()
 
 
-def test_items_of_a_batch_are_reviewed_one_after_another(page: Page, airflow: Airflow, runs: Runs) -> None:
 def test_batch_image_has_no_prompt_of_another_item(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album&q=Tile&run_id={quote(runs.album)}")
     page.locator(f"{CARD} button.jojokey-picture").nth(1).click()
@@ -358,6 +357,7 @@ def test_comparison_says_why_an_image_is_missing(page: Page, airflow: Airflow, r
     expect(figures.first.locator("img")).to_be_visible()
 
 
+def test_items_of_a_batch_are_reviewed_one_after_another(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "batch"))
     expect(page.locator(CARD)).to_have_count(14)
     page.locator(f"{CARD} button.jojokey-picture").nth(4).click()
@@ -591,6 +591,10 @@ def test_rejected_round_is_followed_by_a_published_one(page: Page, airflow: Airf
     (published,) = (airflow.objects / "public").rglob("*.png")
     (picked,) = (airflow.objects / "approval").rglob("round-2-1.png")
     assert published.read_bytes() == picked.read_bytes()
+    page.goto(airflow.tab("poster_approval", run_id, "publish"))
+    expect(page.locator(".jojokey-figure img")).to_be_visible()
+    expect(page.locator(".jojokey-facts .jojokey-badge")).to_have_text("Derived")
+    expect(page.locator(".jojokey-facts")).to_contain_text("round-2-1.png")
 
 
 def test_tab_shows_how_much_of_the_budget_is_used(page: Page, airflow: Airflow, runs: Runs) -> None:
