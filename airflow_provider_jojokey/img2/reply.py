@@ -210,15 +210,19 @@ class ReplyDecoder:
 
     def _take(self, splitter: Splitter, document: Any, event: str) -> None:
         """Process a document: finished images, a preview, an error, or facts."""
-        slots = envelope.find_slots(document, splitter.value_of)
+        found = envelope.find_slots(document, splitter.value_of)
+        whole = envelope.is_preview(document, event)
+        previews: list[envelope.Slot] = []
+        slots: list[envelope.Slot] = []
+        for slot in found:
+            (previews if whole or envelope.is_preview(slot.element) else slots).append(slot)
+        preview = whole or bool(previews and not slots)
         failure = find_failure(document, event)
-        preview = envelope.is_preview(document, event)
         plain = not self._lines.streamed and not self._documents and not preview
         self._documents += 1
-        if preview:
-            for slot in slots:
-                self._keep_preview(slot)
-        elif failure is not None:
+        for slot in previews:
+            self._keep_preview(slot)
+        if failure is not None:
             # A link in an error leads to documentation, and an empty element is not an image.
             slots = [
                 slot
@@ -230,18 +234,17 @@ class ReplyDecoder:
             self._error = document
         if self.has_all and self._lines.streamed:
             slots = []  # the last event of some streams repeats all images
-        if not preview:
-            for slot in slots:
-                self._keep_slot(slot)
+        for slot in slots:
+            self._keep_slot(slot)
         usage = find_usage(document)
-        if slots and not preview:
+        if slots:
             # new-api repeats the usage of the whole request in the event of each image.
             repeated = usage is not None and usage == self._image_usage and usage.get("input_tokens")
             self._usage = self._usage if repeated else add(self._usage, usage)
             self._image_usage = usage or self._image_usage
         elif not preview:
             self._separate_usage = usage or self._separate_usage
-        self._merge(document, bool(slots) and not preview, plain)
+        self._merge(document, bool(slots), plain)
         splitter.close()
         self._lines.done = self.done
 

@@ -178,6 +178,13 @@ STREAMS = [
     Row("only an edit's preview", sse(partial(kind="image_edit.partial_image")), request=STREAM, kind=Kind.REPLY,
         words="before an image was complete"),  # openai/openai-node#2617
     Row("a preview by its type alone", sse({**partial(), "partial_image_index": None}), request=STREAM, kind=Kind.REPLY),
+    Row("a preview in the data of an event", sse(
+        {"data": {"type": "image_generation.partial_image", "b64_json": base64.b64encode(BLURRED).decode()}},
+        {"data": {"type": "image_generation.completed", "b64_json": B64, "usage": USAGE}}), request=STREAM, tokens=206),
+    Row("a preview in a list", sse({"data": [partial(kind="image")]}, {"data": [ITEM], "usage": USAGE}), request=STREAM,
+        tokens=206),
+    Row("a preview in a list, alone", sse({"data": [partial(kind="image")]}), request=STREAM, kind=Kind.REPLY,
+        words="before an image was complete"),
     Row("chunks", sse({"type": "image.chunk", "b64_json": base64.b64encode(BLURRED).decode()}), request=STREAM,
         kind=Kind.REPLY),  # maximhq/bifrost#980
     Row("previews of the Responses API", sse(
