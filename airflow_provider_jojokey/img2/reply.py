@@ -211,6 +211,8 @@ class ReplyDecoder:
     def _take(self, splitter: Splitter, document: Any, event: str) -> None:
         """Process a document: finished images, a preview, an error, or facts."""
         found = envelope.find_slots(document, splitter.value_of)
+        if splitter.broken:
+            found += self._slots_behind_mistake(splitter, found)
         whole = envelope.is_preview(document, event)
         previews: list[envelope.Slot] = []
         slots: list[envelope.Slot] = []
@@ -247,6 +249,15 @@ class ReplyDecoder:
         self._merge(document, bool(slots), plain)
         splitter.close()
         self._lines.done = self.done
+
+    def _slots_behind_mistake(self, splitter: Splitter, found: list[envelope.Slot]) -> list[envelope.Slot]:
+        """Return the complete images of a broken document that its readable part does not contain."""
+        known = [slot.value for slot in found]
+        return [
+            envelope.Slot(value, None, None, None)
+            for value in splitter.values
+            if value not in known and any(value.sink is sink for sink in self._complete)
+        ]
 
     def _keep_slot(self, slot: envelope.Slot) -> None:
         value = slot.value

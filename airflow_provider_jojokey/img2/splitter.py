@@ -25,8 +25,18 @@ MAX_VALUES = 128
 
 Path = list["str | int | None"]
 
+MAX_DIGITS = 1000
+MAX_NESTING = 200
+"""Maximum number of brackets around a value in a broken document. Deeper values are left out."""
+
+
+def _number(digits: str) -> int | float:
+    """Python refuses to read integers of thousands of digits."""
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)
+
+
 # Accept line breaks within strings: rejecting them would lose a paid image.
-_loads = json.JSONDecoder(strict=False).decode
+_loads = json.JSONDecoder(strict=False, parse_int=_number).decode
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _STRING_STOP = re.compile(rb'["\\]')
 # A string in the place of a link is an image if it begins like one: a data: URI, or the base64 of
@@ -63,6 +73,8 @@ class Splitter:
         self.values: list[Base64Value] = []
         self.complete = False
         """Whether the document has ended."""
+        self.broken = False
+        """Whether :meth:`finish` found that it is not a complete JSON document."""
         self._text = bytearray()
         # One entry for each open container: the index in a list; the key in an object, or None before it.
         self._path: Path = []
@@ -87,19 +99,27 @@ class Splitter:
         :raises ReplyError: if it is not a complete JSON document
         """
         if self._step == self._in_image:
+            self.broken = True
             raise ReplyError("the response ends in the middle of an image")
         try:
             return _loads(self._text.decode("utf-8", errors="replace"))
         except (ValueError, RecursionError) as error:
+            self.broken = True
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise ReplyError(f"the response is not a complete JSON document ({reason})") from None
 
     def parse_partial(self) -> Any:
-        """Return the document up to its last complete value, or ``None``."""
-        try:
-            return _loads(_close_brackets(bytes(self._text)).decode("utf-8", errors="replace"))
-        except (ValueError, RecursionError):
-            return None
+        """Return the document up to the last complete value before its end or its first mistake, or ``None``."""
+        text = bytes(self._text)
+        for _ in range(2):
+            closed = _close_brackets(text).decode("utf-8", errors="replace")
+            try:
+                return _loads(closed)
+            except json.JSONDecodeError as error:
+                text = closed[: error.pos].encode()
+            except (ValueError, RecursionError):
+                break
+        return None
 
     @property
     def text(self) -> bytes:
@@ -244,6 +264,8 @@ def _close_brackets(text: bytes) -> bytes:
     for found in _TOKEN.finditer(text):
         token = found[0]
         if token in _CLOSERS:
+            if len(open_brackets) == MAX_NESTING:
+                break
             open_brackets.append(_CLOSERS[token])
         elif token in (b"}", b"]"):
             if not open_brackets or open_brackets[-1] != token:
