@@ -33,8 +33,9 @@ WAIT = 1.0
 TIMEOUT = 60.0
 """Seconds to wait for the next byte. Shorter than for a generation, because a linked image already exists."""
 
-TRANSIENT_STATUS = {404, 408, 409, 425, 429}
-"""In addition to 5xx. A link may return 404 until its object is readable in every region."""
+COMPLETE_STATUS = {200, 203, 206}
+TRANSIENT_STATUS = {202, 204, 404, 408, 409, 425, 429}
+"""In addition to 5xx. A link may return 404, or no content, until its object is readable in every region."""
 
 
 class TransientFailure(ReplyError):
@@ -121,7 +122,7 @@ class Downloader:
                     if response.is_redirect:
                         url = _redirected(url, response.headers["location"])
                         continue
-                    if (status := response.status_code) != 200:
+                    if (status := response.status_code) not in COMPLETE_STATUS:
                         kind = TransientFailure if status in TRANSIENT_STATUS or status >= 500 else ReplyError
                         raise kind(f"the linked image cannot be downloaded: HTTP {status}")
                     for chunk in _chunks(response):

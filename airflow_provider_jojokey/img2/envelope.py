@@ -44,7 +44,7 @@ class Slot(Struct, frozen=True):
     """One element of a response that should be an image.
 
     :param value: its decoded base64
-    :param url: the link to download it from instead
+    :param url: the link to download it from if ``value`` is not usable
     :param revised_prompt: the prompt as the model rewrote it
     :param element: the element itself, without base64
     """
@@ -148,7 +148,7 @@ def _looks_like_url(text: str) -> bool:
 
 
 def _link_in(element: Mapping[str, Any]) -> str | None:
-    for name in LINK_KEYS:
+    for name in (*LINK_KEYS, *BASE64_KEYS):
         if name not in element:
             continue
         value = element[name]
@@ -174,7 +174,7 @@ def _slot(element: Any, value_of: ValueOf) -> Slot:
     values = [value for place in places if (value := value_of(place)) is not None]
     # An empty string means that the image is missing.
     value = next((value for value in values if value.sink is not None), values[0] if values else None)
-    link = None if value is not None and value.sink is not None else _link_in(element)
+    link = _link_in(element)
     if link is not None and value_of(link) is not None:
         link = None
     revised = element.get("revised_prompt")

@@ -170,12 +170,13 @@ class Receiver(Struct, eq=False):
     def _image(self, element: ReplyImage) -> Image | None:
         """Return one image, or record why it cannot be used."""
         file, problem = element.sink, element.problem
-        if file is None and element.url:
-            file, problem = self._download(element.url)
+        if element.url and not isinstance(self._checked.get(id(file)), ImageHeader):
+            downloaded, problem = self._download(element.url)
+            file = downloaded or file
         name = f"image {element.index + 1}"
         if problem:
             kept = ""
-            if file is not None and element.sink is not None and file.size:
+            if file is not None and file.size:
                 file.seal_unusable()
                 kept = _kept_at(file)
             self._problems.append(f"{name}: {problem if element.url else self._clean(problem)}{kept}")

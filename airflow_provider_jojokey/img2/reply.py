@@ -30,7 +30,7 @@ class ReplyImage(Struct, frozen=True):
 
     :param index: its position, from 0
     :param sink: its decoded bytes, or ``None`` if the response contains none
-    :param url: the link to download it from instead, or ``None``
+    :param url: the link to download it from if ``sink`` is not usable, or ``None``
     :param revised_prompt: the prompt as the model rewrote it
     :param problem: why it cannot be used, without a full stop; empty if it can
     """
@@ -271,11 +271,11 @@ class ReplyDecoder:
                 self._slot_error = slot.element
             message = message_of(slot.element)
             problem = f"it is missing ({message})" if message else "it is missing"
+        if sink is not None and not problem:
+            self._report(sink)
         if slot.url is not None:
             problem = ""
         self._images.append(ReplyImage(len(self._images), sink, slot.url, slot.revised_prompt, problem))
-        if sink is not None and not problem:
-            self._report(sink)
 
     def _keep_preview(self, slot: envelope.Slot) -> None:
         if slot.value is None or not slot.value.complete or (sink := slot.value.take_sink()) is None:

@@ -40,9 +40,10 @@ _loads = json.JSONDecoder(strict=False, parse_int=_number).decode
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _STRING_STOP = re.compile(rb'["\\]')
 # A string in the place of a link is an image if it begins like one: a data: URI, or the base64 of
-# PNG, JPEG ("/9j/", whose slashes may be escaped) or WebP.
+# PNG, JPEG ("/9j/", whose slashes may be escaped) or WebP. A string in the place of an image may be a link.
 _IMAGE_HEADS = (b"data:", b"ivborw0kggo", b"/9j/", b"\\/9j\\/", b"\\/9j/", b"uklgr")
-_MAX_HEAD = max(map(len, _IMAGE_HEADS))
+_LINK_HEADS = (b"http:", b"https:")
+_MAX_HEAD = max(map(len, (*_IMAGE_HEADS, *_LINK_HEADS)))
 
 
 class ReplyError(ValueError):
@@ -52,7 +53,7 @@ class ReplyError(ValueError):
 class Splitter:
     """Split one JSON document whose root is an object or a list.
 
-    :param is_image: whether the string at a path (keys and indexes from the root) is base64
+    :param is_image: whether the string at a path (keys and indexes from the root) is base64 unless it starts as a link
     :param is_link: whether the string at a path is an image if it begins like one
     :param open_sink: called for the first bytes of each image
     :param on_value: called with each value and its path as soon as the value ends
@@ -81,7 +82,8 @@ class Splitter:
         self._key: str | None = None
         self._string_start = 0
         self._escaped = False
-        self._link = b""  # the first characters of a string that may be an image
+        self._head = b""  # the first characters of a string that may be an image or a link
+        self._heads: tuple[bytes, ...] = _IMAGE_HEADS
         self._step = self._outside
 
     def feed(self, data: bytes, start: int, end: int) -> int:
@@ -155,11 +157,13 @@ class Splitter:
         path = self._path
         match byte:
             case 0x22:  # "
+                self._string_start = len(self._text) - 1
                 if self._is_image(path):
-                    self._begin_image()
+                    self._heads, self._step = _LINK_HEADS, self._in_head
+                elif self._is_link(path):
+                    self._heads, self._step = _IMAGE_HEADS, self._in_head
                 else:
-                    self._string_start = len(self._text) - 1
-                    self._step = self._in_link if self._is_link(path) else self._in_string
+                    self._step = self._in_string
             case 0x7B:  # {
                 path.append(None)
             case 0x5B:  # [
@@ -174,18 +178,20 @@ class Splitter:
             case 0x3A if path and path[-1] is None:  # :
                 path[-1] = self._key
 
-    def _in_link(self, data: bytes, position: int, end: int) -> int:
-        stop = min(position + _MAX_HEAD - len(self._link), end)
-        link, self._link = self._link + data[position:stop], b""
-        lower = link.lower()
-        if lower.startswith(_IMAGE_HEADS):
-            self._begin_image()
-        elif any(head.startswith(lower) for head in _IMAGE_HEADS):
-            self._link = link
+    def _in_head(self, data: bytes, position: int, end: int) -> int:
+        """Decide by its first characters whether a string is an image or text."""
+        stop = min(position + _MAX_HEAD - len(self._head), end)
+        head, self._head = self._head + data[position:stop], b""
+        lower = head.lower()
+        found = lower.startswith(self._heads)
+        if not found and any(known.startswith(lower) for known in self._heads):
+            self._head = head
             return stop
+        if found == (self._heads is _IMAGE_HEADS):
+            self._begin_image()
         else:
             self._step = self._in_string
-        return stop - len(link) + self.feed(link, 0, len(link))
+        return stop - len(head) + self.feed(head, 0, len(head))
 
     def _in_string(self, data: bytes, position: int, end: int) -> int:
         if self._escaped:

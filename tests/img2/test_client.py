@@ -973,7 +973,7 @@ TRANSIENT = {
     "reset": reset_connection,
     "break": send_other_and_close,
     "silence": never_answer,
-    **{str(status): answer_with(status) for status in (404, 408, 429, 500, 502, 503, 504)},
+    **{str(status): answer_with(status) for status in (202, 204, 404, 408, 429, 500, 502, 503, 504)},
 }
 
 

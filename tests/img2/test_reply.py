@@ -126,8 +126,7 @@ def oracle(document: bytes) -> tuple[Any, list[tuple[int, bytes | None, str | No
                 except ValueError:
                     found = found or BROKEN
                 element[name] = None
-        url = element.get("url") if found in (None, BROKEN) else None
-        texts = [url or None, element.get("revised_prompt") or None]
+        texts = [element.get("url") or None, element.get("revised_prompt") or None]
         images.append((index, found, *(text if isinstance(text, str) else None for text in texts)))
     return parsed, images
 

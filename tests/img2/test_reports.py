@@ -256,12 +256,20 @@ LINKS = [
     Row("image_url", doc({"output": [{"image_url": {"url": "/own/fox.png"}}]})),
     Row("a list of links", data({"url": ["/own/fox.png"]})),  # dickpy/dsh-imagegen#10
     Row("image_urls", doc({"output": {"image_urls": ["/own/fox.png"]}})),  # liliMozi/openhanako#1684
+    Row("in the place of base64", data({"b64_json": "GATEWAY/own/fox.png"})),
+    Row("beside a truncated image", data({"b64_json": base64.b64encode(PNG[:-20]).decode(), "url": "/own/fox.png"})),
+    Row("beside base64 of a page", data({"b64_json": base64.b64encode(b"<html>").decode(), "url": "/own/fox.png"})),
+    Row("beside broken base64", data({"b64_json": B64[:-40] + "*", "url": "/own/fox.png"})),
+    Row("beside a whole image", data({**ITEM, "url": "/own/gone.png"})),
+    Row("beside a truncated image, and gone", data({"b64_json": base64.b64encode(PNG[:-20]).decode(), "url": "/own/gone.png"}),
+        kind=Kind.REPLY, words="/own/gone.png"),
     Row("404 for the first moments", data({"url": "/own/later.png"})),
     Row("base64 of an image in the place of a link", data({"url": "?" + base64.b64encode(JPEG).decode()[:4000]}),
         kind=Kind.REPLY, never=base64.b64encode(JPEG).decode()[600:680]),
     Row("base64 with slashes, behind a broken character", data({"url": "\ufffd" + "wAARCAAQABADASIAAhEBAxEB/" * 8}),
         kind=Kind.REPLY, never="wAARCAAQABADASIAAhEBAxEB/" * 3),
     Row("a long scheme", data({"url": "a" * 200 + "://x"}), kind=Kind.REPLY, never="a" * 70),
+    Row("206 with the whole image", data({"url": "/own/part.png"})),
     Row("403 is final", data({"url": "/own/forbidden.png?Signature=s3cret"}), kind=Kind.REPLY,
         words="HTTP 403|/own/forbidden.png|It is already paid", never="s3cret"),
     Row("404 for good", data({"url": "/own/gone.png?Signature=s3cret"}), kind=Kind.REPLY,
@@ -523,11 +531,13 @@ def server_of(row: Row) -> Callable[[Exchange], None]:
         target = exchange.request.target.partition("?")[0].removeprefix("/v1/images")
         fetched.append(target)
         if exchange.request.method == "POST":
-            exchange.send(row.body) if row.raw else exchange.answer(
-                row.status, row.body, **(row.headers or {})
-            )
+            own = f"http://{exchange.request.headers['host']}".encode()
+            body = row.body.replace(b"GATEWAY", own)
+            exchange.send(body) if row.raw else exchange.answer(row.status, body, **(row.headers or {}))
         elif target == "/own/later.png" and fetched.count(target) < 3:
             exchange.answer(404)
+        elif target == "/own/part.png":
+            exchange.answer(206, PNG)
         elif target in ("/own/fox.png", "/own/later.png"):
             exchange.answer(200, PNG)
         else:
