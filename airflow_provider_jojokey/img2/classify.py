@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from airflow_provider_jojokey.img2.codes import Meaning, meaning_of_codes
+from airflow_provider_jojokey.img2.codes import Meaning, has_fee, meaning_of_codes
 from airflow_provider_jojokey.img2.errors import ADVICE, Billed, Img2Error, Kind
 from airflow_provider_jojokey.img2.messages import Failure, find_failure, find_task_id, read_failure
 from airflow_provider_jojokey.img2.redact import clean
@@ -227,7 +227,7 @@ def _classify(status: int, sender: Sender, failure: Failure, edge_code: str | No
     )
     if meaning is None:
         meaning = Meaning(_kind_of_status(number, rule))
-    if any(code.startswith("violation_fee") for code in failure.codes):
+    if has_fee(failure):
         return meaning, "yes"
     proven = {
         "all": True,
@@ -274,7 +274,8 @@ def _classify_success(
     body: bytes,
 ) -> tuple[Meaning, Billed]:
     """Classify a 2xx response without images. The gateway regards it as a success, and bills it."""
-    if failure.structured or find_failure(document) is not None:
+    says_failure = failure.code and failure.message and find_task_id(document) is None
+    if failure.structured or find_failure(document) is not None or says_failure:
         if ADVICE[meaning.kind].transient or meaning.kind is Kind.REPLY:
             return Meaning(
                 Kind.UNKNOWN_OUTCOME, "JojoKey returned an error with a status of success"

@@ -30,9 +30,14 @@ _SOME_QUOTA = Meaning(
 )
 _NOT_SET_UP = Meaning(Kind.ACCESS, "The gateway is not set up to serve this model", SETUP)
 
-# Compared without case and punctuation: content_filter and contentFilter are one code.
+
+def _normal(code: str) -> str:
+    """Return a code without case and punctuation: ``content_filter`` and ``contentFilter`` are one code."""
+    return re.sub("[^a-z0-9]", "", code.lower())
+
+
 CODES: Mapping[str, Meaning] = {
-    re.sub("[^a-z0-9]", "", code.lower()): meaning
+    _normal(code): meaning
     for meaning, codes in (
         (Meaning(Kind.ACCESS), "access_denied model_access_denied"),
         (Meaning(Kind.QUOTA), "insufficient_user_quota pre_consume_token_quota_failed insufficient_quota "
@@ -63,38 +68,59 @@ CODES: Mapping[str, Meaning] = {
     for code in codes.split()
 }  # fmt: skip
 
-# Prefixes of codes, compared after the full codes.
+FEE = "violation_fee"
+"""Prefix of the codes of requests that the gateway rejects and bills."""
+
+# Prefixes of codes, compared after the full codes, without case.
 PREFIXES: tuple[tuple[str, Meaning], ...] = (
-    ("violation_fee", Meaning(Kind.CONTENT)),
+    (FEE, Meaning(Kind.CONTENT)),
     ("entitlement", Meaning(Kind.QUOTA)),
     ("system_", Meaning(Kind.OVERLOADED)),
     ("channel:", _CHANNEL_FAILED),
 )
 
 # Authentication errors of the upstream API. If the gateway relays them, its channel's key was rejected.
-KEY_CODES = {"invalid_api_key", "authentication_error", "account_deactivated", "invalid_authentication",
-             "AuthenticationError", "InvalidApiKey", "Unauthorized", "UNAUTHENTICATED"}  # fmt: skip
+KEY_CODES = {_normal(code) for code in ("invalid_api_key", "authentication_error", "account_deactivated",
+                                        "invalid_authentication", "Unauthorized", "UNAUTHENTICATED")}  # fmt: skip
 
 # Quota errors of the upstream API. If the gateway relays them, they may be about its channel's account.
-QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+QUOTA_CODES = {
+    _normal(code) for code in ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+}
+
+
+def has_fee(failure: Failure) -> bool:
+    """Return whether the gateway billed a fee for a request that it rejected."""
+    return any(code.lower().startswith(FEE) for code in failure.codes)
 
 
 def meaning_of_codes(failure: Failure, status: int, from_gateway: bool) -> Meaning | None:
     """Return the meaning of a failure's first known code, or ``None``.
 
+    A code of an unspecific failure, such as ``bad_response_status_code``, says less than the code of the error that
+    it wraps.
+
     :param from_gateway: whether the gateway itself sent the response
     """
-    for code in failure.codes:
-        if code == "model_not_found":
-            return Meaning(Kind.NO_CHANNEL if status == 503 else Kind.ACCESS)
-        if from_gateway and failure.type != "new_api_error":
-            if code in KEY_CODES:
-                return _KEY_FAILED
-            if code in QUOTA_CODES:
-                return _SOME_QUOTA
-        if (meaning := CODES.get(re.sub("[^a-z0-9]", "", code.lower()))) is not None:
-            return meaning
-        for prefix, meaning in PREFIXES:
-            if code.startswith(prefix):
-                return meaning
-    return None
+    relayed = from_gateway and failure.type != "new_api_error"
+    known = [meaning for code in failure.codes if (meaning := _meaning_of(code, status, relayed)) is not None]
+    return next(
+        (meaning for meaning in known if meaning.kind is not Kind.OVERLOADED), known[0] if known else None
+    )
+
+
+def _meaning_of(code: str, status: int, relayed: bool) -> Meaning | None:
+    """Return the meaning of one code.
+
+    :param relayed: whether the gateway relays the error of a channel
+    """
+    normal = _normal(code)
+    if normal == "modelnotfound":
+        return Meaning(Kind.NO_CHANNEL if status == 503 else Kind.ACCESS)
+    if relayed and normal in KEY_CODES:
+        return _KEY_FAILED
+    if relayed and normal in QUOTA_CODES:
+        return _SOME_QUOTA
+    return CODES.get(normal) or next(
+        (meaning for prefix, meaning in PREFIXES if code.lower().startswith(prefix)), None
+    )

@@ -10,24 +10,35 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct
 
 MAX_DEPTH = 6
 MAX_MESSAGES = 5
+MAX_FIELDS = 1000
 
+# Names are compared without case and punctuation: errorMessage, error_message and ErrorMessage are one name.
 _MESSAGE_KEYS = (
-    "message", "msg", "detail", "details", "error_message", "error_msg", "errmsg", "errorMessage", "err_msg",
-    "error_description", "faultstring", "fail_reason", "failure_reason", "reason", "description", "title",
+    "message", "msg", "detail", "details", "errormessage", "errormsg", "errmsg", "errordescription", "statusmsg",
+    "statusmessage", "faultstring", "failreason", "failurereason", "reason", "description", "title",
 )  # fmt: skip
+_ERROR_KEYS = ("error", "errors", "fault", "failure", "lasterror", "exception")
 _NESTED_KEYS = (
-    "error", "errors", "fault", "failure", "last_error", "response", "cause", "base_resp", "data", "output",
-    "item", "incomplete_details",
+    *_ERROR_KEYS, "response", "responsemetadata", "cause", "baseresp", "data", "output", "result", "item",
+    "incompletedetails",
 )  # fmt: skip
-_CODE_KEYS = ("code", "error_code", "errorCode", "err_code", "error_type", "status_code", "finish_reason")
-_TYPE_KEYS = ("type", "status", "reason", "errorType")
-_INNER_KEYS = ("innererror", "inner_error", "metadata", "details", "error", "incomplete_details")
+_CODE_KEYS = ("code", "errorcode", "errcode", "errortype", "statuscode", "finishreason")
+_TYPE_KEYS = ("type", "status", "reason")
+_INNER_KEYS = (
+    *_ERROR_KEYS, "innererror", "metadata", "raw", "detail", "details", "message", "msg", "cause", "baseresp",
+    "responsemetadata", "incompletedetails",
+)  # fmt: skip
+_NOT_WORDS = {*_CODE_KEYS, *_TYPE_KEYS, "param", "object", "id", "requestid", "taskid", "url", "input", "loc", "ctx",
+              "metadata"}  # fmt: skip
+_REPORTS = ("item", "response", "data", "output", "result", "detail")
+"""Names of objects whose error is the document's error."""
 _NO_CODE = {"", "0", "200", "success", "ok", "none", "null"}
 _FAILED_STATUS = {"failed", "failure", "error", "cancelled", "canceled", "expired", "incomplete", "blocked"}
 _FAILED_TYPE = re.compile(r"(?:^|[._-])(?:error|failed|failure|incomplete)$", re.IGNORECASE)
@@ -61,28 +72,31 @@ def find_failure(document: Any, event: str = "", depth: int = 0) -> Failure | No
         return None
     if isinstance(document, list):
         found = (find_failure(element, "", depth + 1) for element in document[:MAX_MESSAGES])
-        return next((failure for failure in found if failure is not None), None)
+        failure = next((failure for failure in found if failure is not None), None)
+        if failure is None and _is_failed({}, event):
+            return _failure_of({"errors": document}, message_of(document), structured=False)
+        return failure
     if not isinstance(document, dict):
         return None
-    error = document.get("error") or document.get("errors")
+    fields = _fields(document)
+    error = _parsed(fields.get("error") or fields.get("errors"))
     if isinstance(error, list) and error and isinstance(error[0], dict):
         error = {**error[0], "message": message_of(error)}
     if isinstance(error, dict) and _is_blank(error):
         error = None
     if isinstance(error, dict):
-        return _failure_of(error, message_of(error) or message_of(document), structured=True)
-    if error and not isinstance(error, bool):
+        return _failure_of(error, message_of(error, said=True) or message_of(document), structured=True)
+    if error:
         message = message_of(document) if isinstance(error, (int, float)) else message_of(error)
         return _failure_of(document, message, structured=False)
     if document.get("success") is False:
         return _failure_of(document, message_of(document), structured=True)
-    if _is_failed(document, event):
-        nested = next((value for name in _NESTED_KEYS if isinstance(value := document.get(name), dict)), None)
-        failure = find_failure(nested, "", depth + 1) if nested else None
-        return failure or _failure_of(document, message_of(document), structured=False)
-    # An event of the Responses API is not a failure itself, but what it reports may be.
-    found = (find_failure(document.get(name), "", depth + 1) for name in ("item", "response"))
-    return next((failure for failure in found if failure is not None), None)
+    inner = [value for name in _REPORTS if isinstance(value := fields.get(name), dict)]
+    failures = (find_failure(value, "", depth + 1) for value in inner)
+    failure = next((failure for failure in failures if failure is not None), None)
+    if failure is None and _is_failed(document, event):
+        return _failure_of(document, message_of(document), structured=False)
+    return failure
 
 
 def read_failure(document: Any) -> Failure:
@@ -94,26 +108,39 @@ def read_failure(document: Any) -> Failure:
     return _failure_of(source, message_of(document), structured=False)
 
 
-def message_of(value: Any, depth: int = 0) -> str:
-    """Return the human-readable message in ``value``, or an empty string."""
+def message_of(value: Any, depth: int = 0, said: bool = False) -> str:
+    """Return the human-readable message in ``value``, or an empty string.
+
+    :param value: any JSON value
+    :param depth: how deep it is nested
+    :param said: whether it is an error or a message, so that its texts are words whatever their names
+    """
     if depth > MAX_DEPTH:
         return ""
     if isinstance(value, str):
-        return _text_of(value, depth)
+        parsed = _parsed(value)
+        return (message_of(parsed, depth + 1) if parsed is not value else "") or value.strip()
     if isinstance(value, list):
-        messages = (message_of(element, depth + 1) for element in value[:MAX_MESSAGES])
+        messages = (message_of(element, depth + 1, said) for element in value[:MAX_MESSAGES])
         return "; ".join(filter(None, messages))
     if not isinstance(value, dict):
         return ""
-    message = ""
-    for name in _MESSAGE_KEYS:
-        if message := message_of(value.get(name), depth + 1):
-            break
+    fields = _fields(value)
+    found = (message_of(fields.get(name), depth + 1, True) for name in _MESSAGE_KEYS)
+    message = next(filter(None, found), "")
     for name in () if message else _NESTED_KEYS:
-        inner = value.get(name)
-        # A string under these keys is data: an image, a link or a prompt that the gateway echoes.
-        if (name == "error" or isinstance(inner, (dict, list))) and (message := message_of(inner, depth + 1)):
+        inner = fields.get(name)
+        # A string under these names is data: an image, a link or a prompt that the gateway echoes.
+        if (name == "error" or isinstance(inner, (dict, list))) and (
+            message := message_of(inner, depth + 1, said or name in _ERROR_KEYS)
+        ):
             break
+    if not message and said:
+        words = [(name, value[name]) for name in [*value][:MAX_MESSAGES] if _normal(name) not in _NOT_WORDS]
+        messages = (
+            f"{name}: {text}" for name, inner in words if (text := message_of(inner, depth + 1, True))
+        )
+        message = "; ".join(messages)
     location = value.get("loc")
     if message and isinstance(location, list):
         message = f"{'.'.join(map(str, location[:8]))}: {message}"
@@ -122,15 +149,27 @@ def message_of(value: Any, depth: int = 0) -> str:
     return f"{message}: {raw}" if raw and message and raw not in message else message or raw
 
 
-def _text_of(value: str, depth: int) -> str:
-    """Return a text, or the message inside it if it is a JSON document."""
-    text = value.strip()
-    if text[:1] in ("{", "[") and len(text) < 100_000:
+def _normal(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name[:100].lower())
+
+
+def _fields(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an object by their normal names. Of several spellings, the first that has a value counts."""
+    fields: dict[str, Any] = {}
+    for name, value in islice(document.items(), MAX_FIELDS):
+        if not fields.get(normal := _normal(name)):
+            fields[normal] = value
+    return fields
+
+
+def _parsed(value: Any) -> Any:
+    """Return the JSON value that is written in a string, or ``value`` itself."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "[", '"') and len(value) < 100_000:
         try:
-            return message_of(json.loads(text), depth + 1) or text
+            return _parsed(json.loads(value))
         except (ValueError, RecursionError):
-            return text
-    return text
+            return value
+    return value
 
 
 def _is_failed(document: Mapping[str, Any], event: str) -> bool:
@@ -152,22 +191,33 @@ def _is_blank(error: Mapping[str, Any]) -> bool:
 
 
 def _failure_of(error: Mapping[str, Any], message: str, structured: bool) -> Failure:
-    codes = list(_codes_in(error))
-    code = next((value for name in _CODE_KEYS if (value := _code(error.get(name)))), "")
+    codes = list(_values_in(error, _CODE_KEYS))
     kind = error.get("type")
-    return Failure(message, code, kind if isinstance(kind, str) else "", tuple(codes), structured)
+    types = _values_in(error, _TYPE_KEYS)
+    return Failure(
+        message,
+        codes[0] if codes else "",
+        kind if isinstance(kind, str) else "",
+        (*codes, *types),
+        structured,
+    )
 
 
-def _codes_in(error: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
-    for name in _CODE_KEYS:
-        if code := _code(error.get(name)):
+def _values_in(error: Any, names: tuple[str, ...], depth: int = 0) -> Iterator[str]:
+    """Yield the codes under ``names``, first those of the error itself, then those of the errors inside it."""
+    error = _parsed(error)
+    if isinstance(error, list) and depth <= MAX_DEPTH:
+        for element in error[:MAX_MESSAGES]:
+            yield from _values_in(element, names, depth + 1)
+    if not isinstance(error, dict) or depth > MAX_DEPTH:
+        return
+    fields = _fields(error)
+    for name in names:
+        if code := _code(fields.get(name)):
             yield code
     for name in _INNER_KEYS:
-        if isinstance(inner := error.get(name), dict) and depth < MAX_DEPTH:
-            yield from _codes_in(inner, depth + 1)
-    for name in _TYPE_KEYS:
-        if isinstance(value := error.get(name), str) and value:
-            yield value[:200]
+        if name in fields:
+            yield from _values_in(fields[name], names, depth + 1)
 
 
 def _code(value: Any) -> str:
@@ -185,24 +235,37 @@ def find_task_id(document: Any, depth: int = 0) -> str | None:
         return next((found for element in document[:10] if (found := find_task_id(element, depth + 1))), None)
     if not isinstance(document, dict):
         return None
-    for name in ("task_id", "taskId", "taskID", "job_id", "jobId", "prediction_id"):
-        if (value := document.get(name)) and isinstance(value, (str, int)) and not isinstance(value, bool):
-            return str(value)[:200]
-    status = document.get("status") or document.get("task_status") or document.get("state")
-    kind = f"{document.get('object') or ''} {document.get('type') or ''}".lower()
-    waiting = isinstance(status, str) and status.lower().replace("-", "_") in _WAITING_STATUS
-    if (waiting or "task" in kind) and (value := document.get("id")) and isinstance(value, (str, int)):
-        return str(value)[:200]
-    for name in ("data", "output", "result", "response", "task"):
-        inner = document.get(name)
-        if name == "task" and isinstance(inner, str) and inner:
-            return inner[:200]
+    fields = _fields(document)
+    if found := next(filter(None, (_id(fields.get(name)) for name in _TASK_IDS)), None):
+        return found
+    status = fields.get("status") or fields.get("taskstatus") or fields.get("state")
+    kind = f"{fields.get('object') or ''} {fields.get('type') or ''}".lower()
+    waits = isinstance(status, str) and status.lower().replace("-", "_") in _WAITING_STATUS
+    polled = any(fields.get(name) for name in _POLLED) or fields.get("done") is False
+    announced = waits or polled or "task" in kind
+    if announced and (found := next(filter(None, (_id(fields.get(name)) for name in _IDS)), None)):
+        return found
+    for name in _TASK_PLACES:
+        inner = fields.get(name)
         if found := find_task_id(inner, depth + 1):
             return found
+        # {"code": "success", "data": "task_1"}
+        if isinstance(inner, str) and (name == "task" or "code" in fields) and _BARE_ID.fullmatch(inner):
+            return inner
     return None
 
 
+def _id(value: Any) -> str | None:
+    usable = isinstance(value, (str, int)) and not isinstance(value, bool) and value
+    return str(value)[:200] if usable else None
+
+
+_TASK_IDS = ("taskid", "jobid", "predictionid", "generationid")
+_IDS = ("id", "uuid", "requestid", "name")
+_POLLED = ("pollingurl", "statusurl", "responseurl")
+_TASK_PLACES = ("data", "output", "result", "response", "task", "sdgenerationjob")
+_BARE_ID = re.compile(r"(?=.*[0-9])[A-Za-z0-9][A-Za-z0-9_-]{2,99}")
 _WAITING_STATUS = {
     "submitted", "pending", "queued", "queueing", "processing", "in_progress", "in_queue", "running", "starting",
-    "created", "accepted", "not_start", "waiting",
+    "created", "accepted", "not_start", "waiting", "validating",
 }  # fmt: skip

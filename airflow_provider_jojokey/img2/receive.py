@@ -252,7 +252,7 @@ class Receiver(Struct, eq=False):
                 str(failure) if broken else f"it was interrupted: {describe_cause(failure)}"
             )
         if has_images or (reply.problem and self._is_json_or_events()):
-            return self._unusable(reply.problem)
+            return self._unusable(reply.problem, detail=reply.text)
         return self._from_document(reply.document)
 
     def _is_json_or_events(self) -> bool:
@@ -268,7 +268,9 @@ class Receiver(Struct, eq=False):
         """Redact the gateway's text. Not for our own paths and links, which it would shorten."""
         return clean(text, self.secret)
 
-    def _unusable(self, reason: str, kind: Kind = Kind.REPLY, clean_already: bool = False) -> Img2Error:
+    def _unusable(
+        self, reason: str, kind: Kind = Kind.REPLY, clean_already: bool = False, detail: str = ""
+    ) -> Img2Error:
         lost = kind is Kind.UNKNOWN_OUTCOME
         summary = "The response of JojoKey was lost" if lost else "JojoKey's response cannot be used"
         headers = self.response.headers
@@ -276,6 +278,7 @@ class Receiver(Struct, eq=False):
             kind,
             f"{summary}: {reason if clean_already else self._clean(reason)}",
             billed="unknown" if lost else "yes",
+            detail=self._clean(detail),
             status_code=self.response.status_code,
             request_id=clean(headers.get("X-Oneapi-Request-Id", ""), self.secret) or None,
             cf_ray=clean(headers.get("cf-ray", ""), self.secret) or None,

@@ -50,6 +50,7 @@ class Reply(Struct, frozen=True):
     :param usage: the tokens, normalized, or ``None`` if the response does not report them
     :param error: the first document that reports an error, or ``None``
     :param problem: what is truncated or broken, without a full stop; empty if nothing is
+    :param text: the beginning of the text in events whose data is not JSON
     """
 
     document: Any
@@ -57,6 +58,7 @@ class Reply(Struct, frozen=True):
     usage: Usage | None = None
     error: Any = None
     problem: str = ""
+    text: str = ""
 
 
 class ReplyDecoder:
@@ -88,6 +90,7 @@ class ReplyDecoder:
         self._closed = False
         self._documents = 0
         self._document: Any = None
+        self._only: Any = None  # the document, if there is only one
         self._images: list[ReplyImage] = []
         self._complete: list[Any] = []
         self._preview: Any | None = None
@@ -126,7 +129,8 @@ class ReplyDecoder:
             self._take_texts()
         usage = self._usage or self._separate_usage
         error = self._error if self._error is not None or self._complete else self._slot_error
-        return Reply(self._document, [*self._images], usage, error, self._problem)
+        text = "; ".join(text for _, text in self._lines.event_texts)
+        return Reply(self._document or self._only, [*self._images], usage, error, self._problem, text)
 
     @property
     def has_all(self) -> bool:
@@ -222,6 +226,7 @@ class ReplyDecoder:
         failure = find_failure(document, event)
         plain = not self._lines.streamed and not self._documents and not preview
         self._documents += 1
+        self._only = document if self._documents == 1 else None
         for slot in previews:
             self._keep_preview(slot)
         if failure is not None:
@@ -233,7 +238,9 @@ class ReplyDecoder:
                 or (slot.url and envelope.is_listed(slot, document))
             ]
         if failure is not None and self._error is None:
-            self._error = document
+            # The name of an event may be all that reports an error.
+            named = find_failure(document) is None
+            self._error = {"success": False, "error": document} if named else document
         if self.has_all and self._lines.streamed:
             slots = []  # the last event of some streams repeats all images
         for slot in slots:
@@ -304,4 +311,4 @@ class ReplyDecoder:
         """Process events whose data is plain text. An event named "error" reports an error."""
         for event, text in self._lines.event_texts:
             if self._error is None and event and find_failure({}, event) is not None:
-                self._error = {"error": {"message": text}}
+                self._error = {"success": False, "error": {"message": text}}
