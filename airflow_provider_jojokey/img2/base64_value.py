@@ -136,6 +136,7 @@ class Base64Value:
 
     def _strip_data_uri(self, data: bytes) -> bytes:
         """Return the data after ``data:image/png;base64,``, or nothing until the prefix ends."""
+        data = data.lstrip(WHITE_SPACE)
         if not DATA_URI.startswith(data[: len(DATA_URI)].lower()):
             self._head = None
             return data

@@ -18,7 +18,7 @@ from airflow_provider_jojokey.img2.splitter import Path
 
 CONTAINERS = (
     "data", "images", "image", "result", "results", "output", "outputs", "response", "artifacts", "predictions",
-    "items", "item", "image_url", "image_urls", "urls", "url", "generated_images", "generatedImages",
+    "items", "item", "image_url", "image_urls", "urls", "url", "generated_images", "generatedImages", "image_base64",
 )  # fmt: skip
 BASE64_KEYS = (
     "b64_json", "b64", "base64", "image_base64", "image_b64", "b64Json", "imageBase64", "bytesBase64Encoded",
@@ -97,14 +97,17 @@ def find_slots(document: Any, value_of: ValueOf) -> list[Slot]:
     return slots
 
 
-def is_listed(slot: Slot, document: Any) -> bool:
+def is_listed(slot: Slot, document: Any, depth: int = 0) -> bool:
     """Return whether a slot is an element of a list in ``document``: images are, links to documentation aren't."""
-    lists = (
-        [value for value in document.values() if isinstance(value, list)]
-        if isinstance(document, dict)
-        else []
-    )
-    return any(item is slot.element or (slot.url and item == slot.url) for items in lists for item in items)
+    if depth > MAX_PATH:
+        return False
+    if isinstance(document, list):
+        return any(
+            item is slot.element or (slot.url and item == slot.url) or is_listed(slot, item, depth + 1)
+            for item in document
+        )
+    inner = [document[name] for name in CONTAINERS if name in document] if isinstance(document, dict) else []
+    return any(is_listed(slot, value, depth + 1) for value in inner)
 
 
 def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:

@@ -18,7 +18,7 @@ from airflow_provider_jojokey.img2.images import ImageFile
 from airflow_provider_jojokey.img2.lines import LineReader
 from airflow_provider_jojokey.img2.messages import find_failure, message_of
 from airflow_provider_jojokey.img2.splitter import MAX_TEXT_BYTES, MAX_VALUES, Path, ReplyError, Splitter
-from airflow_provider_jojokey.img2.usage import Usage, add, find_usage
+from airflow_provider_jojokey.img2.usage import Usage, add_unless_repeated, find_usage
 
 __all__ = ["MAX_TEXT_BYTES", "MAX_VALUES", "Reply", "ReplyDecoder", "ReplyError", "ReplyImage", "Sink"]
 
@@ -241,15 +241,14 @@ class ReplyDecoder:
             # The name of an event may be all that reports an error.
             named = find_failure(document) is None
             self._error = {"success": False, "error": document} if named else document
-        if self.has_all and self._lines.streamed:
-            slots = []  # the last event of some streams repeats all images
+        if self._lines.streamed:  # the last event of some streams repeats all images
+            known = [_digest(sink) for sink in self._complete]
+            slots = [slot for slot in slots if not (self.has_all or _is_repeated(slot, document, known))]
         for slot in slots:
             self._keep_slot(slot)
         usage = find_usage(document)
         if slots:
-            # new-api repeats the usage of the whole request in the event of each image.
-            repeated = usage is not None and usage == self._image_usage and usage.get("input_tokens")
-            self._usage = self._usage if repeated else add(self._usage, usage)
+            self._usage = add_unless_repeated(self._usage, self._image_usage, usage)
             self._image_usage = usage or self._image_usage
         elif not preview:
             self._separate_usage = usage or self._separate_usage
@@ -312,3 +311,19 @@ class ReplyDecoder:
         for event, text in self._lines.event_texts:
             if self._error is None and event and find_failure({}, event) is not None:
                 self._error = {"success": False, "error": {"message": text}}
+
+
+def _is_repeated(slot: envelope.Slot, document: Any, known: list[Any]) -> bool:
+    """Return whether an event lists an image that an earlier event has brought.
+
+    :param known: the digests of earlier images
+    """
+    value = slot.value
+    if value is None or not value.complete or value.sink is None:
+        return False
+    return _digest(value.sink) in known and envelope.is_listed(slot, document)
+
+
+def _digest(sink: Any) -> Any:
+    """Return what identifies the content of a sink: files have a digest, other sinks only themselves."""
+    return getattr(sink, "sha256", sink)

@@ -6,6 +6,7 @@ zero. Receipts, budgets and XComs rely on plain integers under the names of Open
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -42,23 +43,42 @@ _DETAILS = {
 }
 _DETAIL_NAMES = ("text_tokens", "image_tokens", "cached_tokens", "reasoning_tokens", "audio_tokens")
 _PLACES = ("usage", "usageMetadata", "usage_metadata")
-_WRAPPERS = ("data", "result", "response", "output", "item")
+_WRAPPERS = ("data", "result", "response", "output", "item", "images", "metadata")
+MAX_NESTING = 5
 
 Usage = dict[str, Any]
 
 
-def find_usage(document: Any) -> Usage | None:
-    """Return the normalized usage that a JSON document reports, or ``None``."""
-    for depth in range(3):
-        if not isinstance(document, dict):
+def find_usage(document: Any, depth: int = 0) -> Usage | None:
+    """Return the normalized usage that a JSON document reports, or ``None``.
+
+    If only the elements of a list report it, return their sum.
+    """
+    if depth > MAX_NESTING:
+        return None
+    if isinstance(document, list):
+        total = latest = None
+        for element in document:
+            if (usage := find_usage(element, depth + 1)) is not None:
+                total, latest = add_unless_repeated(total, latest, usage), usage
+        return total
+    if not isinstance(document, dict):
+        return None
+    for name in _PLACES:
+        reported = _from_json(document.get(name))
+        if (usage := normalize(reported) or find_usage(reported, depth + 1)) is not None:
+            return usage
+    inner = (find_usage(document.get(name), depth + 1) for name in _WRAPPERS)
+    return next((usage for usage in inner if usage is not None), None)
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, str) and len(value) < 10_000:
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
             return None
-        for name in _PLACES:
-            if (usage := normalize(document.get(name))) is not None:
-                return usage
-        if depth < 2:
-            inner = (document.get(name) for name in _WRAPPERS)
-            document = next((value for value in inner if isinstance(value, dict)), None)
-    return None
+    return value
 
 
 def normalize(usage: Any) -> Usage | None:
@@ -72,8 +92,8 @@ def normalize(usage: Any) -> Usage | None:
     result: Usage = {name: value for name, value in known.items() if value is not None}
     if len(result) < 2 and "total_tokens" not in result:
         return None  # the response was interrupted within the usage: a sum would be too low
-    if not result.get("total_tokens"):
-        result["total_tokens"] = sum(result.values())
+    tokens = sum(value for name, value in result.items() if name != "total_tokens")
+    result["total_tokens"] = max(result.get("total_tokens", 0), tokens)
     if not any(result.values()):
         return None
     for name, names in _DETAILS.items():
@@ -101,6 +121,19 @@ def add(first: Usage | None, second: Usage | None) -> Usage | None:
         else:
             total[name] = total.get(name, 0) + value
     return total
+
+
+def add_unless_repeated(total: Usage | None, latest: Usage | None, usage: Usage | None) -> Usage | None:
+    """Return the sum of the usage of several images.
+
+    new-api repeats the usage of the whole request for each image, input tokens included.
+
+    :param total: the sum so far
+    :param latest: the usage that was added last
+    :param usage: the usage to add
+    """
+    repeated = usage is not None and usage == latest and usage.get("input_tokens")
+    return total if repeated else add(total, usage)
 
 
 def _first_number(usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

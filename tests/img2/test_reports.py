@@ -57,6 +57,7 @@ class Row:
     """``None``: the image arrives."""
     billed: str = "yes"
     tokens: int | None = None
+    images: int | None = None
     words: str = ""
     """Parts of the error or warning, separated by ``|``."""
     never: str = ""
@@ -138,6 +139,7 @@ ENVELOPES = [
     Row("images of objects", doc({"images": [ITEM], "usage": USAGE}), tokens=206),
     Row("images of bare base64", doc({"images": [B64]})),
     Row("images of data URIs", doc({"images": [f"data:image/png;base64,{B64}"]})),
+    Row("image_base64 of bare base64", doc({"data": {"image_base64": [B64]}, "usage": USAGE}), tokens=206),
     Row("code and nested data", doc({"code": 0, "data": {"data": [ITEM], "usage": USAGE}}), tokens=206),
     Row("result", doc({"result": {"images": [ITEM]}})),
     Row("predictions", doc({"predictions": [{"bytesBase64Encoded": B64, "mimeType": "image/png"}]})),  # googleapis/js-genai#813
@@ -152,6 +154,7 @@ BASE64 = [
     Row("URL-safe", data({"b64_json": B64.replace("+", "-").replace("/", "_")})),
     Row("without padding", data({"b64_json": B64.rstrip("=")})),
     Row("URL-safe without padding", data({"b64_json": B64.translate(str.maketrans("+/", "-_")).rstrip("=")})),
+    Row("a blank before a data URI", data({"b64_json": f" \ndata:image/png;base64,{B64}"})),
     Row("in lines of 76", data({"b64_json": "\n".join(B64[i : i + 76] for i in range(0, len(B64), 76))})),
     Row("broken in one of two", data({"b64_json": B64[:40] + "*" + B64[41:]}, ITEM), request=TWO,
         words="1 of 2 requested images arrived|base64 is broken"),
@@ -192,6 +195,13 @@ STREAMS = [
         {"type": "response.output_item.done", "item": {"type": "image_generation_call", "result": B64}},
         {"type": "response.completed", "response": {"output": [{"result": B64}], "usage": USAGE}}),
         request=STREAM, tokens=206),  # NousResearch/hermes-agent#76981
+    Row("the last event repeats one of two", sse(completed(), {"type": "done", "data": [ITEM], "usage": USAGE}),
+        request=ImageRequest("a fox", n=2, stream=True), tokens=206, words="1 of 2 requested images arrived"),
+    Row("two images that are alike", sse(completed(usage=USAGE), completed()),
+        request=ImageRequest("a fox", n=2, stream=True), tokens=206, never="1 of 2"),
+    Row("the last event repeats one and brings one", sse(completed(), {"type": "done", "data": [ITEM, {"b64_json":
+        base64.b64encode(JPEG).decode()}], "usage": USAGE}), request=ImageRequest("a fox", n=2, stream=True), tokens=206,
+        images=2),
     Row("carriage returns alone", sse(partial(), completed(usage=USAGE), end="\r"), request=STREAM, tokens=206),
     Row("no blank lines between events", b"".join(b"data: " + doc(event) + b"\n" for event in (partial(), completed(usage=USAGE))),
         request=STREAM, tokens=206),
@@ -257,6 +267,14 @@ NORMAL_USAGE = [
     Row("all zeros mean unknown", data(ITEM, usage={"input_tokens": 0, "output_tokens": 0, "total_tokens": 0})),
     Row("no numbers", data(ITEM, usage={"total_tokens": float("nan"), "input_tokens": True, "output_tokens": None})),
     Row("a list", data(ITEM, usage=[1, 2])),
+    Row("JSON in a string", data(ITEM, usage=json.dumps(USAGE)), tokens=206),
+    Row("usage in usage", data(ITEM, usage={"usage": USAGE}), tokens=206),
+    Row("in the only element", data({**ITEM, "usage": USAGE}), tokens=206),
+    Row("in each element", data({**ITEM, "usage": USAGE}, {**ITEM, "usage": {"total_tokens": 4}}), request=TWO, tokens=210),
+    Row("of the request, in each element", data({**ITEM, "usage": USAGE}, {**ITEM, "usage": USAGE}), request=TWO, tokens=206),
+    Row("in a list at the root", doc([{"data": [ITEM], "usage": USAGE}]), tokens=206),
+    Row("in the metadata", doc({"data": [ITEM], "metadata": {"usage": USAGE}}), tokens=206),
+    Row("a total below its parts", data(ITEM, usage={**USAGE, "total_tokens": 5}), tokens=206),
 ]  # fmt: skip
 
 LINKS = [
@@ -617,6 +635,7 @@ def test_reported_response_has_expected_outcome(row: Row) -> None:
     assert outcome.posts == row.posts
     if row.kind is None:
         assert generation is not None, str(error)
+        assert row.images in (None, len(generation.images))
         for image in generation.images:
             image.file.file.seek(0)
             assert image.file.file.read() != BLURRED
