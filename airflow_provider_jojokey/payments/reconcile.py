@@ -212,6 +212,8 @@ def complete(
         images = context.uploader.images(
             generation.images, attempt, generation, known_keys=replaceable_keys(context, attempt, receipt)
         )
+        kept = context.uploader.unusable(attempt, spool)
+        warnings = (f"What is not a usable image was kept as {', '.join(kept)}.",) if kept else ()
         wanted = attempt.fingerprint == context.fingerprint
         receipt = context.uploader.retry(
             lambda: context.receipts.update(
@@ -227,7 +229,8 @@ def complete(
                 seconds=round(generation.seconds, 3),
                 request_id=generation.request_id,
                 sends=sends,
-                warnings=generation.warnings,
+                kept=kept or attempt.kept,
+                warnings=(*generation.warnings, *warnings),
                 error=None,
             )
         )

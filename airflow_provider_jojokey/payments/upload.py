@@ -76,7 +76,8 @@ class Uploader(Struct, frozen=True):
         """
         images, preview = spool.complete_images(), spool.preview()
         try:
-            facts: dict[str, Any] = {"kept": self._unusable(attempt, spool)}
+            facts: dict[str, Any] = {"kept": self._pending(attempt, spool) + self.unusable(attempt, spool)}
+            facts["kept"] = facts["kept"] or attempt.kept
             facts["images"] = self.images(images, attempt, known_keys=known_keys) or attempt.images
             facts["preview"] = attempt.preview
             if preview is not None:
@@ -161,29 +162,32 @@ class Uploader(Struct, frozen=True):
             sha256=image.file.sha256,
         )
 
-    def _unusable(self, attempt: Attempt, spool: Spool) -> tuple[str, ...]:
-        """Store links, task IDs and files of unknown type next to the receipt; return their URIs.
+    def _pending(self, attempt: Attempt, spool: Spool) -> tuple[str, ...]:
+        """Store links and task IDs next to the receipt; return its URI.
 
         A link may carry a signature, so it is stored only in the bucket.
         """
-        destination, uris = self.job.destination, []
         facts = spool.facts()
         pending = {name: facts[name] for name in ("link", "task_id") if facts.get(name)}
-        bodies: list[tuple[str, bytes, str]] = []
-        if pending:
-            text = json.dumps({"request_id": facts.get("request_id"), **pending}, indent=1)
-            bodies.append((self._key_beside_receipt(attempt, ".pending"), text.encode(), "application/json"))
-        for number, path in enumerate(spool.unusable_files()):
-            key = self._key_beside_receipt(attempt, f"-{number}.bin")
-            bodies.append((key, path.read_bytes(), "application/octet-stream"))
-        for key, body, content_type in bodies:
-            self.retry(
-                lambda key=key, body=body, content_type=content_type: self.store.put(  # type: ignore[misc]
-                    destination.bucket, key, body, content_type
-                )
-            )
-            uris.append(destination.uri(key))
-        return tuple(uris) or attempt.kept
+        if not pending:
+            return ()
+        text = json.dumps({"request_id": facts.get("request_id"), **pending}, indent=1)
+        return (self._put_beside_receipt(attempt, ".pending", text.encode(), "application/json"),)
+
+    def unusable(self, attempt: Attempt, spool: Spool) -> tuple[str, ...]:
+        """Store the files of unknown type next to the receipt; return their URIs.
+
+        :raises JojoKeyStoreError: if S3 does not accept them in time
+        """
+        return tuple(
+            self._put_beside_receipt(attempt, f"-{number}.bin", path.read_bytes(), "application/octet-stream")
+            for number, path in enumerate(spool.unusable_files())
+        )
+
+    def _put_beside_receipt(self, attempt: Attempt, suffix: str, body: bytes, content_type: str) -> str:
+        destination, key = self.job.destination, self._key_beside_receipt(attempt, suffix)
+        self.retry(lambda: self.store.put(destination.bucket, key, body, content_type))
+        return destination.uri(key)
 
     def _key_beside_receipt(self, attempt: Attempt, suffix: str) -> str:
         return self.job.destination.key_beside_receipt(attempt.id, suffix)

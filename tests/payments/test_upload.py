@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from typing import Any
@@ -153,3 +154,28 @@ def test_damaged_run_budget_warns_against_deleting_it(harness: Harness) -> None:
 
     assert (error.billed, harness.billed) == ("no", 1)
     assert "Do not delete it unless" in error.message
+
+
+# --- other types -----------------------------------------------------------------------------------------------------
+
+AVIF = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(200)
+
+
+def test_unknown_type_beside_an_image_is_kept_in_s3(harness: Harness, png: bytes) -> None:
+    def one_of_two(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+        gateway.charge(request_id)
+        items = [{"b64_json": base64.b64encode(body).decode()} for body in (AVIF, png)]
+        body = json.dumps({"created": 1, "data": items, "usage": TOKENS}).encode()
+        exchange.answer(200, body, Content_Type="application/json", X_Oneapi_Request_Id=request_id)
+
+    with ScriptedGateway(png, one_of_two) as gateway:
+        harness.connect(host=gateway.url)
+        manifest = harness.run(n=2)
+
+    (kept,) = harness.receipt().attempts[0].kept
+    assert harness.read(kept.partition(f"{harness.bucket.name}/")[2]) == AVIF
+    assert len(manifest["images"]) == 1
+    warnings = " ".join(manifest["warnings"])
+    assert "image 1 is an AVIF image" in warnings
+    assert kept in warnings
+    assert str(harness.spools) not in warnings
