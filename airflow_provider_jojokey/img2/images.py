@@ -45,15 +45,17 @@ class ImageFile:
     """A file for one image, with its size in bytes and its SHA-256 as it grows.
 
     :param path: the file's path; by default, an unnamed temporary file
+    :param temporary: whether the caller moves or deletes the file later, so that no message may name it
     :raises OSError: if the file cannot be created
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, temporary: bool = False) -> None:
         # Unbuffered: chunks are large, and copying them again costs more than the system call.
         self.file: BinaryIO = (
             tempfile.TemporaryFile(buffering=0) if path is None else open(path, "w+b", buffering=0)  # noqa: SIM115
         )
         self.path = path
+        self.temporary = temporary
         self.size = 0
         self._sha256 = hashlib.sha256()
 
@@ -131,7 +133,7 @@ class ImageFile:
         """
         image = cls.__new__(cls)
         image.file, image.path, image.size = open(path, "rb", buffering=0), path, 0  # noqa: SIM115
-        image._sha256 = hashlib.sha256()
+        image.temporary, image._sha256 = True, hashlib.sha256()
         while chunk := image.file.read(1024 * 1024):
             image.size += len(chunk)
             image._sha256.update(chunk)

@@ -286,5 +286,6 @@ class Receiver(Struct, eq=False):
 
 
 def _kept_at(file: ImageFile) -> str:
-    """Return the name of the file that keeps unusable data. Not its folder: the caller may move the file."""
-    return f" (kept as {file.path.name})" if file.path is not None and file.path.suffix == ".bin" else ""
+    """Return where the data was kept, if the file has a name and stays there."""
+    named = file.path is not None and file.path.suffix == ".bin" and not file.temporary
+    return f" (kept as {file.path})" if named else ""

@@ -218,10 +218,10 @@ class Spool(Struct, frozen=True):
         :raises OSError: if the disk rejects it
         """
         try:
-            return ImageFile(self.folder / f"{index}.part")
+            return ImageFile(self.folder / f"{index}.part", temporary=True)
         except FileNotFoundError:
             self._make_folder()
-            return ImageFile(self.folder / f"{index}.part")
+            return ImageFile(self.folder / f"{index}.part", temporary=True)
 
     def mark_complete(self, generation: Generation) -> None:
         """Record that the response is complete.

@@ -320,11 +320,11 @@ TASKS = [
     Row("an operation", doc({"name": "operations/o1", "done": False}), kind=Kind.REPLY, words="task (ID operations/o1)"),
     Row("the only event of a stream", sse({"type": "task", "task_id": "t1", "status": "submitted"}), request=STREAM,
         kind=Kind.REPLY, words="task (ID t1)"),
-    Row("a response in progress is no task", sse(*[{"type": f"response.{step}", "response": {"id": "r1", "status":
+    Row("a response in progress", sse(*[{"type": f"response.{step}", "response": {"id": "r1", "status":
         "in_progress"}} for step in ("created", "in_progress")]), request=STREAM, kind=Kind.REPLY, never="r1"),
     Row("a failed task", doc({"data": {"task_id": "t1", "status": "failed", "error": {"message": "out of memory"}}}),
         kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="out of memory", never="started an asynchronous task"),
-    Row("a word is no ID", doc({"code": 200, "data": "success"}), kind=Kind.REPLY, never="task"),
+    Row("a word instead of an ID", doc({"code": 200, "data": "success"}), kind=Kind.REPLY, never="task"),
     Row("in output", doc({"output": {"task_id": "t1", "task_status": "PENDING"}, "request_id": "r"}), kind=Kind.REPLY,
         words="task (ID t1)"),
 ]  # fmt: skip
