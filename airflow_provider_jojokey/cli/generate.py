@@ -242,7 +242,7 @@ def _to_disk(options: argparse.Namespace, hook: JojoKeyHook, request: ImageReque
                 rows.append(_row(str(path), facts, usage, cost, generation.request_id, reused=False))
         return rows
     finally:
-        if not list(spool.glob("*.image")):
+        if not [*spool.glob("*.image"), *spool.glob("*.bin")]:
             shutil.rmtree(spool, ignore_errors=True)
 
 

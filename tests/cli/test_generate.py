@@ -186,6 +186,17 @@ def test_images_of_a_broken_response_are_kept(
     assert kept.read_bytes() == png
 
 
+def test_unusable_data_is_kept_where_the_message_says(jojokey: Run, gateway: Gateway, tmp_path: Path) -> None:
+    gateway.behave("avif")
+
+    output = jojokey("generate", "A red fox", "--out", "fox.png")
+
+    assert output.code != 0
+    (kept,) = tmp_path.glob(".jojokey-*/*.bin")
+    assert f"kept as {kept.relative_to(tmp_path)}" in output.err
+    assert kept.stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     "place",
     [
