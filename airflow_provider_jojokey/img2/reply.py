@@ -242,7 +242,7 @@ class ReplyDecoder:
             named = find_failure(document) is None
             self._error = {"success": False, "error": document} if named else document
         if self._lines.streamed:  # the last event of some streams repeats all images
-            known = [_digest(sink) for sink in self._complete]
+            known = [_digest(image.sink) for image in self._images if image.sink is not None]
             slots = [slot for slot in slots if not (self.has_all or _is_repeated(slot, document, known))]
         for slot in slots:
             self._keep_slot(slot)

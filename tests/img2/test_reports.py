@@ -199,6 +199,8 @@ STREAMS = [
         request=ImageRequest("a fox", n=2, stream=True), tokens=206, words="1 of 2 requested images arrived"),
     Row("two images that are alike", sse(completed(usage=USAGE), completed()),
         request=ImageRequest("a fox", n=2, stream=True), tokens=206, never="1 of 2"),
+    Row("comments, and then JSON with images that are alike", b": ping\n\n" + data(ITEM, ITEM, usage=USAGE),
+        request=ImageRequest("a fox", n=2, stream=True), tokens=206, images=2),
     Row("the last event repeats one and brings one", sse(completed(), {"type": "done", "data": [ITEM, {"b64_json":
         base64.b64encode(JPEG).decode()}], "usage": USAGE}), request=ImageRequest("a fox", n=2, stream=True), tokens=206,
         images=2),
