@@ -86,18 +86,20 @@ def _balance(hook: JojoKeyHook, request: ImageRequest) -> dict[str, Any]:
         return _row("balance", UNKNOWN, "this gateway doesn't report the balance of the token")
     unit = hook.quota_unit
     left = None if unit is None else unit.cost_of(int(available))
+    state = OK
     if unit is None or (available > 0 and left is None):
-        return _row(
-            "balance", UNKNOWN, f"{available:,} of quota left; the gateway doesn't state what it is worth"
-        )
-    detail = f"{left or Cost(0, unit.currency, False)} left"
-    if isinstance(used, int) and (spent := unit.cost_of(used)) is not None:
-        detail += f", {spent} used"
+        detail = f"{available:,} of quota left; the gateway doesn't state what it is worth"
+        state = UNKNOWN
+    else:
+        detail = f"{left or Cost(0, unit.currency, False)} left"
+        if isinstance(used, int) and (spent := unit.cost_of(used)) is not None:
+            detail += f", {spent} used"
     if available <= 0:
+        state = FAILURE
         detail += ". Raise the token's quota in JojoKey's console, or create a new token"
     elif left is not None:
         detail += _images_left(hook, left, request)
-    return _row("balance", OK if available > 0 else FAILURE, detail)
+    return _row("balance", state, detail)
 
 
 def _images_left(hook: JojoKeyHook, left: Cost, request: ImageRequest) -> str:

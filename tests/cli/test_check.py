@@ -80,6 +80,22 @@ def test_check_of_an_odd_balance_does_not_fail(
     assert states(output)["balance"] == state
 
 
+def test_check_of_an_empty_balance_fails_whatever_it_is_worth(
+    jojokey: Run, gateway: Gateway, connect: Connect
+) -> None:
+    def without_unit(request: Request, forward: Forward) -> Response:
+        response = forward(request)
+        return replace(response, body=b"{}") if "/api/status" in request.target else response
+
+    with FaultProxy(gateway.url, without_unit) as proxy:
+        connect("sk-exhausted", host=proxy.url)
+        output = jojokey("check", "-o", "json")
+
+    assert states(output)["balance"] == "failed"
+    assert "0 of quota left" in detail(output, "balance")
+    assert "Raise the token's quota" in detail(output, "balance")
+
+
 @pytest.mark.parametrize("options", [("--size", "1x1"), ("--size", "huge")])
 def test_check_rejects_an_invalid_size(jojokey: Run, options: tuple[str, ...]) -> None:
     output = jojokey("check", *options)
