@@ -32,7 +32,7 @@ class ReplyImage(Struct, frozen=True):
     :param sink: its decoded bytes, or ``None`` if the response contains none
     :param url: the link to download it from if ``sink`` is not usable, or ``None``
     :param revised_prompt: the prompt as the model rewrote it
-    :param problem: why it cannot be used, without a full stop; empty if it can
+    :param problem: why ``sink`` cannot be used, or that the image is missing, without a full stop; empty otherwise
     """
 
     index: int
@@ -135,7 +135,7 @@ class ReplyDecoder:
     @property
     def has_all(self) -> bool:
         """Whether all requested images have arrived."""
-        usable = sum(1 for image in self._images if not image.problem)
+        usable = sum(1 for image in self._images if image.url or not image.problem)
         return self._expected is not None and usable >= self._expected
 
     @property
@@ -275,12 +275,11 @@ class ReplyDecoder:
         elif sink is None:
             if self._slot_error is None and find_failure(slot.element) is not None:
                 self._slot_error = slot.element
-            message = message_of(slot.element)
-            problem = f"it is missing ({message})" if message else "it is missing"
+            if slot.url is None:
+                message = message_of(slot.element)
+                problem = f"it is missing ({message})" if message else "it is missing"
         if sink is not None and not problem:
             self._report(sink)
-        if slot.url is not None:
-            problem = ""
         self._images.append(ReplyImage(len(self._images), sink, slot.url, slot.revised_prompt, problem))
 
     def _keep_preview(self, slot: envelope.Slot) -> None:

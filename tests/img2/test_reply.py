@@ -277,6 +277,13 @@ def test_decoder_agrees_with_json_and_base64(data: st.DataObject) -> None:
     assert reply.document == parsed
 
 
+def test_broken_base64_beside_a_link_is_reported() -> None:
+    [image] = decode(b'{"data": [{"url": "https://example.com/a.png", "b64_json": "AA==="}]}', []).images
+
+    assert image.url == "https://example.com/a.png"
+    assert image.problem
+
+
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_decoder_yields_only_bytes_that_base64_decodes(data: st.DataObject) -> None:
