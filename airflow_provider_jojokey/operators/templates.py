@@ -87,8 +87,8 @@ class TemplatedOperator(BaseOperator):
         """Render the templates in an argument.
 
         Values from an upstream task are not templates, but Airflow renders those of ``expand_kwargs(upstream())``.
-        Then text from outside could read connections and variables. Text arguments also stay text with
-        ``render_template_as_native_obj=True``, which would turn the key ``2026_11_11`` into a number.
+        Then text from outside could read connections and variables. Text arguments, also those of a batch's items,
+        stay text with ``render_template_as_native_obj=True``, which would turn the key ``2026_11_11`` into a number.
 
         :param content: an argument, or a part of one
         :param context: values for the templates
@@ -111,12 +111,31 @@ class TemplatedOperator(BaseOperator):
             return content  # Airflow has marked it as a value from upstream
         if any(content is value for value in self._values_from_upstream(context)):
             return content
-        if isinstance(content, str) and self._renders_natively and self._is_text_argument(content):
-            environment = self.dag.get_template_env(force_sandboxed=True)
-            is_file = content.endswith(tuple(self.template_ext))
-            template = environment.get_template(content) if is_file else environment.from_string(content)
-            return template.render(context)
+        if self._renders_natively:
+            if isinstance(content, str) and self._is_text_argument(content):
+                return self._text(content, context)
+            if content is getattr(self, "requests", None) and isinstance(content, (list, tuple)):
+                return [self._rendered_item(item, context, jinja_env, seen_oids) for item in content]
         return super().render_template(content, context, jinja_env, seen_oids)
+
+    def _rendered_item(
+        self, item: Any, context: Context, jinja_env: jinja2.Environment | None, seen_oids: set[int] | None
+    ) -> Any:
+        """Render an item of a batch that the Dag file contains."""
+        if not isinstance(item, dict):
+            return self._rendered(item, context, jinja_env, seen_oids)
+        return {
+            name: self._text(value, context)
+            if isinstance(value, str) and name in TEXTS
+            else self._rendered(value, context, jinja_env, seen_oids)
+            for name, value in item.items()
+        }
+
+    def _text(self, content: str, context: Context) -> str:
+        environment = self.dag.get_template_env(force_sandboxed=True)
+        is_file = content.endswith(tuple(self.template_ext))
+        template = environment.get_template(content) if is_file else environment.from_string(content)
+        return template.render(context)
 
     @property
     def _renders_natively(self) -> bool:

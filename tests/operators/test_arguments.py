@@ -213,7 +213,13 @@ NATIVE = """
         )
         GenerateImageBatchOperator(
             task_id="batch", s3_bucket="posters", size="1024x640", max_in_flight="{{ params.n }}",
-            requests=[{"prompt": "{{ params.batch }}", "s3_key": "{{ 777 }}", "n": "{{ '1' }}"}],
+            requests=[
+                {"prompt": "{{ params.batch }}", "s3_key": "{{ 777 }}", "n": "{{ '1' }}"},
+                {"prompt": "4, 5, 6", "s3_key": "{{ params.p }}_0{{ params.batch }}", "extra_body": {"user": "me"}},
+            ],
+        )
+        GenerateImageBatchOperator.partial(task_id="mapped", s3_bucket="posters", size="1024x640").expand(
+            requests=[({"prompt": "'mapped'", "s3_key": "2026_11_12"},)],
         )
 
         @task.jojokey_image(s3_bucket="posters", s3_key="{{ 888 }}", n="{{ params.n }}", size="1024x640")
@@ -229,11 +235,13 @@ def test_native_rendering_works_for_all_operators(airflow: Any, gateway: Any, st
     run = airflow.run_file("native", airflow.write("native.py", NATIVE))
 
     assert set(run.states.values()) == {"success"}, run.states
-    assert {request.prompt for request in gateway.requests} == {"42", "1, 2, 3", '"SALE"', "7", "number 42"}
+    prompts = {"42", "1, 2, 3", '"SALE"', "7", "4, 5, 6", "'mapped'", "number 42"}
+    assert {request.prompt for request in gateway.requests} == prompts
     assert run.xcom("keys", "numbers") == ["20261111-0", "20261111-1"]
     assert run.xcom("keys", "lossless") == ["2026_11_11"]
     assert run.xcom("keys", "quoted") == ["'a'.png"]
-    assert run.xcom("keys", "batch") == ["777"]
+    assert run.xcom("keys", "batch") == ["777", "42_07"]
+    assert run.xcom("keys", "mapped", 0) == ["2026_11_12"]
     assert run.xcom("keys", "decorated") == ["888-0", "888-1"]
     (numbers,) = [request for request in gateway.requests if request.prompt == "42"]
     assert (numbers.body["user"], numbers.body["output_compression"]) == ("me", 70)
