@@ -64,14 +64,12 @@ class Settings(Struct, frozen=True):
     def _read(cls) -> Settings:
         from airflow.providers.common.compat.sdk import conf
 
-        directory = conf.get("jojokey", "spool_directory", fallback="")
-        thumbnails = conf.get("jojokey", "thumbnail_directory", fallback="")
         return cls(
-            spool_directory=Path(directory).expanduser() if directory else default_root(),
+            spool_directory=_directory("spool_directory") or default_root(),
             spool_max_age=_number("spool_max_age", MAX_AGE),
             upload_patience=_number("upload_patience", UPLOAD_PATIENCE),
             longest_generation=_number("longest_generation", LONGEST_GENERATION),
-            thumbnail_directory=Path(thumbnails).expanduser() if thumbnails else _thumbnail_directory(),
+            thumbnail_directory=_directory("thumbnail_directory") or _thumbnail_directory(),
             s3_extra_args=parse_extra_args(
                 conf.get("jojokey", "s3_extra_args", fallback=""), "[jojokey] s3_extra_args"
             ),
@@ -79,6 +77,25 @@ class Settings(Struct, frozen=True):
                 _number("thumbnail_cache_bytes", THUMBNAIL_CACHE_BYTES, limit=MAX_BYTES)
             ),
         )
+
+
+def _directory(name: str) -> Path | None:
+    """Return a directory of the settings; ``None`` if it is not set.
+
+    A relative path would lead a retry, which may run in another current directory, to another spool.
+
+    :raises ValueError: if it is not an absolute path
+    """
+    from airflow.providers.common.compat.sdk import conf
+
+    written = conf.get("jojokey", name, fallback="").strip()
+    try:
+        path = Path(written).expanduser()
+    except RuntimeError as error:  # "~" of a user without a home directory
+        raise ValueError(f"[jojokey] {name} is not usable: {written[:80]!r}: {error}".rstrip(".")) from None
+    if written and not path.is_absolute():
+        raise ValueError(f"[jojokey] {name} must be an absolute path, not {written[:80]!r}")
+    return path if written else None
 
 
 def _number(name: str, default: float, limit: int = MAX_SECONDS) -> float:

@@ -23,6 +23,7 @@ from airflow_provider_jojokey.get_provider_info import DISTRIBUTION, get_provide
 from airflow_provider_jojokey.hooks import connection as connection_module
 from airflow_provider_jojokey.hooks.jojokey import ConnectionSettings, JojoKeyHook
 from airflow_provider_jojokey.settings import Settings
+from airflow_provider_jojokey.store.spool_directory import default_root
 from tests.support.patience import PATIENCE
 
 INFO = get_provider_info()
@@ -213,3 +214,21 @@ def test_number_of_a_setting_is_used(
 def test_defaults_are_those_of_the_configuration() -> None:
     settings = Settings.from_airflow_config()
     assert {name: getattr(settings, name) for name in NUMBERS} == NUMBERS
+
+
+@pytest.mark.parametrize("name", ["spool_directory", "thumbnail_directory"])
+@pytest.mark.parametrize("value", ["spool", "s3://bucket/spool", "file:///spool", "~no-such-user/spool"])
+def test_directory_in_settings_is_an_absolute_path(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"AIRFLOW__JOJOKEY__{name.upper()}", value)
+    with pytest.raises(JojoKeyRequestError, match=rf"\[jojokey\] {name} "):
+        Settings.from_airflow_config()
+
+
+def test_empty_directory_in_settings_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__SPOOL_DIRECTORY", " ")
+    monkeypatch.setenv("AIRFLOW__JOJOKEY__THUMBNAIL_DIRECTORY", "~/thumbnails")
+    settings = Settings.from_airflow_config()
+    assert settings.spool_directory == default_root()
+    assert settings.thumbnail_directory == Path.home() / "thumbnails"
