@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -88,7 +88,8 @@ class TemplatedOperator(BaseOperator):
 
         Values from an upstream task are not templates, but Airflow renders those of ``expand_kwargs(upstream())``.
         Then text from outside could read connections and variables. Text arguments, also those of a batch's items,
-        stay text with ``render_template_as_native_obj=True``, which would turn the key ``2026_11_11`` into a number.
+        and S3 parameters stay text with ``render_template_as_native_obj=True``, which would turn the key ``2026_11_11``
+        and the account ``123456789012`` into numbers.
 
         :param content: an argument, or a part of one
         :param context: values for the templates
@@ -114,22 +115,42 @@ class TemplatedOperator(BaseOperator):
         if self._renders_natively:
             if isinstance(content, str) and self._is_text_argument(content):
                 return self._text(content, context)
+            if content is getattr(self, "s3_extra_args", None) and isinstance(content, dict):
+                return self._rendered_options(
+                    content, content.keys() - {"Metadata"}, context, jinja_env, seen_oids
+                )
             if content is getattr(self, "requests", None) and isinstance(content, (list, tuple)):
-                return [self._rendered_item(item, context, jinja_env, seen_oids) for item in content]
+                return [
+                    self._rendered_options(item, TEXTS, context, jinja_env, seen_oids) for item in content
+                ]
         return super().render_template(content, context, jinja_env, seen_oids)
 
-    def _rendered_item(
-        self, item: Any, context: Context, jinja_env: jinja2.Environment | None, seen_oids: set[int] | None
+    def _rendered_options(
+        self,
+        options: Any,
+        texts: Collection[str],
+        context: Context,
+        jinja_env: jinja2.Environment | None,
+        seen_oids: set[int] | None,
     ) -> Any:
-        """Render an item of a batch that the Dag file contains."""
-        if not isinstance(item, dict):
-            return self._rendered(item, context, jinja_env, seen_oids)
-        return {
-            name: self._text(value, context)
-            if isinstance(value, str) and name in TEXTS
-            else self._rendered(value, context, jinja_env, seen_oids)
-            for name, value in item.items()
-        }
+        """Render a dict natively, but its texts to text.
+
+        :param options: a dict in the Dag file, or anything else in its place
+        :param texts: keys of the values that are text
+        """
+        if not isinstance(options, dict):
+            return self._rendered(options, context, jinja_env, seen_oids)
+        found = {}
+        for name, value in options.items():
+            if isinstance(value, str) and name in texts:
+                found[name] = self._text(value, context)
+            elif (
+                isinstance(value, dict) and name == "Metadata"
+            ):  # of an object in S3: all its values are text
+                found[name] = self._rendered_options(value, value.keys(), context, jinja_env, seen_oids)
+            else:
+                found[name] = self._rendered(value, context, jinja_env, seen_oids)
+        return found
 
     def _text(self, content: str, context: Context) -> str:
         environment = self.dag.get_template_env(force_sandboxed=True)

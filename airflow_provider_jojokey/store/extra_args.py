@@ -159,9 +159,11 @@ def _text(value: Any) -> str:
 
 
 def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, not {type(value).__name__}")
-    return value
+    """Return whether a flag is set. A template in a dict renders to text."""
+    written = str(value).strip().lower()
+    if not isinstance(value, (bool, str)) or written not in ("true", "false"):
+        raise ValueError(f"must be true or false, not {str(value)[:40]!r}")
+    return written == "true"
 
 
 def _one_of(*choices: str) -> Callable[[Any], str]:

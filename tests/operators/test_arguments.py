@@ -197,7 +197,7 @@ NATIVE = """
 
     with DAG(
         "native", schedule=None, render_template_as_native_obj=True,
-        params={"p": 42, "n": 2, "none": None, "body": {"user": "me"}, "batch": 7, "size": "1024x640"},
+        params={"p": 42, "n": 2, "none": None, "body": {"user": "me"}, "batch": 7, "size": "1024x640", "meta": {"day": "1"}},
     ):
         GenerateImageOperator(
             task_id="numbers", prompt="{{ params.p }}", s3_bucket="posters", s3_key="{{ 20261111 }}",
@@ -221,6 +221,14 @@ NATIVE = """
         GenerateImageBatchOperator.partial(task_id="mapped", s3_bucket="posters", size="1024x640").expand(
             requests=[({"prompt": "'mapped'", "s3_key": "2026_11_12"},)],
         )
+        for name, metadata in (("labels", {"day": "2026_11_11", "p": "{{ params.p }}"}), ("whole", "{{ params.meta }}")):
+            GenerateImageOperator(
+                task_id=name, prompt=name, s3_bucket="posters", s3_key=f"{name}.png", size="1024x640",
+                s3_extra_args={
+                    "CacheControl": "{{ params.p }}", "BucketKeyEnabled": "{{ true }}", "Metadata": metadata,
+                    "ExpectedBucketOwner": "123456789012",
+                },
+            )
 
         @task.jojokey_image(s3_bucket="posters", s3_key="{{ 888 }}", n="{{ params.n }}", size="1024x640")
         def decorated(number):
@@ -235,7 +243,7 @@ def test_native_rendering_works_for_all_operators(airflow: Any, gateway: Any, st
     run = airflow.run_file("native", airflow.write("native.py", NATIVE))
 
     assert set(run.states.values()) == {"success"}, run.states
-    prompts = {"42", "1, 2, 3", '"SALE"', "7", "4, 5, 6", "'mapped'", "number 42"}
+    prompts = {"42", "1, 2, 3", '"SALE"', "7", "4, 5, 6", "'mapped'", "number 42", "labels", "whole"}
     assert {request.prompt for request in gateway.requests} == prompts
     assert run.xcom("keys", "numbers") == ["20261111-0", "20261111-1"]
     assert run.xcom("keys", "lossless") == ["2026_11_11"]
@@ -243,6 +251,15 @@ def test_native_rendering_works_for_all_operators(airflow: Any, gateway: Any, st
     assert run.xcom("keys", "batch") == ["777", "42_07"]
     assert run.xcom("keys", "mapped", 0) == ["2026_11_12"]
     assert run.xcom("keys", "decorated") == ["888-0", "888-1"]
+    labels, whole = (
+        store.client.head_object(Bucket="posters", Key=f"{name}.png") for name in ("labels", "whole")
+    )
+    assert (labels["CacheControl"], labels["Metadata"]["day"], labels["Metadata"]["p"]) == (
+        "42",
+        "2026_11_11",
+        "42",
+    )
+    assert whole["Metadata"]["day"] == "1"
     (numbers,) = [request for request in gateway.requests if request.prompt == "42"]
     assert (numbers.body["user"], numbers.body["output_compression"]) == ("me", 70)
 

@@ -113,7 +113,8 @@ def test_value_that_boto3_cannot_send_is_rejected(name: str, value: Any) -> None
         ("ObjectLockRetainUntilDate", "soon"),
         ("ObjectLockMode", "governance"),
         ("ObjectLockLegalHoldStatus", "on"),
-        ("BucketKeyEnabled", "true"),
+        ("BucketKeyEnabled", "yes"),
+        ("BucketKeyEnabled", 1),
         ("ServerSideEncryption", 5),
         ("Metadata", {"équipe": "x"}),
         ("Metadata", {"the team": "x"}),
@@ -142,6 +143,11 @@ def test_value_that_s3_would_reject_after_payment_is_rejected(name: str, value: 
 )
 def test_value_that_s3_accepts_is_kept(name: str, value: Any) -> None:
     assert parse_extra_args({name: value}) == {name: value}
+
+
+@pytest.mark.parametrize(("rendered", "expected"), [("True", True), (" false ", False)])
+def test_flag_may_be_a_rendered_template(rendered: str, expected: bool) -> None:
+    assert parse_extra_args({"BucketKeyEnabled": rendered}) == {"BucketKeyEnabled": expected}
 
 
 @pytest.mark.parametrize(
