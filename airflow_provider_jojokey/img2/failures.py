@@ -86,6 +86,13 @@ def from_network_error(error: BaseException, secret: str, paid: bool = True) -> 
         requests.exceptions.InvalidSchema,
         urllib3.exceptions.LocationParseError,
     ):
+        if "SOCKS" in reason:  # requests reports a missing package like an invalid address
+            return Img2Error(
+                Kind.BASE_URL,
+                "A SOCKS proxy is set, but PySocks is not installed",
+                billed="no",
+                advice="Install requests[socks] on the workers, or use an HTTP proxy.",
+            )
         return Img2Error(Kind.BASE_URL, f"The address of the image API is not valid: {reason}", billed="no")
     if caused_by(requests.exceptions.ProxyError):
         return Img2Error(

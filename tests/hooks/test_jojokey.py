@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,15 @@ def test_connection_settings_reach_the_client(
     assert len(proxy_server.requests) == 1
     assert hook.client.timeout == (3, 4)
     assert hook.get_conn().verify == str(authority.bundle)
+
+
+@pytest.mark.skipif(find_spec("socks") is not None, reason="PySocks is installed")
+def test_socks_proxy_without_its_package_is_explained(connect: Connect) -> None:
+    hook = connect(host="http://127.0.0.1:9", extra={"proxy": "socks5://127.0.0.1:9", "max_resends": 0})
+    error = error_of(lambda: hook.generate(FOX))
+    assert isinstance(error, errors.JojoKeyBaseUrlError)
+    assert error.billed == "no"
+    assert "Install requests[socks]" in str(error)
 
 
 # --- generating ----------------------------------------------------------------------------------------------------
