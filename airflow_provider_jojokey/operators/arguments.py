@@ -69,7 +69,7 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 def is_literal(value: Any) -> bool:
     """Return whether ``value`` is known when the Dag is parsed: neither a template nor another task's result."""
-    if value is None or isinstance(value, (int, float)):
+    if value is None or isinstance(value, (int, float, Decimal)):
         return True
     if isinstance(value, str):
         return not has_template(value)
@@ -147,6 +147,17 @@ def whole_number(name: str, value: Any) -> Any:
         if _WHOLE.fullmatch(written):
             return int(written.partition(".")[0])
     raise ValueError(f"{name} must be a whole number, not {str(value)[:50]!r}")
+
+
+def count(name: str, value: Any) -> int:
+    """Return a whole number from 0.
+
+    :raises ValueError: if it is anything else
+    """
+    number: int = whole_number(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must be a whole number from 0, not {str(number)[:40]!r}")
+    return number
 
 
 def money(name: str, value: Any) -> Decimal:
@@ -228,9 +239,8 @@ def _read(value: Any) -> Any:
 
 _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(TEXTS, text),
-    **dict.fromkeys(
-        ("n", "output_compression", "partial_images", "max_in_flight", *COUNT_LIMITS), whole_number
-    ),
+    **dict.fromkeys(("n", "output_compression", "partial_images", "max_in_flight"), whole_number),
+    **dict.fromkeys(COUNT_LIMITS, count),
     **dict.fromkeys(COST_LIMITS, money),
     "reuse": choice(REUSE),
     "on_unknown_outcome": choice(ON_UNKNOWN_OUTCOME),

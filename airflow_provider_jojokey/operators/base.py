@@ -319,7 +319,7 @@ class ImageOperator(TemplatedOperator):
         literals: dict[str, Any] = {}
         for name in OPTIONS_AT_PARSING:
             value = getattr(self, name, None)
-            if value is None:
+            if value is None and not (name == "prompt" and name in vars(self)):
                 if name == "output_format":  # it decides what other fields may be
                     literals[name] = None
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -192,6 +193,9 @@ def test_invalid_rendered_value_fails_before_sending(
         ({"size": "1024×1024"}, "plain x"),  # noqa: RUF001
         ({"n": 0}, "from 1 to 10"),
         ({"prompt": ""}, "empty"),
+        ({"prompt": None}, "prompt is empty"),
+        ({"max_tokens": -1}, "max_tokens must be a whole number from 0"),
+        ({"max_cost": Decimal("NaN")}, "max_cost is not a number"),
         ({"output_compression": 50}, "lossless"),
         ({"output_format": "jpeg", "background": "transparent"}, "no transparency"),
         ({"s3_key": "folder/"}, "does not name an object"),
