@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
+    AirflowSkipException,
     DecoratedOperator,
     context_merge,
     determine_kwargs,
@@ -19,6 +20,8 @@ from airflow_provider_jojokey.operators.templates import TemplateFields
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
+
+    from airflow_provider_jojokey.payments.totals import Billed
 
 OPTIONS = (*FIELDS, "s3_bucket", "s3_key", "reuse", "on_unknown_outcome")
 """The options that the function may return."""
@@ -57,6 +60,9 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
     overwrite_rtif_after_execution = True
     """Makes the UI show the prompt that the function returned."""
 
+    _returned = False
+    """Whether the function has returned options that can be used."""
+
     def __init__(
         self,
         *,
@@ -81,12 +87,28 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
         :raises JojoKeyError: if there are no images; the message says whether you were charged
         """
         self._record_start()
-        context_merge(context, self.op_kwargs)
-        arguments = determine_kwargs(self.python_callable, self.op_args, context)
-        for name, value in self._options(self.python_callable(*self.op_args, **arguments)).items():
+        try:
+            context_merge(context, self.op_kwargs)
+            arguments = determine_kwargs(self.python_callable, self.op_args, context)
+            options = self._options(self.python_callable(*self.op_args, **arguments))
+        except AirflowSkipException:
+            raise
+        except BaseException as error:  # also a timeout
+            self._report_interruption(context, error)
+            raise
+        self._returned = True
+        for name, value in options.items():
             setattr(self, name, value)
         manifest: dict[str, Any] = super().execute(context)
         return manifest
+
+    def _billed_so_far(self, context: Context, sent: bool) -> Billed | None:
+        from airflow_provider_jojokey.payments.totals import Billed
+
+        billed = super()._billed_so_far(context, sent)
+        if not self._returned and context["ti"].try_number > 1 and billed == Billed():
+            return None  # the function may have returned another key in an earlier try
+        return billed
 
     def _options(self, returned: Any) -> Mapping[str, Any]:
         """Check and return the function's options, except empty ones: the decorator's own values apply.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_jojokey.cost import Costs
+from airflow_provider_jojokey.decorators.jojokey import JojoKeyImageDecoratedOperator
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 from airflow_provider_jojokey.payments import errors, totals
@@ -111,6 +113,45 @@ def test_early_failure_reports_earlier_bill(
     assert result is not None
     assert (result.state, result.paid, result.usage) == ("failed", "yes", pushed["usage"])
     assert str(result.cost) == str(Costs.from_json(first[XCOM_KEY]["cost"]))
+
+
+def returns_nothing() -> None:
+    return None
+
+
+def raises() -> None:
+    raise KeyError("animal")
+
+
+@pytest.mark.parametrize("second", [returns_nothing, raises])
+@pytest.mark.parametrize("key", ["in the decorator", "returned"])
+def test_failing_function_reports_earlier_bill(
+    gateway: Any, s3: FaultProxy, key: str, second: Callable[[], None]
+) -> None:
+    arguments = {} if key == "returned" else {"s3_key": "fox.png"}
+
+    def call(function: Callable[[], Any], try_number: int) -> dict[str, Any]:
+        pushed: dict[str, Any] = {}
+        task = JojoKeyImageDecoratedOperator(
+            task_id="task", s3_bucket="posters", python_callable=function, **arguments
+        )
+        with contextlib.suppress(JojoKeyError, KeyError):
+            task.execute({"ti": task_instance(pushed, try_number)})
+        return pushed
+
+    nothing = call(second, 1)
+    first = call(lambda: FOX, 1)
+    pushed = call(second, 2)
+
+    assert nothing["usage"] == NOTHING
+    result = Result.from_xcom(pushed[XCOM_KEY])
+    assert result is not None
+    assert result.state == "failed"
+    if key == "returned":  # no receipt was found, which proves nothing
+        assert (result.paid, result.tokens) == ("unknown", None)
+        assert "usage" not in pushed
+    else:
+        assert (result.paid, result.usage) == ("yes", first["usage"])
 
 
 @pytest.mark.parametrize("arguments", [FOX, {"requests": posters(3)}])
