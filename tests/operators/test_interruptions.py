@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
 from airflow_provider_jojokey.results import XCOM_KEY, Result
