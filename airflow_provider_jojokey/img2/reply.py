@@ -97,6 +97,7 @@ class ReplyDecoder:
         self._usage: Usage | None = None
         self._image_usage: Usage | None = None
         self._separate_usage: Usage | None = None
+        self._images_with_usage = 0
         self._error: Any = None
         self._slot_error: Any = None
         self._broken = ""
@@ -127,7 +128,7 @@ class ReplyDecoder:
             self._closed = True
             self._lines.end()
             self._take_texts()
-        usage = self._usage or self._separate_usage
+        usage = (None if self._lacks_usage else self._usage) or self._separate_usage
         error = self._error if self._error is not None or self._complete else self._slot_error
         text = "; ".join(text for _, text in self._lines.event_texts)
         return Reply(self._document or self._only, [*self._images], usage, error, self._problem, text)
@@ -137,6 +138,12 @@ class ReplyDecoder:
         """Whether all requested images have arrived."""
         usable = sum(1 for image in self._images if image.url or not image.problem)
         return self._expected is not None and usable >= self._expected
+
+    @property
+    def _lacks_usage(self) -> bool:
+        """Whether the images' usage may be a part of the request's: each event may report only its own image's."""
+        expected = self._expected or 0
+        return self._lines.streamed and not self.has_all and self._images_with_usage < expected
 
     @property
     def done(self) -> bool:
@@ -249,6 +256,7 @@ class ReplyDecoder:
         usage = find_usage(document)
         if slots:
             self._usage = add_unless_repeated(self._usage, self._image_usage, usage)
+            self._images_with_usage += len(slots) if usage is not None else 0
             self._image_usage = usage or self._image_usage
         elif not preview:
             self._separate_usage = usage or self._separate_usage

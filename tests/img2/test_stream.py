@@ -133,6 +133,23 @@ def test_several_images_keep_order_and_usage_adds_up(images: list[bytes], first:
     assert reply.usage["total_tokens"] == 10 + 200 * len(images)
 
 
+@pytest.mark.parametrize("summary", [None, USAGE])
+def test_usage_is_unknown_if_events_of_images_are_missing(summary: dict[str, Any] | None) -> None:
+    stream = event(COMPLETED, IMAGE, usage={"input_tokens": 10, "output_tokens": 1})
+    if summary:
+        stream += f"data: {json.dumps({'usage': summary})}\n\n".encode()
+    sinks: list[Sink] = []
+
+    def open_sink(index: int) -> Sink:
+        sinks.append(Sink())
+        return sinks[-1]
+
+    decoder = ReplyDecoder(open_sink, expected=2)
+    decoder.feed(stream)
+
+    assert decoder.finish().usage == summary
+
+
 @given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), st.booleans())
 def test_usage_of_the_request_in_each_event_counts_once(images: list[bytes], first: bool) -> None:
     stream = b"".join(event(COMPLETED, image, first=first, usage=USAGE) for image in images)
