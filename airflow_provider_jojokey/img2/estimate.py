@@ -41,7 +41,7 @@ EDGE_TIMEOUT = 100.0
 
 def expected_output_tokens(request: Estimable) -> int:
     """Return the estimated number of output tokens of a request."""
-    each = OUTPUT_TOKENS.get(request.quality, OUTPUT_TOKENS["high"]) * _area(request)
+    each = OUTPUT_TOKENS.get(request.quality, OUTPUT_TOKENS["high"]) * _area(request.pixels)
     if request.stream:
         previews = DEFAULT_PARTIAL_IMAGES if request.partial_images is None else request.partial_images
         each += PARTIAL_IMAGE_TOKENS * previews
@@ -50,16 +50,23 @@ def expected_output_tokens(request: Estimable) -> int:
 
 def expected_seconds(request: Estimable) -> float:
     """Return the estimated duration of a request in seconds."""
-    return SECONDS.get(request.quality, SECONDS["high"]) * max(1.0, _area(request))
+    return _seconds(request.quality, request.pixels)
 
 
-def duration_factor(request: Estimable) -> float:
-    """Return the duration relative to 1024x1024 in high quality, at least 1."""
-    return max(1.0, expected_seconds(request) / SECONDS["high"])
+def duration_factor(quality: str, pixels: tuple[int, int] | None) -> float:
+    """Return the duration relative to 1024x1024 in high quality, at least 1.
+
+    :param pixels: width and height; ``None`` for ``"auto"``
+    """
+    return max(1.0, _seconds(quality, pixels) / SECONDS["high"])
 
 
-def _area(request: Estimable) -> float:
-    width, height = request.pixels or (1024, 1024)
+def _seconds(quality: str, pixels: tuple[int, int] | None) -> float:
+    return SECONDS.get(quality, SECONDS["high"]) * max(1.0, _area(pixels))
+
+
+def _area(pixels: tuple[int, int] | None) -> float:
+    width, height = pixels or (1024, 1024)
     return width * height / SQUARE_PIXELS
 
 

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
 from airflow_provider_jojokey.img2.estimate import duration_factor
+from airflow_provider_jojokey.img2.rules import parse_size
 from airflow_provider_jojokey.integrations.telemetry import Observer
 from airflow_provider_jojokey.payments import clock, errors, liveness
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
@@ -38,6 +39,8 @@ SEND_DEADLINE = 30.0
 """Seconds after its claim within which an attempt must send its first request."""
 LEASE_MARGIN = 60.0
 """Seconds added to a lease for steps without their own timeout."""
+LARGEST = "3840x2160"
+"""The size that takes longest."""
 LOG_DELAY = 60.0
 """Seconds within which the gateway logs a finished request. It relays the response first."""
 
@@ -150,6 +153,8 @@ class Context(Struct, dict=True, eq=False):
             lease_until=now + timedelta(seconds=self._lease),
             clock=self.store.clock,
             model=self.job.request.model,
+            size=self.job.request.size,
+            quality=self.job.request.quality,
             requested=self.job.request.n,
         )
 
@@ -219,7 +224,8 @@ class Context(Struct, dict=True, eq=False):
     def _lease(self) -> float:
         settings = self.services.hook.settings
         # read_timeout limits each pause; a whole stream or a slow response takes longer.
-        response = settings.read_timeout * duration_factor(self.job.request)
+        request = self.job.request
+        response = settings.read_timeout * duration_factor(request.quality, request.pixels)
         return self.send_window + settings.connect_timeout + response + LEASE_MARGIN
 
     def sent_between(self, attempt: Attempt) -> tuple[datetime, datetime]:
@@ -233,7 +239,11 @@ class Context(Struct, dict=True, eq=False):
 
     def finished_by(self, attempt: Attempt) -> datetime:
         """Return the time by which the model has finished and the gateway has written its log."""
-        longest = self.settings.longest_generation * duration_factor(self.job.request)
+        # This job may want another size or quality. Older receipts name neither, so assume the longest generation.
+        quality, pixels = attempt.quality or "high", parse_size(attempt.size or LARGEST)
+        if attempt.fingerprint == self.fingerprint:
+            quality, pixels = self.job.request.quality, self.job.request.pixels
+        longest = self.settings.longest_generation * duration_factor(quality, pixels)
         return self.sent_between(attempt)[1] + timedelta(seconds=longest + LOG_DELAY)
 
     def seconds_to_finish(self, attempt: Attempt) -> float:

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from airflow_provider_jojokey import exceptions
-from tests.support.harness import Harness, name_of
+from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+from tests.support.harness import Harness, Killed, name_of
 from tests.support.loopback import Exchange
 from tests.support.patience import PATIENCE
 from tests.support.scripted import (
@@ -200,6 +202,43 @@ def test_failure_row_proves_nothing_while_model_may_work(harness: Harness, scrip
     late = harness.fail(try_number=3)
 
     assert (late.billed, scripted.posts) == ("yes", 1)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_large_image_may_still_be_generated_for_changed_task(
+    harness: Harness, scripted: ScriptedGateway, recorded: bool
+) -> None:
+    """The process that requested the large image was killed, and the cleared task wants a small one."""
+    harness.set(longest_generation=300.0)
+
+    class Dies(JojoKeyHook):
+        def generate(self, *arguments: Any, **more: Any) -> Any:
+            try:
+                return super().generate(*arguments, **more)
+            except exceptions.JojoKeyError:
+                raise Killed from None
+
+    def failed_channel(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+        gateway.rows += [row("other", 2), row(request_id, 5)]
+        body = b'{"error":{"message":"busy","code":"server_error"}}'
+        exchange.answer(200, body, Content_Type="application/json", X_Oneapi_Request_Id=request_id)
+
+    scripted.behaviors = [failed_channel]
+    with pytest.raises(Killed):
+        harness.run(hook=Dies(), size="3840x2160", quality="high")
+    for mark in harness.spools.glob("*/*/ended"):
+        mark.unlink()
+    if not recorded:  # as older versions wrote it
+        receipt = harness.receipt()
+        older = receipt.with_attempt(structs.replace(receipt.attempts[0], size=None, quality=None))
+        harness.bucket.client().put_object(
+            Bucket=harness.bucket.name, Key="_jojokey/fox.png.json", Body=older.to_json()
+        )
+
+    harness.time.skip(1_000)
+    harness.run(try_number=2)
+
+    assert harness.outcomes() == ["unknown", "complete"]
 
 
 # --- F7: rows of other requests --------------------------------------------------------------------------------------
