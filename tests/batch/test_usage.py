@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 from pathlib import Path
@@ -119,6 +120,36 @@ def test_batch_settles_broken_responses_with_one_read(
 def lines(store: Any) -> list[dict[str, Any]]:
     (manifest,) = (body for key, body in store.objects("_jojokey/batches/").items() if key.endswith(".jsonl"))
     return [json.loads(line) for line in manifest.splitlines()]
+
+
+DAMAGED = (
+    "sse_no_completed", "sse_broken", "sse_error_event", "truncated", "fewer_images", "one_flagged", "not_an_image",
+    "usage_zero", "violation_fee", "cloudflare_524", "moderation_blocked", "task",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_statements_equal_the_bill_or_say_that_they_may_be_less(
+    run_batch: Any, gateway: Any, store: Any, log: LateLog, logged: bool
+) -> None:
+    log.written = logged
+    requests = [
+        {"prompt": f"[sandbox: {case}] {number}", "s3_key": f"posters/{number}.png", "n": 2, "stream": stream}
+        for number, (case, stream) in enumerate(itertools.product(DAMAGED, (True, False)))
+    ]
+    for try_number in (1, 2):
+        pushed, _ = run_batch(requests, try_number)
+
+        statements = [(Result.from_xcom({"images": (), **line}), line["index"]) for line in lines(store)]
+        assert len(statements) == len(requests)
+        for result, index in [*statements, (Result.from_xcom(pushed["jojokey_images"]), None)]:
+            about = requests if index is None else [requests[index]]
+            prompts = {item["prompt"] for item in about}
+            bill = sum(record.total_tokens for record in gateway.charges if record.prompt in prompts)
+            assert result is not None
+            assert result.cost is not None
+            stated = result.usage.get("total_tokens", 0)
+            assert stated == bill or (stated < bill and result.cost.unknown), about
 
 
 @pytest.mark.parametrize(
