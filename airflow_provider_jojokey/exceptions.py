@@ -207,7 +207,7 @@ class JojoKeyQuotaError(JojoKeyFailure):
 
 
 class JojoKeyContentError(JojoKeyFailure):
-    """The content filter rejected the prompt."""
+    """The content filter rejected the prompt. Some rejections cost a fee: then ``billed`` is ``"yes"``."""
 
 
 class JojoKeyBaseUrlError(JojoKeyFailure):
@@ -274,7 +274,7 @@ class JojoKeyReplyError(JojoKeyFailure):
 
 
 class JojoKeyStoreError(JojoKeyError):
-    """S3 rejected a request or could not be reached.
+    """S3 rejected a request or could not be reached, or the spool directory cannot be used.
 
     :param transient: whether the same request may succeed later without any change
     """
@@ -285,19 +285,19 @@ class JojoKeyStoreError(JojoKeyError):
 
 
 class JojoKeyReceiptError(JojoKeyFailure):
-    """The receipt of earlier attempts prevents payment: it is unreadable, or another task uses the key."""
+    """The receipt prevents payment: it is unreadable, another task uses the key, or a paid image is missing."""
 
     retry = "Airflow does not retry the task: a person has to look first."
 
 
 class JojoKeyBudgetError(JojoKeyFailure):
-    """The request would exceed ``max_tokens``, ``max_images`` or ``max_cost``, and was not sent."""
+    """The request would exceed a limit of the task or of the Dag run, such as ``max_cost``, and was not sent."""
 
     retry = "Airflow does not retry the task. Raise the limit and clear the task: only missing images are paid for."
 
 
 class JojoKeyBatchError(JojoKeyError):
-    """Some items of a batch failed; all images that were received are in S3."""
+    """Some items of a batch failed. Images that were received are in S3, or wait in the folder ``spool``."""
 
     retry = "A retry sends only what is missing: it does not pay twice."
 

@@ -87,6 +87,7 @@ class Recorder:
 
     def unrecorded(self, index: int, job: ImageJob) -> None:
         """Record an item whose request was sent, and whose outcome is not known in time."""
+        self._tally.unrecorded += 1
         self._fail(index, job, errors.unrecorded())
 
     def not_started(self, plan: Plan, previous: Previous | None) -> None:

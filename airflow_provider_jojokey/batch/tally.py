@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ MAX_PLACE, MAX_CAUSE = 200, 300
 """Maximum number of characters of a cause's URI and message in an error's text."""
 LEAST_OF_CAUSE, ALL_CAUSES = 200, 1_350
 """Characters of a cause in an error's text, and of all causes, the manifest's URI and why the batch ended early."""
+SPOOL_SENTENCES = 250
+"""Characters of the sentences about the spool, without its path."""
 
 
 class Unsettled(Struct, frozen=True):
@@ -68,6 +71,12 @@ class Tally(Struct):
     failed: int = 0
     partial: int = 0
     """Number of failed items that have some of their images."""
+    waiting: int = 0
+    """Number of failed items whose received images wait in the spool."""
+    spool: str | None = None
+    """Folder on this host in which all of them wait."""
+    unrecorded: int = 0
+    """Number of failed items whose response, if there was one, could not be recorded in time."""
     retryable: int = 0
     images: int = 0
     paid: bool = False
@@ -151,6 +160,9 @@ class Tally(Struct):
         """Count an item that lacks some or all of its images."""
         self.failed += 1
         self.partial += 0 < len(error.images or ()) < job.request.n
+        if error.spool:
+            self.waiting += 1
+            self.spool = os.path.commonpath((self.spool or error.spool, error.spool))
         if not isinstance(error, AirflowFailException):
             self.retryable += 1
             if error.retry_after is not None and error.retry_after >= (self.retry_after or 0.0):
@@ -224,7 +236,8 @@ class Tally(Struct):
         rest = self.total - self.done
         counts = [f"{self.made} made", f"{self.reused} reused", f"{self.failed} failed"]
         counts += [f"{rest} not started"] if rest else []
-        listed = "; ".join(self._listed_causes(ALL_CAUSES - len(end) - len(manifest or "")))
+        spool = len(self.spool) + SPOOL_SENTENCES if self.spool else 0
+        listed = "; ".join(self._listed_causes(ALL_CAUSES - len(end) - len(manifest or "") - spool))
         listed += ". " if listed else ""
         cost = f" ({self.cost})" if self.cost.amounts else ""
         spent = f"{self._tokens}{cost} were billed to this task in this Dag run"
@@ -243,7 +256,7 @@ class Tally(Struct):
             lack = "items lacks some images" if missing == 1 else "items lack some or all of their images"
         error = kind(
             f"{missing} of {self.total} {lack} ({', '.join(counts)}){end}. {listed}"
-            f"All images that were received are in S3{f', listed in {manifest}' if manifest else ''}.",
+            f"{self._whereabouts} in S3{f', listed in {manifest}' if manifest else ''}.",
             todo,
             reason=spent,
             retry_after=self.retry_after,
@@ -251,6 +264,7 @@ class Tally(Struct):
             billed=self.billed,
             sent=True,
         )
+        error.spool = self.spool
         if not self.earlier_unknown:
             error.usage, error.cost = self.usage, self.cost.to_json()
         return error
@@ -273,6 +287,15 @@ class Tally(Struct):
             yield f"{begin}{place}: {shortened(cause.message, min(MAX_CAUSE, left - len(place)))})"
         if others:
             yield f"{sum(cause.count for _, cause in others)} with other errors"
+
+    @property
+    def _whereabouts(self) -> str:
+        held = self.waiting + self.unrecorded
+        if not held:
+            return "All images that were received are"
+        items = "1 item" if held == 1 else f"{held:,} items"
+        wait = "may wait" if self.unrecorded else "wait"
+        return f"Images of {items} {wait} on this host. All others that were received are"
 
     @property
     def _tokens(self) -> str:

@@ -239,6 +239,9 @@ def test_paid_image_that_s3_rejects_is_reported_as_billed(
     billed = sum(record.total_tokens for record in gateway.charges)
     assert error.billed == "yes"
     assert len(gateway.charges) == 3
+    assert os.path.isdir(error.spool or "")
+    assert f"The received images are safe on this host in {error.spool}." in error.message
+    assert "Images of 3 items wait on this host. All others that were received are in S3" in error.message
     assert re.search(
         rf"{billed:,} tokens \(≈ USD [\d.]+\) were billed to this task in this Dag run", error.message
     )
