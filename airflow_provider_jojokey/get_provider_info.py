@@ -110,7 +110,7 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "thumbnail_directory": {
                         "description": "Where the API server keeps small copies of the images it displays. Empty: "
-                        "beside the spool, in the system's temporary directory.",
+                        "airflow-jojokey-UID-thumbnails in the temporary directory.",
                         "version_added": "0.1.0",
                         "type": "string",
                         "example": "/var/cache/airflow/jojokey",
@@ -162,7 +162,8 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "max_resend_wait": {
                         "label": "Resend wait",
-                        "description": "Maximum total seconds of waiting between resends. Empty: 60.",
+                        "description": "Seconds after the first send within which a resend may start, including the "
+                        "time that responses take. Empty: 60.",
                         "schema": {"type": ["number", "null"], "minimum": 0},
                     },
                     "price_per_million": {

@@ -93,7 +93,7 @@ def get_jojokey_commands() -> list[CLICommand]:
             "1 failed, not billed, and a retry would fail too",
             "2 invalid arguments",
             "3 failed, not billed, and a retry may succeed",
-            "4 failed, and billed or possibly billed",
+            "4 failed or interrupted, and billed or possibly billed",
         ),
         func=lazy_load_command("airflow_provider_jojokey.cli.generate.generate"),
         args=(

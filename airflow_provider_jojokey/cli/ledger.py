@@ -152,17 +152,23 @@ def _groups(by: str) -> list[str]:
 
 
 def _say_total(total: Sum, receipts: int, unreadable: int) -> None:
-    say(
-        f"jojokey: {receipts:,} receipts, {total.requests:,} paid requests, {total.images:,} images, "
-        f"{total.total_tokens:,} tokens, cost {total.costs.total}."
-    )
+    counts = {
+        "receipt": receipts,
+        "paid request": total.requests,
+        "image": total.images,
+        "token": total.total_tokens,
+    }
+    counted = ", ".join(f"{number:,} {name}{'s' * (number != 1)}" for name, number in counts.items())
+    say(f"jojokey: {counted}, cost {total.costs.total}.")
     if total.unknown:
         requests = "1 request was" if total.unknown == 1 else f"{total.unknown:,} requests were"
         say(
             f"jojokey: It is unknown whether {requests} billed, or for how many tokens. The sum leaves them out."
         )
     if unreadable:
-        say(f"jojokey: {unreadable:,} receipts can't be read, so the sum is too small.")
+        say(
+            f"jojokey: {unreadable:,} receipt{'s' * (unreadable != 1)} can't be read, so the sum is too small."
+        )
 
 
 def _receipts(

@@ -30,10 +30,11 @@ class ConnectionSettings(Struct, frozen=True):
     :param token: the JojoKey token
     :param host: the base URL as written; ``None`` for the default
     :param default_model: the model if an operator does not name one
-    :param connect_timeout: timeout in seconds
-    :param read_timeout: timeout in seconds
+    :param connect_timeout: maximum seconds to wait for a connection
+    :param read_timeout: maximum seconds to wait for the next byte of a response
     :param max_resends: how many times the hook resends a request that definitely wasn't billed
-    :param max_resend_wait: maximum total seconds of waiting between resends
+    :param max_resend_wait: seconds after the first send within which a resend may start, including the time that
+        failing responses take
     :param verify: check TLS certificates; a path names a CA bundle
     :param proxy: the proxy's URL
     :param price_per_million: what usage costs; ``None`` for the worker's setting

@@ -150,8 +150,8 @@ class Client:
         """Generate images: one paid POST.
 
         :param request: the images to generate
-        :param open_file: makes the file for image 0, 1, 2 …; by default a file without a name, gone
-
+        :param open_file: returns the file for image 0, 1, 2 …; by default an unnamed temporary file, which closing
+            deletes
         :param before_send: called right before each POST, also before the one without
             ``response_format``; if it raises, nothing is sent and its exception propagates
         :param on_fact: called with a name and a value as soon as a fact about the response is known:

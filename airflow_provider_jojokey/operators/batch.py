@@ -49,15 +49,15 @@ MAX_REASON = 200
 
 
 class GenerateImageBatchOperator(ImageOperator):
-    """Turn many prompts into images in S3, in one task. Each image is paid once.
+    """Turn many prompts into images in S3, in one task. Each image is paid for once.
 
     Each image has its own thread, and up to ``max_in_flight`` images are generated at once. All threads share one
     rate limiter, so the batch slows down when JojoKey rejects requests. Each item has its own receipt, so a retry
     generates only the missing images. If an item fails, the batch continues and fails at the end.
 
     XComs: the return value counts generated, reused and failed items, and names the manifest, a file of JSON lines
-    in S3 with one line for each item; ``usage`` contains the billed tokens; ``keys`` lists up to 100 images. The
-    XCom ``jojokey_images`` is for the UI. No XCom contains image data.
+    in S3 with one line for each item. ``usage`` contains the billed tokens. ``keys`` lists the images if there are at
+    most 100. ``jojokey_images`` and ``jojokey_progress`` are for the UI. No XCom contains image data.
 
     :param requests: a list of dicts, often from an upstream task. Each has ``prompt`` and ``s3_key``,
         and may override any option below that describes an image or its location

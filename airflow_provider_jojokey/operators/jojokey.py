@@ -64,13 +64,15 @@ class GenerateImageOperator(ImageOperator):
     :param quality: ``"low"``, ``"medium"``, ``"high"`` or ``"auto"``
     :param n: number of images, 1 to 10
     :param background: ``"auto"``, ``"opaque"`` or ``"transparent"`` (PNG and WebP)
-    :param output_format: ``"png"``, ``"jpeg"`` or ``"webp"``
+    :param output_format: ``"png"`` (the API's default), ``"jpeg"`` or ``"webp"``
     :param output_compression: 0 to 100 (JPEG and WebP)
     :param moderation: ``"auto"`` or ``"low"``
-    :param extra_body: additional fields of the request's body, passed through to the gateway
+    :param extra_body: additional fields of the request's body, passed through to the gateway;
+        ``{"response_format": None}`` omits that field
     :param stream: request an event stream, which keeps the connection alive during a long generation. A gateway
         without streams returns a normal response
-    :param partial_images: number of previews in the event stream, 0 to 3; each costs about 100 output tokens
+    :param partial_images: number of previews in the event stream, 0 to 3 (by default 2); each costs about 100
+        output tokens
     :param reuse: which earlier payment for the same images is reused. ``"run"``: a retry or a cleared task reuses
         the images of its Dag run, and a new Dag run pays for new ones. ``"always"``: the task also reuses images
         of earlier runs with the same request and key. ``"never"``: each try pays

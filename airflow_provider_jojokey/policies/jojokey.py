@@ -22,10 +22,11 @@ MARGIN = 5.0
 
 
 class JojoKeyRetryPolicy(RetryPolicy):
-    """Wait as long as the gateway requests, and never retry a task that would pay a second time.
+    """Wait as long as the gateway requests, and don't retry errors that a retry can't fix.
 
     The operators use it by default if Airflow supports retry policies. The task's ``retries`` limits the number of
-    retries. If the gateway requests no delay, ``retry_delay`` applies.
+    retries. If the gateway requests no delay, ``retry_delay`` applies. After a lost response, a retry waits until the
+    gateway log should show the request. The policy doesn't decide about payments: the receipt does.
     """
 
     def evaluate(
