@@ -293,7 +293,7 @@ class JojoKeyReceiptError(JojoKeyFailure):
 class JojoKeyBudgetError(JojoKeyFailure):
     """The request would exceed a limit of the task or of the Dag run, such as ``max_cost``, and was not sent."""
 
-    retry = "Airflow does not retry the task. Raise the limit and clear the task: only missing images are paid for."
+    retry = "Airflow does not retry the task. After you clear it, only missing images are paid for."
 
 
 class JojoKeyBatchError(JojoKeyError):

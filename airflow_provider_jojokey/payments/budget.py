@@ -213,7 +213,9 @@ class Budget:
                 f"This task may spend {_text(self._task_limit, self.prices)}. It has spent {self.spent} in this "
                 f"Dag run, and this request would cost about {about}."
             )
-        return JojoKeyBudgetError(what)
+        return JojoKeyBudgetError(
+            what, "Raise the limit and clear the task, or request fewer or smaller images."
+        )
 
 
 def budget_of(job: ImageJob, store: ImageStore, prices: Prices = PUBLISHED) -> Budget:
