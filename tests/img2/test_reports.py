@@ -238,7 +238,10 @@ STREAM_ERRORS = [
         words="upstream is busy"),
     Row("bare JSON", b": PING\n\n" + error("content_filter", "filtered") + b"\n\n", request=STREAM, kind=Kind.CONTENT,
         billed="unknown", words="filtered"),
+    # Usage in the event of one image may be that image's alone, so the usage of the request is unknown.
     Row("after one of two images", sse(completed(usage=USAGE), {"type": "error", "message": "no more"}),
+        request=ImageRequest("a fox", n=2, stream=True), words="1 of 2 requested images arrived"),
+    Row("after one of two images, with the usage", sse(completed(), {"type": "error", "message": "no more", "usage": USAGE}),
         request=ImageRequest("a fox", n=2, stream=True), tokens=206, words="1 of 2 requested images arrived"),
 ]  # fmt: skip
 
