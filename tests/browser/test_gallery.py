@@ -87,6 +87,50 @@ def test_space_stays_when_the_user_pauses_between_words(page: Page, airflow: Air
     expect(search).to_have_value("first moon")
 
 
+HELD_TIMERS = """
+const { setTimeout } = globalThis;
+globalThis.held = [];
+globalThis.setTimeout = (run, wait, ...rest) =>
+  wait === 350 ? held.push(run) : setTimeout(run, wait, ...rest);
+"""
+"""Keep the calls that wait until the user pauses, so that the test decides when that is."""
+
+TYPE = """([box, ...texts]) => {
+  const { set } = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value");
+  for (const text of texts) {
+    set.call(box, text);
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    if (text !== texts.at(-1)) held.pop()();
+  }
+}"""
+"""Type texts with a pause after each except the last, before React can render them."""
+
+
+def test_letters_typed_while_a_search_starts_are_kept(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.add_init_script(HELD_TIMERS)
+    page.goto(airflow.gallery)
+    search = page.get_by_role("searchbox")
+    with page.expect_request(re.compile(r"api/results.*\bq=mo\b")):  # React has rendered the first text
+        page.evaluate(TYPE, [search.element_handle(), "mo", "moo"])
+    expect(search).to_have_value("moo")
+    search.press("End")
+    search.press("n")
+    expect(search).to_have_value("moon")
+    page.evaluate("held.pop()()")
+    page.wait_for_url("**?q=moon")
+
+
+def test_search_deleted_before_it_is_shown_is_removed(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.add_init_script(HELD_TIMERS)
+    page.goto(airflow.gallery)
+    search = page.get_by_role("searchbox")
+    page.evaluate(TYPE, [search.element_handle(), "absent", ""])
+    page.wait_for_url("**?q=absent")
+    page.evaluate("held.pop()()")
+    page.wait_for_url(re.compile("jojokey-gallery$"))
+    expect(search).to_have_value("")
+
+
 def test_results_are_sorted_by_tokens_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(4)

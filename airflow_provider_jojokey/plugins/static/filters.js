@@ -96,14 +96,22 @@ export function useFilters() {
 
 export function Typed({ name, value, onChange, ...rest }) {
   const [text, setText] = useState(value);
-  const timer = useRef(0);
-  // Keep a space that the user has just typed before the next word.
-  useEffect(() => setText((old) => (old.trim() === value ? old : value)), [value]);
+  const timer = useRef(null);
+  const sent = useRef(value);
+  useEffect(() => {
+    sent.current = value;
+    // React may render a value after the user has typed on, so text that is still to be sent stays. A space that the
+    // user has just typed stays as well, before the next word.
+    if (timer.current === null) setText((old) => (old.trim() === value ? old : value));
+  }, [value]);
   useEffect(() => () => clearTimeout(timer.current), []);
   const commit = (now) => {
     clearTimeout(timer.current);
+    timer.current = null;
     const wanted = now.trim();
-    if (wanted !== value && (!wanted || VALID[name]?.(wanted) !== false)) onChange({ [name]: wanted });
+    if (wanted === sent.current || (wanted && VALID[name]?.(wanted) === false)) return;
+    sent.current = wanted;
+    onChange({ [name]: wanted });
   };
   return h("input", {
     ...rest,
