@@ -134,13 +134,13 @@ def write_sheets(manifest: Any, s3: Any, bucket: str, folder: str) -> list[str]:
                 s3.download_fileobj(image["bucket"], image["key"], file)
                 with Image.open(file) as poster:
                     poster.draft("RGB", (THUMBNAIL, THUMBNAIL))
-                    small = ImageOps.contain(poster.convert("RGB"), (THUMBNAIL, THUMBNAIL))
+                    small = ImageOps.contain(poster.convert("RGBA"), (THUMBNAIL, THUMBNAIL))
             row, column = divmod(position, COLUMNS)
             corner = (
                 GAP + column * step + (THUMBNAIL - small.width) // 2,
                 GAP + row * step + (THUMBNAIL - small.height) // 2,
             )
-            sheet.paste(small, corner)
+            sheet.paste(small, corner, small)  # white shows where the poster is transparent
         key = f"{folder}/contact-sheet-{len(sheets) + 1}.jpg"
         out = io.BytesIO()
         sheet.save(out, "JPEG", quality=85)

@@ -62,6 +62,20 @@ def test_campaign_ends_with_contact_sheet_and_bill(shipped: Any, gateway: Any, s
     assert drawn.width > 1_000
 
 
+@pytest.mark.parametrize(("mode", "options"), [("RGBA", {}), ("LA", {}), ("P", {"transparency": 0})])
+def test_contact_sheet_is_white_behind_transparent_posters(mode: str, options: Any, store: Any) -> None:
+    out = io.BytesIO()
+    Image.new("RGBA", (96, 64), (0, 0, 0, 0)).convert(mode).save(out, "PNG", **options)
+    store.client.put_object(Bucket="posters", Key="a.png", Body=out.getvalue())
+    manifest = [json.dumps({"images": [{"bucket": "posters", "key": "a.png"}]})]
+    write_sheets = runpy.run_path(str(DAGS / "poster_campaign.py"))["write_sheets"]
+
+    (sheet,) = write_sheets(manifest, store.client, "posters", "campaign")
+
+    stored = store.objects("campaign/")[sheet.removeprefix("s3://posters/")]
+    assert min(Image.open(io.BytesIO(stored)).convert("L").tobytes()) > 240
+
+
 def test_campaign_from_s3_reports_missing_images_and_fails(
     shipped: Any, gateway: Any, store: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
