@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_provider_jojokey.exceptions import JojoKeyConnectionError
-
 if TYPE_CHECKING:
     import argparse
 
@@ -59,21 +57,10 @@ def named_or_default(bucket: str | None, aws_conn_id: str) -> str:
 def jojokey_hook(conn_id: str) -> JojoKeyHook:
     """Return a hook with a valid connection.
 
-    :raises JojoKeyConnectionError: if the connection doesn't exist, or can't be used
+    :raises JojoKeyError: if the connection doesn't exist, or can't be used
     """
-    from airflow.providers.common.compat.sdk import AirflowException
-
-    from airflow_provider_jojokey.exceptions import JojoKeyError
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
     hook = JojoKeyHook(conn_id)
-    try:
-        hook.client  # noqa: B018 - reads the connection
-    except JojoKeyError:
-        raise
-    except AirflowException:
-        raise JojoKeyConnectionError(
-            f"The connection {conn_id!r} doesn't exist.",
-            f"Add it: airflow connections add {conn_id} --conn-type jojokey --conn-password sk-…",
-        ) from None
+    hook.client  # noqa: B018 - reads the connection
     return hook

@@ -80,9 +80,23 @@ class JojoKeyHook(BaseHook):
     def settings(self) -> ConnectionSettings:
         """The connection's settings.
 
+        :raises JojoKeyError: if Airflow doesn't find the connection
         :raises JojoKeyConnectionError: if the connection is not usable
         """
-        return ConnectionSettings.of(self.get_connection(self.jojokey_conn_id))
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+        conn_id = self.jojokey_conn_id
+        try:
+            connection = self.get_connection(conn_id)
+        except AirflowNotFoundException:
+            # Airflow also says so if a secrets backend fails. So a retry may find the connection.
+            raise JojoKeyError(
+                f"Airflow did not find the connection {conn_id!r}.",
+                f"If it doesn't exist, add it: airflow connections add {conn_id} --conn-type jojokey "
+                "--conn-password sk-… If it does, check that its environment variable is valid, and that Airflow "
+                "reaches its secrets backend.",
+            ) from None
+        return ConnectionSettings.of(connection)
 
     @lazy_property
     def prices(self) -> Prices:

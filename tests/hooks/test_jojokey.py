@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import requests
-from airflow.exceptions import AirflowNotFoundException
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException
 from rich.pretty import pretty_repr
 
 from airflow_provider_jojokey import exceptions as errors
@@ -202,12 +201,26 @@ def test_invalid_extra_is_rejected_by_name(connect: Connect, name: str, value: A
 
 @pytest.mark.parametrize("extra", ["no json", "[1]", '"text"', "7", "{"])
 def test_extra_that_is_not_an_object_is_rejected(connect: Connect, extra: str) -> None:
-    with pytest.raises(AirflowException) as caught:
-        connect(extra=extra).settings  # noqa: B018
-    if isinstance(caught.value, AirflowNotFoundException):  # Airflow 3.1 itself refuses such a connection
+    error = error_of(lambda: connect(extra=extra).settings)
+    if "did not find" in str(error):  # Airflow 3.1 itself refuses such a connection
         return
-    assert isinstance(caught.value, errors.JojoKeyConnectionError)
-    assert "extra" in str(caught.value)
+    assert isinstance(error, errors.JojoKeyConnectionError)
+    assert "extra" in str(error)
+
+
+@pytest.mark.parametrize("definition", [None, "{", "https://[::1"])
+def test_connection_that_is_not_found_is_named(
+    definition: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (
+        definition is not None
+    ):  # Airflow doesn't distinguish an invalid definition, or a failed backend, from none
+        monkeypatch.setenv("AIRFLOW_CONN_ABSENT", definition)
+    error = error_of(lambda: JojoKeyHook("absent").client)
+    text = str(error)
+    assert "'absent'" in text
+    assert "Nothing was sent or billed. If it doesn't exist, add it: airflow connections add absent" in text
+    assert not isinstance(error, AirflowFailException)  # a retry may find it
 
 
 @pytest.mark.parametrize("password", [None, "", "   ", "Bearer "])
