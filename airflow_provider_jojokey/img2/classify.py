@@ -14,7 +14,6 @@ Sources: the vendor's documentation, the gateway's behavior, Cloudflare's error 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 from airflow_provider_jojokey.img2.codes import Meaning, has_fee, meaning_of_codes
 from airflow_provider_jojokey.img2.errors import ADVICE, Billed, Img2Error, Kind
+from airflow_provider_jojokey.img2.json_text import parse_json
 from airflow_provider_jojokey.img2.messages import Failure, find_failure, find_task_id, read_failure
 from airflow_provider_jojokey.img2.redact import clean
 from airflow_provider_jojokey.img2.retry_after import read_retry_after
@@ -337,17 +337,11 @@ def _edge_code(
 
 def _parse(body: bytes) -> Any:
     """Return the body as JSON. If it is lines or events, return the first one that reports an error."""
-    text = body.decode("utf-8-sig", "replace")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    for line in text.splitlines()[:100]:
+    if (document := parse_json(body)) is not None:
+        return document
+    for line in body.decode("utf-8-sig", "replace").splitlines()[:100]:
         line = line.removeprefix("data:").strip()
-        try:
-            document = json.loads(line) if line[:1] == "{" else None
-        except (ValueError, RecursionError):
-            continue
+        document = parse_json(line) if line[:1] == "{" else None
         if document is not None and find_failure(document) is not None:
             return document
     return None

@@ -8,7 +8,6 @@ must not decide whether to pay again.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -26,6 +25,7 @@ from airflow_provider_jojokey.img2.errors import Img2Error, Kind
 from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, from_network_error
 from airflow_provider_jojokey.img2.images import Image, ImageFile
+from airflow_provider_jojokey.img2.json_text import parse_json
 from airflow_provider_jojokey.img2.receive import OnFact, OpenFile, Receiver
 from airflow_provider_jojokey.img2.redact import clean
 from airflow_provider_jojokey.img2.request import ImageRequest
@@ -353,12 +353,7 @@ class Client:
             raise from_network_error(error, self._secret, paid=False) from None
         with response:
             body = chunks.read_beginning(response, MAX_FREE_REPLY_BYTES, within=FREE_CALL_TIMEOUT)
-            document = None
-            if response.status_code == 200:
-                try:
-                    document = json.loads(body)
-                except ValueError:
-                    document = None
+            document = parse_json(body) if response.status_code == 200 else None
             if not isinstance(document, dict) or document.get("error") or document.get("success") is False:
                 rejection = from_response(response.status_code, response.headers, body, secret=self._secret)
                 if rejection.kind is Kind.REPLY:

@@ -7,13 +7,14 @@ two languages and change. Only codes are compared.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 from msgspec import Struct
+
+from airflow_provider_jojokey.img2.json_text import parse_json
 
 MAX_DEPTH = 6
 MAX_MESSAGES = 5
@@ -165,10 +166,8 @@ def _fields(document: Mapping[str, Any]) -> dict[str, Any]:
 def _parsed(value: Any) -> Any:
     """Return the JSON value that is written in a string, or ``value`` itself."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "[", '"') and len(value) < 100_000:
-        try:
-            return _parsed(json.loads(value))
-        except (ValueError, RecursionError):
-            return value
+        parsed = parse_json(value, default=value)
+        return value if parsed is value else _parsed(parsed)
     return value
 
 

@@ -6,10 +6,11 @@ zero. Receipts, budgets and XComs rely on plain integers under the names of Open
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from airflow_provider_jojokey.img2.json_text import parse_json
 
 MAX_TOKENS = 10**12
 """No request uses more. Larger numbers are mistakes, and some JSON parsers cannot read them."""
@@ -73,12 +74,7 @@ def find_usage(document: Any, depth: int = 0) -> Usage | None:
 
 
 def _from_json(value: Any) -> Any:
-    if isinstance(value, str) and len(value) < 10_000:
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return value
+    return parse_json(value) if isinstance(value, str) and len(value) < 10_000 else value
 
 
 def normalize(usage: Any) -> Usage | None:

@@ -53,8 +53,11 @@ def test_slow_gateway_does_not_block_hooks_of_others(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "failure",
-    [(503, b"{}"), (404, b"{}"), (200, STATUS[:-9]), (200, b"<html>"), (401, b"{}")],
-    ids=["outage", "not found", "truncated", "web page", "unauthorized"],
+    [
+        *((503, b"{}"), (404, b"{}"), (200, STATUS[:-9]), (200, b"<html>"), (401, b"{}")),
+        (200, b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    ],
+    ids=["outage", "not found", "truncated", "web page", "unauthorized", "nested too deeply"],
 )
 def test_unit_is_requested_again_after_an_error(
     monkeypatch: pytest.MonkeyPatch, failure: tuple[int, bytes]

@@ -1612,16 +1612,31 @@ def test_rejected_token_is_not_explained_without_usage() -> None:
         assert client.explain_rejected_token() is None
 
 
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
 @pytest.mark.parametrize(
-    "body", [b"[]", b"7", b"null", b"{}", b'{"data":"x"}', b'{"data":null}', b"", b"<html>", b"OK"]
+    "body",
+    [
+        *(b"[]", b"7", b"null", b"{}", b'{"data":"x"}', b'{"data":null}', b"", b"<html>", b"OK"),
+        *(DEEP, b'{"data":' + DEEP + b"}", b'{"data":' + b"9" * 5_000 + b"}", b"\0", b"\0\0\0\xd8"),
+    ],
+    ids=lambda body: body[:20].decode("latin-1"),
 )
-@pytest.mark.parametrize("call", ["list_models", "token_usage", "billing_log"])
+@pytest.mark.parametrize("call", ["list_models", "token_usage", "billing_log", "status"])
 def test_free_call_error_does_not_mention_charges(call: str, body: bytes) -> None:
     with raw_server(lambda exchange: exchange.answer(200, body)) as (_, client):
         error = error_of(getattr(client, call))
     assert error.kind is Kind.BASE_URL
     assert error.billed == "no"
     assert "You were not charged." in str(error)
+
+
+def test_cut_character_does_not_hide_the_billing_log() -> None:
+    body = '{"data": [{"type": 2, "request_id": "r1", "content": "一张'.encode()[:-1] + b'"}]}'
+    with raw_server(lambda exchange: exchange.answer(200, body)) as (_, client):
+        (row,) = client.billing_log()
+    assert row["request_id"] == "r1"
 
 
 @pytest.mark.parametrize("status", [500, 502, 524])
