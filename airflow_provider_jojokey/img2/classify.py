@@ -73,8 +73,15 @@ _EDGE_STATUS: Mapping[int, Kind] = {
     1033: Kind.UNREACHABLE,
 }
 
+REDIRECTS = {301, 302, 307, 308}
+"""Redirects that ask the client to send the request elsewhere, so it was not processed here.
+
+``303 See Other`` leads to the result of a request that was processed (RFC 9110, 15.4.4). The other 3xx prove nothing.
+"""
 REJECTIONS = {
-    *(400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413, 414, 415, 417, 421, 422, 426, 428, 429, 431, 451)
+    *REDIRECTS,
+    *(400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413),
+    *(414, 415, 417, 421, 422, 426, 428, 429, 431, 451),
 }
 """Even without the gateway's header, these statuses mean that the request was not processed."""
 EDGE_REJECTIONS = {
@@ -125,6 +132,12 @@ class Rule(NamedTuple):
     failed: Kind
     proves: str
 
+
+_AMBIGUOUS_REDIRECT = Meaning(
+    Kind.UNKNOWN_OUTCOME,
+    "The response is a redirect that may lead to the result of the request, and paid requests never follow redirects",
+    ADVICE[Kind.BASE_URL].todo,
+)
 
 _UNPROVEN: Mapping[Sender, str] = {
     Sender.RELAY: "A proxy in front of JojoKey reported an error",
@@ -185,7 +198,7 @@ def from_response(
     sender = _sender(headers, failure, edge_code)
     meaning, billed = _classify(status, sender, failure, edge_code)
     kind, summary, advice = meaning
-    if 300 <= status < 400:
+    if status in REDIRECTS:
         summary = "The address of the image API redirects, and paid requests never follow redirects"
     if 200 <= status < 300:
         (kind, summary, advice), billed = _classify_success(meaning, billed, failure, document, headers, body)
@@ -222,6 +235,8 @@ def _classify(status: int, sender: Sender, failure: Failure, edge_code: str | No
     number = int(edge_code) if sender is Sender.EDGE and edge_code else status
     if status < 200:
         return Meaning(Kind.UNKNOWN_OUTCOME), "unknown"  # an interim response or a protocol switch
+    if 300 <= status < 400 and status not in REDIRECTS:
+        return _AMBIGUOUS_REDIRECT, "unknown"
     meaning = (
         meaning_of_codes(failure, status, sender is Sender.GATEWAY) if sender is not Sender.EDGE else None
     )
@@ -233,7 +248,7 @@ def _classify(status: int, sender: Sender, failure: Failure, edge_code: str | No
         "all": True,
         "none": False,
         "known": meaning.kind is not Kind.UNKNOWN_OUTCOME,
-        "rejections": status in REJECTIONS or 300 <= status < 400,
+        "rejections": status in REJECTIONS,
     }[rule.proves]
     if not proven and ADVICE[meaning.kind].transient:
         meaning = Meaning(Kind.UNKNOWN_OUTCOME, _UNPROVEN.get(sender, ""))

@@ -200,17 +200,24 @@ def test_unknown_names_are_sent_with_a_warning(caplog: pytest.LogCaptureFixture)
     assert json.loads(server.requests[0].body)["quality"] == "ultra"
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_paid_request_is_never_redirected(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind", "billed"),
+    [
+        *((status, Kind.BASE_URL, "no") for status in (301, 302, 307, 308)),
+        *((status, Kind.UNKNOWN_OUTCOME, "unknown") for status in (300, 303, 304, 305, 399)),
+    ],
+)
+@pytest.mark.parametrize("marks", [{}, {"X_Oneapi_Request_Id": "20261128"}], ids=["unmarked", "gateway"])
+def test_paid_request_is_never_redirected(
+    status: int, kind: Kind, billed: str, marks: dict[str, str]
+) -> None:
     with Server(lambda exchange: exchange.answer(200, response_body(small_png()))) as elsewhere:
-        with raw_server(lambda exchange: exchange.answer(status, Location=f"{elsewhere.url}/v1")) as (
-            server,
-            client,
-        ):
+        redirect = {"Location": f"{elsewhere.url}/v1", **marks}
+        with raw_server(lambda exchange: exchange.answer(status, **redirect)) as (server, client):
             error = error_of(lambda: client.generate(FOX))
         assert elsewhere.connections == 0
     assert len(server.requests) == 1
-    assert (error.kind, error.billed) == (Kind.BASE_URL, "no")
+    assert (error.kind, error.billed) == (kind, billed)
     assert "redirect" in str(error)
 
 
