@@ -15,7 +15,8 @@ import urllib3
 READ_BYTES = 512 * 1024
 """Measured: chunks of 16 KiB take three times the CPU; chunks of 1 MiB bring no gain."""
 TLS_RECORD_BYTES = 16 * 1024
-_MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_GZIP = b"\x1f\x8b\x08"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _PLAIN = re.compile(
     rb"""\s* (?: \{\s*["}] | \[\s*[]["{] | data: | event: | <[!?a-zA-Z] ) | \x89PNG | \xff\xd8\xff | RIFF""",
     re.VERBOSE,
@@ -69,13 +70,17 @@ def iter_chunks(
 
 
 def _is_compressed(response: requests.Response) -> bool:
-    """Return whether the body is compressed. Some proxies decompress it and keep the header ``Content-Encoding``."""
-    encoding = response.headers.get("Content-Encoding", "").rpartition(",")[2].strip().lower()
-    if encoding in ("", "identity"):
-        return False
+    """Return whether the body is compressed, and correct a header that names no or another encoding.
+
+    The body's beginning decides, because a proxy may decompress or compress it and keep the header
+    ``Content-Encoding``.
+    """
+    names = [name.strip().lower() for name in response.headers.get("Content-Encoding", "").split(",")]
+    encodings = [name for name in names if name not in ("", "identity")]
+    last = encodings[-1] if encodings else ""
     peek = getattr(getattr(response.raw, "_fp", None), "peek", None)
     if peek is None:
-        return True
+        return bool(encodings)
     try:
         beginning: bytes = peek(16)
     except TimeoutError as error:
@@ -86,9 +91,15 @@ def _is_compressed(response: requests.Response) -> bool:
         OverflowError,
     ) as error:  # the next read would not report all of them
         raise urllib3.exceptions.ProtocolError("Connection broken", error) from error
-    if (magic := _MAGIC.get(encoding)) is not None:
-        return beginning.startswith(magic[: len(beginning)])
-    return not _PLAIN.match(beginning)
+    if beginning and beginning[: len(_GZIP)] == _GZIP[: len(beginning)]:
+        named = last in ("gzip", "x-gzip")
+        response.raw.headers["Content-Encoding"] = ", ".join(encodings) if named else "gzip"
+        return True
+    if last in ("gzip", "x-gzip"):
+        return not beginning
+    if last == "zstd":
+        return beginning.startswith(_ZSTD[: len(beginning)])
+    return bool(encodings) and not _PLAIN.match(beginning)
 
 
 def read_beginning(response: requests.Response, limit: int, within: float = 60.0) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from airflow_provider_jojokey.img2.codes import Meaning, has_fee, meaning_of_codes
 from airflow_provider_jojokey.img2.errors import ADVICE, Billed, Img2Error, Kind
+from airflow_provider_jojokey.img2.images import begins_binary
 from airflow_provider_jojokey.img2.json_text import parse_json
 from airflow_provider_jojokey.img2.messages import Failure, find_failure, find_task_id, read_failure
 from airflow_provider_jojokey.img2.redact import clean
@@ -371,6 +372,8 @@ def _is_html(headers: Mapping[str, str], body: bytes) -> bool:
 def _plain_text(headers: Mapping[str, str], body: bytes, cloudflare: Mapping[str, Any]) -> str:
     if cloudflare:
         return str(cloudflare.get("detail") or cloudflare.get("title") or "")
+    if begins_binary(body) or b"\0" in body:
+        return ""  # an image or compressed data, which must not be displayed
     if _is_html(headers, body):
         title = re.search(rb"<title[^<>]{0,200}>([^<]{0,500})</title>", body, re.IGNORECASE)
         body = title[1] if title else b""

@@ -41,6 +41,8 @@ def describe_cause(error: BaseException) -> str:
         for cause in found
     ):
         return "the connection closed in the middle of the response"  # the error's own text is unreadable
+    if any(type(cause) is http.client.BadStatusLine for cause in found):
+        return "the response is not HTTP"  # the error's own text is its first line, which may be part of an image
     innermost = found[-1]
     if isinstance(innermost, OSError) and innermost.strerror:
         return innermost.strerror

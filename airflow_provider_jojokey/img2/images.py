@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -20,6 +21,12 @@ from msgspec import Struct
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 """No image of 8,294,400 pixels is larger. The limit protects the disk."""
 
+_RIFF = b"RIFF"
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c\x1d\x1f\x80-\xc1\xf5-\xff]|" + _RIFF)
+"""A first byte that neither UTF-8 nor JSON can have, as in PNG, JPEG and AVIF, or the beginning of WebP."""
+
+SIGNATURE_BYTES = 12
+"""The first bytes of a file that :func:`content_type_of` needs."""
 _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
@@ -182,6 +189,16 @@ def content_type_of(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "image/webp"
     return next((kind for signature, kind in _SIGNATURES if head.startswith(signature)), None)
+
+
+def begins_binary(head: bytes) -> bool:
+    """Return whether data is not text, by its first bytes. It may be an image, or compressed."""
+    return _BINARY.match(head) is not None
+
+
+def may_begin_binary(head: bytes) -> bool:
+    """Return whether more bytes decide whether data is text."""
+    return len(head) < len(_RIFF) and _RIFF.startswith(head)
 
 
 def read_header(file: BinaryIO) -> ImageHeader:

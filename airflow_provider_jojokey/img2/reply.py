@@ -2,7 +2,8 @@
 
 :mod:`~airflow_provider_jojokey.img2.lines` splits the body into JSON documents, and
 :mod:`~airflow_provider_jojokey.img2.splitter` splits each document into images and the rest. This module decides
-what a document means: finished images, a preview, an error, or facts such as the usage.
+what a document means: finished images, a preview, an error, or facts such as the usage. A body that isn't text is an
+image itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from msgspec import Struct, field
 
 from airflow_provider_jojokey.img2 import envelope
 from airflow_provider_jojokey.img2.base64_value import Base64Value, Sink
-from airflow_provider_jojokey.img2.images import ImageFile
+from airflow_provider_jojokey.img2.images import (
+    SIGNATURE_BYTES,
+    ImageFile,
+    begins_binary,
+    content_type_of,
+    may_begin_binary,
+)
 from airflow_provider_jojokey.img2.lines import LineReader
 from airflow_provider_jojokey.img2.messages import find_failure, message_of
 from airflow_provider_jojokey.img2.splitter import MAX_TEXT_BYTES, MAX_VALUES, Path, ReplyError, Splitter
@@ -87,6 +94,9 @@ class ReplyDecoder:
         self._expected = expected
         self._lines = LineReader(self._new_splitter, self._take)
         self._splitter: Splitter | None = None
+        self._start: bytes | None = b""  # the body's first bytes, while they may begin text or an image
+        self._body: Sink | None = None  # of a body that is an image itself
+        self._body_start = b""
         self._closed = False
         self._documents = 0
         self._document: Any = None
@@ -107,7 +117,18 @@ class ReplyDecoder:
 
         :raises ReplyError: if there are more than 4 MiB of text besides the images, or more than 128 images
         """
-        self._lines.feed(data)
+        if self._start is not None:
+            data, self._start = self._start + data, None
+            if begins_binary(data):
+                self._body = self._next_sink()
+            elif may_begin_binary(data):
+                self._start = data
+                return
+        if self._body is None:
+            self._lines.feed(data)
+        else:
+            self._body_start = (self._body_start + data[:SIGNATURE_BYTES])[:SIGNATURE_BYTES]
+            self._body.write(data)
 
     def finish(self) -> Reply:
         """Return the reply after the last byte.
@@ -126,6 +147,10 @@ class ReplyDecoder:
         """Return the reply as decoded so far, as if the body had ended here."""
         if not self._closed:
             self._closed = True
+            if self._body is not None:
+                self._report(self._body)
+                self._images.append(ReplyImage(0, self._body, None, None))
+            self._lines.feed(self._start or b"")
             self._lines.end()
             self._take_texts()
         usage = (None if self._lacks_usage else self._usage) or self._separate_usage
@@ -181,12 +206,14 @@ class ReplyDecoder:
     def close(self) -> None:
         """Close every sink, including those of :meth:`partial_reply`."""
         self._lines.close()
-        for sink in (*(image.sink for image in self._images), self._preview):
+        for sink in (*(image.sink for image in self._images), self._body, self._preview):
             if sink is not None:
                 sink.close()
 
     @property
     def _problem(self) -> str:
+        if self._body is not None:
+            return "" if content_type_of(self._body_start) else "the response is neither JSON nor an image"
         if self._lines.problem:
             return self._lines.problem
         if not self._documents and self._error is None:

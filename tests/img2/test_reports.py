@@ -13,12 +13,14 @@ import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from airflow_provider_jojokey.img2 import Client, Generation, ImageRequest, Img2Error, Kind, download
+from airflow_provider_jojokey.img2.images import ImageFile
 from tests.support.loopback import Exchange, Server
 
 TOKEN = "sk-only-for-tests-0123456789"
@@ -545,9 +547,38 @@ ENCODINGS = [
         billed="no", words="panic"),
     Row("gzip", gzip.compress(data(ITEM, usage=USAGE)), headers={**ID, "Content-Encoding": "gzip"}, tokens=206),
     Row("deflate", zlib.compress(data(ITEM, usage=USAGE)), headers={**ID, "Content-Encoding": "deflate"}, tokens=206),
+    Row("gzip without a label", gzip.compress(data(ITEM, usage=USAGE)), tokens=206),
+    *(Row(f"gzip, labelled {label}", gzip.compress(data(ITEM, usage=USAGE)), headers={"Content-Encoding": label}, tokens=206)
+      for label in ("br", "zstd", "identity", "gzip, identity", "identity, gzip", "utf-8")),
+    Row("gzip in single bytes, without a label", chunked(*(bytes([byte]) for byte in gzip.compress(data(ITEM, usage=USAGE)))),
+        raw=True, tokens=206),
+    Row("gzip of deflate", gzip.compress(zlib.compress(GOOD)), headers={"Content-Encoding": "deflate, gzip"}, tokens=206),
+    Row("a gzipped error without a label", gzip.compress(error("content_filter", "filtered")), status=400, headers=ID,
+        kind=Kind.CONTENT, billed="no", words="filtered"),
     Row("truncated gzip", gzip.compress(data(ITEM, usage=USAGE))[:40], headers={**ID, "Content-Encoding": "gzip"},
         kind=Kind.REPLY),
     Row("nothing, labelled gzip", b"", headers={**ID, "Content-Encoding": "gzip"}, kind=Kind.REPLY),
+]  # fmt: skip
+
+UTF_16 = json.dumps({"data": [ITEM]}).encode("utf-16")
+BODIES = [
+    *(Row(f"{kind}{name}", body if not pieces else chunked(*(bytes([byte]) for byte in body)), raw=pieces, images=1)
+      for kind, body in (("PNG", PNG), ("JPEG", JPEG), ("WebP", WEBP)) for name, pieces in (("", False), (", in bytes", True))),
+    Row("PNG for a stream", PNG, headers={"Content-Type": "image/png"}, request=STREAM, images=1),  # BerriAI/litellm#5013
+    Row("PNG, and a Content-Length that is too long", ok_head(PNG).replace(b"Content-Length: ", b"Content-Length: 9"), raw=True,
+        images=1),
+    Row("one of two", PNG, request=TWO, words="1 of 2 requested images arrived"),
+    Row("a truncated PNG", PNG[:-20], kind=Kind.REPLY, words="image 1 is a truncated image/png", never="IHDR"),
+    Row("an interrupted PNG", ok_head(PNG)[:-20], raw=True, kind=Kind.REPLY, words="truncated", never="IHDR"),
+    Row("AVIF", base64.b64decode(AVIF), kind=Kind.REPLY, words="image 1 is an AVIF image", never="ftyp"),
+    Row("JSON in UTF-16", UTF_16, kind=Kind.REPLY, words="image 1 is not a PNG, JPEG or WebP image", never="V B O R"),
+    Row("JSON in UTF-16 without its mark", UTF_16[2:], kind=Kind.REPLY, never="V B O R"),
+    Row("an error in UTF-16", error("content_filter", "filtered").decode().encode("utf-16"), status=400, headers=ID,
+        kind=Kind.CONTENT, billed="no", words="filtered"),
+    Row("PNG with an error's status", PNG, status=500, headers=ID, kind=Kind.OVERLOADED, billed="no", never="IHDR"),
+    Row("PNG without a head", PNG, raw=True, kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="is not HTTP", never="PNG"),
+    Row("almost WebP", b"RIF", kind=Kind.REPLY, words="RIF"),
+    Row("text that begins like WebP", b"RI: no image", kind=Kind.REPLY, words="RI: no image"),
 ]  # fmt: skip
 
 BLANK = {"message": "", "type": "", "param": "", "code": None}
@@ -577,7 +608,7 @@ SETS = [
 TABLES = {
     "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "streams": STREAMS,
     "stream errors": STREAM_ERRORS, "framing": FRAMING, "usage": NORMAL_USAGE, "links": LINKS, "tasks": TASKS, "types": TYPES,
-    "labels": LABELS, "encodings": ENCODINGS, "sets": SETS, "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS, "reports": REPORTS,
+    "labels": LABELS, "encodings": ENCODINGS, "bodies": BODIES, "sets": SETS, "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS, "reports": REPORTS,
 }  # fmt: skip
 
 
@@ -659,6 +690,17 @@ def test_reported_response_has_expected_outcome(row: Row) -> None:
     assert not row.never or row.never not in message
     assert TOKEN not in message
     assert B64[:60] not in message
+
+
+def test_binary_body_of_unknown_type_is_kept(tmp_path: Path) -> None:
+    with (
+        Server(lambda exchange: exchange.answer(200, UTF_16)) as server,
+        Client(TOKEN, server.url) as client,
+        pytest.raises(Img2Error) as caught,
+    ):
+        client.generate(ImageRequest("a fox"), lambda index: ImageFile(tmp_path / f"{index}.part"))
+    assert str(tmp_path / "0.bin") in str(caught.value)
+    assert (tmp_path / "0.bin").read_bytes() == UTF_16
 
 
 def test_each_table_of_reports_has_three_rows() -> None:
