@@ -8,6 +8,7 @@ gateway echoes could be taken for the result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,11 @@ _CONTAINERS = frozenset(CONTAINERS)
 _BASE64_KEYS = frozenset(BASE64_KEYS)
 _LINK_PLACES = frozenset(LINK_KEYS) | _CONTAINERS
 
-_PREVIEW_WORDS = ("partial", "chunk", "preview")
+PREVIEW_WORDS = ("partial", "chunk", "preview", "progress", "intermediate")
+"""Words in the type, the event or the status of a preview."""
+_KINDS = ("type", "object", "event", "event_type", "status", "state")
+_PREVIEW_FLAG = re.compile(r"(?:is_?)?(?:partial|preview|intermediate)", re.IGNORECASE)
+_FINAL_FLAG = re.compile(r"(?:is_?)?(?:final|finished|completed?|done)", re.IGNORECASE)
 _FINISHED = ("succeeded", "completed", "done", "finished")
 """The endings of events with an image that is part of a set: ``image_generation.partial_succeeded``."""
 
@@ -79,10 +84,12 @@ def is_preview(document: Any, event: str = "") -> bool:
         return False
     if document.get("partial_image_index") is not None or document.get("partial_image_b64") is not None:
         return True
-    kinds = (event, document.get("type"), document.get("object"), document.get("event"))
-    names = [kind.lower() for kind in kinds if isinstance(kind, str)]
-    return any(word in name for name in names for word in _PREVIEW_WORDS) and not any(
-        name.endswith(_FINISHED) for name in names
+    names = [kind.lower() for kind in (event, *map(document.get, _KINDS)) if isinstance(kind, str)]
+    if any(name.endswith(_FINISHED) for name in names):
+        return False
+    return any(word in name for name in names for word in PREVIEW_WORDS) or any(
+        (value is True and _PREVIEW_FLAG.fullmatch(name)) or (value is False and _FINAL_FLAG.fullmatch(name))
+        for name, value in document.items()
     )
 
 

@@ -29,6 +29,7 @@ from airflow_provider_jojokey.img2.usage import Usage, add_unless_repeated, find
 
 __all__ = ["MAX_TEXT_BYTES", "MAX_VALUES", "Reply", "ReplyDecoder", "ReplyError", "ReplyImage", "Sink"]
 
+_PREVIEW_MARKS = (*(word.encode() for word in envelope.PREVIEW_WORDS), b"false")
 _FACTS = ("created", "created_at", "model", "size", "quality", "background", "output_format")
 
 
@@ -220,7 +221,8 @@ class ReplyDecoder:
             return "the response is not a complete JSON document"
         streamed = self._lines.streamed or self._preview is not None
         if streamed and not self._images and self._error is None:
-            return "the event stream ended before an image was complete"
+            kind = "event stream" if self._lines.streamed else "response"
+            return f"the {kind} ended before an image was complete"
         return ""
 
     def _new_splitter(self, in_event: bool) -> Splitter:
@@ -242,7 +244,7 @@ class ReplyDecoder:
             listed
             and value.complete
             and value.sink is not None
-            and not self._splitter.contains(b"partial", b"chunk")
+            and not self._splitter.contains(*_PREVIEW_MARKS)
         ):
             self._report(value.sink)
 
@@ -323,6 +325,7 @@ class ReplyDecoder:
         if self._preview is not None:
             self._preview.close()
         self._preview = sink
+        self._complete = [known for known in self._complete if known is not sink]
         self._on_preview(sink)
 
     def _report(self, sink: Any) -> None:

@@ -215,6 +215,46 @@ STREAMS = [
         raw=True, request=STREAM, tokens=206),  # Railgun19457/astrbot_plugin_image_generation#65
 ]  # fmt: skip
 
+BLURRED_ITEM = {"b64_json": base64.b64encode(BLURRED).decode()}
+MARKS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"partial": True}, {"partial": False}),
+    ({"is_partial": True}, {"is_partial": False}),
+    ({"isPreview": True}, {}),
+    ({"final": False}, {"final": True}),
+    ({"isFinal": False}, {"isFinal": True}),
+    ({"completed": False}, {"completed": True}),
+    ({"done": False}, {"done": True}),
+    ({"status": "partial"}, {"status": "completed"}),
+    ({"status": "in_progress"}, {"status": "succeeded"}),
+    ({"type": "image_generation.in_progress"}, {"type": "image_generation.completed"}),
+    ({"event_type": "intermediate"}, {"event_type": "final"}),
+]
+PREVIEWS = [
+    row
+    for preview, final in MARKS
+    for mark in [json.dumps(preview)]
+    for row in (
+        Row(f"{mark} in an event", sse({**preview, **BLURRED_ITEM}, {**final, **ITEM, "usage": USAGE}), request=STREAM,
+            tokens=206),
+        Row(f"{mark} behind the image", sse({**BLURRED_ITEM, **preview}, {**ITEM, **final, "usage": USAGE}),
+            request=STREAM, tokens=206),
+        Row(f"{mark} in a line", doc({**preview, "data": [BLURRED_ITEM]}) + b"\n"
+            + doc({**final, "data": [ITEM], "usage": USAGE}), tokens=206),
+        Row(f"{mark} behind the image in a line", doc({"data": [BLURRED_ITEM], **preview}) + b"\n"
+            + doc({"data": [ITEM], "usage": USAGE}), tokens=206),
+        Row(f"{mark} at the root, alone", doc({"data": [BLURRED_ITEM], **preview}), kind=Kind.REPLY,
+            words="the response ended before an image was complete"),
+        Row(f"{final} of the image", doc({"data": [ITEM], **final, "usage": USAGE}), tokens=206),
+    )
+]  # fmt: skip
+PREVIEWS += [
+    *(Row(f"{preview} in the element", doc({"data": [{**BLURRED_ITEM, **preview}, ITEM], "usage": USAGE}), tokens=206)
+      for preview, _ in MARKS),
+    Row("a finished event of an item in progress", sse({"type": "response.output_item.done", "item": {"type":
+        "image_generation_call", "result": B64, "partial": False}, "status": "in_progress"}), request=STREAM),
+    Row("false that is about something else", doc({"error": False, "nsfw": False, "data": [ITEM], "usage": USAGE}), tokens=206),
+]  # fmt: skip
+
 STREAM_ERRORS = [
     Row("flat", sse({"type": "error", "code": "server_error", "message": "The model failed"}), request=STREAM,
         kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="The model failed|server_error"),
@@ -606,7 +646,7 @@ SETS = [
 ]  # fmt: skip
 
 TABLES = {
-    "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "streams": STREAMS,
+    "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "streams": STREAMS, "previews": PREVIEWS,
     "stream errors": STREAM_ERRORS, "framing": FRAMING, "usage": NORMAL_USAGE, "links": LINKS, "tasks": TASKS, "types": TYPES,
     "labels": LABELS, "encodings": ENCODINGS, "bodies": BODIES, "sets": SETS, "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS, "reports": REPORTS,
 }  # fmt: skip
@@ -701,6 +741,17 @@ def test_binary_body_of_unknown_type_is_kept(tmp_path: Path) -> None:
         client.generate(ImageRequest("a fox"), lambda index: ImageFile(tmp_path / f"{index}.part"))
     assert str(tmp_path / "0.bin") in str(caught.value)
     assert (tmp_path / "0.bin").read_bytes() == UTF_16
+
+
+@pytest.mark.parametrize("marked", [{"partial": True, **BLURRED_ITEM}, {**BLURRED_ITEM, "partial": True}])
+def test_preview_outside_of_events_is_kept_as_one(tmp_path: Path, marked: dict[str, Any]) -> None:
+    with (
+        Server(lambda exchange: exchange.answer(200, doc({"data": [marked]}))) as server,
+        Client(TOKEN, server.url) as client,
+        pytest.raises(Img2Error),
+    ):
+        client.generate(ImageRequest("a fox"), lambda index: ImageFile(tmp_path / f"{index}.part"))
+    assert [path.name for path in tmp_path.iterdir()] == ["0.preview"]
 
 
 def test_each_table_of_reports_has_three_rows() -> None:
