@@ -115,6 +115,7 @@ Source: Cloudflare's list of 1xxx errors.
 """
 HTTP_EDGE_FAILED = 530
 """The 5xx status of Cloudflare's own errors with a four-digit number."""
+HTTP_RATE_LIMITED = 429
 FAILURES = {408, 424, 425, 499}
 """4xx statuses that report a failure of the server or its upstream, like 5xx."""
 
@@ -222,12 +223,18 @@ def from_response(
         code=clean(failure.code, secret)[:MAX_CODE_CHARACTERS] or edge_code or None,
         request_id=clean(headers.get("x-oneapi-request-id") or _quoted_id(failure.message), secret) or None,
         cf_ray=clean(headers.get("cf-ray") or str(cloudflare.get("ray_id") or ""), secret) or None,
-        retry_after=read_retry_after(headers, document) if ADVICE[kind].transient else None,
+        retry_after=_retry_after(kind, status, headers, document),
         advice=advice or _advice(kind, sender, bool(detail)),
     )
     error.task_id = task_id
     error.usage = find_usage(document)
     return error
+
+
+def _retry_after(kind: Kind, status: int, headers: Mapping[str, str], document: Any) -> float | None:
+    if not ADVICE[kind].transient:
+        return None
+    return read_retry_after(headers, document, limited=kind is Kind.RATE_LIMIT or status == HTTP_RATE_LIMITED)
 
 
 def _classify(status: int, sender: Sender, failure: Failure, edge_code: str | None) -> tuple[Meaning, Billed]:

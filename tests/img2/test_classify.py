@@ -9,11 +9,14 @@ from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_jojokey.img2.classify import FAILURES, REJECTIONS, is_relay
 from airflow_provider_jojokey.img2.classify import from_response as classify
 from airflow_provider_jojokey.img2.errors import ADVICE, Kind
 from airflow_provider_jojokey.img2.messages import find_failure, find_task_id, message_of
+from airflow_provider_jojokey.img2.retry_after import MAX_SECONDS, read_retry_after
 from airflow_provider_jojokey.img2.usage import add, find_usage, normalize
 
 MARK = {"X-Oneapi-Request-Id": "2026112823085401726269"}
@@ -144,6 +147,46 @@ def test_retrying_proxies_are_recognized(name: str, relay: bool) -> None:
         ({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT, 30", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30),
         ({"Retry-After": "-5"}, 0),
         ({"Retry-After": "9" * 400}, None),
+        ({"Retry-After": "6m0s"}, 360),
+        ({"Retry-After": "1h2m3.5s"}, 3723.5),
+        ({"Retry-After": "1 hour 30 minutes, 5s"}, 5400),
+        ({"Retry-After": "2 minutes"}, 120),
+        ({"Retry-After": "1d"}, 86_400),
+        ({"Retry-After": "1s500ms"}, 1.5),
+        ({"Retry-After": "PT1H0.5S"}, 3600.5),
+        ({"Retry-After": "+30"}, 30),
+        ({"Retry-After": "P"}, None),
+        ({"Retry-After": "5 parsecs"}, None),
+        ({"Retry-After": "1e3"}, None),
+        ({"Retry-After": "2026-10-21T07:28:10Z", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10),
+        ({"Retry-After": "2026-10-21 09:28:10+02:00", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10),
+        ({"Retry-After": "1792567690", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10),
+        ({"retry-after-ms": "1792567690000", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10),
+        ({"Retry-After": "1792567670", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0),
+        ({"x-ms-retry-after-ms": "2500"}, 2.5),
+        ({"x-ratelimit-reset-requests": "6m0s"}, 360),
+        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset-tokens": "2m"}, 120),
+        (
+            {
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-tokens": "2m",
+                "x-ratelimit-remaining-tokens": "149984",
+            },
+            1,
+        ),
+        ({"RateLimit-Reset": "30", "Retry-After": "2"}, 2),
+        ({"RateLimit-Reset": "30"}, 30),
+        ({"X-Rate-Limit-Reset": "1792567690", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10),
+        ({"X-RateLimit-Reset": "-1"}, None),
+        ({"X-RateLimit-Reset": "soon"}, None),
+        (
+            {
+                "anthropic-ratelimit-requests-reset": "2026-10-21T07:28:10Z",
+                "Date": "Wed, 21 Oct 2026 07:28:00 GMT",
+            },
+            10,
+        ),
         ({}, None),
     ],
 )
@@ -157,7 +200,46 @@ def test_retry_after_date_is_compared_with_local_clock() -> None:
     assert 90 < later <= 100
 
 
-@pytest.mark.parametrize("body", [{"retry_after": 7}, {"error": {"message": "x", "retry_after_ms": 7000}}])
+PIECES = ["1", "6", "0.", ".5", "-", "+", "m", "s", "ms", "h", "d", "PT", "M", "S", " ", ",", ":", "Z", "T", "e9", "9" * 30,
+          "Wed, 21 Oct 2026 07:28:00 GMT", "2026-10-21", "\u0663", "inf", "nan", "\0"]  # fmt: skip
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["retry-after", "retry-after-ms", "x-ratelimit-reset", "date", "x-ratelimit-remaining"]
+        ),
+        st.one_of(st.text(max_size=600), st.lists(st.sampled_from(PIECES)).map("".join)),
+    ),
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from(PIECES)),
+        lambda inner: st.one_of(
+            st.lists(inner), st.dictionaries(st.sampled_from(["retry_after", "retryDelay", "x"]), inner)
+        ),
+    ),
+)
+@settings(deadline=None)
+def test_any_delay_is_a_sane_number_or_none(headers: dict[str, str], document: Any) -> None:
+    seconds = read_retry_after(headers, document, limited=True)
+    assert seconds is None or 0 <= seconds < MAX_SECONDS
+
+
+def test_reset_of_a_limit_is_no_wait_for_other_errors() -> None:
+    assert classify(503, {**MARK, "x-ratelimit-reset-requests": "6m0s"}, b"").retry_after is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"retry_after": 7},
+        {"error": {"message": "x", "retry_after_ms": 7000}},
+        {"retryAfter": "7s"},
+        {"error": {"message": "x", "metadata": {"retry_after_seconds": 7.0}}},
+        {"error": {"message": "x", "resets_in_seconds": "7"}},
+        {"error": {"message": "x", "details": [{"reason": "x"}, {"retryDelay": "7s"}]}},
+        {"retry_after": True, "error": {"retry_after": None, "detail": {"retry_after": "0m7s"}}},
+    ],
+)
 def test_retry_after_is_read_from_body(body: dict[str, Any]) -> None:
     assert classify(429, MARK, json.dumps(body).encode()).retry_after == 7
 
