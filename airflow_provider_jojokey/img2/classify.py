@@ -23,7 +23,14 @@ from airflow_provider_jojokey.img2.codes import Meaning, has_fee, meaning_of_cod
 from airflow_provider_jojokey.img2.errors import ADVICE, Billed, Img2Error, Kind
 from airflow_provider_jojokey.img2.images import begins_binary
 from airflow_provider_jojokey.img2.json_text import parse_json
-from airflow_provider_jojokey.img2.messages import Failure, find_failure, find_task_id, read_failure
+from airflow_provider_jojokey.img2.messages import (
+    Failure,
+    find_failure,
+    find_task_id,
+    find_task_link,
+    read_failure,
+    task_id_of,
+)
 from airflow_provider_jojokey.img2.redact import clean
 from airflow_provider_jojokey.img2.retry_after import read_retry_after
 from airflow_provider_jojokey.img2.usage import find_usage
@@ -206,7 +213,9 @@ def from_response(
         (kind, summary, advice), billed = _classify_success(meaning, billed, failure, document, headers, body)
     if kind is Kind.UNKNOWN_OUTCOME and "524" in (edge_code, str(status)):
         summary = "Cloudflare timed out (after 100 to 125 seconds) while JojoKey was still generating"
-    task_id = find_task_id(document) if 200 <= status < 300 and kind is Kind.REPLY else None
+    task_id = None
+    if 200 <= status < 300 and kind is Kind.REPLY:
+        task_id = find_task_id(document) or task_id_of(find_task_link(headers))
     if task_id:
         task_id = clean(task_id, secret)[:MAX_CODE_CHARACTERS]
         summary = (

@@ -155,7 +155,8 @@ class Client:
         :param before_send: called right before each POST, also before the one without
             ``response_format``; if it raises, nothing is sent and its exception propagates
         :param on_fact: called with a name and a value as soon as a fact about the response is known:
-            ``("request_id", id)``, ``("link", url)`` before the image is downloaded, ``("task_id", id)``
+            ``("request_id", id)``, ``("link", url)`` before the image is downloaded or of an asynchronous task,
+            ``("task_id", id)``
         :raises Img2Error: if the client cannot return the images; ``billed`` says whether you were charged, and
             ``salvaged`` holds the images that arrived before the response was interrupted
         """

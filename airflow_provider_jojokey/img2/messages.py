@@ -254,17 +254,32 @@ def find_task_id(document: Any, depth: int = 0) -> str | None:
     return None
 
 
+def find_task_link(headers: Mapping[str, str]) -> str:
+    """Return the address of an asynchronous task that a response without images names in its headers, or "".
+
+    :param headers: the response's headers, with lower-case names
+    """
+    return next((link.strip() for name in _TASK_HEADERS if (link := headers.get(name))), "")
+
+
+def task_id_of(link: str) -> str | None:
+    """Return the last part of a task's address, which is its ID."""
+    return re.split("[?#]", link, maxsplit=1)[0].rstrip("/").rpartition("/")[2][:200] or None
+
+
 def _id(value: Any) -> str | None:
     usable = isinstance(value, (str, int)) and not isinstance(value, bool) and value
     return str(value)[:200] if usable else None
 
 
-_TASK_IDS = ("taskid", "jobid", "predictionid", "generationid")
+_TASK_HEADERS = ("operation-location", "azure-asyncoperation", "location")
+_TASK_IDS = ("taskid", "taskuuid", "jobid", "predictionid", "generationid")
 _IDS = ("id", "uuid", "requestid", "name")
 _POLLED = ("pollingurl", "statusurl", "responseurl")
-_TASK_PLACES = ("data", "output", "result", "response", "task", "sdgenerationjob")
+_TASK_PLACES = ("data", "output", "result", "response", "task", "job", "sdgenerationjob")
 _BARE_ID = re.compile(r"(?=.*[0-9])[A-Za-z0-9][A-Za-z0-9_-]{2,99}")
 _WAITING_STATUS = {
     "submitted", "pending", "queued", "queueing", "processing", "in_progress", "in_queue", "running", "starting",
     "created", "accepted", "not_start", "waiting", "validating",
+    "notrunning",
 }  # fmt: skip

@@ -26,7 +26,7 @@ from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, describe_cause, is_disk_error
 from airflow_provider_jojokey.img2.images import Image, ImageFile, ImageHeader, NotAnImage
-from airflow_provider_jojokey.img2.messages import find_task_id, message_of
+from airflow_provider_jojokey.img2.messages import find_task_id, find_task_link, message_of, task_id_of
 from airflow_provider_jojokey.img2.redact import clean, public_link
 from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError, ReplyImage
 from airflow_provider_jojokey.img2.request import ImageRequest
@@ -241,7 +241,7 @@ class Receiver(Struct, eq=False):
         if not has_images and not self._links:
             if reply.error is not None:
                 return self._from_document(reply.error)
-            if task_id := find_task_id(reply.document):
+            if task_id := find_task_id(reply.document) or self._task_in_headers(reply, failure):
                 self.on_fact("task_id", clean(task_id, self.secret))
                 return self._from_document(reply.document)
         if self._problems:
@@ -254,6 +254,16 @@ class Receiver(Struct, eq=False):
         if has_images or (reply.problem and self._is_json_or_events()):
             return self._unusable(reply.problem, detail=reply.text)
         return self._from_document(reply.document)
+
+    def _task_in_headers(self, reply: Reply, failure: BaseException | None) -> str | None:
+        """Return the ID of the task that a response without images leads to, and report the task's address."""
+        link = find_task_link({name.lower(): value for name, value in self.response.headers.items()})
+        task_id = task_id_of(link)
+        broken = failure is not None or (reply.problem and self._is_json_or_events())
+        if task_id is None or broken or reply.images:
+            return None
+        self.on_fact("link", self.downloader.resolve(link))
+        return task_id
 
     def _is_json_or_events(self) -> bool:
         beginning = self._beginning.lstrip(b"\xef\xbb\xbf \t\r\n")

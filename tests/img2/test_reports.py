@@ -369,6 +369,20 @@ TASKS = [
         kind=Kind.REPLY, words="task (ID t1)"),
     Row("a response in progress", sse(*[{"type": f"response.{step}", "response": {"id": "r1", "status":
         "in_progress"}} for step in ("created", "in_progress")]), request=STREAM, kind=Kind.REPLY, never="r1"),
+    *(Row(f"an address in {name}", body, status=202, headers={**ID, name: f"{link}?sig=s3cret"}, kind=Kind.REPLY,
+          words="task (ID t1), which this package does not support", never="s3cret")
+      for name, link in (("Location", "/v1/tasks/t1"), ("operation-location", "https://example.com/operations/t1/"))
+      for body in (b"", b"{}", b"accepted", doc({"message": "accepted"}))),
+    Row("an address beside an ID", doc({"task_id": "t1"}), headers={"Location": "/v1/tasks/other"}, kind=Kind.REPLY,
+        words="task (ID t1)", never="other"),
+    Row("an address beside an image", GOOD, status=201, headers={"Location": "/v1/images/t1"}, tokens=206),
+    Row("an address beside a truncated image", GOOD[:600], status=201, headers={"Location": "/v1/images/t1"}, kind=Kind.REPLY,
+        words="in the middle of an image", never="t1"),
+    Row("an address beside an empty image", data({"b64_json": ""}), headers={"Location": "/v1/images/t1"}, kind=Kind.REPLY,
+        words="it is missing", never="t1"),
+    Row("a root as the address", b"", status=202, headers={"Location": "/"}, kind=Kind.REPLY, never="task"),
+    Row("not running", doc({"id": "t1", "status": "notRunning"}), status=202, kind=Kind.REPLY, words="task (ID t1)"),
+    Row("a job", doc({"job": {"id": "t1", "status": "queued"}}), kind=Kind.REPLY, words="task (ID t1)"),
     Row("a failed task", doc({"data": {"task_id": "t1", "status": "failed", "error": {"message": "out of memory"}}}),
         kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="out of memory", never="started an asynchronous task"),
     Row("a word instead of an ID", doc({"code": 200, "data": "success"}), kind=Kind.REPLY, never="task"),
@@ -763,6 +777,17 @@ def test_task_id_is_reported_and_set_on_error() -> None:
     assert outcome.error is not None
     assert outcome.error.task_id == "t1"
     assert ("task_id", "t1") in outcome.facts
+
+
+def test_address_of_a_task_is_reported() -> None:
+    headers = {"Location": "/v1/tasks/t1?sig=s3cret"}
+    outcome = play(Row("", b"", status=202, headers=headers))
+    assert outcome.error is not None
+    assert outcome.error.task_id == "t1"
+    facts = dict(outcome.facts)
+    assert facts["task_id"] == "t1"
+    assert facts["link"].startswith("http://127.0.0.1:")
+    assert facts["link"].endswith("/v1/tasks/t1?sig=s3cret")
 
 
 def test_lost_link_is_complete_on_error() -> None:
