@@ -14,7 +14,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_provider_jojokey.img2.errors import Billed, Img2Error, Kind, identifiers
+from airflow_provider_jojokey.img2.errors import Billed, Img2Error, Kind, describe
 
 
 class JojoKeyError(AirflowException):
@@ -152,8 +152,7 @@ def render(error: JojoKeyError) -> str:
 
 
 def _what(error: JojoKeyError) -> str:
-    detail = f': "{error.detail}"' if error.detail else ""
-    return f"{error.what.removesuffix('.')}{identifiers(error)}{detail}." if error.what else ""
+    return describe(error.what, error) if error.what else ""
 
 
 def _charge(error: JojoKeyError) -> str:

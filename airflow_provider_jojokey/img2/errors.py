@@ -179,8 +179,7 @@ class Img2Error(Exception):
         return self.billed == "no" and ADVICE[self.kind].transient
 
     def __str__(self) -> str:
-        detail = f': "{self.detail}"' if self.detail else ""
-        return f"{self.summary}{identifiers(self)}{detail}. {BILLING[self.billed]} {self.advice}"
+        return f"{describe(self.summary, self)} {BILLING[self.billed]} {self.advice}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in vars(self).items() if name not in ("salvaged", "__notes__")}
@@ -197,6 +196,19 @@ def identifiers(error: Any) -> str:
     }
     listed = ", ".join(f"{name} {value}" for name, value in known.items() if value)
     return f" ({listed})" if listed else ""
+
+
+def describe(what: str, error: Any) -> str:
+    """Return one sentence: what happened, the error's identifiers, and the quoted message of the server."""
+    text = f"{what.removesuffix('.')}{identifiers(error)}"
+    return (
+        f'{text}: "{error.detail}"{"" if is_sentence(error.detail) else "."}' if error.detail else f"{text}."
+    )
+
+
+def is_sentence(text: str) -> bool:
+    """Return whether a text ends like a sentence, so that no full stop follows it."""
+    return text.endswith((".", "!", "?", "。", "！", "？"))  # noqa: RUF001
 
 
 def _rebuild(cls: type[Img2Error], state: dict[str, Any]) -> Img2Error:

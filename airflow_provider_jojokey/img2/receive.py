@@ -23,7 +23,7 @@ from msgspec import Struct, field
 from airflow_provider_jojokey.img2 import chunks
 from airflow_provider_jojokey.img2.classify import from_response
 from airflow_provider_jojokey.img2.download import Downloader
-from airflow_provider_jojokey.img2.errors import Img2Error, Kind
+from airflow_provider_jojokey.img2.errors import Img2Error, Kind, is_sentence
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, describe_cause, is_disk_error
 from airflow_provider_jojokey.img2.images import Image, ImageFile, ImageHeader, NotAnImage
 from airflow_provider_jojokey.img2.messages import find_task_id, find_task_link, message_of, task_id_of
@@ -215,7 +215,8 @@ class Receiver(Struct, eq=False):
         if len(images) < self.request.n:
             reasons = "; ".join(self._problems) or self._clean(message_of(reply.error))
             reason = f": {reasons}" if reasons else "; the gateway gave no reason"
-            warnings.append(f"{len(images)} of {self.request.n} requested images arrived{reason}.")
+            end = "" if is_sentence(reasons) else "."
+            warnings.append(f"{len(images)} of {self.request.n} requested images arrived{reason}{end}")
         elif self._problems:
             warnings.append(f"Part of the response cannot be used: {'; '.join(self._problems)}.")
         pixels = self.request.pixels

@@ -51,6 +51,15 @@ def test_each_kind_has_its_own_class(kind: Kind) -> None:
         assert getattr(error, name) == value
 
 
+@pytest.mark.parametrize("end", [".", "!", "?", "。", "！", "？", "…", ")", "", '"'])  # noqa: RUF001
+def test_quoted_message_ends_with_one_full_stop(end: str) -> None:
+    stop = "." if end in ("…", ")", "", '"') else ""
+    error = Img2Error(Kind.CONTENT, billed="no", detail=f"Not allowed{end}", status_code=400)
+    expected = f'for its content (HTTP 400): "Not allowed{end}"{stop} '
+    assert f"{expected}You were not charged." in str(error)
+    assert f"{expected}Nothing was billed." in str(JojoKeyError.of(error))
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_kinds_that_a_retry_cannot_fix_fail_the_task_immediately(kind: Kind) -> None:
     error = JojoKeyError.of(Img2Error(kind, "It went wrong"))

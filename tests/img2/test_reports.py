@@ -431,6 +431,10 @@ WORDS = [
     Row("beside true", doc({"error": True, "message": "busy"}), kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="busy"),
     Row("beside a code, with success", doc({"code": 1004, "msg": "余额不足", "data": None}), headers=ID,
         kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="余额不足"),
+    Row("a sentence", error("content_filter", "It was blocked."), status=400, headers=ID, kind=Kind.CONTENT, billed="no",
+        words='"It was blocked." You were not charged.'),
+    Row("a sentence beside an image", sse(completed(), {"type": "error", "message": "It was blocked."}),
+        request=ImageRequest("a fox", n=2, stream=True), words="arrived: It was blocked.", never=".."),
     Row("no words at all", doc({"ok": False}), status=400, kind=Kind.REQUEST, billed="no", words="The gateway gave no reason"),
 ]  # fmt: skip
 
