@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 DEFAULT_BASE_URL = "https://api.jojokey.com"
+
+_API_PATH = re.compile(
+    r"/v1(?:/+(?:images/+(?:generations|edits|variations)|chat/+completions|responses|models))?/*$"
+)
+"""The API's part of an address that was copied from a documentation page."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -17,7 +23,8 @@ class ForbiddenAddress(OSError):
 def base_url_of(address: str | None) -> str:
     """Return the gateway's base URL, without ``/v1`` and without a slash at the end.
 
-    :param address: a host or URL; scheme (default https), ``/v1`` and trailing slash are optional
+    :param address: a host or URL; scheme (default https), ``/v1``, an endpoint of the API after it, and a trailing
+        slash are optional
     :raises ValueError: if it is not an http(s) URL, or contains a user, a query or a fragment
     """
     text = (address or "").strip() or DEFAULT_BASE_URL
@@ -32,7 +39,7 @@ def base_url_of(address: str | None) -> str:
         raise ValueError(f"the host must be an http(s) address such as {DEFAULT_BASE_URL}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("the host must not contain a user, a password, a query or a fragment")
-    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    path = _API_PATH.sub("", parts.path).rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 

@@ -1561,10 +1561,24 @@ def test_token_over_unencrypted_network_logs_warning(
         ("localhost:8080", "https://localhost:8080"),
         ("https://gateway.example.com/jojokey/v1", "https://gateway.example.com/jojokey"),
         ("http://[::1]:8080/", "http://[::1]:8080"),
+        ("https://api.jojokey.com/v1/images/generations", "https://api.jojokey.com"),
+        ("api.jojokey.com/v1/images/generations/", "https://api.jojokey.com"),
+        ("https://api.jojokey.com/v1/chat/completions", "https://api.jojokey.com"),
+        ("https://api.jojokey.com/v1/models", "https://api.jojokey.com"),
+        ("https://gateway.example.com/jojokey/v1/images/generations", "https://gateway.example.com/jojokey"),
+        ("https://gateway.example.com/v1/account/openai", "https://gateway.example.com/v1/account/openai"),
+        ("https://gateway.example.com/images/generations", "https://gateway.example.com/images/generations"),
+        ("https://gateway.example.com/api/v10", "https://gateway.example.com/api/v10"),
     ],
 )
 def test_base_url_is_normalized(written: str | None, base: str) -> None:
     assert Client(TOKEN, written).base_url == base
+
+
+def test_address_of_the_endpoint_is_not_repeated(gateway: Gateway) -> None:
+    with Client(gateway.token, f"{gateway.url}/v1/images/generations") as client:
+        client.generate(FOX).close()
+        assert client.list_models()
 
 
 @pytest.mark.parametrize(
