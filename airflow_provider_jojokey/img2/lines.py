@@ -12,12 +12,14 @@ stream was requested, or put a bare JSON error between two events.
        ├──▶ AT_DATA ──────────┤
        │       └─other──▶ IN_TEXT ──line ends──▶ AT_LINE
        └─other──▶ IN_FIELD ──line ends──▶ AT_LINE
+                      └─ {" or [{" ──▶ IN_DOCUMENT, which counts only if it has images
 
 A blank line ends an event. Of other text, only the part that an error message needs is kept.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,13 @@ from airflow_provider_jojokey.img2.splitter import MAX_TEXT_BYTES, ReplyError, S
 
 MAX_STRAY_BYTES = 4096
 """Bytes to keep of text that is neither a document nor an event: enough for an error message."""
+
+_OTHER_FIELDS = (b":", b"event:", b"id:", b"retry:")
+_DOCUMENT_START = re.compile(rb'\{\s*"|\[\s*\{\s*"')
+_PAGE = re.compile(rb"<(?:!doctype|html|head|script)\b", re.IGNORECASE)
+
+MAX_EMBEDDED = 100
+"""Documents to look for behind other text: a hostile response could have a million."""
 
 _BOM = b"\xef\xbb\xbf"
 _LF, _CR = 0x0A, 0x0D
@@ -71,6 +80,8 @@ class LineReader:
         self._skipped = 0
         self._event = ""
         self._in_data = False
+        self._embedded_documents = 0
+        self._embedded = False  # whether the document stands behind other text in its line
         self._inside = False  # whether the next byte continues a document, so that the fast path applies
         self._splitter: Splitter | None = None
         # A document whose meaning depends on its event's name, which may follow it.
@@ -143,11 +154,34 @@ class LineReader:
             self.streamed = True
             self._state = self._at_data
             return position + len(b"data:") - known
+        if (found := self._find_embedded()) is not None:
+            start = bytes(self._field[found.start() : found.end()])
+            self._add_stray_text(bytes(self._field[: found.start()]))
+            self._field.clear()
+            self._begin_document(in_data=False, embedded=True)
+            assert self._splitter is not None
+            self._splitter.feed(start, 0, len(start))
+            return position + found.end() - known
         return self._skip(data, position, stop, end, self._end_field)
+
+    def _find_embedded(self) -> re.Match[bytes] | None:
+        """Return the beginning of a document behind other text in a line, such as a callback or a warning."""
+        if self._field.startswith(_OTHER_FIELDS) or self._embedded_documents == MAX_EMBEDDED:
+            return None
+        found = _DOCUMENT_START.search(self._field)
+        # The scripts of a web page contain such text too.
+        is_page = found is not None and _PAGE.search(self.stray_text + self._field[: found.start()])
+        return None if is_page else found
 
     def _at_data(self, data: bytes, position: int, end: int) -> int:
         byte = data[position]
         if self._splitter is not None:  # a document of several data lines
+            if self._splitter.in_image:
+                if byte in b" \t":
+                    return position + 1
+                if byte in b"{[":  # a gateway that fails within an event appends its error
+                    self._begin_document(in_data=True)
+                    return position
             self._state = self._in_document
             return position + (byte == 0x20)
         if byte in (_LF, _CR):
@@ -234,17 +268,21 @@ class LineReader:
         self._flush_pending()
         self._event = ""
 
-    def _begin_document(self, in_data: bool) -> None:
+    def _begin_document(self, in_data: bool, embedded: bool = False) -> None:
         if self._splitter is not None:
             self._end_truncated_document()
         self._flush_pending()
         self._in_data = in_data
+        self._embedded = embedded
+        self._embedded_documents += embedded
         self._splitter = self._new_splitter(in_data)
         self._state = self._in_document
 
     def _end_document(self) -> None:
         splitter, self._splitter = self._splitter, None
         assert splitter is not None
+        if self._drop_embedded(splitter):
+            return
         try:
             document = splitter.finish()
         except ReplyError as error:
@@ -264,6 +302,8 @@ class LineReader:
         """Pass on a truncated document if it is self-describing."""
         splitter, self._splitter = self._splitter, None
         assert splitter is not None
+        if self._drop_embedded(splitter):
+            return
         try:
             splitter.finish()
         except ReplyError as error:
@@ -273,6 +313,14 @@ class LineReader:
             self._on_document(splitter, document, self._event)
         else:
             splitter.close()
+
+    def _drop_embedded(self, splitter: Splitter) -> bool:
+        """Treat a document behind other text as a part of the text, unless it has images."""
+        dropped = self._embedded and not splitter.values
+        if dropped:
+            self._add_stray_text(splitter.text)
+            self._state = self._in_field
+        return dropped
 
     def _flush_pending(self) -> None:
         if self._pending is not None:

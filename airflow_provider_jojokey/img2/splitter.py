@@ -100,7 +100,7 @@ class Splitter:
 
         :raises ReplyError: if it is not a complete JSON document
         """
-        if self._step == self._in_image:
+        if self.in_image:
             self.broken = True
             raise ReplyError("the response ends in the middle of an image")
         try:
@@ -127,6 +127,11 @@ class Splitter:
     def text(self) -> bytes:
         """The text besides the images so far, with a placeholder for each image."""
         return bytes(self._text)
+
+    @property
+    def in_image(self) -> bool:
+        """Whether the next byte belongs to an image."""
+        return self._step == self._in_image
 
     def contains(self, *words: bytes) -> bool:
         """Return whether the text so far contains any of ``words``."""

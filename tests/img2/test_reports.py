@@ -215,6 +215,36 @@ STREAMS = [
         raw=True, request=STREAM, tokens=206),  # Railgun19457/astrbot_plugin_image_generation#65
 ]  # fmt: skip
 
+EVENTS = b"\x1e" + doc(partial()) + b"\n\x1e" + doc(completed(usage=USAGE)) + b"\n"
+PREFIXES = [
+    row
+    for name, body in (
+        ("a callback", b"callback(" + GOOD + b");"),
+        ("a callback behind a comment", b"/**/cb(" + GOOD + b")"),
+        ("an endless loop", b"while(1);" + GOOD),
+        ("a word", b"OK " + GOOD),
+        ("a warning", b"<br /><b>Warning</b>: {x} in y on line 3<br />" + GOOD),
+        ("other documents", b'log {"a": 1} and {"b": "}"} ' + GOOD),
+        ("a long text", b"x" * 3000 + GOOD),
+        ("record separators", EVENTS),
+        ("a field in capitals", b"DATA: " + doc(completed(usage=USAGE)) + b"\n\n"),
+    )
+    for row in (
+        Row(f"{name} in the same line", body, tokens=206, images=1),
+        Row(f"{name} in the same line, in bytes", chunked(*(bytes([byte]) for byte in body)), raw=True, tokens=206, images=1),
+    )
+]  # fmt: skip
+PREFIXES += [
+    Row("a list", b"images = [" + doc(ITEM) + b"]"),
+    Row("a callback around a truncated image", b"callback(" + GOOD[:600], kind=Kind.REPLY, never=B64[:40]),
+    Row("an error in a text", b'failed: {"error": {"message": "too dark"}}', kind=Kind.REPLY, words="too dark"),
+    Row("a link in a text", b'see {"url": "/own/fox.png"}', kind=Kind.REPLY, words="see"),
+    Row("links in a text", b'see {"a": 1} and {"url": "/own/fox.png"} or {"url": "/own/fox.png"}', kind=Kind.REPLY, words="see"),
+    Row("the script of a web page", b"<!doctype html><title>JojoKey</title><script>logo = " + GOOD + b"</script>",
+        headers={**ID, "Content-Type": "text/html"}, kind=Kind.BASE_URL, billed="no"),
+    Row("many documents in a text", b"x" + b'{"a":1}' * 700_000, kind=Kind.REPLY, words="bytes of text besides its images"),
+]  # fmt: skip
+
 BLURRED_ITEM = {"b64_json": base64.b64encode(BLURRED).decode()}
 MARKS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"partial": True}, {"partial": False}),
@@ -557,6 +587,12 @@ REPORTS = [
     Row("an error inside an unfinished event", b'event: image_generation.completed\ndata: {"type": "image_generation.comp'
         b'\n{"type":"error","error":{"type":"upstream_error","message":"stream_read_error"}}\n\n', request=STREAM,
         kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="stream_read_error"),  # Wei-Shaw/sub2api#1471
+    *(Row(f"an error inside an image, {name}", b'event: image_generation.completed\ndata: {"type": "image_generation.completed", '
+          b'"b64_json": "' + B64[:200].encode() + b"\ndata:" + space + b'{"type":"error","error":{"type":"upstream_error","message":'
+          b'"stream_read_error"}}\n\n', request=STREAM, kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="stream_read_error")
+      for name, space in (("no space", b""), ("a space", b" "), ("spaces", b" \t "))),  # Wei-Shaw/sub2api#1471
+    Row("an image in several data lines", b'data: {"type": "image_generation.completed", "b64_json": "' + B64[:200].encode()
+        + b"\ndata: " + B64[200:400].encode() + b"\ndata:" + B64[400:].encode() + b'"}\n\n', request=STREAM),
     Row("tokens of the image tool", sse({"type": "response.output_item.done", "item": {"type": "image_generation_call",
         "status": "generating", "result": B64}}, {"type": "response.completed", "response": {"output": [], "usage":
         {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}}}), request=STREAM, tokens=206),
@@ -664,7 +700,7 @@ SETS = [
 ]  # fmt: skip
 
 TABLES = {
-    "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "streams": STREAMS, "previews": PREVIEWS,
+    "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "prefixes": PREFIXES, "streams": STREAMS, "previews": PREVIEWS,
     "stream errors": STREAM_ERRORS, "framing": FRAMING, "usage": NORMAL_USAGE, "links": LINKS, "tasks": TASKS, "types": TYPES,
     "labels": LABELS, "encodings": ENCODINGS, "bodies": BODIES, "sets": SETS, "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS, "reports": REPORTS,
 }  # fmt: skip
