@@ -306,7 +306,9 @@ def _classify_success(
     body: bytes,
 ) -> tuple[Meaning, Billed]:
     """Classify a 2xx response without images. The gateway regards it as a success, and bills it."""
-    says_failure = failure.code and failure.message and find_task_id(document) is None
+    # A known code says enough, such as a finish_reason of content_filter. Other codes may be those of a success.
+    explained = failure.message or meaning.kind is not Kind.REPLY
+    says_failure = failure.code and explained and find_task_id(document) is None
     if failure.structured or find_failure(document) is not None or says_failure:
         if ADVICE[meaning.kind].transient or meaning.kind is Kind.REPLY:
             return Meaning(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from airflow_provider_jojokey.img2.errors import Kind
-from airflow_provider_jojokey.img2.messages import Failure
+from airflow_provider_jojokey.img2.messages import Failure, find_failure, read_failure
 
 CHANNEL = "The gateway's channel is at fault, not your token or request. Ask JojoKey support to check it."
 SETUP = "Only an administrator of the gateway can fix this. Send JojoKey support the code and the request ID."
@@ -92,6 +92,13 @@ QUOTA_CODES = {
 def has_fee(failure: Failure) -> bool:
     """Return whether the gateway billed a fee for a request that it rejected."""
     return any(code.lower().startswith(FEE) for code in failure.codes)
+
+
+def reports_failure(element: Any) -> bool:
+    """Return whether an element of a response without an image reports an error, perhaps only by a known code."""
+    return (
+        find_failure(element) is not None or meaning_of_codes(read_failure(element), 200, False) is not None
+    )
 
 
 def meaning_of_codes(failure: Failure, status: int, from_gateway: bool) -> Meaning | None:

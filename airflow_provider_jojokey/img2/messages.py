@@ -23,7 +23,7 @@ MAX_FIELDS = 1000
 # Names are compared without case and punctuation: errorMessage, error_message and ErrorMessage are one name.
 _MESSAGE_KEYS = (
     "message", "msg", "detail", "details", "errormessage", "errormsg", "errmsg", "errordescription", "statusmsg",
-    "statusmessage", "faultstring", "failreason", "failurereason", "reason", "description", "title",
+    "statusmessage", "faultstring", "failreason", "failurereason", "reason", "description", "title", "refusal", "text",
 )  # fmt: skip
 _ERROR_KEYS = ("error", "errors", "fault", "failure", "lasterror", "exception")
 _NESTED_KEYS = (

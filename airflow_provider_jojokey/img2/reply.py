@@ -15,6 +15,7 @@ from msgspec import Struct, field
 
 from airflow_provider_jojokey.img2 import envelope
 from airflow_provider_jojokey.img2.base64_value import Base64Value, Sink
+from airflow_provider_jojokey.img2.codes import reports_failure
 from airflow_provider_jojokey.img2.images import (
     SIGNATURE_BYTES,
     ImageFile,
@@ -310,7 +311,7 @@ class ReplyDecoder:
             problem = value.problem or "its base64 is truncated"
             self._broken = self._broken or problem
         elif sink is None:
-            if self._slot_error is None and find_failure(slot.element) is not None:
+            if self._slot_error is None and reports_failure(slot.element):
                 self._slot_error = slot.element
             if slot.url is None:
                 message = message_of(slot.element)
