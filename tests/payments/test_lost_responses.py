@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,71 @@ def failing_in_200(gateway: ScriptedGateway, exchange: Exchange, request_id: str
     gateway.charge(request_id)
     body = b'{"error":{"message":"busy","type":"upstream_error","code":"server_error"}}'
     exchange.answer(200, body, Content_Type="application/json", X_Oneapi_Request_Id=request_id)
+
+
+def see_other(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+    """Bill the request, and redirect to its result."""
+    gateway.charge(request_id)
+    exchange.answer(303, b"", Location="/v1/images/1", X_Oneapi_Request_Id=request_id)
+
+
+def image_itself(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+    """Bill the request, and send its image without JSON."""
+    gateway.charge(request_id)
+    exchange.answer(200, gateway.png, Content_Type="image/png", X_Oneapi_Request_Id=request_id)
+
+
+def task(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+    """Bill the request, and name only the address of a task."""
+    gateway.charge(request_id)
+    exchange.answer(202, b"", Location="/v1/tasks/t1?sig=s3cret", X_Oneapi_Request_Id=request_id)
+
+
+@pytest.mark.parametrize("logs_charges", [True, False])
+def test_redirect_to_the_result_is_not_paid_again(
+    harness: Harness, scripted: ScriptedGateway, logs_charges: bool
+) -> None:
+    scripted.logs_charges = logs_charges
+    scripted.behaviors = [see_other]
+
+    results = harness.run_with_retries()
+
+    assert (scripted.posts, len(scripted.billed)) == (1, 1)
+    assert results[-1].billed == ("yes" if logs_charges else "unknown")  # type: ignore[union-attr]
+
+
+def test_image_without_json_is_stored_and_reused(harness: Harness, scripted: ScriptedGateway) -> None:
+    scripted.behaviors = [image_itself]
+
+    harness.run()
+    harness.run()
+
+    assert harness.read("fox.png") == scripted.png
+    assert (scripted.posts, harness.outcomes()) == (1, ["complete"])
+
+
+def test_unreadable_quota_unit_does_not_hide_a_charge(harness: Harness, scripted: ScriptedGateway) -> None:
+    scripted.status = b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    scripted.behaviors = [failing_in_200]
+
+    error = harness.fail()
+
+    assert (error.billed, scripted.status_reads) == ("yes", 1)
+    assert harness.receipt().attempts[0].charge == {"quota": 700}
+
+
+def test_address_of_a_task_is_stored_beside_the_receipt(harness: Harness, scripted: ScriptedGateway) -> None:
+    scripted.behaviors = [task]
+
+    error = harness.fail()
+    harness.fail()
+
+    assert "task (ID t1)" in str(error)
+    assert "s3cret" not in str(error)
+    (kept,) = (key for key in harness.objects() if key.endswith(".pending"))
+    pending = json.loads(harness.read(kept))
+    assert (pending["task_id"], pending["link"]) == (["t1"], [f"{scripted.url}/v1/tasks/t1?sig=s3cret"])
+    assert scripted.posts == 1
 
 
 ENDS = [billed_and_lost, billed_and_broken, failing_in_200]

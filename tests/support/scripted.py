@@ -32,8 +32,8 @@ class ScriptedGateway:
         self.logs_charges = True
         self.log_status = 200
         self.log_reads = 0
-        self.status: dict[str, Any] | None = None
-        """The gateway's public settings; ``None``: it has no such route."""
+        self.status: dict[str, Any] | bytes | None = None
+        """The gateway's public settings, or the whole response; ``None``: it has no such route."""
         self.status_reads = 0
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -76,7 +76,9 @@ class ScriptedGateway:
             exchange.answer(self.log_status, body, Content_Type="application/json", X_Oneapi_Request_Id="log")
         elif exchange.request.target == "/api/status" and self.status is not None:
             self.status_reads += 1
-            exchange.answer(200, json.dumps({"data": self.status}).encode(), Content_Type="application/json")
+            status = self.status
+            body = status if isinstance(status, bytes) else json.dumps({"data": status}).encode()
+            exchange.answer(200, body, Content_Type="application/json")
         else:
             exchange.answer(404, b"{}", Content_Type="application/json", X_Oneapi_Request_Id="other")
 
