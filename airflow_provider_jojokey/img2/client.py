@@ -186,9 +186,9 @@ class Client:
             images=received.images,
             usage=received.reply.usage,
             created=created if type(created) is int else None,
-            model=_str_field(document, "model") or request.model,
-            size=_str_field(document, "size") or request.size,
-            quality=_str_field(document, "quality") or request.quality,
+            model=self._str_field(document, "model") or request.model,
+            size=self._str_field(document, "size") or request.size,
+            quality=self._str_field(document, "quality") or request.quality,
             request_id=clean(request_id or "", self._secret) or None,
             seconds=time.monotonic() - started,
             warnings=received.warnings,
@@ -365,6 +365,15 @@ class Client:
                 raise rejection
             return document
 
+    def _str_field(self, document: Any, name: str) -> str | None:
+        """Return a text field of the response, which may be nested in ``data``."""
+        nested = document.get("data") if isinstance(document, dict) else None
+        for container in (document, nested):
+            value = container.get(name) if isinstance(container, dict) else None
+            if isinstance(value, str) and value:
+                return clean(value, self._secret)[:100]
+        return None
+
     def _error(self, response: requests.Response) -> Img2Error:
         return from_response(
             response.status_code,
@@ -372,16 +381,6 @@ class Client:
             chunks.read_beginning(response, MAX_ERROR_BYTES),
             secret=self._secret,
         )
-
-
-def _str_field(document: Any, name: str) -> str | None:
-    """Return a text field of the response, which may be nested in ``data``."""
-    nested = document.get("data") if isinstance(document, dict) else None
-    for container in (document, nested):
-        value = container.get(name) if isinstance(container, dict) else None
-        if isinstance(value, str) and value:
-            return clean(value)[:100]
-    return None
 
 
 def _succeeded(response: requests.Response) -> bool:

@@ -638,6 +638,20 @@ def test_image_over_size_limit_is_rejected(monkeypatch: pytest.MonkeyPatch, how:
 
 
 @pytest.mark.usefixtures("no_retry_delay")
+@pytest.mark.parametrize("token", [TOKEN, "jojokey_0123456789abcdef"])
+def test_facts_of_a_response_contain_no_token(token: str) -> None:
+    facts = dict.fromkeys(("model", "size", "quality"), f"a {token}")
+    body = response_body(small_png())[:-1] + b"," + json.dumps(facts).encode()[1:]
+    with (
+        Server(lambda exchange: exchange.answer(200, body, X_Oneapi_Request_Id=token)) as server,
+        Client(token, server.url) as client,
+    ):
+        generation = client.generate(FOX)
+    shown = (generation.model, generation.size, generation.quality, generation.request_id)
+    assert token not in " ".join(map(str, shown))
+    generation.close()
+
+
 def test_error_contains_no_image_data_and_no_token() -> None:
     secret = base64.b64encode(os.urandom(60)).decode()
     responses = [
