@@ -83,6 +83,11 @@ TRANSITIONS: Mapping[Outcome, frozenset[Event]] = {
 """The events that each outcome accepts; :data:`_AFTER` names the outcome that follows."""
 
 
+def outcome_after(event: Event) -> Outcome | None:
+    """Return the outcome that follows an event; ``None`` if the event doesn't change it."""
+    return None if event is Event.DETAIL else _AFTER[event][0]
+
+
 class IllegalTransition(ValueError):
     """An event that contradicts what is known about the attempt."""
 

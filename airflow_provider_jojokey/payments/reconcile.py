@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyReceiptError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.errors import ADVICE, Img2Error
 from airflow_provider_jojokey.payments import adopt, clock, evidence, gateway_log
-from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
+from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome, outcome_after
 from airflow_provider_jojokey.payments.evidence import Facts, Verdict
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.payments.upload import close
@@ -156,6 +156,9 @@ def examine(
         verdict = Verdict(Event.LOST, "the gateway log shows no request that fits", verdict.final)
     if transient and verdict.event is Event.LOST:
         verdict = Verdict(verdict.event, verdict.reason, final=False)
+    if not (_is_news(attempt, verdict) or outcome_after(verdict.event) is attempt.outcome):
+        # Otherwise, a log that has been pruned since would replace the evidence for a charge.
+        verdict = replace(verdict, reason=attempt.note or "", hint=None)
     found = {
         "note": verdict.reason or None,
         "request_id": request_id,

@@ -174,6 +174,7 @@ def _failed(
             facts |= found
             if error.billed == "yes" and not isinstance(error, JojoKeyReplyError):
                 verdict = Verdict(Event.PROVEN_BILLED, "")  # the gateway charges a violation fee
+                facts["note"] = "the gateway's response says that it charges a fee"
             error = _reclassified(context, attempt, error, verdict)
         receipt = context.uploader.retry(
             lambda: context.receipts.update(attempt, verdict.event, **facts | {"error": type(error).__name__})

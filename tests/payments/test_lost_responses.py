@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -232,6 +232,47 @@ def test_charge_row_with_known_id_proves_billed(harness: Harness, scripted: Scri
     assert error.usage is not None
     assert error.usage["total_tokens"] == scripted.tokens
     assert harness.receipt().attempts[0].charge == {"quota": 700}
+
+
+def pruned(gateway: ScriptedGateway) -> None:
+    gateway.rows.clear()
+
+
+def unreadable(gateway: ScriptedGateway) -> None:
+    gateway.log_status = 500
+
+
+def failures_only(gateway: ScriptedGateway) -> None:
+    gateway.rows[:] = [row("request-1", 5), row("later")]
+
+
+@pytest.mark.parametrize("change", [pruned, unreadable, failures_only], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("wait", [0.0, 5_000.0])
+def test_later_look_without_result_keeps_the_evidence(
+    harness: Harness, scripted: ScriptedGateway, change: Callable[[ScriptedGateway], None], wait: float
+) -> None:
+    """The log that has shown a charge doesn't show it any more."""
+    scripted.behaviors = [billed_and_broken]
+    harness.fail()
+    proven = harness.receipt().attempts[0]
+    change(scripted)
+    harness.time.skip(wait)
+
+    error = harness.fail(try_number=2)
+
+    assert proven.note == "the gateway log shows the charge (request ID request-1)"
+    assert harness.receipt().attempts[0] == proven
+    assert f"You were charged: {proven.note}. This attempt sent nothing." in error.message
+    assert scripted.posts == 1
+
+
+def test_receipt_of_a_fee_names_its_evidence(harness: Harness) -> None:
+    harness.fail("a fox [sandbox: violation_fee]")
+
+    (attempt,) = harness.receipt().attempts
+
+    assert attempt.billed == "yes"
+    assert attempt.note == "the gateway's response says that it charges a fee"
 
 
 def test_late_charge_row_is_found_by_later_try(harness: Harness, scripted: ScriptedGateway) -> None:
