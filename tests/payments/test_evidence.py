@@ -152,6 +152,21 @@ def test_charges_with_one_request_id_are_added_up() -> None:
     assert request.usage == {"input_tokens": 20, "output_tokens": 200, "total_tokens": 220}
 
 
+@given(
+    st.lists(
+        st.builds(row, st.sampled_from("RS"), st.sampled_from([2, FAILED]), quota=st.integers(0, 9)),
+        unique_by=str,
+        max_size=4,
+    ),
+    st.data(),
+)
+def test_row_that_is_listed_again_counts_once(rows: list[dict[str, Any]], data: st.DataObject) -> None:
+    again = data.draw(st.lists(st.sampled_from(rows))) if rows else []
+    numbered = [{**entry, "id": number} for number, entry in enumerate([*rows, *again])]
+
+    assert group_log(numbered) == group_log(rows)
+
+
 ODD = st.one_of(
     st.none(), st.booleans(), st.text(max_size=5), st.floats(), st.integers(), st.lists(st.none())
 )

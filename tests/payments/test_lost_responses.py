@@ -404,6 +404,16 @@ def test_rows_of_one_request_count_once(harness: Harness, scripted: ScriptedGate
     assert error.usage["total_tokens"] == TOKENS["total_tokens"]
 
 
+def test_charge_that_is_listed_twice_counts_once(harness: Harness, scripted: ScriptedGateway) -> None:
+    scripted.behaviors = [without_usage]
+    scripted.repeats_rows = True
+
+    manifest = harness.run()
+
+    assert manifest["usage"]["total_tokens"] == scripted.tokens
+    assert harness.receipt().attempts[0].charge == {"quota": 700}
+
+
 def test_fitting_row_is_reported_as_hint_only(harness: Harness, scripted: ScriptedGateway) -> None:
     scripted.behaviors = [billed_and_lost]
 

@@ -30,6 +30,8 @@ class ScriptedGateway:
         self.rows: list[dict[str, Any]] = [] if log is None else log
         self.billed: list[str] = []
         self.logs_charges = True
+        self.repeats_rows = False
+        """Whether the log lists each row twice, with another number."""
         self.log_status = 200
         self.log_reads = 0
         self.status: dict[str, Any] | bytes | None = None
@@ -72,7 +74,9 @@ class ScriptedGateway:
             behave(self, exchange, request_id)
         elif "/api/log/token" in exchange.request.target:
             self.log_reads += 1
-            body = json.dumps({"success": True, "message": "", "data": self.rows[::-1]}).encode()
+            rows = self.rows[::-1] * (2 if self.repeats_rows else 1)
+            listed = [{"id": number, **values} for number, values in enumerate(rows)]
+            body = json.dumps({"success": True, "message": "", "data": listed}).encode()
             exchange.answer(self.log_status, body, Content_Type="application/json", X_Oneapi_Request_Id="log")
         elif exchange.request.target == "/api/status" and self.status is not None:
             self.status_reads += 1
