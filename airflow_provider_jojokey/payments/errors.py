@@ -63,10 +63,14 @@ def lost(context: Context, attempt: Attempt, verdict: Verdict) -> JojoKeyError:
         f"{len(attempt.images)} of {attempt.requested} images were" if attempt.images else "no image was"
     )
     final = billed or verdict.final
-    error = (JojoKeyAlreadyBilledError if final else JojoKeyUnknownOutcomeError)(
+    todo = "To check the charge, send JojoKey support this time and the request ID or cf-ray."
+    if not context.job.repays:
+        todo += ' To generate the image again, set on_unknown_outcome="regenerate".'
+    # With the permission to pay again, a retry is useful.
+    kind = JojoKeyAlreadyBilledError if final and not context.job.repays else JojoKeyUnknownOutcomeError
+    error = kind(
         f"The response to an earlier request ({started(attempt)}) was lost, so {received} received.",
-        "To check the charge, send JojoKey support this time and the request ID or cf-ray. To generate the image "
-        'again, set on_unknown_outcome="regenerate".',
+        todo,
         billed="yes" if billed else "unknown",
         reason=verdict.reason or attempt.note or "",
         request_id=attempt.request_id,
@@ -96,9 +100,7 @@ def unrecorded() -> JojoKeyError:
 def proven_billed(error: JojoKeyError, job: ImageJob) -> JojoKeyError:
     """Return an error of unknown charge for a request whose receipt shows by now that it was billed."""
     kind = type(error)
-    if isinstance(error, JojoKeyUnknownOutcomeError) and not (
-        job.on_unknown_outcome == "regenerate" or job.reuse == "never"
-    ):
+    if isinstance(error, JojoKeyUnknownOutcomeError) and not job.repays:
         kind = JojoKeyAlreadyBilledError  # a retry would find the charge
     return error.changed(kind, billed="yes", reason="", retry_after=None, awaits_log=False)
 

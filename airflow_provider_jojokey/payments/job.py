@@ -96,14 +96,18 @@ class ImageJob(Struct, frozen=True):
         """The ``s3://`` URI of the images' key, as given to the operator."""
         return self.destination.uri(self.destination.key)
 
+    @property
+    def repays(self) -> bool:
+        """Whether the user allows each try to pay, although an earlier one was, or may have been, billed."""
+        return self.on_unknown_outcome == "regenerate" or self.reuse == "never"
+
     def permits_repayment(self, attempt: Attempt) -> bool:
         """Whether the user allows another payment although ``attempt`` was, or may have been, billed.
 
-        ``reuse="never"`` allows one payment per try. A trigger that runs twice is one try.
+        Each try may pay once. A trigger that runs twice is one try: only one of its runs resumes the task, so the
+        task would not report what the other one pays.
         """
-        if self.on_unknown_outcome == "regenerate":
-            return True
-        return self.reuse == "never" and not attempt.owner.is_try_of(self.owner)
+        return self.repays and not attempt.owner.is_try_of(self.owner)
 
     def to_json(self) -> dict[str, Any]:
         """Return the job for another process."""

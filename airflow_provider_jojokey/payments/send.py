@@ -198,8 +198,8 @@ def _reclassified(context: Context, attempt: Attempt, error: JojoKeyError, verdi
     """Return ``error`` with the proven charge, and with the class that follows from it."""
     billed = {Event.PROVEN_BILLED: "yes", Event.PROVEN_UNBILLED: "no"}.get(verdict.event, "unknown")
     kind = type(error)
-    repay = context.job.on_unknown_outcome == "regenerate" or context.job.reuse == "never"
-    if isinstance(error, (JojoKeyUnknownOutcomeError, JojoKeyReplyError)) and billed != "no" and repay:
+    lost = isinstance(error, (JojoKeyUnknownOutcomeError, JojoKeyReplyError)) and billed != "no"
+    if lost and context.job.repays:
         kind = JojoKeyUnknownOutcomeError  # the user's setting makes a retry useful
     elif isinstance(error, JojoKeyUnknownOutcomeError) and (
         billed == "yes" or (billed != "no" and verdict.final)

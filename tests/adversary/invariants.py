@@ -43,7 +43,10 @@ def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
     if job.reuse == "never":
         earlier = [other for other in earlier if _ti(other.job) == _ti(job)]
     if job.on_unknown_outcome == "regenerate":
-        earlier = [other for other in earlier if not _is_lost(world, other, process)]
+        # Each try may pay for an image that an earlier one has lost.
+        earlier = [
+            other for other in earlier if _ti(other.job) == _ti(job) or not _is_lost(world, other, process)
+        ]
     if earlier:
         problems.append("paid twice")
     latest = [

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.exceptions import JojoKeyError
@@ -45,6 +46,27 @@ def test_trigger_that_runs_twice_concurrently_pays_once(harness: Harness, reuse:
     assert sorted(manifest["reused"] for manifest in manifests) == [False, True]
     assert manifests[0]["images"] == manifests[1]["images"]
     assert harness.billed == 1
+
+
+@pytest.mark.usefixtures("_settings")
+@pytest.mark.parametrize("options", [{"on_unknown_outcome": "regenerate"}, {"reuse": "never"}], ids=str)
+@pytest.mark.parametrize("case", ["reset", "truncated_mid_image", "not_an_image", "error_in_200"])
+def test_lost_response_of_trigger_that_runs_twice_is_paid_once(
+    harness: Harness, case: str, options: dict[str, str]
+) -> None:
+    """Airflow uses the event of one of both runs, so the task would not report a second payment."""
+    prompt = f"a fox [sandbox: {case} times=1 delay=0.2]"
+
+    async def both() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(run_trigger(harness, prompt=prompt, **options) for _ in range(2)))
+
+    errors = [JojoKeyError.from_json(payload["error"]) for payload in asyncio.run(both())]
+
+    assert harness.posts == 1
+    assert all(not isinstance(error, AirflowFailException) for error in errors)
+    assert errors[0].usage == errors[1].usage
+    assert name_of(harness.end(prompt, try_number=2, **options)) == "image"
+    assert harness.posts == 2
 
 
 @pytest.mark.usefixtures("_settings")
