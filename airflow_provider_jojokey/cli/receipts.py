@@ -81,11 +81,9 @@ def resolve(options: argparse.Namespace) -> None:
     }
     if options.request_id:
         facts["request_id"] = options.request_id
-    if not options.billed:
-        facts["usage"] = None
     receipt = receipts.update(attempt, event, expected=attempt, **facts)
     changed = receipt.attempt(attempt.id)
-    if changed is None or changed.resolution != statement:
+    if changed is None or not statement.items() <= (changed.resolution or {}).items():
         raise CommandFailed("Another process changed the receipt at the same time. Run the command again")
     try:
         show([_row(changed)], options.output, TABLE_COLUMNS)

@@ -171,7 +171,8 @@ class Attempt(Struct, frozen=True):
     :param error: name of the exception's class
     :param note: the evidence for ``billed``, for display
     :param hint: a gateway log row that matches only by time: ``request_id`` and ``usage``; not evidence
-    :param resolution: what a person stated: ``by``, ``at``, ``billed``, ``note``
+    :param resolution: what a person stated: ``by``, ``at``, ``billed``, ``note``; and in ``replaces`` the ``billed``,
+        ``usage`` and ``cost`` that were known before a statement that it was not billed
     """
 
     id: str
@@ -217,7 +218,25 @@ class Attempt(Struct, frozen=True):
         if event is not Event.DETAIL:
             outcome, billed = _AFTER[event]
             facts |= {"outcome": outcome, "billed": billed}
+        if event is Event.STATED_UNBILLED and "resolution" in facts:
+            # The statement may be a mistake, and is then replaced by another one.
+            known = {"billed": self.billed, "usage": self.usage, "cost": self.cost and self.cost.to_json()}
+            facts |= {"usage": None, "resolution": {**facts["resolution"], "replaces": known}}
+        elif facts.get("billed") == "yes" and (usage := self._replaced.get("usage")):
+            facts["usage"] = facts.get("usage") or self.usage or usage
+            facts.setdefault("cost", self.cost or _recorded(self._replaced.get("cost")))
         return replace(self, **facts)
+
+    @property
+    def _replaced(self) -> Mapping[str, Any]:
+        """What was known before a person stated that it was not billed."""
+        known = (self.resolution or {}).get("replaces")
+        return known if isinstance(known, Mapping) and self.outcome is Outcome.NOT_BILLED else {}
+
+    @property
+    def is_refunded(self) -> bool:
+        """Whether a person stated that it was not billed although it was known to be: the charge was refunded."""
+        return self._replaced.get("billed") == "yes"
 
     def priced(self, prices: Prices | None, before: Attempt | None = None) -> Attempt:
         """Return the attempt with its cost.
@@ -299,8 +318,13 @@ class Attempt(Struct, frozen=True):
 
 def _charged(charge: Mapping[str, Any] | None) -> Cost | None:
     """Return what a charge is worth, if that is recorded."""
+    return _recorded({**(charge or {}), "approximate": False})
+
+
+def _recorded(cost: Any) -> Cost | None:
+    """Return a cost in JSON; ``None`` if it is not one."""
     try:
-        return Cost.from_json({**(charge or {}), "approximate": False})
+        return Cost.from_json(cost)
     except ValueError:
         return None
 

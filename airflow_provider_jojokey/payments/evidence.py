@@ -53,6 +53,7 @@ class Facts(Struct, frozen=True):
     """What is known about one attempt without a usable response.
 
     :param stated: what a person stated: ``"yes"`` or ``"no"``
+    :param refunded: whether a person stated that a known charge was refunded, so that it proves nothing new
     :param images: images that were received
     :param unsent: whether the spool proves that the request was not sent
     :param request_id: the gateway's ID of the request, if its response got far enough
@@ -72,6 +73,7 @@ class Facts(Struct, frozen=True):
     finished: bool
     overdue: bool = False
     stated: str | None = None
+    refunded: bool = False
     images: int = 0
     unsent: bool = False
     request_id: str | None = None
@@ -105,6 +107,8 @@ def judge(facts: Facts) -> Verdict:
     bill: dict[str, Any] = {}
     if request is not None and request.charged:
         bill = {"usage": request.usage, "quota": request.quota}
+    if facts.refunded:
+        return Verdict(Event.STATED_UNBILLED, "a person recorded that the charge was refunded")
     if facts.stated == "yes":
         return Verdict(Event.STATED_BILLED, "a person recorded that it was billed", **bill)
     if facts.images:

@@ -142,6 +142,7 @@ def examine(
             finished=seen >= finished_by,
             overdue=seen >= finished_by + timedelta(seconds=evidence.CHARGE_DELAY),
             stated=(attempt.resolution or {}).get("billed"),
+            refunded=attempt.is_refunded,
             images=images or len(attempt.images),
             unsent=unsent,
             request_id=request_id,

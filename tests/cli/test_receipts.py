@@ -122,6 +122,25 @@ def test_request_id_adds_usage_from_gateway_log(
     assert attempt.usage["total_tokens"] == record.total_tokens
 
 
+@pytest.mark.parametrize("case", ["not_an_image", "truncated_mid_image"])
+def test_statement_that_is_revised_restores_the_cost(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, case: str
+) -> None:
+    jojokey("generate", f"a fox [sandbox: {case} times=1]", "--out", URI)
+    (paid,) = jojokey("attempts", URI, "-o", "json").rows
+    assert paid["tokens"] == gateway.charges[0].total_tokens
+    chosen = ("--attempt", paid["attempt"], "-o", "json")
+
+    (refunded,) = jojokey("resolve", URI, "--not-billed", *chosen).rows
+    ledger = jojokey("ledger", "--bucket", bucket.name, "-o", "json").rows
+    (billed,) = jojokey("resolve", URI, "--billed", *chosen).rows
+
+    assert (refunded["billed"], refunded["tokens"], refunded["cost"]) == ("no", None, None)
+    assert refunded["resolution"]["replaces"]["usage"]["total_tokens"] == paid["tokens"]
+    assert ledger == []
+    assert (billed["billed"], billed["tokens"], billed["cost"]) == ("yes", paid["tokens"], paid["cost"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

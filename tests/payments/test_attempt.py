@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from airflow_provider_jojokey.cost import Cost
 from airflow_provider_jojokey.payments.attempt import (
     TRANSITIONS,
     Attempt,
@@ -75,6 +76,40 @@ def test_facts_cannot_override_the_outcome_of_an_event(event: Event) -> None:
 
 def test_only_proof_of_no_charge_makes_an_attempt_free() -> None:
     assert [outcome for outcome in Outcome if not attempt(outcome).may_cost] == [Outcome.NOT_BILLED]
+
+
+BILLING = [event for event in Event if event in (Event.STORED, Event.PROVEN_BILLED, Event.STATED_BILLED)]
+USAGE = {"input_tokens": 10, "output_tokens": 200, "total_tokens": 210}
+COST = Cost(6_050_000, "USD")
+
+
+@pytest.mark.parametrize("outcome", ["open", "unknown", "billed"])
+@pytest.mark.parametrize("event", BILLING)
+@pytest.mark.parametrize("facts", [{}, {"usage": None}, {"resolution": {"billed": "yes"}}], ids=str)
+def test_usage_survives_a_statement_that_is_revised(
+    outcome: str, event: Event, facts: dict[str, Any]
+) -> None:
+    known = attempt(outcome, usage=USAGE, cost=COST)
+
+    free = known.after(Event.STATED_UNBILLED, resolution={"billed": "no"}).priced(None, known)
+    free = Attempt.from_json(json.loads(json.dumps(free.to_json())))
+    again = free.after(event, **facts).priced(None, free)
+
+    assert (free.billed, free.usage, free.cost) == ("no", None, None)
+    assert (again.billed, again.usage, again.cost) == ("yes", USAGE, COST)
+    newer = {"total_tokens": 7}
+    assert free.after(event, usage=newer).usage == newer
+
+
+@pytest.mark.parametrize(
+    "replaces", [None, 7, [], {}, {"usage": None}, {"usage": USAGE, "cost": {"amount": 7}}]
+)
+def test_damaged_statement_is_no_error(replaces: Any) -> None:
+    stated = attempt("not_billed", resolution={"billed": "no", "replaces": replaces})
+    changed = stated.after(Event.STORED)
+    assert changed.outcome is Outcome.COMPLETE
+    assert changed.cost is None
+    assert not stated.is_refunded
 
 
 # --- owners ----------------------------------------------------------------------------------------------------------

@@ -60,6 +60,9 @@ TABLE = {
     "failed with its ID": (facts(row("R", FAILED), OTHER_CHARGE, request_id="R"), UNBILLED),
     "failed channels with its ID": (facts(row("R", FAILED), row("R", FAILED), OTHER_CHARGE, request_id="R"), UNBILLED),
     "person says not billed": (facts(stated="no"), Event.STATED_UNBILLED),
+    "charge with its ID, refunded": (facts(row("R"), request_id="R", stated="no", refunded=True), Event.STATED_UNBILLED),
+    "images were received, refunded": (facts(images=1, stated="no", refunded=True), Event.STATED_UNBILLED),
+    "charge with its ID, person denies it": (facts(row("R"), request_id="R", stated="no"), BILLED),
     # no proof
     "no log": (facts(log=False), LOST),
     "empty log": (facts(), LOST),

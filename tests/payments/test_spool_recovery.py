@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +14,12 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTas
 from msgspec.structs import replace
 
 from airflow_provider_jojokey import exceptions
+from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import host as hosts
 from airflow_provider_jojokey.store import spool as spools
+from tests.support.commands import run_in_process
 from tests.support.harness import DiesAfterResponse, Harness, Killed, name_of, when_asked
 from tests.support.patience import PATIENCE
 
@@ -412,3 +415,41 @@ def test_usage_includes_a_killed_try_with_reuse_never(harness: Harness) -> None:
     assert (manifest["reused"], harness.billed) == (False, 2)
     assert manifest["usage"]["total_tokens"] == harness.tokens
     assert harness.outcomes() == ["complete", "complete"]
+
+
+# --- refunds ---------------------------------------------------------------------------------------------------------
+
+
+class DiesAfterRequestId(JojoKeyHook):
+    """A hook whose process is killed once the response has shown its request ID."""
+
+    def generate(self, *arguments: Any, on_fact: Callable[[str, str], None], **more: Any) -> Any:
+        def die(name: str, value: str) -> None:
+            on_fact(name, value)
+            if name == "request_id":
+                raise Killed
+
+        return super().generate(*arguments, on_fact=die, **more)
+
+
+def test_old_charge_in_the_spool_does_not_undo_a_refund(
+    harness: Harness, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Support refunds a request whose host comes back later, with its ID in the spool."""
+    harness.kill(hook=DiesAfterRequestId())
+    (charge,) = harness.gateway.charges
+    harness.time.skip(10_000)
+    harness.on("other").fail(try_number=2)
+    uri, attempt_id = f"s3://{harness.bucket.name}/fox.png", harness.receipt().attempts[0].id
+    billed = run_in_process(capfd, "resolve", uri, "--billed", "--request-id", charge.request_id)
+    harness.on("other").fail(try_number=3)
+    assert harness.receipt().attempts[0].usage is not None
+    refunded = run_in_process(capfd, "resolve", uri, "--not-billed", "--attempt", attempt_id)
+    assert (billed.code, refunded.code) == (0, 0)
+
+    manifest = harness.run(try_number=4)
+
+    assert harness.outcomes() == ["not_billed", "complete"]
+    assert harness.posts == 2
+    assert manifest["usage"]["total_tokens"] == harness.gateway.charges[1].total_tokens
+    assert harness.spooled() == []

@@ -217,10 +217,10 @@ class Harness:
         except JojoKeyError as error:
             return error
 
-    def kill(self, *job: Any, **more: Any) -> None:
-        """Run one try that is killed right after its whole response has arrived."""
+    def kill(self, *job: Any, hook: JojoKeyHook | None = None, **more: Any) -> None:
+        """Run one try that is killed: by default right after its whole response has arrived."""
         with pytest.raises(Killed):
-            self.run(*job, hook=DiesAfterResponse(), **more)
+            self.run(*job, hook=hook or DiesAfterResponse(), **more)
         for mark in self.spools.glob("*/*/ended"):  # a killed process leaves none
             mark.unlink()
 
