@@ -60,6 +60,8 @@ class ReceiptStore:
         self._etag: str | None = None
         self._receipt: Receipt | None = None
         self._read_at = float("-inf")
+        self._unconfirmed: dict[str, list[tuple[Attempt | None, Attempt]]] = {}
+        """Updates by attempt, as it was before and after, for which S3 has not confirmed the write."""
 
     @property
     def uri(self) -> str:
@@ -153,7 +155,8 @@ class ReceiptStore:
         """
         receipt = self._receipt if self.verified and self._receipt else self.read()
         for conflicts in range(MAX_CONFLICTS):
-            stored = receipt.attempt(attempt.id)
+            stored = before = receipt.attempt(attempt.id)
+            self._report_if_written(stored)
             if expected is not None and stored != expected:
                 return receipt
             stored = stored or attempt  # absent after a lost update: add it again
@@ -163,14 +166,14 @@ class ReceiptStore:
                 )
                 return receipt
             changed = stored.after(event, **facts).priced(self._prices, stored)
-            before = receipt.attempt(attempt.id)
             if changed == before:
                 return receipt
             # The receipt has the change, too, if the response to this write was lost.
+            self._unconfirmed.setdefault(attempt.id, []).append((before, changed))
             recorded = self._write(receipt.with_attempt(changed)) and self.verified
             receipt = self.last if recorded else self.read()
             if recorded or receipt.attempt(attempt.id) == changed:
-                self._on_update(before, changed)
+                self._report_if_written(changed)
                 return receipt
             clock.pause(random.uniform(0, 0.05 * (1 + conflicts)))
         raise JojoKeyStoreError(
@@ -179,6 +182,18 @@ class ReceiptStore:
             "run `airflow jojokey check --bucket`.",
             transient=True,
         )
+
+    def _report_if_written(self, stored: Attempt | None) -> None:
+        """Report an update of this process that S3 has stored, once, also if a later read shows that.
+
+        :param stored: the attempt as S3 has it
+        """
+        updates = self._unconfirmed.get(stored.id, ()) if stored is not None else ()
+        for before, changed in updates:
+            if changed == stored:
+                del self._unconfirmed[changed.id]
+                self._on_update(before, changed)
+                return
 
     @property
     def is_known(self) -> bool:

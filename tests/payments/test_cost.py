@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import accounts
 from tests.support import fault_proxy
-from tests.support.fault_proxy import FaultProxy, on
+from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, on, times
 from tests.support.harness import Harness
 from tests.support.metrics import Counters
 from tests.support.scripted import (
@@ -281,6 +282,42 @@ def test_error_of_an_image_in_the_spool_counts_its_tokens_once(
 
     assert error.spool
     assert (error.usage, Costs.from_json(error.cost)) == (TOKENS, Costs((LISTED,)))
+
+
+@pytest.mark.parametrize("outage", [0, 1])
+@pytest.mark.parametrize("case", ["ok", "no_usage", "not_an_image"])
+def test_metrics_count_a_receipt_whose_response_is_lost(
+    harness: Harness, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, case: str, outage: int
+) -> None:
+    """S3 stores an update of the receipt, its response is lost, and S3 is unavailable for some requests."""
+    harness.run(key="first.png")  # the store's conditional writes are tested
+    counters = Counters.enabled(monkeypatch)
+    paid = harness.tokens
+    receipt = "_jojokey/fox.png.json"
+    lost = times(1, fault_proxy.lose_response, after=1)  # the first one is the claim
+    written = threading.Event()
+
+    def lose(request: Request, forward: Forward) -> Response:
+        try:
+            return lost(request, forward)
+        except fault_proxy.Reset:
+            written.set()
+            raise
+
+    def unavailable(request: Request, forward: Forward) -> Response:
+        return outages(request, forward) if written.is_set() else forward(request)
+
+    outages = times(outage, UNAVAILABLE)
+    proxy.faults = [on("", receipt, unavailable), on("PUT", receipt, lose)]
+
+    harness.end(f"[sandbox: {case}] a fox")
+
+    assert written.is_set()
+    proxy.faults = []
+    (attempt,) = harness.receipt().attempts
+    assert attempt.cost is not None
+    assert counters.tokens == harness.tokens - paid > 0
+    assert counters.values[telemetry.COST] == attempt.cost.nanos // 1000
 
 
 def test_charge_that_the_log_shows_late_changes_the_error(
