@@ -17,6 +17,7 @@ from airflow_provider_jojokey.img2.rules import FIELDS, problems
 from airflow_provider_jojokey.links.jojokey import ImagesLink, S3ConsoleLink, names_endpoint
 from airflow_provider_jojokey.operators.arguments import (
     converted,
+    has_template,
     is_default,
     is_literal,
 )
@@ -25,6 +26,7 @@ from airflow_provider_jojokey.payments.options import LIMITS
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
@@ -51,6 +53,8 @@ RETRY_POLICY = JojoKeyRetryPolicy()
 """The policy of all operators whose Dag has none."""
 READING = 30.0
 """Seconds within which a failed task reads from its receipts what it was billed."""
+PLACES = ("s3_bucket", "s3_key", "requests", "aws_conn_id", "s3_extra_args")
+"""Arguments that lead to the task's receipts."""
 _NO_ARGUMENTS = frozenset({"self", "kwargs", "__class__"})
 """Local variables of an operator's constructor that are not its own arguments."""
 
@@ -186,6 +190,8 @@ class ImageOperator(TemplatedOperator):
             return Billed()
         if self._stop_switch.requested:
             return None  # the process must end soon
+        if self._rendering_failed and not all(is_literal(getattr(self, name, None)) for name in PLACES):
+            return None
         try:
             # A key that several items have by mistake has one receipt, which must count once.
             by_receipt = {(item.bucket, item.receipt_key): item for item in self._destinations()}
@@ -255,26 +261,47 @@ class ImageOperator(TemplatedOperator):
                 "Could not store the XCom %r. The images and receipts in S3 are complete.", key
             )
 
-    def _report_interruption(self, context: Context, error: BaseException, **request: Any) -> None:
+    def _report_rendering_error(
+        self, context: Context, jinja_env: jinja2.Environment | None, error: Exception
+    ) -> None:
+        """Push what earlier tries were billed, which Airflow deletes when a try starts."""
+        try:
+            for name in ("s3_bucket", "s3_key", "aws_conn_id"):
+                if has_template(value := getattr(self, name, None)):
+                    setattr(self, name, self._rendered(value, context, jinja_env, None))
+        except Exception as another:
+            self.log.info("The receipts of the task are not known: %s", another)
+        try:
+            self._report_interruption(context, error)
+        except Exception:  # must not hide the error that the task fails with
+            self.log.warning("Could not report what this task was billed in earlier tries.", exc_info=True)
+
+    def _report_interruption(
+        self, context: Context, error: BaseException, sent: bool = False, **request: Any
+    ) -> None:
         """Push what the task was billed so far, if it ended without the result of a request.
 
+        :param sent: whether this try may have sent a request, apart from what the switch shows
         :param request: fields of the result that describe the request
         """
         from airflow_provider_jojokey.results import MAX_MESSAGE, Result, shortened
 
-        sent = self._stop_switch.sent
-        billed = self._billed_so_far(context, sent)
-        result = Result(
-            state="failed",
-            aws_conn_id=self.aws_conn_id,
-            error=type(error).__name__,
-            message=shortened(text_of(error), MAX_MESSAGE),
-            billed="unknown" if sent else "no",
-            usage={} if billed is None else billed.usage,
-            cost=None if billed is None else billed.cost,
-            **request,
-        )
-        self._push_failure(context, result)
+        sent = sent or self._stop_switch.sent
+        billed = None
+        try:
+            billed = self._billed_so_far(context, sent)
+        finally:  # a timeout may interrupt that
+            result = Result(
+                state="failed",
+                aws_conn_id=self.aws_conn_id,
+                error=type(error).__name__,
+                message=shortened(text_of(error), MAX_MESSAGE),
+                billed="unknown" if sent else "no",
+                usage={} if billed is None else billed.usage,
+                cost=None if billed is None else billed.cost,
+                **request,
+            )
+            self._push_failure(context, result)
 
     def _push_failure(self, context: Context, result: Result) -> None:
         """Push the XComs of a failed task: without them, the sum over the XComs would be lower than the bill.

@@ -73,6 +73,8 @@ class TemplatedOperator(BaseOperator):
     _label = ""
     _label_template: str | None = None
     _upstream_values: list[Any] | None = None
+    _rendering_failed = False
+    """Whether an argument could not be rendered, so that others may still be templates."""
 
     _upstream_arguments: frozenset[str] = frozenset()
     """Names of the arguments that come from other tasks."""
@@ -96,14 +98,23 @@ class TemplatedOperator(BaseOperator):
         """
         try:
             return self._rendered(content, context, jinja_env, seen_oids)
-        except Exception:
+        except Exception as error:
             if not _is_resumed(context):
+                if not self._rendering_failed:  # an outer call renders the same argument
+                    self._rendering_failed = True
+                    self._report_rendering_error(context, jinja_env, error)
                 raise
             # For example, an upstream XCom was deleted. The trigger has the values from before the payment.
             self.log.warning(
                 "A template can't be rendered any more, but the images don't need it.", exc_info=True
             )
             return content
+
+    def _report_rendering_error(
+        self, context: Context, jinja_env: jinja2.Environment | None, error: Exception
+    ) -> None:
+        """Report that the task fails because an argument can't be rendered."""
+        raise NotImplementedError
 
     def _rendered(
         self, content: Any, context: Context, jinja_env: jinja2.Environment | None, seen_oids: set[int] | None

@@ -264,3 +264,62 @@ def test_time_limit_of_reading_is_for_all_readers() -> None:
     with pytest.raises(queue.Empty):
         totals._add_up(iter(range(1, 9)), read, 0, 8, lambda: False, within=0.5)
     end.set()
+
+
+CASE = "[sandbox: not_an_image]"
+FAILS = "[9000][ti.try_number - 1]"
+"""A part of a template that can be rendered in the first try only."""
+ITEM = f"dict(prompt='a fox {CASE}', s3_key='fox.png')"
+PROMPT = f"""'{{{{ "a fox {CASE}" if {FAILS} }}}}'"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "known"),
+    [
+        ("GenerateImageOperator", f"prompt={PROMPT}, s3_key='{{{{ ds or 7 }}}}/fox.png'", True),
+        (
+            "GenerateImageOperator",
+            f"prompt='a fox {CASE}', s3_key='fox.png', n='{{{{ {FAILS} and 1 }}}}'",
+            True,
+        ),
+        ("GenerateImageOperator", f"prompt='a fox {CASE}', s3_key='{{{{ {FAILS} }}}}.png'", False),
+        ("GenerateImageBatchOperator", f"requests=[dict(prompt={PROMPT}, s3_key='fox.png')]", False),
+        ("GenerateImageBatchOperator", f"requests=[{ITEM}], max_tokens='{{{{ {FAILS} }}}}'", True),
+    ],
+    ids=["prompt", "other argument", "key", "item", "argument of a batch"],
+)
+def test_template_that_fails_in_a_retry_reports_earlier_bill(
+    airflow: Any, gateway: Any, store: Any, kind: str, arguments: str, known: bool
+) -> None:
+    """The first try is billed. Airflow deletes its XComs, and then a template can't be rendered any more."""
+    run = airflow.run(
+        "unrendered",
+        f"""
+        from airflow_provider_jojokey.operators.jojokey import {kind}
+        {kind}(task_id="image", {arguments}, s3_bucket="posters", retries=1, retry_delay=timedelta(0),
+            on_unknown_outcome="regenerate")
+        """,
+    )
+
+    (charge,) = gateway.charges
+    assert (run.states["image", -1], run.tries["image", -1]) == ("failed", 2)
+    result = Result.from_xcom(run.xcom(XCOM_KEY))
+    assert result is not None
+    assert (result.state, result.error) == ("failed", "UndefinedError")
+    assert result.paid == ("yes" if known else "unknown")
+    usage = run.xcom("usage")
+    assert (usage or {}).get("total_tokens") == (charge.total_tokens if known else None)
+    assert result.tokens == (charge.total_tokens if known else None)
+
+
+def test_template_that_fails_in_the_first_try_costs_nothing(airflow: Any, gateway: Any, store: Any) -> None:
+    run = airflow.run(
+        "unrendered",
+        """
+        GenerateImageOperator(task_id="image", prompt="{{ [][0].x }}", s3_key="fox.png", s3_bucket="posters")
+        """,
+    )
+
+    assert run.states["image", -1] == "failed"
+    assert (run.xcom(XCOM_KEY)["billed"], run.xcom("usage")["total_tokens"]) == ("no", 0)
+    assert gateway.requests == ()
