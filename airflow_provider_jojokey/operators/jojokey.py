@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -149,30 +150,13 @@ class GenerateImageOperator(ImageOperator):
 
         :raises JojoKeyError: if there are no images; the message says whether you were charged
         """
-        with imports_without_collection():
-            from airflow_provider_jojokey.exceptions import JojoKeyError
-            from airflow_provider_jojokey.operators.stopping import TaskStopped
-            from airflow_provider_jojokey.results import MAX_PROMPT, shortened
-
         self._record_start()
         self._set_label(context, self.s3_key)
-        try:
+        with self._reported(context):
             job = self._job(context)
             if not self.deferrable:
                 return self._succeeded(context, self._generate(job).manifest)
             trigger = self._trigger(job)
-        except JojoKeyError as error:
-            raise self._failed(context, error) from None
-        except TaskStopped:
-            raise self._failed(context, self._stop_switch.error()) from None
-        except BaseException as interruption:  # such as a timeout, perhaps after the request was sent
-            options = {name: getattr(self, name) for name in ("model", "size", "quality")}
-            self._report_interruption(
-                context, interruption, prompt=shortened(str(self.prompt), MAX_PROMPT), **options
-            )
-            raise
-        finally:
-            self._stop_switch.end()
         self.defer(trigger=trigger, method_name="execute_complete")
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -185,11 +169,47 @@ class GenerateImageOperator(ImageOperator):
         if event and "job" in event:
             self._resume(event["job"])
         self._set_label(context, self.s3_key)
-        if event and "manifest" in event:
-            return self._succeeded(context, event["manifest"])
-        error = JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT)
         # An earlier run of the trigger may have sent a request.
-        raise self._failed(context, error, sent=True)
+        with self._reported(context, sent=True):
+            if event and "manifest" in event:
+                return self._succeeded(context, event["manifest"])
+            raise JojoKeyError.from_json((event or {}).get("error") or _NO_EVENT)
+
+    @contextmanager
+    def _reported(self, context: Context, sent: bool = False) -> Iterator[None]:
+        """Report how the task fails in the block, also if an interruption such as a timeout cuts the report short.
+
+        :param sent: whether this try may have sent a request, apart from what the error and the switch show
+        """
+        with imports_without_collection():
+            from airflow_provider_jojokey.exceptions import JojoKeyError
+            from airflow_provider_jojokey.operators.stopping import TaskStopped
+            from airflow_provider_jojokey.results import MAX_PROMPT, Result, shortened
+
+        failure: JojoKeyError | None = None
+        try:
+            try:
+                yield
+                return
+            except JojoKeyError as error:
+                failure = error
+            except TaskStopped:
+                failure = self._stop_switch.error()
+            reported = self._failed(context, failure, sent)
+        except BaseException as interruption:
+            request = {name: getattr(self, name) for name in ("model", "size", "quality")}
+            if failure is not None:  # it has interrupted the read of the receipts
+                result = Result.from_error(
+                    failure, prompt=str(self.prompt), aws_conn_id=self.aws_conn_id, options=request
+                )
+                self._push_failure(context, result)
+            else:
+                prompt = shortened(str(self.prompt), MAX_PROMPT)
+                self._report_interruption(context, interruption, sent, prompt=prompt, **request)
+            raise
+        finally:
+            self._stop_switch.end()
+        raise reported from None
 
     def _job(self, context: Context) -> ImageJob:
         from airflow_provider_jojokey.img2.estimate import expected_usage

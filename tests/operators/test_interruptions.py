@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 
-from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
+from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
+from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 from airflow_provider_jojokey.results import XCOM_KEY, Result
-from tests.support.alarms import alarm_when, wait_until_reading
+from tests.support.alarms import alarm_when, wait_until_in, wait_until_reading
+from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, on
+from tests.support.patience import PATIENCE
 
 INTERRUPTIONS = [AirflowTaskTimeout, KeyboardInterrupt, SystemExit, RuntimeError]
 
@@ -126,3 +132,113 @@ def test_text_of_other_errors_is_stored_without_secrets(
         execute(pushed)
 
     assert pushed[XCOM_KEY]["message"] == "failed: https://s3.example/x sk-…"
+
+
+# --- while a failure or a result is reported -------------------------------------------------------------------------
+
+
+def operator() -> GenerateImageOperator:
+    return GenerateImageOperator(
+        task_id="task", s3_bucket="posters", prompt="a fox", s3_key="fox.png", deferrable=True
+    )
+
+
+def context_of(pushed: dict[str, Any], push: Any = None) -> Any:
+    return {
+        "ti": SimpleNamespace(
+            dag_id="dag", run_id="monday", task_id="task", map_index=-1, try_number=1, id="ti-1",
+            xcom_push=push or pushed.__setitem__,
+        )
+    }  # fmt: skip
+
+
+def trigger_event(pushed: dict[str, Any]) -> dict[str, Any]:
+    """Defer the task, and return the event of its trigger."""
+    with pytest.raises(TaskDeferred) as deferred:
+        operator().execute(context_of(pushed))
+
+    async def run() -> Any:
+        return [event async for event in deferred.value.trigger.run()]
+
+    (event,) = asyncio.run(run())
+    return dict(event.payload)
+
+
+@pytest.mark.parametrize("key", ["keys", "usage", XCOM_KEY])
+def test_interrupted_report_of_a_trigger_is_completed(gateway: Any, store: Any, key: str) -> None:
+    """The timeout comes while the resumed task pushes an XCom."""
+    pushed: dict[str, Any] = {}
+    event = trigger_event(pushed)
+    interruptions = [AirflowTaskTimeout("interrupted")]
+
+    def push(name: str, value: Any) -> None:
+        if name == key and interruptions:
+            raise interruptions.pop()
+        pushed[name] = value
+
+    with pytest.raises(AirflowTaskTimeout):
+        operator().execute_complete(context_of(pushed, push), event)
+
+    (charge,) = gateway.charges
+    assert pushed["usage"]["total_tokens"] == charge.total_tokens
+    assert pushed[XCOM_KEY]["usage"] == pushed["usage"]
+    assert pushed[XCOM_KEY]["state"] == "failed"
+
+
+def single(context: Any, error: JojoKeyError) -> Any:
+    return operator().execute(context)
+
+
+def resumed(context: Any, error: JojoKeyError) -> Any:
+    return operator().execute_complete(context, {"error": error.to_json()})
+
+
+def batch(context: Any, error: JojoKeyError) -> Any:
+    requests = [{"prompt": "a fox", "s3_key": "fox.png"}]
+    context["ti"].try_number = 2
+    return GenerateImageBatchOperator(task_id="task", s3_bucket="posters", requests=requests).execute(context)
+
+
+@pytest.mark.parametrize("run", [single, resumed, batch])
+@pytest.mark.parametrize("billed", ["no", "unknown", "yes"])
+def test_interrupted_read_of_the_receipts_leaves_a_report(
+    gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch, run: Any, billed: Any
+) -> None:
+    """S3 hangs while the task reads what it was billed, until its timeout."""
+    error = JojoKeyStoreError("It failed.", billed=billed, sent=True)
+    pushed: dict[str, Any] = {}
+    hangs, asked = threading.Event(), threading.Event()
+
+    def hang(request: Request, forward: Forward) -> Response:
+        asked.set()
+        hangs.wait(PATIENCE)
+        return forward(request)
+
+    def wait() -> None:
+        assert asked.wait(PATIENCE)
+        wait_until_in("_add_up")
+
+    def fail(*_: object) -> Any:
+        raise error
+
+    def interrupt(*_: object) -> None:
+        raise AirflowTaskTimeout("interrupted")
+
+    monkeypatch.setattr(GenerateImageOperator, "_job", fail)
+    monkeypatch.setattr(GenerateImageBatchOperator, "_plan", fail)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    with FaultProxy(store.connection["extra"]["endpoint_url"], on("GET", "_jojokey", hang)) as front:
+        extra = {**store.connection["extra"], "endpoint_url": front.url}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store.connection, "extra": extra}))
+        try:
+            with pytest.raises(AirflowTaskTimeout), alarm_when(wait):
+                run(context_of(pushed), error)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+            hangs.set()
+
+    result = Result.from_xcom(pushed[XCOM_KEY])
+    assert result is not None
+    assert (result.state, result.error) == ("failed", "JojoKeyStoreError")
+    assert result.paid == ("yes" if billed == "yes" and run is not batch else "unknown")
+    assert "usage" not in pushed

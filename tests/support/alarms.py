@@ -40,9 +40,14 @@ def wait_until_reading(gateway: Any) -> None:
     Before that, it may hold a lock of the test's own servers, which an error raised at this moment would not release.
     """
     gateway.wait_for_request(timeout=PATIENCE)
+    wait_until_in("readinto")
+
+
+def wait_until_in(function: str) -> None:
+    """Wait until the main thread is in a function of this name."""
     main = threading.main_thread().ident
     assert main is not None
     until = time.monotonic() + PATIENCE
-    while sys._current_frames()[main].f_code.co_name != "readinto":
-        assert time.monotonic() < until, "the main thread does not wait for the response"
+    while sys._current_frames()[main].f_code.co_name != function:
+        assert time.monotonic() < until, f"the main thread does not wait in {function}()"
         time.sleep(0.01)
