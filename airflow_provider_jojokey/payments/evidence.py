@@ -115,9 +115,7 @@ def judge(facts: Facts) -> Verdict:
         received = "an image was" if facts.images == 1 else f"{facts.images} images were"
         return Verdict(Event.PROVEN_BILLED, f"{received} received", **bill)
     if request is not None and request.charged:
-        return Verdict(
-            Event.PROVEN_BILLED, f"the gateway log shows the charge (request ID {request.request_id})", **bill
-        )
+        return Verdict(Event.PROVEN_BILLED, shows_charge(request), **bill)
     if facts.stated == "no":
         return Verdict(Event.STATED_UNBILLED, "a person recorded that it was not billed")
     if facts.unsent:
@@ -128,6 +126,11 @@ def judge(facts: Facts) -> Verdict:
             f"the gateway log shows that the request failed (request ID {request.request_id}), and no charge",
         )
     return _unknown(facts, request)
+
+
+def shows_charge(request: LoggedRequest) -> str:
+    """Return the reason why a request in the log was billed, without a full stop."""
+    return f"the gateway log shows the charge (request ID {request.request_id})"
 
 
 def _unknown(facts: Facts, request: LoggedRequest | None) -> Verdict:

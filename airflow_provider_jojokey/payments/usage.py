@@ -11,6 +11,7 @@ from airflow_provider_jojokey.img2.errors import Img2Error
 from airflow_provider_jojokey.payments import clock, gateway_log
 from airflow_provider_jojokey.payments.attempt import Attempt, Event, Outcome
 from airflow_provider_jojokey.payments.context import LOG_DELAY
+from airflow_provider_jojokey.payments.evidence import shows_charge
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.store.s3 import retry_transient
 
@@ -48,6 +49,7 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                 if logged is None or not logged.charged:
                     continue
                 unknown = attempt.outcome is Outcome.UNKNOWN
+                news = {"note": shows_charge(logged)} if unknown else {}
                 update = partial(
                     context.receipts.update,
                     attempt,
@@ -55,6 +57,7 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                     expected=attempt,
                     usage=logged.usage or attempt.usage,
                     charge=context.valued(logged.quota, attempt.charge),
+                    **news,
                 )
                 receipt = retry_transient(update, timeout=OUTAGE_TIMEOUT, stopping=context.stopping)
         except (Img2Error, JojoKeyError) as error:

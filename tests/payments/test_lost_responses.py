@@ -266,6 +266,23 @@ def test_later_look_without_result_keeps_the_evidence(
     assert scripted.posts == 1
 
 
+def test_late_charge_replaces_the_note_of_an_unknown_attempt(
+    harness: Harness, scripted: ScriptedGateway
+) -> None:
+    """Another try has an image already, and only looks up the usage that is missing."""
+    scripted.logs_charges = False
+    scripted.behaviors = [billed_and_broken]
+    harness.fail()
+    harness.run(try_number=2, on_unknown_outcome="regenerate")
+    assert "doesn't show" in (harness.receipt().attempts[0].note or "")
+    scripted.rows.append(row("request-1"))
+
+    harness.run(try_number=3)
+
+    assert harness.outcomes() == ["billed", "complete"]
+    assert harness.receipt().attempts[0].note == "the gateway log shows the charge (request ID request-1)"
+
+
 def test_receipt_of_a_fee_names_its_evidence(harness: Harness) -> None:
     harness.fail("a fox [sandbox: violation_fee]")
 
