@@ -59,7 +59,7 @@ def resolve(options: argparse.Namespace) -> None:
         raise CommandFailed("Pass either --billed or --not-billed", USAGE)
     receipts = _receipt_store(options)
     attempt = _choose(receipts, options.attempt)
-    if liveness.may_be_alive(attempt, receipts.now(), receipts.clock):
+    if liveness.may_be_working(attempt, receipts.now(), receipts.clock):
         raise CommandFailed(
             f"Attempt {attempt.id[:12]} may still be in flight, at the latest until "
             f"{attempt.lease_until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC. Nothing was recorded"

@@ -16,7 +16,7 @@ from airflow_provider_jojokey.img2.estimate import duration_factor
 from airflow_provider_jojokey.img2.rules import parse_size
 from airflow_provider_jojokey.integrations.telemetry import Observer
 from airflow_provider_jojokey.payments import clock, errors, liveness
-from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
+from airflow_provider_jojokey.payments.attempt import Attempt
 from airflow_provider_jojokey.payments.gateway_log import GatewayLog
 from airflow_provider_jojokey.payments.receipt import Receipt
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
@@ -165,14 +165,11 @@ class Context(Struct, dict=True, eq=False):
     def is_alive(self, attempt: Attempt) -> bool:
         """Return whether an attempt's process may still be working on it.
 
-        A triggerer goes on running when an attempt of it has ended, so the process table is not enough. And
-        another host may have recorded an attempt as lost while its process on this host still receives images.
+        A triggerer goes on running when an attempt of it has ended, so the process table is not enough.
         """
         if self.spool_of(attempt).has_ended:
             return False
-        if attempt.outcome is Outcome.OPEN:
-            return liveness.may_be_alive(attempt, self.now(), self.store.clock)
-        return attempt.outcome is not Outcome.COMPLETE and liveness.runs_here(attempt)
+        return liveness.may_be_working(attempt, self.now(), self.store.clock)
 
     def permit(self) -> None:
         """Check that a request may still be sent.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from airflow_provider_jojokey.payments.attempt import Attempt, Worker
+from airflow_provider_jojokey.payments.attempt import Attempt, Outcome, Worker
 from airflow_provider_jojokey.store import host
 
 if TYPE_CHECKING:
@@ -56,6 +56,17 @@ def may_be_alive(attempt: Attempt, now: datetime, clock: str) -> bool:
         return runs_here(attempt)
     one_clock = attempt.clock == clock == "s3"
     return now < attempt.lease_until + (timedelta() if one_clock else CLOCK_TOLERANCE)
+
+
+def may_be_working(attempt: Attempt, now: datetime, clock: str) -> bool:
+    """Return whether a process may still be working on an attempt, from its outcome and as in :func:`may_be_alive`.
+
+    Another host may have recorded an attempt as lost while its process on this host still receives images. Only
+    the process itself records its error, as the last step. A triggerer then goes on running for days.
+    """
+    if attempt.outcome is Outcome.OPEN:
+        return may_be_alive(attempt, now, clock)
+    return attempt.outcome is not Outcome.COMPLETE and attempt.error is None and runs_here(attempt)
 
 
 def is_of_this_host(worker: Worker) -> bool:

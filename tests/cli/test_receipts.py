@@ -122,6 +122,19 @@ def test_request_id_adds_usage_from_gateway_log(
     assert attempt.usage["total_tokens"] == record.total_tokens
 
 
+@pytest.mark.parametrize("statement", ["--billed", "--not-billed"])
+def test_resolve_accepts_an_ended_attempt_of_another_host(
+    jojokey: Run, lost: CommandOutput, bucket: Bucket, statement: str
+) -> None:
+    """The receipt shows that it has ended, so its lease doesn't matter."""
+    known = receipt(bucket)
+    (attempt,) = known.attempts
+    elsewhere = replace(attempt.worker, identity="another host")
+    write(bucket, known.with_attempt(replace(attempt, worker=elsewhere)))
+
+    assert jojokey("resolve", URI, statement).code == 0
+
+
 @pytest.mark.parametrize("case", ["not_an_image", "truncated_mid_image"])
 def test_statement_that_is_revised_restores_the_cost(
     jojokey: Run, gateway: Gateway, bucket: Bucket, case: str

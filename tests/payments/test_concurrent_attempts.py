@@ -133,6 +133,27 @@ def test_two_tries_reconcile_one_dead_attempt_once(harness: Harness, monkeypatch
     assert harness.outcomes() == ["complete"]
 
 
+@pytest.mark.parametrize("case", ["reset", "not_an_image", "truncated_mid_image", "error_in_200"])
+@pytest.mark.parametrize("permission", ["fail", "regenerate"])
+def test_try_does_not_wait_for_process_whose_attempt_failed(
+    harness: Harness, case: str, permission: str
+) -> None:
+    """For example, two triggerers on one host: the one that made the failed attempt goes on running."""
+    prompt = f"a fox [sandbox: {case} times=1]"
+    harness.fail(prompt)
+    other, hook = harness.in_other_process(), JojoKeyHook()
+
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(other.end, prompt, try_number=2, on_unknown_outcome=permission, hook=hook)
+        try:
+            result = ended.result(timeout=PATIENCE)
+        finally:
+            hook.abort()  # it would wait forever
+
+    assert (name_of(result) == "image") is (permission == "regenerate")
+    assert harness.posts == (2 if permission == "regenerate" else 1)
+
+
 def test_stopped_task_that_waits_sends_nothing(harness: Harness) -> None:
     hook = JojoKeyHook()
     harness.gateway.behave(delay=1.0)
