@@ -195,22 +195,17 @@ def _matching_by_time(facts: Facts) -> list[LoggedRequest]:
 def group_log(rows: Iterable[Mapping[str, Any]]) -> list[LoggedRequest]:
     """Return the requests in the rows of the gateway log, grouped by request ID.
 
-    Rows without a request ID identify nothing and are left out. A row that is listed twice counts once: otherwise,
-    the sum would be above the bill.
+    Rows without a request ID identify nothing and are left out. A row that is listed again, with the same ``id``,
+    counts once. Equal rows with other IDs or none count: a gateway may charge each image of a request separately.
     """
     by_id: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         request_id = row.get("request_id")
         if isinstance(request_id, str) and request_id and row.get("type") in (CONSUMED, FAILED):
             known = by_id.setdefault(request_id, [])
-            if not any(_same_row(row, other) for other in known):
+            if not row.get("id") or row not in known:
                 known.append(row)
     return [_grouped(request_id, rows) for request_id, rows in by_id.items()]
-
-
-def _same_row(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two rows are equal, except for ``id``: some gateways number the rows of a response."""
-    return {**row, "id": None} == {**other, "id": None}
 
 
 def _grouped(request_id: str, rows: Sequence[Mapping[str, Any]]) -> LoggedRequest:

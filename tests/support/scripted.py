@@ -31,7 +31,7 @@ class ScriptedGateway:
         self.billed: list[str] = []
         self.logs_charges = True
         self.repeats_rows = False
-        """Whether the log lists each row twice, with another number."""
+        """Whether the log lists each row twice."""
         self.log_status = 200
         self.log_reads = 0
         self.status: dict[str, Any] | bytes | None = None
@@ -74,8 +74,8 @@ class ScriptedGateway:
             behave(self, exchange, request_id)
         elif "/api/log/token" in exchange.request.target:
             self.log_reads += 1
-            rows = self.rows[::-1] * (2 if self.repeats_rows else 1)
-            listed = [{"id": number, **values} for number, values in enumerate(rows)]
+            rows = [{"id": number, **values} for number, values in enumerate(self.rows, 1)][::-1]
+            listed = rows * (2 if self.repeats_rows else 1)
             body = json.dumps({"success": True, "message": "", "data": listed}).encode()
             exchange.answer(self.log_status, body, Content_Type="application/json", X_Oneapi_Request_Id="log")
         elif exchange.request.target == "/api/status" and self.status is not None:
