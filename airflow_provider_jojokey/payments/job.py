@@ -104,10 +104,13 @@ class ImageJob(Struct, frozen=True):
     def permits_repayment(self, attempt: Attempt) -> bool:
         """Whether the user allows another payment although ``attempt`` was, or may have been, billed.
 
-        Each try may pay once. A trigger that runs twice is one try: only one of its runs resumes the task, so the
-        task would not report what the other one pays.
+        Each try may pay once. A trigger that runs twice is one try, and if the first run has recorded its error, the
+        task gets that error, and would not report what the second one pays. A killed run reports nothing, so with
+        ``on_unknown_outcome="regenerate"`` the next run takes its place.
         """
-        return self.repays and not attempt.owner.is_try_of(self.owner)
+        if not attempt.owner.is_try_of(self.owner):
+            return self.repays
+        return self.on_unknown_outcome == "regenerate" and attempt.error is None
 
     def to_json(self) -> dict[str, Any]:
         """Return the job for another process."""

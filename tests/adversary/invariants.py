@@ -43,9 +43,13 @@ def at_post(world: World, ended: Ended, sent: Sent) -> list[str]:
     if job.reuse == "never":
         earlier = [other for other in earlier if _ti(other.job) == _ti(job)]
     if job.on_unknown_outcome == "regenerate":
-        # Each try may pay for an image that an earlier one has lost.
+        # Each try may pay for an image that is lost, but not if another run of the same try reports the loss.
+        reported = {attempt["id"] for attempt in world.attempts(job) if attempt["error"]}
         earlier = [
-            other for other in earlier if _ti(other.job) == _ti(job) or not _is_lost(world, other, process)
+            other
+            for other in earlier
+            if not _is_lost(world, other, process)
+            or (_ti(other.job) == _ti(job) and other.attempt in reported)
         ]
     if earlier:
         problems.append("paid twice")

@@ -45,7 +45,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ("machines are identified by hostname", "payments/liveness.py", "bool(worker.identity) and worker.identity == this_worker().identity", "worker.host == this_worker().host"),
     ("images are reused without a look at S3", "payments/generate.py", "                if images_exist(context, attempt, receipt):\n", "                if True:\n"),
     ("a loss is always paid for again", "payments/job.py", 'return self.on_unknown_outcome == "regenerate" or self.reuse == "never"', "return True"),
-    ("one try pays twice", "payments/job.py", "return self.repays and not attempt.owner.is_try_of(self.owner)", "return self.repays"),
+    ("one try pays twice", "payments/job.py", 'return self.on_unknown_outcome == "regenerate" and attempt.error is None', "return self.repays"),
     ("tries are identified by number only", "payments/attempt.py", "        if self.ti_id and other.ti_id:\n", "        if False:\n"),
     ("a missing folder proves that nothing was sent", "store/spool.py", "        except (OSError, ValueError, KeyError, TypeError, RecursionError):\n            return False\n\n    def add_fact", "        except (OSError, ValueError, KeyError, TypeError, RecursionError):\n            return True\n\n    def add_fact"),
     ("a copied folder proves that nothing was sent", "store/spool.py", '                and intent["inode"] == self.folder.stat().st_ino\n', ""),

@@ -106,7 +106,7 @@ def lost_and_billed() -> JojoKeyError:
         "gpt-image-2", AT.timestamp(), AT.timestamp(), finished=True, request_id=REQUEST_ID, log=[logged]
     )
     attempt = Attempt("a" * 32, "f", OWNER, Worker("host", 1, 0.0), AT, AT, request_id=REQUEST_ID)
-    context: Any = None  # used only while the outcome may change
+    context: Any = SimpleNamespace(job=job())  # the rest is used only while the outcome may change
     return errors.lost(context, attempt, evidence.judge(facts))
 
 

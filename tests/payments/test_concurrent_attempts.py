@@ -69,6 +69,23 @@ def test_lost_response_of_trigger_that_runs_twice_is_paid_once(
     assert harness.posts == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "posts"),
+    [({"on_unknown_outcome": "regenerate"}, 2), ({"reuse": "never"}, 1), ({}, 1)],
+    ids=str,
+)
+def test_run_that_replaces_a_killed_one_pays_if_permitted(
+    harness: Harness, options: dict[str, str], posts: int
+) -> None:
+    """A killed run reports nothing, and Airflow starts the same try of the trigger on another host."""
+    harness.kill(**options)
+    harness.time.skip(1000)
+
+    harness.on("other").end(**options)
+
+    assert harness.posts == posts
+
+
 @pytest.mark.usefixtures("_settings")
 def test_error_of_trigger_survives_json(harness: Harness) -> None:
     payload = asyncio.run(run_trigger(harness, prompt="a fox [sandbox: truncated]", n=2))

@@ -40,7 +40,7 @@ from tests.support.scripted import (
 SEQUENCES, STEPS = 6, 7
 HOURS = 10_000.0
 DOUBTS = ("doesn't show", "cannot be read", "proves nothing", "no such request", "may be", "may still")
-"""Words of a note that is no evidence."""
+"""Words of a note that proves nothing."""
 
 
 class DiesAfterRequestId(JojoKeyHook):
