@@ -181,16 +181,14 @@ class World:
         attempt = self.random.choice(attempts)
         request_id = self.requests.get(attempt.id, "")
         billed = request_id in self.owed
-        refund = billed and self.random.random() < 0.5 and attempt.outcome is Outcome.BILLED
-        if refund:
-            self.refunded.add(request_id)
-            billed = False
+        refund = billed and attempt.outcome is Outcome.BILLED and self.random.random() < 0.5
+        billed = billed and not refund
         arguments = ["--billed" if billed else "--not-billed", "--attempt", attempt.id]
         if billed and self.random.random() < 0.7:
             arguments += ["--request-id", request_id]
         output = self.command("resolve", self.uri, *arguments)
-        if refund and output.code:
-            self.refunded.discard(request_id)
+        if refund and not output.code:
+            self.refunded.add(request_id)
         self.trace.append(f"resolve {arguments} {output.code} {output.err.strip()}")
 
     def change_log(self) -> None:
