@@ -236,6 +236,7 @@ def complete(
                 kept=kept or attempt.kept,
                 warnings=(*generation.warnings, *warnings),
                 error=None,
+                note=None,  # its images prove more than what another host has recorded
             )
         )
     except (JojoKeyStoreError, JojoKeyReceiptError) as error:

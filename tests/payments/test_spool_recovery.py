@@ -417,6 +417,19 @@ def test_usage_includes_a_killed_try_with_reuse_never(harness: Harness) -> None:
     assert harness.outcomes() == ["complete", "complete"]
 
 
+def test_stored_image_replaces_the_note_of_another_host(harness: Harness) -> None:
+    harness.kill()
+    harness.time.skip(10_000)
+    harness.on("other").fail(try_number=2)
+    assert harness.outcomes() == ["unknown"]
+    assert harness.receipt().attempts[0].note
+
+    harness.run(try_number=3)
+
+    (attempt,) = harness.receipt().attempts
+    assert (attempt.outcome, attempt.billed, attempt.note) == ("complete", "yes", None)
+
+
 # --- refunds ---------------------------------------------------------------------------------------------------------
 
 
