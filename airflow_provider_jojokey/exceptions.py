@@ -10,7 +10,7 @@ happened, whether you were charged, what was kept, what to do, what a retry does
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -37,6 +37,12 @@ class JojoKeyError(AirflowException):
 
     retry: str = "A retry is safe: it does not pay twice."
     """What a retry does: the last sentence of the text."""
+    retry_if: ClassVar[Mapping[str, str]] = {
+        "never": "A retry sends a new request and pays for it, because of reuse='never'.",
+        "regenerate": "A retry first looks for the images at no cost. Without them, it sends a new request and pays "
+        "for it, even if an earlier one was billed, because of on_unknown_outcome='regenerate'.",
+    }
+    """The same if :attr:`pays_again` is one of these."""
 
     def __init__(
         self,
@@ -83,6 +89,9 @@ class JojoKeyError(AirflowException):
         """Folder on this host where paid images wait for S3."""
         self.receipt: str | None = None
         """``s3://`` URI of the receipt, once it exists."""
+        self.pays_again: str = ""
+        """The task's setting with which a retry may pay although an earlier request was billed: ``"never"``,
+        ``"regenerate"``, or nothing."""
 
     @property
     def message(self) -> str:
@@ -90,7 +99,12 @@ class JojoKeyError(AirflowException):
         return render(self)
 
     def __str__(self) -> str:
-        return f"{self.message} {self.retry}".strip()
+        return f"{self.message} {self.retry_sentence}".strip()
+
+    @property
+    def retry_sentence(self) -> str:
+        """What a retry does, with the settings of the task: the last sentence of the text."""
+        return self.retry_if.get(self.pays_again, self.retry)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(vars(self)))  # the default loses keyword arguments
@@ -145,10 +159,20 @@ def render(error: JojoKeyError) -> str:
         parts.append(f"Also kept: {', '.join(error.kept)}.")
     if error.spool:
         parts.append(
-            f"The received images are safe on this host in {error.spool}. A retry on this host stores them "
-            "without paying again. A retry on another host can't reach them, but doesn't pay again either."
+            f"The received images are safe on this host in {error.spool}. {_SPOOL[error.pays_again]}"
         )
     return " ".join(part for part in (*parts, error.todo) if part)
+
+
+_HERE = "A retry on this host stores them without paying again."
+_SPOOL = {
+    "": f"{_HERE} A retry on another host can't reach them, but doesn't pay again either.",
+    "regenerate": f"{_HERE} A retry on another host can't reach them, and pays for new ones, because of "
+    "on_unknown_outcome='regenerate'.",
+    "never": "A retry on this host stores them. Because of reuse='never', it also pays for new ones; with reuse='run', "
+    "it would not.",
+}
+"""What a retry does with images in the spool, by :attr:`JojoKeyError.pays_again`."""
 
 
 def _what(error: JojoKeyError) -> str:
@@ -179,6 +203,7 @@ class JojoKeyFailure(JojoKeyError, AirflowFailException):
     """A failure that a retry cannot fix: the task fails immediately."""
 
     retry = "Airflow does not retry the task: a retry would end the same way."
+    retry_if: ClassVar[Mapping[str, str]] = {}
 
 
 class JojoKeyConnectionError(JojoKeyFailure):
@@ -217,7 +242,7 @@ class JojoKeyTLSError(JojoKeyFailure):
     """TLS failed before anything was sent."""
 
 
-_RETRIED = "Airflow retries the task; nothing has been paid so far."
+_RETRIED = "A retry sends the request again."
 
 
 class JojoKeyRateLimitError(JojoKeyError):
@@ -261,6 +286,7 @@ class JojoKeyAlreadyBilledError(JojoKeyUnknownOutcomeError, AirflowFailException
         "on_unknown_outcome='regenerate' or reuse='never'. If JojoKey support confirms that nothing was billed, "
         "record it with `airflow jojokey resolve`."
     )
+    retry_if: ClassVar[Mapping[str, str]] = {}
 
 
 class JojoKeyReplyError(JojoKeyFailure):
@@ -293,12 +319,21 @@ class JojoKeyBudgetError(JojoKeyFailure):
     """The request would exceed a limit of the task or of the Dag run, such as ``max_cost``, and was not sent."""
 
     retry = "Airflow does not retry the task. After you clear it, only missing images are paid for."
+    retry_if: ClassVar[Mapping[str, str]] = {
+        "never": "Airflow does not retry the task. After you clear it, it pays for new images, because of "
+        "reuse='never'."
+    }
 
 
 class JojoKeyBatchError(JojoKeyError):
     """Some items of a batch failed. Images that were received are in S3, or wait in the folder ``spool``."""
 
     retry = "A retry sends only what is missing: it does not pay twice."
+    retry_if: ClassVar[Mapping[str, str]] = {
+        "never": "A retry sends what is missing, and pays again for all items with reuse='never'.",
+        "regenerate": "A retry sends only what is missing, and pays for it, even if an earlier request was billed, "
+        "because of on_unknown_outcome='regenerate'.",
+    }
 
 
 class JojoKeyBatchFailure(JojoKeyBatchError, AirflowFailException):
@@ -308,6 +343,10 @@ class JojoKeyBatchFailure(JojoKeyBatchError, AirflowFailException):
         "Airflow does not retry the task: these items would fail again. Fix their causes and clear the task: "
         "only what is missing is sent and paid for."
     )
+    retry_if: ClassVar[Mapping[str, str]] = {
+        "never": "Airflow does not retry the task: these items would fail again. Fix their causes and clear the task: "
+        "it sends what is missing, and pays again for all items with reuse='never'."
+    }
 
 
 _CLASS_OF_KIND: dict[Kind, type[JojoKeyError]] = {

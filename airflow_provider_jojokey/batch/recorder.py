@@ -119,8 +119,7 @@ class Recorder:
             cost = UNKNOWN_COST.to_json()
         facts = {"usage": usage, "cost": cost, "receipt": None if earlier is None else earlier.receipt}
         if billed not in self._stopped:
-            error = errors.stopped()
-            error.billed = billed  # type: ignore[assignment]
+            error = errors.stopped().changed(billed=billed, pays_again=self._tally.pays_again)
             result = Result.from_error(error, prompt="", aws_conn_id=self._aws_conn_id)
             self._stopped[billed] = {**result.to_xcom(), "retryable": True}
         self._tally.not_started(billed, images, usage, cost)

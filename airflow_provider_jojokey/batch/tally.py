@@ -75,6 +75,8 @@ class Tally(Struct):
     """Number of failed items whose received images wait in the spool."""
     spool: str | None = None
     """Folder on this host in which all of them wait."""
+    pays_again: str = ""
+    """The setting with which a retry may pay for an item again: see :attr:`JojoKeyError.pays_again`."""
     unrecorded: int = 0
     """Number of failed items whose response, if there was one, could not be recorded in time."""
     retryable: int = 0
@@ -264,7 +266,7 @@ class Tally(Struct):
             billed=self.billed,
             sent=True,
         )
-        error.spool = self.spool
+        error.spool, error.pays_again = self.spool, self.pays_again
         if not self.earlier_unknown:
             error.usage, error.cost = self.usage, self.cost.to_json()
         return error

@@ -22,7 +22,7 @@ from airflow_provider_jojokey.operators.arguments import (
     is_literal,
 )
 from airflow_provider_jojokey.operators.templates import TemplatedOperator
-from airflow_provider_jojokey.payments.options import LIMITS
+from airflow_provider_jojokey.payments.options import LIMITS, pays_again
 from airflow_provider_jojokey.policies import JojoKeyRetryPolicy
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_jojokey.exceptions import JojoKeyError
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.operators.stopping import StopSwitch
     from airflow_provider_jojokey.payments.attempt import Owner
@@ -200,6 +201,10 @@ class ImageOperator(TemplatedOperator):
         except Exception as error:  # must not hide the error that the task fails with
             self.log.warning("What this task was billed in earlier tries is not known: %s", error)
             return None
+
+    def _with_settings(self, error: JojoKeyError) -> JojoKeyError:
+        """Return an error whose text says what a retry does with the settings of this task."""
+        return error.changed(pays_again=pays_again(self.reuse, self.on_unknown_outcome))
 
     def _limits(self) -> tuple[Limit, Limit]:
         """Return the limits of the task and of the Dag run.

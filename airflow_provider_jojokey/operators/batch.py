@@ -13,6 +13,7 @@ from airflow_provider_jojokey.integrations import assets
 from airflow_provider_jojokey.operators.arguments import converted, is_literal
 from airflow_provider_jojokey.operators.base import ImageOperator, text_of
 from airflow_provider_jojokey.operators.templates import OPTIONS, TemplateFields
+from airflow_provider_jojokey.payments.options import PAYS_AGAIN
 from airflow_provider_jojokey.results import (
     MAX_MESSAGE,
     PROGRESS_KEY,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_jojokey.batch.plan import Plan
     from airflow_provider_jojokey.batch.runner import Batch
     from airflow_provider_jojokey.batch.tally import Tally
+    from airflow_provider_jojokey.exceptions import JojoKeyError
     from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
     from airflow_provider_jojokey.payments.attempt import Owner
     from airflow_provider_jojokey.payments.budget import Budget
@@ -154,6 +156,7 @@ class GenerateImageBatchOperator(ImageOperator):
             was spent and what a retry does
         """
         from airflow_provider_jojokey.batch.heap import limit_malloc_arenas
+        from airflow_provider_jojokey.exceptions import JojoKeyError
         from airflow_provider_jojokey.operators.stopping import TaskStopped
 
         limit_malloc_arenas()
@@ -163,12 +166,12 @@ class GenerateImageBatchOperator(ImageOperator):
             ending.callback(switch.end)
             try:
                 plan, batch, place = self._prepare(self._owner(context), ending)
-            except TaskStopped:
-                error = switch.error()
+            except (JojoKeyError, TaskStopped) as failure:
+                error = self._with_settings(failure if isinstance(failure, JojoKeyError) else switch.error())
                 self._report_interruption(context, error)
                 raise error from None
-            except BaseException as error:  # also a timeout
-                self._report_interruption(context, error)
+            except BaseException as interruption:  # such as a timeout
+                self._report_interruption(context, interruption)
                 raise
             uri = None
             try:
@@ -216,10 +219,11 @@ class GenerateImageBatchOperator(ImageOperator):
         settings = Settings.from_airflow_config()
         place = (buckets[0], manifest_key(owner)) if buckets else None
         budget = self._budget(owner, total, buckets)
-        wanted = Amount()
+        wanted, settings_of_items = Amount(), {""}
         for _, job in plan.jobs():
             wanted += estimate(job, self.hook.prices)
             plan.common.add(job.request)
+            settings_of_items.add(job.pays_again)
         self.log.info("%d items, about %s, at most %d in flight", total, wanted, self._in_flight())
         manifest = Manifest(settings.spool_directory, total)
         ending.callback(manifest.close)
@@ -234,6 +238,7 @@ class GenerateImageBatchOperator(ImageOperator):
             aws_conn_id=self.aws_conn_id,
             budget=budget,
         )
+        batch.tally.pays_again = max(settings_of_items, key=PAYS_AGAIN.index)
         self._create_clients()
         with self._stop_switch.interruptible():
             if place:
@@ -244,6 +249,11 @@ class GenerateImageBatchOperator(ImageOperator):
                 batch.preflight()
             batch.load_spent(wanted)
         return plan, batch, place
+
+    def _with_settings(self, error: JojoKeyError) -> JojoKeyError:
+        if self._batch is None:
+            return super()._with_settings(error)
+        return error.changed(pays_again=self._batch.tally.pays_again)  # an item may have its own settings
 
     def _destinations(self) -> Iterator[Destination]:
         from airflow_provider_jojokey.batch.plan import destination_of

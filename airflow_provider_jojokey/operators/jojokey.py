@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["GenerateImageBatchOperator", "GenerateImageOperator"]
 
 PROMPT_IN_LOG = 200
-PAYS_AGAIN = "A retry sends a new request and pays for it, because of reuse='never'."
 
 
 def __getattr__(name: str) -> Any:
@@ -292,9 +291,9 @@ class GenerateImageOperator(ImageOperator):
 
         :param sent: whether this try may have sent a request, apart from what the error and the switch show
         """
-        from airflow_provider_jojokey.exceptions import JojoKeyFailure
         from airflow_provider_jojokey.results import Result
 
+        error = self._with_settings(error)
         if error.usage is None:
             billed = self._billed_so_far(context, sent or error.sent or self._stop_switch.sent)
             if billed is not None:
@@ -305,8 +304,6 @@ class GenerateImageOperator(ImageOperator):
         )
         self._push_failure(context, result)
         self._set_label(context, self.s3_key, paid=True)
-        if self.reuse == "never" and not isinstance(error, JojoKeyFailure):
-            return error.changed(retry=PAYS_AGAIN)
         return error
 
     def on_kill(self) -> None:

@@ -64,10 +64,10 @@ def lost(context: Context, attempt: Attempt, verdict: Verdict) -> JojoKeyError:
     )
     final = billed or verdict.final
     todo = "To check the charge, send JojoKey support this time and the request ID or cf-ray."
-    if not context.job.repays:
+    if not context.job.pays_again:
         todo += ' To generate the image again, set on_unknown_outcome="regenerate".'
     # With the permission to pay again, a retry is useful.
-    kind = JojoKeyAlreadyBilledError if final and not context.job.repays else JojoKeyUnknownOutcomeError
+    kind = JojoKeyAlreadyBilledError if final and not context.job.pays_again else JojoKeyUnknownOutcomeError
     error = kind(
         f"The response to an earlier request ({started(attempt)}) was lost, so {received} received.",
         todo,
@@ -100,7 +100,7 @@ def unrecorded() -> JojoKeyError:
 def proven_billed(error: JojoKeyError, job: ImageJob) -> JojoKeyError:
     """Return an error of unknown charge for a request whose receipt shows by now that it was billed."""
     kind = type(error)
-    if isinstance(error, JojoKeyUnknownOutcomeError) and not job.repays:
+    if isinstance(error, JojoKeyUnknownOutcomeError) and not job.pays_again:
         kind = JojoKeyAlreadyBilledError  # a retry would find the charge
     return error.changed(kind, billed="yes", reason="", retry_after=None, awaits_log=False)
 
@@ -130,6 +130,7 @@ def with_account(error: JojoKeyError, context: Context) -> JojoKeyError:
         "images": images or None,
         "requested": error.requested or job.request.n,
         "receipt": context.receipts.uri,
+        "pays_again": job.pays_again,
     }
     return error.changed(**facts)
 

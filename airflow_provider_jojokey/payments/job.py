@@ -12,6 +12,7 @@ from msgspec.structs import asdict
 from airflow_provider_jojokey.cost import to_nanos
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.payments.attempt import Attempt, Owner
+from airflow_provider_jojokey.payments.options import pays_again
 from airflow_provider_jojokey.store.keys import Destination
 
 
@@ -97,9 +98,9 @@ class ImageJob(Struct, frozen=True):
         return self.destination.uri(self.destination.key)
 
     @property
-    def repays(self) -> bool:
-        """Whether the user allows each try to pay, although an earlier one was, or may have been, billed."""
-        return self.on_unknown_outcome == "regenerate" or self.reuse == "never"
+    def pays_again(self) -> str:
+        """The setting with which a retry may pay although an earlier request was billed; empty if there is none."""
+        return pays_again(self.reuse, self.on_unknown_outcome)
 
     def permits_repayment(self, attempt: Attempt) -> bool:
         """Whether the user allows another payment although ``attempt`` was, or may have been, billed.
@@ -109,7 +110,7 @@ class ImageJob(Struct, frozen=True):
         ``on_unknown_outcome="regenerate"`` the next run takes its place.
         """
         if not attempt.owner.is_try_of(self.owner):
-            return self.repays
+            return bool(self.pays_again)
         return self.on_unknown_outcome == "regenerate" and attempt.error is None
 
     def to_json(self) -> dict[str, Any]:

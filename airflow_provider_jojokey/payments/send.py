@@ -199,7 +199,7 @@ def _reclassified(context: Context, attempt: Attempt, error: JojoKeyError, verdi
     billed = {Event.PROVEN_BILLED: "yes", Event.PROVEN_UNBILLED: "no"}.get(verdict.event, "unknown")
     kind = type(error)
     lost = isinstance(error, (JojoKeyUnknownOutcomeError, JojoKeyReplyError)) and billed != "no"
-    if lost and context.job.repays:
+    if lost and context.job.pays_again:
         kind = JojoKeyUnknownOutcomeError  # the user's setting makes a retry useful
     elif isinstance(error, JojoKeyUnknownOutcomeError) and (
         billed == "yes" or (billed != "no" and verdict.final)

@@ -38,7 +38,7 @@ class JojoKeyRetryPolicy(RetryPolicy):
         if not isinstance(exception, JojoKeyError):
             return RetryDecision.default()
         if isinstance(exception, JojoKeyFailure):
-            return RetryDecision.fail(reason=exception.retry)
+            return RetryDecision.fail(reason=exception.retry_sentence)
         if exception.retry_after is None:
             return RetryDecision.default()
         delay = timedelta(seconds=exception.retry_after + MARGIN)

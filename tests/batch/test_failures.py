@@ -21,7 +21,6 @@ from airflow_provider_jojokey.batch.plan import Plan
 from airflow_provider_jojokey.batch.tally import Cause, Tally
 from airflow_provider_jojokey.cost import Cost, Costs
 from airflow_provider_jojokey.exceptions import (
-    JojoKeyBatchFailure,
     JojoKeyContentError,
     JojoKeyError,
     JojoKeyOverloadedError,
@@ -31,6 +30,7 @@ from airflow_provider_jojokey.operators.batch import MAX_REASON
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator
 from airflow_provider_jojokey.payments import context
 from airflow_provider_jojokey.payments.attempt import Owner
+from airflow_provider_jojokey.payments.options import PAYS_AGAIN
 from airflow_provider_jojokey.policies import jojokey
 from airflow_provider_jojokey.results import MAX_MESSAGE, MAX_PROMPT, Result, shortened
 from tests.support.alarms import alarm_when
@@ -91,23 +91,29 @@ def test_charge_proven_again_after_an_interruption_counts_once() -> None:
     length=st.integers(0, 5_000),
     key=st.integers(1, 900),
     names=st.integers(1, 209),
+    pays_again=st.sampled_from(PAYS_AGAIN),
+    spool=st.integers(0, 100),
+    retryable=st.booleans(),
     reason=st.integers(0, MAX_REASON),
 )
 def test_error_fits_into_the_result_whatever_the_causes(
-    causes: int, length: int, key: int, names: int, reason: int
+    causes: int, length: int, key: int, names: int, pays_again: str, spool: int, retryable: bool, reason: int
 ) -> None:
     costs = Costs((Cost(10**15, "CNY"), Cost(10**15, "USD")))
     tally = Tally(50_000, made=50_000 - causes, failed=causes, paid=True, unknown_outcomes=causes, cost=costs)
     tally.without_cost = 50_000
+    tally.pays_again, tally.retryable = pays_again, int(retryable)
+    tally.spool = f"/{'s' * spool}" if spool else None
     for index in range(causes):
         tally.causes[f"JojoKeyUnknownOutcome{index}Error", "yes"] = Cause(
             49_900 + index, f"s3://posters/{'k' * key}.png", "x" * length, 1
         )
     end = f", because the task was interrupted ({'r' * reason})" if reason else ""
     names_of_run = "/".join(["n" * names] * 3)
-    text = str(tally.error(end, f"s3://{'b' * 63}/_jojokey/batches/{names_of_run}.jsonl"))
+    error = tally.error(end, f"s3://{'b' * 63}/_jojokey/batches/{names_of_run}.jsonl")
+    text = str(error)
     assert len(text) < MAX_MESSAGE
-    assert text.endswith(JojoKeyBatchFailure.retry)
+    assert text.endswith(error.retry_sentence)
     counted = [int(count) for count in re.findall(r"(\d+) (?:JojoKeyUnknown|with other errors)", text)]
     assert sum(counted) == causes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -20,6 +21,7 @@ from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import host as hosts
 from airflow_provider_jojokey.store import spool as spools
 from tests.support.commands import run_in_process
+from tests.support.fault_proxy import FaultProxy, answer, error, on
 from tests.support.harness import DiesAfterResponse, Harness, Killed, name_of, when_asked
 from tests.support.patience import PATIENCE
 
@@ -382,6 +384,34 @@ def test_image_in_spool_is_stored_after_change(harness: Harness, change: dict[st
     )
     assert manifest["usage"]["total_tokens"] == harness.tokens
     assert harness.spooled() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence", "payments"),
+    [
+        ({}, "A retry on another host can't reach them, but doesn't pay again either.", 1),
+        ({"on_unknown_outcome": "regenerate"}, "A retry on another host can't reach them, and pays for new ones", 2),
+    ],
+)  # fmt: skip
+def test_error_says_what_another_host_does(
+    harness: Harness, options: dict[str, str], sentence: str, payments: int
+) -> None:
+    harness.set(upload_patience=0.0)
+    bucket = harness.bucket
+    rejected = on("PUT", f"/{bucket.name}/fox.png", answer(error(403, "AccessDenied")))
+    with FaultProxy(bucket.endpoint_url, rejected) as proxy:
+        harness.bucket = dataclasses.replace(bucket, endpoint_url=proxy.url)
+        harness.connect()
+        failure = harness.fail(**options)
+    harness.bucket = bucket
+    harness.connect()
+    assert sentence in failure.message
+
+    other = harness.on("other")
+    harness.time.skip(1000)
+    other.run_with_retries(first=2, **options)
+
+    assert harness.billed == payments
 
 
 def test_image_in_spool_is_stored_even_if_the_task_then_fails(harness: Harness) -> None:
