@@ -150,8 +150,8 @@ _AMBIGUOUS_REDIRECT = Meaning(
 
 _UNPROVEN: Mapping[Sender, str] = {
     Sender.RELAY: "A proxy in front of JojoKey reported an error",
-    Sender.API: "The error response does not carry JojoKey's request ID",
-    Sender.OTHER: "The error response does not carry JojoKey's request ID",
+    Sender.API: "The error response lacks the header with JojoKey's request ID",
+    Sender.OTHER: "The error response lacks the header with JojoKey's request ID",
 }
 
 RULES: Mapping[Sender, Rule] = {
@@ -207,6 +207,8 @@ def from_response(
     sender = _sender(headers, failure, edge_code)
     meaning, billed = _classify(status, sender, failure, edge_code)
     kind, summary, advice = meaning
+    if sender is Sender.EDGE and kind is Kind.TLS:
+        summary = "Cloudflare could not establish a TLS connection to JojoKey"
     if status in REDIRECTS:
         summary = "The address of the image API redirects, and paid requests never follow redirects"
     if 200 <= status < 300:
@@ -326,6 +328,25 @@ def _classify_success(
     return Meaning(Kind.REPLY, "JojoKey reported success without an image"), "yes"
 
 
+_ADVICE_BY_SENDER: Mapping[tuple[Kind, Sender], str] = {
+    (
+        Kind.UNKNOWN_OUTCOME,
+        Sender.RELAY,
+    ): "A proxy in front of JojoKey responded. It may have sent the request several "
+    "times, and reports only the last error. Turn off its retries (num_retries: 0 in LiteLLM), or connect to JojoKey "
+    "directly.",
+    (
+        Kind.TLS,
+        Sender.EDGE,
+    ): "The gateway's certificate or TLS setup is broken. Send JojoKey support the cf-ray and the time.",
+    (
+        Kind.EDGE_BLOCKED,
+        Sender.OTHER,
+    ): "A proxy or firewall on the way rejected it, such as that of your network. Ask "
+    "its administrator, or connect without it.",
+}
+
+
 def _advice(kind: Kind, sender: Sender, has_detail: bool) -> str:
     if kind is Kind.REQUEST:
         return (
@@ -333,12 +354,7 @@ def _advice(kind: Kind, sender: Sender, has_detail: bool) -> str:
             if has_detail
             else ("Change the request. The gateway gave no reason.")
         )
-    if sender is Sender.RELAY and kind is Kind.UNKNOWN_OUTCOME:
-        return (
-            "A proxy in front of JojoKey responded. It may have sent the request several times, and reports only the "
-            "last error. Turn off its retries (num_retries: 0 in LiteLLM), or connect to JojoKey directly."
-        )
-    return ""
+    return _ADVICE_BY_SENDER.get((kind, sender), "")
 
 
 _EDGE_TEXT = re.compile(rb"\s*error code:\s*([0-9]{3,4})\b", re.IGNORECASE)

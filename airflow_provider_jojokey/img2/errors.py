@@ -73,8 +73,8 @@ ADVICE: Mapping[Kind, Advice] = {
     Kind.CONTENT: Advice("JojoKey rejected the prompt for its content", "Rephrase the prompt."),
     Kind.BASE_URL: Advice(
         "This address does not serve the image API",
-        "Check the connection's host. It must be the base URL of the API, https://api.jojokey.com "
-        "(with or without /v1, without any other path).",
+        "Check the connection's host. It must be the base URL of the API, such as https://api.jojokey.com, with or "
+        "without /v1.",
     ),
     Kind.TLS: Advice(
         "The TLS connection to JojoKey is not trusted",

@@ -71,6 +71,8 @@ class Row:
     retry_after: float | None = None
     words: list[str] = field(default_factory=list)
     """Parts of the message."""
+    advice: str = ""
+    """A part of the advice, if it is not that of the kind."""
 
     @property
     def by_gateway(self) -> bool:
@@ -109,14 +111,26 @@ def gateway(
     ]
 
 
-def cloudflare(code: int, kind: Kind, billed: str = "no", retry_after: float | None = None) -> list[Row]:
+def cloudflare(
+    code: int, kind: Kind, billed: str = "no", retry_after: float | None = None, advice: str = ""
+) -> list[Row]:
     """Return the error as JSON, as a page and as plain text."""
     status = code if code < 1000 else (429 if code == 1015 else 403)
     waits = {} if retry_after is None else {"retry_after": retry_after}
     header = {} if retry_after is None else {"Retry-After": f"{retry_after:.0f}"}
     html = {**EDGE, "Content-Type": "text/html; charset=UTF-8"}
     return [
-        Row(f"cloudflare {code} {name}", status, headers, body, kind, billed, str(code), retry_after)
+        Row(
+            f"cloudflare {code} {name}",
+            status,
+            headers,
+            body,
+            kind,
+            billed,
+            str(code),
+            retry_after,
+            advice=advice,
+        )
         for name, headers, body in (
             ("json", {**EDGE, "Content-Type": "application/problem+json"}, cloudflare_body(code, **waits)),
             ("page", {**html, **header}, html_page(f"example.com | Error {code}")),
@@ -203,8 +217,8 @@ TABLE = [
     *cloudflare(522, Kind.UNKNOWN_OUTCOME, "unknown"),
     *cloudflare(523, Kind.UNREACHABLE),
     *cloudflare(524, Kind.UNKNOWN_OUTCOME, "unknown", 120.0),
-    *cloudflare(525, Kind.TLS),
-    *cloudflare(526, Kind.TLS),
+    *cloudflare(525, Kind.TLS, advice="Send JojoKey support the cf-ray"),
+    *cloudflare(526, Kind.TLS, advice="Send JojoKey support the cf-ray"),
     *cloudflare(502, Kind.UNKNOWN_OUTCOME, "unknown"),
     *cloudflare(504, Kind.UNKNOWN_OUTCOME, "unknown"),
     *cloudflare(530, Kind.UNREACHABLE),
@@ -274,8 +288,10 @@ TABLE = [
     *[Row(f"{status} of the gateway", status, GATEWAY, gateway_body("no"), Kind.OVERLOADED) for status in (424, 425, 499)],
     *[Row(f"interim {status} as the response", status, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown") for status in (101, 103)],
     Row("408 of an unknown server", 408, {}, b"", Kind.UNKNOWN_OUTCOME, "unknown"),
-    Row("403 of an unknown server", 403, {"Content-Type": "text/html"}, html_page("Forbidden"), Kind.EDGE_BLOCKED),
-    Row("451 of an unknown server", 451, {"Content-Type": "text/html"}, html_page("Unavailable"), Kind.EDGE_BLOCKED),
+    Row("403 of an unknown server", 403, {"Content-Type": "text/html"}, html_page("Forbidden"), Kind.EDGE_BLOCKED,
+        advice="A proxy or firewall on the way rejected it"),
+    Row("451 of an unknown server", 451, {"Content-Type": "text/html"}, html_page("Unavailable"), Kind.EDGE_BLOCKED,
+        advice="A proxy or firewall on the way rejected it"),
     Row("404 page", 404, {"Content-Type": "text/html"}, html_page("Not Found"), Kind.BASE_URL, words=["Not Found"]),
     Row("405", 405, {}, b"", Kind.BASE_URL),
     Row("407", 407, {}, b"", Kind.UNREACHABLE),
@@ -292,7 +308,7 @@ def test_known_error_is_classified(row: Row) -> None:
     assert error.retry_after == row.retry_after
     assert error.request_id == (ID if row.by_gateway else None)
     assert (error.cf_ray or "")[:16] == (RAY[:16] if "CF-RAY" in row.headers or b"ray_id" in row.body else "")
-    advice = "Change the request" if row.kind is Kind.REQUEST else ADVICE[row.kind].todo
+    advice = row.advice or ("Change the request" if row.kind is Kind.REQUEST else ADVICE[row.kind].todo)
     for word in [*row.words, advice, f"HTTP {row.status}"]:
         assert word in str(error)
 
@@ -557,3 +573,32 @@ def test_error_without_proof_may_be_billed(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", Kind)
 def test_each_kind_has_advice(kind: Kind) -> None:
     assert ADVICE[kind].todo.endswith(".")
+
+
+@pytest.mark.parametrize("status", [525, 526])
+def test_edge_that_cannot_connect_blames_the_gateway(status: int) -> None:
+    text = str(
+        from_response(status, {**EDGE, "Content-Type": "text/html"}, html_page("Invalid SSL certificate"))
+    )
+    assert "Cloudflare could not establish a TLS connection to JojoKey" in text
+    assert "Send JojoKey support the cf-ray" in text
+    assert "verify" not in text  # it is about the worker's own connection
+
+
+def test_rejection_of_a_proxy_is_not_a_case_for_jojokey() -> None:
+    text = str(from_response(403, {"Content-Type": "text/html"}, html_page("Forbidden by policy X")))
+    assert "A proxy or firewall on the way rejected it" in text
+    assert "support" not in text
+    blocked = from_response(403, {**EDGE, "Content-Type": "text/html"}, html_page("Error 1020"))
+    assert "Send JojoKey support the cf-ray" in str(blocked)
+
+
+def test_quoted_request_id_is_not_called_missing() -> None:
+    body = openai_body("No available channel (request id: 20261123-x)", "model_not_found")
+    text = str(from_response(503, {}, body))
+    assert "request ID 20261123-x" in text
+    assert "lacks the header with JojoKey's request ID" in text
+
+
+def test_base_url_may_have_a_path() -> None:
+    assert "any other path" not in str(Img2Error(Kind.BASE_URL))
