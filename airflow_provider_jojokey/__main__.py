@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
             help=definition.help,
             description=getattr(definition, "description", None) or definition.help,
             epilog=getattr(definition, "epilog", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # an exit code per line
         )
         for argument in getattr(definition, "args", ()):
             argument.add_to_parser(command)

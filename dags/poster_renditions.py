@@ -138,7 +138,8 @@ with DAG(
             "A paper boat on a mountain lake, screen print, wide margins",
             type="string",
             title="Prompt",
-            description="What the poster shows.",
+            description="What the poster shows. At list prices, a new poster costs about USD 0.01. The same prompt "
+            "again costs nothing.",
         ),
         "channels": Param(
             list(CHANNELS), type="array", items={"type": "string", "enum": list(CHANNELS)}, title="Channels",

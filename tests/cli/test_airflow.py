@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_jojokey.__main__ import main
 from airflow_provider_jojokey.sandbox import Sandbox
 from tests.support.modules import HEAVY, modules_after, within
 from tests.support.patience import PATIENCE
@@ -147,6 +148,16 @@ def test_help_fits_80_columns_and_names_the_setting(world: Sandbox, command: str
     assert [line for line in long if "Output format. Allowed values:" not in line] == []  # Airflow's own text
     words = " ".join(done.stdout.split())
     assert not command or ("(default: the setting s3_extra_args)" in words and "exit codes: 0 " in words)
+
+
+@pytest.mark.parametrize("command", ["attempts", "check", "generate", "ledger", "resolve"])
+def test_help_has_a_line_per_exit_code(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+
+    codes = capsys.readouterr().out.partition("exit codes:\n")[2].splitlines()
+    assert len(codes) > 1
+    assert [line.split()[0] for line in codes] == [str(number) for number in range(len(codes))]
 
 
 def test_definition_imports_nothing_heavy() -> None:
