@@ -40,10 +40,10 @@ from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from airflow_provider_jojokey.sandbox import Gateway  # noqa: E402
-from tests.support.airflow import _choose, _stores, airflow, any_store, plain_store, store  # noqa: E402
+from tests.support.airflow import _choose, _stores, airflow, any_store, plain_store, s3, store  # noqa: E402
 from tests.support.loopback import Authority  # noqa: E402
 
-__all__ = ["_choose", "_stores", "airflow", "any_store", "plain_store", "store"]
+__all__ = ["_choose", "_stores", "airflow", "any_store", "plain_store", "s3", "store"]
 
 # moto's server runs in this process, and Airflow sends its log to standard output, where commands print their JSON.
 logging.getLogger("werkzeug").setLevel(logging.ERROR)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_jojokey.img2.rules import FIELDS
 from airflow_provider_jojokey.operators.arguments import TEXTS, converted, has_template, is_default
 from airflow_provider_jojokey.payments.options import LIMITS
 
@@ -16,15 +17,7 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     "s3_bucket",
-    "model",
-    "size",
-    "quality",
-    "n",
-    "background",
-    "output_format",
-    "output_compression",
-    "moderation",
-    "extra_body",
+    *(name for name in FIELDS if name not in ("prompt", "stream", "partial_images")),
     "reuse",
     "on_unknown_outcome",
     *LIMITS,

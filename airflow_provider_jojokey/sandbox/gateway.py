@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,7 +23,7 @@ from airflow_provider_jojokey.sandbox.charges import QUOTA_PER_USD, ChargeRecord
 from airflow_provider_jojokey.sandbox.free_endpoints import FreeEndpoints, invalid_url_reply, json_reply
 from airflow_provider_jojokey.sandbox.generation import ImageEndpoint
 from airflow_provider_jojokey.sandbox.hosted_images import PREFIX, HostedImages
-from airflow_provider_jojokey.sandbox.server import RequestRecord, Server
+from airflow_provider_jojokey.sandbox.server import RequestRecord, Server, Service
 from airflow_provider_jojokey.sandbox.wire import Reply, Wire
 
 DEFAULT_TOKEN = "sk-sandbox-not-a-secret"  # only the stand-in accepts it
@@ -33,7 +32,7 @@ DEFAULT_MODELS = ("gpt-image-2",)
 _Item = TypeVar("_Item")
 
 
-class Gateway:
+class Gateway(Service):
     """A stand-in for JojoKey; a context manager.
 
     :param port: the port on 127.0.0.1; 0 means any free port.
@@ -135,14 +134,6 @@ class Gateway:
         if server is not None:
             self._port = server.port  # a restarted gateway keeps its port
             server.stop()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def port(self) -> int:

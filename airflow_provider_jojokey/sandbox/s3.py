@@ -19,8 +19,9 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
+
+from airflow_provider_jojokey.sandbox.server import Service
 
 REGION = "us-east-1"
 
@@ -50,7 +51,7 @@ except subprocess.TimeoutExpired:
 """
 
 
-class S3Server:
+class S3Server(Service):
     """An S3 server for one directory; a context manager.
 
     :param directory: each folder in it is a bucket, each file an object. It is created if it is missing, and never
@@ -142,14 +143,6 @@ class S3Server:
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-        self.stop()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         self.stop()
 
     def create_bucket(self, name: str) -> Path:

@@ -9,12 +9,31 @@ import socket
 import socketserver
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from airflow_provider_jojokey.sandbox.wire import Wire
+
+
+class Service(ABC):
+    """A server that runs inside a ``with`` block, or from :meth:`start` to :meth:`stop`."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start it, and return self."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop it."""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from airflow_provider_jojokey.sandbox.gateway import Gateway
 from airflow_provider_jojokey.sandbox.s3 import REGION, S3Server
+from airflow_provider_jojokey.sandbox.server import Service
 
 REAL_API = "https://api.jojokey.com"
 
 
-class Sandbox:
+class Sandbox(Service):
     """A gateway and an S3 server together; a context manager.
 
     ``environ`` can select real services. With ``JOJOKEY_API_KEY``, the sandbox uses the API at ``JOJOKEY_BASE_URL``
@@ -104,14 +104,6 @@ class Sandbox:
         finally:
             if self._s3 is not None:
                 self._s3.stop()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that define the two Airflow connections.

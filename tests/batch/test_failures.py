@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -35,7 +34,7 @@ from airflow_provider_jojokey.policies import jojokey
 from airflow_provider_jojokey.results import MAX_MESSAGE, MAX_PROMPT, Result, shortened
 from tests.support.alarms import alarm_when
 from tests.support.campaigns import posters
-from tests.support.loopback import Exchange, Server
+from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, answer, error, on, times
 from tests.support.patience import PATIENCE
 
 
@@ -417,27 +416,9 @@ def test_log_shows_progress_but_not_each_image(
     assert gateway.token not in out
 
 
-def test_store_that_rejects_images_stops_the_batch_early(
-    campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = campaign.store.connection
-    address = store["extra"]["endpoint_url"].removeprefix("http://")
-
-    def reject_images(exchange: Exchange) -> None:
-        request = exchange.request
-        if request.method == "PUT" and "/_jojokey/" not in request.target:
-            return exchange.answer(403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
-        upstream = http.client.HTTPConnection(address, timeout=PATIENCE)
-        upstream.request(request.method, request.target, request.body, request.headers)
-        answer = upstream.getresponse()
-        body = answer.read()
-        tag = answer.headers["ETag"]
-        return exchange.answer(answer.status, body, **({"ETag": tag} if tag else {}))
-
-    with Server(reject_images) as proxy:
-        connection = {**store, "extra": {**store["extra"], "endpoint_url": proxy.url}}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        run = campaign.run("refused", posters(20), max_in_flight=2)
+def test_store_that_rejects_images_stops_the_batch_early(campaign: Any, gateway: Any, s3: FaultProxy) -> None:
+    s3.faults = [on("PUT", "/posters/posters/", answer(error(403, "AccessDenied")))]
+    run = campaign.run("refused", posters(20), max_in_flight=2)
     paid = len(gateway.charges)
 
     assert run.state == "failed"
@@ -561,29 +542,15 @@ def test_shown_options_of_items_are_those_of_their_jobs() -> None:
 
 
 def test_timeout_after_the_last_image_reports_what_was_spent(
-    campaign: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+    campaign: Any, gateway: Any, s3: FaultProxy
 ) -> None:
-    store = campaign.store.connection
-    address = store["extra"]["endpoint_url"].removeprefix("http://")
-    manifests: list[str] = []
+    def time_out(request: Request, forward: Forward) -> Response:
+        os.kill(os.getpid(), signal.SIGALRM)  # as Airflow's timer does
+        return forward(request)
 
-    def time_out_at_the_manifest(exchange: Exchange) -> None:
-        request = exchange.request
-        if request.method == "PUT" and request.target.partition("?")[0].endswith(".jsonl"):
-            manifests.append(request.target)
-            if len(manifests) == 2:  # the first is written before any image
-                os.kill(os.getpid(), signal.SIGALRM)  # as Airflow's timer does
-        upstream = http.client.HTTPConnection(address, timeout=PATIENCE)
-        upstream.request(request.method, request.target, request.body, request.headers)
-        answer = upstream.getresponse()
-        body = answer.read()
-        tag = answer.headers["ETag"]
-        return exchange.answer(answer.status, body, **({"ETag": tag} if tag else {}))
-
-    with Server(time_out_at_the_manifest) as proxy:
-        extra = {**store["extra"], "endpoint_url": proxy.url}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store, "extra": extra}))
-        run = campaign.run("late", posters(5), max_in_flight=2, execution_timeout="timedelta(hours=1)")
+    # The first manifest is written before any image.
+    s3.faults = [on("PUT", ".jsonl", times(1, time_out, after=1))]
+    run = campaign.run("late", posters(5), max_in_flight=2, execution_timeout="timedelta(hours=1)")
 
     assert run.state == "failed"
     assert len(gateway.charges) == 5

@@ -603,16 +603,18 @@ def test_every_failure_closes_files_and_connections(sandbox_client: Client, gate
     assert [str(warning.message) for warning in seen if issubclass(warning.category, ResourceWarning)] == []
 
 
+FULL = Path("/dev/full")
+needs_full_disk = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+
+
+class OnFullDisk(ImageFile):
+    def write(self, data: bytes) -> None:
+        with FULL.open("wb", buffering=0) as disk:
+            disk.write(data)
+
+
+@needs_full_disk
 def test_full_disk_differs_from_broken_response() -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("needs /dev/full")
-
-    class OnFullDisk(ImageFile):
-        def write(self, data: bytes) -> None:
-            with full.open("wb", buffering=0) as disk:
-                disk.write(data)
-
     with raw_server(lambda exchange: exchange.answer(200, response_body(small_png()))) as (_, client):
         error = error_of(lambda: client.generate(FOX, lambda _: OnFullDisk()))
     assert (error.kind, error.billed) == (Kind.REPLY, "yes")
@@ -1062,16 +1064,8 @@ def test_link_to_other_content_is_tried_once() -> None:
         assert downloads_of(server) == ["/0.png"]
 
 
+@needs_full_disk
 def test_full_disk_ends_download() -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("needs /dev/full")
-
-    class OnFullDisk(ImageFile):
-        def write(self, data: bytes) -> None:
-            with full.open("wb", buffering=0) as disk:
-                disk.write(data)
-
     with image_host(lambda exchange: exchange.answer(200, small_png())) as (server, client):
         error = error_of(lambda: client.generate(FOX, lambda _: OnFullDisk()))
         assert downloads_of(server) == ["/0.png"]

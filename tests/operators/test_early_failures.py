@@ -7,7 +7,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,14 +24,6 @@ from tests.support.fault_proxy import FaultProxy, answer, error, on
 
 FOX = {"prompt": "a fox", "s3_key": "fox.png"}
 NOTHING = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-
-
-@pytest.fixture
-def s3(store: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    with FaultProxy(store.connection["extra"]["endpoint_url"]) as front:
-        extra = {**store.connection["extra"], "endpoint_url": front.url}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store.connection, "extra": extra}))
-        yield front
 
 
 def task_instance(pushed: dict[str, Any], try_number: int) -> Any:

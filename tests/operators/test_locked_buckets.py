@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,15 +42,11 @@ POLICIES = {
 
 
 @pytest.fixture(params=POLICIES)
-def locked(
-    request: Any, store: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[FaultProxy, dict[str, Any]]]:
+def locked(request: Any, s3: FaultProxy) -> tuple[FaultProxy, dict[str, Any]]:
     """A locked bucket, and the parameters that open it."""
     policy, extra = POLICIES[request.param]
-    with FaultProxy(store.connection["extra"]["endpoint_url"], policy) as proxy:
-        connection = {**store.connection, "extra": {**store.connection["extra"], "endpoint_url": proxy.url}}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        yield proxy, extra
+    s3.faults = [policy]
+    return s3, extra
 
 
 SINGLE = """
@@ -262,11 +258,9 @@ def only_receipts(request: Request, forward: Forward) -> Response:
 
 
 @pytest.fixture
-def receipts_only(store: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    with FaultProxy(store.connection["extra"]["endpoint_url"], only_receipts) as proxy:
-        connection = {**store.connection, "extra": {**store.connection["extra"], "endpoint_url": proxy.url}}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        yield proxy
+def receipts_only(s3: FaultProxy) -> FaultProxy:
+    s3.faults = [only_receipts]
+    return s3
 
 
 def test_image_that_was_not_accepted_is_stored_by_a_retry(

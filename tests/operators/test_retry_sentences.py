@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,13 +16,9 @@ from tests.support.fault_proxy import FaultProxy, answer, error, on
 NEVER, REGENERATE = {"reuse": "never"}, {"on_unknown_outcome": "regenerate"}
 
 
-@pytest.fixture
-def s3(store: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__JOJOKEY__UPLOAD_PATIENCE", "0")
-    with FaultProxy(store.connection["extra"]["endpoint_url"]) as front:
-        extra = {**store.connection["extra"], "endpoint_url": front.url}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store.connection, "extra": extra}))
-        yield front
 
 
 def attempt(try_number: int, **arguments: Any) -> str:

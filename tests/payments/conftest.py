@@ -12,6 +12,7 @@ from airflow_provider_jojokey.payments import context, generate, receipt_store, 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import conditions
 from tests.support.buckets import Bucket, bucket_of, moto_bucket
+from tests.support.fault_proxy import FaultProxy
 from tests.support.harness import Harness, Time, simulate_hosts
 
 _numbers = itertools.count()
@@ -48,6 +49,15 @@ def harness(
     bucket = replace(moto, name=f"posters-{next(_numbers)}")
     bucket.client().create_bucket(Bucket=bucket.name)
     return Harness(gateway, bucket, tmp_path / "spool", monkeypatch, time=time)
+
+
+@pytest.fixture
+def proxy(harness: Harness) -> Iterator[FaultProxy]:
+    """A proxy between the worker and its bucket, whose ``faults`` a test sets."""
+    with FaultProxy(harness.bucket.endpoint_url) as proxy:
+        harness.bucket = replace(harness.bucket, endpoint_url=proxy.url)
+        harness.connect()
+        yield proxy
 
 
 @pytest.fixture

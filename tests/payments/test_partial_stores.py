@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -18,15 +17,6 @@ from tests.support import fault_proxy
 from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, on, times
 from tests.support.harness import Harness, name_of
 from tests.support.patience import PATIENCE
-
-
-@pytest.fixture
-def proxy(harness: Harness) -> Iterator[FaultProxy]:
-    with FaultProxy(harness.bucket.endpoint_url) as proxy:
-        harness.bucket = replace(harness.bucket, endpoint_url=proxy.url)
-        harness.connect()
-        yield proxy
-
 
 STORES = {
     "conforming": [],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,14 +14,6 @@ from tests.support.harness import Harness
 MOST = 4
 """Requests for one image: look at the key or read the receipt, claim, upload, complete."""
 TEST_OF_CONDITIONS = 3
-
-
-@pytest.fixture
-def proxy(harness: Harness) -> Iterator[FaultProxy]:
-    with FaultProxy(harness.bucket.endpoint_url) as proxy:
-        harness.bucket = replace(harness.bucket, endpoint_url=proxy.url)
-        harness.connect()
-        yield proxy
 
 
 def lines(requests: list[Any]) -> list[str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.store import conditions
 from airflow_provider_jojokey.store.conditions import Conditions
 from airflow_provider_jojokey.store.s3 import ImageStore
 from tests.support.buckets import BUCKET, Bucket
@@ -29,35 +28,6 @@ from tests.support.fault_proxy import (
     times,
 )
 from tests.support.patience import PATIENCE
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what is known about stores, as in a new process."""
-    monkeypatch.setattr(conditions, "support", {})
-
-
-@pytest.fixture(params=["moto", "rclone"])
-def bucket(request: pytest.FixtureRequest) -> Bucket:
-    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def key() -> str:
-    return f"conditions/{next(_numbers)}/receipt.json"
-
-
-@pytest.fixture
-def proxy(moto: Bucket) -> Iterator[FaultProxy]:
-    with FaultProxy(moto.endpoint_url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def store(proxy: FaultProxy) -> ImageStore:
-    return store_of(client_to(proxy.url))
 
 
 def written(store: ImageStore, key: str, data: bytes = b"{}") -> str:
@@ -355,7 +325,7 @@ def test_each_bucket_is_tested(moto: Bucket, store: ImageStore, key: str) -> Non
 
 
 def test_threads_wait_for_a_single_test(proxy: FaultProxy, store: ImageStore) -> None:
-    keys = [f"conditions/{next(_numbers)}/receipt.json" for _ in range(6)]
+    keys = [f"concurrent/{number}/receipt.json" for number in range(6)]
     etags = {key: written(store, key) for key in keys}
     results = []
 
@@ -432,7 +402,7 @@ def test_etag_that_changes_with_every_write_is_followed(
     key: str, change: Callable[[str], str], verified: bool
 ) -> None:
     # Stores with versions or encryption send other ETags than MD5: the same data gets a new one each time.
-    current = [""]
+    current, versions = [""], itertools.count()
 
     def versioned(request: Any, forward: Any) -> Any:
         headers = request.headers
@@ -442,7 +412,7 @@ def test_etag_that_changes_with_every_write_is_followed(
                 return error(412, "PreconditionFailed")
             if "if-match" in headers and headers["if-match"] != current[0]:
                 return error(412, "PreconditionFailed")
-            current[0] = change(f'"{next(_numbers)}"')
+            current[0] = change(f'"{next(versions)}"')
         response = error(200)
         response.headers["etag"] = current[0]
         return response

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import email.utils
 import hashlib
-import itertools
 import json
 import threading
 import time
@@ -24,7 +23,6 @@ from hypothesis import strategies as st
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
 from airflow_provider_jojokey.payments import clock
 from airflow_provider_jojokey.sandbox import S3Server
-from airflow_provider_jojokey.store import conditions
 from airflow_provider_jojokey.store.extra_args import MAX_METADATA_VALUE, metadata
 from airflow_provider_jojokey.store.s3 import ImageStore, retry_transient
 from airflow_provider_jojokey.store.s3_client import MAX_BODY_WITHOUT_EXPECT
@@ -55,36 +53,6 @@ from tests.support.fault_proxy import (
 )
 from tests.support.loopback import Server
 from tests.support.patience import PATIENCE
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def _untested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what is known about stores, as in a new process."""
-    monkeypatch.setattr(conditions, "support", {})
-
-
-@pytest.fixture(params=["moto", "rclone"])
-def bucket(request: pytest.FixtureRequest) -> Bucket:
-    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def key() -> str:
-    return f"{next(_numbers)}/receipt.json"
-
-
-@pytest.fixture
-def proxy(moto: Bucket) -> Iterator[FaultProxy]:
-    with FaultProxy(moto.endpoint_url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def store(proxy: FaultProxy) -> ImageStore:
-    return store_of(client_to(proxy.url))
-
 
 # --- missing objects -----------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import pytest
 
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from tests.support.buckets import BUCKET, moto_server
+from tests.support.fault_proxy import FaultProxy
 from tests.support.patience import PATIENCE
 
 
@@ -239,3 +240,13 @@ def store(_choose: Callable[[str], Store]) -> Store:
 def plain_store(_choose: Callable[[str], Store]) -> Store:
     """A store of plain files, without conditional writes."""
     return _choose("rclone")
+
+
+@pytest.fixture
+def s3(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy between the tasks and the store, whose ``faults`` a test sets."""
+    extra = store.connection["extra"]
+    with FaultProxy(extra["endpoint_url"]) as proxy:
+        connection = {**store.connection, "extra": {**extra, "endpoint_url": proxy.url}}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        yield proxy
