@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +56,10 @@ def test_task_stores_image_and_pushes_keys_and_usage(airflow: Any, gateway: Any,
         "medium",
     )
     assert manifest["reused"] is False
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "results.md").read_text(encoding="utf-8")
+    sample = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    assert set(manifest) == set(sample)
+    assert set(image) == set(sample["images"][0])
     assert manifest["receipt"] == "s3://posters/_jojokey/fox.png.json"
 
 

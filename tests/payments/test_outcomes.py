@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,18 @@ REPRESENTATIVES = [group[0] for group in GROUPS]
 CHARGES = {"no": "Nothing was billed", "yes": "You were charged", "unknown": "You may have been charged"}
 
 
+ERRORS = Path(__file__).parents[2] / "docs" / "errors.md"
+DOCUMENTED = dict(re.findall(r"^\| \[`(\w+)`\]\(#\w+\) \| (.+ \| .+) \|$", ERRORS.read_text("utf-8"), re.M))
+CHARGED = {"no": "no", "no, or a fee": "no yes", "unknown": "unknown", "yes or unknown": "yes unknown"}
+
+
+def assert_documented(error: JojoKeyError) -> None:
+    """Check an error against the table of docs/errors.md."""
+    charged, retries = DOCUMENTED[name_of(error)].split(" | ")
+    assert error.billed in CHARGED[charged].split()
+    assert retries.startswith("no") is isinstance(error, AirflowFailException)
+
+
 def case_of(row: Row) -> str:
     return row.case
 
@@ -106,6 +119,8 @@ def test_failure_ends_as_documented(harness: Harness, row: Row) -> None:
     assert isinstance(first, JojoKeyError)
     assert isinstance(last, JojoKeyError)
     assert (name_of(first), first.billed) == (row.error, row.billed)
+    assert_documented(first)
+    assert_documented(last)
     assert name_of(last) == (row.last or row.error)
     assert (harness.posts, harness.billed) == (row.posts, row.payments)
     assert row.advice in first.message
@@ -194,6 +209,18 @@ def test_gateway_without_log_leaves_outcome_unknown(harness: Harness, png: bytes
         assert error.billed == "unknown"
         assert "the gateway log cannot be read" in error.message
         assert harness.posts == 1
+
+
+@pytest.mark.parametrize("case", ["not_an_image", "empty_data"])
+def test_unusable_response_may_be_billed_without_log(harness: Harness, png: bytes, case: str) -> None:
+    with Gateway(image=png, log=False) as silent:
+        harness.gateway = silent
+        harness.connect()
+
+        error = harness.fail(f"a fox [sandbox: {case}]")
+
+        assert (name_of(error), error.billed) == ("JojoKeyReplyError", "unknown")
+        assert_documented(error)
 
 
 def test_rate_limited_log_is_read_again_later(harness: Harness, png: bytes) -> None:
