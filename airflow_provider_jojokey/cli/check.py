@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_jojokey.cli.console import FAILED, USAGE, CommandFailed, command, say, show
 from airflow_provider_jojokey.cost import Cost
-from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.exceptions import JojoKeyBaseUrlError, JojoKeyError
+from airflow_provider_jojokey.img2.errors import identifiers
 
 if TYPE_CHECKING:
     import argparse
@@ -72,8 +73,11 @@ def _jojokey(conn_id: str, request: ImageRequest) -> Iterator[dict[str, Any]]:
 def _balance(hook: JojoKeyHook, request: ImageRequest) -> dict[str, Any]:
     try:
         usage = hook.get_token_usage()
-    except JojoKeyError:
+    except JojoKeyBaseUrlError:
         return _row("balance", UNKNOWN, "this gateway doesn't report the balance of the token")
+    except JojoKeyError as error:  # proves nothing about what the gateway can report
+        detail = f"the gateway didn't report the balance of the token this time. {error.what}"
+        return _row("balance", UNKNOWN, f"{detail.removesuffix('.')}{identifiers(error)}.")
     expires = usage.get("expires_at")
     if isinstance(expires, (int, float)) and 0 < expires < time.time():
         return _row("balance", FAILURE, "the token has expired. Create a new one in JojoKey's console")
@@ -88,7 +92,7 @@ def _balance(hook: JojoKeyHook, request: ImageRequest) -> dict[str, Any]:
     left = None if unit is None else unit.cost_of(int(available))
     state = OK
     if unit is None or (available > 0 and left is None):
-        detail = f"{available:,} of quota left; the gateway doesn't state what it is worth"
+        detail = f"{available:,} of quota left; the gateway didn't state what it is worth"
         state = UNKNOWN
     else:
         detail = f"{left or Cost(0, unit.currency, False)} left"
@@ -185,6 +189,8 @@ def _images(store: Any, bucket: str, prefix: str) -> dict[str, Any]:
     try:
         store.put(bucket, key, b"", "image/png", image=True)
     except JojoKeyError as error:
+        if getattr(error, "transient", False):  # an upload waits until such an error has passed
+            return _row("images", FAILURE, error.message)
         if prefix:
             return _row("images", FAILURE, f"{error.message} An image would be paid for and then rejected.")
         advice = f"If your images have a prefix, check it: --bucket s3://{bucket}/prefix"

@@ -269,7 +269,9 @@ class Client:
             return "The token's quota is used up. Raise it in JojoKey's console, or create a new token."
         try:
             self.list_models()
-        except Img2Error:
+        except Img2Error as error:
+            if error.kind is not Kind.TOKEN:
+                return None
             return "The gateway knows the token, but it is disabled. Enable it in JojoKey's console."
         return (
             "The token is valid, so the gateway's own key for the model behind it was rejected. "

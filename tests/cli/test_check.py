@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_jojokey.sandbox import Gateway
 from tests.support.buckets import Bucket
 from tests.support.commands import CommandOutput, Run
-from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, error
+from tests.support.fault_proxy import Fault, FaultProxy, Forward, Request, Response, answer, error, on
 
 Connect = Callable[..., None]
 
@@ -94,6 +94,27 @@ def test_check_of_an_empty_balance_fails_whatever_it_is_worth(
     assert states(output)["balance"] == "failed"
     assert "0 of quota left" in detail(output, "balance")
     assert "Raise the token's quota" in detail(output, "balance")
+
+
+@pytest.mark.parametrize(
+    ("response", "words"),
+    [
+        (Response(429), "this time. JojoKey rate-limits this token (HTTP 429)."),
+        (Response(502), "this time. The error response lacks the header with JojoKey's request ID (HTTP 502)."),
+        (Response(404), "this gateway doesn't report the balance of the token"),
+    ],
+)  # fmt: skip
+def test_balance_that_cannot_be_read_is_not_called_unsupported(
+    jojokey: Run, gateway: Gateway, connect: Connect, response: Response, words: str
+) -> None:
+    without_balance = on("GET", "/api/usage/token", answer(response))
+    with FaultProxy(gateway.url, without_balance) as proxy:
+        connect(host=proxy.url)
+        output = jojokey("check", "-o", "json")
+
+    assert states(output)["balance"] == "unknown"
+    assert words in detail(output, "balance")
+    assert output.code == 0
 
 
 @pytest.mark.parametrize("options", [("--size", "1x1"), ("--size", "huge")])
@@ -220,15 +241,36 @@ def only_receipts(request: Request, forward: Forward) -> Response:
     return forward(request)
 
 
-@pytest.mark.parametrize(("place", "state"), [("s3://posters/spring", "failed"), ("posters", "unknown")])
+def busy(request: Request, forward: Forward) -> Response:
+    """Play a store that is unavailable for images only."""
+    response = only_receipts(request, forward)
+    return error(503, "SlowDown") if response.status == 403 else response
+
+
+@pytest.mark.parametrize(
+    ("fault", "place", "state", "rejected"),
+    [
+        (only_receipts, "s3://posters/spring", "failed", True),
+        (only_receipts, "posters", "unknown", False),
+        (busy, "s3://posters/spring", "failed", False),
+        (busy, "posters", "failed", False),
+    ],
+)
 def test_check_reports_a_bucket_that_rejects_writes(
-    jojokey: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, place: str, state: str
+    jojokey: Run,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    place: str,
+    state: str,
+    rejected: bool,
 ) -> None:
-    with FaultProxy(bucket.endpoint_url, only_receipts) as proxy:
+    with FaultProxy(bucket.endpoint_url, fault) as proxy:
         extra = {**bucket.connection["extra"], "endpoint_url": proxy.url}
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**bucket.connection, "extra": extra}))
         output = jojokey("check", "--bucket", place, "-o", "json")
 
     assert (states(output)["bucket"], states(output)["images"]) == ("ok", state)
+    assert ("paid for and then rejected" in detail(output, "images")) is rejected
     assert output.code == (state == "failed")
     assert "Contents" not in bucket.client().list_objects_v2(Bucket="posters")

@@ -1633,6 +1633,27 @@ def test_rejected_token_is_explained(gateway: Gateway, token: str, words: str) -
     assert words in (Client(token, gateway.url).explain_rejected_token() or "")
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, b'{"error":{"message":"Invalid token","type":"new_api_error"}}', "it is disabled"),
+        (429, b"", None),
+        (502, b"", None),
+        (200, b"<html>", None),
+    ],
+)
+def test_only_a_rejection_shows_that_a_token_is_disabled(status: int, body: bytes, words: str | None) -> None:
+    def behave(exchange: Exchange) -> None:
+        if "/usage/token" in exchange.request.target:
+            return exchange.answer(200, b'{"data":{"total_available":5}}')
+        return exchange.answer(status, body)
+
+    with raw_server(behave) as (_, client):
+        reason = client.explain_rejected_token()
+
+    assert reason is None if words is None else words in (reason or "")
+
+
 def test_rejected_token_is_not_explained_without_usage() -> None:
     with raw_server(lambda exchange: exchange.answer(200, b"<html>", Content_Type="text/html")) as (
         _,
