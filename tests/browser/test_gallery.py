@@ -88,10 +88,17 @@ def test_space_stays_when_the_user_pauses_between_words(page: Page, airflow: Air
 
 
 HELD_TIMERS = """
-const { setTimeout } = globalThis;
+const { clearTimeout, setTimeout } = globalThis;
 globalThis.held = [];
-globalThis.setTimeout = (run, wait, ...rest) =>
-  wait === 350 ? held.push(run) : setTimeout(run, wait, ...rest);
+globalThis.setTimeout = (run, wait, ...rest) => {
+  if (wait !== 350) return setTimeout(run, wait, ...rest);
+  held.push(run);
+  return run;
+};
+globalThis.clearTimeout = (timer) => {
+  if (held.includes(timer)) held.splice(held.indexOf(timer), 1);
+  else clearTimeout(timer);
+};
 """
 """Keep the calls that wait until the user pauses, so that the test decides when that is."""
 
@@ -129,6 +136,41 @@ def test_search_deleted_before_it_is_shown_is_removed(page: Page, airflow: Airfl
     page.evaluate("held.pop()()")
     page.wait_for_url(re.compile("jojokey-gallery$"))
     expect(search).to_have_value("")
+
+
+def test_going_back_discards_text_that_is_not_sent(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.add_init_script(HELD_TIMERS)
+    page.goto(airflow.gallery)
+    search = page.get_by_role("searchbox")
+    search.press_sequentially("moon")
+    page.evaluate("held.pop()()")
+    page.wait_for_url("**?q=moon")
+    search.press_sequentially("s")
+    page.go_back()
+    page.wait_for_url(re.compile("jojokey-gallery$"))
+    expect(search).to_have_value("")
+    assert page.evaluate("held.length") == 0
+
+    page.go_forward()
+    page.wait_for_url("**?q=moon")
+    expect(search).to_have_value("moon")
+
+
+def test_search_waits_for_an_input_method(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.add_init_script(HELD_TIMERS)
+    page.goto(airflow.gallery)
+    search = page.get_by_role("searchbox")
+    search.focus()
+    keyboard = page.context.new_cdp_session(page)
+    keyboard.send("Input.imeSetComposition", {"text": "yue", "selectionStart": 3, "selectionEnd": 3})
+    expect(search).to_have_value("yue")
+    assert page.evaluate("held.length") == 0
+    keyboard.send("Input.insertText", {"text": "月"})
+    expect(search).to_have_value("月")
+    page.evaluate("held.pop()()")
+    page.wait_for_url("**?q=%E6%9C%88")
+    expect(page.get_by_text("No images match these filters")).to_be_visible()
+    expect(search).to_have_value("月")
 
 
 def test_results_are_sorted_by_tokens_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:

@@ -1,6 +1,6 @@
 // The gallery's filters, as removable chips like those of Airflow's own lists. They are stored in the page's URL,
 // so that users can share a view and the back button works.
-import { useCallback, useEffect, h, useId, useLocation, useRef, useState } from "./react.js";
+import { useCallback, useEffect, h, useId, useLayoutEffect, useLocation, useRef, useState } from "./react.js";
 import { localDay, timezone } from "./format.js";
 import { Button, Icon, Menu } from "./parts.js";
 import { t } from "./text.js";
@@ -98,16 +98,21 @@ export function Typed({ name, value, onChange, ...rest }) {
   const [text, setText] = useState(value);
   const timer = useRef(null);
   const sent = useRef(value);
-  useEffect(() => {
-    sent.current = value;
-    // React may render a value after the user has typed on, so text that is still to be sent stays. A space that the
-    // user has just typed stays as well, before the next word.
-    if (timer.current === null) setText((old) => (old.trim() === value ? old : value));
-  }, [value]);
-  useEffect(() => () => clearTimeout(timer.current), []);
-  const commit = (now) => {
+  const wait = (run) => {
     clearTimeout(timer.current);
-    timer.current = null;
+    timer.current = run && setTimeout(run, WAIT_FOR_TYPING);
+  };
+  // React renders a sent text when the user may have typed on, so only another value replaces what is typed: after the
+  // user has gone back or removed the filter. It must be a layout effect, which runs before the next text is sent.
+  useLayoutEffect(() => {
+    if (value === sent.current) return;
+    sent.current = value;
+    wait(null);
+    setText(value);
+  }, [value]);
+  useEffect(() => () => wait(null), []);
+  const commit = (now) => {
+    wait(null);
     const wanted = now.trim();
     if (wanted === sent.current || (wanted && VALID[name]?.(wanted) === false)) return;
     sent.current = wanted;
@@ -122,11 +127,12 @@ export function Typed({ name, value, onChange, ...rest }) {
     onChange: (event) => {
       const now = event.target.value;
       setText(now);
-      clearTimeout(timer.current);
-      timer.current = setTimeout(() => commit(now), WAIT_FOR_TYPING);
+      wait(event.nativeEvent.isComposing ? null : () => commit(now));
     },
+    // An input method shows letters before the user chooses the characters, and uses Enter to do so.
+    onCompositionEnd: ({ target: { value: now } }) => wait(() => commit(now)),
     onBlur: () => commit(text),
-    onKeyDown: (event) => event.key === "Enter" && commit(text),
+    onKeyDown: (event) => event.key === "Enter" && !event.nativeEvent.isComposing && commit(text),
   });
 }
 
