@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.support.standalone_airflow import Airflow, Runs
@@ -171,6 +172,23 @@ def test_search_waits_for_an_input_method(page: Page, airflow: Airflow, runs: Ru
     page.wait_for_url("**?q=%E6%9C%88")
     expect(page.get_by_text("No images match these filters")).to_be_visible()
     expect(search).to_have_value("月")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "state=constructor",
+        "state=a&state=failed",
+        "sort=toString",
+        "day_from=2026-02-31",
+        "day_to=2026-13-01",
+    ],
+)
+def test_invalid_filter_in_the_url_is_ignored(page: Page, airflow: Airflow, runs: Runs, query: str) -> None:
+    page.goto(f"{airflow.gallery}?q=moon&{query}")
+    expect(page.locator(CARD)).to_have_count(2)
+    expect(page.get_by_role("button", name=re.compile("Remove the filter"))).to_have_count(0)
+    expect(page.get_by_label("Order")).to_have_value("newest")
 
 
 def test_results_are_sorted_by_tokens_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:

@@ -31,12 +31,14 @@ const TYPED = new Set(["q", "run", "day_from", "day_to"]);
 const WAIT_FOR_TYPING = 350;
 
 // While a year is typed, a date input reports the years 0002, 0020 and 0202.
-const isDay = (value) => /^[1-9]\d{3}-\d\d-\d\d$/.test(value);
+const isDay = (value) => /^[1-9]\d{3}-\d\d-\d\d$/.test(value) && isInCalendar(value);
+// JavaScript reads February 31 as a day in March.
+const isInCalendar = (value) => new Date(Date.parse(value) || 0).toISOString().startsWith(value);
 const VALID = {
   day_from: isDay,
   day_to: isDay,
-  state: (value) => value in STATES,
-  sort: (value) => value in SORTS && value !== "newest",
+  state: (value) => Object.hasOwn(STATES, value),
+  sort: (value) => Object.hasOwn(SORTS, value) && value !== "newest",
 };
 
 export function readFilters() {
