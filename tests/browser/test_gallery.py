@@ -191,6 +191,30 @@ def test_invalid_filter_in_the_url_is_ignored(page: Page, airflow: Airflow, runs
     expect(page.get_by_label("Order")).to_have_value("newest")
 
 
+def test_back_returns_to_the_place_in_the_list(page: Page, airflow: Airflow, runs: Runs) -> None:
+    def short(route: Route) -> None:
+        answer = route.fetch().json()
+        route.fulfill(json={**answer, "results": answer["results"][:1]})
+
+    page.set_viewport_size({"width": 420, "height": 500})
+    page.route(re.compile(r"api/results\?.*run_id="), short)
+    page.goto(f"{airflow.gallery}?dag_id=album")
+    expect(page.locator(CARD)).to_have_count(4)
+    expect(page.locator(".jojokey-totals h2")).to_be_visible()  # nothing moves the cards any more
+    last = page.locator(CARD).last
+    last.locator(".jojokey-card-sub button").scroll_into_view_if_needed()
+    before = last.bounding_box()
+    last.locator(".jojokey-card-sub button").click()
+    expect(page.locator(CARD)).to_have_count(1)
+    page.go_back()
+    expect(page.locator(CARD)).to_have_count(4)
+    assert before is not None
+    page.wait_for_function(
+        "([card, y]) => Math.abs(card.getBoundingClientRect().y - y) < 2",
+        arg=[last.element_handle(), before["y"]],
+    )
+
+
 def test_results_are_sorted_by_tokens_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(4)

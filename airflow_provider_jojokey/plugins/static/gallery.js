@@ -92,7 +92,7 @@ function useImages(filters) {
         getResults(filters, null, PAGE, signal),
         (page) => {
           const { results: cards, next, unread, unread_why: why, unsearched } = page;
-          return { cards, next, unread, why, unsearched, scroll: 0, loading: false };
+          return { cards, next, unread, why, unsearched, place: null, loading: false };
         },
         { loading: false },
       );
@@ -186,15 +186,44 @@ function scrollerOf(element) {
   return document.scrollingElement;
 }
 
-function useScrollPosition(root, key) {
+// Find the first card that ends below a position, by a binary search.
+function firstVisible(cards, top) {
+  let [first, end] = [0, cards.length];
+  while (first < end) {
+    const middle = (first + end) >> 1;
+    if (cards[middle].getBoundingClientRect().bottom > top) end = middle;
+    else first = middle + 1;
+  }
+  return first;
+}
+
+// Keep the first visible card and its distance from the top. The scroller's position would be another place in the list
+// later, because cards that were never visible have an estimated height. ready is false while the page has the images of
+// another filter.
+function useScrollPosition(root, key, ready) {
   useLayoutEffect(() => {
+    if (!ready) return undefined;
     const scroller = scrollerOf(root.current);
-    const top = fresh(key).scroll;
-    if (top) scroller.scrollTop = top;
-    const onScroll = () => kept.has(key) && keep(key, { scroll: scroller.scrollTop });
+    const cards = root.current.getElementsByClassName("jojokey-card");
+    const distanceOf = (card) => card.getBoundingClientRect().top - scroller.getBoundingClientRect().top;
+    const { place } = fresh(key);
+    const restore = () => {
+      if (cards[place?.first]) scroller.scrollTop += distanceOf(cards[place.first]) - place.distance;
+    };
+    restore();
+    let frame = requestAnimationFrame(() => {
+      frame = requestAnimationFrame(restore); // the cards that have become visible have their heights now
+    });
+    const onScroll = () => {
+      const first = firstVisible(cards, scroller.getBoundingClientRect().top);
+      if (kept.has(key)) keep(key, { place: cards[first] && { first, distance: distanceOf(cards[first]) } });
+    };
     scroller.addEventListener("scroll", onScroll, { passive: true });
-    return () => scroller.removeEventListener("scroll", onScroll);
-  }, [key]);
+    return () => {
+      cancelAnimationFrame(frame);
+      scroller.removeEventListener("scroll", onScroll);
+    };
+  }, [key, ready]);
 }
 
 export function Gallery() {
@@ -205,7 +234,7 @@ export function Gallery() {
   const dags = useDags(filters, totals);
   const fresher = useNew(filters, images);
   const root = useRef(null);
-  useScrollPosition(root, images.key);
+  useScrollPosition(root, images.key, images.of === images.key && !loading);
   useTitle(t("Images"));
   const selection = useSelection();
   const [show, dialog] = useLightbox(cards, { linked: true, onNearEnd: loadMore, selection });
