@@ -348,6 +348,37 @@ def test_new_results_are_announced_and_shown(page: Page, airflow: Airflow, runs:
     expect(page.locator(CARD).first).to_contain_text("A brand new comet")
 
 
+def test_many_new_results_are_not_counted_exactly(page: Page, airflow: Airflow, runs: Runs) -> None:
+    shown: list[int] = [7]  # the map indexes of the results on the first page: higher ones are newer
+
+    def numbered(route: Route) -> None:
+        if "cursor=" in route.request.url:
+            return  # the second page never arrives
+        answer = route.fetch().json()
+        first = answer["results"][0]
+        results = [
+            {**first, "map_index": number, "made_at": f"2026-01-01T00:00:{number:02}+00:00"}
+            for number in shown
+        ]
+        route.fulfill(json={**answer, "results": results, "next": "x"})
+
+    page.clock.install()
+    page.route("**/api/results*", numbered)
+    page.goto(f"{airflow.gallery}?dag_id=album")
+    expect(page.locator(CARD)).to_have_count(1)
+    new = page.get_by_role("button", name="new result")
+    for shown[:], text in (
+        ([8, 7], "Show 1 new result"),
+        ([20, 19, 8], "Show 3 or more new results"),
+        ([7, 6], None),  # 6 was on the second page, and another one was deleted
+        ([9, 8, 7], "Show 2 new results"),
+        ([6, 5], None),
+    ):
+        with page.expect_response("**/api/results*"):
+            page.clock.run_for(20_000)
+        expect(new).to_have_text([text] if text else [])
+
+
 def test_bars_of_two_weeks_are_wide_and_as_high_as_their_cost(
     page: Page, airflow: Airflow, runs: Runs
 ) -> None:

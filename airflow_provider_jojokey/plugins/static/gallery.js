@@ -150,22 +150,28 @@ function useDags(filters, totals) {
   return dags;
 }
 
-// The number of results that are newer than those on the page. Polls only while the page is visible.
+const NONE_NEW = { n: 0, orMore: false };
+
+// The number of results that are newer than those on the page; with orMore, there can be more. Polls only while the page
+// is visible.
 function useNew(filters, { cards, loading, key, round }) {
-  const [found, setFound] = useState(0);
+  const [found, setFound] = useState(NONE_NEW);
   const known = useRef(cards);
   known.current = cards;
   const wanted = !loading && !filters.sort;
   useEffect(() => {
-    setFound(0);
+    setFound(NONE_NEW);
     if (!wanted) return undefined;
     const controller = new AbortController();
     const look = async () => {
       if (document.visibilityState !== "visible") return;
       try {
-        const page = await getResults(filters, null, PAGE, controller.signal);
+        const { results, next } = await getResults(filters, null, PAGE, controller.signal);
         const there = new Set(known.current.map((card) => keyOf(card) + card.made_at));
-        setFound(page.results.filter((card) => !there.has(keyOf(card) + card.made_at)).length);
+        // Older results that the page has not loaded yet move up if others are deleted.
+        const oldest = known.current.at(-1)?.made_at ?? "";
+        const n = results.filter((card) => !there.has(keyOf(card) + card.made_at) && card.made_at > oldest).length;
+        setFound({ n, orMore: n === results.length && next !== null });
       } catch {
         // Ignore the error: the next request may succeed.
       }
@@ -177,6 +183,11 @@ function useNew(filters, { cards, loading, key, round }) {
     };
   }, [key, round, wanted]);
   return found;
+}
+
+function showNew({ n, orMore }) {
+  if (orMore) return t("Show {n} or more new results", { n: number(n) });
+  return count(n, "Show {n} new result", "Show {n} new results");
 }
 
 function scrollerOf(element) {
@@ -251,11 +262,11 @@ export function Gallery() {
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
     !nothing && totals && totals.results > 0 && h(CostTable, { filters, reloads: images.round, key: images.key }),
     missing && !loading && h(Missing, images),
-    fresher > 0 &&
+    fresher.n > 0 &&
       h(
         "div",
         { className: "jojokey-show-more", role: "status" },
-        h(Button, { icon: "reload", onClick: reload }, count(fresher, "Show {n} new result", "Show {n} new results")),
+        h(Button, { icon: "reload", onClick: reload }, showNew(fresher)),
       ),
     loading && !cards.length && h(Spinner, { label: t("Looking for images …") }),
     h(

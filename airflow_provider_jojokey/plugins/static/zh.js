@@ -205,6 +205,7 @@ export const zh = {
   "Selected images": "已选图片",
   "Show {n} new result": "显示 {n} 个新结果",
   "Show {n} new results": "显示 {n} 个新结果",
+  "Show {n} or more new results": "显示至少 {n} 个新结果",
   Task: "任务",
   "The CSV file has all {n} rows.": "CSV 文件包含全部 {n} 行。",
   "This is the beginning of a longer prompt. The receipt in S3 has all of it.": "这是较长提示词的开头，S3 中的收据包含全文。",
