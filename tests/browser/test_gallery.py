@@ -215,6 +215,22 @@ def test_back_returns_to_the_place_in_the_list(page: Page, airflow: Airflow, run
     )
 
 
+def test_focus_stays_while_results_are_loaded(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?state=failed")
+    expect(page.locator(CARD).first).to_be_visible()
+    refresh = page.get_by_role("button", name="Refresh")
+    refresh.focus()
+    with page.expect_response("**/api/results*"):
+        page.keyboard.press("Enter")
+    expect(refresh).to_be_enabled()
+    expect(refresh).to_be_focused()
+
+    page.get_by_role("button", name="Clear filters").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("jojokey-gallery$"))
+    expect(page.get_by_role("button", name="Filter", exact=True)).to_be_focused()
+
+
 def test_results_are_sorted_by_tokens_and_cost(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album&run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(4)

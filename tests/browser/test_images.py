@@ -158,6 +158,34 @@ def test_lightbox_works_by_keyboard_and_returns_focus(page: Page, airflow: Airfl
     expect(first).to_be_focused()
 
 
+def test_arrow_keys_work_after_the_last_image(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(airflow.tab("album", runs.album, "pair"))
+    page.locator(".jojokey-figure-button").first.click()
+    page.get_by_role("dialog", name="Image 1 of 2").get_by_role("button", name="Next image").click()
+    expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
+    following = page.get_by_role("button", name="Next image")
+    expect(following).to_be_disabled()
+    expect(following).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("dialog", name="Image 1 of 2")).to_be_visible()
+
+
+def test_arrow_keys_work_after_an_image_is_tried_again(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.expected_errors = ("404", "502")  # type: ignore[attr-defined]
+    page.route("**/jojokey/images/**", lambda route: route.fulfill(status=502, json={"reason": "s3"}))
+    page.goto(airflow.tab("album", runs.album, "mapped"))
+    page.locator(f"{CARD} button.jojokey-picture").first.click()
+    again = page.locator("dialog").get_by_role("button", name="Try again")
+    expect(again).to_be_visible()
+    page.unroute_all()
+    again.focus()
+    page.keyboard.press("Enter")
+    expect(again).to_have_count(0)
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
+
+
 def test_download_is_the_object_in_s3(page: Page, airflow: Airflow, runs: Runs, tmp_path: Path) -> None:
     page.goto(airflow.tab("single", runs.hostile, "image"))
     with page.expect_download() as download:

@@ -43,9 +43,10 @@ export function Modal({ label, head, onClose, onKeys, children }) {
       event.stopPropagation();
       if (!event.altKey && !event.ctrlKey && !event.metaKey) keys.current?.(event);
     };
-    element.addEventListener("keydown", onKeyDown);
+    // The focused element may be gone, such as a button that tries an image again.
+    document.addEventListener("keydown", onKeyDown, true);
     return () => {
-      element.removeEventListener("keydown", onKeyDown);
+      document.removeEventListener("keydown", onKeyDown, true);
       page.style.overflow = overflow;
       element.close(); // also returns the focus to the element that opened the dialog
     };

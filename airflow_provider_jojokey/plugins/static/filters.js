@@ -202,6 +202,7 @@ export function FilterBar({ filters, choices, onChange }) {
   const clear = () => {
     setAdded([]);
     onChange(NO_FILTERS);
+    menu.current?.focus();
   };
   const items = [
     ...Object.entries(CHIPS)

@@ -28,7 +28,8 @@ export function Icon({ name }) {
   );
 }
 
-export function Button({ icon, children, status, variant = "outline", label, ...rest }) {
+// With the attribute disabled, a button would lose the focus: while it loads, or at the last image.
+export function Button({ icon, children, status, variant = "outline", label, disabled = false, onClick, ...rest }) {
   const only = icon && !children;
   return h(
     "button",
@@ -36,7 +37,9 @@ export function Button({ icon, children, status, variant = "outline", label, ...
       type: "button",
       className: `jojokey-button jojokey-button-${variant}${only ? " jojokey-button-icon" : ""}`,
       "aria-label": label,
+      "aria-disabled": disabled || undefined,
       title: label,
+      onClick: disabled ? undefined : onClick,
       ...rest,
     },
     icon && h(Icon, { name: icon }),
