@@ -395,6 +395,16 @@ def test_many_new_results_are_not_counted_exactly(page: Page, airflow: Airflow, 
         expect(new).to_have_text([text] if text else [])
 
 
+def test_relative_times_go_on(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.clock.install()
+    page.goto(f"{airflow.gallery}?dag_id=album")
+    made = page.locator(f"{CARD} time").first
+    before = made.inner_text()
+    assert "hour" not in before
+    page.clock.fast_forward("05:00:00")
+    expect(made).to_have_text("5 hours ago")
+
+
 def test_bars_of_two_weeks_are_wide_and_as_high_as_their_cost(
     page: Page, airflow: Airflow, runs: Runs
 ) -> None:

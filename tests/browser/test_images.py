@@ -186,6 +186,22 @@ def test_arrow_keys_work_after_an_image_is_tried_again(page: Page, airflow: Airf
     expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
 
 
+def test_copied_is_said_only_of_what_was_copied(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.add_init_script(
+        """const { setTimeout } = globalThis;
+        globalThis.setTimeout = (run, wait, ...rest) => (wait === 2000 ? 0 : setTimeout(run, wait, ...rest));"""
+    )  # the text stays
+    page.goto(airflow.tab("album", runs.album, "pair"))
+    page.locator(".jojokey-figure-button").first.click()
+    dialog = page.locator("dialog")
+    dialog.get_by_role("button", name="Copy a link to this image").click()
+    expect(dialog.get_by_text("Copied", exact=True)).to_be_attached()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
+    expect(dialog.get_by_text("Copied", exact=True)).to_have_count(0)
+
+
 def test_download_is_the_object_in_s3(page: Page, airflow: Airflow, runs: Runs, tmp_path: Path) -> None:
     page.goto(airflow.tab("single", runs.hostile, "image"))
     with page.expect_download() as download:

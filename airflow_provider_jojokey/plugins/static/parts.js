@@ -107,12 +107,13 @@ async function copyText(text, from) {
 }
 
 export function CopyButton({ text, label, children, icon = "copy", variant = "outline" }) {
-  const [state, setState] = useState(null);
+  const [copied, setCopied] = useState(null);
   useEffect(() => {
-    if (state === null) return undefined;
-    const timer = setTimeout(() => setState(null), 2000);
+    if (copied === null) return undefined;
+    const timer = setTimeout(() => setCopied(null), 2000);
     return () => clearTimeout(timer);
-  }, [state]);
+  }, [copied]);
+  const state = copied?.text === text ? copied.state : null; // the button may be that of the next image now
   const said = state === "done" ? t("Copied") : state === "refused" ? t("Copying was refused") : "";
   return h(
     Button,
@@ -120,7 +121,8 @@ export function CopyButton({ text, label, children, icon = "copy", variant = "ou
       icon: state === "done" ? "check" : icon,
       label,
       variant,
-      onClick: async (event) => setState((await copyText(text, event.currentTarget)) ? "done" : "refused"),
+      onClick: async (event) =>
+        setCopied({ text, state: (await copyText(text, event.currentTarget)) ? "done" : "refused" }),
       status: h("span", { className: "jojokey-hidden", role: "status" }, said),
     },
     children && h("span", null, said || children),
@@ -240,7 +242,15 @@ export function BillBadge({ result, always = false }) {
   return always && h(Badge, { kind: "success", title: t("It was billed to this task.") }, t("Paid"));
 }
 
+const MINUTE = 60_000;
+
 export function Time({ iso, relative = false }) {
+  const [, render] = useState(0);
+  useEffect(() => {
+    if (!relative) return undefined;
+    const timer = setInterval(() => render((one) => one + 1), MINUTE);
+    return () => clearInterval(timer);
+  }, [relative]);
   const exact = exactTime(iso);
   return h("time", { dateTime: iso, title: relative ? exact : undefined }, relative ? relativeTime(iso) : exact);
 }
