@@ -418,6 +418,36 @@ def test_items_of_a_batch_are_reviewed_one_after_another(page: Page, airflow: Ai
     expect(page.get_by_text("No items match.")).to_be_visible()
 
 
+def test_items_can_be_loaded_after_a_search_is_given_up(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.expected_errors = ("503",)  # type: ignore[attr-defined]
+    statuses: list[int | None] = [None, 503]  # of the searches; None leaves one without an answer
+
+    def in_pages(route: Route) -> None:
+        address, _, query = route.request.url.partition("?")
+        if "q=" in query:
+            status = statuses.pop(0)
+            return route.fulfill(status=status, json={}) if status else None
+        answer = route.fetch(url=address).json()
+        items = answer["items"][12:] if "page=1" in query else answer["items"][:12]
+        return route.fulfill(json={**answer, "items": items, "next_page": None if "page=1" in query else 1})
+
+    page.route("**/jojokey/api/dags/**", in_pages)
+    page.goto(airflow.tab("album", runs.album, "batch"))
+    expect(page.locator(CARD)).to_have_count(12)
+    search = page.get_by_role("searchbox", name="Words of an item")
+    root = page.locator(".jojokey-root")
+    for text in ("Loading …", "Airflow could not look up the images."):
+        search.fill("Tile 3")
+        search.press("Enter")
+        expect(root.get_by_text(text)).to_be_visible()
+        search.fill("")
+        search.press("Enter")
+        expect(page.locator(CARD)).to_have_count(12)
+        expect(root.get_by_text(text)).to_have_count(0)
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(CARD)).to_have_count(14)
+
+
 def test_tab_without_images_explains_itself(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.tab("album", runs.album, "words"))
     expect(page.get_by_role("heading", name="No images")).to_be_visible()

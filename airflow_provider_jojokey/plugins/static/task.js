@@ -474,23 +474,22 @@ function Attempts({ attempts, error }) {
 function usePages(task, answer, name, query) {
   const asked = JSON.stringify(query);
   const first = useMemo(
-    () => ({ answer, asked, rows: query ? null : (answer[name] ?? []), next: answer.next_page ?? null }),
+    () => ({ answer, asked, rows: query ? null : (answer[name] ?? []), next: answer.next_page ?? null, loading: false }),
     [answer, asked],
   );
-  const [more, setMore] = useState(first);
-  const [state, setState] = useState({ loading: false, error: null });
+  const [state, setState] = useState(first);
   const alive = useRef(new AbortController());
-  const current = more.answer === answer && more.asked === asked ? more : first;
+  // Pages, errors and requests of another answer or filter say nothing about this one.
+  const current = state.answer === answer && state.asked === asked ? state : first;
   const ask = async (page, before) => {
     const { signal } = alive.current;
-    setState({ loading: true, error: null });
+    const show = (values) => signal.aborted || setState({ ...current, loading: false, error: null, ...values });
+    show({ loading: true });
     try {
       const body = await getTask(task, { ...query, page }, signal);
-      const rows = [...before, ...(body[name] ?? [])];
-      setMore({ answer, asked, rows, next: body.next_page ?? null, problem: body.items_error });
-      setState({ loading: false, error: null });
+      show({ rows: [...before, ...(body[name] ?? [])], next: body.next_page ?? null, problem: body.items_error });
     } catch (error) {
-      if (!signal.aborted) setState({ loading: false, error });
+      show({ error });
     }
   };
   useEffect(() => {
@@ -499,7 +498,7 @@ function usePages(task, answer, name, query) {
     return () => alive.current.abort();
   }, [answer, asked]);
   const load = () => {
-    if (state.loading) return undefined;
+    if (current.loading) return undefined;
     return current.rows === null ? ask(0, []) : current.next !== null && ask(current.next, current.rows);
   };
   return {
@@ -508,7 +507,8 @@ function usePages(task, answer, name, query) {
     problem: query ? current.problem : answer.items_error,
     hasMore: current.next !== null && current.rows !== null,
     load,
-    ...state,
+    loading: current.loading,
+    error: current.error,
   };
 }
 
