@@ -681,6 +681,20 @@ def test_tab_shows_how_much_of_the_budget_is_used(page: Page, airflow: Airflow, 
     assert 0 < shares < 0.1
 
 
+def test_tab_follows_a_task_that_is_cleared(page: Page, airflow: Airflow, runs: Runs) -> None:
+    run_id = airflow.trigger("single", prompt="A comet")
+    assert airflow.wait("single", run_id) == "success"
+    page.clock.install()
+    page.goto(airflow.tab("single", run_id, "image"))
+    bill = page.locator(".jojokey-dl .jojokey-badge").first
+    expect(bill).to_have_text("Paid")
+    body = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["image"], "only_failed": False}
+    airflow.call("/api/v2/dags/single/clearTaskInstances", body)
+    assert airflow.wait("single", run_id) == "success"
+    page.clock.run_for(16_000)
+    expect(bill).to_have_text("Reused")
+
+
 def test_make_again_leads_to_the_run_that_can_be_triggered_again(
     page: Page, airflow: Airflow, runs: Runs
 ) -> None:

@@ -36,7 +36,8 @@ const MOST_SEARCHED = 200;
 // Maximum characters of a prompt in a result.
 const MOST_OF_A_PROMPT = 2000;
 
-// Poll until the task has ended, at increasing intervals, and only while the page is visible.
+// Poll at increasing intervals, and only while the page is visible. A task that has ended can be cleared, and a receipt
+// can be resolved by hand, so polling never ends.
 function useTask(task) {
   const [answer, setAnswer] = useState(null);
   const [error, setError] = useState(null);
@@ -57,12 +58,12 @@ function useTask(task) {
         const underWay = await isUnderWay(task, controller.signal);
         const found = { ...(await getTask(task, {}, controller.signal)), underWay };
         const now = JSON.stringify(found);
-        wait = now === seen ? Math.min(LONGEST_WAIT, wait * 1.25) : FIRST_WAIT;
+        wait = !underWay ? LONGEST_WAIT : now === seen ? Math.min(LONGEST_WAIT, wait * 1.25) : FIRST_WAIT;
         // A new object would discard the pages that the user has loaded.
         if (now !== seen) setAnswer(found);
         seen = now;
         setError(null);
-        if (underWay) later();
+        later();
       } catch (failure) {
         if (controller.signal.aborted) return;
         setError(failure);
