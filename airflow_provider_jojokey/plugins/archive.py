@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 from urllib.parse import parse_qsl, unquote
@@ -21,7 +22,10 @@ from airflow_provider_jojokey.translatable import Translatable
 MAX_IMAGES = 50
 MAX_BYTES = 512 * 1024 * 1024
 """Maximum total size of the images in one zip file."""
+MAX_FAILURES = 2
+"""Transient failures in a row after which a bucket is not asked again: each can take most of a minute."""
 LEFT_OUT = "not included.txt"
+NOT_REQUESTED = "It was not requested, because S3 had not returned the images before it. Try again later."
 MAX_NAME, MAX_NAME_BYTES = 150, 240
 """Maximum length of a file name: in characters, and in bytes of UTF-8, of which file systems allow 255."""
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"*/:<>?\\|]')
@@ -101,12 +105,23 @@ def stream(
 
     archive, names = ZipStream(), Names()
     missing = list(left_out)
+    failures: Counter[tuple[str, str | None]] = Counter()
     for image, aws_conn_id in sources:
+        store = (image.bucket, aws_conn_id)
+        if failures[store] >= MAX_FAILURES:
+            missing.append(f"{image.uri}: {NOT_REQUESTED}")
+            continue
         try:
             file, _ = fetch(image, aws_conn_id)
-        except (NotServed, JojoKeyStoreError) as error:
-            missing.append(f"{image.uri}: {error.what if isinstance(error, JojoKeyStoreError) else error}")
+        except NotServed as error:
+            failures[store] = 0
+            missing.append(f"{image.uri}: {error}")
             continue
+        except JojoKeyStoreError as error:
+            failures[store] = failures[store] + 1 if error.transient else 0
+            missing.append(f"{image.uri}: {error.what}")
+            continue
+        failures[store] = 0
         with file:
             archive.add(iter(lambda file=file: file.read(chunk), b""), names.of(image.name), size=image.bytes)  # type: ignore[misc]
             yield from archive.file()

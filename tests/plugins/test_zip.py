@@ -102,6 +102,33 @@ def test_zip_names_images_that_the_task_no_longer_has(server: Server, book: Book
     assert download(server, selection("a", 1), selection("a", run_id="gone")).status_code == 404
 
 
+def test_zip_stops_asking_a_bucket_that_is_down(server: Server, book: Book, store: Any) -> None:
+    keys = [f"{number}.png" for number in range(4)]
+    put(store, book, "up", "here.png")
+    down = [stored_image(png_image(), key) for key in keys]
+    book.write("down", result(*down, aws_conn_id="no_store"))
+
+    files = zipped(download(server, *[selection("down", number) for number in range(4)], selection("up")))
+
+    assert files.keys() == {"here.png", archive.LEFT_OUT}
+    lines = files[archive.LEFT_OUT].decode().splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [f"s3://{BUCKET}/{key}" for key in keys]
+    asked, skipped = lines[: archive.MAX_FAILURES], lines[archive.MAX_FAILURES :]
+    assert all("S3 did not respond" in line for line in asked)
+    assert all(line.endswith(archive.NOT_REQUESTED) for line in skipped)
+
+
+def test_zip_asks_on_when_s3_answers_for_missing_images(server: Server, book: Book, store: Any) -> None:
+    *gone, last = keys = [f"{number}.png" for number in range(archive.MAX_FAILURES + 2)]
+    book.write("a", result(*[stored_image(png_image(), key) for key in keys]))
+    store.client.put_object(Bucket=BUCKET, Key=last, Body=png_image())
+
+    files = zipped(download(server, *[selection("a", number) for number in range(len(keys))]))
+
+    assert files.keys() == {last, archive.LEFT_OUT}
+    assert len(files[archive.LEFT_OUT].decode().splitlines()) == len(gone)
+
+
 def test_zip_needs_permission_for_every_dag(server: Server, book: Book, store: Any) -> None:
     put(store, book, "mine", "x.png")
     put(store, book, "secret", "y.png")
