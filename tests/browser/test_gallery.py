@@ -312,6 +312,43 @@ def test_comparison_says_that_images_share_a_cost(page: Page, airflow: Airflow, 
         expect(figures.nth(number)).to_contain_text(re.compile(r"Tokens\d+ for 2 images"))
 
 
+def test_comparison_says_that_tokens_are_unknown(page: Page, airflow: Airflow, runs: Runs) -> None:
+    def changed(route: Route) -> None:
+        answer = route.fetch().json()
+        for card, paid in zip(answer["results"], ("yes", "no"), strict=True):
+            card |= {"usage": {"total_tokens": 0}, "paid": paid}
+        route.fulfill(json=answer)
+
+    page.route("**/api/results*", changed)
+    page.goto(f"{airflow.gallery}?q=moon&run_id={runs.album.replace('+', '%2B')}")
+    expect(page.locator(CARD)).to_have_count(2)
+    select(page, "A first moon", "A second moon")
+    page.get_by_role("button", name="Compare").click()
+    facts = page.get_by_role("dialog", name="Compare").locator("dl")
+    expect(facts.filter(has_text=re.compile(r"Tokens(Unknown)"))).to_have_count(1)
+    expect(facts.filter(has_text=re.compile(r"Tokens0"))).to_have_count(1)
+
+
+def test_cost_table_counts_results_of_unknown_tokens(page: Page, airflow: Airflow, runs: Runs) -> None:
+    def changed(route: Route) -> None:
+        answer = route.fetch().json()
+        row = answer["rows"][0]
+        known = {"total_tokens": 1200, "unknown_tokens": 0}
+        answer["rows"] = [
+            {**row, **known, "model": "a"},
+            {**row, **known, "model": "b", "unknown_tokens": 2},
+            {**row, "model": "c", "total_tokens": 0, "unknown_tokens": 1},
+        ]
+        route.fulfill(json=answer)
+
+    page.route("**/api/costs?*", changed)
+    page.goto(f"{airflow.gallery}?dag_id=album")
+    page.get_by_text("Cost by Dag, model and day").click()
+    expect(page.locator(".jojokey-costs tbody td:nth-child(5)")).to_have_text(
+        ["1,200", "1,200 tokens + 2 results of unknown tokens", "Tokens unknown"]
+    )
+
+
 def test_back_closes_the_dialog_and_a_link_opens_it(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(f"{airflow.gallery}?q=herons&run_id={runs.album.replace('+', '%2B')}")

@@ -70,8 +70,8 @@ function Rows({ rows, count, filters }) {
               h("td", { className: "jojokey-number" }, number(row.images)),
               h(
                 "td",
-                { className: "jojokey-number", title: tokens(row.total_tokens, row.unknown_tokens) },
-                row.unknown_tokens && !row.total_tokens ? t("Unknown") : number(row.total_tokens),
+                { className: "jojokey-number" },
+                row.unknown_tokens ? tokens(row.total_tokens, row.unknown_tokens) : number(row.total_tokens),
               ),
               h("td", { className: "jojokey-number" }, cost(row.cost, decimals)),
             ),

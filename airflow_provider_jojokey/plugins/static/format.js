@@ -37,6 +37,11 @@ export function tokensOf(total, paid) {
   return tokens(total, total || paid === "no" ? 0 : 1);
 }
 
+// Without the unit, where a title names it.
+export function tokenCount(total, paid) {
+  return total || paid === "no" ? number(total) : t("Unknown");
+}
+
 // Text is formatted exactly; a float with more than 15 digits is not.
 export function decimal(value, decimals) {
   const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };

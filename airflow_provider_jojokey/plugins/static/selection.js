@@ -1,7 +1,7 @@
 // Selected images, which the user can download as a zip file or compare side by side.
 import { zipUrl } from "./api.js";
 import { Modal } from "./dialog.js";
-import { count, fileSize, number } from "./format.js";
+import { count, fileSize, number, tokenCount } from "./format.js";
 import { cost, decimalsOf, ofAll } from "./money.js";
 import { Button, ButtonLink, safeUrl, Time } from "./parts.js";
 import { Broken, promptOf, useProblem } from "./pictures.js";
@@ -103,7 +103,7 @@ const FACTS = {
   Model: ([result]) => result.model,
   Size: ([, image]) => `${image.width} × ${image.height}`,
   Quality: ([result]) => result.quality,
-  Tokens: ([result]) => (result.usage?.total_tokens ? ofAll(result, number(result.usage.total_tokens)) : null),
+  Tokens: ([result]) => ofAll(result, tokenCount(result.usage?.total_tokens, result.paid)),
   Cost: ([result], decimals) => ofAll(result, cost(result.cost, decimals)),
   Run: ([result]) => result.run_id,
 };

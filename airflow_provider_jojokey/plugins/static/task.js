@@ -1,6 +1,6 @@
 // The tab "Images" of a task instance: its images, their cost and all attempts.
 import { getTask, isUnderWay } from "./api.js";
-import { count, fileSize, number, said, seconds, tokens } from "./format.js";
+import { count, fileSize, number, said, seconds, tokenCount, tokens } from "./format.js";
 import { enlarge, useLightbox } from "./lightbox.js";
 import { cost, decimalsOf } from "./money.js";
 import {
@@ -324,7 +324,7 @@ function Facts({ result, console }) {
       h(
         Fact,
         { label: t("Tokens") },
-        usage.total_tokens || result.paid === "no" ? number(usage.total_tokens) : t("Unknown"),
+        tokenCount(usage.total_tokens, result.paid),
         usage.total_tokens > 0 &&
           h(
             "span",
@@ -459,7 +459,7 @@ function Attempts({ attempts, error }) {
               h("td", null, h(Badge, { kind }, t(word))),
               h("td", null, t(BILLED[one.billed] ?? "Unknown")),
               h("td", { className: "jojokey-nowrap" }, cost(one.cost, decimals)),
-              h("td", null, one.usage?.total_tokens || one.billed === "no" ? number(one.usage?.total_tokens) : "–"),
+              h("td", null, tokenCount(one.usage?.total_tokens, one.billed)),
               h("td", null, Number.isFinite(one.seconds) ? seconds(one.seconds) : "–"),
               h("td", null, one.request_id || one.cf_ray ? h("code", null, one.request_id ?? one.cf_ray) : "–"),
               h("td", { className: "jojokey-note" }, [one.error, one.note].filter(Boolean).join(": ") || "–"),
