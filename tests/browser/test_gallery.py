@@ -366,6 +366,22 @@ def test_back_closes_the_dialog_and_a_link_opens_it(page: Page, airflow: Airflow
     expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
 
 
+def test_double_click_opens_an_image(page: Page, airflow: Airflow, runs: Runs) -> None:
+    for dag_id in ("single", "album"):
+        page.goto(f"{airflow.gallery}?dag_id={dag_id}")
+    picture = page.locator(f"{CARD} button.jojokey-picture").first
+    box = picture.bounding_box()
+    assert box is not None
+    picture.dblclick(position={"x": 5, "y": box["height"] / 2})  # beside the image of the dialog
+    expect(page.locator(DIALOG)).to_be_visible()
+    page.go_back()
+    expect(page.locator(DIALOG)).to_have_count(0)
+    assert page.url.endswith("dag_id=album")
+    picture.click()
+    page.locator(".jojokey-stage").click(position={"x": 5, "y": 5})
+    expect(page.locator(DIALOG)).to_have_count(0)
+
+
 def test_link_opens_its_image_among_equal_file_names(page: Page, airflow: Airflow, runs: Runs) -> None:
     def renamed(route: Route) -> None:
         answer = route.fetch().json()

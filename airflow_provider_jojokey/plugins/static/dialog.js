@@ -64,7 +64,8 @@ export function Modal({ label, head, onClose, onKeys, children }) {
           event.preventDefault();
           close();
         },
-        onClick: (event) => event.target.classList.contains("jojokey-stage") && close(),
+        // The second click of a double click on a thumbnail is already a click on the dialog.
+        onClick: ({ target, detail }) => target.classList.contains("jojokey-stage") && detail < 2 && close(),
       },
       h(
         "div",
