@@ -112,6 +112,52 @@ def test_pages_of_a_running_mapped_task_stay_open(page: Page, airflow: Airflow, 
     expect(page.locator(CARD)).to_have_count(2)
 
 
+def test_pages_of_a_mapped_task_are_refreshed_together(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.expected_errors = ("404", "503")  # type: ignore[attr-defined]
+    text: list[str | int] = ["early"]  # the prompts of the results; a number is the status of the second page
+
+    def one_a_page(route: Route) -> None:
+        address, _, query = route.request.url.partition("?")
+        if "page=1" in query and isinstance(text[0], int):
+            route.fulfill(status=text[0], json={})
+            return
+        answer = route.fetch(url=address).json()
+        first, second = ({**card, "prompt": f"{text[0]} {card['prompt']}"} for card in answer["results"])
+        rest = {"results": [second]} if "page=1" in query else {"results": [first], "next_page": 1}
+        route.fulfill(json={**answer, **rest})
+
+    page.clock.install()
+    page.route("**/jojokey/api/dags/**", one_a_page)
+    page.route("**/listMapped*", lambda route: route.fulfill(json={"task_instances": [], "total_entries": 1}))
+    page.goto(airflow.tab("album", runs.album, "mapped"))
+    page.get_by_role("button", name="Show more").click()
+    prompts = page.locator(f"{CARD} .jojokey-card-text")
+    expect(prompts).to_have_text(["early A first moon", "early A second moon"])
+    page.evaluate(
+        """selector => {
+            globalThis.fewest = 2;
+            new MutationObserver(() => {
+                fewest = Math.min(fewest, document.querySelectorAll(selector).length);
+            }).observe(document.body, { childList: true, subtree: true });
+        }""",
+        CARD,
+    )
+    text[0] = "late"
+    page.clock.run_for(10_000)
+    expect(prompts).to_have_text(["late A first moon", "late A second moon"])
+
+    text[0] = 503
+    page.clock.run_for(16_000)
+    again = page.get_by_role("button", name="Try again")
+    expect(again).to_be_visible()
+    expect(prompts).to_have_text(["late A first moon", "late A second moon"])
+    text[0] = "last"
+    page.clock.run_for(16_000)
+    expect(prompts).to_have_text(["last A first moon", "last A second moon"])
+    expect(again).to_have_count(0)
+    assert page.evaluate("fewest") == 2
+
+
 def test_open_image_stays_while_results_come_and_go(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.expected_errors = ("404",)  # type: ignore[attr-defined]
     ended: list[int] = [1]  # the mapped tasks that have a result

@@ -474,33 +474,45 @@ function Attempts({ attempts, error }) {
 // Load pages of results on demand and append them. query is the server-side filter.
 function usePages(task, answer, name, query) {
   const asked = JSON.stringify(query);
-  const first = useMemo(
-    () => ({ answer, asked, rows: query ? null : (answer[name] ?? []), next: answer.next_page ?? null, loading: false }),
-    [answer, asked],
-  );
+  const first = useMemo(() => {
+    const none = { rows: null, next: 0, pages: 0 };
+    const inAnswer = { rows: answer[name] ?? [], next: answer.next_page ?? null, pages: 1 };
+    return { answer, asked, ...(query ? none : inAnswer), loading: false };
+  }, [answer, asked]);
   const [state, setState] = useState(first);
   const alive = useRef(new AbortController());
-  // Pages, errors and requests of another answer or filter say nothing about this one.
-  const current = state.answer === answer && state.asked === asked ? state : first;
-  const ask = async (page, before) => {
+  // Pages, errors and requests of another filter say nothing about this one. The pages of an earlier answer stay until
+  // they are loaded again.
+  const isOutdated = state.answer !== answer;
+  const hasPages = first.next !== null && state.pages > first.pages;
+  const current = state.asked === asked && (!isOutdated || hasPages) ? state : first;
+  const ask = async (before, wanted) => {
     const { signal } = alive.current;
     const show = (values) => signal.aborted || setState({ ...current, loading: false, error: null, ...values });
     show({ loading: true });
+    let { rows, next, pages, problem } = before;
     try {
-      const body = await getTask(task, { ...query, page }, signal);
-      show({ rows: [...before, ...(body[name] ?? [])], next: body.next_page ?? null, problem: body.items_error });
+      do {
+        const body = await getTask(task, { ...query, page: next }, signal);
+        rows = [...(rows ?? []), ...(body[name] ?? [])];
+        next = body.next_page ?? null;
+        problem = body.items_error;
+        pages += 1;
+      } while (next !== null && pages < wanted);
+      show({ answer, rows, next, pages, problem });
     } catch (error) {
       show({ error });
     }
   };
   useEffect(() => {
     alive.current = new AbortController();
-    if (query) ask(0, []);
+    if (query || current !== first) ask(first, current.pages);
     return () => alive.current.abort();
   }, [answer, asked]);
   const load = () => {
     if (current.loading) return undefined;
-    return current.rows === null ? ask(0, []) : current.next !== null && ask(current.next, current.rows);
+    if (current.answer !== answer) return ask(first, current.pages);
+    return current.next !== null && ask(current, current.pages + 1);
   };
   return {
     rows: current.rows ?? NO_ROWS,
