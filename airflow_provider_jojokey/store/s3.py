@@ -83,6 +83,8 @@ class ImageStore(DocumentStore):
         if self._sends_checksums:
             # The decoder computed this digest, so it also covers the spool, and boto3 need not compute it again.
             checksum["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(image.file.sha256)).decode()
+            # boto3 adds this header only to checksums of its own, and S3 documents it as required for an object lock.
+            checksum["ChecksumAlgorithm"] = "SHA256"
         image.file.file.seek(0)
         facts = {DIGEST: image.file.sha256, PIXELS: f"{image.width}x{image.height}"}
         response = self._request(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from datetime import datetime
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_jojokey.exceptions import JojoKeyStoreError
@@ -117,8 +119,11 @@ class S3Client:
         method = getattr(self.client, operation)
         if operation != "put_object":
             parameters |= for_reads(self.extra_args)
-        elif "Metadata" not in parameters:
-            parameters |= for_documents(self.extra_args)
+        else:
+            if "Metadata" not in parameters:
+                parameters |= for_documents(self.extra_args)
+            if not self._sends_checksums:
+                parameters["ContentMD5"] = _md5_of(parameters["Body"])
         with self._slots:
             began = clock.monotonic()
             try:
@@ -172,7 +177,8 @@ class S3Client:
 
     @property
     def _sends_checksums(self) -> bool:
-        # Stores that reject the checksum headers need "when_required" in the connection.
+        # Stores that reject the checksum headers need "when_required" in the connection. They get Content-MD5 instead:
+        # a bucket with object lock rejects an object that has neither, and an image would be paid by then.
         return bool(self.client.meta.config.request_checksum_calculation != "when_required")
 
 
@@ -184,6 +190,19 @@ def _check_credentials(settings: Any) -> None:
     for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
         if not isinstance(value := getattr(settings, name, None), str | None):
             raise TypeError(f"{name} must be text, not {type(value).__name__}: write it in quotes")
+
+
+def _md5_of(body: bytes | IO[bytes]) -> str:
+    """Return the value of ``Content-MD5``, and leave a file at its position."""
+    if isinstance(body, bytes):
+        digest = hashlib.md5(body, usedforsecurity=False)
+    else:
+        position = body.tell()
+        digest = hashlib.md5(usedforsecurity=False)
+        while chunk := body.read(1024 * 1024):
+            digest.update(chunk)
+        body.seek(position)
+    return base64.b64encode(digest.digest()).decode()
 
 
 def is_aws(endpoint_url: str) -> bool:

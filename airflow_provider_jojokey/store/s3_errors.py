@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +68,9 @@ def _translated(error: Exception, doing: str) -> JojoKeyStoreError | None:
 
 def _from_response(error: Any, doing: str) -> JojoKeyStoreError:
     code, status = code_of(error), status_of(error)
+    transient = code not in _PERMANENT and (
+        status is None or (status >= 500 and status not in (501, 505)) or status == 429 or code in _TRANSIENT
+    )
     headers = headers_of(error.response)
     message = str(error.response.get("Error", {}).get("Message") or "")
     operation = str(getattr(error, "operation_name", ""))
@@ -77,7 +81,7 @@ def _from_response(error: Any, doing: str) -> JojoKeyStoreError:
         todo = Translatable("Check the role and its trust policy.")
     else:
         what = Translatable("S3 rejected the request to {doing}.", doing=doing)
-        todo = _advice(code, message, error.response)
+        todo = _advice(code, message, error.response) or (_WAIT if transient else _DEFAULT_TODO)
     if is_web_page(headers):
         what = Translatable(
             "A web page was returned for the request to {doing}, so it did not come from S3.", doing=doing
@@ -90,13 +94,7 @@ def _from_response(error: Any, doing: str) -> JojoKeyStoreError:
         detail=redacted(message),
         status_code=status,
         code=None if no_code else code,
-        transient=code not in _PERMANENT
-        and (
-            status is None
-            or (status >= 500 and status not in (501, 505))
-            or status == 429
-            or code in _TRANSIENT
-        ),
+        transient=transient,
     )
 
 
@@ -132,8 +130,8 @@ def _from_botocore(error: Any, doing: str) -> JojoKeyStoreError:
     )
 
 
-def _advice(code: str, message: str, response: Mapping[str, Any]) -> Translatable:
-    """Return the advice for an error response of S3."""
+def _advice(code: str, message: str, response: Mapping[str, Any]) -> Translatable | None:
+    """Return the advice for an error response of S3, or ``None`` if there is none for its code."""
     lower = message.lower()
     if "kms" in lower or code.startswith("KMS."):
         return Translatable(
@@ -145,6 +143,13 @@ def _advice(code: str, message: str, response: Mapping[str, Any]) -> Translatabl
             "A policy denies this explicitly, so another permission does not help. Look for a Deny in the bucket "
             "policy, the user's policies and the organization's policies. Some policies require an encryption "
             "header, an ACL or a network."
+        )
+    missing = re.search(r"not authorized to perform: (s3:[A-Za-z]+)", message)
+    if missing and missing[1] not in ("s3:GetObject", "s3:PutObject", "s3:ListBucket"):
+        return Translatable(
+            "Allow the AWS connection's user the action {action}, or leave out the parameter of s3_extra_args that "
+            "needs it.",
+            action=missing[1],
         )
     if code in (
         "PermanentRedirect",
@@ -172,7 +177,7 @@ def _advice(code: str, message: str, response: Mapping[str, Any]) -> Translatabl
             '{"config_kwargs": {"request_checksum_calculation": "when_required", '
             '"response_checksum_validation": "when_required"}}.'
         )
-    return _TODO.get(code, _DEFAULT_TODO)
+    return _TODO.get(code)
 
 
 _CONNECTION = Translatable(
@@ -188,6 +193,7 @@ _TRANSIENT = {
 }
 _PERMANENT = {"QuotaExceeded", "RequestTimeTooSkewed", "XMinioStorageFull"}
 _DEFAULT_TODO = Translatable("Check the AWS connection and its user's permissions for this bucket.")
+_WAIT = Translatable("S3 is overloaded or has failed. This is usually temporary, so try again later.")
 _PERMISSIONS = Translatable(
     "Let the AWS connection's user read and write objects (s3:GetObject, s3:PutObject) and list the bucket "
     "(s3:ListBucket). Without s3:ListBucket, S3 does not distinguish a missing object from a forbidden one."

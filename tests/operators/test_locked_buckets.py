@@ -5,6 +5,7 @@ A proxy in front of moto plays the policy: it answers as S3 does to a request th
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable
@@ -85,6 +86,64 @@ def test_s3_extra_args_open_a_locked_bucket(
     assert run.xcom("keys") == keys
     assert len(gateway.charges) == len(keys)
     assert set(keys) <= set(store.objects())
+
+
+def object_lock(request: Request, forward: Forward) -> Response:
+    """Play a bucket with object lock in a store that does not know boto3's checksums."""
+    if request.method == "PUT":
+        if any("checksum" in name for name in request.headers):
+            return error(400, "InvalidRequest", "The header x-amz-checksum-crc32 is not supported")
+        digest = base64.b64encode(hashlib.md5(request.body).digest()).decode()
+        if request.headers.get("content-md5") != digest:
+            return error(400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- HTTP header is required")
+    for name in [name for name in request.headers if name.startswith("x-amz-object-lock-")]:
+        del request.headers[name]  # moto's bucket has no lock
+    return forward(request)
+
+
+@pytest.mark.parametrize(
+    ("body", "keys"),
+    [
+        (SINGLE, ["locked/fox.png"]),
+        (SINGLE.replace("{more}", "deferrable=True, {more}"), ["locked/fox.png"]),
+        (BATCH, ["locked/0.png", "locked/1.png"]),
+    ],
+    ids=["single", "deferred", "batch"],
+)
+def test_object_lock_works_without_checksum_headers(
+    airflow: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch, body: str, keys: list[str]
+) -> None:
+    with FaultProxy(store.connection["extra"]["endpoint_url"], object_lock) as proxy:
+        extra = {**store.connection["extra"], "endpoint_url": proxy.url}
+        extra["config_kwargs"] = {
+            **extra.get("config_kwargs", {}),
+            "request_checksum_calculation": "when_required",
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store.connection, "extra": extra}))
+        lock = {"ObjectLockMode": "GOVERNANCE", "ObjectLockRetainUntilDate": "2099-01-01T00:00:00Z"}
+
+        run = airflow.run("object_lock", body.format(more=f"s3_extra_args={lock!r}"))
+
+    assert (run.state, run.xcom("keys")) == ("success", keys)
+    assert len(gateway.charges) == len(keys)
+
+
+@pytest.mark.parametrize("checksums", ["when_supported", "when_required"])
+def test_images_are_stored_with_a_lock(
+    airflow: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch, checksums: str
+) -> None:
+    store.client.create_bucket(Bucket="locked-posters", ObjectLockEnabledForBucket=True)
+    extra = {**store.connection["extra"]}
+    extra["config_kwargs"] = {**extra.get("config_kwargs", {}), "request_checksum_calculation": checksums}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({**store.connection, "extra": extra}))
+    lock = {"ObjectLockMode": "GOVERNANCE", "ObjectLockRetainUntilDate": "2099-01-01T00:00:00Z"}
+    body = SINGLE.replace('"posters"', '"locked-posters"').replace("fox.png", f"{checksums}.png")
+
+    run = airflow.run("lock", body.format(more=f"s3_extra_args={lock!r}"))
+
+    assert run.state == "success"
+    found = store.client.head_object(Bucket="locked-posters", Key=f"locked/{checksums}.png")
+    assert found["ObjectLockMode"] == "GOVERNANCE"
 
 
 def test_setting_is_the_default_of_s3_extra_args(

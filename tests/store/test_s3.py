@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import email.utils
 import hashlib
+import io
 import json
 import threading
 import time
@@ -129,6 +130,7 @@ def test_unread_body_does_not_block_the_next_request(
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 CHECK = "Check the AWS connection"
+WAIT = "try again later"
 ERRORS: list[tuple[Response, bool, str]] = [
     (error(403, "AccessDenied", "Access Denied"), False, "s3:ListBucket"),
     (error(403, "InvalidAccessKeyId"), False, "does not know the AWS connection's access key"),
@@ -140,12 +142,12 @@ ERRORS: list[tuple[Response, bool, str]] = [
     (error(400, "InvalidBucketName"), False, "not a valid bucket name"),
     (error(404, "NoSuchBucket"), False, "Create the bucket"),
     (error(404), False, CHECK),
-    (error(400, "RequestTimeout"), True, CHECK),
-    (error(429, "TooManyRequests"), True, CHECK),
-    (error(500, "InternalError"), True, CHECK),
+    (error(400, "RequestTimeout"), True, WAIT),
+    (error(429, "TooManyRequests"), True, WAIT),
+    (error(500, "InternalError"), True, WAIT),
     (error(501, "NotImplemented"), False, CHECK),
-    (error(503, "SlowDown"), True, CHECK),
-    (error(503), True, CHECK),
+    (error(503, "SlowDown"), True, WAIT),
+    (error(503), True, WAIT),
     (
         error(
             403,
@@ -165,6 +167,23 @@ ERRORS: list[tuple[Response, bool, str]] = [
         False,
         "kms:GenerateDataKey, kms:Decrypt",
     ),
+    *[
+        (
+            error(
+                403,
+                "AccessDenied",
+                f"User: arn:aws:iam::123456789012:user/airflow is not authorized to perform: {action} on resource: "
+                f'"arn:aws:s3:::posters/fox.json" because no identity-based policy allows the {action} action',
+            ),
+            False,
+            advice,
+        )
+        for action, advice in (
+            ("s3:PutObject", "(s3:GetObject, s3:PutObject)"),
+            ("s3:PutObjectTagging", "Allow the AWS connection's user the action s3:PutObjectTagging"),
+            ("s3:PutObjectRetention", "Allow the AWS connection's user the action s3:PutObjectRetention"),
+        )
+    ],
     (error(400, "KMS.DisabledException", "it is disabled"), False, "KMS key"),
     (
         error(400, "AuthorizationHeaderMalformed", "the region is wrong", Region="eu-west-3"),
@@ -640,6 +659,21 @@ def test_store_without_checksums_gets_none(rclone: Bucket, key: str, png: bytes)
     assert len(sent.headers) == 2
     names = [name for headers in sent.headers for name in headers]
     assert not [name for name in names if "checksum" in name or "trailer" in name]
+
+
+def test_store_without_checksums_gets_content_md5(rclone: Bucket, key: str, png: bytes) -> None:
+    """A bucket with object lock requires it: without it, S3 would reject an image that is already paid."""
+    store = store_in(rclone)
+    file = io.BytesIO(b"skipped" + png)
+    file.seek(len(b"skipped"))
+    with Sent(store.client) as sent:
+        store.put_image(BUCKET, key, image_of(png), {})
+        store.write(BUCKET, f"{key}.json", b"{}", replacing=None)
+        store.put(BUCKET, f"{key}.jsonl", file, "text/plain")
+
+    expected = [base64.b64encode(hashlib.md5(body).digest()).decode() for body in (png, b"{}", png)]
+    assert [headers.get("content-md5") for headers in sent.headers] == expected
+    assert rclone.client().get_object(Bucket=BUCKET, Key=f"{key}.jsonl")["Body"].read() == png
 
 
 def test_image_can_be_stored_twice(moto: Bucket, key: str, png: bytes) -> None:

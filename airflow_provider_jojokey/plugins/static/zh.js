@@ -261,6 +261,10 @@ export const zh = {
   "Correct s3_bucket: the name is not a valid bucket name.": "请更正 s3_bucket：该名称不是有效的存储桶名称。",
   "Renew the session token in the AWS connection, or remove it if the keys are not temporary.":
     "请更新 AWS 连接中的会话令牌；如果密钥不是临时的，请将其删除。",
+  "S3 is overloaded or has failed. This is usually temporary, so try again later.":
+    "S3 过载或出现故障。这通常是暂时的，请稍后重试。",
+  "Allow the AWS connection's user the action {action}, or leave out the parameter of s3_extra_args that needs it.":
+    "请允许 AWS 连接的用户执行 {action} 操作，或去掉 s3_extra_args 中需要该操作的参数。",
   "Create the bucket, or correct s3_bucket.": "请创建存储桶，或更正 s3_bucket。",
   "Free some space in the store, or raise its quota.": "请释放存储空间，或提高其配额。",
   "Correct this worker's clock: it differs from S3's by more than 15 minutes.": "请校正此工作节点的时钟：它与 S3 的时钟相差超过 15 分钟。",
