@@ -62,21 +62,32 @@ class Settings(Struct, frozen=True):
 
     @classmethod
     def _read(cls) -> Settings:
-        from airflow.providers.common.compat.sdk import conf
-
         return cls(
             spool_directory=_directory("spool_directory") or default_root(),
             spool_max_age=_number("spool_max_age", MAX_AGE),
             upload_patience=_number("upload_patience", UPLOAD_PATIENCE),
             longest_generation=_number("longest_generation", LONGEST_GENERATION),
             thumbnail_directory=_directory("thumbnail_directory") or _thumbnail_directory(),
-            s3_extra_args=parse_extra_args(
-                conf.get("jojokey", "s3_extra_args", fallback=""), "[jojokey] s3_extra_args"
-            ),
+            s3_extra_args=configured_s3_extra_args(),
             thumbnail_cache_bytes=int(
                 _number("thumbnail_cache_bytes", THUMBNAIL_CACHE_BYTES, limit=MAX_BYTES)
             ),
         )
+
+
+def _written(name: str) -> str:
+    """Return a setting as text; empty if it is not set.
+
+    :raises ValueError: if Airflow can't read it. The value is left out, because it may be secret
+    """
+    import configparser
+
+    from airflow.providers.common.compat.sdk import conf
+
+    try:
+        return str(conf.get("jojokey", name, fallback="") or "").strip()
+    except configparser.InterpolationError:
+        raise ValueError(f"[jojokey] {name} contains a %: write it as %% in airflow.cfg") from None
 
 
 def _directory(name: str) -> Path | None:
@@ -86,9 +97,7 @@ def _directory(name: str) -> Path | None:
 
     :raises ValueError: if it is not an absolute path
     """
-    from airflow.providers.common.compat.sdk import conf
-
-    written = conf.get("jojokey", name, fallback="").strip()
+    written = _written(name)
     try:
         path = Path(written).expanduser()
     except RuntimeError as error:  # "~" of a user without a home directory
@@ -104,9 +113,7 @@ def _number(name: str, default: float, limit: int = MAX_SECONDS) -> float:
     :param limit: the largest possible value, which means no limit
     :raises ValueError: if it is not a number from 0 to ``limit``
     """
-    from airflow.providers.common.compat.sdk import conf
-
-    written = conf.get("jojokey", name, fallback="").strip()
+    written = _written(name)
     try:
         number = float(written or default)
     except ValueError:
@@ -123,7 +130,12 @@ def configured_prices() -> Prices:
 
     :raises ValueError: if they can't be understood
     """
-    from airflow.providers.common.compat.sdk import conf
+    return parse_prices(_written("price_per_million"), "[jojokey] price_per_million") or PUBLISHED
 
-    written = conf.get("jojokey", "price_per_million", fallback="")
-    return parse_prices(written, "[jojokey] price_per_million") or PUBLISHED
+
+def configured_s3_extra_args() -> dict[str, Any]:
+    """Return the S3 parameters of ``[jojokey] s3_extra_args``; by default none.
+
+    :raises ValueError: if they can't be used
+    """
+    return parse_extra_args(_written("s3_extra_args"), "[jojokey] s3_extra_args")

@@ -246,6 +246,7 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "on_unknown_outcome": choice(ON_UNKNOWN_OUTCOME),
     "stream": flag,
     "replace": flag,
+    "deferrable": flag,
     "extra_body": mapping,
     "requests": rows,
     "s3_extra_args": s3_parameters,

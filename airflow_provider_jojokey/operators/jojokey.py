@@ -140,9 +140,9 @@ class GenerateImageOperator(ImageOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        deferrable = _default_deferrable() if deferrable is None else deferrable
+        deferrable = _default_deferrable() if filled(deferrable) is None else deferrable
         self._set_arguments(locals())
-        self._check_literals(*self._destination_problems())
+        self._check_literals(*self._deferrable_problems(), *self._destination_problems())
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Generate the images, store them, and return the manifest.
@@ -335,6 +335,16 @@ class GenerateImageOperator(ImageOperator):
 
     def _destinations(self) -> Iterator[Destination]:
         yield self._destination(1)  # all images share one receipt
+
+    def _deferrable_problems(self) -> list[str]:
+        """Convert ``deferrable``, which is not a template. A Dag from YAML may have it as text."""
+        if type(self.deferrable) is bool:
+            return []
+        try:
+            vars(self)["deferrable"] = converted("deferrable", self.deferrable)
+        except ValueError as error:
+            return [str(error)]
+        return []
 
     def _destination_problems(self) -> list[str]:
         """Return the problems of literal values of s3_bucket and s3_key."""

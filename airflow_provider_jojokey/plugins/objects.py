@@ -22,7 +22,8 @@ from cachetools import TTLCache, cached
 from airflow_provider_jojokey.exceptions import JojoKeyError, JojoKeyStoreError
 from airflow_provider_jojokey.img2.images import content_type_of
 from airflow_provider_jojokey.results import StoredImage
-from airflow_provider_jojokey.store.extra_args import for_reads, parse_extra_args
+from airflow_provider_jojokey.settings import configured_s3_extra_args
+from airflow_provider_jojokey.store.extra_args import for_reads
 from airflow_provider_jojokey.store.keys import RECEIPTS, split_uri
 from airflow_provider_jojokey.store.s3_client import is_aws
 from airflow_provider_jojokey.store.s3_errors import translate_errors
@@ -215,14 +216,13 @@ def _read_parameters() -> dict[str, Any]:
 
     :raises JojoKeyStoreError: if the setting can't be used
     """
-    from airflow.providers.common.compat.sdk import conf
-
-    name = "[jojokey] s3_extra_args"
     try:
-        return for_reads(parse_extra_args(conf.get("jojokey", "s3_extra_args", fallback=""), name))
+        return for_reads(configured_s3_extra_args())
     except ValueError:
         raise JojoKeyStoreError(
-            Translatable("The task's AWS connection cannot be used here ({error}).", error=name)
+            Translatable(
+                "The task's AWS connection cannot be used here ({error}).", error="[jojokey] s3_extra_args"
+            )
         ) from None
 
 

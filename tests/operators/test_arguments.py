@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_jojokey.operators import jojokey as operators
 from airflow_provider_jojokey.operators.arguments import TEXTS, converted
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 from airflow_provider_jojokey.payments.options import LIMITS
@@ -138,6 +139,89 @@ def test_wrong_setting_fails_once_and_unpaid(
     assert set(run.states.values()) == {"failed"}
     assert set(run.tries.values()) == {1}
     assert gateway.requests == ()
+
+
+UNESCAPED = {
+    "s3_extra_args": '{"Tagging": "kind=a%20poster"}',
+    "price_per_million": '{"currency": "%"}',
+    "spool_directory": "/tmp/50%",
+    "upload_patience": "5%",
+}
+
+
+@pytest.mark.parametrize("name", UNESCAPED)
+def test_unescaped_percent_sign_in_airflow_cfg_is_named(
+    airflow: Any, gateway: Any, store: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow interprets it, and reading the setting fails in a way that no ValueError covers."""
+    from airflow.providers.common.compat.sdk import conf
+
+    monkeypatch.delenv(f"AIRFLOW__JOJOKEY__{name.upper()}", raising=False)
+    conf.read_string(f"[jojokey]\n{name} = {UNESCAPED[name]}\n")
+    try:
+        run = airflow.run(
+            "percent",
+            """
+            item = {"prompt": "x", "s3_key": "x.png", "s3_bucket": "posters"}
+            item |= {"retries": 2, "retry_delay": timedelta(0)}
+            GenerateImageOperator(task_id="image", **item)
+            GenerateImageOperator(task_id="deferred", deferrable=True, **item)
+            """,
+        )
+    finally:
+        conf.remove_option("jojokey", name)
+
+    assert set(run.states.values()) == {"failed"}
+    assert set(run.tries.values()) == {1}
+    for task in ("image", "deferred"):
+        error = run.xcom("jojokey_images", task)
+        assert (error["error"], error["billed"]) == ("JojoKeyRequestError", "no")
+        assert f"[jojokey] {name}" in error["message"]
+        assert "%%" in error["message"]
+    assert gateway.requests == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "deferred"),
+    [
+        ("false", False),
+        ("False", False),
+        ("0", False),
+        (0, False),
+        (" true ", True),
+        ("True", True),
+        (1, True),
+    ],
+)
+def test_deferrable_may_be_text(given: Any, deferred: bool) -> None:
+    operator = GenerateImageOperator(
+        task_id="image", prompt="a fox", s3_key="s3://posters/fox.png", deferrable=given
+    )
+
+    assert operator.deferrable is deferred
+
+
+@pytest.mark.parametrize("given", [None, "", "None"])
+@pytest.mark.parametrize("setting", ["True", "False"])
+def test_empty_deferrable_means_the_default(
+    given: Any, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", setting)
+    monkeypatch.setattr(operators, "_default_deferrable", operators._default_deferrable.__wrapped__)
+
+    operator = GenerateImageOperator(
+        task_id="image", prompt="a fox", s3_key="s3://posters/fox.png", deferrable=given
+    )
+
+    assert operator.deferrable is (setting == "True")
+
+
+@pytest.mark.parametrize("given", ["{{ params.deferrable }}", "no", 2, [True]])
+def test_unusable_deferrable_is_reported_at_parsing(given: Any) -> None:
+    with pytest.raises(ValueError, match="deferrable must be true or false"):
+        GenerateImageOperator(
+            task_id="image", prompt="a fox", s3_key="s3://posters/fox.png", deferrable=given
+        )
 
 
 @pytest.mark.parametrize("native", [True, False])
