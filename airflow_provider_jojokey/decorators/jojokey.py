@@ -102,12 +102,24 @@ class JojoKeyImageDecoratedOperator(DecoratedOperator, GenerateImageOperator):
         manifest: dict[str, Any] = super().execute(context)
         return manifest
 
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Resume after the trigger fires.
+
+        :raises JojoKeyError: the error that the trigger reported
+        """
+        self._returned = bool(event and "job" in event)  # otherwise the function's values are not known
+        if not self._returned:
+            self.prompt, self.s3_key = "", "" if self.s3_key is AT_RUN_TIME else self.s3_key
+        manifest: dict[str, Any] = super().execute_complete(context, event)
+        return manifest
+
     def _billed_so_far(self, context: Context, sent: bool) -> Billed | None:
         from airflow_provider_jojokey.payments.totals import Billed
 
         billed = super()._billed_so_far(context, sent)
-        if not self._returned and context["ti"].try_number > 1 and billed == Billed():
-            return None  # the function may have returned another key in an earlier try
+        earlier = sent or context["ti"].try_number > 1
+        if not self._returned and earlier and billed == Billed():
+            return None  # the function may have returned another key earlier
         return billed
 
     def _options(self, returned: Any) -> Mapping[str, Any]:

@@ -7,18 +7,16 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_jojokey.exceptions import JojoKeyError
+from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments import errors
 from airflow_provider_jojokey.payments.generate import ImageJob, Services, generate_images
 from airflow_provider_jojokey.results import storable
-
-if TYPE_CHECKING:
-    from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 
 MAX_THREADS = 256
 """Maximum number of threads per triggerer that generate images. Other triggers wait for a thread."""
@@ -62,6 +60,9 @@ class GenerateImageTrigger(BaseTrigger):
         self.aws_conn_id = aws_conn_id
         self.s3_extra_args = s3_extra_args or {}
         self.deadline = deadline
+        # Created here and not when it is first used: a trigger that is cancelled while its thread creates the hook must
+        # stop that hook and no other.
+        self.hook = JojoKeyHook(jojokey_conn_id)
         self._sent = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -77,13 +78,6 @@ class GenerateImageTrigger(BaseTrigger):
                 **({} if self.deadline is None else {"deadline": self.deadline}),
             },
         )
-
-    @cached_property
-    def hook(self) -> JojoKeyHook:
-        """The JojoKey hook."""
-        from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
-
-        return JojoKeyHook(self.jojokey_conn_id)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event with the job, and the manifest or the error.

@@ -215,6 +215,55 @@ def test_trigger_that_ran_twice_reports_the_first_bill(gateway: Any, s3: FaultPr
     assert pushed["usage"] == first["usage"] != NOTHING
 
 
+FAILED = {"error": "Trigger failure", "traceback": ["ModuleNotFoundError: No module named 'provider'"]}
+"""What Airflow passes to a task whose trigger failed, or could not be loaded by the triggerer."""
+
+
+def resume(operator: Any) -> tuple[dict[str, Any], str]:
+    """Resume a deferred task whose trigger failed, and return its XComs and its error."""
+    pushed: dict[str, Any] = {}
+    with pytest.raises(JojoKeyError) as caught:
+        operator.resume_execution("__fail__", FAILED, {"ti": task_instance(pushed, 1)})
+    return pushed, str(caught.value)
+
+
+def test_task_whose_trigger_failed_reports_its_bill(gateway: Any, s3: FaultProxy) -> None:
+    first, _ = run(FOX, 1)
+
+    pushed, failure = resume(GenerateImageOperator(task_id="task", s3_bucket="posters", **FOX))
+
+    assert pushed["usage"] == first["usage"] != NOTHING
+    assert (pushed[XCOM_KEY]["state"], pushed[XCOM_KEY]["billed"]) == ("failed", "unknown")
+    assert "Trigger failure" in failure
+    assert "You may have been charged." in failure
+
+
+@pytest.mark.parametrize("key", ["in the decorator", "returned"])
+def test_failed_trigger_of_a_function_is_not_free(gateway: Any, s3: FaultProxy, key: str) -> None:
+    """The function is not called again, so the key that it returned is not known."""
+    run(FOX, 1)
+    arguments = {} if key == "returned" else {"s3_key": "fox.png"}
+
+    pushed, _ = resume(
+        JojoKeyImageDecoratedOperator(
+            task_id="task", s3_bucket="posters", python_callable=lambda: FOX, **arguments
+        )
+    )
+
+    assert pushed[XCOM_KEY]["billed"] == "unknown"
+    assert pushed[XCOM_KEY]["prompt"] == ""
+    assert ("usage" in pushed) == (key != "returned")
+
+
+def test_error_of_a_resumed_task_is_not_a_failed_trigger(gateway: Any, s3: FaultProxy) -> None:
+    pushed: dict[str, Any] = {}
+    operator = GenerateImageOperator(task_id="task", s3_bucket="posters", **FOX)
+    event = {"error": errors.stopped().to_json()}
+
+    with pytest.raises(JojoKeyError, match="Airflow stopped the task"):
+        operator.resume_execution("execute_complete", {"event": event}, {"ti": task_instance(pushed, 1)})
+
+
 @pytest.mark.parametrize("change", [without_token, with_wrong_size])
 @pytest.mark.parametrize(
     "arguments",
