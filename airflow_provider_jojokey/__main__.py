@@ -38,7 +38,15 @@ def _parser() -> argparse.ArgumentParser:
         for argument in getattr(definition, "args", ()):
             argument.add_to_parser(command)
         command.set_defaults(func=getattr(definition, "func", None))
+        _shorten_usage(command)
     return parser
+
+
+def _shorten_usage(command: argparse.ArgumentParser) -> None:
+    """Let the usage begin below the program's long name, so that it fits 80 columns."""
+    prog, command.prog = command.prog, ""
+    rest = command.format_usage().removeprefix("usage:").strip().replace("%", "%%")
+    command.prog, command.usage = prog, f"{prog}\n        {rest}"
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import base64
 import datetime
 import hashlib
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
+import botocore.auth
 import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.config import Config
@@ -25,7 +27,11 @@ NOON = datetime.datetime(2026, 7, 30, 12, 0, 0)
 @pytest.fixture
 def noon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sign all requests at the same time."""
-    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_, **__: NOON)
+    if hasattr(botocore.auth, "get_current_datetime"):
+        monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_, **__: NOON)
+    else:  # the lowest supported botocore
+        noon = SimpleNamespace(utcnow=lambda: NOON)
+        monkeypatch.setattr("botocore.auth.datetime", SimpleNamespace(datetime=noon))
 
 
 class SignerLog:
