@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -84,15 +85,20 @@ def cookies(airflow: Airflow, browser: Browser) -> Any:
         return context.storage_state()
 
 
+@contextmanager
+def open_context(browser: Browser, cookies: Any) -> Iterator[BrowserContext]:
+    with browser.new_context(
+        storage_state=cookies, viewport=SIZE, locale="en-GB", timezone_id="UTC", accept_downloads=True
+    ) as context:
+        context.set_default_timeout(PATIENCE)
+        yield context
+
+
 @pytest.fixture(scope="session")
 def context(browser: Browser, cookies: Any) -> Iterator[BrowserContext]:
     """One browser context for all pages, so that Airflow's scripts are loaded once."""
-    context = browser.new_context(
-        storage_state=cookies, viewport=SIZE, locale="en-GB", timezone_id="UTC", accept_downloads=True
-    )
-    context.set_default_timeout(PATIENCE)
-    yield context
-    context.close()
+    with open_context(browser, cookies) as context:
+        yield context
 
 
 @pytest.fixture(params=["light, English", "dark, Chinese"])
@@ -108,9 +114,24 @@ def themed(request: pytest.FixtureRequest, browser: Browser, cookies: Any) -> It
 
 
 @pytest.fixture
-def page(context: BrowserContext) -> Iterator[Page]:
+def page(request: pytest.FixtureRequest, browser: Browser, cookies: Any) -> Iterator[Page]:
     """A page with a login. The test fails if the page logs an error or opens a JavaScript dialog."""
-    page = context.new_page()
+    with ExitStack() as stack:
+        if "clock" in request.fixturenames:  # a context's pages have one clock
+            context = stack.enter_context(open_context(browser, cookies))
+        else:
+            context = request.getfixturevalue("context")
+        yield from _checked(context.new_page())
+
+
+@pytest.fixture
+def clock(page: Page) -> Any:
+    """The clock of the page, which the test can move."""
+    page.clock.install()
+    return page.clock
+
+
+def _checked(page: Page) -> Iterator[Page]:
     wrong: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:

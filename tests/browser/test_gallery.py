@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
@@ -404,20 +405,21 @@ def test_link_opens_its_image_among_equal_file_names(page: Page, airflow: Airflo
     expect(caption).to_have_text("Tile 2")
 
 
-def test_new_results_are_announced_and_shown(page: Page, airflow: Airflow, runs: Runs) -> None:
-    page.clock.install()
+def test_new_results_are_announced_and_shown(page: Page, clock: Any, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=single")
     expect(page.locator(CARD).first).to_be_visible()
     before = page.locator(CARD).count()
     run_id = airflow.trigger("single", prompt="A brand new comet")
     assert airflow.wait("single", run_id) == "success"
-    page.clock.run_for(25_000)
+    clock.run_for(25_000)
     page.get_by_role("button", name="Show 1 new result").click()
     expect(page.locator(CARD)).to_have_count(before + 1)
     expect(page.locator(CARD).first).to_contain_text("A brand new comet")
 
 
-def test_many_new_results_are_not_counted_exactly(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_many_new_results_are_not_counted_exactly(
+    page: Page, clock: Any, airflow: Airflow, runs: Runs
+) -> None:
     shown: list[int] = [7]  # the map indexes of the results on the first page: higher ones are newer
 
     def numbered(route: Route) -> None:
@@ -431,7 +433,6 @@ def test_many_new_results_are_not_counted_exactly(page: Page, airflow: Airflow, 
         ]
         route.fulfill(json={**answer, "results": results, "next": "x"})
 
-    page.clock.install()
     page.route("**/api/results*", numbered)
     page.goto(f"{airflow.gallery}?dag_id=album")
     expect(page.locator(CARD)).to_have_count(1)
@@ -444,17 +445,16 @@ def test_many_new_results_are_not_counted_exactly(page: Page, airflow: Airflow, 
         ([6, 5], None),
     ):
         with page.expect_response("**/api/results*"):
-            page.clock.run_for(20_000)
+            clock.run_for(20_000)
         expect(new).to_have_text([text] if text else [])
 
 
-def test_relative_times_go_on(page: Page, airflow: Airflow, runs: Runs) -> None:
-    page.clock.install()
+def test_relative_times_go_on(page: Page, clock: Any, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?dag_id=album")
     made = page.locator(f"{CARD} time").first
     before = made.inner_text()
     assert "hour" not in before
-    page.clock.fast_forward("05:00:00")
+    clock.fast_forward("05:00:00")
     expect(made).to_have_text("5 hours ago")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -70,7 +71,13 @@ def test_tab_shows_a_triggered_poster_by_itself(page: Page, airflow: Airflow) ->
     ],
 )
 def test_tab_recovers_from_an_outage_by_itself(
-    page: Page, airflow: Airflow, runs: Runs, request_path: str, status: int | None, message: str
+    page: Page,
+    clock: Any,
+    airflow: Airflow,
+    runs: Runs,
+    request_path: str,
+    status: int | None,
+    message: str,
 ) -> None:
     def fail(route: Route) -> None:
         if status is None:
@@ -79,18 +86,19 @@ def test_tab_recovers_from_an_outage_by_itself(
             route.fulfill(status=status, json={})
 
     page.expected_errors = ("ERR_FAILED", "429")  # type: ignore[attr-defined]
-    page.clock.install()
     page.route(lambda url: request_path in url, fail)
     page.goto(airflow.tab("album", runs.album, "pair"))
     alert = page.locator(".jojokey-root").get_by_role("alert")
     expect(alert).to_contain_text(message)
     page.unroute_all()
-    page.clock.run_for(16_000)
+    clock.run_for(16_000)
     expect(page.locator(".jojokey-figure img").first).to_be_visible()
     expect(alert).to_have_count(0)
 
 
-def test_pages_of_a_running_mapped_task_stay_open(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_pages_of_a_running_mapped_task_stay_open(
+    page: Page, clock: Any, airflow: Airflow, runs: Runs
+) -> None:
     page.expected_errors = ("404",)  # type: ignore[attr-defined]
 
     def one_a_page(route: Route) -> None:
@@ -100,19 +108,20 @@ def test_pages_of_a_running_mapped_task_stay_open(page: Page, airflow: Airflow, 
         rest = {"results": [second]} if "page=1" in query else {"results": [first], "next_page": 1}
         route.fulfill(json={**answer, **rest})
 
-    page.clock.install()
     page.route("**/jojokey/api/dags/**", one_a_page)
     page.route("**/listMapped*", lambda route: route.fulfill(json={"task_instances": [], "total_entries": 1}))
     page.goto(airflow.tab("album", runs.album, "mapped"))
     page.get_by_role("button", name="Show more").click()
     expect(page.locator(CARD)).to_have_count(2)
     with page.expect_response("**/jojokey/api/dags/**"):
-        page.clock.run_for(10_000)
+        clock.run_for(10_000)
     expect(page.get_by_role("button", name="Show more")).to_have_count(0)
     expect(page.locator(CARD)).to_have_count(2)
 
 
-def test_pages_of_a_mapped_task_are_refreshed_together(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_pages_of_a_mapped_task_are_refreshed_together(
+    page: Page, clock: Any, airflow: Airflow, runs: Runs
+) -> None:
     page.expected_errors = ("404", "503")  # type: ignore[attr-defined]
     text: list[str | int] = ["early"]  # the prompts of the results; a number is the status of the second page
 
@@ -126,7 +135,6 @@ def test_pages_of_a_mapped_task_are_refreshed_together(page: Page, airflow: Airf
         rest = {"results": [second]} if "page=1" in query else {"results": [first], "next_page": 1}
         route.fulfill(json={**answer, **rest})
 
-    page.clock.install()
     page.route("**/jojokey/api/dags/**", one_a_page)
     page.route("**/listMapped*", lambda route: route.fulfill(json={"task_instances": [], "total_entries": 1}))
     page.goto(airflow.tab("album", runs.album, "mapped"))
@@ -143,22 +151,24 @@ def test_pages_of_a_mapped_task_are_refreshed_together(page: Page, airflow: Airf
         CARD,
     )
     text[0] = "late"
-    page.clock.run_for(10_000)
+    clock.run_for(10_000)
     expect(prompts).to_have_text(["late A first moon", "late A second moon"])
 
     text[0] = 503
-    page.clock.run_for(16_000)
+    clock.run_for(16_000)
     again = page.get_by_role("button", name="Try again")
     expect(again).to_be_visible()
     expect(prompts).to_have_text(["late A first moon", "late A second moon"])
     text[0] = "last"
-    page.clock.run_for(16_000)
+    clock.run_for(16_000)
     expect(prompts).to_have_text(["last A first moon", "last A second moon"])
     expect(again).to_have_count(0)
     assert page.evaluate("fewest") == 2
 
 
-def test_open_image_stays_while_results_come_and_go(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_open_image_stays_while_results_come_and_go(
+    page: Page, clock: Any, airflow: Airflow, runs: Runs
+) -> None:
     page.expected_errors = ("404",)  # type: ignore[attr-defined]
     ended: list[int] = [1]  # the mapped tasks that have a result
 
@@ -167,7 +177,6 @@ def test_open_image_stays_while_results_come_and_go(page: Page, airflow: Airflow
         results = [card for card in answer["results"] if card["map_index"] in ended]
         route.fulfill(json={**answer, "results": results, "unread": 1})
 
-    page.clock.install()
     page.route("**/jojokey/api/dags/**", some)
     page.route("**/listMapped*", lambda route: route.fulfill(json={"task_instances": [], "total_entries": 1}))
     page.goto(airflow.tab("album", runs.album, "mapped"))
@@ -175,7 +184,7 @@ def test_open_image_stays_while_results_come_and_go(page: Page, airflow: Airflow
     caption = page.locator(".jojokey-lightbox-text p")
     expect(caption).to_have_text("A second moon")
     for ended[:], label in (([0, 1], "Image 2 of 2"), ([0], "Image"), ([1], "Image 1 of 1")):
-        page.clock.run_for(20_000)
+        clock.run_for(20_000)
         expect(page.get_by_role("dialog", name=label, exact=True)).to_be_visible()
         expect(caption).to_have_text("A second moon")
 
@@ -727,17 +736,16 @@ def test_tab_shows_how_much_of_the_budget_is_used(page: Page, airflow: Airflow, 
     assert 0 < shares < 0.1
 
 
-def test_tab_follows_a_task_that_is_cleared(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_tab_follows_a_task_that_is_cleared(page: Page, clock: Any, airflow: Airflow, runs: Runs) -> None:
     run_id = airflow.trigger("single", prompt="A comet")
     assert airflow.wait("single", run_id) == "success"
-    page.clock.install()
     page.goto(airflow.tab("single", run_id, "image"))
     bill = page.locator(".jojokey-dl .jojokey-badge").first
     expect(bill).to_have_text("Paid")
     body = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["image"], "only_failed": False}
     airflow.call("/api/v2/dags/single/clearTaskInstances", body)
     assert airflow.wait("single", run_id) == "success"
-    page.clock.run_for(16_000)
+    clock.run_for(16_000)
     expect(bill).to_have_text("Reused")
 
 
