@@ -164,9 +164,8 @@ def progress(*columns: Any) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with (
-        bar if console.is_terminal else nullcontext()
-    ):  # older versions of rich print an empty line at the end
+    # Older versions of rich print an empty line at the end, also if the bar is disabled.
+    with bar if console.is_terminal else nullcontext():
         yield bar
 
 

@@ -66,7 +66,7 @@ GenerateImageBatchOperator(
 """
 
 
-@pytest.mark.parametrize(
+each_kind_of_task = pytest.mark.parametrize(
     ("body", "keys"),
     [
         (SINGLE, ["locked/fox.png"]),
@@ -75,6 +75,9 @@ GenerateImageBatchOperator(
     ],
     ids=["single", "deferred", "batch"],
 )
+
+
+@each_kind_of_task
 def test_s3_extra_args_open_a_locked_bucket(
     airflow: Any, gateway: Any, store: Any, locked: Any, body: str, keys: list[str]
 ) -> None:
@@ -101,15 +104,7 @@ def object_lock(request: Request, forward: Forward) -> Response:
     return forward(request)
 
 
-@pytest.mark.parametrize(
-    ("body", "keys"),
-    [
-        (SINGLE, ["locked/fox.png"]),
-        (SINGLE.replace("{more}", "deferrable=True, {more}"), ["locked/fox.png"]),
-        (BATCH, ["locked/0.png", "locked/1.png"]),
-    ],
-    ids=["single", "deferred", "batch"],
-)
+@each_kind_of_task
 def test_object_lock_works_without_checksum_headers(
     airflow: Any, gateway: Any, store: Any, monkeypatch: pytest.MonkeyPatch, body: str, keys: list[str]
 ) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shutil
 import threading
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -15,14 +14,13 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTas
 from msgspec.structs import replace
 
 from airflow_provider_jojokey import exceptions
-from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import host as hosts
 from airflow_provider_jojokey.store import spool as spools
 from tests.support.commands import run_in_process
 from tests.support.fault_proxy import FaultProxy, answer, error, on
-from tests.support.harness import DiesAfterResponse, Harness, Killed, name_of, when_asked
+from tests.support.harness import DiesAfterRequestId, DiesAfterResponse, Harness, Killed, name_of, when_asked
 from tests.support.patience import PATIENCE
 
 # --- S3 outages ------------------------------------------------------------------------------------------------------
@@ -461,18 +459,6 @@ def test_stored_image_replaces_the_note_of_another_host(harness: Harness) -> Non
 
 
 # --- refunds ---------------------------------------------------------------------------------------------------------
-
-
-class DiesAfterRequestId(JojoKeyHook):
-    """A hook whose process is killed once the response has shown its request ID."""
-
-    def generate(self, *arguments: Any, on_fact: Callable[[str, str], None], **more: Any) -> Any:
-        def die(name: str, value: str) -> None:
-            on_fact(name, value)
-            if name == "request_id":
-                raise Killed
-
-        return super().generate(*arguments, on_fact=die, **more)
 
 
 def test_old_charge_in_the_spool_does_not_undo_a_refund(

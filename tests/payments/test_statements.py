@@ -15,13 +15,12 @@ import pytest
 
 from airflow_provider_jojokey.cost import Costs
 from airflow_provider_jojokey.exceptions import JojoKeyError
-from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments.amount import spent_on
 from airflow_provider_jojokey.payments.attempt import Attempt, Outcome
 from airflow_provider_jojokey.payments.job import Limit
 from airflow_provider_jojokey.payments.receipt import Receipt
 from tests.support.commands import CommandOutput, run_in_process
-from tests.support.harness import Harness, Killed, name_of
+from tests.support.harness import DiesAfterRequestId, Harness, name_of
 from tests.support.loopback import Exchange
 from tests.support.metrics import Counters
 from tests.support.scripted import (
@@ -41,18 +40,6 @@ SEQUENCES, STEPS = 6, 7
 HOURS = 10_000.0
 DOUBTS = ("doesn't show", "cannot be read", "proves nothing", "no such request", "may be", "may still")
 """Words of a note that proves nothing."""
-
-
-class DiesAfterRequestId(JojoKeyHook):
-    """A hook whose process is killed once the response has shown its request ID."""
-
-    def generate(self, *arguments: Any, on_fact: Callable[[str, str], None], **more: Any) -> Any:
-        def die(name: str, value: str) -> None:
-            on_fact(name, value)
-            if name == "request_id":
-                raise Killed
-
-        return super().generate(*arguments, on_fact=die, **more)
 
 
 def late(gateway: ScriptedGateway, exchange: Exchange, request_id: str, then: Behavior) -> None:

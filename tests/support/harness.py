@@ -289,6 +289,18 @@ class DiesAfterResponse(JojoKeyHook):
         raise self.error
 
 
+class DiesAfterRequestId(JojoKeyHook):
+    """A hook whose process is killed once the response has shown its request ID."""
+
+    def generate(self, *arguments: Any, on_fact: Callable[[str, str], None], **more: Any) -> Any:
+        def die(name: str, value: str) -> None:
+            on_fact(name, value)
+            if name == "request_id":
+                raise Killed
+
+        return super().generate(*arguments, on_fact=die, **more)
+
+
 def name_of(result: Result) -> str:
     """Return ``"image"``, or the name of the error's class."""
     return "image" if isinstance(result, dict) else type(result).__name__
