@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+
+MAX_DEPTH = 500
+"""Maximum nesting. Python's own limit would also fail finalizers that the garbage collector runs at that depth."""
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|([\[{])|[\]}]', re.DOTALL)
 
 
 def parse_json(text: str | bytes, default: Any = None) -> Any:
@@ -15,6 +20,18 @@ def parse_json(text: str | bytes, default: Any = None) -> Any:
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text), "replace")
     try:
-        return json.loads(text)
+        return default if _is_too_deep(text) else json.loads(text)
     except (ValueError, RecursionError):
         return default
+
+
+def _is_too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        if not found[0].startswith('"'):
+            depth += 1 if found[1] else -1
+            if depth > MAX_DEPTH:
+                return True
+    return False
