@@ -19,6 +19,10 @@ from tests.support.standalone_airflow import Airflow, Runs
 
 CARD = ".jojokey-card"
 DIALOG = "dialog.jojokey-lightbox"
+FRAMES = (
+    "new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 100))"
+)
+"""Waits until what was drawn last has its final size, and scroll events have arrived."""
 
 
 def add_filter(page: Page, name: str) -> None:
@@ -80,7 +84,6 @@ def test_typed_date_is_one_step_and_its_chip_stays(page: Page, airflow: Airflow,
 
 def test_space_stays_when_the_user_pauses_between_words(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(airflow.gallery)
-    expect(page.locator(CARD).first).to_be_visible()  # Airflow mounts the page twice while it loads
     search = page.get_by_role("searchbox")
     search.press_sequentially("first ")
     page.wait_for_url("**?q=first")
@@ -119,7 +122,6 @@ TYPE = """(box, texts) => {
 def test_letters_typed_while_a_search_starts_are_kept(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.add_init_script(HELD_TIMERS)
     page.goto(airflow.gallery)
-    expect(page.locator(CARD).first).to_be_visible()  # Airflow mounts the page twice while it loads
     search = page.get_by_role("searchbox")
     with page.expect_request(re.compile(r"api/results.*\bq=mo\b")):  # React has rendered the first text
         search.evaluate(TYPE, ["mo", "moo"])
@@ -134,7 +136,6 @@ def test_letters_typed_while_a_search_starts_are_kept(page: Page, airflow: Airfl
 def test_search_deleted_before_it_is_shown_is_removed(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.add_init_script(HELD_TIMERS)
     page.goto(airflow.gallery)
-    expect(page.locator(CARD).first).to_be_visible()  # Airflow mounts the page twice while it loads
     search = page.get_by_role("searchbox")
     search.evaluate(TYPE, ["absent", ""])
     page.wait_for_url("**?q=absent")
@@ -146,7 +147,6 @@ def test_search_deleted_before_it_is_shown_is_removed(page: Page, airflow: Airfl
 def test_going_back_discards_text_that_is_not_sent(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.add_init_script(HELD_TIMERS)
     page.goto(airflow.gallery)
-    expect(page.locator(CARD).first).to_be_visible()  # Airflow mounts the page twice while it loads
     search = page.get_by_role("searchbox")
     search.press_sequentially("moon")
     page.evaluate("held.pop()()")
@@ -165,7 +165,6 @@ def test_going_back_discards_text_that_is_not_sent(page: Page, airflow: Airflow,
 def test_search_waits_for_an_input_method(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.add_init_script(HELD_TIMERS)
     page.goto(airflow.gallery)
-    expect(page.locator(CARD).first).to_be_visible()  # Airflow mounts the page twice while it loads
     search = page.get_by_role("searchbox")
     search.focus()
     keyboard = page.context.new_cdp_session(page)
@@ -197,28 +196,78 @@ def test_invalid_filter_in_the_url_is_ignored(page: Page, airflow: Airflow, runs
     expect(page.get_by_label("Order")).to_have_value("newest")
 
 
-def test_back_returns_to_the_place_in_the_list(page: Page, airflow: Airflow, runs: Runs) -> None:
+@pytest.fixture
+def place(page: Page, airflow: Airflow, runs: Runs) -> Callable[[], Any]:
+    """A long way down the gallery, a function that follows a link there, and returns the place of its card."""
+
     def short(route: Route) -> None:
         answer = route.fetch().json()
         route.fulfill(json={**answer, "results": answer["results"][:1]})
+
+    def leave() -> Any:
+        # Playwright's click scrolls at the same moment, which no user does.
+        page.locator(CARD).last.locator(".jojokey-card-sub button").focus()
+        page.evaluate(FRAMES)
+        y = page.locator(CARD).last.evaluate("card => card.getBoundingClientRect().y")
+        page.keyboard.press("Enter")
+        expect(page.locator(CARD)).to_have_count(1)
+        return y
 
     page.set_viewport_size({"width": 420, "height": 500})
     page.route(re.compile(r"api/results\?.*run_id="), short)
     page.goto(f"{airflow.gallery}?dag_id=album")
     expect(page.locator(CARD)).to_have_count(4)
     expect(page.locator(".jojokey-totals h2")).to_be_visible()  # nothing moves the cards any more
-    last = page.locator(CARD).last
-    last.locator(".jojokey-card-sub button").scroll_into_view_if_needed()
-    before = last.bounding_box()
-    last.locator(".jojokey-card-sub button").click()
-    expect(page.locator(CARD)).to_have_count(1)
-    page.go_back()
+    return leave
+
+
+def expect_last_card_at(page: Page, y: float) -> None:
     expect(page.locator(CARD)).to_have_count(4)
-    assert before is not None
     page.wait_for_function(
         "([card, y]) => Math.abs(card.getBoundingClientRect().y - y) < 2",
-        arg=[last.element_handle(), before["y"]],
+        arg=[page.locator(CARD).last.element_handle(), y],
     )
+
+
+def test_back_returns_to_the_place_in_the_list(page: Page, place: Callable[[], Any]) -> None:
+    y = place()
+    page.go_back()
+    expect_last_card_at(page, y)
+
+
+def test_place_is_kept_when_cards_get_their_heights_late(page: Page, place: Callable[[], Any]) -> None:
+    y = place()
+    page.evaluate("document.head.append(Object.assign(document.createElement('style'), {id: 'low'}))")
+    page.evaluate("low.textContent = '.jojokey-card { height: 60px }'")
+    page.go_back()
+    expect(page.locator(CARD)).to_have_count(4)
+    page.evaluate(FRAMES)
+    page.evaluate("low.remove()")
+    expect_last_card_at(page, y)
+
+
+def test_user_who_scrolls_after_back_is_not_pulled_back(page: Page, place: Callable[[], Any]) -> None:
+    y = place()
+    page.go_back()
+    expect_last_card_at(page, y)
+    page.mouse.move(200, 250)
+    page.mouse.wheel(0, -5000)
+    expect(page.locator(CARD).first).to_be_in_viewport()
+    page.set_viewport_size({"width": 400, "height": 500})
+    page.evaluate(FRAMES)
+    expect(page.locator(CARD).last).not_to_be_in_viewport()
+
+
+def test_page_is_mounted_once(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.add_init_script("""
+        globalThis.mounted = new Set();
+        const look = () => document.querySelectorAll(".jojokey-root").forEach((one) => mounted.add(one));
+        new MutationObserver(look).observe(document, { childList: true, subtree: true });
+    """)
+    page.goto(airflow.gallery)
+    expect(page.locator(CARD).first).to_be_visible()
+    expect(page.locator(".jojokey-totals h2")).to_be_visible()
+    assert page.evaluate("mounted.size") == 1
 
 
 def test_focus_stays_while_results_are_loaded(page: Page, airflow: Airflow, runs: Runs) -> None:

@@ -16,6 +16,7 @@ const PAGE = 60;
 const LOOK_FOR_NEW = 20_000;
 const KEPT_FOR = 60_000;
 const MOST_KEPT = 8;
+const BY_USER = ["wheel", "touchmove", "pointerdown", "keydown"];
 
 const FIRST_DAG = `from airflow.sdk import DAG
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
@@ -222,17 +223,21 @@ function useScrollPosition(root, key, ready) {
       if (cards[place?.first]) scroller.scrollTop += distanceOf(cards[place.first]) - place.distance;
     };
     restore();
-    let frame = requestAnimationFrame(() => {
-      frame = requestAnimationFrame(restore); // the cards that have become visible have their heights now
-    });
+    // The cards around the place get their heights when they are drawn, and charts appear above them. So restore again
+    // whenever the page changes its size, until the user does something.
+    const observer = new ResizeObserver(restore);
+    const release = () => observer.disconnect();
+    observer.observe(root.current);
     const onScroll = () => {
       const first = firstVisible(cards, scroller.getBoundingClientRect().top);
       if (kept.has(key)) keep(key, { place: cards[first] && { first, distance: distanceOf(cards[first]) } });
     };
     scroller.addEventListener("scroll", onScroll, { passive: true });
+    for (const name of BY_USER) globalThis.addEventListener(name, release, { capture: true, passive: true });
     return () => {
-      cancelAnimationFrame(frame);
+      release();
       scroller.removeEventListener("scroll", onScroll);
+      for (const name of BY_USER) globalThis.removeEventListener(name, release, { capture: true });
     };
   }, [key, ready]);
 }

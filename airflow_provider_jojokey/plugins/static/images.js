@@ -3,7 +3,7 @@
 // one component serves both and distinguishes them by its props.
 import { timezone } from "./format.js";
 import { Gallery } from "./gallery.js";
-import { h, useEffect, useLocation, useNavigate, useState } from "./react.js";
+import { h, useEffect, useLocation, useNavigate, useRef, useState } from "./react.js";
 import { TaskImages } from "./task.js";
 import { language } from "./text.js";
 
@@ -11,18 +11,18 @@ let settled = false;
 
 // After Airflow has loaded a bundle, it first renders the component inside a lazy component, and directly from the
 // next render on. That change would lose all state, such as an open dialog or typed text. So navigate to the
-// current URL first, which makes Airflow render again before there is any state.
+// current URL first, which makes Airflow render again before there is any state. Where Airflow keeps this component
+// instead, the key of the location changes.
 function useSettled() {
-  const [ready, setReady] = useState(settled);
   const navigate = useNavigate();
-  const { pathname, search, hash, state } = useLocation();
+  const { key, pathname, search, hash, state } = useLocation();
+  const first = useRef(settled ? null : key);
   useEffect(() => {
     if (settled) return;
     settled = true;
     navigate({ pathname, search, hash }, { replace: true, state, preventScrollReset: true });
-    setReady(true);
   }, []);
-  return ready;
+  return key !== first.current;
 }
 
 function selectedNow() {
