@@ -159,6 +159,8 @@ def bucket_problems(bucket: str) -> Iterator[str]:
         yield f"s3_bucket={bucket[:80]!r} is a URL: pass the bucket's name alone"
     elif "/" in bucket:
         yield f"s3_bucket={bucket[:80]!r} is not a valid bucket name: put the part after the slash into s3_key"
+    elif "@" in bucket:  # the form of Airflow's ObjectStoragePath
+        yield f"s3_bucket={bucket[:80]!r} is not a valid bucket name: pass the connection before @ as aws_conn_id"
     elif not _BUCKET.fullmatch(bucket):
         yield f"s3_bucket={bucket[:80]!r} is not a valid bucket name"
 
@@ -167,6 +169,8 @@ def key_problems(key: str) -> Iterator[str]:
     """Yield why ``key`` is not a valid key for an image."""
     if not key or key.endswith("/"):
         yield f"s3_key={key[-80:]!r} does not name an object: end it with a name such as hero.png"
+    elif "://" in key:
+        yield f"s3_key={key[:80]!r} is not an s3:// URL: pass s3://bucket/key, or the key alone and s3_bucket"
     elif key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
         yield f"s3_key={key[:80]!r} has an empty, '.' or '..' part, which S3 tools cannot address"
     elif key.startswith(RECEIPTS):

@@ -120,6 +120,8 @@ def test_longest_key_leaves_room_for_additions() -> None:
         ("a\nb.png", "control characters"),
         ("a\x7fb.png", "control characters"),
         ("a\ud800b.png", "unpaired surrogates"),
+        ("gs://posters/hero.png", "pass s3://bucket/key"),
+        ("https://posters.s3.amazonaws.com/hero.png", "pass s3://bucket/key"),
     ],
 )
 def test_invalid_key_is_rejected(key: str, words: str) -> None:
@@ -175,6 +177,7 @@ def test_uri_of_an_access_point_is_split_after_its_arn(bucket: str, key: str) ->
         ("arn:aws:s3:us-east-1:123456789012:accesspoint/posters/spring", "not the ARN of an access point"),
         ("s3://posters", "pass the bucket's name alone"),
         ("posters/spring", "put the part after the slash into s3_key"),
+        ("aws_default@posters", "as aws_conn_id"),
     ],
 )
 def test_message_says_how_to_correct_the_bucket(bucket: str, words: str) -> None:
