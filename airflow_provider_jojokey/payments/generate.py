@@ -112,13 +112,15 @@ def _generate(context: Context) -> Generated:
                 if recorded is None or not recorded.is_lost:
                     continue  # it delivered images, cost nothing, or has ended in the meantime
                 error = errors.lost(context, recorded, verdict)
-                if not job.permits_repayment(attempt):
+                if not job.permits_repayment(recorded):
                     raise error
                 log.warning("%s Paying again, as on_unknown_outcome or reuse permits.", error.message)
+                # As recorded now: a process that has just ended may have recorded its error in the meantime.
                 settled |= {
-                    lost.id for lost in receipt.attempts if lost.is_lost and job.permits_repayment(lost)
+                    lost.id
+                    for lost in context.receipts.last.attempts
+                    if lost.is_lost and job.permits_repayment(lost)
                 }
-                settled.add(attempt.id)
                 continue
         context.permit()
         if not fresh and not targets.may_be_written(context, receipt):

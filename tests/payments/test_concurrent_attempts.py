@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -95,32 +98,58 @@ def test_error_of_trigger_survives_json(harness: Harness) -> None:
     assert "1 of 2 images were received" in error.message
 
 
-def test_waiting_task_takes_result_of_process_that_just_ended(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The receipt is read while the other process works, and its process is looked up after it has ended."""
+@contextmanager
+def seen_too_late(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any], look: int
+) -> Iterator[None]:
+    """The process of ``run`` works when another one reads the receipt, and has ended when it is looked up.
+
+    :param look: which of the look-ups is late, from 1
+    """
+    looks = itertools.count(1)
     looked_too_late = threading.Event()
     runs_here = liveness.runs_here
 
     def late(attempt: Any) -> bool:
-        if threading.current_thread() is not maker and not looked_too_late.is_set():
+        if threading.current_thread() is not maker and next(looks) == look:
             looked_too_late.set()
             maker.join()
         return runs_here(attempt)
 
-    results = []
-    harness.gateway.behave(delay=0.5)
-    maker = threading.Thread(target=lambda: results.append(harness.run()))
+    maker = threading.Thread(target=run)
     maker.start()
     harness.gateway.wait_for_request(timeout=PATIENCE)
     monkeypatch.setattr(liveness, "runs_here", late)
-
-    results.append(harness.run(try_number=2))
-
+    yield
     assert looked_too_late.is_set()
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_waiting_task_takes_result_of_process_that_just_ended(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    results = []
+    harness.gateway.behave(delay=0.5)
+    with seen_too_late(harness, monkeypatch, lambda: results.append(harness.run()), look):
+        results.append(harness.run(try_number=2))
+
     assert harness.billed == 1
     assert [result["reused"] for result in results] == [False, True]
     assert harness.outcomes() == ["complete"]
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+@pytest.mark.parametrize("case", ["reset", "truncated_mid_image", "not_an_image", "error_in_200"])
+def test_second_run_of_a_try_sees_error_of_one_that_just_ended(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, case: str, look: int
+) -> None:
+    job = {"prompt": f"a fox [sandbox: {case} times=1 delay=0.5]", "on_unknown_outcome": "regenerate"}
+    with seen_too_late(harness, monkeypatch, lambda: harness.end(**job), look):
+        harness.end(**job)
+
+    assert harness.posts == 1
+    assert name_of(harness.end(**job, try_number=2)) == "image"
+    assert harness.posts == 2
 
 
 def test_two_tries_reconcile_one_dead_attempt_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
