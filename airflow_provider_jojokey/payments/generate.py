@@ -91,7 +91,7 @@ def _generate(context: Context) -> Generated:
         receipt = context.receipts.assume_absent() if fresh else context.receipts.read()
         if found := orphans(context, receipt):
             for orphan in found:
-                reconcile(context, orphan, receipt)
+                reconcile(context, orphan)
             continue
         undecided = receipt.without(settled)
         match decide(undecided, job.owner, context.fingerprint, job.reuse, context.alive(undecided)):
@@ -107,7 +107,7 @@ def _generate(context: Context) -> Generated:
                 settled.add(attempt.id)
                 continue
             case Reconcile(attempt):
-                verdict = reconcile(context, attempt, receipt)
+                verdict = reconcile(context, attempt)
                 recorded = context.receipts.last.attempt(attempt.id)
                 if recorded is None or not recorded.is_lost:
                     continue  # it delivered images, cost nothing, or has ended in the meantime
@@ -115,7 +115,6 @@ def _generate(context: Context) -> Generated:
                 if not job.permits_repayment(recorded):
                     raise error
                 log.warning("%s Paying again, as on_unknown_outcome or reuse permits.", error.message)
-                # As recorded now: a process that has just ended may have recorded its error in the meantime.
                 settled |= {
                     lost.id
                     for lost in context.receipts.last.attempts

@@ -58,12 +58,17 @@ def orphans(context: Context, receipt: Receipt) -> list[Attempt]:
     return [attempt for attempt in found if attempt.id not in context.reconciled]
 
 
-def reconcile(context: Context, attempt: Attempt, receipt: Receipt) -> Verdict:
+def reconcile(context: Context, attempt: Attempt) -> Verdict:
     """Store the received images of an orphaned attempt, and record what is proven about it.
+
+    Its process is looked up after the receipt was read, and may have recorded how the attempt ended in between. So
+    this reads the receipt again.
 
     :return: what is proven; a later read of the receipt shows what was recorded
     :raises JojoKeyStoreError: if S3 does not accept it in time
     """
+    receipt = context.receipts.read()
+    attempt = receipt.attempt(attempt.id) or attempt
     spool = context.spool_of(attempt)
     context.reconciled.add(attempt.id)
     if attempt.outcome is Outcome.COMPLETE:
