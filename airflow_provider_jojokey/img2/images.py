@@ -121,8 +121,9 @@ class ImageFile:
         if self.path is not None and self.path.suffix in (".part", ".image") and self.path.suffix != suffix:
             try:
                 self.path = self.path.rename(self.path.with_suffix(suffix))
-            except FileNotFoundError:
-                self.path = None  # another process deleted it; the open file stays readable
+            except OSError:
+                # Another process deleted it, or the disk fails. The open file stays readable.
+                self.path = None
 
     def seal_preview(self) -> None:
         """Rename a complete preview to ``….preview``, so that it is never taken for the image."""

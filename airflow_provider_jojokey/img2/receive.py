@@ -191,9 +191,10 @@ class Receiver(Struct, eq=False):
     def _download(self, link: str) -> tuple[ImageFile | None, str]:
         url = self.downloader.resolve(link)
         self.on_fact("link", url)
-        file = self._open(len(self._files))
         try:
+            file = self._open(len(self._files))
             self.downloader.download(url, file, self.aborted, self.secret)
+            self._seal(file)
         except (ReplyError, NotAnImage) as error:
             self._links.append(url)
             place = public_link(url, self.secret)
@@ -205,7 +206,6 @@ class Receiver(Struct, eq=False):
         except OSError as error:
             self._links.append(url)
             return None, f"it could not be written to the local disk: {describe_cause(error)}"
-        self._seal(file)
         if isinstance(self._checked[id(file)], NotAnImage):
             self._links.append(url)
         return file, ""

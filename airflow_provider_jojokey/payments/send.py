@@ -125,9 +125,11 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
             max_resends=None if context.services.resend else 0,
             resend_until=claimed_at + context.send_window,
         )
-    except OSError as error:
-        raise _failed(context, attempt, receipt, context.spool_error(error), sends) from None
-    except JojoKeyError as error:
+    except (OSError, JojoKeyError) as failure:
+        error = failure if isinstance(failure, JojoKeyError) else context.spool_error(failure)
+        if sends and isinstance(failure, OSError):
+            # A disk that fails after the request was sent proves nothing about its charge.
+            error = error.changed(billed="unknown", sent=True)
         context.services.on_failure(error)
         # Not error.request_id: a message or a proxy may quote the ID of another request.
         attempt = replace(attempt, request_id=known.get("request_id"), usage=error.usage)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
 import os
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTas
 from msgspec.structs import replace
 
 from airflow_provider_jojokey import exceptions
+from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import host as hosts
@@ -21,7 +26,9 @@ from airflow_provider_jojokey.store import spool as spools
 from tests.support.commands import run_in_process
 from tests.support.fault_proxy import FaultProxy, answer, error, on
 from tests.support.harness import DiesAfterRequestId, DiesAfterResponse, Harness, Killed, name_of, when_asked
+from tests.support.loopback import Exchange
 from tests.support.patience import PATIENCE
+from tests.support.scripted import TOKENS, Behavior, ScriptedGateway
 
 # --- S3 outages ------------------------------------------------------------------------------------------------------
 
@@ -131,6 +138,106 @@ def test_full_disk_does_not_prevent_upload(harness: Harness, monkeypatch: pytest
 
     assert name_of(harness.end()) == "image"
     assert harness.outcomes() == ["complete"]
+
+
+def break_spool(harness: Harness) -> None:
+    """Let no file in the folders of attempts be created or renamed, as on a disk that became read-only."""
+    for folder in harness.attempt_folders():
+        shutil.rmtree(folder.parent)
+        folder.parent.write_bytes(b"")
+
+
+def repair_spool(harness: Harness) -> None:
+    for place in harness.spools.iterdir():
+        if place.is_file() and place.name != "id":
+            place.unlink()
+
+
+def has_written(harness: Harness) -> bool:
+    return any(path.stat().st_size for path in harness.spools.glob("*/*/*.part"))
+
+
+def breaking(harness: Harness, end: Callable[[Exchange, bytes], object]) -> Behavior:
+    """Bill the request, send half of its image, break the spool, and call ``end`` with the other half."""
+
+    def behave(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+        gateway.charge(request_id)
+        image = base64.b64encode(gateway.png).decode()
+        body = json.dumps({"data": [{"b64_json": image}], "usage": TOKENS}).encode()
+        head = f"HTTP/1.1 200 OK\r\nX-Oneapi-Request-Id: {request_id}\r\nContent-Type: application/json\r\n"
+        half = len(body) // 2
+        exchange.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:half])
+        give_up = time.monotonic() + PATIENCE
+        while not has_written(harness) and time.monotonic() < give_up:
+            threading.Event().wait(0.01)
+        break_spool(harness)
+        end(exchange, body[half:])
+
+    return behave
+
+
+def breaking_before_link(harness: Harness) -> Behavior:
+    """Bill the request, break the spool, and send a link to the image."""
+
+    def behave(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+        gateway.charge(request_id)
+        break_spool(harness)
+        body = json.dumps({"data": [{"url": f"{gateway.url}/fox.png"}], "usage": TOKENS}).encode()
+        exchange.answer(200, body, Content_Type="application/json", X_Oneapi_Request_Id=request_id)
+
+    return behave
+
+
+@pytest.mark.parametrize("how", ["link", "reset"])
+def test_disk_that_fails_after_the_request_is_no_proof(harness: Harness, png: bytes, how: str) -> None:
+    behavior = breaking_before_link(harness) if how == "link" else breaking(harness, lambda e, _: e.reset())
+    with ScriptedGateway(png, behavior) as gateway:
+        harness.connect(host=gateway.url)
+        error = harness.fail()
+        repair_spool(harness)
+        retries = harness.run_with_retries(first=2)
+
+        assert (error.billed, error.sent) == ("yes", True), error
+        assert error.usage == TOKENS
+        assert gateway.posts == 1
+    assert name_of(retries[-1]) == "JojoKeyAlreadyBilledError"
+    assert harness.outcomes() == ["billed"]
+
+
+def test_image_is_stored_although_its_file_has_no_name(harness: Harness, png: bytes) -> None:
+    with ScriptedGateway(png, breaking(harness, Exchange.send)) as gateway:
+        harness.connect(host=gateway.url)
+
+        assert name_of(harness.end()) == "image"
+        assert gateway.posts == 1
+    assert harness.read("fox.png") == png
+    assert harness.outcomes() == ["complete"]
+
+
+class DiskFailsAfterResponse(DiesAfterResponse):
+    """A hook whose disk fails once the response has arrived, for example when a file is closed."""
+
+    error = OSError
+
+
+class DiskFailsAfterRequestId(DiesAfterRequestId):
+    """A hook whose disk fails once the response has shown its request ID."""
+
+    error = OSError
+
+
+@pytest.mark.parametrize(
+    ("hook", "outcome"), [(DiskFailsAfterResponse, "complete"), (DiskFailsAfterRequestId, "billed")]
+)
+def test_disk_error_after_the_request_is_reconciled(
+    harness: Harness, hook: type[JojoKeyHook], outcome: str
+) -> None:
+    first = harness.end(hook=hook())
+    results = [first, *harness.run_with_retries(first=2)]
+
+    assert harness.posts == 1
+    assert harness.outcomes() == [outcome]
+    assert name_of(results[-1]) == ("image" if outcome == "complete" else "JojoKeyAlreadyBilledError")
 
 
 def test_spool_is_empty_once_s3_has_all_images(harness: Harness) -> None:

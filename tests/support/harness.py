@@ -292,11 +292,13 @@ class DiesAfterResponse(JojoKeyHook):
 class DiesAfterRequestId(JojoKeyHook):
     """A hook whose process is killed once the response has shown its request ID."""
 
+    error: type[BaseException] = Killed
+
     def generate(self, *arguments: Any, on_fact: Callable[[str, str], None], **more: Any) -> Any:
         def die(name: str, value: str) -> None:
             on_fact(name, value)
             if name == "request_id":
-                raise Killed
+                raise self.error
 
         return super().generate(*arguments, on_fact=die, **more)
 
