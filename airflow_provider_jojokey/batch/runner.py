@@ -153,7 +153,7 @@ class Batch:
         self._held_until = 0.0
         """Time until which no item is dispatched, because S3 does not respond."""
         self._sent: dict[int, ImageJob] = {}
-        """Items that have sent a request and whose outcome is not counted yet."""
+        """Items that have sent or are about to send a request, and whose outcome is not counted yet."""
         self._began = time.monotonic()
         self._next_progress = self._began + PROGRESS
         self._last_rejection: JojoKeyError | None = None
@@ -468,9 +468,10 @@ class Batch:
             soon = time.monotonic() + RECORDING
             late = max(soon, began + LIMIT)
             self._wait_for_all(lambda: time.monotonic() >= (late if self._sent else soon))
-        if self._sent:
-            log.error("Could not record %d requests in time. A retry reconciles them.", len(self._sent))
-            for index, job in self._sent.items():
+        sent = dict(self._sent)  # a thread may be about to add an item, which it then can't send
+        if sent:
+            log.error("Could not record %d requests in time. A retry reconciles them.", len(sent))
+            for index, job in sent.items():
                 self._recorder.unrecorded(index, job)
 
     def _record_rest(self) -> None:

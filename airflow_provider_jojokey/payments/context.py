@@ -56,7 +56,7 @@ class Services(Struct, frozen=True):
     :param permit: called before a claim and before each send; raises :class:`JojoKeyError` to prevent it
     :param acquire: called before a claim, after the receipt allows a payment; waits until the limiter admits the
         job, or raises :class:`JojoKeyError`
-    :param on_send: called right before each send
+    :param on_send: called before each send, and before the last call of ``permit``, which may still prevent it
     :param on_failure: called with the error as soon as a request has failed, before that is recorded
     :param resend: whether the hook may resend a request that was not billed; a batch decides that itself
     """

@@ -96,10 +96,11 @@ def _send(context: Context, attempt: Attempt, receipt: Receipt, claimed_at: floa
             spool.mark_sending(at, context.store.clock)
         except OSError as error:
             raise context.spool_error(error) from None
+        # First, so that what stops the task either knows of the request or prevents it, wherever a thread is suspended.
+        context.services.on_send()
         check_time()  # again: a slow disk or a suspended machine may delay the mark by minutes
         sends.append(at)
         known.clear()
-        context.services.on_send()
 
     def on_fact(name: str, value: str) -> None:
         known[name] = value

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_jojokey.batch import limiter, models, worker
+from airflow_provider_jojokey.batch import limiter, models, runner, worker
 from airflow_provider_jojokey.batch.plan import Plan
 from airflow_provider_jojokey.batch.tally import Cause, Tally
 from airflow_provider_jojokey.cost import Cost, Costs
@@ -36,6 +36,7 @@ from tests.support.alarms import alarm_when
 from tests.support.campaigns import posters
 from tests.support.fault_proxy import FaultProxy, Forward, Request, Response, answer, error, on, times
 from tests.support.patience import PATIENCE
+from tests.support.suspension import suspended
 
 
 @pytest.fixture(autouse=True)
@@ -539,6 +540,51 @@ def test_shown_options_of_items_are_those_of_their_jobs() -> None:
         }
         assert plan.images_of(item) == request.n
         assert plan.receipt_of(item) == destination.uri(destination.receipt_key)
+
+
+@pytest.mark.parametrize(
+    ("place", "billed", "requests"),
+    [
+        ("Spool.mark_sending", "no", 0),
+        ("Batch._generate.<locals>.on_send", "no", 0),
+        ("GatewaySession.request", "unknown", 1),
+    ],
+)
+def test_batch_reports_request_of_a_suspended_thread(
+    store: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, place: str, billed: str, requests: int
+) -> None:
+    """A thread that the system suspends around its last check sends nothing that the batch doesn't report."""
+    monkeypatch.setattr(runner, "RECORDING", 0.1)
+    monkeypatch.setattr(runner, "LIMIT", 0.2)
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        dag_id="dag", run_id=uuid.uuid4().hex, task_id="batch", map_index=-1, try_number=1,
+        xcom_push=pushed.__setitem__,
+    )  # fmt: skip
+    key = f"{uuid.uuid4().hex}.png"
+    item = {"prompt": "a poster", "s3_key": key}
+    operator = GenerateImageBatchOperator(task_id="batch", s3_bucket="posters", requests=[item])
+
+    with suspended(place, worker.THREADS) as suspension:
+
+        def stop() -> None:
+            suspension.reached.wait(PATIENCE)
+            assert operator._batch is not None
+            operator._batch.stop()
+            operator.hook.stop(0.0)
+
+        stopper = threading.Thread(target=stop)
+        stopper.start()
+        with pytest.raises(JojoKeyError) as caught:
+            operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+        stopper.join()
+    suspension.join()
+
+    assert suspension.reached.is_set()
+    assert (caught.value.billed, pushed["jojokey_images"]["billed"]) == (billed, billed)
+    assert len(gateway.requests) == requests
+    outcome = store.receipt(key)["attempts"][0]["outcome"]
+    assert outcome == ("complete" if requests else "not_billed")
 
 
 def test_timeout_after_the_last_image_reports_what_was_spent(

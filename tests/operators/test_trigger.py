@@ -15,8 +15,9 @@ from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.payments.attempt import Owner
 from airflow_provider_jojokey.payments.job import ImageJob
 from airflow_provider_jojokey.store.keys import Destination
-from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger
+from airflow_provider_jojokey.triggers.jojokey import GenerateImageTrigger, _threads
 from tests.support.patience import PATIENCE
+from tests.support.suspension import suspended
 
 
 @pytest.fixture
@@ -101,6 +102,26 @@ def test_trigger_cancelled_before_its_request_sends_nothing(trigger: Any, gatewa
     asyncio.run(cancel_at_once())
 
     assert gateway.requests == ()
+
+
+def test_trigger_cancelled_right_before_its_send_sends_nothing(
+    trigger: Any, gateway: Any, store: Any
+) -> None:
+    """Its triggerer is about to end, so nothing would store the image."""
+    _threads.cache_clear()  # so that the trigger starts a thread
+
+    async def cancel_when_suspended() -> None:
+        task = asyncio.create_task(anext(trigger.run()))
+        assert await asyncio.to_thread(suspension.reached.wait, PATIENCE)
+        await cancel(task)
+
+    with suspended("GenerateImageTrigger._record_send", "jojokey") as suspension:
+        asyncio.run(cancel_when_suspended())
+    _threads().shutdown()
+    _threads.cache_clear()
+
+    assert gateway.requests == ()
+    assert [attempt["outcome"] for attempt in store.receipt("fox.png")["attempts"]] == ["not_billed"]
 
 
 def test_killed_trigger_closes_its_connection(trigger: Any, gateway: Any, store: Any) -> None:
