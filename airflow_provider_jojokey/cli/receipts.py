@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
     from airflow_provider_jojokey.payments.attempt import Attempt
+    from airflow_provider_jojokey.payments.receipt import Receipt
     from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
 
 TABLE_COLUMNS = (
@@ -59,6 +60,8 @@ def resolve(options: argparse.Namespace) -> None:
         raise CommandFailed("Pass either --billed or --not-billed", USAGE)
     receipts = _receipt_store(options)
     attempt = _choose(receipts, options.attempt)
+    if options.request_id:
+        _check_request_id(options.request_id, attempt, receipts.last)
     if liveness.may_be_working(attempt, receipts.now(), receipts.clock):
         raise CommandFailed(
             f"Attempt {attempt.id[:12]} may still be in flight, at the latest until "
@@ -79,8 +82,9 @@ def resolve(options: argparse.Namespace) -> None:
         "ended_at": attempt.ended_at or now,
         "note": f"{statement['by']} recorded that it was {'' if options.billed else 'not '}billed",
     }
-    if options.request_id:
-        facts["request_id"] = options.request_id
+    if options.request_id and options.request_id != attempt.request_id:
+        # Tokens and a charge that are known belong to the other request.
+        facts |= {"request_id": options.request_id, "usage": None, "charge": None, "cost": None}
     receipt = receipts.update(attempt, event, expected=attempt, **facts)
     changed = receipt.attempt(attempt.id)
     if changed is None or not statement.items() <= (changed.resolution or {}).items():
@@ -137,6 +141,25 @@ def _choose(receipts: ReceiptStore, attempt_id: str | None) -> Attempt:
     raise CommandFailed(
         f"{len(found)} attempts in {receipts.uri} {condition} ({listed}). Choose one with --attempt", USAGE
     )
+
+
+def _check_request_id(request_id: str, attempt: Attempt, receipt: Receipt) -> None:
+    """Check that a stated request ID can be that of an attempt. Otherwise its tokens would count twice, or wrongly.
+
+    :raises CommandFailed: if it can't
+    """
+    owners = [other.id for other in receipt.attempts if other.request_id == request_id]
+    if attempt.id not in owners and owners:
+        raise CommandFailed(
+            f"{request_id} is the request ID of attempt {owners[0][:12]}, so it can't be that of attempt "
+            f"{attempt.id[:12]}. Nothing was recorded",
+            USAGE,
+        )
+    if attempt.request_id not in (None, request_id) and not attempt.resolution:
+        raise CommandFailed(
+            f"The response to attempt {attempt.id[:12]} had the request ID {attempt.request_id}. Nothing was recorded",
+            USAGE,
+        )
 
 
 def _row(attempt: Attempt) -> dict[str, Any]:

@@ -123,6 +123,50 @@ def test_request_id_adds_usage_from_gateway_log(
 
 
 @pytest.mark.parametrize("statement", ["--billed", "--not-billed"])
+@pytest.mark.parametrize("attempt", ["first", "second"])
+def test_request_id_of_another_request_is_rejected(
+    jojokey: Run, gateway: Gateway, bucket: Bucket, statement: str, attempt: str
+) -> None:
+    """Otherwise the tokens of one request would count twice."""
+    jojokey("generate", "a fox [sandbox: truncated_mid_image times=1]", "--out", URI)
+    known = receipt(bucket)
+    (named,) = known.attempts
+    lost = replace(named, id="f" * 32, request_id=None, usage=None, outcome=Outcome.UNKNOWN, billed="unknown")
+    write(bucket, known.with_attempt(lost))
+    before = receipt(bucket)
+    attempt_id, request_id = (named.id, "another") if attempt == "first" else (lost.id, named.request_id)
+
+    output = jojokey("resolve", URI, statement, "--attempt", attempt_id, "--request-id", str(request_id))
+
+    assert output.code == 2
+    assert (
+        f"request ID {named.request_id}" in output.err
+        or f"request ID of attempt {named.id[:12]}" in output.err
+    )
+    assert "Nothing was recorded" in output.err
+    assert receipt(bucket) == before
+
+
+def test_corrected_request_id_corrects_the_tokens(
+    jojokey: Run, lost: CommandOutput, gateway: Gateway, bucket: Bucket
+) -> None:
+    (own,) = gateway.charges
+    jojokey("generate", "a large owl", "--quality", "high", "--out", "s3://posters/owl.png")
+    other = gateway.charges[1]
+    assert other.total_tokens != own.total_tokens
+    chosen = ("--attempt", receipt(bucket).attempts[0].id)
+    for record in (other, own):
+        assert jojokey("resolve", URI, "--billed", *chosen, "--request-id", record.request_id).code == 0
+        jojokey("generate", LOST, "--out", URI)  # reads the log
+
+        (attempt,) = receipt(bucket).attempts
+        assert (attempt.usage or {})["total_tokens"] == record.total_tokens
+        assert attempt.request_id == record.request_id
+    rows = jojokey("ledger", "--bucket", bucket.name, "-o", "json").rows
+    assert sum(row["total_tokens"] for row in rows) == own.total_tokens + other.total_tokens
+
+
+@pytest.mark.parametrize("statement", ["--billed", "--not-billed"])
 def test_resolve_accepts_an_ended_attempt_of_another_host(
     jojokey: Run, lost: CommandOutput, bucket: Bucket, statement: str
 ) -> None:
