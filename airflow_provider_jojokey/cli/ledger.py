@@ -60,11 +60,11 @@ class Sum:
 
     def add(self, attempt: Attempt) -> None:
         """Add one attempt."""
-        if attempt.outcome is Outcome.NOT_BILLED:
+        self.images += len(attempt.images)
+        if not attempt.may_cost:
             return
         billed = attempt.outcome in (Outcome.COMPLETE, Outcome.BILLED)
         self.requests += billed
-        self.images += len(attempt.images)
         usage = attempt.usage or {}
         # A fee has a cost, but no tokens.
         self.unknown += attempt.cost is None and not (billed and usage.get("total_tokens"))
@@ -123,7 +123,7 @@ def ledger(options: argparse.Namespace) -> int:
             if (since is None or attempt.started_at >= since) and (
                 until is None or attempt.started_at < until
             ):
-                if attempt.outcome is not Outcome.NOT_BILLED:
+                if attempt.may_cost or attempt.images:
                     group = tuple(BY[name](attempt, found) for name in by)
                     sums.setdefault(group, Sum()).add(attempt)
                 total.add(attempt)

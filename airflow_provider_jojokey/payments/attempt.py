@@ -218,7 +218,12 @@ class Attempt(Struct, frozen=True):
         if event is not Event.DETAIL:
             outcome, billed = _AFTER[event]
             facts |= {"outcome": outcome, "billed": billed}
-        if event is Event.STATED_UNBILLED and "resolution" in facts:
+        if event is Event.STORED and self.is_refunded:
+            facts |= {
+                "billed": "no",
+                "usage": None,
+            }  # images prove a charge, not that a refund was taken back
+        elif event is Event.STATED_UNBILLED and "resolution" in facts:
             # The statement may be a mistake, and is then replaced by another one.
             known = {"billed": self.billed, "usage": self.usage, "cost": self.cost and self.cost.to_json()}
             facts |= {"usage": None, "resolution": {**facts["resolution"], "replaces": known}}
@@ -230,8 +235,8 @@ class Attempt(Struct, frozen=True):
     @property
     def _replaced(self) -> Mapping[str, Any]:
         """What was known before a person stated that it was not billed."""
-        known = (self.resolution or {}).get("replaces")
-        return known if isinstance(known, Mapping) and self.outcome is Outcome.NOT_BILLED else {}
+        known, is_free = (self.resolution or {}).get("replaces"), self.billed == "no"
+        return known if isinstance(known, Mapping) and is_free else {}
 
     @property
     def is_refunded(self) -> bool:
@@ -259,7 +264,7 @@ class Attempt(Struct, frozen=True):
     @property
     def may_cost(self) -> bool:
         """Whether it was, or may have been, billed."""
-        return self.outcome is not Outcome.NOT_BILLED
+        return self.outcome is not Outcome.NOT_BILLED and not self.is_refunded
 
     @property
     def is_lost(self) -> bool:

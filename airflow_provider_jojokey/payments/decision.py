@@ -72,7 +72,7 @@ def decide(
         return same_task and attempt.fingerprint == fingerprint
 
     def counts(attempt: Attempt) -> bool:
-        if not attempt.may_cost:
+        if attempt.outcome is Outcome.NOT_BILLED:
             return False  # unbilled attempts do not hide earlier ones
         if reuse == "always":
             return attempt.owner.is_task_of(owner) or attempt.fingerprint == fingerprint
@@ -83,7 +83,7 @@ def decide(
 
     for attempt in receipt.attempts:
         other_task = attempt.owner.is_run_of(owner) and not attempt.owner.is_task_of(owner)
-        if other_task and attempt.may_cost and not was_moved(attempt):
+        if other_task and attempt.outcome is not Outcome.NOT_BILLED and not was_moved(attempt):
             return Conflict(attempt)
     counting = [attempt for attempt in reversed(receipt.attempts) if counts(attempt)]
     for attempt in counting:

@@ -81,7 +81,7 @@ def reconcile(context: Context, attempt: Attempt) -> Verdict:
         complete(context, attempt, generation, receipt)
         return Verdict(Event.STORED, "its images were received")
     salvaged, known = context.uploader.upload_partial(attempt, spool, known_keys), attempt
-    if attempt.outcome in (Outcome.OPEN, Outcome.UNKNOWN) and not salvaged["images"] and not spool.exists:
+    if not salvaged["images"] and not spool.exists:
         salvaged["images"], request_id = adopt.stored_images(context, attempt)
         known = replace(attempt, request_id=request_id)
     verdict, found = examine(context, known, receipt, images=len(salvaged["images"]))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 MUTANTS: list[tuple[str, str, str, str]] = [
     ("a live attempt is not waited for", "payments/decision.py", "        if is_alive(attempt):\n", "        if False:\n"),
     ("a changed prompt hides an open attempt", "payments/decision.py", "same = [attempt for attempt in counting if attempt.fingerprint == fingerprint]", "same = [attempt for attempt in counting[:1] if attempt.fingerprint == fingerprint]"),
-    ("unbilled attempts are reconciled again", "payments/decision.py", "        if not attempt.may_cost:\n", "        if False:\n"),
+    ("unbilled attempts are reconciled again", "payments/decision.py", "        if attempt.outcome is Outcome.NOT_BILLED:\n", "        if False:\n"),
     ("a late loss overwrites stored images", "payments/attempt.py", "Outcome.COMPLETE: frozenset({Event.DETAIL})", "Outcome.COMPLETE: frozenset(Event)"),
     ("an empty log proves that nothing was billed", "payments/evidence.py", "    return _unknown(facts, request)\n", "    if facts.finished and facts.log is not None and request is None:\n        return Verdict(Event.PROVEN_UNBILLED, '')\n    return _unknown(facts, request)\n"),
     ("a row that fits in time proves a charge", "payments/evidence.py", "    return Verdict(Event.LOST, reason, final=facts.finished, hint=hint)", "    event = Event.PROVEN_BILLED if hint else Event.LOST\n    return Verdict(event, reason, usage=hint and hint['usage'])"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from airflow_provider_jojokey.cost import Cost
+from airflow_provider_jojokey.cost import PUBLISHED, Cost
 from airflow_provider_jojokey.payments.attempt import (
     TRANSITIONS,
     Attempt,
@@ -83,8 +83,11 @@ USAGE = {"input_tokens": 10, "output_tokens": 200, "total_tokens": 210}
 COST = Cost(6_050_000, "USD")
 
 
-@pytest.mark.parametrize("outcome", ["open", "unknown", "billed"])
-@pytest.mark.parametrize("event", BILLING)
+REVISED = [(outcome, event) for outcome in ("open", "unknown", "billed") for event in BILLING]
+REVISED.remove(("billed", Event.STORED))  # an image says nothing about a refund
+
+
+@pytest.mark.parametrize(("outcome", "event"), REVISED)
 @pytest.mark.parametrize("facts", [{}, {"usage": None}, {"resolution": {"billed": "yes"}}], ids=str)
 def test_usage_survives_a_statement_that_is_revised(
     outcome: str, event: Event, facts: dict[str, Any]
@@ -99,6 +102,18 @@ def test_usage_survives_a_statement_that_is_revised(
     assert (again.billed, again.usage, again.cost) == ("yes", USAGE, COST)
     newer = {"total_tokens": 7}
     assert free.after(event, usage=newer).usage == newer
+
+
+def test_stored_images_of_a_refunded_attempt_are_free() -> None:
+    known = attempt("billed", usage=USAGE, cost=COST)
+    refunded = known.after(Event.STATED_UNBILLED, resolution={"billed": "no"}).priced(None, known)
+
+    stored = refunded.after(Event.STORED, usage=USAGE).priced(PUBLISHED, refunded)
+    stored = Attempt.from_json(json.loads(json.dumps(stored.to_json())))
+
+    assert (stored.outcome, stored.billed, stored.usage, stored.cost) == (Outcome.COMPLETE, "no", None, None)
+    assert not stored.may_cost
+    assert stored.after(Event.DETAIL, charge={"quota": 7}).priced(PUBLISHED, stored).cost is None
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,15 @@ from msgspec.structs import replace
 
 from airflow_provider_jojokey import exceptions
 from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
+from airflow_provider_jojokey.payments.amount import spent_on
+from airflow_provider_jojokey.payments.job import Limit
 from airflow_provider_jojokey.payments.receipt_store import ReceiptStore
+from airflow_provider_jojokey.results import Result
 from airflow_provider_jojokey.sandbox import Gateway, S3Server
 from airflow_provider_jojokey.store import host as hosts
 from airflow_provider_jojokey.store import spool as spools
 from tests.support.commands import run_in_process
-from tests.support.fault_proxy import FaultProxy, answer, error, on
+from tests.support.fault_proxy import FaultProxy, answer, error, on, times
 from tests.support.harness import DiesAfterRequestId, DiesAfterResponse, Harness, Killed, name_of, when_asked
 from tests.support.loopback import Exchange
 from tests.support.patience import PATIENCE
@@ -589,3 +592,67 @@ def test_old_charge_in_the_spool_does_not_undo_a_refund(
     assert harness.posts == 2
     assert manifest["usage"]["total_tokens"] == harness.gateway.charges[1].total_tokens
     assert harness.spooled() == []
+
+
+@pytest.mark.parametrize(
+    ("statements", "refunded"), [(("--billed", "--not-billed"), True), (("--not-billed",), False)]
+)
+def test_image_that_turns_up_does_not_undo_a_refund(
+    harness: Harness, capfd: pytest.CaptureFixture[str], statements: tuple[str, ...], refunded: bool
+) -> None:
+    """A refund may follow a charge. That nothing was charged at all is a mistake, which the image proves."""
+    harness.kill()
+    (charge,) = harness.gateway.charges
+    harness.time.skip(10_000)
+    uri, attempt_id = f"s3://{harness.bucket.name}/fox.png", harness.receipt().attempts[0].id
+    for statement in statements:
+        request_id = ("--request-id", charge.request_id) if statement == "--billed" else ()
+        assert (
+            run_in_process(capfd, "resolve", uri, statement, "--attempt", attempt_id, *request_id).code == 0
+        )
+        harness.on("other").end(
+            try_number=2, limits={"task_limit": Limit(images=0)}
+        )  # reads the log at no cost
+
+    stored = harness.run(try_number=3)
+    reused = harness.run(try_number=4)
+    (row,) = run_in_process(capfd, "ledger", "--bucket", harness.bucket.name, "-o", "json").rows
+
+    tokens = 0 if refunded else charge.total_tokens
+    assert harness.posts == 1
+    assert harness.outcomes() == ["complete"]
+    assert harness.read("fox.png")
+    for manifest in (stored, reused):
+        result = Result.from_manifest(manifest, prompt="a fox", aws_conn_id=None)
+        assert manifest["usage"]["total_tokens"] == tokens
+        assert (result.paid, result.tokens) == ("no" if refunded else "yes", tokens)
+        assert manifest["cost"]["unknown"] == 0
+        assert bool(manifest["cost"]["amounts"]) == (not refunded)
+    assert (row["requests"], row["images"], row["total_tokens"], row["unknown"]) == (
+        not refunded,
+        1,
+        tokens,
+        0,
+    )
+    assert spent_on(harness.receipt(), harness.job()).tokens == tokens
+
+
+@pytest.mark.parametrize("statement", ["", "--billed"])
+def test_stored_image_of_a_lost_spool_is_found(
+    harness: Harness, proxy: FaultProxy, capfd: pytest.CaptureFixture[str], statement: str
+) -> None:
+    """The image is in S3, whatever was recorded before anything looked for it."""
+    harness.run(key="first.png")  # the store's conditional writes are tested
+    harness.set(upload_patience=0.1)
+    proxy.faults = [on("PUT", "fox.png.json", times(9, answer(error(503, "SlowDown")), after=1))]
+    harness.fail()
+    proxy.faults = []
+    shutil.rmtree(harness.spools)
+    if statement:
+        assert run_in_process(capfd, "resolve", f"s3://{harness.bucket.name}/fox.png", statement).code == 0
+
+    manifest = harness.run(try_number=2)
+
+    assert harness.posts == 2
+    assert manifest["reused"]
+    assert harness.outcomes() == ["complete"]
