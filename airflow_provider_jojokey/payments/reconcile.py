@@ -271,9 +271,18 @@ def replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> fr
     """Return the keys that an attempt's images may replace, or ``None`` if they must go next to the receipt.
 
     They go next to the receipt if the job wants another image at its key (with another prompt, or with
-    ``reuse="never"``), or if a later attempt has stored its image there. Otherwise images that waited on this host
-    would overwrite images that another host has paid for since.
+    ``reuse="never"``), or if a later attempt has stored its image there. Otherwise images that waited on this host, or
+    whose request took longer, would overwrite images that have been paid for since.
+
+    :raises JojoKeyStoreError: if S3 does not respond in time
     """
+    keys = _replaceable_keys(context, attempt, receipt)
+    if keys or (keys is not None and context.job.replace):  # otherwise, the upload overwrites nothing
+        keys = _replaceable_keys(context, attempt, context.uploader.retry(context.receipts.read))
+    return keys
+
+
+def _replaceable_keys(context: Context, attempt: Attempt, receipt: Receipt) -> frozenset[str] | None:
     job = context.job
     wanted = attempt.fingerprint == context.fingerprint
     if not wanted or (job.reuse == "never" and not attempt.owner.is_try_of(job.owner)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +13,9 @@ from airflow_provider_jojokey.hooks.jojokey import JojoKeyHook
 from airflow_provider_jojokey.payments.generate import ImageJob
 from airflow_provider_jojokey.payments.job import Limit
 from tests.support.harness import Harness, name_of
+from tests.support.loopback import Exchange
+from tests.support.patience import PATIENCE
+from tests.support.scripted import ScriptedGateway, good
 
 
 def test_cleared_task_reuses_image_of_its_run(harness: Harness) -> None:
@@ -150,6 +154,35 @@ def test_deleted_image_is_not_paid_again(harness: Harness, before: int, after: i
     assert not error.images
     assert "reuse='never'" in error.message
     assert harness.billed == 1
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_slow_run_does_not_overwrite_a_newer_image(
+    harness: Harness, png: bytes, replace: bool, earlier: bool
+) -> None:
+    sent, arrive = threading.Event(), threading.Event()
+
+    def slow(gateway: ScriptedGateway, exchange: Exchange, request_id: str) -> None:
+        sent.set()
+        arrive.wait(PATIENCE)
+        good(gateway, exchange, request_id)
+
+    with ScriptedGateway(png) as gateway, ThreadPoolExecutor(1) as pool:
+        harness.connect(host=gateway.url)
+        if earlier:
+            harness.run(run="sunday", replace=replace)
+        gateway.behaviors = [slow]
+        monday = pool.submit(harness.run, run="monday", replace=replace)
+        sent.wait(PATIENCE)
+        tuesday = harness.run(run="tuesday", replace=replace)
+        arrive.set()
+        paid = {"monday": monday.result(), "tuesday": tuesday}
+
+        for run, manifest in paid.items():
+            assert harness.run(run=run, try_number=2, replace=replace)["images"] == manifest["images"]
+        assert gateway.posts == 2 + earlier
+    assert [image["key"] for image in tuesday["images"]] == ["fox.png"]
 
 
 def test_image_overwritten_by_another_run_is_not_reused(harness: Harness) -> None:
