@@ -1182,12 +1182,14 @@ def test_incomplete_response_head_may_be_billed(before: bytes) -> None:
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 BROKEN_HEADS = {
-    "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 12\r\n\r\n{}",
-    "lengths in one header": HEAD + b"Content-Length: 5, 12\r\n\r\n{}",
     "no status": b"HTTP/1.1 ok\r\n\r\n",
     "negative status": b"HTTP/1.1 -200 OK\r\n\r\n",
-    "too many headers": HEAD + b"".join(b"X-%d: a\r\n" % n for n in range(200)) + b"\r\n",
-    "endless header": HEAD + b"X: " + b"a" * 70_000 + b"\r\n\r\n",
+    "end in the status": b"HTTP/1.1 401 Unauth",
+    # The rest may name a proxy that has sent the request before.
+    "end in a field": b"HTTP/1.1 500 Error\r\nX-Oneapi-Request-Id: 2026\r\nX-Lite",
+    "end between fields": b"HTTP/1.1 500 Error\r\nX-Oneapi-Request-Id: 2026\r\n",
+    "too large": HEAD + b"X: " + b"a" * transport.MAX_HEAD_BYTES + b"\r\n\r\n",
+    "too many fields": HEAD + b"X: a\r\n" * (transport.MAX_HEAD_BYTES // 6 + 1) + b"\r\n",
 }
 
 
@@ -1200,6 +1202,64 @@ def test_broken_response_head_may_be_billed(head: bytes, through_proxy: bool) ->
         with Client(TOKEN, url, proxy=proxy_url, read_timeout=10) as client:
             error = error_of(lambda: client.generate(FOX))
         assert len(server.requests) == 1
+    assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
+
+
+IMPERFECT_HEADS = {
+    "many fields": b"".join(b"X-%d: a\r\n" % n for n in range(2000)) + b"Transfer-Encoding: chunked\r\n",
+    "long field": b"X: " + b"a" * 200_000 + b"\r\nTransfer-Encoding: chunked\r\n",
+    "line that is not a field": b"sk-secret\r\nTransfer-Encoding: chunked\r\n",
+    "field without a name": b": a\r\nTransfer-Encoding: chunked\r\n",
+    "space before a colon": b"X : a\r\nTransfer-Encoding : chunked\r\n",
+    "space at the end": b"Transfer-Encoding: chunked \r\n",
+    "line break in a field": b"X: a\rb\r\nTransfer-Encoding: chunked\r\n",
+    "folded field": b"X: a\r\n b\r\n\tc\r\nTransfer-Encoding:\r\n chunked\r\n",
+    "two codings": b"Transfer-Encoding: identity\r\nTransfer-Encoding: Chunked\r\n",
+    "codings in one field": b"Transfer-Encoding: identity, chunked\r\n",
+    "coding and length": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+    "two lengths": b"Content-Length: 5\r\nContent-Length: 12\r\n",
+    "lengths in one field": b"Content-Length: 5, 12\r\n",
+    "length in words": b"Content-Length: five\r\n",
+    "length beyond any": b"Content-Length: " + b"9" * 5000 + b"\r\n",
+    "negative length": b"Content-Length: -1\r\n",
+}
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2"])
+@pytest.mark.parametrize("fields", IMPERFECT_HEADS.values(), ids=IMPERFECT_HEADS)
+def test_imperfect_head_does_not_lose_a_paid_image(
+    fields: bytes, version: bytes, png: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = response_body(png)
+    if b"chunked" in fields.lower():
+        parts = (body[:100], body[100:], b"")
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    head = version + b" 200 OK\r\n" + fields + b"X-Oneapi-Request-Id: 2026\r\n\r\n"
+    with raw_server(lambda exchange: exchange.send(head + body)) as (_, client):
+        generation = client.generate(FOX)
+    assert bytes_of(generation.images[0]) == png
+    assert generation.request_id == "2026"
+    assert "sk-secret" not in caplog.text
+
+
+def test_line_break_in_a_header_makes_no_proof() -> None:
+    head = b"HTTP/1.1 500 Error\r\nX-Note: a\rX-Oneapi-Request-Id: 2026\r\nContent-Length: 0\r\n\r\n"
+    with raw_server(lambda exchange: exchange.send(head)) as (_, client):
+        error = error_of(lambda: client.generate(FOX))
+    assert (error.billed, error.request_id) == ("unknown", None)
+
+
+def test_headers_that_arrive_forever_time_out() -> None:
+    stop = threading.Event()
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(HEAD)
+        while not stop.wait(0.01):
+            exchange.send(b"X: a\r\n")
+
+    with raw_server(behave, read_timeout=0.2) as (_, client):
+        error = error_of(lambda: client.generate(FOX))
+        stop.set()
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
 

@@ -105,7 +105,7 @@ def error_of(behave: Callable[[Exchange], object], **options: Any) -> Img2Error:
         HINTS,
         HINTS[:-2],
         HINTS[:30],
-        b"HTTP/1.1 102 Processing\r\n" + b"X-Pad: " + b"x" * (2 * transport.MAX_INTERIM_BYTES),
+        b"HTTP/1.1 102 Processing\r\n" + b"X-Pad: " + b"x" * (2 * transport.MAX_HEAD_BYTES),
     ],
     ids=["then the end", "without its end", "cut in a header", "too large"],
 )
