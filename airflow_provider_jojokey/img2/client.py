@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import requests
@@ -26,7 +26,7 @@ from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, from_network_error
 from airflow_provider_jojokey.img2.images import Image, ImageFile
 from airflow_provider_jojokey.img2.json_text import parse_json
-from airflow_provider_jojokey.img2.receive import OnFact, OpenFile, Receiver
+from airflow_provider_jojokey.img2.receive import OnFact, OpenFile, Received, Receiver
 from airflow_provider_jojokey.img2.redact import clean
 from airflow_provider_jojokey.img2.request import ImageRequest
 
@@ -34,7 +34,6 @@ __all__ = ["Client", "Generation", "OnFact", "OpenFile"]
 
 log = logging.getLogger(__name__)
 
-MAX_ERROR_BYTES = 64 * 1024
 MAX_FREE_REPLY_BYTES = 4 * 1024 * 1024
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 300.0
@@ -165,19 +164,9 @@ class Client:
         started = time.monotonic()
         aborted = self._aborted
         note = on_fact or (lambda name, value: None)
-        with self._post(request, before_send or (lambda: None), note) as response:
-            received = Receiver(
-                response=response,
-                request=request,
-                open_file=open_file or (lambda _: ImageFile()),
-                on_fact=note,
-                downloader=self._downloader,
-                progress_timeout=max(self.timeout[1], 2 * expected_seconds(request)),
-                aborted=aborted,
-                decode_slots=self._decode_slots,
-                secret=self._secret,
-            ).receive()
-            request_id = response.headers.get("X-Oneapi-Request-Id")
+        received, request_id = self._pay(
+            request, before_send or (lambda: None), note, open_file or (lambda _: ImageFile()), aborted
+        )
         for warning in received.warnings:
             log.warning(warning)
         document = received.reply.document
@@ -282,40 +271,54 @@ class Client:
     def _secret(self) -> str:
         return getattr(self.session.auth, "token", "")
 
-    @contextmanager
-    def _post(
-        self, request: ImageRequest, before_send: BeforeSend, note: OnFact
-    ) -> Iterator[requests.Response]:
+    def _pay(
+        self,
+        request: ImageRequest,
+        before_send: BeforeSend,
+        note: OnFact,
+        open_file: OpenFile,
+        aborted: threading.Event,
+    ) -> tuple[Received, str | None]:
+        """Send a request and receive its response. Return what it contains, and the gateway's request ID."""
+
+        def post() -> tuple[Received, str | None]:
+            with self._send(body, before_send, note) as response:
+                received = Receiver(
+                    response=response,
+                    request=request,
+                    open_file=open_file,
+                    on_fact=note,
+                    downloader=self._downloader,
+                    progress_timeout=max(self.timeout[1], 2 * expected_seconds(request)),
+                    aborted=aborted,
+                    decode_slots=self._decode_slots,
+                    secret=self._secret,
+                ).receive()
+                return received, response.headers.get("X-Oneapi-Request-Id")
+
         body = request.body()
         if self._takes_response_format:
             body.setdefault("response_format", "b64_json")
         if body.get("response_format", "") is None:
             del body["response_format"]
-        response = self._send(body, before_send, note)
         try:
-            if not _succeeded(response):
-                error = self._error(response)
-                if "response_format" not in body or not _is_about_response_format(error):
-                    raise error
-                if error.billed != "no":
-                    error.advice = (
-                        "Set extra_body={'response_format': None} to omit the field, or let the proxy "
-                        "drop it (drop_params: true in LiteLLM). The request was not resent, because it may have "
-                        "been billed."
-                    )
-                    raise error
-                # The API behind some channels always sends base64 and rejects the field. The gateway
-                # rejected the request, so nothing was billed.
-                log.info("This gateway rejects 'response_format': sending the request without it")
-                self._takes_response_format = False
-                response.close()
-                del body["response_format"]
-                response = self._send(body, before_send, note)
-                if not _succeeded(response):
-                    raise self._error(response)
-            yield response
-        finally:
-            response.close()
+            return post()
+        except Img2Error as error:
+            if "response_format" not in body or not _is_about_response_format(error):
+                raise
+            if error.billed != "no":
+                error.advice = (
+                    "Set extra_body={'response_format': None} to omit the field, or let the proxy "
+                    "drop it (drop_params: true in LiteLLM). The request was not resent, because it may have "
+                    "been billed."
+                )
+                raise
+        # The API behind some channels always sends base64 and rejects the field. The gateway rejected the request,
+        # so nothing was billed.
+        log.info("This gateway rejects 'response_format': sending the request without it")
+        self._takes_response_format = False
+        del body["response_format"]
+        return post()
 
     def _send(self, body: dict[str, Any], before_send: BeforeSend, note: OnFact) -> requests.Response:
         # Cloudflare explains its errors in JSON to clients that accept JSON.
@@ -375,18 +378,6 @@ class Client:
             if isinstance(value, str) and value:
                 return clean(value, self._secret)[:100]
         return None
-
-    def _error(self, response: requests.Response) -> Img2Error:
-        return from_response(
-            response.status_code,
-            response.headers,
-            chunks.read_beginning(response, MAX_ERROR_BYTES),
-            secret=self._secret,
-        )
-
-
-def _succeeded(response: requests.Response) -> bool:
-    return 200 <= response.status_code < 300
 
 
 def _is_about_response_format(error: Img2Error) -> bool:

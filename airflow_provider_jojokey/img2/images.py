@@ -64,6 +64,7 @@ class ImageFile:
         self.path = path
         self.temporary = temporary
         self.size = 0
+        self._head = b""
         self._sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> None:
@@ -75,6 +76,8 @@ class ImageFile:
         self.size += len(data)
         if self.size > MAX_IMAGE_BYTES:
             raise NotAnImage(f"larger than {MAX_IMAGE_BYTES:,} bytes")
+        if len(self._head) < SIGNATURE_BYTES:
+            self._head += data[:SIGNATURE_BYTES]
         self._sha256.update(data)
         written = self.file.write(data)
         while written < len(data):
@@ -88,12 +91,18 @@ class ImageFile:
         self.file.seek(0)
         self.file.truncate()
         self.size = 0
+        self._head = b""
         self._sha256 = hashlib.sha256()
 
     @property
     def sha256(self) -> str:
         """The digest of the written data, as 64 hex digits."""
         return self._sha256.hexdigest()
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the first bytes are those of an image. The file may still grow."""
+        return content_type_of(self._head) is not None
 
     def header(self) -> ImageHeader:
         """Return type and size from the file's first bytes.
@@ -141,8 +150,9 @@ class ImageFile:
         """
         image = cls.__new__(cls)
         image.file, image.path, image.size = open(path, "rb", buffering=0), path, 0  # noqa: SIM115
-        image.temporary, image._sha256 = True, hashlib.sha256()
+        image.temporary, image._head, image._sha256 = True, b"", hashlib.sha256()
         while chunk := image.file.read(1024 * 1024):
+            image._head = image._head or chunk[:SIGNATURE_BYTES]
             image.size += len(chunk)
             image._sha256.update(chunk)
         return image

@@ -1,11 +1,13 @@
 """Receive one response: decode it as it arrives, download linked images, check all images.
 
-A response with a status of success is billed, so the receiver accepts anything that contains usable images:
+A response that contains an image was billed, whatever its status is, and so was any other with a status of success. So
+the receiver accepts anything that contains usable images:
 
 * If all requested images have arrived, or the response is complete and at least one image is usable, the
   generation succeeds. Warnings name images that are missing or broken.
 * If the response is interrupted before that, or a linked image cannot be downloaded, the receiver raises an
   error. The error has the images that arrived, the links and the usage.
+* If the status is an error, links don't count: they may lead to documentation. Without image data, the status decides.
 * The receiver keeps data that is not a usable image as ``….bin`` in the folder of the image's file.
 """
 
@@ -25,13 +27,15 @@ from airflow_provider_jojokey.img2.classify import from_response
 from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind, is_sentence
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, describe_cause, is_disk_error
-from airflow_provider_jojokey.img2.images import Image, ImageFile, ImageHeader, NotAnImage
+from airflow_provider_jojokey.img2.images import Image, ImageFile, ImageHeader, NotAnImage, begins_binary
 from airflow_provider_jojokey.img2.messages import find_task_id, find_task_link, message_of, task_id_of
 from airflow_provider_jojokey.img2.redact import clean, public_link
 from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError, ReplyImage
 from airflow_provider_jojokey.img2.request import ImageRequest
 
 MAX_BEGINNING_BYTES = 64 * 1024
+ERROR_WAIT = 60.0
+"""Seconds to wait for the body of an error, even if bytes still arrive."""
 USAGE_WAIT = 5.0
 """Seconds to wait for the usage after all images are complete and the stream does not end."""
 
@@ -61,7 +65,7 @@ class Received(Struct, frozen=True):
 class Receiver(Struct, eq=False):
     """Receives the response to one request. Not reusable.
 
-    :param response: a response with a status of success and an unread body
+    :param response: a response with an unread body
     :param request: what was requested
     :param open_file: opens the file for image 0, 1, 2 …
     :param on_fact: called with facts about the response as soon as they are known
@@ -122,6 +126,8 @@ class Receiver(Struct, eq=False):
             reply = decoder.partial_reply()
         except (ReplyError, NotAnImage, OSError) as broken:
             failure, reply = failure or broken, Reply(None)
+        if not self._succeeded and not self._contains_image:
+            raise self._from_document(None)
         images = [image for element in reply.images if (image := self._image(element)) is not None]
         complete = decoder.has_all or decoder.document_complete or not (failure or reply.problem)
         disk = failure is not None and is_disk_error(failure)
@@ -135,24 +141,35 @@ class Receiver(Struct, eq=False):
 
     def _read(self, decoder: ReplyDecoder) -> None:
         """Feed the decoder until it needs no more data."""
-        arrived, deadline = 0, time.monotonic() + self.progress_timeout
+        patience = self.progress_timeout if self._succeeded else ERROR_WAIT
+        arrived, deadline = 0, time.monotonic() + patience
         waits_for_usage = False
         for chunk in chunks.iter_chunks(self.response, self.decode_slots):
             if len(self._beginning) < MAX_BEGINNING_BYTES:
                 self._beginning += chunk[:MAX_BEGINNING_BYTES]
-            decoder.feed(chunk)
+            if self._succeeded or not begins_binary(self._beginning):  # a picture may be a page of errors
+                decoder.feed(chunk)
             del chunk  # free the memory while waiting for the next chunk
-            if decoder.done:
+            enough = not self._succeeded and len(self._beginning) >= MAX_BEGINNING_BYTES
+            if decoder.done or (enough and not self._contains_image):
                 return
             now = time.monotonic()
             if decoder.has_all and not waits_for_usage:
                 waits_for_usage, deadline = True, now + USAGE_WAIT
                 chunks.set_read_timeout(self.response, USAGE_WAIT)
             elif (size := sum(file.size for file in self._files)) != arrived and not waits_for_usage:
-                arrived, deadline = size, now + self.progress_timeout
+                arrived, deadline = size, now + patience
             elif now > deadline:
                 # Pings prove that the gateway is alive, not that the model behind it is working.
-                raise NoProgress(f"no image data arrived for {self.progress_timeout:.0f} s")
+                raise NoProgress(f"no image data arrived for {patience:.0f} s")
+
+    @property
+    def _succeeded(self) -> bool:
+        return 200 <= self.response.status_code < 300
+
+    @property
+    def _contains_image(self) -> bool:
+        return any(file.is_image for file in self._files)
 
     def _open(self, index: int) -> ImageFile:
         self._files.append(self.open_file(index))
@@ -212,6 +229,12 @@ class Receiver(Struct, eq=False):
 
     def _warnings(self, images: list[Image], reply: Reply) -> list[str]:
         warnings = []
+        if not self._succeeded:
+            said = self._clean(message_of(reply.error))
+            warnings.append(
+                f"The response has images, although its status is HTTP {self.response.status_code}"
+                f"{f': {said}' if said else ''}{'' if is_sentence(said) else '.'}"
+            )
         if len(images) < self.request.n:
             reasons = "; ".join(self._problems) or self._clean(message_of(reply.error))
             reason = f": {reasons}" if reasons else "; the gateway gave no reason"
@@ -239,6 +262,12 @@ class Receiver(Struct, eq=False):
             return self._unusable(reason)
         if isinstance(failure, NoProgress):
             return self._unusable(str(failure), Kind.UNKNOWN_OUTCOME)
+        if not self._succeeded:
+            # A part of an image arrived, so the error doesn't prove that nothing was billed.
+            reason = "; ".join(self._problems) or self._clean(self._interruption(failure) or reply.problem)
+            return self._unusable(
+                reason or "no image is complete", clean_already=True, detail=message_of(reply.error)
+            )
         if not has_images and not self._links:
             if reply.error is not None:
                 return self._from_document(reply.error)
@@ -248,13 +277,15 @@ class Receiver(Struct, eq=False):
         if self._problems:
             return self._unusable("; ".join(self._problems), clean_already=True)
         if failure is not None:
-            broken = isinstance(failure, (ReplyError, NotAnImage))
-            return self._unusable(
-                str(failure) if broken else f"it was interrupted: {describe_cause(failure)}"
-            )
+            return self._unusable(self._interruption(failure))
         if has_images or (reply.problem and self._is_json_or_events()):
             return self._unusable(reply.problem, detail=reply.text)
         return self._from_document(reply.document)
+
+    def _interruption(self, failure: BaseException | None) -> str:
+        if failure is None or isinstance(failure, (ReplyError, NotAnImage)):
+            return str(failure or "")
+        return f"it was interrupted: {describe_cause(failure)}"
 
     def _task_in_headers(self, reply: Reply, failure: BaseException | None) -> str | None:
         """Return the ID of the task that a response without images leads to, and report the task's address."""
@@ -272,7 +303,7 @@ class Receiver(Struct, eq=False):
 
     def _from_document(self, document: Any) -> Img2Error:
         headers: Mapping[str, str] = self.response.headers
-        body = b"" if document is not None else self._beginning
+        body = b"" if document is not None else self._beginning[:MAX_BEGINNING_BYTES]
         return from_response(self.response.status_code, headers, body, secret=self.secret, document=document)
 
     def _clean(self, text: str) -> str:

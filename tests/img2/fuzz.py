@@ -99,7 +99,7 @@ class MemoryFile(ImageFile):
 
         self.file = io.BytesIO()
         self.path = None
-        self.size = 0
+        self.size, self._head = 0, b""
         self._sha256 = hashlib.sha256()
         type(self).open_files += 1
 

@@ -1391,15 +1391,101 @@ def test_error_with_truncated_body_keeps_its_kind(status: int) -> None:
     assert (error.kind, error.billed, error.request_id) == (Kind.OVERLOADED, "no", "abc")
 
 
-def test_endless_error_page_is_read_up_to_a_limit() -> None:
+ENDLESS = {
+    "text": (b"", b"x" * 65536),
+    "base64 of text": (b'{"data": [{"b64_json": "', b"eHh4" * 16384),
+    "a picture": (b"\x89PNG\r\n\x1a\n", b"x" * 65536),
+    "links": (b'{"data": [', b'{"url": "https://a.example/b.png"},' * 2000),
+}
+
+
+@pytest.mark.parametrize(("begin", "more"), ENDLESS.values(), ids=ENDLESS)
+def test_endless_error_page_is_read_up_to_a_limit(begin: bytes, more: bytes) -> None:
     def behave(exchange: Exchange) -> None:
-        exchange.send(b"HTTP/1.1 500 No\r\nConnection: close\r\n\r\n")
+        exchange.send(b"HTTP/1.1 500 No\r\nX-Oneapi-Request-Id: 2026\r\nConnection: close\r\n\r\n" + begin)
         while True:
-            exchange.send(b"x" * 65536)  # until the client goes away
+            exchange.send(more)  # until the client goes away
 
     with raw_server(behave) as (_, client):
         error = error_of(lambda: client.generate(FOX))
     assert len(error.detail) <= 500
+    assert (error.kind, error.billed) == (Kind.OVERLOADED, "no")
+
+
+MARKED = pytest.mark.parametrize("marks", [{}, {"X_Oneapi_Request_Id": "2026"}], ids=["unmarked", "gateway"])
+
+
+@MARKED
+@pytest.mark.parametrize("status", [300, 302, 400, 404, 408, 429, 500, 503, 524])
+def test_image_in_an_error_response_is_delivered(status: int, marks: dict[str, str], png: bytes) -> None:
+    usage = {"input_tokens": 10, "output_tokens": 196, "total_tokens": 206}
+    body = response_body(png, usage=usage, error={"message": "too busy", "code": "x"})
+    with raw_server(lambda exchange: exchange.answer(status, body, **marks)) as (server, client):
+        generation = client.generate(FOX)
+        assert len(server.requests) == 1
+    assert bytes_of(generation.images[0]) == png
+    assert generation.usage == usage
+    assert f"although its status is HTTP {status}: too busy." in generation.warnings[0]
+
+
+@MARKED
+def test_image_in_a_stream_with_an_error_status_is_delivered(marks: dict[str, str], png: bytes) -> None:
+    body = event("completed", png) + b'data: {"type": "error", "error": {"message": "too busy"}}\n\n'
+    with raw_server(lambda exchange: exchange.answer(502, body, **marks)) as (_, client):
+        generation = client.generate(ImageRequest("a fox", stream=True))
+    assert bytes_of(generation.images[0]) == png
+
+
+@MARKED
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+@pytest.mark.parametrize("kept", [0.5, 0.99])
+def test_part_of_an_image_disproves_an_error(
+    status: int, kept: float, marks: dict[str, str], png: bytes
+) -> None:
+    image = base64.b64encode(png).decode()
+    bodies = [
+        json.dumps(
+            {"error": {"message": "too busy"}, "data": [{"b64_json": image[: int(len(image) * kept)]}]}
+        ),
+        json.dumps({"data": [{"b64_json": image}]})[: int(len(image) * kept)],
+    ]
+    for body in bodies:
+        with raw_server(lambda exchange, body=body: exchange.answer(status, body.encode(), **marks)) as (
+            _,
+            client,
+        ):
+            error = error_of(lambda: client.generate(FOX))
+        assert (error.kind, error.billed, error.status_code) == (Kind.REPLY, "yes", status)
+        assert not error.is_safe_to_resend
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": {"message": "too busy"}, "data": [{"url": "/fox.png"}]}',
+        b'{"url": "/v1/images/generations", "message": "too busy"}',
+        b'{"message": "too busy", "data": "dG9vIGJ1c3k="}',
+        b'{"message": "too busy", "data": [{"b64_json": "dG9vIGJ1c3k="}]}',
+        b'{"message": "too busy", "data": [{"b64_json": ""}]}',
+        b'data: {"error": {"message": "too busy"}, "data": [{"url": "/fox.png"}]}\n\n',
+    ],
+)
+def test_error_without_image_data_keeps_its_meaning(body: bytes) -> None:
+    def behave(exchange: Exchange) -> None:
+        exchange.answer(503, body, X_Oneapi_Request_Id="2026")
+
+    with raw_server(behave) as (server, client):
+        error = error_of(lambda: client.generate(FOX))
+        assert len(server.requests) == 1, "a link was followed"
+    assert (error.kind, error.billed, error.detail) == (Kind.OVERLOADED, "no", "too busy")
+    assert not error.links
+
+
+def test_picture_as_an_error_page_is_not_an_image(png: bytes, tmp_path: Path) -> None:
+    with raw_server(lambda exchange: exchange.answer(404, png)) as (_, client):
+        error = error_of(lambda: client.generate(FOX, lambda n: ImageFile(tmp_path / f"{n}.part")))
+    assert (error.kind, error.billed) == (Kind.BASE_URL, "no")
+    assert not [*tmp_path.iterdir()]
 
 
 # --- TLS ----------------------------------------------------------------------------------------------------------
