@@ -2,14 +2,17 @@
 
 The API promises ``{"data": [{"b64_json": "…"}]}``. Gateways also send ``data`` as an object, a list at the
 root, ``{"images": […]}``, ``{"code": 0, "data": {"data": […]}}``, bare strings, and links instead of base64.
-A value counts as an image only if every key above it is a known container. Otherwise an input image that the
-gateway echoes could be taken for the result.
+A text without the signature of an image, or a link, counts only if every key above it is a known container.
+
+If a document has no image there, base64 with the signature of an image counts anywhere, as in a chat completion
+(``choices[].message.images[].image_url.url``) or in Gemini's ``candidates[].content.parts[].inlineData.data``. Below
+the name of an input or an error, it doesn't: an image that the gateway echoes would be taken for the result.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -26,7 +29,13 @@ BASE64_KEYS = (
     "partial_image_b64",
 )  # fmt: skip
 LINK_KEYS = ("url", "image_url", "image", "link", "src", "uri")
+_NOT_RESULTS = frozenset(
+    ("error", "errors", "detail", "details",
+     "input", "inputs", "input_image", "input_images", "request", "prompt", "parameters", "params", "messages", "mask",
+     "init_image", "init_images", "image_prompt", "reference", "reference_image", "reference_images", "references")
+)  # fmt: skip
 MAX_PATH = 8
+MAX_OTHER_PATH = 24
 
 _IMAGE_KEYS = dict.fromkeys((*BASE64_KEYS, *LINK_KEYS, "result", "data"))
 """In order of precedence."""
@@ -37,7 +46,9 @@ _LINK_PLACES = frozenset(LINK_KEYS) | _CONTAINERS
 PREVIEW_WORDS = ("partial", "chunk", "preview", "progress", "intermediate")
 """Words in the type, the event or the status of a preview."""
 _KINDS = ("type", "object", "event", "event_type", "status", "state")
-_PREVIEW_FLAG = re.compile(r"(?:is_?)?(?:partial|preview|intermediate)", re.IGNORECASE)
+_PREVIEW_FLAG = re.compile(r"(?:is_?)?(?:partial|preview|intermediate)|thought", re.IGNORECASE)
+_CHAT = "chat.completion"
+"""The object type of chat completions. The images in their chunks are whole."""
 _FINAL_FLAG = re.compile(r"(?:is_?)?(?:final|finished|completed?|done)", re.IGNORECASE)
 _FINISHED = ("succeeded", "completed", "done", "finished")
 """The endings of events with an image that is part of a set: ``image_generation.partial_succeeded``."""
@@ -70,6 +81,15 @@ def is_link(path: Path) -> bool:
     return bool(path) and (path[-1] in _LINK_PLACES or isinstance(path[-1], int)) and _in_containers(path)
 
 
+def is_other(path: Path) -> bool:
+    """Return whether the string at ``path`` is an image if it has the signature of one."""
+    return (
+        0 < len(path) <= MAX_OTHER_PATH
+        and path[-1] is not None
+        and not any(isinstance(key, str) and key.lower() in _NOT_RESULTS for key in path)
+    )
+
+
 def _in_containers(path: Path) -> bool:
     return len(path) <= MAX_PATH and all(isinstance(key, int) or key in _CONTAINERS for key in path[:-1])
 
@@ -84,7 +104,8 @@ def is_preview(document: Any, event: str = "") -> bool:
         return False
     if document.get("partial_image_index") is not None or document.get("partial_image_b64") is not None:
         return True
-    names = [kind.lower() for kind in (event, *map(document.get, _KINDS)) if isinstance(kind, str)]
+    kinds = [kind.lower() for kind in (event, *map(document.get, _KINDS)) if isinstance(kind, str)]
+    names = [kind for kind in kinds if not kind.startswith(_CHAT)]
     if any(name.endswith(_FINISHED) for name in names):
         return False
     return any(word in name for name in names for word in PREVIEW_WORDS) or any(
@@ -100,6 +121,8 @@ def find_slots(document: Any, value_of: ValueOf) -> list[Slot]:
     :param value_of: returns the value that a placeholder stands for
     """
     slots = [_slot(element, value_of) for element in _elements(document, value_of)]
+    if not any(slot.url or (slot.value and slot.value.sink) for slot in slots):
+        slots = list(_other_slots(document, value_of)) or slots
     _remove_placeholders(document, value_of)
     return slots
 
@@ -139,6 +162,20 @@ def _elements(document: Any, value_of: ValueOf, depth: int = 0) -> list[Any]:
             return elements
         fallback = fallback or elements
     return fallback
+
+
+def _other_slots(document: Any, value_of: ValueOf) -> Iterator[Slot]:
+    """Yield the images at any path, in order. Their element is the innermost list item: flags may stand beside them."""
+    todo = [(document, document)]
+    while todo:
+        inner, element = todo.pop()
+        if (value := value_of(inner)) is not None:
+            if value.sink is not None:
+                yield Slot(value, None, None, element)
+        elif isinstance(inner, dict):
+            todo += [(item, element) for item in reversed(inner.values())]
+        elif isinstance(inner, list):
+            todo += [(item, item if isinstance(item, dict) else element) for item in reversed(inner)]
 
 
 def _has_image(element: Any, value_of: ValueOf) -> bool:

@@ -3,7 +3,7 @@
 :mod:`~airflow_provider_jojokey.img2.lines` splits the body into JSON documents, and
 :mod:`~airflow_provider_jojokey.img2.splitter` splits each document into images and the rest. This module decides
 what a document means: finished images, a preview, an error, or facts such as the usage. A body that isn't text is an
-image itself.
+image itself, and one that is the base64 of an image is read like a list with this image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from airflow_provider_jojokey.img2.images import (
 )
 from airflow_provider_jojokey.img2.lines import LineReader
 from airflow_provider_jojokey.img2.messages import find_failure, message_of
-from airflow_provider_jojokey.img2.splitter import MAX_TEXT_BYTES, MAX_VALUES, Path, ReplyError, Splitter
+from airflow_provider_jojokey.img2.splitter import (
+    MAX_TEXT_BYTES,
+    MAX_VALUES,
+    Path,
+    ReplyError,
+    Splitter,
+    opening_of,
+)
 from airflow_provider_jojokey.img2.usage import Usage, add_unless_repeated, find_usage
 
 __all__ = ["MAX_TEXT_BYTES", "MAX_VALUES", "Reply", "ReplyDecoder", "ReplyError", "ReplyImage", "Sink"]
@@ -97,6 +104,7 @@ class ReplyDecoder:
         self._lines = LineReader(self._new_splitter, self._take)
         self._splitter: Splitter | None = None
         self._start: bytes | None = b""  # the body's first bytes, while they may begin text or an image
+        self._closing = b""  # ends the list that a body of base64 is read as
         self._body: Sink | None = None  # of a body that is an image itself
         self._body_start = b""
         self._closed = False
@@ -123,9 +131,11 @@ class ReplyDecoder:
             data, self._start = self._start + data, None
             if begins_binary(data):
                 self._body = self._next_sink()
-            elif may_begin_binary(data):
+            elif may_begin_binary(data) or (opening := opening_of(data)) is None:
                 self._start = data
                 return
+            elif opening:
+                data, self._closing = opening + data.lstrip(b"\xef\xbb\xbf \t\r\n"), b'"]'[2 - len(opening) :]
         if self._body is None:
             self._lines.feed(data)
         else:
@@ -152,7 +162,7 @@ class ReplyDecoder:
             if self._body is not None:
                 self._report(self._body)
                 self._images.append(ReplyImage(0, self._body, None, None))
-            self._lines.feed(self._start or b"")
+            self._lines.feed((self._start or b"") + self._closing)
             self._lines.end()
             self._take_texts()
         usage = (None if self._lacks_usage else self._usage) or self._separate_usage
@@ -228,7 +238,9 @@ class ReplyDecoder:
 
     def _new_splitter(self, in_event: bool) -> Splitter:
         on_value = None if in_event else self._take_value
-        self._splitter = Splitter(envelope.is_base64, envelope.is_link, self._next_sink, on_value)
+        self._splitter = Splitter(
+            envelope.is_base64, envelope.is_link, envelope.is_other, self._next_sink, on_value
+        )
         return self._splitter
 
     def _next_sink(self) -> Sink:
@@ -240,7 +252,9 @@ class ReplyDecoder:
     def _take_value(self, value: Base64Value, path: Path) -> None:
         """Report an image outside of events at once, so that a killed process does not lose it."""
         assert self._splitter is not None
-        listed = any(isinstance(key, int) for key in path)
+        listed = any(isinstance(key, int) for key in path) and (
+            envelope.is_base64(path) or envelope.is_link(path)
+        )
         if (
             listed
             and value.complete

@@ -25,6 +25,9 @@ MAX_VALUES = 128
 
 Path = list["str | int | None"]
 
+MAX_BLANKS = 1000
+"""White space before an image in base64. Some gateways send white space while they generate."""
+
 MAX_DIGITS = 1000
 MAX_NESTING = 200
 """Maximum number of brackets around a value in a broken document. Deeper values are left out."""
@@ -43,7 +46,25 @@ _STRING_STOP = re.compile(rb'["\\]')
 # PNG, JPEG ("/9j/", whose slashes may be escaped) or WebP. A string in the place of an image may be a link.
 _IMAGE_HEADS = (b"data:", b"ivborw0kggo", b"/9j/", b"\\/9j\\/", b"\\/9j/", b"uklgr")
 _LINK_HEADS = (b"http:", b"https:")
-_MAX_HEAD = max(map(len, (*_IMAGE_HEADS, *_LINK_HEADS)))
+# Anywhere else, "data:" may begin any text.
+_OTHER_HEADS = (b"data:image", *_IMAGE_HEADS[1:])
+_MAX_HEAD = max(map(len, (*_IMAGE_HEADS, *_LINK_HEADS, *_OTHER_HEADS)))
+
+
+def opening_of(text: bytes) -> bytes | None:
+    """Return what makes a JSON list of a text that begins like an image in base64; ``b""`` for any other text.
+
+    ``None`` means that more characters decide.
+
+    :param text: the text's beginning, which may be a JSON string
+    """
+    head = text.lstrip(b"\xef\xbb\xbf \t\r\n")
+    opening = b"[" if head.startswith(b'"') else b'["'
+    head = head.removeprefix(b'"')[:_MAX_HEAD].lower()
+    if head.startswith(_OTHER_HEADS):
+        return opening
+    undecided = len(text) <= MAX_BLANKS and any(known.startswith(head) for known in _OTHER_HEADS)
+    return None if undecided else b""
 
 
 class ReplyError(ValueError):
@@ -55,6 +76,7 @@ class Splitter:
 
     :param is_image: whether the string at a path (keys and indexes from the root) is base64 unless it starts as a link
     :param is_link: whether the string at a path is an image if it begins like one
+    :param is_other: whether the string at any other path is an image if it definitely begins like one
     :param open_sink: called for the first bytes of each image
     :param on_value: called with each value and its path as soon as the value ends
     """
@@ -63,11 +85,13 @@ class Splitter:
         self,
         is_image: Callable[[Path], bool],
         is_link: Callable[[Path], bool],
+        is_other: Callable[[Path], bool],
         open_sink: Callable[[], Sink],
         on_value: Callable[[Base64Value, Path], object] | None = None,
     ) -> None:
         self._is_image = is_image
         self._is_link = is_link
+        self._is_other = is_other
         self._open_sink = open_sink
         self._on_value = on_value
         self._nonce = secrets.token_hex(16)
@@ -167,6 +191,8 @@ class Splitter:
                     self._heads, self._step = _LINK_HEADS, self._in_head
                 elif self._is_link(path):
                     self._heads, self._step = _IMAGE_HEADS, self._in_head
+                elif self._is_other(path):
+                    self._heads, self._step = _OTHER_HEADS, self._in_head
                 else:
                     self._step = self._in_string
             case 0x7B:  # {
@@ -192,7 +218,7 @@ class Splitter:
         if not found and any(known.startswith(lower) for known in self._heads):
             self._head = head
             return stop
-        if found == (self._heads is _IMAGE_HEADS):
+        if found != (self._heads is _LINK_HEADS):
             self._begin_image()
         else:
             self._step = self._in_string

@@ -413,6 +413,80 @@ def test_only_known_paths_are_images() -> None:
     assert reply.document["data"][1] == {"x": {"b64_json": "!"}, "b64_json": {"b64_json": "!"}}
 
 
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(200))
+URI = f"data:image/png;base64,{b64(PNG)}"
+
+
+@pytest.mark.parametrize("image", [b64(PNG), URI])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"choices": [{"message": {"content": [{"type": "image_url", "image_url": {"url": "IMAGE"}}]}}]},
+        {"candidates": [{"content": {"parts": [{"text": "a fox"}, {"inlineData": {"data": "IMAGE"}}]}}]},
+        {"content": [{"type": "image", "source": {"type": "base64", "data": "IMAGE"}}]},
+        {"Picture": "IMAGE"},
+        {"data": [{"file": {"content": "IMAGE"}}]},
+        {"data": [], "extra": ["IMAGE"]},
+    ],
+)
+def test_image_counts_anywhere_if_no_known_path_has_one(document: Any, image: str) -> None:
+    written = json.dumps(document).replace("IMAGE", image)
+    for step in (1, 7, len(written)):
+        reply = decode(written, [*range(0, len(written), step)])
+        assert images_of(reply) == [(0, PNG, None, None)]
+        assert b64(PNG) not in json.dumps(reply.document)
+
+
+@pytest.mark.parametrize(
+    "result", [{"data": [{"b64_json": "QUJD"}]}, {"data": [{"url": "https://a.example/b.png"}]}]
+)
+def test_image_elsewhere_does_not_add_to_known_ones(result: Any) -> None:
+    assert images_of(decode(json.dumps({"thumbnail": URI, **result}))) == images_of(
+        decode(json.dumps(result))
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["input", "Input", "request", "prompt", "mask", "init_image", "error", "messages"]
+)
+def test_echoed_input_is_not_an_image(name: str) -> None:
+    assert not images_of(decode(json.dumps({name: {"image": [URI]}, "id": "1"})))
+
+
+def test_text_elsewhere_is_not_an_image() -> None:
+    texts = ["data: a fox", "data:text/plain;base64,QUJD", b64(b"a fox" * 100), "/9", "iVBOR", "RIFF"]
+    reply = decode(json.dumps({"texts": texts, "note": texts[0], texts[2]: 1}))
+    assert (reply.images, reply.document["texts"]) == ([], texts)
+
+
+def test_draft_of_a_thinking_model_is_a_preview() -> None:
+    draft, final = (
+        {"thought": thought, "inlineData": {"data": b64(PNG + text)}}
+        for thought, text in ((True, b"1"), (False, b"2"))
+    )
+    reply = decode(json.dumps({"candidates": [{"content": {"parts": [draft, final]}}]}))
+    assert images_of(reply) == [(0, PNG + b"2", None, None)]
+
+
+@pytest.mark.parametrize("before", ["", "\n", "\ufeff", " \r\n" * 100])
+@pytest.mark.parametrize("after", ["", "\n", "\r\n\r\n"])
+@pytest.mark.parametrize(
+    "image", [b64(PNG), URI, f'"{b64(PNG)}"', f'"{URI}"', base64.encodebytes(PNG).decode()]
+)
+def test_body_may_be_the_base64_of_an_image(before: str, image: str, after: str) -> None:
+    body = (before + image + after).encode()
+    for step in (1, 5, len(body)):
+        reply = decode(body, [*range(0, len(body), step)])
+        assert images_of(reply) == [(0, PNG, None, None)]
+
+
+@pytest.mark.parametrize("text", ["", "data", "iVBOR", '"', "/9", "data: [DONE]", "UkxH", " " * 5000])
+def test_body_of_other_text_is_not_an_image(text: str) -> None:
+    for step in (1, 3, 1000):
+        with pytest.raises(ReplyError):
+            decode(text, [*range(0, len(text), step)])
+
+
 def test_escaped_key_equals_plain_key() -> None:
     reply = decode('{"d\\u0061ta":[{"b64\\u005fjson":"QUJD"}]}')
     assert images_of(reply) == [(0, b"ABC", None, None)]
@@ -465,7 +539,7 @@ def test_b64_json_takes_precedence_over_url() -> None:
 def test_placeholder_cannot_be_guessed() -> None:
     documents = [b'{"data":[{"b64_json":"QUJD"}]}', b'{"data":[{"revised_prompt":"%s0","url":"%s0"}]}']
     decoder = RecordingDecoder().decoder
-    nonces = {Splitter(lambda _: True, lambda _: True, Sink)._nonce for _ in range(50)}
+    nonces = {Splitter(lambda _: True, lambda _: True, lambda _: True, Sink)._nonce for _ in range(50)}
     assert len(nonces) == 50
     assert min(map(len, nonces)) >= 32
     decoder.feed(documents[0])

@@ -145,6 +145,15 @@ ENVELOPES = [
     Row("code and nested data", doc({"code": 0, "data": {"data": [ITEM], "usage": USAGE}}), tokens=206),
     Row("result", doc({"result": {"images": [ITEM]}})),
     Row("predictions", doc({"predictions": [{"bytesBase64Encoded": B64, "mimeType": "image/png"}]})),  # googleapis/js-genai#813
+    Row("a chat completion", doc({"object": "chat.completion", "choices": [{"message": {"content": "", "images": [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{B64}"}}]}}], "usage": USAGE}), tokens=206),
+    Row("Gemini's parts", doc({"candidates": [{"content": {"parts": [{"text": "a fox"}, {"inlineData": {"mimeType":
+        "image/png", "data": B64}}]}}], "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 196,
+        "totalTokenCount": 206}}), tokens=206),
+    Row("base64 as the text", B64.encode(), headers={"Content-Type": "text/plain"}),
+    Row("a data URI as the text", f"data:image/png;base64,{B64}\n".encode(), headers={"Content-Type": "text/plain"}),
+    Row("base64 as the JSON", doc(B64)),
+    Row("half of base64 as the text", B64[: len(B64) // 2].encode(), kind=Kind.REPLY, words="truncated"),
     Row("201", GOOD, status=201, tokens=206),
     Row("202", GOOD, status=202, tokens=206),
     Row("a data URI in b64_json", data({"b64_json": f"data:image/png;base64,{B64}"})),
@@ -283,6 +292,14 @@ PREVIEWS += [
     Row("a finished event of an item in progress", sse({"type": "response.output_item.done", "item": {"type":
         "image_generation_call", "result": B64, "partial": False}, "status": "in_progress"}), request=STREAM),
     Row("false that is about something else", doc({"error": False, "nsfw": False, "data": [ITEM], "usage": USAGE}), tokens=206),
+]  # fmt: skip
+
+STREAMS += [
+    Row("chunks of a chat", sse({"object": "chat.completion.chunk", "choices": [{"delta": {"images": [{"image_url": {
+        "url": f"data:image/png;base64,{B64}"}}]}}]}, {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}),
+        request=STREAM, tokens=206),
+    Row("Gemini's parts", sse({"candidates": [{"content": {"parts": [{"inlineData": {"data": B64}}]}}], "usageMetadata": {
+        "promptTokenCount": 10, "candidatesTokenCount": 196, "totalTokenCount": 206}}, done=False), request=STREAM, tokens=206),
 ]  # fmt: skip
 
 STREAM_ERRORS = [
