@@ -207,6 +207,14 @@ class JojoKeyHook(BaseHook):
         except Img2Error as error:
             for image in error.salvaged:  # the named files of open_file remain
                 image.file.close()
+            if resends and error.is_safe_to_resend and error.retry_after:
+                log.info(
+                    "The gateway requests a delay of %.0f s. The hook doesn't resend the request: max_resends is %d, "
+                    "and max_resend_wait is %.0f s.",
+                    error.retry_after,
+                    resends,
+                    settings.max_resend_wait,
+                )
             self._explain(error)
             raise JojoKeyError.of(error) from None
 

@@ -25,8 +25,9 @@ class JojoKeyRetryPolicy(RetryPolicy):
     """Wait as long as the gateway requests, and don't retry errors that a retry can't fix.
 
     The operators use it by default if Airflow supports retry policies. The task's ``retries`` limits the number of
-    retries. If the gateway requests no delay, ``retry_delay`` applies. After a lost response, a retry waits until the
-    gateway log should show the request. The policy doesn't decide about payments: the receipt does.
+    retries, and its ``max_retry_delay``, or else Airflow's ``[core] max_task_retry_delay``, limits the delay that the
+    gateway requests. If the gateway requests none, ``retry_delay`` applies. After a lost response, a retry waits
+    until the gateway log should show the request. The policy doesn't decide about payments: the receipt does.
     """
 
     def evaluate(
@@ -42,11 +43,15 @@ class JojoKeyRetryPolicy(RetryPolicy):
         if exception.retry_after is None:
             return RetryDecision.default()
         delay = timedelta(seconds=exception.retry_after + MARGIN)
-        cause = (
-            "by then the gateway log should show whether the request was billed"
-            if exception.awaits_log
-            else "the gateway requested it"
-        )
+        if exception.awaits_log:
+            cause = "by then the gateway log should show whether the request was billed"
+        elif (longest := _longest_delay(context)) < delay:
+            delay = longest
+            cause = (
+                f"the gateway requested {exception.retry_after:.0f} s, which is longer than max_retry_delay"
+            )
+        else:
+            cause = "the gateway requested it"
         return RetryDecision.retry(delay=delay, reason=f"waiting {delay.total_seconds():.0f} s: {cause}")
 
     def serialize(self) -> dict[str, Any]:
@@ -57,3 +62,11 @@ class JojoKeyRetryPolicy(RetryPolicy):
     def deserialize(cls, data: dict[str, Any]) -> JojoKeyRetryPolicy:
         """Return a policy."""
         return cls()
+
+
+def _longest_delay(context: Context | None) -> timedelta:
+    """Return Airflow's limit for the delay of a retry. The delay until a rate limit resets may be weeks."""
+    from airflow.providers.common.compat.sdk import conf
+
+    own = getattr((context or {}).get("task"), "max_retry_delay", None)
+    return own or timedelta(seconds=conf.getint("core", "max_task_retry_delay", fallback=24 * 60 * 60))

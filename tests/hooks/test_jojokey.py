@@ -411,6 +411,16 @@ def test_wait_over_the_limit_is_left_to_airflow(gateway: Gateway, connect: Conne
     assert error.retry_after == 0.15
 
 
+def test_log_says_how_long_a_delay_the_gateway_requests(
+    gateway: Gateway, connect: Connect, read_logs: Callable[[], str]
+) -> None:
+    hook = connect(host=gateway.url, password=gateway.token, extra={"max_resend_wait": 1})
+    error = error_of(lambda: hook.generate(request_for("rate_limited retry_after=604800")))
+    assert (len(gateway.requests), error.retry_after) == (1, 604_800)
+    assert "requests a delay of 604800 s. The hook doesn't resend" in read_logs()
+    assert "max_resend_wait is 1 s" in read_logs()
+
+
 def test_wait_grows_and_counts_without_retry_after(gateway: Gateway, connect: Connect) -> None:
     hook = connect(host=gateway.url, password=gateway.token, extra={"max_resend_wait": 1})
     error_of(lambda: hook.generate(request_for("no_channel")))

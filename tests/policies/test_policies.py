@@ -33,8 +33,8 @@ TRANSIENT = [
 FINAL = [kinds.JojoKeyAlreadyBilledError, kinds.JojoKeyBatchFailure]
 
 
-def decide(error: BaseException) -> tuple[str, timedelta | None, str | None]:
-    decision = JojoKeyRetryPolicy().evaluate(error, 1, 3)
+def decide(error: BaseException, task: Any = None) -> tuple[str, timedelta | None, str | None]:
+    decision = JojoKeyRetryPolicy().evaluate(error, 1, 3, None if task is None else {"task": task})
     return decision.action.value, decision.retry_delay, decision.reason
 
 
@@ -64,6 +64,41 @@ def test_zero_retry_after_is_respected() -> None:
         "retry",
         timedelta(seconds=MARGIN),
     )
+
+
+WEEK = 7 * 86_400.0
+
+
+@needs_policies
+def test_delay_of_the_gateway_is_limited_by_the_task() -> None:
+    error = kinds.JojoKeyRateLimitError("x", retry_after=WEEK)
+    for limit in (timedelta(minutes=2), 120.0):
+        with dag():
+            task = GenerateImageOperator(**IMAGE, max_retry_delay=limit)
+        for given in (task, _unmapped(dag(), max_retry_delay=limit)):
+            action, delay, reason = decide(error, given)
+            assert (action, delay) == ("retry", timedelta(minutes=2))
+            assert "waiting 120 s: the gateway requested 604800 s, which is longer than" in str(reason)
+            short = decide(kinds.JojoKeyRateLimitError("x", retry_after=30), given)
+            assert short[1] == timedelta(seconds=30 + MARGIN)
+
+
+@needs_policies
+def test_delay_of_the_gateway_is_limited_by_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dag():
+        task = GenerateImageOperator(**IMAGE)
+    error = kinds.JojoKeyRateLimitError("x", retry_after=WEEK)
+    assert decide(error)[1] == decide(error, task)[1] == timedelta(days=1)
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_TASK_RETRY_DELAY", "600")
+    assert decide(error, task)[1] == timedelta(minutes=10)
+
+
+@needs_policies
+def test_wait_for_the_log_ignores_the_longest_delay() -> None:
+    with dag():
+        task = GenerateImageOperator(**IMAGE, max_retry_delay=timedelta(seconds=1))
+    lost = kinds.JojoKeyUnknownOutcomeError("x", retry_after=400, awaits_log=True)
+    assert decide(lost, task)[1] == timedelta(seconds=400 + MARGIN)
 
 
 @needs_policies
