@@ -219,10 +219,8 @@ class Attempt(Struct, frozen=True):
             outcome, billed = _AFTER[event]
             facts |= {"outcome": outcome, "billed": billed}
         if event is Event.STORED and self.is_refunded:
-            facts |= {
-                "billed": "no",
-                "usage": None,
-            }  # images prove a charge, not that a refund was taken back
+            # Images prove a charge, not that a refund was taken back.
+            facts |= {"billed": "no", "usage": None}
         elif event is Event.STATED_UNBILLED and "resolution" in facts:
             # The statement may be a mistake, and is then replaced by another one.
             known = {"billed": self.billed, "usage": self.usage, "cost": self.cost and self.cost.to_json()}
