@@ -116,7 +116,13 @@ class Receiver(Struct, eq=False):
                     file.close()
 
     def _receive(self) -> Received:
-        decoder = ReplyDecoder(self._open, self._seal, ImageFile.seal_preview, expected=self.request.n)
+        decoder = ReplyDecoder(
+            self._open,
+            self._seal,
+            ImageFile.seal_preview,
+            expected=self.request.n,
+            anywhere=self._succeeded,
+        )
         failure: BaseException | None = None
         try:
             self._read(decoder)
@@ -280,7 +286,9 @@ class Receiver(Struct, eq=False):
             return self._unusable(self._interruption(failure))
         if has_images or (reply.problem and self._is_json_or_events()):
             return self._unusable(reply.problem, detail=reply.text)
-        return self._from_document(reply.document)
+        # JSON in a web page isn't the response, unless it states what was used.
+        is_page = self._without_blanks.startswith(b"<") and reply.usage is None
+        return self._from_document(None if is_page else reply.document)
 
     def _interruption(self, failure: BaseException | None) -> str:
         if failure is None or isinstance(failure, (ReplyError, NotAnImage)):
@@ -298,8 +306,11 @@ class Receiver(Struct, eq=False):
         return task_id
 
     def _is_json_or_events(self) -> bool:
-        beginning = self._beginning.lstrip(b"\xef\xbb\xbf \t\r\n")
-        return beginning[:1] in (b"{", b"[") or beginning.startswith((b"data:", b"event:", b":"))
+        return self._without_blanks.startswith((b"{", b"[", b"data:", b"event:", b":"))
+
+    @property
+    def _without_blanks(self) -> bytes:
+        return self._beginning.lstrip(b"\xef\xbb\xbf \t\r\n")
 
     def _from_document(self, document: Any) -> Img2Error:
         headers: Mapping[str, str] = self.response.headers

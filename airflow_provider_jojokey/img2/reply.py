@@ -86,6 +86,8 @@ class ReplyDecoder:
     :param on_whole: called with the sink of each complete image, as soon as it is known to be one
     :param on_preview: called with the sink of each complete preview
     :param expected: the number of requested images; once they are complete, the decoder is done
+    :param anywhere: whether an image may be at any path of a document. It is ``False`` for errors, where pictures are
+        logos and challenges for people, and always for web pages
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class ReplyDecoder:
         on_preview: Callable[[Any], object] | None = None,
         *,
         expected: int | None = None,
+        anywhere: bool = True,
     ) -> None:
         self._open_sink = open_sink or (lambda _: ImageFile())
         self._opened = 0
         self._on_whole = on_whole or (lambda _: None)
         self._on_preview = on_preview or (lambda _: None)
         self._expected = expected
+        self._anywhere = anywhere
         self._lines = LineReader(self._new_splitter, self._take)
         self._splitter: Splitter | None = None
         self._start: bytes | None = b""  # the body's first bytes, while they may begin text or an image
@@ -134,8 +138,9 @@ class ReplyDecoder:
             elif may_begin_binary(data) or (opening := opening_of(data)) is None:
                 self._start = data
                 return
-            elif opening:
+            elif opening and self._anywhere:
                 data, self._closing = opening + data.lstrip(b"\xef\xbb\xbf \t\r\n"), b'"]'[2 - len(opening) :]
+            self._anywhere = self._anywhere and not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
         if self._body is None:
             self._lines.feed(data)
         else:
@@ -239,9 +244,12 @@ class ReplyDecoder:
     def _new_splitter(self, in_event: bool) -> Splitter:
         on_value = None if in_event else self._take_value
         self._splitter = Splitter(
-            envelope.is_base64, envelope.is_link, envelope.is_other, self._next_sink, on_value
+            envelope.is_base64, envelope.is_link, self._is_other, self._next_sink, on_value
         )
         return self._splitter
+
+    def _is_other(self, path: Path) -> bool:
+        return self._anywhere and envelope.is_other(path)
 
     def _next_sink(self) -> Sink:
         if self._opened == MAX_VALUES:

@@ -1488,6 +1488,44 @@ def test_picture_as_an_error_page_is_not_an_image(png: bytes, tmp_path: Path) ->
     assert not [*tmp_path.iterdir()]
 
 
+PAGES = {
+    "a script": '<!DOCTYPE html><html>\n<script>window.page = {"logo": "data:image/png;base64,%s"}</script></html>',
+    "a line of JSON": '\n <html><script type="application/json">\n{"props": {"logo": "%s"}}\n</script></html>',
+    "an image": '<html><img src="data:image/png;base64,%s"></html>',
+    "base64": "<html>\n%s\n</html>",
+}
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+@pytest.mark.parametrize(
+    ("status", "kind", "billed"),
+    [
+        (200, Kind.BASE_URL, "unknown"),
+        (403, Kind.EDGE_BLOCKED, "no"),
+        (404, Kind.BASE_URL, "no"),
+        (502, Kind.UNKNOWN_OUTCOME, "unknown"),
+    ],
+)
+def test_picture_in_a_web_page_is_not_an_image(
+    page: str, status: int, kind: Kind, billed: str, png: bytes
+) -> None:
+    body = (page % base64.b64encode(png).decode()).encode()
+    with raw_server(lambda exchange: exchange.answer(status, body)) as (_, client):
+        error = error_of(lambda: client.generate(FOX))
+    assert (error.kind, error.billed) == (kind, billed)
+
+
+@pytest.mark.parametrize("status", [403, 429, 503])
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_challenge_in_an_error_is_not_an_image(status: int, prefix: str, png: bytes) -> None:
+    image = prefix + base64.b64encode(png).decode()
+    for body in (json.dumps({"message": "Are you human?", "captcha": {"picture": image}}), json.dumps(image)):
+        with raw_server(lambda exchange, body=body: exchange.answer(status, body.encode())) as (_, client):
+            error = error_of(lambda: client.generate(FOX))
+        assert error.status_code == status
+        assert error.kind is not Kind.REPLY
+
+
 # --- TLS ----------------------------------------------------------------------------------------------------------
 
 
