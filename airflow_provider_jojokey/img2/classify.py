@@ -84,6 +84,9 @@ _EDGE_STATUS: Mapping[int, Kind] = {
 REDIRECTS = {301, 302, 307, 308}
 """Redirects that ask the client to send the request elsewhere, so it was not processed here.
 
+They come from routers and logins before anything is forwarded: new-api redirects unknown paths to its console (301),
+web servers correct the scheme, host or path of a request, and Cloudflare Access leads to its login (302).
+
 ``303 See Other`` leads to the result of a request that was processed (RFC 9110, 15.4.4). The other 3xx prove nothing.
 """
 REJECTIONS = {

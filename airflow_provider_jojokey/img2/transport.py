@@ -41,6 +41,7 @@ _FIELD = re.compile("([!-9;-~]+)[ \t]*:(.*)")
 _FOLD = re.compile("\r?\n[ \t]+")
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile("[0-9]{1,18}")
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]+[ \t]*(?:[;\r\n]|\Z)")
 _FRAMING_FIELDS = ("Transfer-Encoding", "Content-Length", "Connection", "Keep-Alive", "Proxy-Connection")
 """The fields that define where the body ends."""
 
@@ -169,6 +170,7 @@ class FinalResponse(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self._head_timeout: float | None = sock.gettimeout()
         self._head_bytes = 0
+        self._body_began = False
 
     def begin(self, **options: Any) -> None:
         """Read the heads up to that of the final response."""
@@ -186,6 +188,15 @@ class FinalResponse(http.client.HTTPResponse):
             self.fp = body
         self.headers = self.msg = headers
         self.reason = reason.strip()
+
+    def peek(self, n: int = -1) -> bytes:
+        """Return the body's next bytes. Before the first one, correct a header that promises chunks."""
+        if self.chunked and self.chunk_left is None and not self._body_began:
+            # A proxy may join the chunks and copy the header.
+            beginning = self.fp.peek(1)
+            self.chunked = not beginning or _CHUNK_SIZE.match(beginning) is not None
+        self._body_began = True
+        return super().peek(n)
 
     def _read_status(self) -> tuple[str, int, str]:
         started = time.monotonic()

@@ -1242,6 +1242,32 @@ def test_imperfect_head_does_not_lose_a_paid_image(
     assert "sk-secret" not in caplog.text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("coding", ["", "gzip"])
+def test_body_without_the_promised_chunks_is_read(stream: bool, coding: str, png: bytes) -> None:
+    body = event("completed", png) if stream else response_body(png)
+    head = HEAD + b"Transfer-Encoding: chunked\r\nContent-Encoding: %b\r\n\r\n" % coding.encode()
+    sent = head + (gzip.compress(body) if coding else body)
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(sent[: len(head) + 20])
+        exchange.send(sent[len(head) + 20 :])
+
+    with raw_server(behave) as (_, client):
+        generation = client.generate(ImageRequest("a fox", stream=stream))
+    assert bytes_of(generation.images[0]) == png
+
+
+@pytest.mark.parametrize("written", [b"%x;a=b", b"000%x", b"%x ", b"%X\t;a"])
+def test_unusual_chunk_size_is_a_chunk_size(written: bytes, png: bytes) -> None:
+    body = response_body(png)
+    sent = (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + written % len(body) + b"\r\n" + body + b"\r\n0\r\n\r\n"
+    )
+    with raw_server(lambda exchange: exchange.send(sent)) as (_, client):
+        assert bytes_of(client.generate(FOX).images[0]) == png
+
+
 def test_line_break_in_a_header_makes_no_proof() -> None:
     head = b"HTTP/1.1 500 Error\r\nX-Note: a\rX-Oneapi-Request-Id: 2026\r\nContent-Length: 0\r\n\r\n"
     with raw_server(lambda exchange: exchange.send(head)) as (_, client):
