@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import dataclass
@@ -416,3 +417,27 @@ def test_stream_delivers_images(harness: Harness, png: bytes, streams: Any) -> N
         assert [harness.read(image["key"]) for image in manifest["images"]] == [png, png]
         assert manifest["usage"]["total_tokens"] == harness.tokens
         assert harness.spooled() == []
+
+
+@pytest.mark.parametrize("part", [1.0, 0.9])
+def test_image_in_an_error_response_is_paid_once(harness: Harness, png: bytes, part: float) -> None:
+    image = base64.b64encode(png).decode()
+    body = {"error": {"message": "too busy"}, "data": [{"b64_json": image[: int(len(image) * part)]}]}
+
+    def behave(exchange: Exchange) -> None:
+        if exchange.request.method == "POST":
+            exchange.answer(503, json.dumps(body).encode(), X_Oneapi_Request_Id="2026")
+        else:
+            exchange.answer(404)
+
+    with Server(behave) as server:
+        harness.connect(host=server.url, max_resends=2, max_resend_wait=30)
+        if part == 1.0:
+            harness.run()
+            harness.run(try_number=2)
+            assert harness.read("fox.png") == png
+            assert harness.outcomes() == ["complete"]
+        else:
+            errors = [harness.fail(try_number=number) for number in (1, 2)]
+            assert all(error.billed != "no" for error in errors)
+        assert sum(request.method == "POST" for request in server.requests) == 1
