@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 import re
 import tempfile
 from array import array
@@ -16,6 +19,8 @@ from airflow_provider_jojokey.store.spool_directory import prepare, private_root
 
 if TYPE_CHECKING:
     from airflow_provider_jojokey.payments.attempt import Owner
+
+log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/x-ndjson; charset=utf-8"
 NO_LINE = -1
@@ -35,19 +40,29 @@ class Manifest:
             self._open(private_root(directory))
         except OSError as error:
             raise unusable_spool(directory, error) from None
-        self._begins = array("q", [NO_LINE]) * total
+        self._begins, self._lengths = array("q", [NO_LINE]) * total, array("q", [0]) * total
+        self._unwritten: dict[int, bytes] = {}
+        """Lines that the disk has rejected. A batch goes on: it must record the images in flight, which are paid."""
 
     def _open(self, folder: Path) -> None:
         # Unnamed files disappear with the process. The receipts contain the same facts.
-        self._lines: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._lines: IO[bytes] = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self._folder = folder
 
     def add(self, index: int, line: Mapping[str, Any]) -> None:
         """Write the result of one item, which replaces an earlier one."""
-        data = json.dumps({"index": index, **line}, ensure_ascii=False, separators=(",", ":"))
-        begin = self._lines.seek(0, 2)
-        self._lines.write(data.encode("utf-8", "backslashreplace") + b"\n")
-        self._begins[index] = begin
+        text = json.dumps({"index": index, **line}, ensure_ascii=False, separators=(",", ":"))
+        data = text.encode("utf-8", "backslashreplace") + b"\n"
+        self._unwritten.pop(index, None)
+        begin = self._lines.seek(0, os.SEEK_END)
+        try:
+            if self._lines.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._unwritten:
+                log.warning("The results of a batch are kept in memory: %s.", error.strerror)
+            self._unwritten[index] = data
+        self._begins[index], self._lengths[index] = begin, len(data)
 
     def has(self, index: int) -> bool:
         """Return whether an item has a result."""
@@ -55,17 +70,23 @@ class Manifest:
 
     def line(self, index: int) -> dict[str, Any]:
         """Return the result of an item that has one."""
-        self._lines.seek(self._begins[index])
-        line: dict[str, Any] = json.loads(self._lines.readline())
+        line: dict[str, Any] = json.loads(self._data(index))
         return line
 
+    def _data(self, index: int) -> bytes:
+        if index in self._unwritten:
+            return self._unwritten[index]
+        return os.pread(self._lines.fileno(), self._lengths[index], self._begins[index])
+
     def in_order(self) -> IO[bytes]:
-        """Return a new file with the lines in the items' order."""
+        """Return a new file with the lines in the items' order.
+
+        :raises OSError: if the disk rejects it
+        """
         out: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-        for begin in self._begins:
+        for index, begin in enumerate(self._begins):
             if begin != NO_LINE:
-                self._lines.seek(begin)
-                out.write(self._lines.readline())
+                out.write(self._data(index))
         out.seek(0)
         return out
 

@@ -355,27 +355,25 @@ class GenerateImageBatchOperator(ImageOperator):
         if place is None:
             return None
         bucket, key = place
-        with manifest.in_order() as lines:
+        try:
+            with manifest.in_order() as lines:
 
-            def put() -> None:
-                lines.seek(0)
-                self.store.put(bucket, key, lines, CONTENT_TYPE)
+                def put() -> None:
+                    lines.seek(0)
+                    self.store.put(bucket, key, lines, CONTENT_TYPE)
 
-            try:
                 with self._stop_switch.interruptible(sent=True):
                     retry_transient(put, timeout=timeout, stopping=self.hook.stopping)
-            except JojoKeyStoreError as error:
-                self.log.error(
-                    "Could not store the manifest in S3: %s The receipts contain the same facts.",
-                    error.message,
-                )
-                return None
-            except TaskStopped:
-                self.log.error(
-                    "Could not store the manifest: S3 did not respond. The receipts contain the same facts."
-                )
-                return None
-        return f"s3://{bucket}/{key}"
+        except JojoKeyStoreError as error:
+            problem = f"in S3: {error.message}"
+        except OSError as error:
+            problem = f"on the local disk: {error.strerror}."
+        except TaskStopped:
+            problem = "in S3, which did not respond."
+        else:
+            return f"s3://{bucket}/{key}"
+        self.log.error("Could not store the manifest %s The receipts contain the same facts.", problem)
+        return None
 
     def _ended(
         self, context: Context, plan: Plan, tally: Tally, uri: str | None, stopped: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import signal
 import sys
 from types import SimpleNamespace
@@ -22,6 +23,9 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     context.LOG_DELAY = reconcile.LOG_DELAY = job.get("log_delay", 0.5)
     hooks.JojoKeyHook.stop.__defaults__ = (job.get("grace", hooks.STOP_GRACE),)
+    if largest := job.get("largest_file"):
+        sys.dont_write_bytecode = True
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     pushed: dict[str, Any] = {}
     ti = SimpleNamespace(
         dag_id="campaign",

@@ -23,7 +23,7 @@ def start(gateway: Any, store: Any, tmp_path: Path) -> Any:
     started: list[subprocess.Popen[str]] = []
 
     def start_try(requests: Any, try_number: int = 1, **job: Any) -> subprocess.Popen[str]:
-        settings = {name: job.pop(name) for name in ("grace", "log_delay") if name in job}
+        settings = {name: job.pop(name) for name in ("grace", "log_delay", "largest_file") if name in job}
         environment = {
             **os.environ,
             "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(tmp_path / "spool"),
@@ -139,3 +139,31 @@ def test_requests_longer_than_the_grace_are_aborted(start: Any, gateway: Any) ->
     assert end["error"] == "JojoKeyBatchError"
     assert len(gateway.requests) == 2
     gateway.wait_until_idle(PATIENCE)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_batch_counts_all_images_on_a_full_disk(
+    start: Any, gateway: Any, store: Any, png: bytes, stop: bool
+) -> None:
+    """The disk has space for each image, but not for the results of all items."""
+    gateway.behave(delay=0.5)
+    first = start(posters(30), max_in_flight=6, largest_file=len(png) + 1000)
+    if stop:
+        gateway.wait_for_request(18, timeout=PATIENCE)
+        first.send_signal(signal.SIGTERM)
+
+    end = end_of(first)
+
+    made = len(gateway.charges)
+    assert made == len(gateway.requests) == len(store.objects("posters/"))
+    assert made == 30 or stop
+    assert ("error" in end) == (made < 30)
+    assert end["pushed"]["usage"]["total_tokens"] == sum(charge.total_tokens for charge in gateway.charges)
+    result = end["pushed"]["jojokey_images"]
+    assert (result["count"], result["manifest"]) == (made, None)
+
+    gateway.behave_well()
+    second = end_of(start(posters(30), try_number=2))
+
+    assert second["result"]["reused"] == made
+    assert len(gateway.charges) == 30
