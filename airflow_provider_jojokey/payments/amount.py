@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from airflow_provider_jojokey.cost import PUBLISHED, Cost, Prices
-from airflow_provider_jojokey.img2.estimate import expected_usage
+from airflow_provider_jojokey.img2.estimate import Estimable, expected_usage
+from airflow_provider_jojokey.img2.rules import parse_size
 from airflow_provider_jojokey.payments.job import ImageJob, Limit
 
 if TYPE_CHECKING:
+    from airflow_provider_jojokey.payments.attempt import Attempt
     from airflow_provider_jojokey.payments.receipt import Receipt
 
 
@@ -56,22 +58,28 @@ class Amount(Struct, frozen=True):
         )
 
 
+class _Sent(Struct, frozen=True):
+    """What an attempt has requested, as far as its receipt shows it."""
+
+    prompt: str
+    quality: str
+    n: int
+    stream: bool
+    partial_images: int | None
+    pixels: tuple[int, int] | None
+
+
 def estimate(job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
     """Return the estimated cost of a job, from the published token figures and the prices."""
-    usage = expected_usage(job.request)
-    cost = prices.cost_of(usage)
-    return Amount(usage["total_tokens"], job.request.n, cost.nanos if cost else 0, prices.currency)
+    return _estimate(job.request, prices)
 
 
 def spent_on(receipt: Receipt, job: ImageJob, prices: Prices = PUBLISHED) -> Amount:
-    """Return what a task has spent on a job in its Dag run. Attempts of unknown cost count as estimated.
-
-    The estimate is that of the job's request, for the number of images that the attempt has asked for.
-    """
-    spent, of_job = Amount(), estimate(job, prices)
+    """Return what a task has spent on a job in its Dag run. Attempts of unknown cost count as estimated."""
+    spent = Amount()
     for attempt in receipt.attempts_of(job.owner):
         if attempt.may_cost:
-            about = _for_images(of_job, attempt.requested or of_job.images)
+            about = _estimate(_request_of(attempt, job), prices)
             tokens = (attempt.usage or {}).get("total_tokens")
             known = tokens if isinstance(tokens, int) and tokens else about.tokens
             cost = attempt.cost
@@ -82,7 +90,20 @@ def spent_on(receipt: Receipt, job: ImageJob, prices: Prices = PUBLISHED) -> Amo
     return spent
 
 
-def _for_images(about: Amount, images: int) -> Amount:
-    return Amount(
-        about.tokens * images // about.images, images, about.cost * images // about.images, about.currency
+def _request_of(attempt: Attempt, job: ImageJob) -> _Sent:
+    """Return what an attempt has requested: in an earlier try perhaps more, or larger images, than the job does."""
+    request = job.request
+    return _Sent(
+        prompt=request.prompt,
+        quality=attempt.quality or request.quality,
+        n=attempt.requested or request.n,
+        stream=request.stream,
+        partial_images=request.partial_images,
+        pixels=parse_size(attempt.size) if attempt.size else request.pixels,
     )
+
+
+def _estimate(request: Estimable, prices: Prices) -> Amount:
+    usage = expected_usage(request)
+    cost = prices.cost_of(usage)
+    return Amount(usage["total_tokens"], request.n, cost.nanos if cost else 0, prices.currency)

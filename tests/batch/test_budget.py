@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from airflow_provider_jojokey.exceptions import JojoKeyBudgetError, JojoKeyError, JojoKeyReceiptError
+from airflow_provider_jojokey.cost import Cost
+from airflow_provider_jojokey.exceptions import (
+    JojoKeyBudgetError,
+    JojoKeyError,
+    JojoKeyReceiptError,
+    JojoKeyUnknownOutcomeError,
+)
 from airflow_provider_jojokey.img2.request import ImageRequest
 from airflow_provider_jojokey.operators.jojokey import GenerateImageBatchOperator, GenerateImageOperator
 from airflow_provider_jojokey.payments.amount import Amount, estimate, spent_on
@@ -473,6 +480,30 @@ def test_lost_request_counts_the_images_that_it_asked_for() -> None:
 
     assert spent.images == 10
     assert spent.tokens >= estimate(larger).tokens
+
+
+@pytest.mark.parametrize("earlier", [{"quality": "high"}, {"size": "3840x2160"}, {"n": 10}], ids=str)
+@pytest.mark.parametrize("limit", ["max_tokens", "max_cost"])
+def test_lost_request_counts_as_what_it_requested(
+    store: Any, gateway: Any, earlier: dict[str, Any], limit: str
+) -> None:
+    """A later try requests less, and is sent only if the limit has room for both."""
+    wanted = {"prompt": "a fox [sandbox: reset times=1]", "s3_key": f"{uuid.uuid4().hex}.png"}
+    about = estimate(replace(job(1), request=ImageRequest(wanted["prompt"], **{"quality": "low", **earlier})))
+    value = about.tokens if limit == "max_tokens" else str(Cost(about.cost, "USD").amount)
+    options = {"task_id": "image", "s3_bucket": "posters", "on_unknown_outcome": "regenerate", limit: value}
+    names = {"dag_id": "dag", "run_id": uuid.uuid4().hex, "task_id": "image", "map_index": -1}
+
+    def execute(try_number: int, **request: Any) -> None:
+        ti = SimpleNamespace(**names, try_number=try_number, xcom_push=lambda *_: None)
+        GenerateImageOperator(**wanted, **options, **request).execute({"ti": ti})  # type: ignore[typeddict-item]
+
+    with pytest.raises(JojoKeyUnknownOutcomeError):
+        execute(1, **earlier)
+    with pytest.raises(JojoKeyBudgetError):
+        execute(2)
+
+    assert len(gateway.requests) == 1
 
 
 def test_claims_that_cost_nothing_do_not_count() -> None:
