@@ -132,7 +132,7 @@ class ImageFile:
                 self.path = self.path.rename(self.path.with_suffix(suffix))
             except OSError:
                 # Another process deleted it, or the disk fails. The open file stays readable.
-                self.path = None
+                self.path = self.path if os.path.exists(self.path) else None
 
     def seal_preview(self) -> None:
         """Rename a complete preview to ``….preview``, so that it is never taken for the image."""
