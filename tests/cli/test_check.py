@@ -10,9 +10,21 @@ from typing import Any
 import pytest
 
 from airflow_provider_jojokey.sandbox import Gateway
+from airflow_provider_jojokey.store import conditions
 from tests.support.buckets import Bucket
 from tests.support.commands import CommandOutput, Run
-from tests.support.fault_proxy import Fault, FaultProxy, Forward, Request, Response, answer, error, on
+from tests.support.fault_proxy import (
+    Fault,
+    FaultProxy,
+    Forward,
+    Request,
+    Response,
+    answer,
+    error,
+    no_conditions,
+    on,
+    times,
+)
 
 Connect = Callable[..., None]
 
@@ -274,3 +286,34 @@ def test_check_reports_a_bucket_that_rejects_writes(
     assert ("paid for and then rejected" in detail(output, "images")) is rejected
     assert output.code == (state == "failed")
     assert "Contents" not in bucket.client().list_objects_v2(Bucket="posters")
+
+
+def test_check_says_if_conditional_writes_could_not_be_tested(
+    jojokey: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of S3 doesn't show what the store supports."""
+    monkeypatch.setattr(conditions, "support", {})
+    busy = on("PUT", ".check-", times(99, answer(error(503, "SlowDown")), after=1))
+
+    def test_only(request: Request, forward: Forward) -> Response:
+        return forward(request) if ".png" in request.target else busy(request, forward)
+
+    with FaultProxy(bucket.endpoint_url, test_only) as proxy:
+        connection = json.dumps(replace(bucket, endpoint_url=proxy.url).connection)
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
+        output = jojokey("check", "--bucket", "posters", "-o", "json")
+
+    assert states(output)["conditional writes"] == "unknown"
+    assert detail(output, "conditional writes") == "S3 was too busy for the test. Run the command again"
+
+
+def test_check_names_a_store_without_conditional_writes(
+    jojokey: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "support", {})
+    with FaultProxy(bucket.endpoint_url, no_conditions()) as proxy:
+        connection = json.dumps(replace(bucket, endpoint_url=proxy.url).connection)
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection)
+        output = jojokey("check", "--bucket", "posters", "-o", "json")
+
+    assert "not supported by this store" in detail(output, "conditional writes")
