@@ -37,9 +37,9 @@ def texts(source: str) -> set[str]:
         rf"\bt\([^()\"]*\?\s*{STRING}\s*:\s*{STRING}",
     ):
         found |= {text for pair in re.findall(pattern, source) for text in pair}
-    for table in re.findall(
-        r"^const [A-Z_]+ = [{\[](.*?)(?:^[}\]]|[}\]];$)", source, re.MULTILINE | re.DOTALL
-    ):
+    # Constants, also those of one line, and the headings of tables.
+    tables = re.findall(r"^const [A-Z_]+ = [{\[](.*?)[}\]];$", source, re.MULTILINE | re.DOTALL)
+    for table in [*tables, *re.findall(r"\[([^\[\]]*)\]\.map\(", source)]:
         found |= {text for text in re.findall(STRING, table) if re.match("[A-Z]", text)}
     return found - UNTRANSLATED
 
