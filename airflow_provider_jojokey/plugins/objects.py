@@ -12,8 +12,9 @@ import hashlib
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, BinaryIO, TypeVar
 
 import anyio
@@ -38,9 +39,16 @@ S3_THREADS = 8
 """Maximum threads that wait for S3. They are separate, so that a slow S3 doesn't block Airflow's own routes."""
 CLIENT_TTL = 60.0
 """Seconds for which a client is reused, so that changes to a connection take effect soon."""
+CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 20.0
+SLOW = 5.0
+"""Seconds after which a failed request has kept a thread, and one of the browser's few connections, for too long."""
+SKIPPED_FOR = 15.0
+"""Seconds for which a bucket is not asked again after such a request."""
 
 # Bounded, because the name comes from an XCom, which may contain any text.
 _CLIENTS: TTLCache[str | None, Any] = TTLCache(maxsize=100, ttl=CLIENT_TTL)
+_SILENT: TTLCache[tuple[str, str | None], bool] = TTLCache(maxsize=1_000, ttl=SKIPPED_FOR)
+_SILENT_LOCK = threading.Lock()
 _threads = anyio.CapacityLimiter(S3_THREADS)
 T = TypeVar("T")
 
@@ -88,13 +96,14 @@ def fetch(image: StoredImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
     try:
         digest = hashlib.sha256()
         kind = None
-        for chunk in _chunks(image, aws_conn_id):
-            if kind is None and (kind := content_type_of(chunk)) is None:
-                raise NotServed(
-                    Translatable("The object is not a PNG, JPEG or WebP image, so it is not shown.")
-                )
-            digest.update(chunk)
-            file.write(chunk)
+        with _reading(image.bucket, image.key, aws_conn_id):
+            for chunk in _chunks(image, aws_conn_id):
+                if kind is None and (kind := content_type_of(chunk)) is None:
+                    raise NotServed(
+                        Translatable("The object is not a PNG, JPEG or WebP image, so it is not shown.")
+                    )
+                digest.update(chunk)
+                file.write(chunk)
         if kind is None or digest.hexdigest() != image.sha256:
             raise _replaced()
         file.seek(0)
@@ -112,8 +121,12 @@ def document(uri: str, aws_conn_id: str | None, *, suffix: str, limit: int = MAX
     :raises NotServed: if the object doesn't exist or is too large, or if the URI is not one of a receipt
     :raises JojoKeyStoreError: if S3 does not return the object
     """
-    with closing(_open(*_place(uri, suffix), aws_conn_id)) as body:
-        data = bytes(body.read(limit + 1))
+    bucket, key = _place(uri, suffix)
+    with _reading(bucket, key, aws_conn_id), closing(_open(bucket, key, aws_conn_id)) as body:
+        data = b""
+        # Only the empty read at the end notices a response that has broken off.
+        while len(data) <= limit and (chunk := body.read(CHUNK)):
+            data += chunk
     if len(data) > limit:
         raise NotServed(Translatable("The object is larger than {limit} bytes.", limit=limit))
     return data
@@ -139,11 +152,12 @@ def lines(
     :raises NotServed: if the object doesn't exist, a line is too long, or the URI is not one of a manifest
     :raises JojoKeyStoreError: if S3 does not return the object
     """
+    bucket, key = _place(uri, suffix)
     selected: list[tuple[int, Any]] = []
     matches = 0
     with (
-        closing(_open(*_place(uri, suffix), aws_conn_id)) as body,
-        translate_errors(Translatable("read {uri}", uri=uri)),
+        _reading(bucket, key, aws_conn_id),
+        closing(_open(bucket, key, aws_conn_id)) as body,
     ):
         for number, line in enumerate(body.iter_lines(CHUNK)):
             if len(line) > longest:
@@ -183,28 +197,53 @@ def console_url(uris: Sequence[str], aws_conn_id: str | None) -> str | None:
     return s3_console_url(uris, meta.region_name, meta.partition)
 
 
+@contextmanager
+def _reading(bucket: str, key: str, aws_conn_id: str | None) -> Iterator[None]:
+    """Translate errors of reading an object, and don't ask a bucket that did not respond shortly before.
+
+    The thumbnails of one page would keep all threads and the browser's connections busy for minutes, and neither other
+    pages of these routes nor Airflow's own would load.
+
+    :raises JojoKeyStoreError: if S3 does not return the object, or is not asked
+    """
+    place, uri = (bucket, aws_conn_id), f"s3://{bucket}/{key}"
+    with _SILENT_LOCK:
+        is_silent = place in _SILENT
+    if is_silent:
+        raise JojoKeyStoreError(
+            Translatable("S3 did not respond to earlier requests, so {uri} was not requested.", uri=uri),
+            Translatable("S3 is overloaded or has failed. This is usually temporary, so try again later."),
+            transient=True,
+        )
+    started = time.monotonic()
+    try:
+        with translate_errors(Translatable("read {uri}", uri=uri)):
+            yield
+    except JojoKeyStoreError as error:
+        if error.transient and time.monotonic() - started >= SLOW:
+            with _SILENT_LOCK:
+                _SILENT[place] = True
+        raise
+
+
 def _chunks(image: StoredImage, aws_conn_id: str | None) -> Iterator[bytes]:
     with closing(_open(image.bucket, image.key, aws_conn_id, image.bytes)) as body:
         received = 0
-        with translate_errors(Translatable("read {uri}", uri=image.uri)):
-            while chunk := body.read(CHUNK):
-                received += len(chunk)
-                if received > image.bytes:
-                    raise _replaced()
-                yield chunk
+        while chunk := body.read(CHUNK):
+            received += len(chunk)
+            if received > image.bytes:
+                raise _replaced()
+            yield chunk
 
 
 def _open(bucket: str, key: str, aws_conn_id: str | None, size: int | None = None) -> Any:
     client, more = _client(aws_conn_id), _read_parameters()
-    with translate_errors(Translatable("read {uri}", uri=f"s3://{bucket}/{key}")):
-        try:
-            response = client.get_object(Bucket=bucket, Key=key, **more)
-        except client.exceptions.ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404", "NoSuchBucket"):
-                raise Missing(
-                    Translatable("The object is no longer in S3: it was moved or deleted.")
-                ) from None
-            raise
+    try:
+        response = client.get_object(Bucket=bucket, Key=key, **more)
+    except client.exceptions.ClientError as error:
+        if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404", "NoSuchBucket"):
+            raise Missing(Translatable("The object is no longer in S3: it was moved or deleted.")) from None
+        raise
     if size is not None and response["ContentLength"] != size:
         response["Body"].close()
         raise _replaced()
@@ -249,7 +288,9 @@ def _client(aws_conn_id: str | None) -> Any:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 
-    short_timeouts = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
+    short_timeouts = Config(
+        connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, retries={"total_max_attempts": 2}
+    )
     try:
         with translate_errors(Translatable("use the AWS connection")):
             hook = S3Hook(aws_conn_id=aws_conn_id)

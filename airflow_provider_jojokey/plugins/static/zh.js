@@ -291,6 +291,7 @@ export const zh = {
     "此主机不信任 S3 的证书，因此未发送请求：{doing}。",
   "Set verify in the AWS connection's extra to the file of the CA that signed the certificate.":
     "请将 AWS 连接 extra 中的 verify 设为签发该证书的 CA 的文件。",
+  "S3 did not respond to earlier requests, so {uri} was not requested.": "S3 未应答之前的请求，因此未请求 {uri}。",
   "S3 did not respond to the request to {doing} ({error}).": "S3 未应答请求：{doing}（{error}）。",
   "The request to {doing} failed ({error}).": "请求失败：{doing}（{error}）。",
   "Set region_name in the AWS connection's extra to {region}.": "请将 AWS 连接 extra 中的 region_name 设为 {region}。",
