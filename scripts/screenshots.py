@@ -120,10 +120,6 @@ def main() -> int:
         with Sandbox(home / "world") as sandbox:
             environment = airflow_environment(sandbox, home) | environment_of(free_port())
             environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = "True"
-            # Components of Airflow end when they can't write to SQLite within five seconds, the default.
-            environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = (
-                f"sqlite:///{home}/airflow/airflow.db?timeout=60"
-            )
             # A task that starts before the API server listens fails, and Airflow retries it after five minutes.
             environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] = "True"
             LOG.parent.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,8 @@ def airflow_environment(sandbox: Sandbox, home: Path = HOME) -> dict[str, str]:
         # server listens, and such tasks fail.
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        # On a busy machine, Airflow's components fail if they can't write to SQLite within five seconds, the default.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow/airflow.db?timeout=60",
         "AIRFLOW__JOJOKEY__SPOOL_DIRECTORY": str(home / "spool"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "PYTHONWARNINGS": "ignore",

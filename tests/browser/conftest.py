@@ -147,6 +147,21 @@ def _checked(page: Page) -> Iterator[Page]:
     assert [entry for entry in wrong if not any(word in entry for word in expected)] == []
 
 
+KEEP_COPIED = """
+const { setTimeout } = globalThis;
+globalThis.setTimeout = (run, wait, ...rest) => (wait === 2000 ? 0 : setTimeout(run, wait, ...rest));
+"""
+"""The text "Copied" stays. Otherwise it is gone before a busy machine looks for it."""
+
+
+@pytest.fixture
+def pasted(page: Page) -> Callable[[], str]:
+    """A function that returns what the page has copied."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.add_init_script(KEEP_COPIED)
+    return lambda: str(page.evaluate("navigator.clipboard.readText()"))
+
+
 @pytest.fixture
 def choose_language(page: Page) -> Iterator[Callable[[str], None]]:
     """A function that selects a language as Airflow's menu does. Other pages share the selection."""

@@ -42,6 +42,7 @@ def violations(page: Page, *selectors: str) -> list[str]:
 def gallery(page: Page, airflow: Airflow, runs: Runs) -> str:
     page.goto(airflow.gallery)
     expect(page.locator(CARD).first).to_be_visible()
+    expect(page.locator(".jojokey-dags li").first).to_be_visible()  # the totals and the charts are there
     return ".jojokey-root"
 
 

@@ -19,15 +19,35 @@ from tests.support.standalone_airflow import Airflow, Runs
 
 CARD = ".jojokey-card"
 DIALOG = "dialog.jojokey-lightbox"
-FRAMES = (
-    "new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 100))"
-)
-"""Waits until what was drawn last has its final size, and scroll events have arrived."""
+SETTLE = """new Promise((done) => {
+    let [seen, frames] = ["", 0];
+    const look = () => {
+        const cards = [...document.querySelectorAll(".jojokey-card")];
+        const now = JSON.stringify(cards.map((card) => card.getBoundingClientRect()));
+        frames = now === seen ? frames + 1 : 0;
+        seen = now;
+        if (frames < 10) requestAnimationFrame(look);
+        else done();
+    };
+    look();
+})"""
+"""Waits until the cards stay in their places for ten frames, in which scroll events arrive."""
 
 
 def add_filter(page: Page, name: str) -> None:
     page.get_by_role("button", name="Filter", exact=True).click()
     page.get_by_role("menuitem", name=name, exact=True).click()
+
+
+def choose_zone(page: Page, event: str, zone: str) -> None:
+    """Select a time zone as Airflow's own menu does."""
+    page.evaluate(
+        """([event, zone]) => {
+            localStorage.setItem("timezone", JSON.stringify(zone));
+            dispatchEvent(new StorageEvent(event, { key: "timezone" }));
+        }""",
+        [event, zone],
+    )
 
 
 def select(page: Page, *prompts: str) -> None:
@@ -65,7 +85,8 @@ def test_typed_date_is_one_step_and_its_chip_stays(page: Page, airflow: Airflow,
         "request",
         lambda request: asked.append(request.url) if "/api/results?day_from" in request.url else None,
     )
-    page.keyboard.type("01022026", delay=400)
+    with page.expect_request("**/api/results?day_from=2026*"):
+        page.keyboard.type("01022026", delay=400)
     page.wait_for_url(re.compile(r"day_from=2026-0[12]-0[12]$"))
     assert len(asked) == 1
     page.reload()
@@ -83,13 +104,13 @@ def test_typed_date_is_one_step_and_its_chip_stays(page: Page, airflow: Airflow,
 
 
 def test_space_stays_when_the_user_pauses_between_words(page: Page, airflow: Airflow, runs: Runs) -> None:
-    page.goto(airflow.gallery)
+    page.goto(f"{airflow.gallery}?dag_id=album")
     search = page.get_by_role("searchbox")
     search.press_sequentially("first ")
-    page.wait_for_url("**?q=first")
+    page.wait_for_url("**&q=first")
     expect(page.locator(CARD)).to_have_count(1)
     search.press_sequentially("moon")
-    page.wait_for_url(re.compile(r"\?q=first(\+|%20)moon"))
+    page.wait_for_url(re.compile(r"&q=first(\+|%20)moon"))
     expect(search).to_have_value("first moon")
 
 
@@ -207,7 +228,7 @@ def place(page: Page, airflow: Airflow, runs: Runs) -> Callable[[], Any]:
     def leave() -> Any:
         # Playwright's click scrolls at the same moment, which no user does.
         page.locator(CARD).last.locator(".jojokey-card-sub button").focus()
-        page.evaluate(FRAMES)
+        page.evaluate(SETTLE)
         y = page.locator(CARD).last.evaluate("card => card.getBoundingClientRect().y")
         page.keyboard.press("Enter")
         expect(page.locator(CARD)).to_have_count(1)
@@ -224,8 +245,11 @@ def place(page: Page, airflow: Airflow, runs: Runs) -> Callable[[], Any]:
 def expect_last_card_at(page: Page, y: float) -> None:
     expect(page.locator(CARD)).to_have_count(4)
     page.wait_for_function(
-        "([card, y]) => Math.abs(card.getBoundingClientRect().y - y) < 2",
-        arg=[page.locator(CARD).last.element_handle(), y],
+        """([cards, y]) => {
+            const { y: now } = [...document.querySelectorAll(cards)].at(-1).getBoundingClientRect();
+            return Math.abs(now - y) < 2;
+        }""",
+        arg=[CARD, y],
     )
 
 
@@ -241,7 +265,7 @@ def test_place_is_kept_when_cards_get_their_heights_late(page: Page, place: Call
     page.evaluate("low.textContent = '.jojokey-card { height: 60px }'")
     page.go_back()
     expect(page.locator(CARD)).to_have_count(4)
-    page.evaluate(FRAMES)
+    page.evaluate(SETTLE)
     page.evaluate("low.remove()")
     expect_last_card_at(page, y)
 
@@ -254,7 +278,7 @@ def test_user_who_scrolls_after_back_is_not_pulled_back(page: Page, place: Calla
     page.mouse.wheel(0, -5000)
     expect(page.locator(CARD).first).to_be_in_viewport()
     page.set_viewport_size({"width": 400, "height": 500})
-    page.evaluate(FRAMES)
+    page.evaluate(SETTLE)
     expect(page.locator(CARD).last).not_to_be_in_viewport()
 
 
@@ -404,15 +428,16 @@ def test_cost_table_counts_results_of_unknown_tokens(page: Page, airflow: Airflo
     )
 
 
-def test_back_closes_the_dialog_and_a_link_opens_it(page: Page, airflow: Airflow, runs: Runs) -> None:
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+def test_back_closes_the_dialog_and_a_link_opens_it(
+    page: Page, airflow: Airflow, runs: Runs, pasted: Callable[[], str]
+) -> None:
     page.goto(f"{airflow.gallery}?q=herons&run_id={runs.album.replace('+', '%2B')}")
     address = page.url
     page.locator(f"{CARD} button.jojokey-picture").nth(1).click()
     dialog = page.locator(DIALOG)
     dialog.get_by_role("button", name="Copy a link to this image").click()
     expect(dialog.get_by_text("Copied")).to_be_attached()
-    link = page.evaluate("navigator.clipboard.readText()")
+    link = pasted()
     page.go_back()
     expect(dialog).to_have_count(0)
     assert page.url == address
@@ -425,6 +450,7 @@ def test_double_click_opens_an_image(page: Page, airflow: Airflow, runs: Runs) -
     for dag_id in ("single", "album"):
         page.goto(f"{airflow.gallery}?dag_id={dag_id}")
     picture = page.locator(f"{CARD} button.jojokey-picture").first
+    expect(page.locator(".jojokey-totals h2")).to_be_visible()  # nothing moves the cards any more
     box = picture.bounding_box()
     assert box is not None
     picture.dblclick(position={"x": 5, "y": box["height"] / 2})  # beside the image of the dialog
@@ -437,7 +463,9 @@ def test_double_click_opens_an_image(page: Page, airflow: Airflow, runs: Runs) -
     expect(page.locator(DIALOG)).to_have_count(0)
 
 
-def test_link_opens_its_image_among_equal_file_names(page: Page, airflow: Airflow, runs: Runs) -> None:
+def test_link_opens_its_image_among_equal_file_names(
+    page: Page, airflow: Airflow, runs: Runs, pasted: Callable[[], str]
+) -> None:
     def renamed(route: Route) -> None:
         answer = route.fetch().json()
         for card in (answer["result"], *answer["items"]):
@@ -445,7 +473,6 @@ def test_link_opens_its_image_among_equal_file_names(page: Page, airflow: Airflo
                 image["name"] = "front.png"
         route.fulfill(json=answer)
 
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.route("**/jojokey/api/dags/**", renamed)
     page.goto(airflow.tab("album", runs.album, "batch"))
     page.locator(f"{CARD} button.jojokey-picture").nth(2).click()
@@ -455,7 +482,7 @@ def test_link_opens_its_image_among_equal_file_names(page: Page, airflow: Airflo
     dialog.get_by_role("button", name="Copy a link to this image").click()
     expect(dialog.get_by_text("Copied")).to_be_attached()
 
-    page.goto(page.evaluate("navigator.clipboard.readText()"))
+    page.goto(pasted())
     expect(caption).to_have_text("Tile 2")
 
 
@@ -509,7 +536,7 @@ def test_relative_times_go_on(page: Page, clock: Any, airflow: Airflow, runs: Ru
     before = made.inner_text()
     assert "hour" not in before
     clock.fast_forward("05:00:00")
-    expect(made).to_have_text("5 hours ago")
+    expect(made).to_have_text(re.compile("^[56] hours ago$"))  # the run is older in a long session
 
 
 def test_bars_of_two_weeks_are_wide_and_as_high_as_their_cost(
@@ -596,17 +623,10 @@ def test_refresh_reloads_the_open_cost_table(page: Page, airflow: Airflow, runs:
 def test_days_follow_a_time_zone_that_is_selected_later(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.goto(f"{airflow.gallery}?run_id={runs.album.replace('+', '%2B')}")
     expect(page.locator(CARD)).to_have_count(4)
-    # As Airflow's own menu does it.
     for event in ("local-storage", "storage"):
         zone = {"local-storage": "Pacific/Auckland", "storage": "Europe/Berlin"}[event]
         with page.expect_request(lambda request, zone=zone: f"tz={zone.replace('/', '%2F')}" in request.url):
-            page.evaluate(
-                """([event, zone]) => {
-                    localStorage.setItem("timezone", JSON.stringify(zone));
-                    dispatchEvent(new StorageEvent(event, { key: "timezone" }));
-                }""",
-                [event, zone],
-            )
+            choose_zone(page, event, zone)
         expect(page.locator(CARD)).to_have_count(4)
     page.evaluate("localStorage.removeItem('timezone')")
 
