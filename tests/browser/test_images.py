@@ -685,6 +685,37 @@ def test_expired_session_is_reported(
         context.add_cookies(cookies)
 
 
+@pytest.mark.parametrize("token", ["", "signed with another key"])
+@pytest.mark.parametrize("place", ["gallery", "tab"])
+def test_session_that_ends_while_a_page_is_open_is_reported(
+    page: Page, clock: Any, airflow: Airflow, runs: Runs, place: str, token: str
+) -> None:
+    page.expected_errors = ("401", "403")  # type: ignore[attr-defined]
+    page.goto(airflow.gallery if place == "gallery" else airflow.tab("album", runs.album, "pair"))
+    root = page.locator(".jojokey-root")
+    expect(root.locator("img").first).to_be_visible()
+    cookies = page.context.cookies()
+
+    def hold(route: Route) -> None:
+        # One of Airflow's own requests could lead to the login page first, so they are not answered.
+        if route.request.headers["accept"] == "application/json":
+            route.continue_()
+
+    page.route(re.compile("/(api/v2|ui)/"), hold)
+    page.context.clear_cookies()
+    if token:
+        page.context.add_cookies([{"name": "_token", "value": token, "url": airflow.url}])
+    clock.run_for(21_000)
+    alert = root.get_by_role("alert")
+    expect(alert).to_contain_text("Your session has ended. Sign in again")
+    expect(alert.get_by_role("button", name="Sign in")).to_be_visible()
+
+    page.context.add_cookies(cookies)  # the user signs in in another tab
+    clock.run_for(21_000)
+    expect(alert).to_have_count(0)
+    expect(root.locator("img").first).to_be_visible()
+
+
 def test_gallery_loads_more_while_scrolling(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.set_viewport_size({"width": 420, "height": 500})
     page.route(

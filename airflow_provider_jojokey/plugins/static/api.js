@@ -37,6 +37,12 @@ function inPlainWords(status) {
   return t("Airflow did not answer as expected.");
 }
 
+// Airflow's own pages treat both as the end of the session: a token that has expired, and one that was revoked or that
+// was signed before the API server got another key.
+function statusOf(response, body) {
+  return response.status === 403 && body?.detail === "Invalid JWT token" ? 401 : response.status;
+}
+
 async function get(url, signal) {
   let response;
   try {
@@ -52,7 +58,7 @@ async function get(url, signal) {
     if (error.name === "AbortError") throw error;
   }
   if (!response.ok || body === null) {
-    throw new ApiError(response.ok ? 502 : response.status, said(body));
+    throw new ApiError(response.ok ? 502 : statusOf(response, body), said(body));
   }
   return body;
 }
@@ -105,7 +111,7 @@ export async function problemOf(src) {
     const body = await response.json().catch(() => null);
     const known = PROBLEMS[body?.reason];
     if (known) return t(known);
-    return body?.reason === "not_served" ? said(body) : inPlainWords(response.status);
+    return body?.reason === "not_served" ? said(body) : inPlainWords(statusOf(response, body));
   } catch {
     return inPlainWords(0);
   } finally {

@@ -151,10 +151,10 @@ function useDags(filters, totals) {
   return dags;
 }
 
-const NONE_NEW = { n: 0, orMore: false };
+const NONE_NEW = { n: 0, orMore: false, error: null };
 
-// The number of results that are newer than those on the page; with orMore, there can be more. Polls only while the page
-// is visible.
+// The number of results that are newer than those on the page; with orMore, there can be more. The error says that the
+// user is no longer allowed to see them. Polls only while the page is visible.
 function useNew(filters, { cards, loading, key, round }) {
   const [found, setFound] = useState(NONE_NEW);
   const known = useRef(cards);
@@ -172,9 +172,10 @@ function useNew(filters, { cards, loading, key, round }) {
         // Older results that the page has not loaded yet move up if others are deleted.
         const oldest = known.current.at(-1)?.made_at ?? "";
         const n = results.filter((card) => !there.has(keyOf(card) + card.made_at) && card.made_at > oldest).length;
-        setFound({ n, orMore: n === results.length && next !== null });
-      } catch {
-        // Ignore the error: the next request may succeed.
+        setFound({ n, orMore: n === results.length && next !== null, error: null });
+      } catch (error) {
+        // Ignore an error that may pass: the next request may succeed.
+        if (!controller.signal.aborted && !error.mayPass) setFound({ ...NONE_NEW, error });
       }
     };
     const timer = setInterval(look, LOOK_FOR_NEW);
@@ -249,6 +250,7 @@ export function Gallery() {
   const missing = images.unread + images.unsearched + (totals?.unread ?? 0) > 0;
   const dags = useDags(filters, totals);
   const fresher = useNew(filters, images);
+  const problem = error ?? fresher.error;
   const root = useRef(null);
   useScrollPosition(root, images.key, images.of === images.key && !loading);
   useTitle(t("Images"));
@@ -263,7 +265,7 @@ export function Gallery() {
     { ref: root, className: "jojokey-root jojokey-stack jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
     !first && h(FilterBar, { filters, choices: choicesOf(dags, cards), onChange: change }),
     !first && h(Totals, { totals, onReload: reload, loading, onChange: change }),
-    error && h(Failure, { error, onRetry: reload }),
+    problem && h(Failure, { error: problem, onRetry: reload }),
     !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
     !nothing && totals && totals.results > 0 && h(CostTable, { filters, reloads: images.round, key: images.key }),
     missing && !loading && h(Missing, images),

@@ -67,10 +67,8 @@ function useTask(task) {
       } catch (failure) {
         if (controller.signal.aborted) return;
         setError(failure);
-        if (failure.mayPass) {
-          wait = LONGEST_WAIT;
-          later();
-        }
+        wait = LONGEST_WAIT; // it may pass, such as when the user signs in again in another tab
+        later();
       }
     };
     const later = () => {
