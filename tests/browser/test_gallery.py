@@ -446,6 +446,26 @@ def test_back_closes_the_dialog_and_a_link_opens_it(
     expect(page.get_by_role("dialog", name="Image 2 of 2")).to_be_visible()
 
 
+@pytest.mark.parametrize("change", ["language", "time zone"])
+def test_discarded_dialog_leaves_no_step_in_the_history(
+    page: Page, airflow: Airflow, runs: Runs, choose_language: Callable[[str], None], change: str
+) -> None:
+    for dag_id in ("single", "album"):
+        page.goto(f"{airflow.gallery}?dag_id={dag_id}")
+    page.locator(f"{CARD} button.jojokey-picture").first.click()
+    expect(page.locator(DIALOG)).to_be_visible()
+    if change == "language":
+        choose_language("zh-CN")
+    else:
+        choose_zone(page, "local-storage", "Pacific/Auckland")
+    expect(page.locator(DIALOG)).to_have_count(0)
+    page.wait_for_function("!history.state.jojokey")
+    expect(page.locator(CARD)).to_have_count(4)
+    page.evaluate("localStorage.removeItem('timezone')")
+    page.go_back()
+    page.wait_for_url("**?dag_id=single")
+
+
 def test_double_click_opens_an_image(page: Page, airflow: Airflow, runs: Runs) -> None:
     for dag_id in ("single", "album"):
         page.goto(f"{airflow.gallery}?dag_id={dag_id}")

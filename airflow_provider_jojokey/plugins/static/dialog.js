@@ -14,7 +14,11 @@ function useHistoryEntry(onClose) {
       onClose();
     };
     globalThis.addEventListener("popstate", onPop);
-    return () => globalThis.removeEventListener("popstate", onPop);
+    return () => {
+      globalThis.removeEventListener("popstate", onPop);
+      // The page discards an open dialog if the language or the time zone changes, or if its task is cleared.
+      if (!closed.current && globalThis.history.state?.jojokey) globalThis.history.back();
+    };
   }, []);
   return useCallback(() => {
     if (closed.current) return;

@@ -120,8 +120,8 @@ function Lightbox({ slides, open, onMove, onClose, onNearEnd, selection }) {
         slide.href &&
           h(
             AppLink,
-            // Replaces the dialog's own history entry.
-            { to: slide.href, replace: true, className: "jojokey-button jojokey-button-outline", onClick: onClose },
+            // Replaces the dialog's own history entry, and the page with the dialog.
+            { to: slide.href, replace: true, className: "jojokey-button jojokey-button-outline" },
             t("Open task"),
           ),
         prompt && h(CopyButton, { text: prompt, label: t("Copy the prompt") }, t("Copy the prompt")),
