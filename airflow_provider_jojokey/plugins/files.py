@@ -9,7 +9,7 @@ from typing import Annotated, BinaryIO
 from urllib.parse import quote
 
 from airflow.utils.session import create_session
-from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Depends, Form, HTTPException, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from airflow_provider_jojokey.plugins import archive, objects, tab, thumbnails, xcoms
@@ -86,6 +86,20 @@ async def get_zip(
     readable: ReadableDags,
     image: Annotated[list[str], Query(min_length=1, max_length=archive.MAX_IMAGES)],
 ) -> Response:
+    """Return several images as one zip file."""
+    return await _zip(readable, image)
+
+
+@router.post("/zip")
+async def post_zip(
+    readable: ReadableDags,
+    image: Annotated[list[str], Form(min_length=1, max_length=archive.MAX_IMAGES)],
+) -> Response:
+    """Return several images as one zip file. It changes nothing: proxies reject the long URL of many images."""
+    return await _zip(readable, image)
+
+
+async def _zip(readable: frozenset[str], image: list[str]) -> Response:
     """Return several images as one zip file.
 
     Each ``image`` is the part of an image's URL after ``/images/``. The zip file names selected images that the task

@@ -8,9 +8,12 @@ import zipfile
 from typing import Any
 from urllib.parse import quote
 
+import requests
+
 from airflow_provider_jojokey.plugins import archive
 from tests.support.airflow import BUCKET
 from tests.support.api_server import Book, Server, png_image, result, stored_image
+from tests.support.patience import PATIENCE
 
 
 def put(store: Any, book: Book, dag_id: str, *keys: str, run_id: str = "manual__1") -> list[bytes]:
@@ -135,6 +138,31 @@ def test_zip_needs_permission_for_every_dag(server: Server, book: Book, store: A
     refused = download(server, selection("mine"), selection("secret"), user="halfblind")
     assert refused.status_code == 403
     assert server.get("/jojokey/zip", None, params={"image": selection("mine")}).status_code == 401
+
+
+def test_zip_of_long_names_is_requested_with_a_form(server: Server, book: Book, store: Any) -> None:
+    """Proxies reject the URL, which is longer than 8 KB."""
+    keys = [f"{number:02}.png" for number in range(archive.MAX_IMAGES)]
+    run_id = f"manual__{'x' * 230}"
+    images = [png_image()] * len(keys)
+    for key, data in zip(keys, images, strict=True):
+        store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
+    stored = [stored_image(data, key) for key, data in zip(keys, images, strict=True)]
+    book.write("mine", result(*stored), run_id=run_id)
+    selected = [selection("mine", number, run_id) for number in range(len(keys))]
+
+    def post(selected: list[str], user: str | None = "admin") -> Any:
+        headers = {"Authorization": f"Bearer {server._token(user)}"} if user else {}
+        return requests.post(
+            f"{server.url}/jojokey/zip", {"image": selected}, headers=headers, timeout=PATIENCE
+        )
+
+    assert zipped(post(selected)) == dict(zip(keys, images, strict=True))
+    assert post(selected, "nobody").status_code == 403
+    assert post(selected, None).status_code == 401
+    assert post([*selected, selected[0]]).status_code == 422
+    assert post([]).status_code == 422
+    assert post(["mine/x"]).status_code == 400
 
 
 def test_zip_refuses_what_names_no_image_and_what_is_too_much(server: Server, book: Book, store: Any) -> None:

@@ -70,14 +70,12 @@ function withQuery(url, query) {
   return url;
 }
 
+export const ZIP = new URL("../zip", ROUTES).href;
+
 // The route identifies each image, in the version that the user has seen, by the image's URL after /images/.
-export function zipUrl(images) {
-  const url = new URL("../zip", ROUTES);
-  for (const { src } of images) {
-    const image = new URL(src, document.baseURI);
-    url.searchParams.append("image", image.pathname.split("/jojokey/images/").pop() + image.search);
-  }
-  return url.href;
+export function inZip({ src }) {
+  const image = new URL(src, document.baseURI);
+  return image.pathname.split("/jojokey/images/").pop() + image.search;
 }
 
 export function getResults(filters, cursor, limit, signal) {

@@ -1,11 +1,11 @@
 // Selected images, which the user can download as a zip file or compare side by side.
-import { zipUrl } from "./api.js";
+import { inZip, ZIP } from "./api.js";
 import { Modal } from "./dialog.js";
 import { count, fileSize, number, tokenCount } from "./format.js";
 import { cost, decimalsOf, ofAll } from "./money.js";
-import { Button, ButtonLink, safeUrl, Time } from "./parts.js";
+import { Button, Icon, Notice, safeUrl, Time } from "./parts.js";
 import { Broken, promptOf, useProblem } from "./pictures.js";
-import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js";
+import { h, useCallback, useEffect, useId, useMemo, useRef, useState } from "./react.js";
 import { t } from "./text.js";
 
 const MOST_COMPARED = 4;
@@ -87,15 +87,43 @@ export function SelectionBar({ selection }) {
       ),
       tooMany
         ? h("span", null, tooMany)
-        : h(
-            ButtonLink,
-            { href: zipUrl(entries.map(([, image]) => image)), download: "images.zip", icon: "download", variant: "solid" },
-            t("Download as zip"),
-          ),
+        : h(Zip, { images: entries.map(([, image]) => image), key: entries.map(([, image]) => image.src) }),
       h(Button, { icon: "close", variant: "ghost", label: t("Clear the selection"), onClick: selection.clear }),
     ),
     comparing && h(Comparison, { entries, onClose: () => setComparing(false) }),
   );
+}
+
+// A form, because proxies reject the long URL that many images need. Its response is a download, which leaves the frame
+// as it is: only an error is loaded into it.
+function Zip({ images }) {
+  const sent = useRef(false);
+  const [failed, setFailed] = useState(false);
+  const target = useId();
+  return [
+    failed && h(Notice, { key: "failed", kind: "error", title: t("The zip file could not be made. Refresh the page and try again.") }),
+    h(
+      "form",
+      {
+        key: "form",
+        method: "post",
+        action: ZIP,
+        target,
+        onSubmit: () => {
+          sent.current = true;
+          setFailed(false);
+        },
+      },
+      images.map((image) => h("input", { key: image.src, type: "hidden", name: "image", value: inZip(image) })),
+      h(
+        "button",
+        { type: "submit", className: "jojokey-button jojokey-button-solid" },
+        h(Icon, { name: "download" }),
+        t("Download as zip"),
+      ),
+    ),
+    h("iframe", { key: "frame", name: target, hidden: true, onLoad: () => setFailed(sent.current) }),
+  ];
 }
 
 const FACTS = {

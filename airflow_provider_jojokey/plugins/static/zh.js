@@ -132,6 +132,7 @@ export const zh = {
     "合计不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
   "The totals leave out {n} results, which the XCom backend keeps outside of Airflow's database.":
     "合计不包含 {n} 个结果：XCom 后端将其保存在 Airflow 数据库之外。",
+  "The zip file could not be made. Refresh the page and try again.": "无法生成 zip 文件。请刷新页面后重试。",
   "There is no such task any more.": "此任务已不存在。",
   "It was billed to this task.": "费用已计入此任务。",
   "This image is no longer in S3: it was moved or deleted.": "此图片已不在 S3 中：已被移动或删除。",
