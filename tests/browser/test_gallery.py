@@ -644,6 +644,34 @@ def unanswered_until(released: threading.Event) -> Callable[[Route], None]:
     return handle
 
 
+def test_totals_that_are_not_those_of_the_filter_are_gray(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.goto(f"{airflow.gallery}?dag_id=album")
+    totals = page.locator(".jojokey-totals")
+    expect(totals).to_contain_text("18 Images")
+    released = threading.Event()
+    page.route(re.compile("/api/(results|totals).*q=moon"), unanswered_until(released))
+    page.get_by_role("searchbox").fill("moon")
+    expect(totals).to_have_css("opacity", "0.55")
+    expect(totals).to_contain_text("18 Images")  # the page doesn't move while the user waits
+    released.set()
+    page.get_by_role("searchbox").fill("first moon")
+    expect(totals).to_contain_text("1 Image")
+    expect(totals).to_have_css("opacity", "1")
+
+
+def test_page_says_that_the_totals_are_loading(page: Page, airflow: Airflow, runs: Runs) -> None:
+    page.expected_errors = ("500",)  # type: ignore[attr-defined]
+    page.route("**/api/totals*", lambda route: None)
+    page.goto(f"{airflow.gallery}?dag_id=album")
+    expect(page.locator(CARD)).to_have_count(4)
+    totals = page.locator(".jojokey-totals")
+    expect(totals).to_have_text("Loading …")
+    page.route("**/api/totals*", lambda route: route.fulfill(status=500, json={}))
+    page.get_by_role("button", name="Refresh").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(totals).to_have_text("")
+
+
 def test_page_that_is_reopened_requests_only_what_it_lacks(
     page: Page, airflow: Airflow, runs: Runs, choose_language: Callable[[str], None]
 ) -> None:

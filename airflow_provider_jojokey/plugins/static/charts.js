@@ -78,13 +78,13 @@ function nameOf(bar, unit) {
 }
 
 // A chart of a single day or Dag would only repeat the totals.
-export function Charts({ totals, filters, onChange }) {
+export function Charts({ totals, filters, isStale, onChange }) {
   const byDay = totals.by_day.length > 1;
   const byDag = totals.by_dag.length > 1;
   if (!byDay && !byDag) return null;
   return h(
     "details",
-    { className: "jojokey-fold", open: globalThis.innerWidth > NARROW },
+    { className: `jojokey-fold${isStale ? " jojokey-stale" : ""}`, open: globalThis.innerWidth > NARROW },
     h("summary", null, t("Charts")),
     h(
       "div",

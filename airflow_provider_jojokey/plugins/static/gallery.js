@@ -259,14 +259,15 @@ export function Gallery() {
 
   const decimals = decimalsOf(cards.map((card) => card.cost));
   const nothing = !loading && !error && cards.length === 0;
+  const isStale = images.of !== images.key; // what is shown is that of another filter, until the answers arrive
   const first = nothing && !missing && !isFiltered(filters);
   return h(
     "section",
     { ref: root, className: "jojokey-root jojokey-stack jojokey-gallery", "aria-label": t("Images"), "aria-busy": loading },
     !first && h(FilterBar, { filters, choices: choicesOf(dags, cards), onChange: change }),
-    !first && h(Totals, { totals, onReload: reload, loading, onChange: change }),
+    !first && h(Totals, { totals, onReload: reload, loading, isStale, error, onChange: change }),
     problem && h(Failure, { error: problem, onRetry: reload }),
-    !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, onChange: change }),
+    !nothing && totals && totals.results > 0 && h(Charts, { totals, filters, isStale, onChange: change }),
     !nothing && totals && totals.results > 0 && h(CostTable, { filters, reloads: images.round, key: images.key }),
     missing && !loading && h(Missing, images),
     fresher.n > 0 &&
@@ -333,11 +334,12 @@ function Subtitle({ card, onChange }) {
   ];
 }
 
-function Totals({ totals, onReload, loading, onChange }) {
+function Totals({ totals, onReload, loading, isStale, error, onChange }) {
   const { usage = {} } = totals ?? {};
   return h(
     "div",
-    { className: "jojokey-row jojokey-between jojokey-totals", role: "status" },
+    { className: `jojokey-row jojokey-between jojokey-totals${isStale ? " jojokey-stale" : ""}`, role: "status" },
+    !totals && h("span", { className: "jojokey-muted" }, error ? "" : t("Loading …")),
     totals && h(
       "div",
       null,
