@@ -691,9 +691,12 @@ def test_session_that_ends_while_a_page_is_open_is_reported(
     page: Page, clock: Any, airflow: Airflow, runs: Runs, place: str, token: str
 ) -> None:
     page.expected_errors = ("401", "403")  # type: ignore[attr-defined]
-    page.goto(airflow.gallery if place == "gallery" else airflow.tab("album", runs.album, "pair"))
+    gallery = f"{airflow.gallery}?dag_id=album&q=first"
+    page.goto(gallery if place == "gallery" else airflow.tab("album", runs.album, "pair"))
     root = page.locator(".jojokey-root")
     expect(root.locator("img").first).to_be_visible()
+    # The response to a request with the wrong token deletes the cookie, so no late one may follow the new login.
+    page.wait_for_function("[...document.images].every(image => image.complete)")
     cookies = page.context.cookies()
 
     def hold(route: Route) -> None:
