@@ -98,6 +98,11 @@ class JojoKeyError(AirflowException):
         """The text without its last sentence, which says what a retry does."""
         return render(self)
 
+    @property
+    def what_happened(self) -> str:
+        """The first sentence of the text: for messages about other requests, which may have been billed."""
+        return _what(self)
+
     def __str__(self) -> str:
         return f"{self.message} {self.retry_sentence}".strip()
 

@@ -135,7 +135,7 @@ def load(store: ImageStore, bucket: str, key: str, folder: Path) -> Previous | N
                         found["Size"], found["ETag"].strip('"'), found["LastModified"]
                     )
     except JojoKeyError as error:
-        log.info("Checking the items of the earlier try one by one: %s", error.message)
+        log.info("Checking the items of the earlier try one by one: %s", error.what_happened)
         return None
     return Previous(lines, listed, folder)
 

@@ -155,7 +155,7 @@ class Recorder:
                 context = Context(item.job, services, metrics_of(item.job))
                 receipt = settle_usage(context, context.receipts.read())
             except JojoKeyError as error:
-                log.warning("The usage of %s is not known yet: %s", item.job.uri, error.message)
+                log.warning("The usage of %s is not known yet: %s", item.job.uri, error.what_happened)
                 continue
             if services.budget is not None:
                 services.budget.settle(item.job, receipt, claimed=False)

@@ -365,7 +365,7 @@ class GenerateImageBatchOperator(ImageOperator):
                 with self._stop_switch.interruptible(sent=True):
                     retry_transient(put, timeout=timeout, stopping=self.hook.stopping)
         except JojoKeyStoreError as error:
-            problem = f"in S3: {error.message}"
+            problem = f"in S3: {error.what_happened}"
         except OSError as error:
             problem = f"on the local disk: {error.strerror}."
         except TaskStopped:

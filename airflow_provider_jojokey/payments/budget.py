@@ -137,7 +137,9 @@ class Budget:
                 self._run.commit(own, Limit())
                 self._committed = own
             except JojoKeyError as error:
-                log.warning("The Dag run's budget still contains this task's reservation: %s", error.message)
+                log.warning(
+                    "The Dag run's budget still contains this task's reservation: %s", error.what_happened
+                )
 
     def uses(self) -> list[dict[str, Any]]:
         """Return what is used of each limit as JSON values, from what is known without a request to S3.

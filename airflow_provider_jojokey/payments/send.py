@@ -189,7 +189,7 @@ def _failed(
             return in_spool(context, attempt, error.usage, receipt, failure).changed(
                 what=f"{error.what} {failure.what}"
             )
-        log.error("Could not update the receipt: %s", failure.message)
+        log.error("Could not update the receipt: %s", failure.what_happened)
     stored = receipt.attempt(attempt.id)
     if stored is not None:
         kept = ([stored.preview.uri] if stored.preview else []) + list(stored.kept)

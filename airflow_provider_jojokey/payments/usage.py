@@ -61,7 +61,8 @@ def settle_usage(context: Context, receipt: Receipt) -> Receipt:
                 )
                 receipt = retry_transient(update, timeout=OUTAGE_TIMEOUT, stopping=context.stopping)
         except (Img2Error, JojoKeyError) as error:
-            log.info("The usage of an earlier request is not known yet: %s", error)
+            known = JojoKeyError.of(error) if isinstance(error, Img2Error) else error
+            log.info("The usage of a request is not known yet: %s", known.what_happened)
             break
         if context.log.interval:
             break  # a batch reads the log again at its end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,23 @@ def test_gateway_without_log_leaves_outcome_unknown(harness: Harness, png: bytes
         assert error.billed == "unknown"
         assert "the gateway log cannot be read" in error.message
         assert harness.posts == 1
+
+
+@pytest.mark.parametrize("options", [{"log": False}, {"log_limit": 0}], ids=str)
+def test_unreadable_log_says_nothing_about_the_charge(
+    harness: Harness, png: bytes, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The request for the log is free, but the log line is about one that was paid."""
+    with Gateway(image=png, **options) as silent:
+        harness.gateway = silent
+        harness.connect()
+        with caplog.at_level(logging.INFO):
+            harness.run("a fox [sandbox: no_usage]")
+
+        (line,) = (line for line in caplog.messages if "usage of a request is not known" in line)
+        assert "HTTP" in line
+        assert not re.search("charged|billed|Check", line)
+        assert harness.billed == 1
 
 
 @pytest.mark.parametrize("case", ["not_an_image", "empty_data"])
