@@ -6,13 +6,15 @@ A text without the signature of an image, or a link, counts only if every key ab
 
 If a document has no image there, base64 with the signature of an image counts anywhere, as in a chat completion
 (``choices[].message.images[].image_url.url``) or in Gemini's ``candidates[].content.parts[].inlineData.data``. Below
-the name of an input or an error, it doesn't: an image that the gateway echoes would be taken for the result.
+the name of an input, an error or a decoration, it doesn't: an image that the gateway echoes, or its logo, would be
+taken for the result.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from msgspec import Struct
@@ -31,9 +33,12 @@ BASE64_KEYS = (
 LINK_KEYS = ("url", "image_url", "image", "link", "src", "uri")
 _NOT_RESULTS = frozenset(
     ("error", "errors", "detail", "details",
-     "input", "inputs", "input_image", "input_images", "request", "prompt", "parameters", "params", "messages", "mask",
-     "init_image", "init_images", "image_prompt", "reference", "reference_image", "reference_images", "references")
+     "input", "inputs", "inputimage", "inputimages", "request", "requestbody", "prompt", "parameters", "params",
+     "messages", "mask", "maskimage", "initimage", "initimages", "imageprompt", "reference", "references",
+     "referenceimage", "referenceimages", "sourceimage", "originalimage", "controlimage",
+     "logo", "avatar", "icon", "favicon", "watermark", "thumbnail", "thumbnails", "thumb", "preview", "previews")
 )  # fmt: skip
+"""Names without case, underscores and hyphens."""
 MAX_PATH = 8
 MAX_OTHER_PATH = 24
 
@@ -63,12 +68,14 @@ class Slot(Struct, frozen=True):
     :param url: the link to download it from if ``value`` is not usable
     :param revised_prompt: the prompt as the model rewrote it
     :param element: the element itself, without base64
+    :param at_known_path: whether its path is that of images
     """
 
     value: Base64Value | None
     url: str | None
     revised_prompt: str | None
     element: Any
+    at_known_path: bool = True
 
 
 def is_base64(path: Path) -> bool:
@@ -86,8 +93,13 @@ def is_other(path: Path) -> bool:
     return (
         0 < len(path) <= MAX_OTHER_PATH
         and path[-1] is not None
-        and not any(isinstance(key, str) and key.lower() in _NOT_RESULTS for key in path)
+        and not any(isinstance(key, str) and _is_no_result(key) for key in path)
     )
+
+
+@lru_cache(maxsize=1000)
+def _is_no_result(key: str) -> bool:
+    return re.sub("[_-]", "", key.lower()) in _NOT_RESULTS
 
 
 def _in_containers(path: Path) -> bool:
@@ -171,7 +183,7 @@ def _other_slots(document: Any, value_of: ValueOf) -> Iterator[Slot]:
         inner, element = todo.pop()
         if (value := value_of(inner)) is not None:
             if value.sink is not None:
-                yield Slot(value, None, None, element)
+                yield Slot(value, None, None, element, at_known_path=False)
         elif isinstance(inner, dict):
             todo += [(item, element) for item in reversed(inner.values())]
         elif isinstance(inner, list):

@@ -277,12 +277,14 @@ class ReplyDecoder:
         if splitter.broken:
             found += self._slots_behind_mistake(splitter, found)
         whole = envelope.is_preview(document, event)
+        failure = find_failure(document, event)
         previews: list[envelope.Slot] = []
         slots: list[envelope.Slot] = []
         for slot in found:
-            (previews if whole or envelope.is_preview(slot.element) else slots).append(slot)
+            # A picture somewhere in an error may be the image or a logo, so it is kept, but not delivered.
+            doubtful = failure is not None and not slot.at_known_path
+            (previews if whole or doubtful or envelope.is_preview(slot.element) else slots).append(slot)
         preview = whole or bool(previews and not slots)
-        failure = find_failure(document, event)
         plain = not self._lines.streamed and not self._documents and not preview
         self._documents += 1
         self._only = document if self._documents == 1 else None
@@ -300,9 +302,7 @@ class ReplyDecoder:
             # The name of an event may be all that reports an error.
             named = find_failure(document) is None
             self._error = {"success": False, "error": document} if named else document
-        if self._lines.streamed:  # the last event of some streams repeats all images
-            known = [_digest(image.sink) for image in self._images if image.sink is not None]
-            slots = [slot for slot in slots if not (self.has_all or _is_repeated(slot, document, known))]
+        slots = self._without_repeated(slots, document)
         for slot in slots:
             self._keep_slot(slot)
         usage = find_usage(document)
@@ -315,6 +315,23 @@ class ReplyDecoder:
         self._merge(document, bool(slots), plain)
         splitter.close()
         self._lines.done = self.done
+
+    def _without_repeated(self, slots: list[envelope.Slot], document: Any) -> list[envelope.Slot]:
+        """Return the slots without images that the response has already brought.
+
+        The last event of some streams repeats all images, and the message of a chat may list its images twice.
+        """
+        streamed = self._lines.streamed
+        known = [_digest(image.sink) for image in self._images if image.sink is not None]
+        kept: list[envelope.Slot] = []
+        for slot in slots:
+            comparable = streamed or not slot.at_known_path
+            if (streamed and self.has_all) or (comparable and _is_repeated(slot, document, known)):
+                continue
+            if not slot.at_known_path and slot.value is not None:
+                known.append(_digest(slot.value.sink))
+            kept.append(slot)
+        return kept
 
     def _slots_behind_mistake(self, splitter: Splitter, found: list[envelope.Slot]) -> list[envelope.Slot]:
         """Return the complete images of a broken document that its readable part does not contain."""
@@ -374,14 +391,14 @@ class ReplyDecoder:
 
 
 def _is_repeated(slot: envelope.Slot, document: Any, known: list[Any]) -> bool:
-    """Return whether an event lists an image that an earlier event has brought.
+    """Return whether a document lists an image that has already arrived.
 
     :param known: the digests of earlier images
     """
     value = slot.value
     if value is None or not value.complete or value.sink is None:
         return False
-    return _digest(value.sink) in known and envelope.is_listed(slot, document)
+    return _digest(value.sink) in known and (not slot.at_known_path or envelope.is_listed(slot, document))
 
 
 def _digest(sink: Any) -> Any:

@@ -302,6 +302,38 @@ STREAMS += [
         "promptTokenCount": 10, "candidatesTokenCount": 196, "totalTokenCount": 206}}, done=False), request=STREAM, tokens=206),
 ]  # fmt: skip
 
+
+def chat(*images: bytes, whole: bool = False, **fields: Any) -> dict[str, Any]:
+    """Return a chat completion with images, or a chunk of one."""
+    urls = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in images]
+    listed = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    choice = {"message" if whole else "delta": {"images": listed, **fields}}
+    return {"object": f"chat.completion{'' if whole else '.chunk'}", "choices": [choice]}
+
+
+OTHER = image_data(color="teal")
+SMALL = base64.b64encode(BLURRED).decode()
+CHATS = [
+    Row("an image that the message lists twice", doc(chat(PNG, whole=True, content=[{"image": B64}])), images=1),
+    Row("two images that the message lists twice", doc(chat(PNG, OTHER, whole=True, content=[B64, {"url": B64}])),
+        request=TWO, images=2),
+    Row("a message that repeats one image of two", sse(chat(PNG), chat(PNG, whole=True)), request=TWO, images=1,
+        words="1 of 2 requested images arrived"),
+    Row("a message that repeats all chunks", sse(chat(PNG), chat(OTHER), chat(PNG, OTHER, whole=True)), request=TWO,
+        images=2),
+    Row("a message that repeats a chunk before the rest", sse(chat(PNG), chat(PNG, OTHER, whole=True)), request=TWO,
+        images=2),
+    *(Row(f"{name} before the image", doc({name: {"data": SMALL}, **chat(PNG, whole=True)}), images=1)
+      for name in ("inputImage", "input-image", "requestBody", "logo", "avatar", "Thumbnail", "preview")),
+    Row("a thumbnail of a missing image", data({"b64_json": ""}, thumbnail=SMALL), kind=Kind.REPLY),
+    *(Row(f"a logo beside an error: {list(failure)[0]}", doc({**failure, "site": {"picture": B64}}),
+          kind=Kind.CONTENT, billed="unknown", words="Not allowed")
+      for failure in ({"error": {"message": "Not allowed", "code": "moderation_blocked"}},
+                      {"success": False, "message": "Not allowed", "code": "moderation_blocked"})),
+    Row("an error in a chunk behind the image", sse(chat(PNG), {**chat(), "error": {"message": "late", "code": "1"}}),
+        request=STREAM, images=1),
+]  # fmt: skip
+
 STREAM_ERRORS = [
     Row("flat", sse({"type": "error", "code": "server_error", "message": "The model failed"}), request=STREAM,
         kind=Kind.UNKNOWN_OUTCOME, billed="unknown", words="The model failed|server_error"),
@@ -726,7 +758,7 @@ SETS = [
 ]  # fmt: skip
 
 TABLES = {
-    "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "prefixes": PREFIXES, "streams": STREAMS, "previews": PREVIEWS,
+    "interim": INTERIM, "envelopes": ENVELOPES, "base64": BASE64, "beginnings": BEGINNINGS, "prefixes": PREFIXES, "streams": STREAMS, "chats": CHATS, "previews": PREVIEWS,
     "stream errors": STREAM_ERRORS, "framing": FRAMING, "usage": NORMAL_USAGE, "links": LINKS, "tasks": TASKS, "types": TYPES,
     "labels": LABELS, "encodings": ENCODINGS, "bodies": BODIES, "sets": SETS, "words": WORDS, "advice": ADVICE, "classes": CLASSES, "relays": RELAYS, "different": DIFFERENT, "slots": SLOTS, "reports": REPORTS,
 }  # fmt: skip
