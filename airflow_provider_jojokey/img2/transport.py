@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +23,9 @@ from msgspec import Struct
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.utils import select_proxy
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import SSLError
+from urllib3.poolmanager import pool_classes_by_scheme
 from urllib3.util.connection import is_connection_dropped
 from urllib3.util.ssl_ import create_urllib3_context
 
@@ -306,12 +307,12 @@ class GatewayAdapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Create a pool manager whose connections this adapter tracks."""
         super().init_poolmanager(*args, socket_options=KEEP_ALIVE, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = self._pool_classes()
+        self._track(self.poolmanager)
 
     def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
         """Create a pool manager for a proxy whose connections this adapter tracks."""
         manager = super().proxy_manager_for(proxy, socket_options=KEEP_ALIVE, **kwargs)
-        manager.pool_classes_by_scheme = self._pool_classes()
+        self._track(manager, proxied=True)
         return manager
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
@@ -362,8 +363,11 @@ class GatewayAdapter(HTTPAdapter):
                 self._tls_contexts[bundle, folder] = context
             return self._tls_contexts[bundle, folder]
 
-    def _pool_classes(self) -> dict[str, Any]:
+    def _track(self, manager: Any, proxied: bool = False) -> None:
+        """Make a pool manager use connections that this adapter tracks."""
         adapter = self
+        # A SOCKS proxy has classes of its own.
+        pools: Mapping[str, Any] = getattr(type(manager), "pool_classes_by_scheme", pool_classes_by_scheme)
 
         class Tracked:
             sock: Any
@@ -387,7 +391,7 @@ class GatewayAdapter(HTTPAdapter):
                     if adapter._aborts != aborts:
                         raise ConnectionAbortedError(errno.ECONNABORTED, "aborted while it was connecting")
                     # With a proxy, the peer is the proxy, which decides which hosts it reaches.
-                    if adapter._public_only and not getattr(self, "proxy", None):
+                    if adapter._public_only and not proxied:
                         require_public(self.sock.getpeername()[0])
                 finally:
                     self.connecting = False
@@ -395,10 +399,12 @@ class GatewayAdapter(HTTPAdapter):
             def share_tls_context(self) -> None:
                 pass
 
-        class TrackedHTTP(Tracked, HTTPConnection):
-            pass
+        class TrackedTLS(Tracked):
+            proxy: Any
+            cert_file: Any
+            ca_certs: Any
+            ca_cert_dir: Any
 
-        class TrackedHTTPS(Tracked, HTTPSConnection):
             def share_tls_context(self) -> None:
                 # urllib3 verifies a TLS proxy with the connection's own bundle, and a client certificate
                 # must not be shared.
@@ -420,13 +426,14 @@ class GatewayAdapter(HTTPAdapter):
 
             _put_conn = _close_connection
 
-        class HTTPPool(PreconnectingPool, HTTPConnectionPool):
-            ConnectionCls = TrackedHTTP
+        def tracked(pool: Any, mixin: type) -> Any:
+            connection = type(f"Tracked{pool.ConnectionCls.__name__}", (mixin, pool.ConnectionCls), {})
+            return type(pool.__name__, (PreconnectingPool, pool), {"ConnectionCls": connection})
 
-        class HTTPSPool(PreconnectingPool, HTTPSConnectionPool):
-            ConnectionCls = TrackedHTTPS
-
-        return {"http": HTTPPool, "https": HTTPSPool}
+        manager.pool_classes_by_scheme = {
+            "http": tracked(pools["http"], Tracked),
+            "https": tracked(pools["https"], TrackedTLS),
+        }
 
 
 def _close_connection(self: Any, conn: Any) -> None:  # a method of the pools

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -281,13 +282,20 @@ def test_connection_settings_reach_the_client(
     assert hook.get_conn().verify == str(authority.bundle)
 
 
-@pytest.mark.skipif(find_spec("socks") is not None, reason="PySocks is installed")
-def test_socks_proxy_without_its_package_is_explained(connect: Connect) -> None:
-    hook = connect(host="http://127.0.0.1:9", extra={"proxy": "socks5://127.0.0.1:9", "max_resends": 0})
-    error = error_of(lambda: hook.generate(FOX))
-    assert isinstance(error, errors.JojoKeyBaseUrlError)
-    assert error.billed == "no"
-    assert "Install requests[socks]" in str(error)
+def test_socks_proxy_without_its_package_is_explained() -> None:
+    code = """
+import sys
+sys.modules["socks"] = None  # as if PySocks were not installed
+from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error
+from airflow_provider_jojokey.exceptions import JojoKeyError
+try:
+    Client("sk-x", "http://127.0.0.1:9", proxy="socks5://127.0.0.1:9").generate(ImageRequest("a fox"))
+except Img2Error as error:
+    print(type(JojoKeyError.of(error)).__name__, error.billed, error)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert answer.startswith("JojoKeyBaseUrlError no ")
+    assert "Install requests[socks]" in answer
 
 
 # --- generating ----------------------------------------------------------------------------------------------------

@@ -45,8 +45,9 @@ from airflow_provider_jojokey.img2 import (
 )
 from airflow_provider_jojokey.img2.estimate import expected_seconds
 from airflow_provider_jojokey.img2.images import ImageFile
+from airflow_provider_jojokey.img2.transport import open_session
 from airflow_provider_jojokey.sandbox import CASES, Gateway
-from tests.support.loopback import Authority, Exchange, Server, proxy
+from tests.support.loopback import Authority, Exchange, Server, proxy, socks_proxy
 from tests.support.patience import PATIENCE
 
 TOKEN = "sk-only-for-tests-0123456789"
@@ -1678,6 +1679,57 @@ def test_proxy_of_connection_is_used(gateway: Gateway) -> None:
         client.generate(FOX).close()
         assert "gpt-image-2" in client.list_models()
     assert [request.method for request in proxy_server.requests] == ["POST", "GET"]
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
+def test_socks_proxy_is_used(secured: bool, authority: Authority, png: bytes) -> None:
+    item = {"b64_json": base64.b64encode(png).decode()}
+    body = json.dumps({"data": [item]}).encode()
+    with (
+        Server(
+            lambda exchange: exchange.answer(200, body), tls=authority.server if secured else None
+        ) as server,
+        socks_proxy() as (url, reached),
+        Client(TOKEN, server.url, proxy=url, verify=str(authority.bundle)) as client,
+    ):
+        for _ in range(2):
+            client.generate(FOX).close()
+        assert reached == [("127.0.0.1", server.port)] * 2
+
+
+def test_socks_proxy_of_environment_is_used(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socks_proxy() as (url, reached):
+        monkeypatch.setenv("ALL_PROXY", url)
+        Client(gateway.token, gateway.url).generate(FOX).close()
+    assert len(reached) == 1
+
+
+def test_socks_proxy_decides_which_hosts_it_reaches(gateway: Gateway) -> None:
+    with socks_proxy() as (url, reached), open_session(None, proxy=url, public_only=True) as session:
+        session.get(gateway.url, timeout=PATIENCE)
+    assert len(reached) == 1
+
+
+def test_unreachable_socks_proxy_is_not_billed(gateway: Gateway) -> None:
+    error = error_of(lambda: Client(gateway.token, gateway.url, proxy="socks5h://127.0.0.1:9").generate(FOX))
+    assert (error.kind, error.billed) == (Kind.UNREACHABLE, "no")
+    assert gateway.requests == ()
+
+
+def test_response_lost_in_socks_proxy_may_be_billed() -> None:
+    with Server(lambda exchange: None) as server, socks_proxy() as (url, _):
+        error = error_of(lambda: Client(TOKEN, server.url, proxy=url).generate(FOX))
+        assert len(server.requests) == 1
+    assert (error.kind, error.billed, error.is_safe_to_resend) == (Kind.UNKNOWN_OUTCOME, "unknown", False)
+
+
+def test_abort_works_through_socks_proxy(gateway: Gateway) -> None:
+    with socks_proxy() as (url, _), ThreadPoolExecutor() as pool:
+        client = Client(gateway.token, gateway.url, proxy=url, read_timeout=60)
+        future = pool.submit(error_of, lambda: client.generate(request_for("hang")))
+        gateway.wait_for_request(timeout=PATIENCE)
+        client.abort()
+        assert future.result(PATIENCE).billed == "unknown"
 
 
 def test_https_uses_a_proxy_tunnel(tls_server: Server, authority: Authority) -> None:

@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import re
 import socket
+import socketserver
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -172,6 +173,35 @@ def proxy(credentials: str | None = None) -> Iterator[Server]:
 
     with Server(behave) as running:
         yield running
+
+
+@contextlib.contextmanager
+def socks_proxy() -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """Run a SOCKS 5 proxy (RFC 1928) without logins. Return its URL and a list of the addresses it has reached."""
+    reached: list[tuple[str, int]] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.read(self.rfile.read(2)[1])  # the methods of the client
+            self.wfile.write(b"\x05\x00")
+            kind = self.rfile.read(4)[3]
+            address = self.rfile.read(4 if kind == 1 else self.rfile.read(1)[0])
+            host = socket.inet_ntoa(address) if kind == 1 else address.decode()
+            port = int.from_bytes(self.rfile.read(2))
+            with socket.create_connection((host, port), PATIENCE) as onward:
+                reached.append((host, port))
+                self.wfile.write(b"\x05\x00\x00\x01" + bytes(6))
+                _join(self.connection, onward)
+
+    class Running(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Running(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield f"socks5h://127.0.0.1:{server.server_address[1]}", reached
+        server.shutdown()
+        thread.join()
 
 
 def _join(client: socket.socket, server: socket.socket) -> None:
