@@ -64,7 +64,7 @@ def selected(text: str) -> tuple[Selected, str]:
     numbers = [map_index.removeprefix("-"), number, *([line] if line else [])]
     if (
         not (dag_id and task_id and all(re.fullmatch(r"[0-9]{1,9}", part) for part in numbers))
-        or "\0" in text
+        or "\0" in unquote(text)  # PostgreSQL has none
         or values
         or (version and not _SHA256.fullmatch(version))
     ):

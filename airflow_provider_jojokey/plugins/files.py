@@ -21,6 +21,8 @@ from airflow_provider_jojokey.settings import Settings
 
 MAX_AGE = 24 * 3600
 """Seconds for which a browser may cache an image."""
+MAX_FORM = 1024 * 1024
+"""Maximum bytes of a form, which is in memory: more than the longest names of all images need."""
 NO_IMAGE = "The task has no such image."
 
 router = APIRouter()
@@ -94,7 +96,12 @@ async def get_zip(
 async def post_zip(readable: ReadableDags, request: Request) -> Response:
     """Return several images as one zip file. It changes nothing: proxies reject the long URL of many images."""
     # FastAPI's Form would need another dependency.
-    image = parse_qs((await request.body()).decode(errors="replace")).get("image", [])
+    form = bytearray()
+    async for chunk in request.stream():
+        form += chunk
+        if len(form) > MAX_FORM:
+            raise HTTPException(413, f"Select 1 to {archive.MAX_IMAGES} images.")
+    image = parse_qs(form.decode(errors="replace")).get("image", [])
     if not 1 <= len(image) <= archive.MAX_IMAGES:
         raise HTTPException(422, f"Select 1 to {archive.MAX_IMAGES} images.")
     return await _zip(readable, image)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import socket
 import zipfile
 from typing import Any
 from urllib.parse import quote
 
 import requests
 
-from airflow_provider_jojokey.plugins import archive
+from airflow_provider_jojokey.plugins import archive, files
 from tests.support.airflow import BUCKET
 from tests.support.api_server import Book, Server, png_image, result, stored_image
 from tests.support.patience import PATIENCE
@@ -165,6 +166,21 @@ def test_zip_of_long_names_is_requested_with_a_form(server: Server, book: Book, 
     assert post(["mine/x"]).status_code == 400
 
 
+def test_form_of_a_zip_may_not_fill_the_memory(server: Server) -> None:
+    """The server answers before the form ends."""
+    form = b"image=" + b"x" * (2 * files.MAX_FORM)
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), PATIENCE) as connection:
+        head = (
+            "POST /jojokey/zip HTTP/1.1",
+            "Host: 127.0.0.1",
+            f"Authorization: Bearer {server._token('admin')}",
+            "Content-Type: application/x-www-form-urlencoded",
+            "Content-Length: 1000000000000",
+        )
+        connection.sendall("\r\n".join(head).encode() + b"\r\n\r\n" + form)
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
 def test_zip_refuses_what_names_no_image_and_what_is_too_much(server: Server, book: Book, store: Any) -> None:
     image = stored_image(png_image(), "x.png", bytes=archive.MAX_BYTES // 2 + 1)
     book.write("a", result(image, image))
@@ -176,6 +192,7 @@ def test_zip_refuses_what_names_no_image_and_what_is_too_much(server: Server, bo
         "a/b/c",
         "a/run/image/x/0",
         "a/run/image/-1/zero",
+        *("a/run%00/image/-1/0", "a/run/image%00/-1/0"),  # PostgreSQL has no NUL; the URL encodes it again
         *(place + query for query in queries),
     ):
         assert download(server, wrong).status_code == 400, wrong
