@@ -371,6 +371,31 @@ def test_zip_of_many_long_names_needs_no_long_url(
     assert max(map(len, urls)) < 8_000
 
 
+@pytest.mark.parametrize("leave", ["selects another", "clears", "opens another page"])
+def test_zip_is_downloaded_while_the_user_goes_on(
+    page: Page, airflow: Airflow, runs: Runs, leave: str
+) -> None:
+    held: list[Route] = []
+    page.route("**/jojokey/zip", lambda route: held.append(route))
+    page.goto(f"{airflow.gallery}?q=moon&run_id={runs.album.replace('+', '%2B')}")
+    bar = page.get_by_role("region", name="Selected images")
+    select(page, "A first moon")
+    with page.expect_request("**/jojokey/zip"):
+        page.get_by_role("button", name="Download as zip").click()
+    if leave == "selects another":
+        select(page, "A second moon")
+        expect(bar).to_contain_text("2 images selected")
+    elif leave == "clears":
+        bar.get_by_role("button", name="Clear the selection").click()
+        expect(bar).to_have_count(0)
+    else:
+        page.locator(CARD).first.get_by_role("link").first.click()
+        expect(bar).to_have_count(0)
+    with page.expect_download() as download:
+        held[0].continue_()
+    assert download.value.suggested_filename == "images.zip"
+
+
 def test_zip_that_cannot_be_made_says_so(page: Page, airflow: Airflow, runs: Runs) -> None:
     page.expected_errors = ("404", "frame")  # type: ignore[attr-defined]
     status = [404]

@@ -5,7 +5,7 @@ import { count, fileSize, number, tokenCount } from "./format.js";
 import { cost, decimalsOf, ofAll } from "./money.js";
 import { Button, Icon, Notice, safeUrl, Time } from "./parts.js";
 import { Broken, promptOf, useProblem } from "./pictures.js";
-import { h, useCallback, useEffect, useId, useMemo, useRef, useState } from "./react.js";
+import { h, useCallback, useEffect, useMemo, useRef, useState } from "./react.js";
 import { t } from "./text.js";
 
 const MOST_COMPARED = 4;
@@ -94,12 +94,28 @@ export function SelectionBar({ selection }) {
   );
 }
 
-// A form, because proxies reject the long URL that many images need. Its response is a download, which leaves the frame
-// as it is: only an error is loaded into it.
+// The frame that receives a zip file, which stays in the page: browsers cancel the request of a frame that is removed. The
+// zip file is a download, which leaves the frame as it is: only an error is loaded into it.
+let frame = null;
+
+function zipFrame() {
+  if (!frame) {
+    frame = Object.assign(document.createElement("iframe"), { name: "jojokey-zip", hidden: true });
+    document.body.append(frame);
+  }
+  return frame;
+}
+
+// A form, because proxies reject the long URL that many images need.
 function Zip({ images }) {
   const sent = useRef(false);
   const [failed, setFailed] = useState(false);
-  const target = useId();
+  useEffect(() => {
+    const target = zipFrame();
+    const onLoad = () => setFailed(sent.current);
+    target.addEventListener("load", onLoad);
+    return () => target.removeEventListener("load", onLoad);
+  }, []);
   return [
     failed && h(Notice, { key: "failed", kind: "error", title: t("The zip file could not be made. Refresh the page and try again.") }),
     h(
@@ -108,7 +124,7 @@ function Zip({ images }) {
         key: "form",
         method: "post",
         action: ZIP,
-        target,
+        target: "jojokey-zip",
         onSubmit: () => {
           sent.current = true;
           setFailed(false);
@@ -122,7 +138,6 @@ function Zip({ images }) {
         t("Download as zip"),
       ),
     ),
-    h("iframe", { key: "frame", name: target, hidden: true, onLoad: () => setFailed(sent.current) }),
   ];
 }
 
