@@ -41,7 +41,8 @@ CLIENT_TTL = 60.0
 """Seconds for which a client is reused, so that changes to a connection take effect soon."""
 CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 20.0
 SLOW = 5.0
-"""Seconds after which a failed request has kept a thread, and one of the browser's few connections, for too long."""
+"""Seconds without data after which a failed request has kept a thread, and one of the browser's connections, for too
+long."""
 SKIPPED_FOR = 15.0
 """Seconds for which a bucket is not asked again after such a request."""
 
@@ -96,8 +97,9 @@ def fetch(image: StoredImage, aws_conn_id: str | None) -> tuple[BinaryIO, str]:
     try:
         digest = hashlib.sha256()
         kind = None
-        with _reading(image.bucket, image.key, aws_conn_id):
+        with _reading(image.bucket, image.key, aws_conn_id) as heard:
             for chunk in _chunks(image, aws_conn_id):
+                heard()
                 if kind is None and (kind := content_type_of(chunk)) is None:
                     raise NotServed(
                         Translatable("The object is not a PNG, JPEG or WebP image, so it is not shown.")
@@ -122,10 +124,11 @@ def document(uri: str, aws_conn_id: str | None, *, suffix: str, limit: int = MAX
     :raises JojoKeyStoreError: if S3 does not return the object
     """
     bucket, key = _place(uri, suffix)
-    with _reading(bucket, key, aws_conn_id), closing(_open(bucket, key, aws_conn_id)) as body:
+    with _reading(bucket, key, aws_conn_id) as heard, closing(_open(bucket, key, aws_conn_id)) as body:
         data = b""
         # Only the empty read at the end notices a response that has broken off.
         while len(data) <= limit and (chunk := body.read(CHUNK)):
+            heard()
             data += chunk
     if len(data) > limit:
         raise NotServed(Translatable("The object is larger than {limit} bytes.", limit=limit))
@@ -156,10 +159,11 @@ def lines(
     selected: list[tuple[int, Any]] = []
     matches = 0
     with (
-        _reading(bucket, key, aws_conn_id),
+        _reading(bucket, key, aws_conn_id) as heard,
         closing(_open(bucket, key, aws_conn_id)) as body,
     ):
         for number, line in enumerate(body.iter_lines(CHUNK)):
+            heard()
             if len(line) > longest:
                 raise NotServed(
                     Translatable(
@@ -198,12 +202,13 @@ def console_url(uris: Sequence[str], aws_conn_id: str | None) -> str | None:
 
 
 @contextmanager
-def _reading(bucket: str, key: str, aws_conn_id: str | None) -> Iterator[None]:
+def _reading(bucket: str, key: str, aws_conn_id: str | None) -> Iterator[Callable[[], None]]:
     """Translate errors of reading an object, and don't ask a bucket that did not respond shortly before.
 
     The thumbnails of one page would keep all threads and the browser's connections busy for minutes, and neither other
-    pages of these routes nor Airflow's own would load.
+    pages of these routes nor Airflow's own would load. A slow download that breaks off hides no other objects.
 
+    :return: a function to call when a part of the object has arrived
     :raises JojoKeyStoreError: if S3 does not return the object, or is not asked
     """
     place, uri = (bucket, aws_conn_id), f"s3://{bucket}/{key}"
@@ -215,12 +220,17 @@ def _reading(bucket: str, key: str, aws_conn_id: str | None) -> Iterator[None]:
             Translatable("S3 is overloaded or has failed. This is usually temporary, so try again later."),
             transient=True,
         )
-    started = time.monotonic()
+    last = time.monotonic()
+
+    def heard() -> None:
+        nonlocal last
+        last = time.monotonic()
+
     try:
         with translate_errors(Translatable("read {uri}", uri=uri)):
-            yield
+            yield heard
     except JojoKeyStoreError as error:
-        if error.transient and time.monotonic() - started >= SLOW:
+        if error.transient and time.monotonic() - last >= SLOW:
             with _SILENT_LOCK:
                 _SILENT[place] = True
         raise

@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from cachetools import TTLCache
@@ -115,3 +116,21 @@ def test_response_that_breaks_off_is_an_error_of_s3(airflow: object, connect: Co
 
     with Server(cut) as server:
         assert "read s3://posters/" in error_of(read, connect(server))
+
+
+@pytest.mark.parametrize("read", READS)
+def test_slow_download_that_breaks_off_hides_no_others(
+    airflow: object, connect: Connect, monkeypatch: pytest.MonkeyPatch, read: Read
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(objects, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    data = DATA if read is read_image else b'{"prompt": "a red fox"}\n' * 9
+
+    def cut(exchange: Exchange) -> None:
+        now[0] += objects.SLOW + 1
+        exchange.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:60])
+
+    with Server(cut) as server:
+        conn_id = connect(server)
+        for name in ("x", "next"):
+            assert "to earlier requests" not in error_of(read, conn_id, name)
