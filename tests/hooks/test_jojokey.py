@@ -409,14 +409,14 @@ def test_resend_waits_for_retry_after(gateway: Gateway, hook: JojoKeyHook) -> No
 
 
 def test_wait_over_the_limit_is_left_to_airflow(gateway: Gateway, connect: Connect) -> None:
-    hook = connect(host=gateway.url, password=gateway.token, extra={"max_resend_wait": 0.25})
-    error = error_of(lambda: hook.generate(request_for("rate_limited retry_after=0.3")))
+    hook = connect(host=gateway.url, password=gateway.token, extra={"max_resend_wait": 2})
+    error = error_of(lambda: hook.generate(request_for("rate_limited retry_after=2.5")))
     assert len(gateway.requests) == 1
-    assert error.retry_after == 0.3
+    assert error.retry_after == 2.5
 
-    error = error_of(lambda: hook.generate(request_for("no_channel retry_after=0.15")))
+    error = error_of(lambda: hook.generate(request_for("no_channel retry_after=1.2")))
     assert len(gateway.requests) == 3, "the waits count together"
-    assert error.retry_after == 0.15
+    assert error.retry_after == 1.2
 
 
 def test_log_says_how_long_a_delay_the_gateway_requests(
