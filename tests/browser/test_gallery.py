@@ -270,16 +270,35 @@ def test_place_is_kept_when_cards_get_their_heights_late(page: Page, place: Call
     expect_last_card_at(page, y)
 
 
-def test_user_who_scrolls_after_back_is_not_pulled_back(page: Page, place: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("by", ["wheel", "scrollbar"])
+def test_user_who_scrolls_after_back_is_not_pulled_back(
+    page: Page, place: Callable[[], Any], by: str
+) -> None:
     y = place()
     page.go_back()
     expect_last_card_at(page, y)
-    page.mouse.move(200, 250)
-    page.mouse.wheel(0, -5000)
+    page.evaluate(SETTLE)
+    if by == "wheel":
+        page.mouse.move(200, 250)
+        page.mouse.wheel(0, -5000)
+    else:  # some browsers report nothing else of a scrollbar that is dragged
+        page.locator(CARD).first.evaluate("card => card.scrollIntoView()")
     expect(page.locator(CARD).first).to_be_in_viewport()
+    page.evaluate(SETTLE)
     page.set_viewport_size({"width": 400, "height": 500})
     page.evaluate(SETTLE)
     expect(page.locator(CARD).last).not_to_be_in_viewport()
+
+
+def test_place_is_kept_when_the_user_types_before_the_charts(page: Page, place: Callable[[], Any]) -> None:
+    y = place()
+    page.go_back()
+    expect_last_card_at(page, y)
+    page.keyboard.press("Shift")
+    page.add_style_tag(content="* { overflow-anchor: none }")  # Safari has no scroll anchoring
+    page.evaluate("document.querySelector('.jojokey-totals').style.marginTop = '300px'")
+    page.evaluate(SETTLE)
+    expect_last_card_at(page, y)
 
 
 def test_page_is_mounted_once(page: Page, airflow: Airflow, runs: Runs) -> None:

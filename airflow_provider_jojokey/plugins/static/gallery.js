@@ -16,7 +16,6 @@ const PAGE = 60;
 const LOOK_FOR_NEW = 20_000;
 const KEPT_FOR = 60_000;
 const MOST_KEPT = 8;
-const BY_USER = ["wheel", "touchmove", "pointerdown", "keydown"];
 
 const FIRST_DAG = `from airflow.sdk import DAG
 from airflow_provider_jojokey.operators.jojokey import GenerateImageOperator
@@ -220,25 +219,27 @@ function useScrollPosition(root, key, ready) {
     const cards = root.current.getElementsByClassName("jojokey-card");
     const distanceOf = (card) => card.getBoundingClientRect().top - scroller.getBoundingClientRect().top;
     const { place } = fresh(key);
+    const away = () => (cards[place?.first] ? distanceOf(cards[place.first]) - place.distance : 0);
+    let position = 0;
     const restore = () => {
-      if (cards[place?.first]) scroller.scrollTop += distanceOf(cards[place.first]) - place.distance;
+      const by = away();
+      if (Math.abs(by) > 1) scroller.scrollTop += by; // any assignment would end a smooth scroll
+      position = scroller.scrollTop; // less than wanted while the page is too short
     };
     restore();
     // The cards around the place get their heights when they are drawn, and charts appear above them. So restore again
-    // whenever the page changes its size, until the user does something.
+    // whenever the page changes its size, until the user scrolls. Firefox reports only that of a dragged scrollbar.
     const observer = new ResizeObserver(restore);
-    const release = () => observer.disconnect();
-    observer.observe(root.current);
+    if (place) observer.observe(root.current);
     const onScroll = () => {
+      if (Math.abs(away()) > 2 && Math.abs(scroller.scrollTop - position) > 2) observer.disconnect();
       const first = firstVisible(cards, scroller.getBoundingClientRect().top);
       if (kept.has(key)) keep(key, { place: cards[first] && { first, distance: distanceOf(cards[first]) } });
     };
     scroller.addEventListener("scroll", onScroll, { passive: true });
-    for (const name of BY_USER) globalThis.addEventListener(name, release, { capture: true, passive: true });
     return () => {
-      release();
+      observer.disconnect();
       scroller.removeEventListener("scroll", onScroll);
-      for (const name of BY_USER) globalThis.removeEventListener(name, release, { capture: true });
     };
   }, [key, ready]);
 }
