@@ -183,7 +183,7 @@ def _conditional_writes(verified: bool, supported: bool | None) -> dict[str, Any
     elif supported is False:
         detail = "not supported by this store: processes that start within the same second could both pay"
     else:
-        detail = "S3 was too busy for the test. Run the command again"
+        detail = "not tested, because S3 had an error in the meantime. Run the command again"
     return _row("conditional writes", OK if verified else UNKNOWN, detail)
 
 

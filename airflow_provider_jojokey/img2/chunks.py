@@ -102,7 +102,7 @@ def _is_compressed(response: requests.Response) -> bool:
     return bool(encodings) and not _PLAIN.match(beginning)
 
 
-def read_beginning(response: requests.Response, limit: int, within: float = 60.0) -> bytes:
+def read_beginning(response: requests.Response, limit: int, within: float) -> bytes:
     """Return the first ``limit`` bytes of the body, or fewer after a read error.
 
     :param within: seconds after which reading stops, even if bytes still arrive

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from airflow_provider_jojokey.img2.codes import Meaning, has_fee, meaning_of_codes
 from airflow_provider_jojokey.img2.errors import ADVICE, Billed, Img2Error, Kind
 from airflow_provider_jojokey.img2.images import begins_binary
-from airflow_provider_jojokey.img2.json_text import parse_json
+from airflow_provider_jojokey.img2.json_text import parse_json, without_blanks
 from airflow_provider_jojokey.img2.messages import (
     Failure,
     find_failure,
@@ -401,9 +401,7 @@ def _parse(body: bytes) -> Any:
 
 
 def _is_html(headers: Mapping[str, str], body: bytes) -> bool:
-    return (
-        "html" in headers.get("content-type", "").lower() or body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
-    )
+    return "html" in headers.get("content-type", "").lower() or without_blanks(body).startswith(b"<")
 
 
 def _plain_text(headers: Mapping[str, str], body: bytes, cloudflare: Mapping[str, Any]) -> str:

@@ -97,6 +97,22 @@ def is_other(path: Path) -> bool:
     )
 
 
+def _is_certain(path: Path) -> bool:
+    return path[-1] == "b64_json" or any(isinstance(key, int) for key in path)
+
+
+_Places = tuple[Callable[[Path], bool], Callable[[Path], bool], Callable[[Path], bool]]
+
+PLACES: _Places = (is_base64, is_link, is_other)
+"""Whether a string is base64, an image or a link, or an image by its signature alone."""
+CERTAIN_PLACES: _Places = (
+    lambda path: is_base64(path) and _is_certain(path),
+    lambda path: is_link(path) and _is_certain(path),
+    lambda path: False,
+)
+"""The same for documents that may have other pictures: only lists, and the API's own name."""
+
+
 @lru_cache(maxsize=1000)
 def _is_no_result(key: str) -> bool:
     return re.sub("[_-]", "", key.lower()) in _NOT_RESULTS

@@ -11,6 +11,11 @@ MAX_DEPTH = 500
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|([\[{])|[\]}]', re.DOTALL)
 
 
+def without_blanks(body: bytes) -> bytes:
+    """Return a body without the white space and the byte order mark at its beginning."""
+    return body.lstrip(b"\xef\xbb\xbf \t\r\n")
+
+
 def parse_json(text: str | bytes, default: Any = None) -> Any:
     """Return the JSON value in ``text``, or ``default`` if there is none that Python can read.
 

@@ -28,6 +28,7 @@ from airflow_provider_jojokey.img2.download import Downloader
 from airflow_provider_jojokey.img2.errors import Img2Error, Kind, is_sentence
 from airflow_provider_jojokey.img2.failures import NETWORK_ERRORS, describe_cause, is_disk_error
 from airflow_provider_jojokey.img2.images import Image, ImageFile, ImageHeader, NotAnImage, begins_binary
+from airflow_provider_jojokey.img2.json_text import without_blanks
 from airflow_provider_jojokey.img2.messages import find_task_id, find_task_link, message_of, task_id_of
 from airflow_provider_jojokey.img2.redact import clean, public_link
 from airflow_provider_jojokey.img2.reply import Reply, ReplyDecoder, ReplyError, ReplyImage
@@ -287,7 +288,7 @@ class Receiver(Struct, eq=False):
         if has_images or (reply.problem and self._is_json_or_events()):
             return self._unusable(reply.problem, detail=reply.text)
         # JSON in a web page isn't the response, unless it states what was used.
-        is_page = self._without_blanks.startswith(b"<") and reply.usage is None
+        is_page = without_blanks(self._beginning).startswith(b"<") and reply.usage is None
         return self._from_document(None if is_page else reply.document)
 
     def _interruption(self, failure: BaseException | None) -> str:
@@ -306,11 +307,7 @@ class Receiver(Struct, eq=False):
         return task_id
 
     def _is_json_or_events(self) -> bool:
-        return self._without_blanks.startswith((b"{", b"[", b"data:", b"event:", b":"))
-
-    @property
-    def _without_blanks(self) -> bytes:
-        return self._beginning.lstrip(b"\xef\xbb\xbf \t\r\n")
+        return without_blanks(self._beginning).startswith((b"{", b"[", b"data:", b"event:", b":"))
 
     def _from_document(self, document: Any) -> Img2Error:
         headers: Mapping[str, str] = self.response.headers

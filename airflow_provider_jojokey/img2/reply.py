@@ -23,6 +23,7 @@ from airflow_provider_jojokey.img2.images import (
     content_type_of,
     may_begin_binary,
 )
+from airflow_provider_jojokey.img2.json_text import without_blanks
 from airflow_provider_jojokey.img2.lines import LineReader
 from airflow_provider_jojokey.img2.messages import find_failure, message_of
 from airflow_provider_jojokey.img2.splitter import (
@@ -86,8 +87,8 @@ class ReplyDecoder:
     :param on_whole: called with the sink of each complete image, as soon as it is known to be one
     :param on_preview: called with the sink of each complete preview
     :param expected: the number of requested images; once they are complete, the decoder is done
-    :param anywhere: whether an image may be at any path of a document. It is ``False`` for errors, where pictures are
-        logos and challenges for people, and always for web pages
+    :param anywhere: whether an image may be at any path of a document. If ``False``, as for errors, and always for web
+        pages, only lists of results count: other pictures there are logos, and challenges for people
     """
 
     def __init__(
@@ -139,8 +140,8 @@ class ReplyDecoder:
                 self._start = data
                 return
             elif opening and self._anywhere:
-                data, self._closing = opening + data.lstrip(b"\xef\xbb\xbf \t\r\n"), b'"]'[2 - len(opening) :]
-            self._anywhere = self._anywhere and not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+                data, self._closing = opening + without_blanks(data), b'"]'[2 - len(opening) :]
+            self._anywhere = self._anywhere and not without_blanks(data).startswith(b"<")
         if self._body is None:
             self._lines.feed(data)
         else:
@@ -243,13 +244,9 @@ class ReplyDecoder:
 
     def _new_splitter(self, in_event: bool) -> Splitter:
         on_value = None if in_event else self._take_value
-        self._splitter = Splitter(
-            envelope.is_base64, envelope.is_link, self._is_other, self._next_sink, on_value
-        )
+        places = envelope.PLACES if self._anywhere else envelope.CERTAIN_PLACES
+        self._splitter = Splitter(*places, self._next_sink, on_value)
         return self._splitter
-
-    def _is_other(self, path: Path) -> bool:
-        return self._anywhere and envelope.is_other(path)
 
     def _next_sink(self) -> Sink:
         if self._opened == MAX_VALUES:

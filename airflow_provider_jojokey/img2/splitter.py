@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow_provider_jojokey.img2.base64_value import Base64Value, Sink
+from airflow_provider_jojokey.img2.json_text import without_blanks
 
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 MAX_VALUES = 128
@@ -58,7 +59,7 @@ def opening_of(text: bytes) -> bytes | None:
 
     :param text: the text's beginning, which may be a JSON string
     """
-    head = text.lstrip(b"\xef\xbb\xbf \t\r\n")
+    head = without_blanks(text)
     opening = b"[" if head.startswith(b'"') else b'["'
     head = head.removeprefix(b'"')[:_MAX_HEAD].lower()
     if head.startswith(_OTHER_HEADS):

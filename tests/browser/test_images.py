@@ -96,34 +96,11 @@ def test_tab_recovers_from_an_outage_by_itself(
     expect(alert).to_have_count(0)
 
 
-def test_pages_of_a_running_mapped_task_stay_open(
-    page: Page, clock: Any, airflow: Airflow, runs: Runs
-) -> None:
-    page.expected_errors = ("404",)  # type: ignore[attr-defined]
+def open_two_pages(page: Page, airflow: Airflow, runs: Runs, text: list[str | int]) -> None:
+    """Open the tab of a mapped task with one result on each of two pages.
 
-    def one_a_page(route: Route) -> None:
-        address, _, query = route.request.url.partition("?")
-        answer = route.fetch(url=address).json()
-        first, second = answer["results"]
-        rest = {"results": [second]} if "page=1" in query else {"results": [first], "next_page": 1}
-        route.fulfill(json={**answer, **rest})
-
-    page.route("**/jojokey/api/dags/**", one_a_page)
-    page.route("**/listMapped*", lambda route: route.fulfill(json={"task_instances": [], "total_entries": 1}))
-    page.goto(airflow.tab("album", runs.album, "mapped"))
-    page.get_by_role("button", name="Show more").click()
-    expect(page.locator(CARD)).to_have_count(2)
-    with page.expect_response("**/jojokey/api/dags/**"):
-        clock.run_for(10_000)
-    expect(page.get_by_role("button", name="Show more")).to_have_count(0)
-    expect(page.locator(CARD)).to_have_count(2)
-
-
-def test_pages_of_a_mapped_task_are_refreshed_together(
-    page: Page, clock: Any, airflow: Airflow, runs: Runs
-) -> None:
-    page.expected_errors = ("404", "503")  # type: ignore[attr-defined]
-    text: list[str | int] = ["early"]  # the prompts of the results; a number is the status of the second page
+    :param text: what the prompts begin with; a number is the status of the second page
+    """
 
     def one_a_page(route: Route) -> None:
         address, _, query = route.request.url.partition("?")
@@ -139,6 +116,26 @@ def test_pages_of_a_mapped_task_are_refreshed_together(
     page.route("**/listMapped*", lambda route: route.fulfill(json={"task_instances": [], "total_entries": 1}))
     page.goto(airflow.tab("album", runs.album, "mapped"))
     page.get_by_role("button", name="Show more").click()
+    expect(page.locator(CARD)).to_have_count(2)
+
+
+def test_pages_of_a_running_mapped_task_stay_open(
+    page: Page, clock: Any, airflow: Airflow, runs: Runs
+) -> None:
+    page.expected_errors = ("404",)  # type: ignore[attr-defined]
+    open_two_pages(page, airflow, runs, [""])
+    with page.expect_response("**/jojokey/api/dags/**"):
+        clock.run_for(10_000)
+    expect(page.get_by_role("button", name="Show more")).to_have_count(0)
+    expect(page.locator(CARD)).to_have_count(2)
+
+
+def test_pages_of_a_mapped_task_are_refreshed_together(
+    page: Page, clock: Any, airflow: Airflow, runs: Runs
+) -> None:
+    page.expected_errors = ("404", "503")  # type: ignore[attr-defined]
+    text: list[str | int] = ["early"]
+    open_two_pages(page, airflow, runs, text)
     prompts = page.locator(f"{CARD} .jojokey-card-text")
     expect(prompts).to_have_text(["early A first moon", "early A second moon"])
     page.evaluate(

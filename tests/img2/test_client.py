@@ -36,6 +36,7 @@ from airflow_provider_jojokey.img2 import (
     addresses,
     download,
     estimate,
+    final_response,
     images,
     receive,
     transport,
@@ -1189,8 +1190,8 @@ BROKEN_HEADS = {
     # The rest may name a proxy that has sent the request before.
     "end in a field": b"HTTP/1.1 500 Error\r\nX-Oneapi-Request-Id: 2026\r\nX-Lite",
     "end between fields": b"HTTP/1.1 500 Error\r\nX-Oneapi-Request-Id: 2026\r\n",
-    "too large": HEAD + b"X: " + b"a" * transport.MAX_HEAD_BYTES + b"\r\n\r\n",
-    "too many fields": HEAD + b"X: a\r\n" * (transport.MAX_HEAD_BYTES // 6 + 1) + b"\r\n",
+    "too large": HEAD + b"X: " + b"a" * final_response.MAX_HEAD_BYTES + b"\r\n\r\n",
+    "too many fields": HEAD + b"X: a\r\n" * (final_response.MAX_HEAD_BYTES // 6 + 1) + b"\r\n",
 }
 
 
@@ -1518,6 +1519,7 @@ def test_picture_as_an_error_page_is_not_an_image(png: bytes, tmp_path: Path) ->
 PAGES = {
     "a script": '<!DOCTYPE html><html>\n<script>window.page = {"logo": "data:image/png;base64,%s"}</script></html>',
     "a line of JSON": '\n <html><script type="application/json">\n{"props": {"logo": "%s"}}\n</script></html>',
+    "a named image": '<html><script>\n{"image": "data:image/png;base64,%s"}\n</script></html>',
     "an image": '<html><img src="data:image/png;base64,%s"></html>',
     "base64": "<html>\n%s\n</html>",
 }
@@ -1546,7 +1548,14 @@ def test_picture_in_a_web_page_is_not_an_image(
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
 def test_challenge_in_an_error_is_not_an_image(status: int, prefix: str, png: bytes) -> None:
     image = prefix + base64.b64encode(png).decode()
-    for body in (json.dumps({"message": "Are you human?", "captcha": {"picture": image}}), json.dumps(image)):
+    documents = [
+        {"message": "Are you human?", "captcha": {"picture": image}},
+        {"message": "Are you human?", "image": image},
+        {"message": "Are you human?", "image": {"base64": image}},
+        {"data": {"image_base64": image, "id": "1"}},
+        image,
+    ]
+    for body in map(json.dumps, documents):
         with raw_server(lambda exchange, body=body: exchange.answer(status, body.encode())) as (_, client):
             error = error_of(lambda: client.generate(FOX))
         assert error.status_code == status

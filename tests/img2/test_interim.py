@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error, Kind, transport
+from airflow_provider_jojokey.img2 import Client, ImageRequest, Img2Error, Kind, final_response
 from tests.support.loopback import Authority, Exchange, Server, proxy
 
 TOKEN = "sk-only-for-tests-0123456789"
@@ -105,7 +105,7 @@ def error_of(behave: Callable[[Exchange], object], **options: Any) -> Img2Error:
         HINTS,
         HINTS[:-2],
         HINTS[:30],
-        b"HTTP/1.1 102 Processing\r\n" + b"X-Pad: " + b"x" * (2 * transport.MAX_HEAD_BYTES),
+        b"HTTP/1.1 102 Processing\r\n" + b"X-Pad: " + b"x" * (2 * final_response.MAX_HEAD_BYTES),
     ],
     ids=["then the end", "without its end", "cut in a header", "too large"],
 )
@@ -115,7 +115,7 @@ def test_interim_responses_alone_leave_outcome_unknown(sent: bytes) -> None:
 
 
 def test_number_of_interim_responses_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MAX_INTERIM_RESPONSES", 50)
+    monkeypatch.setattr(final_response, "MAX_INTERIM_RESPONSES", 50)
     error = error_of(lambda exchange: exchange.send(PROCESSING * 60))
     assert (error.kind, error.billed) == (Kind.UNKNOWN_OUTCOME, "unknown")
 
